@@ -1,0 +1,46 @@
+# Two commands do everything on a fresh clone: `make train` and `make test`.
+
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+# The first interpreter that is new enough; name your own with `make PYTHON=/path/to/python ...`.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+SETTINGS ?= deploy.yaml
+ARGS ?=
+
+.PHONY: help install train test lint types verify-backward bench clean
+
+help: ## Show this list.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+install: $(VENV)/.installed ## Make .venv with pinned dependencies.
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11 or newer is needed; name it with 'make PYTHON=...'" >&2; exit 2; fi
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+train: install ## Train the default deploy.yaml to a policy, a video and a report (SETTINGS=, ARGS=).
+	$(BIN)/maml-ray train $(SETTINGS) $(ARGS)
+
+test: install lint types ## Lint, types and tests: under 15 minutes on 2 cores.
+	$(BIN)/python -m pytest -m 'not learning'
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+verify-backward: install ## Train seeds 0 to 2 in full and check the returns: about 15 minutes.
+	$(BIN)/python -m pytest -m learning -s tests/test_learning.py
+
+bench: install ## Measure speed as ratios within one run (ARGS=--json for keeping).
+	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+clean: ## Remove the environment and caches; runs/ is kept.
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find maml_ray tests -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,66 @@
+"""maml_ray: meta-reinforcement learning on Ray.
+
+The public API. Ray is imported by :func:`train` alone, when it is first called: a trained policy
+can be loaded, adapted and evaluated on a machine without it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from maml_ray.agent import Agent, load
+    from maml_ray.config import Settings, SettingsError, load_settings
+    from maml_ray.evaluation import Evaluation, evaluate, record_video
+    from maml_ray.notebook import show_video
+    from maml_ray.runs import RunResult, train
+    from maml_ray.tasks.distribution import Task, TaskDistribution
+    from maml_ray.trajectories import Trajectories
+
+import maml_ray.tasks.half_cheetah  # noqa: F401  (registers the environments with Gymnasium)
+
+_HOMES = {
+    "Agent": "agent",
+    "Evaluation": "evaluation",
+    "RunResult": "runs",
+    "Settings": "config",
+    "SettingsError": "config",
+    "Task": "tasks.distribution",
+    "TaskDistribution": "tasks.distribution",
+    "Trajectories": "trajectories",
+    "evaluate": "evaluation",
+    "load": "agent",
+    "load_settings": "config",
+    "record_video": "evaluation",
+    "show_video": "notebook",
+    "train": "runs",
+}
+
+__version__ = metadata.version("maml-ray")
+__all__ = [
+    "Agent",
+    "Evaluation",
+    "RunResult",
+    "Settings",
+    "SettingsError",
+    "Task",
+    "TaskDistribution",
+    "Trajectories",
+    "evaluate",
+    "load",
+    "load_settings",
+    "record_video",
+    "show_video",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'maml_ray' has no attribute {name!r}")
+    return getattr(import_module(f"maml_ray.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

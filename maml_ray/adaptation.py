@@ -1,0 +1,52 @@
+"""The inner loop: gradient steps that the outer loop can differentiate through.
+
+One implementation serves the rollout actors, which want the adapted numbers, and the learner,
+which wants their derivative with respect to the parameters they started from. It is a function
+of functions and knows nothing of policies: Finn et al. 2017 (https://arxiv.org/abs/1703.03400),
+algorithm 1, line 6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+Parameters = dict[str, Tensor]
+Aux = TypeVar("Aux")
+Order = Literal["second", "first"]
+
+
+def adapt(
+    parameters: Parameters,
+    losses: Sequence[Callable[[Parameters], tuple[Tensor, Aux]]],
+    learning_rate: float,
+    *,
+    order: Order = "second",
+) -> tuple[Parameters, tuple[Aux, ...]]:
+    """Take one gradient step per element of ``losses``: ``theta <- theta - rate * grad loss``.
+
+    Args:
+        parameters: where to start. Never written to: assigning ``.data`` or loading a state
+            dictionary here is what empties the meta-gradient of the source notebook.
+        losses: one function a step, from parameters to ``(scalar loss, aux)``; several steps
+            use one each, since each has support data of its own.
+        learning_rate: the inner rate, alpha.
+        order: ``"second"`` keeps the derivative of each step's gradient; ``"first"`` drops it,
+            so that the step's Jacobian is the identity (first-order MAML).
+
+    Returns:
+        The adapted parameters, and what each loss returned beside its value.
+    """
+    collected: list[Aux] = []
+    for loss in losses:
+        gradients, aux = torch.func.grad(loss, has_aux=True)(parameters)
+        if order == "first":
+            gradients = {name: gradient.detach() for name, gradient in gradients.items()}
+        parameters = {
+            name: value - learning_rate * gradients[name] for name, value in parameters.items()
+        }
+        collected.append(aux)
+    return parameters, tuple(collected)

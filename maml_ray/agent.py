@@ -1,0 +1,151 @@
+"""A trained policy for use without Ray: act, collect, adapt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maml_ray.checkpoint import load_newest
+from maml_ray.collection import collect
+from maml_ray.config import Settings, load_settings
+from maml_ray.errors import RunFolderError
+from maml_ray.policy import NumpyParameters, NumpyPolicy, PolicySpec, to_numpy, to_torch
+from maml_ray.rollout import adapt_policy
+from maml_ray.run_folder import RunFolder
+from maml_ray.seeding import Purpose, generator, seed_sequence
+from maml_ray.tasks.distribution import Task, resolve_tasks
+from maml_ray.trajectories import Trajectories
+
+
+@dataclass(frozen=True)
+class Agent:
+    """A policy and the settings that it was trained with; adapting gives another agent.
+
+    Attributes:
+        settings: of the run.
+        spec: sizes of the policy.
+        parameters: float32 arrays by name.
+        adaptation_steps: inner steps taken since the meta-trained parameters.
+    """
+
+    settings: Settings
+    spec: PolicySpec
+    parameters: NumpyParameters
+    adaptation_steps: int = 0
+
+    @property
+    def policy(self) -> NumpyPolicy:
+        """The policy as a function of observations."""
+        return NumpyPolicy(self.spec, self.parameters)
+
+    def act(
+        self,
+        observations: NDArray[np.floating],
+        *,
+        explore: bool = False,
+        rng: np.random.Generator | None = None,
+    ) -> NDArray[np.float32]:
+        """Actions for one observation (D,) or for many (..., D).
+
+        Args:
+            observations: as the environment gives them.
+            explore: sample from the policy; otherwise its mean action.
+            rng: for the sampling; fresh entropy by default.
+
+        Raises:
+            ValueError: the last axis is not of the policy's observation size.
+        """
+        inputs = np.asarray(observations, dtype=np.float32)
+        if inputs.shape[-1:] != (self.spec.observation_size,):
+            raise ValueError(
+                f"observations must have last axis {self.spec.observation_size}, "
+                f"got shape {inputs.shape}"
+            )
+        policy = self.policy
+        actions = policy.mean(inputs)
+        if explore:
+            rng = rng or np.random.default_rng()
+            actions += policy.std * rng.standard_normal(actions.shape, dtype=np.float32)
+        return actions
+
+    def sample_tasks(self, count: int, *, seed: int = 0) -> tuple[Task, ...]:
+        """Draw tasks of the run's distribution, from a stream apart from training's."""
+        rng = generator(seed, Purpose.EVALUATION)
+        return resolve_tasks(self.settings.task.name).sample(rng, count)
+
+    def collect(
+        self,
+        task: Task | None = None,
+        *,
+        episodes: int | None = None,
+        seed: int | np.random.SeedSequence = 0,
+        explore: bool = True,
+    ) -> Trajectories:
+        """Roll out episodes of ``task``; by default as many as one support set has.
+
+        Args:
+            task: one of :meth:`sample_tasks`; drawn with seed 0 by default.
+            episodes: how many.
+            seed: for initial states and action noise.
+            explore: sample actions; otherwise take the mean action.
+        """
+        if isinstance(seed, int):
+            seed = seed_sequence(seed, Purpose.EVALUATION, 0)
+        horizon = self.settings.task.horizon
+        env = resolve_tasks(self.settings.task.name).make_vector_env(
+            task or self.sample_tasks(1)[0],
+            num_envs=episodes or self.settings.meta_batch.episodes,
+            horizon=horizon,
+        )
+        try:
+            return collect(self.policy, env, horizon, seed, explore=explore)
+        finally:
+            env.close()
+
+    def adapt(self, support: Trajectories | Sequence[Trajectories]) -> Agent:
+        """The agent after one inner step on ``support``, or one on each of several.
+
+        For data of :meth:`collect`, or of your own robot: the log-probabilities must be those of
+        the policy that collected it, which for the first step is this one.
+        """
+        sets = [support] if isinstance(support, Trajectories) else list(support)
+        theta = to_torch(self.parameters)
+        for trajectories in sets:
+            theta = adapt_policy(self.settings, self.spec, theta, trajectories)
+        return replace(
+            self,
+            parameters=to_numpy(theta),
+            adaptation_steps=self.adaptation_steps + len(sets),
+        )
+
+
+def load(run: str | Path) -> Agent:
+    """The meta-trained policy of a run folder, from its newest readable checkpoint.
+
+    Raises:
+        RunFolderError: ``run`` is not a run folder, or holds no checkpoint that can be read.
+        SettingsError: its settings cannot be read.
+    """
+    folder = open_run(run)
+    checkpoint, _ = load_newest(folder.checkpoints)
+    return Agent(
+        load_settings(folder.settings), checkpoint.spec, dict(checkpoint.learner.parameters)
+    )
+
+
+def open_run(run: str | Path) -> RunFolder:
+    """An existing run folder.
+
+    Raises:
+        RunFolderError: there is none at ``run``.
+    """
+    folder = RunFolder(Path(run))
+    if not folder.path.is_dir():
+        raise RunFolderError(f"there is no run folder {run}")
+    if not folder.settings.is_file():
+        raise RunFolderError(f"{run} is not a run folder: it has no {folder.settings.name}")
+    return folder

@@ -1,0 +1,248 @@
+"""The command line: arguments in, calls out. Mistakes are one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from maml_ray.config import PRESETS, Settings, dump_settings, load_settings
+from maml_ray.errors import Interrupted, TrainingFailed, UserError
+
+app = typer.Typer(
+    name="maml-ray",
+    help="Meta-reinforcement learning on Ray: train a policy that adapts in one gradient step.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+SettingsFile = Annotated[
+    Path | None,
+    typer.Argument(metavar="[DEPLOY.YAML]", help="Settings file; all defaults without one."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change one setting; may be repeated."),
+]
+Preset = Annotated[
+    str | None, typer.Option(help=f"Start from a named preset: {', '.join(sorted(PRESETS))}.")
+]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that 'train' has made.")]
+
+
+@app.command()
+def train(
+    settings_file: SettingsFile = None,
+    overrides: Overrides = None,
+    preset: Preset = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Ray cluster: 'auto', host:port or ray://host:port. Without one, Ray is "
+            "started on this machine; a submitted job uses its own cluster."
+        ),
+    ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Run folder; a new one under run.directory by default.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run.")
+    ] = None,
+) -> None:
+    """Meta-train a policy, evaluate it, and write a report.
+
+    Everything lands in one run folder: checkpoints, metrics.jsonl, TensorBoard events, plots,
+    a video and report.html. Ctrl-C writes a checkpoint; --resume goes on from it.
+
+    [bold]Examples[/bold]
+
+      maml-ray train deploy.yaml
+
+      maml-ray train --set run.iterations=20 --set meta_batch.tasks=4
+
+      maml-ray train --preset notebook
+
+      maml-ray train deploy.yaml --address auto
+
+      maml-ray train --resume runs/half-cheetah-backward-20260101-120000
+    """
+    console = Console()
+    extra = list(overrides or [])
+    if address is not None:
+        extra.append(f"cluster.address={json.dumps(address)}")
+    if resume is not None and run_dir is not None:
+        raise UserError("--resume names the run folder already: leave --run-dir out")
+    if resume is not None and preset is not None:
+        raise UserError("--resume takes the run's own settings: leave --preset out")
+    source = settings_file
+    if resume is not None and source is None:
+        from maml_ray.agent import open_run
+
+        source = open_run(resume).settings
+    settings = load_settings(source, preset=preset, overrides=extra)
+    from maml_ray.runs import train as run  # imports torch and Ray: not for --help
+
+    result = run(settings, run_dir=run_dir, resume=resume, console=console)
+    _print_evaluation(console, result.evaluation.as_dict())
+    _print_notes(console, result.notes)
+    _print_next_steps(console, result.folder.path)
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes per task and row.")] = 10,
+    tasks: Annotated[
+        int | None, typer.Option(min=1, help="Tasks, each adapted to anew.  [default: the run's]")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the evaluation's randomness.")] = 0,
+    video: Annotated[
+        Path | None, typer.Option(help="Record the first adapted episode to this MP4 file.")
+    ] = None,
+) -> None:
+    """Measure a trained policy before and after adaptation.
+
+    For each task: collect a support set, take the inner step, measure. Sampled and mean actions,
+    mean with a 95% bootstrap interval. Figures go to RUN/evaluation.json and into the report.
+
+    [bold]Example[/bold]
+
+      maml-ray evaluate runs/half-cheetah-backward-20260101-120000 --video cheetah.mp4
+    """
+    from maml_ray.agent import open_run
+    from maml_ray.runs import evaluate_run
+
+    console = Console()
+    result = evaluate_run(open_run(run), tasks=tasks, episodes=episodes, seed=seed, video=video)
+    _print_evaluation(console, result.evaluation.as_dict())
+    _print_notes(console, result.notes)
+    if video is not None and video.exists():
+        console.print(f"video: {video}", soft_wrap=True)
+
+
+@app.command()
+def report(run: Run) -> None:
+    """Write the plots and report.html of a run again, from what its folder holds.
+
+    [bold]Example[/bold]
+
+      maml-ray report runs/half-cheetah-backward-20260101-120000
+    """
+    from maml_ray.agent import open_run
+    from maml_ray.runs import report_run
+
+    folder = open_run(run)
+    figures: dict[str, Any] | None = None
+    if folder.evaluation.exists():
+        try:
+            figures = json.loads(folder.evaluation.read_text(encoding="utf-8"))
+        except ValueError:
+            raise UserError(
+                f"{folder.evaluation} is not JSON: run 'maml-ray evaluate {run}'"
+            ) from None
+    Console().print(str(report_run(folder, figures)), soft_wrap=True)
+
+
+@app.command()
+def check(
+    settings_file: SettingsFile = None, overrides: Overrides = None, preset: Preset = None
+) -> None:
+    """Validate settings; print them resolved, and what they ask of the cluster.
+
+    [bold]Example[/bold]
+
+      maml-ray check deploy.yaml --set cluster.rollout_actors=8
+    """
+    from maml_ray.tasks.distribution import resolve_tasks
+
+    settings = load_settings(settings_file, preset=preset, overrides=overrides or ())
+    resolve_tasks(settings.task.name)
+    print(dump_settings(settings))
+    for line in _demands(settings):
+        print(f"# {line}")
+
+
+@app.command()
+def version() -> None:
+    """Print the versions of maml-ray and of the packages that its results depend on."""
+    from maml_ray.runs import versions
+
+    for name, number in versions().items():
+        print(f"{name:12} {number}")
+
+
+def _demands(settings: Settings) -> list[str]:
+    """What a run asks of a cluster, in sentences."""
+    batch, cluster = settings.meta_batch, settings.cluster
+    phases = settings.inner.steps + 1
+    steps = batch.tasks * batch.episodes * settings.task.horizon * phases
+    actors = cluster.rollout_actors
+    learner = {
+        "auto": "one GPU if the cluster has any, else CPU threads",
+        "cpu": "CPU threads",
+        "cuda": "one GPU",
+    }[cluster.learner_device]
+    return [
+        f"rollout actors: {actors or 'one for each CPU of the cluster'}, one CPU each"
+        + (f" (more than {batch.tasks} would idle)" if (actors or 0) > batch.tasks else ""),
+        f"learner: {learner}; no CPU is reserved, it and the actors take turns",
+        f"an iteration: {batch.tasks} tasks x {batch.episodes} episodes x {settings.task.horizon} "
+        f"steps x {phases} phases = {steps:,} env steps",
+        f"the run: {settings.run.iterations} iterations, "
+        f"{steps * settings.run.iterations:,} env steps",
+    ]
+
+
+def _print_evaluation(console: Console, figures: dict[str, Any]) -> None:
+    table = Table(title=f"Return: {figures['tasks']} tasks x {figures['episodes']} episodes")
+    for column in ("adaptation steps", "actions", "mean", "95% interval"):
+        table.add_column(column, justify="left" if column == "actions" else "right")
+    for row in figures["rows"]:
+        steps = f"{row['steps']}" + (" (before)" if row["steps"] == 0 else "")
+        interval = f"{row['low']:.1f} to {row['high']:.1f}"
+        table.add_row(steps, row["actions"], f"{row['mean']:.1f}", interval)
+    console.print(table)
+
+
+def _print_notes(console: Console, notes: tuple[str, ...]) -> None:
+    for note in notes:
+        console.print(f"note: {note}", style="yellow", soft_wrap=True, markup=False)
+
+
+def _print_next_steps(console: Console, path: Path) -> None:
+    lines = [
+        f"run folder   {path}",
+        f"report       {path / 'report.html'}",
+        "next:",
+        f"  maml-ray evaluate {path} --episodes 50",
+        f"  tensorboard --logdir {path / 'tensorboard'}",
+        f"  python -c \"import maml_ray; agent = maml_ray.load('{path}')\"",
+    ]
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    try:
+        app()
+    except UserError as error:
+        print(f"maml-ray: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except TrainingFailed as error:
+        print(f"maml-ray: training failed: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except Interrupted as error:
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

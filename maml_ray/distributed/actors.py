@@ -1,0 +1,109 @@
+"""The processes of a run: shells around the worker and the learner, a few lines a method."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+
+import ray
+import torch
+
+from maml_ray.config import Settings
+from maml_ray.learner import LearnerState, MetaLearner, UpdateMetrics
+from maml_ray.policy import PolicySpec
+from maml_ray.rollout import Assignment, PolicyParameters, RolloutTimings, RolloutWorker
+from maml_ray.trajectories import TaskRollouts
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What the driver learns of finished work; the rollouts themselves go to the learner."""
+
+    task_index: int
+    timings: RolloutTimings
+
+
+class RolloutActor:
+    """Owns a batch of simulations; collects, adapts, collects."""
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        torch.set_num_threads(1)  # one actor a CPU
+        self._name = name
+        self._doing = "starting"
+        self._worker = RolloutWorker(settings)
+        self._doing = "idle"
+
+    def __repr__(self) -> str:
+        return f"RolloutActor({self._name}: {self._doing})"
+
+    def ready(self) -> str:
+        """The node that this actor runs on; answers once the simulations can be made."""
+        return f"{platform.node()} (pid {os.getpid()})"
+
+    def roll_out(
+        self, parameters: PolicyParameters, assignment: Assignment
+    ) -> tuple[TaskRollouts, Receipt]:
+        """One task's support and query trajectories, and a receipt for the driver."""
+        self._doing = str(assignment)
+        rollouts, timings = self._worker.roll_out(parameters, assignment)
+        self._doing = "idle"
+        return rollouts, Receipt(assignment.task_index, timings)
+
+
+class LearnerActor:
+    """Owns the meta-learner; turns a meta-batch into the next version of the parameters."""
+
+    def __init__(
+        self, settings: Settings, spec: PolicySpec, device: str, threads: int | None
+    ) -> None:
+        self._doing = "starting"
+        # Ray gives a process without CPUs one thread; the learner works while the actors wait.
+        self._threads = threads or _usable_cpus()
+        torch.set_num_threads(self._threads)
+        self._learner = MetaLearner(settings, spec, _device(device))
+        self._doing = f"at version 0 on {self.describe()}"
+
+    def __repr__(self) -> str:
+        return f"LearnerActor({self._doing})"
+
+    def describe(self) -> str:
+        """Where the learner computes, in words."""
+        device = self._learner.device
+        if device.type == "cuda":
+            return f"{torch.cuda.get_device_name(device)} (Ray GPU {ray.get_gpu_ids()})"
+        return f"CPU, {self._threads} thread{'s' if self._threads > 1 else ''}"
+
+    def load(self, state: LearnerState) -> None:
+        """Go on from a checkpointed state."""
+        self._learner.load(state)
+
+    def publish(self) -> PolicyParameters:
+        """The current parameters."""
+        return self._learner.publish()
+
+    def update(self, *rollouts: TaskRollouts) -> tuple[UpdateMetrics, PolicyParameters]:
+        """One meta-update; its figures, and the new parameters as an object of their own."""
+        self._doing = f"updating version {self._learner.version}"
+        metrics = self._learner.update(rollouts)
+        self._doing = f"at version {metrics.version}"
+        return metrics, self._learner.publish()
+
+    def state(self) -> LearnerState:
+        """What a checkpoint holds of the learner."""
+        return self._learner.state()
+
+
+def _usable_cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _device(requested: str) -> torch.device:
+    if requested == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(
+            f"Ray gave the learner the GPUs {ray.get_gpu_ids()}, but PyTorch {torch.__version__} "
+            "sees none: install a CUDA build of PyTorch, or set cluster.learner_device=cpu"
+        )
+    return torch.device(requested)

@@ -1,0 +1,137 @@
+"""Reaching a Ray cluster, and what a run takes of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import grpc
+import ray
+
+from maml_ray.config import ClusterSettings
+from maml_ray.errors import ResourceError
+
+CONNECT_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class ResourcePlan:
+    """How a run divides a cluster.
+
+    Attributes:
+        rollout_actors: number of rollout actors, one CPU each.
+        learner_gpus: 1 if the learner takes a GPU, else 0.
+        learner_device: ``"cuda"`` or ``"cpu"``.
+    """
+
+    rollout_actors: int
+    learner_gpus: int
+    learner_device: str
+
+
+def plan_resources(settings: ClusterSettings, available: Mapping[str, float]) -> ResourcePlan:
+    """Fit the settings' wishes to the cluster's resources, as ``ray.cluster_resources()`` has them.
+
+    The learner asks for no CPU: it and the actors take turns.
+
+    Raises:
+        ResourceError: more is asked for than there is.
+    """
+    cpus, gpus = int(available.get("CPU", 0)), int(available.get("GPU", 0))
+    wanted = settings.rollout_actors
+    if wanted is not None and wanted > cpus:
+        raise ResourceError(
+            f"cluster.rollout_actors = {wanted}, but the cluster has {cpus} CPUs and an actor "
+            f"takes one: ask for at most {cpus}, or leave the setting out to use them all"
+        )
+    if cpus < 1:
+        raise ResourceError("the cluster has no CPUs for rollout actors: add a node with CPUs")
+    if settings.learner_device == "cuda" and gpus < 1:
+        raise ResourceError(
+            "cluster.learner_device = 'cuda', but the cluster has no GPU: add a node with one, "
+            "or set cluster.learner_device to auto or cpu"
+        )
+    on_gpu = settings.learner_device == "cuda" or (settings.learner_device == "auto" and gpus > 0)
+    return ResourcePlan(
+        rollout_actors=wanted or cpus,
+        learner_gpus=int(on_gpu),
+        learner_device="cuda" if on_gpu else "cpu",
+    )
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Ray for the time of a run: the cluster at ``address``, this job's, or a local one.
+
+    Without an address a submitted job joins its own cluster, and any other program starts Ray on
+    this machine and stops it at the end. A program that has called ``ray.init`` itself keeps its
+    connection.
+
+    Raises:
+        ResourceError: there is no cluster at the address, or Ray cannot be started.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    if address not in (None, "auto", "local"):
+        _check_reachable(str(address))
+    if address is None and not os.environ.get("RAY_ADDRESS"):
+        address = "local"
+    try:
+        if address is None:
+            ray.init(logging_level=logging.WARNING)  # a job's settings come from Ray itself
+        else:
+            ray.init(address=address, logging_level=logging.WARNING)
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        raise ResourceError(_explain(address, error)) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def dashboard_url() -> str | None:
+    """Where the cluster's dashboard is, if it has one."""
+    url = ray._private.worker.get_dashboard_url()
+    return f"http://{url}" if url else None
+
+
+def _check_reachable(address: str) -> None:
+    """Refuse within seconds what ``ray.init`` would try for two minutes."""
+    target = address.removeprefix("ray://")
+    host, separator, port = target.rpartition(":")
+    if not (separator and host and port.isdigit()):
+        raise ResourceError(
+            f"the address {address!r} is not of the form host:port, ray://host:port or auto"
+        )
+    if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+        return  # a plain channel would be refused by a healthy cluster
+    options = (("grpc.enable_http_proxy", 0),)
+    with grpc.insecure_channel(target, options=options) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=CONNECT_TIMEOUT_S)
+        except grpc.FutureTimeoutError:
+            raise ResourceError(
+                f"no Ray cluster answers at {address!r} within {CONNECT_TIMEOUT_S:.0f} seconds: "
+                "check the address (ray start prints it) and that the port is open"
+            ) from None
+
+
+def _explain(address: str | None, error: Exception) -> str:
+    reason = " ".join(str(error).split())
+    if address == "auto" and isinstance(error, ConnectionError):
+        return (
+            "no Ray cluster runs on this machine: start one with 'ray start --head', "
+            "or give the address of one"
+        )
+    if "auth" in reason.lower() and "token" in reason.lower():
+        return f"the cluster at {address!r} wants a token: set RAY_AUTH_MODE=token ({reason[:200]})"
+    where = (
+        "start Ray on this machine"
+        if address == "local"
+        else f"join the Ray cluster at {address!r}"
+    )
+    return f"cannot {where}: {reason[:300]}"

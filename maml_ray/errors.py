@@ -1,0 +1,31 @@
+"""Errors that are told to a person in one sentence, and the exit code that each means."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something the user can mend: told in one sentence, exit code 2, no traceback."""
+
+    exit_code = 2
+
+
+class ResourceError(UserError):
+    """The cluster is not there, or lacks what the run asks for."""
+
+
+class RunFolderError(UserError):
+    """A run folder is missing, taken, or does not hold what is asked of it."""
+
+
+class TrainingFailed(Exception):
+    """Training could not go on; what was checkpointed is kept."""
+
+    exit_code = 1
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; it has stopped in good order."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by signal {signal_number}")
+        self.exit_code = 128 + signal_number

@@ -1,0 +1,212 @@
+"""The policy: a diagonal Gaussian whose mean is a multi-layer perceptron of the observation.
+
+``a = mu(s) + exp(phi) * eps``, with ``phi`` a learned vector that does not depend on the state.
+The policy is a set of pure functions of a parameter dictionary, so that the inner loop can
+differentiate through its own updates; :class:`NumpyPolicy` is its twin for inference, without
+the cost of a torch call on a handful of observations.
+
+Axes: ``...`` any batch axes, ``D`` observation size, ``A`` action size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from maml_ray.config import PolicySettings
+
+Parameters = dict[str, Tensor]
+NumpyParameters = dict[str, NDArray[np.float32]]
+
+LOG_STD = "log_std"
+_HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
+_TORCH_ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "relu": functional.relu,
+}
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """Sizes of a policy; with it a parameter dictionary can be read."""
+
+    observation_size: int
+    action_size: int
+    hidden_sizes: tuple[int, ...]
+    activation: str
+    initial_log_std: float
+    min_log_std: float
+
+    @classmethod
+    def from_settings(
+        cls, settings: PolicySettings, observation_size: int, action_size: int
+    ) -> PolicySpec:
+        """Join the policy's settings and the task's sizes."""
+        return cls(
+            observation_size=observation_size,
+            action_size=action_size,
+            hidden_sizes=settings.hidden_sizes,
+            activation=settings.activation,
+            initial_log_std=settings.initial_log_std,
+            min_log_std=settings.min_log_std,
+        )
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """Names of the linear layers, first to last."""
+        return (*(f"hidden_{i}" for i in range(len(self.hidden_sizes))), "mean")
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every parameter, in order."""
+        sizes = (self.observation_size, *self.hidden_sizes, self.action_size)
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, (inputs, outputs) in zip(self.layer_names, pairwise(sizes), strict=True):
+            shapes[f"{name}.weight"] = (outputs, inputs)
+            shapes[f"{name}.bias"] = (outputs,)
+        shapes[LOG_STD] = (self.action_size,)
+        return shapes
+
+
+class Gaussian(NamedTuple):
+    """A batch of diagonal Gaussians: ``mean`` (..., A) and ``log_std`` (A,) or broadcastable."""
+
+    mean: Tensor
+    log_std: Tensor
+
+
+def initial_parameters(spec: PolicySpec, rng: np.random.Generator) -> Parameters:
+    """Fresh float32 parameters: Xavier-uniform weights, zero biases.
+
+    The mean layer starts a hundred times smaller than Xavier, so that the first actions are
+    decided by the noise alone and not by the draw of the weights (Andrychowicz et al. 2021,
+    https://arxiv.org/abs/2006.05990, section 3.2).
+    """
+    parameters: Parameters = {}
+    for name, shape in spec.shapes().items():
+        if name == LOG_STD:
+            value = np.full(shape, spec.initial_log_std)
+        elif name.endswith(".bias"):
+            value = np.zeros(shape)
+        else:
+            limit = math.sqrt(6.0 / sum(shape)) * (0.01 if name.startswith("mean") else 1.0)
+            value = rng.uniform(-limit, limit, shape)
+        parameters[name] = torch.from_numpy(value.astype(np.float32))
+    return parameters
+
+
+def distribution(
+    spec: PolicySpec, parameters: Mapping[str, Tensor], observations: Tensor
+) -> Gaussian:
+    """The action distribution at ``observations`` (..., D).
+
+    The log standard deviation is clamped to ``spec.min_log_std``. Below the floor its gradient
+    is zero, so the learner puts the parameter back onto the floor after each step
+    (:func:`project`), where the gradient passes again.
+    """
+    if observations.shape[-1] != spec.observation_size:
+        raise ValueError(
+            f"observations must have size {spec.observation_size}, got {tuple(observations.shape)}"
+        )
+    activation = _TORCH_ACTIVATIONS[spec.activation]
+    hidden = observations
+    for name in spec.layer_names[:-1]:
+        weight, bias = parameters[f"{name}.weight"], parameters[f"{name}.bias"]
+        hidden = activation(functional.linear(hidden, weight, bias))
+    mean = functional.linear(hidden, parameters["mean.weight"], parameters["mean.bias"])
+    return Gaussian(mean, parameters[LOG_STD].clamp(min=spec.min_log_std))
+
+
+def log_prob(gaussian: Gaussian, actions: Tensor) -> Tensor:
+    """Log-density of ``actions`` (..., A), summed over action dimensions: (...).
+
+    A sum, never a mean: an average over dimensions makes the likelihood ratio its A-th root.
+    """
+    noise = (actions - gaussian.mean) * torch.exp(-gaussian.log_std)
+    constant = gaussian.log_std.sum(-1) + actions.shape[-1] * _HALF_LOG_2PI
+    return -0.5 * noise.square().sum(-1) - constant
+
+
+def kl_divergence(old: Gaussian, new: Gaussian) -> Tensor:
+    """KL(old || new) per state, summed over action dimensions: (...).
+
+    ``log(s2/s1) + (s1^2 + (m1 - m2)^2) / (2 s2^2) - 1/2`` for each dimension.
+    """
+    scale = torch.exp(2.0 * (old.log_std - new.log_std))
+    distance = (old.mean - new.mean).square() * torch.exp(-2.0 * new.log_std)
+    return (new.log_std - old.log_std + 0.5 * (scale + distance - 1.0)).sum(-1)
+
+
+def entropy(log_std: Tensor) -> Tensor:
+    """Differential entropy of the action distribution, in nats."""
+    return (log_std + _HALF_LOG_2PI + 0.5).sum(-1)
+
+
+def project(spec: PolicySpec, parameters: Parameters) -> None:
+    """Put ``log_std`` back onto its floor, in place (see :func:`distribution`)."""
+    with torch.no_grad():
+        parameters[LOG_STD].clamp_(min=spec.min_log_std)
+
+
+def to_numpy(parameters: Mapping[str, Tensor]) -> NumpyParameters:
+    """Parameters as float32 numpy arrays, for sending and saving."""
+    return {
+        name: value.detach().to("cpu", torch.float32).numpy().copy()
+        for name, value in parameters.items()
+    }
+
+
+def to_torch(
+    parameters: Mapping[str, NDArray[np.float32]], device: torch.device | str = "cpu"
+) -> Parameters:
+    """Parameters as tensors on ``device``; the numpy arrays are copied, never shared."""
+    return {
+        name: torch.tensor(np.asarray(value), device=device) for name, value in parameters.items()
+    }
+
+
+class NumpyPolicy:
+    """The policy for inference: batches of observations to actions, in float32 numpy.
+
+    Agrees with :func:`distribution` up to rounding. Not differentiable.
+    """
+
+    def __init__(self, spec: PolicySpec, parameters: Mapping[str, NDArray[np.float32]]) -> None:
+        self.spec = spec
+        self._layers = [
+            (np.ascontiguousarray(parameters[f"{name}.weight"].T), parameters[f"{name}.bias"])
+            for name in spec.layer_names
+        ]
+        self.log_std = np.maximum(parameters[LOG_STD], np.float32(spec.min_log_std))
+        self.std = np.exp(self.log_std)
+
+    def mean(self, observations: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Mean actions (..., A) for ``observations`` (..., D)."""
+        relu = self.spec.activation == "relu"
+        hidden = observations
+        for weight, bias in self._layers[:-1]:
+            hidden = hidden @ weight
+            hidden += bias
+            if relu:
+                np.maximum(hidden, 0.0, out=hidden)
+            else:
+                np.tanh(hidden, out=hidden)
+        weight, bias = self._layers[-1]
+        result: NDArray[np.float32] = hidden @ weight
+        result += bias
+        return result
+
+    def log_prob_of_noise(self, noise: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Log-density (...) of the actions ``mean + std * noise`` for ``noise`` (..., A)."""
+        constant = self.log_std.sum() + self.spec.action_size * _HALF_LOG_2PI
+        squares = np.einsum("...a,...a->...", noise, noise)
+        result: NDArray[np.float32] = (-0.5 * squares - constant).astype(np.float32)
+        return result

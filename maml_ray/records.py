@@ -1,0 +1,112 @@
+"""What a run tells about itself: one record per meta-iteration, and its form in a file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Protocol
+
+from maml_ray.learner import UpdateMetrics
+
+
+@dataclass(frozen=True)
+class IterationTimings:
+    """Where the wall time of one meta-iteration went, in seconds.
+
+    ``collect_s`` and ``adapt_s`` are the actors' mean; ``rest_s`` is what no work accounts for:
+    dispatch, transport, and actors that wait for the slowest.
+    """
+
+    wall_s: float
+    collect_s: float
+    adapt_s: float
+    learn_s: float
+
+    @property
+    def rest_s(self) -> float:
+        """Wall time that is neither collecting, adapting nor learning."""
+        return max(0.0, self.wall_s - self.collect_s - self.adapt_s - self.learn_s)
+
+
+@dataclass(frozen=True)
+class IterationRecord:
+    """One finished meta-iteration.
+
+    Attributes:
+        iteration: its number, from 0.
+        iterations: how many the run is to have.
+        update: the meta-update's figures.
+        timings: where the time went.
+        total_env_steps: environment steps since the run began, resumed parts included.
+        elapsed_s: seconds of training since the run began, resumed parts included.
+        retries: assignments that were handed out again.
+    """
+
+    iteration: int
+    iterations: int
+    update: UpdateMetrics
+    timings: IterationTimings
+    total_env_steps: int
+    elapsed_s: float
+    retries: int
+
+    @property
+    def steps_per_second(self) -> float:
+        """Environment steps per second of this iteration."""
+        return self.update.env_steps / self.timings.wall_s
+
+    def as_row(self) -> dict[str, Any]:
+        """One flat JSON object: a line of ``metrics.jsonl``."""
+        return {
+            "iteration": self.iteration,
+            **asdict(self.update),
+            **asdict(self.timings),
+            "rest_s": self.timings.rest_s,
+            "total_env_steps": self.total_env_steps,
+            "steps_per_second": self.steps_per_second,
+            "elapsed_s": self.elapsed_s,
+            "retries": self.retries,
+        }
+
+
+TIMING_KEYS = frozenset(
+    {field.name for field in fields(IterationTimings)}
+    | {"rest_s", "steps_per_second", "elapsed_s", "retries"}
+)
+"""Keys of a row that may differ between two runs of the same settings and seed."""
+
+
+@dataclass(frozen=True)
+class StartReport:
+    """What a run starts on.
+
+    Attributes:
+        run_directory: where everything is written.
+        first_iteration: 0, or where a resumed run goes on.
+        rollout_actors: how many there are.
+        learner: where the learner computes, in words, e.g. ``"CPU, 2 threads"``.
+        ray_address: of the cluster.
+        dashboard_url: of Ray's dashboard; None where there is none.
+    """
+
+    run_directory: str
+    first_iteration: int
+    rollout_actors: int
+    learner: str
+    ray_address: str
+    dashboard_url: str | None
+
+
+class Observer(Protocol):
+    """Somebody who watches a run: a progress display, a metrics file."""
+
+    def on_start(self, report: StartReport) -> None:
+        """Actors and learner are up; the first iteration is about to begin."""
+
+    def on_iteration(self, record: IterationRecord) -> None:
+        """An iteration has finished."""
+
+    def on_event(self, message: str) -> None:
+        """Something worth a line: a checkpoint written, an actor replaced."""
+
+    def close(self) -> None:
+        """The run is over, well or not; release what is held."""

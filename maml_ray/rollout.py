@@ -1,0 +1,179 @@
+"""What one task of a meta-iteration costs a rollout actor: support, adapt, query. No Ray.
+
+The worker owns the simulations and is otherwise without state: what it returns depends on the
+parameters, the task and the settings' seed alone, so any worker may do any work, again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import VectorEnv
+from numpy.typing import NDArray
+
+from maml_ray.adaptation import adapt
+from maml_ray.advantages import advantages
+from maml_ray.collection import collect
+from maml_ray.config import Settings
+from maml_ray.objectives import Samples, inner_loss, make_samples
+from maml_ray.policy import NumpyPolicy, Parameters, PolicySpec, to_numpy, to_torch
+from maml_ray.seeding import Purpose, seed_sequence
+from maml_ray.tasks.distribution import Task, TaskDistribution, resolve_tasks
+from maml_ray.trajectories import TaskRollouts, Trajectories
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One piece of work: roll out ``task`` with the parameters of ``version``.
+
+    Attributes:
+        iteration: the meta-iteration that asks.
+        task_index: the task's place in the meta-batch; with the iteration it names the stream
+            of random numbers.
+        task: the task.
+        version: the version of the parameters to use.
+    """
+
+    iteration: int
+    task_index: int
+    task: Task
+    version: int
+
+    def __str__(self) -> str:
+        return f"iteration {self.iteration}, task {self.task_index}"
+
+
+@dataclass(frozen=True)
+class RolloutTimings:
+    """Seconds that an assignment took, by kind of work."""
+
+    collect_s: float
+    adapt_s: float
+
+
+@dataclass(frozen=True)
+class PolicyParameters:
+    """Published parameters: float32 arrays and the version that they are."""
+
+    version: int
+    values: Mapping[str, NDArray[np.float32]]
+
+
+def policy_spec(settings: Settings, tasks: TaskDistribution | None = None) -> PolicySpec:
+    """The policy's sizes, read off the task's spaces."""
+    tasks = tasks or resolve_tasks(settings.task.name)
+    task = tasks.sample(np.random.default_rng(0), 1)[0]
+    env = tasks.make_env(task, horizon=settings.task.horizon)
+    try:
+        observation_shape, action_shape = env.observation_space.shape, env.action_space.shape
+    finally:
+        env.close()
+    if observation_shape is None or action_shape is None:
+        raise ValueError(f"task {settings.task.name!r} needs Box observations and actions")
+    (observation_size,), (action_size,) = observation_shape, action_shape
+    return PolicySpec.from_settings(settings.policy, observation_size, action_size)
+
+
+def sample_tasks(settings: Settings, tasks: TaskDistribution, iteration: int) -> tuple[Task, ...]:
+    """The meta-batch of ``iteration``: its tasks depend on the seed and the iteration alone."""
+    stream = seed_sequence(settings.run.seed, Purpose.TASKS, iteration)
+    return tasks.sample(np.random.default_rng(stream), settings.meta_batch.tasks)
+
+
+def adapt_policy(
+    settings: Settings, spec: PolicySpec, parameters: Parameters, support: Trajectories
+) -> Parameters:
+    """One inner step on ``support``, as numbers: no graph is kept."""
+    samples = make_samples(support, advantages(support, settings.advantages))
+    return adapt_on_samples(settings, spec, parameters, (samples,))
+
+
+def adapt_on_samples(
+    settings: Settings, spec: PolicySpec, parameters: Parameters, support: tuple[Samples, ...]
+) -> Parameters:
+    """One inner step per element of ``support``, as numbers."""
+    inner = settings.inner
+    losses = [
+        lambda theta, samples=samples: inner_loss(
+            spec, theta, samples, kind=inner.objective, l2=inner.l2
+        )
+        for samples in support
+    ]
+    adapted, _ = adapt(parameters, losses, inner.learning_rate, order="first")
+    return {name: value.detach() for name, value in adapted.items()}
+
+
+class RolloutWorker:
+    """A batch of simulations and the inner loop around it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.tasks = resolve_tasks(settings.task.name)
+        self.spec = policy_spec(settings, self.tasks)
+        self._env: VectorEnv[Any, Any, Any] | None = None
+        self._env_task: Task | None = None
+
+    def roll_out(
+        self, parameters: PolicyParameters, assignment: Assignment
+    ) -> tuple[TaskRollouts, RolloutTimings]:
+        """Collect support data and adapt to it, once per inner step; then collect query data.
+
+        Raises:
+            ValueError: ``parameters`` are not of the version that the assignment names.
+        """
+        if parameters.version != assignment.version:
+            raise ValueError(
+                f"{assignment} asks for parameters of version {assignment.version}, "
+                f"got version {parameters.version}"
+            )
+        theta = to_torch(parameters.values)
+        support: list[Trajectories] = []
+        collect_s = adapt_s = 0.0
+        for phase in range(self.settings.inner.steps + 1):
+            start = time.perf_counter()
+            collected = self._collect(theta, assignment, phase)
+            collect_s += time.perf_counter() - start
+            if phase == self.settings.inner.steps:
+                break
+            support.append(collected)
+            start = time.perf_counter()
+            theta = adapt_policy(self.settings, self.spec, theta, collected)
+            adapt_s += time.perf_counter() - start
+        rollouts = TaskRollouts(
+            task=assignment.task,
+            task_index=assignment.task_index,
+            version=assignment.version,
+            support=tuple(support),
+            query=collected,
+        )
+        return rollouts, RolloutTimings(collect_s, adapt_s)
+
+    def _collect(self, theta: Parameters, assignment: Assignment, phase: int) -> Trajectories:
+        seed = seed_sequence(
+            self.settings.run.seed,
+            Purpose.ROLLOUT,
+            assignment.iteration,
+            assignment.task_index,
+            phase,
+        )
+        policy = NumpyPolicy(self.spec, to_numpy(theta))
+        return collect(policy, self._env_for(assignment.task), self.settings.task.horizon, seed)
+
+    def _env_for(self, task: Task) -> VectorEnv[Any, Any, Any]:
+        if self._env is None or task != self._env_task:
+            self.close()
+            self._env = self.tasks.make_vector_env(
+                task, num_envs=self.settings.meta_batch.episodes, horizon=self.settings.task.horizon
+            )
+            self._env_task = task
+        return self._env
+
+    def close(self) -> None:
+        """Free the simulations."""
+        if self._env is not None:
+            self._env.close()
+            self._env = None

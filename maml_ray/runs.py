@@ -1,0 +1,196 @@
+"""A run from settings to report: train, evaluate, write down. What the command line calls."""
+
+from __future__ import annotations
+
+import platform
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from maml_ray.agent import Agent, load, open_run
+from maml_ray.checkpoint import Checkpoint, load_newest
+from maml_ray.config import Settings, SettingsError, dump_settings, load_settings
+from maml_ray.errors import RunFolderError
+from maml_ray.evaluation import (
+    Evaluation,
+    VideoUnavailable,
+    evaluate,
+    record_video,
+    write_evaluation,
+)
+from maml_ray.records import Observer
+from maml_ray.report.html import write_report
+from maml_ray.report.metrics import MetricsLog, read_metrics
+from maml_ray.report.plots import write_plots
+from maml_ray.report.progress import make_progress
+from maml_ray.run_folder import RunFolder
+from maml_ray.tasks.distribution import resolve_tasks
+from maml_ray.training import train as train_on_ray
+
+FREE_ON_RESUME = ("run.iterations", "run.checkpoint_every", "run.keep_checkpoints", "run.directory")
+"""What a resumed run may change, beside all of ``cluster`` and ``evaluation``."""
+_PACKAGES = ("maml-ray", "torch", "ray", "gymnasium", "mujoco", "numpy")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run.
+
+    Attributes:
+        folder: where everything is.
+        evaluation: of the trained policy.
+        notes: sentences that a person should read, such as why there is no video.
+    """
+
+    folder: RunFolder
+    evaluation: Evaluation
+    notes: tuple[str, ...]
+
+    def load(self) -> Agent:
+        """The trained policy."""
+        return load(self.folder.path)
+
+
+def train(
+    settings: Settings | None = None,
+    *,
+    run_dir: str | Path | None = None,
+    resume: str | Path | None = None,
+    console: Console | None = None,
+) -> RunResult:
+    """Meta-train, evaluate and report; everything lands in one run folder.
+
+    Args:
+        settings: of the run; all defaults if None, or the resumed run's own.
+        run_dir: the run folder; a new one under ``run.directory`` by default.
+        resume: a run folder to go on with.
+        console: where progress is shown; the terminal by default.
+
+    Raises:
+        SettingsError: the settings do not fit the run that is to be resumed, or name no task.
+        RunFolderError: the folder cannot be used.
+        ResourceError: the cluster is not there or lacks what is asked for.
+        TrainingFailed: a piece of work could not be done.
+        Interrupted: Ctrl-C or SIGTERM; finished iterations are checkpointed.
+    """
+    console = console or Console()
+    folder, settings, checkpoint = _prepare(settings, run_dir, resume, console)
+    first = checkpoint.iteration if checkpoint else 0
+    observers: list[Observer] = [MetricsLog(folder, first), make_progress(console)]
+    try:
+        train_on_ray(settings, folder, observers=observers, resume=checkpoint)
+    finally:
+        for observer in observers:
+            observer.close()
+    console.print("evaluating ...", style="dim")
+    return evaluate_run(folder, video=folder.video if settings.evaluation.video else None)
+
+
+def evaluate_run(
+    folder: RunFolder,
+    *,
+    tasks: int | None = None,
+    episodes: int | None = None,
+    seed: int = 0,
+    video: Path | None = None,
+) -> RunResult:
+    """Evaluate a run's newest checkpoint, record its video, and write figures and report.
+
+    Without a working OpenGL there is no video, and a note says what would help.
+    """
+    agent = load(folder.path)
+    evaluation = evaluate(agent, tasks=tasks, episodes=episodes, seed=seed)
+    write_evaluation(evaluation, folder.evaluation)
+    notes: list[str] = []
+    if video is not None:
+        try:
+            record_video(agent, evaluation.first_episode, video)
+        except VideoUnavailable as error:
+            notes.append(str(error))
+    report_run(folder, evaluation.as_dict())
+    return RunResult(folder, evaluation, tuple(notes))
+
+
+def report_run(folder: RunFolder, evaluation: dict[str, Any] | None) -> Path:
+    """Plots and report of what the run folder holds.
+
+    Raises:
+        RunFolderError: the metrics are damaged.
+    """
+    try:
+        rows = read_metrics(folder.metrics) if folder.metrics.exists() else []
+    except ValueError as error:
+        raise RunFolderError(str(error)) from None
+    write_plots(rows, folder)
+    return write_report(folder, load_settings(folder.settings), rows, evaluation, versions())
+
+
+def versions() -> dict[str, str]:
+    """Python, the machine, and the packages that results depend on."""
+    found = {name: metadata.version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), "platform": platform.platform(), **found}
+
+
+def _prepare(
+    settings: Settings | None,
+    run_dir: str | Path | None,
+    resume: str | Path | None,
+    console: Console,
+) -> tuple[RunFolder, Settings, Checkpoint | None]:
+    """The run folder, made or found; the settings; and where to go on."""
+    if resume is not None:
+        folder = open_run(resume)
+        recorded = load_settings(folder.settings)
+        settings = settings or recorded
+        _check_resumable(recorded, settings)
+        checkpoint, warnings = load_newest(folder.checkpoints)
+        for warning in warnings:
+            console.print(f"warning: {warning}", style="yellow")
+    else:
+        settings, checkpoint = settings or Settings(), None
+        folder = _new_folder(settings, run_dir)
+    resolve_tasks(settings.task.name)  # a name that is not there costs nothing yet
+    _create(folder, settings)
+    return folder, settings, checkpoint
+
+
+def _new_folder(settings: Settings, run_dir: str | Path | None) -> RunFolder:
+    if run_dir is None:
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        return RunFolder(Path(settings.run.directory) / f"{settings.run.name}-{stamp}")
+    folder = RunFolder(Path(run_dir))
+    if folder.settings.exists():
+        raise RunFolderError(
+            f"{run_dir} already holds a run: go on with it by --resume {run_dir}, "
+            "or name another folder"
+        )
+    return folder
+
+
+def _create(folder: RunFolder, settings: Settings) -> None:
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.settings.write_text(dump_settings(settings), encoding="utf-8")
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot write to the run folder {folder.path}: {error.strerror}"
+        ) from None
+
+
+def _check_resumable(recorded: Settings, asked: Settings) -> None:
+    """Refuse to go on with other mathematics than the run began with."""
+    for section in type(recorded).model_fields:
+        if section in ("cluster", "evaluation"):
+            continue
+        before, after = getattr(recorded, section), getattr(asked, section)
+        for key in type(before).model_fields:
+            name, old, new = f"{section}.{key}", getattr(before, key), getattr(after, key)
+            if old != new and name not in FREE_ON_RESUME:
+                raise SettingsError(
+                    f"{name} = {new!r}, but the run to resume has {old!r}: a resumed run keeps "
+                    "its settings; start a new run to change them"
+                )

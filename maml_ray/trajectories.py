@@ -1,0 +1,97 @@
+"""What actors send: trajectories, as plain numpy arrays with fixed axes.
+
+Axes: ``K`` episodes, ``T`` steps, ``D`` observation size, ``A`` action size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maml_ray.tasks.distribution import Task
+
+Float32 = NDArray[np.float32]
+Bool = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectories:
+    """K episodes of one policy on one task, collected side by side.
+
+    Attributes:
+        observations: (K, T, D) float32, before the action.
+        actions: (K, T, A) float32, as sampled (unclipped).
+        log_probs: (K, T) float32, summed over action dimensions, under the sampling policy.
+        rewards: (K, T) float32, zero after an episode's end.
+        mask: (K, T) bool, False after an episode's end.
+
+    Raises:
+        ValueError: the arrays' shapes or dtypes do not fit together.
+    """
+
+    observations: Float32
+    actions: Float32
+    log_probs: Float32
+    rewards: Float32
+    mask: Bool
+
+    def __post_init__(self) -> None:
+        episodes_steps = self.rewards.shape
+        if len(episodes_steps) != 2:
+            raise ValueError(f"rewards must have shape (episodes, steps), got {episodes_steps}")
+        for name in ("observations", "actions"):
+            shape = getattr(self, name).shape
+            if len(shape) != 3 or shape[:2] != episodes_steps:
+                raise ValueError(f"{name} must have shape {(*episodes_steps, 'n')}, got {shape}")
+        for name in ("log_probs", "mask"):
+            shape = getattr(self, name).shape
+            if shape != episodes_steps:
+                raise ValueError(f"{name} must have shape {episodes_steps}, got {shape}")
+        for name in ("observations", "actions", "log_probs", "rewards"):
+            if getattr(self, name).dtype != np.float32:
+                raise ValueError(f"{name} must be float32, got {getattr(self, name).dtype}")
+        if self.mask.dtype != np.bool_:
+            raise ValueError(f"mask must be bool, got {self.mask.dtype}")
+
+    @property
+    def episodes(self) -> int:
+        """K, the number of episodes."""
+        return int(self.rewards.shape[0])
+
+    @property
+    def env_steps(self) -> int:
+        """Number of environment steps taken, those after an episode's end left out."""
+        return int(self.mask.sum())
+
+    @property
+    def returns(self) -> NDArray[np.float64]:
+        """(K,) undiscounted return of each episode."""
+        taken = np.where(self.mask, self.rewards, np.float32(0.0))
+        returns: NDArray[np.float64] = taken.sum(axis=1, dtype=np.float64)
+        return returns
+
+
+@dataclass(frozen=True, eq=False)
+class TaskRollouts:
+    """What one task of a meta-iteration yields: one support set per inner step, one query set.
+
+    Attributes:
+        task: the task that was rolled out.
+        task_index: its place in the meta-batch.
+        version: the version of the parameters that it was collected with.
+        support: one element per inner step, each collected by the policy before that step.
+        query: collected by the policy after the last inner step.
+    """
+
+    task: Task
+    task_index: int
+    version: int
+    support: tuple[Trajectories, ...]
+    query: Trajectories
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps in all phases together."""
+        return sum(phase.env_steps for phase in self.support) + self.query.env_steps
