@@ -13,6 +13,7 @@ from maml_ray.checkpoint import load_newest
 from maml_ray.collection import collect
 from maml_ray.config import Settings, load_settings
 from maml_ray.errors import RunFolderError
+from maml_ray.normalisation import Normaliser
 from maml_ray.policy import NumpyParameters, NumpyPolicy, PolicySpec, to_numpy, to_torch
 from maml_ray.rollout import adapt_policy
 from maml_ray.run_folder import RunFolder
@@ -29,18 +30,20 @@ class Agent:
         settings: of the run.
         spec: sizes of the policy.
         parameters: float32 arrays by name.
+        normaliser: of observations; None to take them as they are.
         adaptation_steps: inner steps taken since the meta-trained parameters.
     """
 
     settings: Settings
     spec: PolicySpec
     parameters: NumpyParameters
+    normaliser: Normaliser | None
     adaptation_steps: int = 0
 
     @property
     def policy(self) -> NumpyPolicy:
         """The policy as a function of observations."""
-        return NumpyPolicy(self.spec, self.parameters)
+        return NumpyPolicy(self.spec, self.parameters, self.normaliser)
 
     def act(
         self,
@@ -115,7 +118,7 @@ class Agent:
         sets = [support] if isinstance(support, Trajectories) else list(support)
         theta = to_torch(self.parameters)
         for trajectories in sets:
-            theta = adapt_policy(self.settings, self.spec, theta, trajectories)
+            theta = adapt_policy(self.settings, self.spec, theta, trajectories, self.normaliser)
         return replace(
             self,
             parameters=to_numpy(theta),
@@ -132,8 +135,13 @@ def load(run: str | Path) -> Agent:
     """
     folder = open_run(run)
     checkpoint, _ = load_newest(folder.checkpoints)
+    settings, state = load_settings(folder.settings), checkpoint.learner
+    normalise = settings.policy.normalise_observations
     return Agent(
-        load_settings(folder.settings), checkpoint.spec, dict(checkpoint.learner.parameters)
+        settings=settings,
+        spec=checkpoint.spec,
+        parameters=dict(state.parameters),
+        normaliser=state.observations.normaliser() if normalise else None,
     )
 
 

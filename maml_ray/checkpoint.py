@@ -2,8 +2,9 @@
 
 A checkpoint is a folder ``checkpoints/00000120`` (the number of finished iterations) of three
 files: ``parameters.safetensors`` (the policy, readable by any safetensors program),
-``optimiser.safetensors`` and ``manifest.json``, which holds the counters, the policy's sizes and
-a SHA-256 of each other file. It is written aside, synced, and renamed into place.
+``learner.safetensors`` (the optimiser's moments, the statistics of observations) and
+``manifest.json``, which holds the counters, the policy's sizes and a SHA-256 of each other file.
+It is written aside, synced, and renamed into place.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from safetensors import numpy as safetensors_numpy
 
 from maml_ray.errors import RunFolderError
 from maml_ray.learner import LearnerState
+from maml_ray.normalisation import RunningStatistics
 from maml_ray.policy import PolicySpec
 
 FORMAT = 1
 _MANIFEST = "manifest.json"
 _PARAMETERS = "parameters.safetensors"
-_OPTIMISER = "optimiser.safetensors"
+_LEARNER = "learner.safetensors"
 
 Arrays = Mapping[str, NDArray[np.float32]]
 
@@ -103,7 +105,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     }
     try:
         parameters = safetensors_numpy.load(files[_PARAMETERS])
-        moments = safetensors_numpy.load(files[_OPTIMISER])
+        arrays = safetensors_numpy.load(files[_LEARNER])
         spec = dict(manifest["policy"])
         spec["hidden_sizes"] = tuple(spec["hidden_sizes"])
         return Checkpoint(
@@ -114,9 +116,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
             learner=LearnerState(
                 version=int(manifest["version"]),
                 parameters=parameters,
-                first_moments=_with_prefix(moments, "first"),
-                second_moments=_with_prefix(moments, "second"),
+                first_moments=_with_prefix(arrays, "first"),
+                second_moments=_with_prefix(arrays, "second"),
                 optimiser_steps=int(manifest["optimiser_steps"]),
+                observations=RunningStatistics(
+                    count=float(manifest["observations_seen"]),
+                    mean=arrays["observations/mean"],
+                    squares=arrays["observations/squares"],
+                ),
             ),
         )
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
@@ -142,17 +149,22 @@ def load_newest(folder: Path) -> tuple[Checkpoint, list[str]]:
 def _contents(checkpoint: Checkpoint) -> dict[str, bytes]:
     """File names and contents, the manifest last."""
     state = checkpoint.learner
-    moments = {f"first/{name}": value for name, value in state.first_moments.items()}
-    moments |= {f"second/{name}": value for name, value in state.second_moments.items()}
+    arrays: dict[str, NDArray[Any]] = {
+        **{f"first/{name}": value for name, value in state.first_moments.items()},
+        **{f"second/{name}": value for name, value in state.second_moments.items()},
+        "observations/mean": state.observations.mean,
+        "observations/squares": state.observations.squares,
+    }
     files = {
         _PARAMETERS: safetensors_numpy.save(dict(state.parameters)),
-        _OPTIMISER: safetensors_numpy.save(moments),
+        _LEARNER: safetensors_numpy.save(arrays),
     }
     manifest = {
         "format": FORMAT,
         "iteration": checkpoint.iteration,
         "version": state.version,
         "optimiser_steps": state.optimiser_steps,
+        "observations_seen": state.observations.count,
         "total_env_steps": checkpoint.total_env_steps,
         "elapsed_s": checkpoint.elapsed_s,
         "policy": asdict(checkpoint.spec),
@@ -172,7 +184,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         found = manifest.get("format") if isinstance(manifest, dict) else None
         raise BrokenCheckpoint(f"{path} is of format {found!r}; this version reads format {FORMAT}")
     digests = manifest.get("sha256")
-    if not isinstance(digests, dict) or set(digests) != {_PARAMETERS, _OPTIMISER}:
+    if not isinstance(digests, dict) or set(digests) != {_PARAMETERS, _LEARNER}:
         raise BrokenCheckpoint(f"the manifest of {path} does not name its files")
     return manifest
 

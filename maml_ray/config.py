@@ -65,6 +65,7 @@ class PolicySettings(_Section):
 
     hidden_sizes: Annotated[tuple[Count, ...], Field(max_length=16)] = (64, 64)
     activation: Literal["tanh", "relu"] = "tanh"
+    normalise_observations: bool = True
     initial_log_std: LogStd = 0.0
     min_log_std: LogStd = -3.0
 
@@ -156,7 +157,12 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     # the log-probability loss with L2, plain REINFORCE outside. Its Adam(weight_decay) is kept.
     "notebook": {
         "run": {"name": "notebook", "iterations": 500, "checkpoint_every": 100},
-        "policy": {"hidden_sizes": [64, 64], "activation": "relu", "min_log_std": -20.0},
+        "policy": {
+            "hidden_sizes": [64, 64],
+            "activation": "relu",
+            "normalise_observations": False,
+            "min_log_std": -20.0,
+        },
         "meta_batch": {"tasks": 4, "episodes": 1},
         "advantages": {
             "discount": 0.99,

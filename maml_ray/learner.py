@@ -19,6 +19,7 @@ from torch import Tensor
 from maml_ray.adaptation import adapt
 from maml_ray.advantages import advantages
 from maml_ray.config import Settings
+from maml_ray.normalisation import Normaliser, RunningStatistics
 from maml_ray.objectives import (
     Samples,
     clipped_loss,
@@ -106,13 +107,14 @@ class UpdateMetrics:
 
 @dataclass(frozen=True)
 class LearnerState:
-    """All that a learner needs to go on: parameters, the optimiser's moments, the version."""
+    """All that a learner needs to go on: parameters, optimiser, statistics, version."""
 
     version: int
     parameters: Mapping[str, NDArray[np.float32]]
     first_moments: Mapping[str, NDArray[np.float32]]
     second_moments: Mapping[str, NDArray[np.float32]]
     optimiser_steps: int
+    observations: RunningStatistics
 
 
 def meta_loss(
@@ -198,10 +200,11 @@ class MetaLearner:
         fresh = initial_parameters(spec, generator(settings.run.seed, Purpose.PARAMETERS))
         self.parameters = self._leaves(fresh)
         self._optimiser = self._make_optimiser()
+        self._observations = RunningStatistics.empty(spec.observation_size)
 
     def publish(self) -> PolicyParameters:
         """The current parameters, for the actors."""
-        return PolicyParameters(self.version, to_numpy(self.parameters))
+        return PolicyParameters(self.version, to_numpy(self.parameters), self._normaliser())
 
     def update(self, rollouts: Sequence[TaskRollouts]) -> UpdateMetrics:
         """One meta-update from the rollouts of one meta-batch, in any order.
@@ -223,6 +226,8 @@ class MetaLearner:
             first = first or (diagnostics, norm)
         assert first is not None  # there is at least one epoch of one mini-batch
         self.version += 1
+        # Only now: within a version the actors and the meta-gradient see the same constants.
+        self._observations = self._observations.merged(_observations_of(ordered))
         return UpdateMetrics(
             version=self.version,
             return_before=_mean_return([task.support[0] for task in ordered]),
@@ -263,6 +268,7 @@ class MetaLearner:
                 {name: slot.get("exp_avg_sq", zeros[name]) for name, slot in slots.items()}
             ),
             optimiser_steps=steps.pop(),
+            observations=self._observations,
         )
 
     def load(self, state: LearnerState) -> None:
@@ -277,6 +283,7 @@ class MetaLearner:
                 f"the state holds parameters {shapes}, the settings ask for {self.spec.shapes()}"
             )
         self.version = state.version
+        self._observations = state.observations
         self.parameters = self._leaves(
             # In the policy's own order, whatever order a file gave: sums over parameters round.
             {name: torch.tensor(state.parameters[name]) for name in self.spec.shapes()}
@@ -344,11 +351,19 @@ class MetaLearner:
         )
 
     def _stack(self, phase: Sequence[Trajectories]) -> Samples:
+        normaliser = self._normaliser()
         flat = [
-            make_samples(trajectories, advantages(trajectories, self.settings.advantages))
+            make_samples(
+                trajectories, advantages(trajectories, self.settings.advantages), normaliser
+            )
             for trajectories in phase
         ]
         return Samples(*(torch.stack(field).to(self.device) for field in zip(*flat, strict=True)))
+
+    def _normaliser(self) -> Normaliser | None:
+        if not self.settings.policy.normalise_observations:
+            return None
+        return self._observations.normaliser()
 
     def _checked(self, rollouts: Sequence[TaskRollouts]) -> list[TaskRollouts]:
         ordered = sorted(rollouts, key=lambda task: task.task_index)
@@ -396,6 +411,12 @@ def _select(batch: MetaBatch, indices: Tensor) -> MetaBatch:
         lambda tensor: tensor.index_select(0, indices), batch
     )
     return selected
+
+
+def _observations_of(rollouts: Sequence[TaskRollouts]) -> NDArray[np.float32]:
+    """All observations (n, D) of a meta-batch, those after an episode's end left out."""
+    phases = [phase for task in rollouts for phase in (*task.support, task.query)]
+    return np.concatenate([phase.observations[phase.mask] for phase in phases])
 
 
 def _mean_return(phases: Sequence[Trajectories]) -> float:

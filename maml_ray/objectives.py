@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from maml_ray.normalisation import Normaliser
 from maml_ray.policy import Gaussian, PolicySpec, distribution, log_prob
 from maml_ray.trajectories import Trajectories
 
@@ -31,7 +32,7 @@ class Samples(NamedTuple):
     """The steps of one task and phase, flattened; with a leading axis, of many tasks.
 
     Attributes:
-        observations: (S, D).
+        observations: (S, D), normalised where the policy wants it.
         actions: (S, A).
         log_probs: (S,) of the policy that collected them, constants.
         advantages: (S,).
@@ -45,15 +46,23 @@ class Samples(NamedTuple):
     weights: Tensor
 
 
-def make_samples(trajectories: Trajectories, advantages: NDArray[np.float32]) -> Samples:
+def make_samples(
+    trajectories: Trajectories,
+    advantages: NDArray[np.float32],
+    normaliser: Normaliser | None = None,
+) -> Samples:
     """Flatten trajectories and their advantages (K, T) into CPU tensors.
 
+    Observations go through the ``normaliser`` that the collecting policy used, if it used one.
     Copies: what comes from Ray's object store is read-only, which torch cannot express.
     """
     steps = trajectories.mask.size
+    observations = trajectories.observations
+    if normaliser is not None:
+        observations = normaliser(observations)
     weights = trajectories.mask.reshape(steps) / np.float32(max(trajectories.env_steps, 1))
     return Samples(
-        observations=torch.tensor(trajectories.observations.reshape(steps, -1)),
+        observations=torch.tensor(observations.reshape(steps, -1)),
         actions=torch.tensor(trajectories.actions.reshape(steps, -1)),
         log_probs=torch.tensor(trajectories.log_probs.reshape(steps)),
         advantages=torch.tensor(advantages.reshape(steps)),

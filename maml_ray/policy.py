@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from maml_ray.config import PolicySettings
+from maml_ray.normalisation import Normaliser
 
 Parameters = dict[str, Tensor]
 NumpyParameters = dict[str, NDArray[np.float32]]
@@ -106,7 +107,7 @@ def initial_parameters(spec: PolicySpec, rng: np.random.Generator) -> Parameters
 def distribution(
     spec: PolicySpec, parameters: Mapping[str, Tensor], observations: Tensor
 ) -> Gaussian:
-    """The action distribution at ``observations`` (..., D).
+    """The action distribution at ``observations`` (..., D), normalised where the policy wants it.
 
     The log standard deviation is clamped to ``spec.min_log_std``. Below the floor its gradient
     is zero, so the learner puts the parameter back onto the floor after each step
@@ -176,11 +177,23 @@ def to_torch(
 class NumpyPolicy:
     """The policy for inference: batches of observations to actions, in float32 numpy.
 
-    Agrees with :func:`distribution` up to rounding. Not differentiable.
+    Agrees with :func:`distribution` up to rounding, once the latter's observations are normalised.
+    Not differentiable.
+
+    Args:
+        spec: the policy's sizes.
+        parameters: by name.
+        normaliser: of observations; None to take them as they are.
     """
 
-    def __init__(self, spec: PolicySpec, parameters: Mapping[str, NDArray[np.float32]]) -> None:
+    def __init__(
+        self,
+        spec: PolicySpec,
+        parameters: Mapping[str, NDArray[np.float32]],
+        normaliser: Normaliser | None = None,
+    ) -> None:
         self.spec = spec
+        self._normaliser = normaliser
         self._layers = [
             (np.ascontiguousarray(parameters[f"{name}.weight"].T), parameters[f"{name}.bias"])
             for name in spec.layer_names
@@ -189,9 +202,9 @@ class NumpyPolicy:
         self.std = np.exp(self.log_std)
 
     def mean(self, observations: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Mean actions (..., A) for ``observations`` (..., D)."""
+        """Mean actions (..., A) for ``observations`` (..., D), as the environment gives them."""
         relu = self.spec.activation == "relu"
-        hidden = observations
+        hidden = observations if self._normaliser is None else self._normaliser(observations)
         for weight, bias in self._layers[:-1]:
             hidden = hidden @ weight
             hidden += bias

@@ -19,6 +19,7 @@ from maml_ray.adaptation import adapt
 from maml_ray.advantages import advantages
 from maml_ray.collection import collect
 from maml_ray.config import Settings
+from maml_ray.normalisation import Normaliser
 from maml_ray.objectives import Samples, inner_loss, make_samples
 from maml_ray.policy import NumpyPolicy, Parameters, PolicySpec, to_numpy, to_torch
 from maml_ray.seeding import Purpose, seed_sequence
@@ -57,10 +58,17 @@ class RolloutTimings:
 
 @dataclass(frozen=True)
 class PolicyParameters:
-    """Published parameters: float32 arrays and the version that they are."""
+    """Published parameters: all that an actor needs to act and adapt.
+
+    Attributes:
+        version: which they are.
+        values: float32 arrays by name.
+        normaliser: of observations; None to take them as they are.
+    """
 
     version: int
     values: Mapping[str, NDArray[np.float32]]
+    normaliser: Normaliser | None
 
 
 def policy_spec(settings: Settings, tasks: TaskDistribution | None = None) -> PolicySpec:
@@ -85,10 +93,14 @@ def sample_tasks(settings: Settings, tasks: TaskDistribution, iteration: int) ->
 
 
 def adapt_policy(
-    settings: Settings, spec: PolicySpec, parameters: Parameters, support: Trajectories
+    settings: Settings,
+    spec: PolicySpec,
+    parameters: Parameters,
+    support: Trajectories,
+    normaliser: Normaliser | None,
 ) -> Parameters:
     """One inner step on ``support``, as numbers: no graph is kept."""
-    samples = make_samples(support, advantages(support, settings.advantages))
+    samples = make_samples(support, advantages(support, settings.advantages), normaliser)
     return adapt_on_samples(settings, spec, parameters, (samples,))
 
 
@@ -135,13 +147,14 @@ class RolloutWorker:
         collect_s = adapt_s = 0.0
         for phase in range(self.settings.inner.steps + 1):
             start = time.perf_counter()
-            collected = self._collect(theta, assignment, phase)
+            policy = NumpyPolicy(self.spec, to_numpy(theta), parameters.normaliser)
+            collected = self._collect(policy, assignment, phase)
             collect_s += time.perf_counter() - start
             if phase == self.settings.inner.steps:
                 break
             support.append(collected)
             start = time.perf_counter()
-            theta = adapt_policy(self.settings, self.spec, theta, collected)
+            theta = adapt_policy(self.settings, self.spec, theta, collected, parameters.normaliser)
             adapt_s += time.perf_counter() - start
         rollouts = TaskRollouts(
             task=assignment.task,
@@ -152,7 +165,7 @@ class RolloutWorker:
         )
         return rollouts, RolloutTimings(collect_s, adapt_s)
 
-    def _collect(self, theta: Parameters, assignment: Assignment, phase: int) -> Trajectories:
+    def _collect(self, policy: NumpyPolicy, assignment: Assignment, phase: int) -> Trajectories:
         seed = seed_sequence(
             self.settings.run.seed,
             Purpose.ROLLOUT,
@@ -160,7 +173,6 @@ class RolloutWorker:
             assignment.task_index,
             phase,
         )
-        policy = NumpyPolicy(self.spec, to_numpy(theta))
         return collect(policy, self._env_for(assignment.task), self.settings.task.horizon, seed)
 
     def _env_for(self, task: Task) -> VectorEnv[Any, Any, Any]:

@@ -1,0 +1,67 @@
+"""The report: one HTML file that holds everything and asks for nothing from outside."""
+
+from __future__ import annotations
+
+import os
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from maml_ray.config import Settings, dump_settings
+from maml_ray.run_folder import RunFolder
+
+_PLOTS = (
+    ("returns.png", "Return before and after adaptation"),
+    ("meta_update.png", "The meta-update"),
+    ("time.png", "Where the time went"),
+)
+
+
+def write_report(
+    folder: RunFolder,
+    settings: Settings,
+    rows: Sequence[Mapping[str, Any]],
+    evaluation: Mapping[str, Any] | None,
+    versions: Mapping[str, str],
+) -> Path:
+    """Write ``report.html`` from what the run folder holds.
+
+    Args:
+        folder: of the run; its plots and its video are embedded where they are there.
+        settings: of the run.
+        rows: of ``metrics.jsonl``.
+        evaluation: the content of ``evaluation.json``, if there is one.
+        versions: of everything that the results depend on.
+
+    Returns:
+        The report's path.
+    """
+    environment = Environment(
+        loader=PackageLoader("maml_ray.report", "."), autoescape=True, undefined=StrictUndefined
+    )
+    page = environment.get_template("report.html.j2").render(
+        name=settings.run.name,
+        task=settings.task.name,
+        settings=dump_settings(settings),
+        last=dict(rows[-1]) if rows else None,
+        evaluation=evaluation,
+        plots=[
+            (title, _embedded(folder.plots / name, "image/png"))
+            for name, title in _PLOTS
+            if (folder.plots / name).is_file()
+        ],
+        video=_embedded(folder.video, "video/mp4") if folder.video.is_file() else None,
+        versions=versions,
+        folder=str(folder.path),
+    )
+    aside = folder.report.with_suffix(".partial")
+    aside.write_text(page, encoding="utf-8")
+    os.replace(aside, folder.report)
+    return folder.report
+
+
+def _embedded(path: Path, kind: str) -> str:
+    return f"data:{kind};base64,{b64encode(path.read_bytes()).decode()}"

@@ -1,0 +1,114 @@
+"""Metrics of a run in files: JSON lines for programs, TensorBoard events for people."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from maml_ray.records import IterationRecord, StartReport
+from maml_ray.run_folder import RunFolder
+
+_TAGS = {
+    "return_before": "return/before_adaptation",
+    "return_after": "return/after_adaptation",
+    "loss": "meta/loss",
+    "gradient_norm": "meta/gradient_norm",
+    "inner_kl": "meta/inner_kl",
+    "query_kl": "meta/query_kl",
+    "clip_fraction": "meta/clip_fraction",
+    "collector_ratio_error": "meta/collector_ratio_error",
+    "entropy": "policy/entropy_nats",
+    "learning_rate": "meta/learning_rate",
+    "wall_s": "time/iteration_s",
+    "collect_s": "time/collect_s",
+    "adapt_s": "time/adapt_s",
+    "learn_s": "time/learn_s",
+    "rest_s": "time/rest_s",
+    "total_env_steps": "throughput/total_env_steps",
+    "steps_per_second": "throughput/env_steps_per_second",
+    "retries": "faults/retries",
+}
+"""TensorBoard's name for each key of a row that it shows."""
+
+
+class MetricsLog:
+    """An observer that appends one line per iteration to ``metrics.jsonl``, and to TensorBoard.
+
+    Args:
+        folder: of the run.
+        first_iteration: where the run goes on. What an interrupted run has written of that
+            iteration and later ones is dropped, so that each iteration is told once.
+
+    Raises:
+        ValueError: the file that is there is damaged other than in its last line.
+    """
+
+    def __init__(self, folder: RunFolder, first_iteration: int = 0) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        _drop_from(folder.metrics, first_iteration)
+        self._lines = folder.metrics.open("a", encoding="utf-8")
+        self._events = SummaryWriter(str(folder.tensorboard), purge_step=first_iteration or None)
+
+    def on_start(self, report: StartReport) -> None:
+        """Nothing to write yet."""
+
+    def on_iteration(self, record: IterationRecord) -> None:
+        """One line, and one point of every curve."""
+        row = record.as_row()
+        self._lines.write(json.dumps({key: _finite(value) for key, value in row.items()}) + "\n")
+        self._lines.flush()
+        for key, tag in _TAGS.items():
+            self._events.add_scalar(tag, row[key], record.iteration)
+
+    def on_event(self, message: str) -> None:
+        """A line of TensorBoard's text page."""
+        self._events.add_text("events", message)
+
+    def close(self) -> None:
+        """Flush and close both."""
+        self._lines.close()
+        self._events.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of ``metrics.jsonl``; a last line torn by a killed program is left out.
+
+    Raises:
+        ValueError: another line is not a row, or an iteration is told out of order.
+    """
+    rows: list[dict[str, Any]] = []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            in_order = row["iteration"] == (rows[-1]["iteration"] + 1 if rows else 0)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            if number == len(lines):
+                break
+            raise ValueError(f"line {number} of {path} is not a row of metrics") from None
+        if not in_order:
+            raise ValueError(f"line {number} of {path} tells iteration {row['iteration']} again")
+        rows.append(row)
+    return rows
+
+
+def _drop_from(path: Path, first_iteration: int) -> None:
+    """Rewrite the file, whole or not at all, without ``first_iteration`` and what follows."""
+    if not path.exists():
+        return
+    kept = [row for row in read_metrics(path) if row["iteration"] < first_iteration]
+    aside = path.with_suffix(".partial")
+    with aside.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in kept)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

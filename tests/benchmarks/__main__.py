@@ -1,0 +1,71 @@
+"""``make bench``: one table of ratios. ``--json`` prints the same for keeping."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from dataclasses import asdict
+from importlib import metadata
+
+# One thread a contender: the comparison is of one core's work.
+os.environ.update({"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"})
+
+from tests.benchmarks import collection, iteration
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="make bench")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds")
+    parser.add_argument("--iterations", type=int, default=20, help="training iterations")
+    parser.add_argument("--settings", default="deploy.yaml", help="what to train")
+    chosen = parser.parse_args()
+    collections = [collection.measure(episodes, chosen.rounds) for episodes in (10, 20)]
+    whole = iteration.measure(chosen.settings, chosen.iterations, collections[0].physics_us)
+    if chosen.json:
+        figures = {
+            "machine": _machine(),
+            "collection": [asdict(result) for result in collections],
+            "iteration": asdict(whole),
+        }
+        print(json.dumps(figures, indent=2))
+        return
+    print(", ".join(f"{name} {value}" for name, value in _machine().items()))
+    print("\none rollout actor, policy and storage included       us/step   ratio")
+    for result in collections:
+        print(f"{result.episodes:>4} episodes: physics alone{result.physics_us:>28.1f}")
+        _line("collected; share of physics speed", result.collected_us, result.ratio_to_physics)
+        _line("gymnasium sync; how much slower", result.sync_us, result.speedup_over_sync)
+        if result.envpool_us is not None and result.speedup_over_envpool is not None:
+            _line("envpool; how much slower", result.envpool_us, result.speedup_over_envpool)
+        else:
+            print("               envpool: not installed")
+    print(
+        f"\na training iteration, {whole.rollout_actors} rollout actors, learner on {whole.learner}"
+    )
+    print(
+        f"     wall {whole.wall_s:.3f} s, physics {whole.physics_s:.3f} s, "
+        f"learner {whole.learn_s:.3f} s"
+    )
+    print(f"     neither physics nor learner: {whole.rest_share:.1%} of the wall time")
+    print(f"     wall time over physics:      {whole.wall_over_physics:.2f}")
+
+
+def _line(name: str, microseconds: float, ratio: float) -> None:
+    print(f"               {name:<36}{microseconds:>8.1f}{ratio:>8.2f}")
+
+
+def _machine() -> dict[str, str]:
+    packages = ("mujoco", "gymnasium", "numpy", "torch", "ray")
+    return {
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in packages},
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""What share of a training iteration is neither physics nor the learner's arithmetic."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from maml_ray.config import Settings, load_settings
+from maml_ray.records import IterationRecord, StartReport
+from maml_ray.run_folder import RunFolder
+from maml_ray.training import train
+
+WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class IterationResult:
+    """Medians over iterations, in seconds; the shares are medians of the iterations' own."""
+
+    rollout_actors: int
+    learner: str
+    wall_s: float
+    physics_s: float
+    learn_s: float
+    rest_share: float
+    wall_over_physics: float
+
+
+class _Recorder:
+    def __init__(self) -> None:
+        self.start: StartReport | None = None
+        self.records: list[IterationRecord] = []
+
+    def on_start(self, report: StartReport) -> None:
+        self.start = report
+
+    def on_iteration(self, record: IterationRecord) -> None:
+        self.records.append(record)
+
+    def on_event(self, message: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def measure(settings_file: str, iterations: int, physics_us: float) -> IterationResult:
+    """Run the settings file for some iterations, against physics of ``physics_us`` a step."""
+    settings: Settings = load_settings(
+        settings_file,
+        overrides=[f"run.iterations={iterations + WARM_UP}", "run.checkpoint_every=1000"],
+    )
+    recorder = _Recorder()
+    with tempfile.TemporaryDirectory() as folder:
+        train(settings, RunFolder(Path(folder)), observers=[recorder])
+    assert recorder.start is not None
+    steady = recorder.records[WARM_UP:]
+    actors = recorder.start.rollout_actors
+    wall = np.array([record.timings.wall_s for record in steady])
+    learn = np.array([record.timings.learn_s for record in steady])
+    physics = np.array([record.update.env_steps * physics_us * 1e-6 / actors for record in steady])
+    return IterationResult(
+        rollout_actors=actors,
+        learner=recorder.start.learner,
+        wall_s=float(np.median(wall)),
+        physics_s=float(np.median(physics)),
+        learn_s=float(np.median(learn)),
+        rest_share=float(np.median(1.0 - (physics + learn) / wall)),
+        wall_over_physics=float(np.median(wall / physics)),
+    )

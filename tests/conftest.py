@@ -1,0 +1,40 @@
+"""Set-up shared by all tests: off-screen rendering, one thread, small settings."""
+
+from __future__ import annotations
+
+import ctypes.util
+import os
+
+if "DISPLAY" not in os.environ and ctypes.util.find_library("EGL"):
+    os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is first imported
+
+import hypothesis
+import pytest
+import torch
+
+from maml_ray.config import Settings, validate_settings
+
+torch.set_num_threads(1)
+# The first draw of a text strategy builds tables for a second or more: not a matter of health.
+hypothesis.settings.register_profile(
+    "tests",
+    deadline=None,
+    max_examples=50,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("tests")
+
+
+@pytest.fixture
+def small_settings() -> Settings:
+    """Three tasks of two episodes and 20 steps, two inner steps."""
+    return validate_settings(
+        {
+            "run": {"seed": 3, "iterations": 5},
+            "task": {"horizon": 20},
+            "policy": {"hidden_sizes": [8]},
+            "meta_batch": {"tasks": 3, "episodes": 2},
+            "inner": {"steps": 2},
+            "outer": {"epochs": 2},
+        }
+    )

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from maml_ray.config import ClusterSettings
+from maml_ray.distributed.cluster import ResourcePlan, connected, plan_resources
+from maml_ray.errors import ResourceError
+
+
+@pytest.mark.parametrize(
+    ("settings", "available", "plan"),
+    [
+        ({}, {"CPU": 4.0}, ResourcePlan(4, 0, "cpu")),
+        ({}, {"CPU": 4.0, "GPU": 2.0}, ResourcePlan(4, 1, "cuda")),
+        ({"rollout_actors": 3}, {"CPU": 4.0}, ResourcePlan(3, 0, "cpu")),
+        ({"learner_device": "cpu"}, {"CPU": 4.0, "GPU": 2.0}, ResourcePlan(4, 0, "cpu")),
+        ({"learner_device": "cuda"}, {"CPU": 1.0, "GPU": 1.0}, ResourcePlan(1, 1, "cuda")),
+    ],
+)
+def test_a_plan_takes_a_cpu_an_actor_and_a_gpu_where_there_is_one(
+    settings: dict[str, object], available: dict[str, float], plan: ResourcePlan
+) -> None:
+    assert plan_resources(ClusterSettings.model_validate(settings), available) == plan
+
+
+@pytest.mark.parametrize(
+    ("settings", "available", "words"),
+    [
+        ({"rollout_actors": 5}, {"CPU": 4.0}, ["cluster.rollout_actors = 5", "4 CPUs"]),
+        ({"learner_device": "cuda"}, {"CPU": 4.0}, ["cluster.learner_device", "no GPU"]),
+        ({}, {"memory": 1.0}, ["no CPUs"]),
+    ],
+)
+def test_what_is_not_there_is_refused_with_the_setting_and_the_remedy(
+    settings: dict[str, object], available: dict[str, float], words: list[str]
+) -> None:
+    with pytest.raises(ResourceError) as caught:
+        plan_resources(ClusterSettings.model_validate(settings), available)
+    assert all(word in str(caught.value) for word in words)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_an_address_where_nothing_listens_is_refused_within_seconds(address: str) -> None:
+    start = time.monotonic()
+    with pytest.raises(ResourceError, match="no Ray cluster answers"), connected(address):
+        pass
+    assert time.monotonic() - start < 30.0
+
+
+@pytest.mark.parametrize("address", ["nonsense", "host:", ":6379", "host:port", "http://host:8265"])
+def test_an_address_of_another_form_is_refused(address: str) -> None:
+    with pytest.raises(ResourceError, match="address"), connected(address):
+        pass

@@ -1,0 +1,160 @@
+"""The pool on real actors: order, faults, deadlines. Results never depend on what happened."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from maml_ray.config import Settings, validate_settings
+from maml_ray.distributed.pool import Collected, RolloutPool
+from maml_ray.errors import Interrupted, TrainingFailed
+from maml_ray.learner import MetaLearner
+from maml_ray.rollout import Assignment, RolloutWorker
+from maml_ray.tasks.distribution import Task
+from maml_ray.tasks.half_cheetah import HalfCheetahBackwardTasks
+from maml_ray.trajectories import TaskRollouts
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+TASKS = 5
+
+
+class FlawedTasks(HalfCheetahBackwardTasks):
+    """Task ``raises`` raises, task ``kills`` kills its process, ``hangs`` never answers."""
+
+    def make_vector_env(self, task: Task, *, num_envs: int, horizon: int) -> Any:
+        if task.name == "raises":
+            raise RuntimeError("the simulator is on fire")
+        if task.name == "kills":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if task.name == "hangs":
+            signal.pause()
+        return super().make_vector_env(task, num_envs=num_envs, horizon=horizon)
+
+
+def settings(**cluster: Any) -> Settings:
+    return validate_settings(
+        {
+            "task": {"name": "tests.distributed.test_pool:FlawedTasks", "horizon": 20},
+            "meta_batch": {"tasks": TASKS, "episodes": 2},
+            "policy": {"hidden_sizes": [8]},
+            "cluster": cluster,
+        }
+    )
+
+
+def assignments(*names: str) -> list[Assignment]:
+    return [Assignment(0, index, Task(name), 0) for index, name in enumerate(names)]
+
+
+Opener = Callable[..., RolloutPool]
+
+
+@pytest.fixture
+def open_pool() -> Iterator[Opener]:
+    pools: list[RolloutPool] = []
+
+    def opener(count: int, chosen: Settings, **callbacks: Any) -> RolloutPool:
+        callbacks = {"on_event": lambda message: None, "check_stop": lambda: None, **callbacks}
+        pools.append(RolloutPool(chosen, count, f"test-{len(pools)}-{os.getpid()}", **callbacks))
+        return pools[-1]
+
+    yield opener
+    for pool in pools:
+        pool.close()
+
+
+def parameters(chosen: Settings) -> ray.ObjectRef[Any]:
+    learner = MetaLearner(chosen, RolloutWorker(chosen).spec)
+    return ray.put(learner.publish())
+
+
+def queries(collected: Collected) -> list[TaskRollouts]:
+    result: list[TaskRollouts] = ray.get(list(collected.rollouts), timeout=30)
+    return result
+
+
+def expected(chosen: Settings, work: Sequence[Assignment]) -> list[TaskRollouts]:
+    worker = RolloutWorker(chosen)
+    theta = MetaLearner(chosen, worker.spec).publish()
+    return [worker.roll_out(theta, assignment)[0] for assignment in work]
+
+
+def assert_same(found: Sequence[TaskRollouts], wanted: Sequence[TaskRollouts]) -> None:
+    assert [task.task_index for task in found] == [task.task_index for task in wanted]
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(one.query.rewards, other.query.rewards)
+        np.testing.assert_array_equal(one.support[0].observations, other.support[0].observations)
+
+
+@pytest.mark.parametrize("actors", [1, 2])
+def test_rollouts_come_in_task_order_and_equal_those_of_one_worker(
+    open_pool: Opener, actors: int
+) -> None:
+    chosen, work = settings(), assignments(*["backward"] * TASKS)
+    pool = open_pool(actors, chosen)
+    pool.wait_until_ready()
+    collected = pool.collect(parameters(chosen), work)
+    assert collected.retries == 0
+    assert_same(queries(collected), expected(chosen, work))
+
+
+def test_a_killed_actor_is_replaced_and_its_work_done_again(open_pool: Opener) -> None:
+    chosen, work = settings(), assignments(*["backward"] * TASKS)
+    events: list[str] = []
+    pool = open_pool(2, chosen, on_event=events.append)
+    places = pool.wait_until_ready()
+    victim = int(places[0].split("pid ")[1].rstrip(")"))
+    theta = parameters(chosen)
+    os.kill(victim, signal.SIGKILL)
+    collected = pool.collect(theta, work)
+    assert_same(queries(collected), expected(chosen, work))
+    assert collected.retries >= 1
+    assert len(events) == 1
+    assert "its actor died" in events[0]
+    again = pool.collect(theta, work)  # the replacement works
+    assert again.retries == 0
+
+
+def test_work_that_kills_every_actor_stops_the_run_and_is_named(open_pool: Opener) -> None:
+    chosen = settings(max_task_attempts=2)
+    pool = open_pool(2, chosen)
+    pool.wait_until_ready()
+    with pytest.raises(TrainingFailed, match=r"iteration 0, task 1 .*attempt 2 of 2"):
+        pool.collect(parameters(chosen), assignments("backward", "kills", "backward"))
+
+
+def test_work_that_hangs_is_given_up_after_its_deadline(open_pool: Opener) -> None:
+    chosen = settings(task_timeout_s=1.0, max_task_attempts=1)
+    pool = open_pool(1, chosen)
+    pool.wait_until_ready()
+    with pytest.raises(TrainingFailed, match=r"task 0 .*did not finish in time.*task_timeout_s"):
+        pool.collect(parameters(chosen), assignments("hangs"))
+
+
+def test_an_error_of_the_work_is_told_with_its_own_words(open_pool: Opener) -> None:
+    chosen = settings()
+    pool = open_pool(1, chosen)
+    pool.wait_until_ready()
+    with pytest.raises(TrainingFailed, match="RuntimeError: the simulator is on fire"):
+        pool.collect(parameters(chosen), assignments("raises"))
+
+
+def test_a_request_to_stop_ends_the_wait_for_work_that_never_ends(open_pool: Opener) -> None:
+    chosen = settings()
+    asked = iter([False] * 3)
+
+    def stop() -> None:
+        if next(asked, True):
+            raise Interrupted(signal.SIGINT)
+
+    pool = open_pool(1, chosen)
+    pool.wait_until_ready()
+    pool._check_stop = stop
+    with pytest.raises(Interrupted):
+        pool.collect(parameters(chosen), assignments("hangs"))

@@ -1,0 +1,143 @@
+"""The whole loop on Ray: the same result whoever does the work, interrupted or not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from maml_ray.checkpoint import load_newest
+from maml_ray.config import Settings, validate_settings
+from maml_ray.errors import Interrupted
+from maml_ray.learner import MetaLearner
+from maml_ray.records import TIMING_KEYS, IterationRecord, StartReport
+from maml_ray.rollout import Assignment, RolloutWorker, sample_tasks
+from maml_ray.run_folder import RunFolder
+from maml_ray.tasks.distribution import resolve_tasks
+from maml_ray.training import train
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray() -> Iterator[None]:
+    if not ray.is_initialized():
+        ray.init(
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=150_000_000,
+            logging_level=logging.ERROR,
+        )
+    yield
+    ray.shutdown()
+
+
+class Recorder:
+    """An observer that remembers, and can ask for a stop after some iterations."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.starts: list[StartReport] = []
+        self.records: list[IterationRecord] = []
+        self._stop_after = stop_after
+
+    def on_start(self, report: StartReport) -> None:
+        self.starts.append(report)
+
+    def on_iteration(self, record: IterationRecord) -> None:
+        self.records.append(record)
+        if len(self.records) == self._stop_after:
+            raise Interrupted(15)
+
+    def on_event(self, message: str) -> None:
+        raise AssertionError(message)
+
+    def close(self) -> None:
+        pass
+
+
+def settings(actors: int = 2, threads: int = 1) -> Settings:
+    return validate_settings(
+        {
+            "run": {"seed": 5, "iterations": 4, "checkpoint_every": 2},
+            "task": {"horizon": 30},
+            "policy": {"hidden_sizes": [16]},
+            "meta_batch": {"tasks": 4, "episodes": 3},
+            "outer": {"epochs": 2, "tasks_per_minibatch": 3, "final_learning_rate": 1e-4},
+            "cluster": {"rollout_actors": actors, "learner_threads": threads},
+        }
+    )
+
+
+def trained(chosen: Settings, path: Path, **kwargs: object) -> tuple[Recorder, RunFolder]:
+    recorder, folder = Recorder(), RunFolder(path)
+    train(chosen, folder, observers=[recorder], **kwargs)  # type: ignore[arg-type]
+    return recorder, folder
+
+
+def assert_same_result(one: RunFolder, other: RunFolder) -> None:
+    first, second = (load_newest(folder.checkpoints)[0] for folder in (one, other))
+    assert (first.iteration, first.total_env_steps) == (second.iteration, second.total_env_steps)
+    for field in ("parameters", "first_moments", "second_moments"):
+        a, b = getattr(first.learner, field), getattr(second.learner, field)
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name], err_msg=f"{field} {name}")
+
+
+def learning_figures(recorder: Recorder) -> list[dict[str, object]]:
+    rows = [record.as_row() for record in recorder.records]
+    return [{k: v for k, v in row.items() if k not in {*TIMING_KEYS, "learn_s"}} for row in rows]
+
+
+def test_one_actor_and_two_give_the_same_parameters_to_the_last_bit(tmp_path: Path) -> None:
+    one, one_folder = trained(settings(actors=1), tmp_path / "one")
+    two, two_folder = trained(settings(actors=2), tmp_path / "two")
+    assert one.starts[0].rollout_actors == 1
+    assert two.starts[0].rollout_actors == 2
+    assert_same_result(one_folder, two_folder)
+    assert learning_figures(one) == learning_figures(two)
+
+
+def test_ray_adds_nothing_to_the_mathematics(tmp_path: Path) -> None:
+    chosen = settings()
+    _, folder = trained(chosen, tmp_path)
+    worker = RolloutWorker(chosen)
+    learner, tasks = MetaLearner(chosen, worker.spec), resolve_tasks(chosen.task.name)
+    for iteration in range(chosen.run.iterations):
+        theta = learner.publish()
+        work = [
+            Assignment(iteration, index, task, iteration)
+            for index, task in enumerate(sample_tasks(chosen, tasks, iteration))
+        ]
+        learner.update([worker.roll_out(theta, assignment)[0] for assignment in work])
+    distributed = load_newest(folder.checkpoints)[0].learner.parameters
+    for name, value in learner.publish().values.items():
+        np.testing.assert_array_equal(distributed[name], value)
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3])
+def test_an_interrupted_run_goes_on_to_the_same_result(tmp_path: Path, stop_after: int) -> None:
+    _, whole = trained(settings(), tmp_path / "whole")
+    broken = RunFolder(tmp_path / "broken")
+    with pytest.raises(Interrupted):
+        train(settings(), broken, observers=[Recorder(stop_after)])
+    checkpoint, _ = load_newest(broken.checkpoints)
+    assert checkpoint.iteration == stop_after
+    resumed, _ = trained(settings(), tmp_path / "broken", resume=checkpoint)
+    assert [r.iteration for r in resumed.records] == list(range(stop_after, 4))
+    assert resumed.starts[0].first_iteration == stop_after
+    assert_same_result(whole, broken)
+
+
+def test_the_parts_of_an_iteration_add_up_to_its_wall_time(tmp_path: Path) -> None:
+    recorder, _ = trained(settings(), tmp_path)
+    for record in recorder.records:
+        times = record.timings
+        assert times.collect_s > 0
+        assert times.learn_s > 0
+        assert times.collect_s + times.adapt_s + times.learn_s + times.rest_s == pytest.approx(
+            times.wall_s
+        )
+        assert record.update.env_steps == 4 * 3 * 30 * 2
+    assert recorder.records[-1].total_env_steps == 4 * 4 * 3 * 30 * 2
