@@ -238,10 +238,17 @@ def main() -> None:
         print(f"maml-ray: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except TrainingFailed as error:
-        print(f"maml-ray: training failed: {error}", file=sys.stderr)
+        print(f"maml-ray: training failed: {error}{_how_to_go_on(error.run)}", file=sys.stderr)
         sys.exit(error.exit_code)
     except Interrupted as error:
+        print(f"maml-ray: {error}{_how_to_go_on(error.run)}", file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+def _how_to_go_on(run: str | None) -> str:
+    if run is None:
+        return ""
+    return f"\nmaml-ray: what was finished is in {run}; go on with: maml-ray train --resume {run}"
 
 
 if __name__ == "__main__":

@@ -108,10 +108,10 @@ class OuterSettings(_Section):
 
     objective: Literal["ppo", "reinforce"] = "ppo"
     order: Literal["second", "first"] = "second"
-    learning_rate: Positive = 5e-3
+    learning_rate: Positive = 1e-3
     final_learning_rate: NonNegative | None = None
-    epochs: Count = 8
-    tasks_per_minibatch: Count | None = None
+    epochs: Count = 4
+    tasks_per_minibatch: Count | None = 2
     clip: Positive = 0.3
     inner_kl_coefficient: NonNegative = 5e-4
     weight_decay: NonNegative = 0.0
@@ -175,6 +175,7 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "objective": "reinforce",
             "learning_rate": 1e-3,
             "epochs": 1,
+            "tasks_per_minibatch": None,
             "weight_decay": 1e-4,
         },
     },

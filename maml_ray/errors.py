@@ -18,13 +18,22 @@ class RunFolderError(UserError):
 
 
 class TrainingFailed(Exception):
-    """Training could not go on; what was checkpointed is kept."""
+    """Training could not go on; what was checkpointed is kept.
+
+    ``run`` is the run folder, where one is known: to go on with, once the cause is mended.
+    """
 
     exit_code = 1
+    run: str | None = None
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop; it has stopped in good order."""
+    """A signal asked the run to stop; it has stopped in good order.
+
+    ``run`` is the run folder, where one is known: to go on with.
+    """
+
+    run: str | None = None
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by signal {signal_number}")

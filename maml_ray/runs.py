@@ -14,7 +14,7 @@ from rich.console import Console
 from maml_ray.agent import Agent, load, open_run
 from maml_ray.checkpoint import Checkpoint, load_newest
 from maml_ray.config import Settings, SettingsError, dump_settings, load_settings
-from maml_ray.errors import RunFolderError
+from maml_ray.errors import Interrupted, RunFolderError, TrainingFailed
 from maml_ray.evaluation import (
     Evaluation,
     VideoUnavailable,
@@ -83,6 +83,10 @@ def train(
     observers: list[Observer] = [MetricsLog(folder, first), make_progress(console)]
     try:
         train_on_ray(settings, folder, observers=observers, resume=checkpoint)
+    except (Interrupted, TrainingFailed) as error:
+        if folder.checkpoints.exists():
+            error.run = str(folder.path)
+        raise
     finally:
         for observer in observers:
             observer.close()

@@ -75,7 +75,7 @@ def train(
         _crew(settings, folder, audience, stop, resume) as crew,
     ):
         position = _position_of(resume)
-        saved = position.iteration
+        saved = position.iteration if resume else None
         parameters = crew.learner.publish()
         tasks = resolve_tasks(settings.task.name)
         try:

@@ -1,0 +1,127 @@
+"""The command line, in this process: mistakes are one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from maml_ray.cli import main
+from maml_ray.config import load_settings, validate_settings
+
+
+class Outcome:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+    def run(*arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["maml-ray", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        captured = capsys.readouterr()
+        return Outcome(int(caught.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+def assert_refused(outcome: Outcome, *words: str) -> None:
+    assert outcome.code == 2, outcome.err
+    assert "Traceback" not in outcome.err
+    for word in words:
+        assert word in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "nowhere.yaml"], ["nowhere.yaml", "No such file"]),
+        (["train", "--set", "outer.epochs"], ["outer.epochs", "key.path=value"]),
+        (["train", "--set", "outer.epoch=3"], ["outer.epoch", "did you mean 'epochs'"]),
+        (["train", "--set", "outer.epochs=0"], ["outer.epochs", "0", "greater than or equal to 1"]),
+        (["train", "--set", "task.name=half-cheetah-backwards"], ["half-cheetah-backward"]),
+        (["train", "--set", "task.name=no.such.module:Tasks"], ["no.such.module"]),
+        (["train", "--set", "task.name=json:loads"], ["json:loads", "TaskDistribution"]),
+        (["train", "--preset", "notebok"], ["notebok", "did you mean 'notebook'"]),
+        (["train", "--resume", "nowhere"], ["nowhere"]),
+        (["train", "--resume", "a", "--run-dir", "b"], ["--run-dir"]),
+        (["train", "--resume", "a", "--preset", "notebook"], ["--preset"]),
+        (["evaluate", "nowhere"], ["nowhere"]),
+        (["evaluate", "."], ["is not a run folder"]),
+        (["report", "nowhere"], ["nowhere"]),
+        (["check", "--set", "run.seed=-1"], ["run.seed", "-1"]),
+        (["evaluate", "x", "--episodes", "0"], ["--episodes"]),
+        (["train", "--no-such-option"], ["--no-such-option"]),
+        (["no-such-command"], ["no-such-command"]),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(  # type: ignore[no-untyped-def]
+    cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert_refused(cli(*arguments), *words)
+    assert not list(tmp_path.iterdir()), "a refused command must leave nothing behind"
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "report", "check", "version"])
+def test_every_command_has_a_help_page_with_what_it_is_for(cli, command: str) -> None:  # type: ignore[no-untyped-def]
+    outcome = cli(command, "--help")
+    assert outcome.code == 0
+    assert len(outcome.out.splitlines()) > 8 or command == "version"
+    if command != "version":
+        assert f"maml-ray {command}" in outcome.out
+
+
+def test_check_prints_settings_that_load_to_themselves(cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    outcome = cli("check", "--set", "outer.epochs=3", "--set", "cluster.rollout_actors=5")
+    assert outcome.code == 0
+    file = tmp_path / "again.yaml"
+    file.write_text(outcome.out)
+    assert load_settings(file) == validate_settings(
+        {"outer": {"epochs": 3}, "cluster": {"rollout_actors": 5}}
+    )
+    assert "rollout actors: 5" in outcome.out
+    assert re.search(r"an iteration: .* = [\d,]+ env steps", outcome.out)
+
+
+def test_version_names_the_packages(cli) -> None:  # type: ignore[no-untyped-def]
+    outcome = cli("version")
+    assert outcome.code == 0
+    for name in ("maml-ray", "torch", "ray", "mujoco", "python"):
+        assert re.search(rf"^{name} +\d", outcome.out, re.MULTILINE)
+
+
+def test_the_shipped_deploy_yaml_is_the_defaults_and_names_every_key() -> None:
+    path = Path(__file__).parent.parent / "deploy.yaml"
+    assert load_settings(path) == validate_settings({})
+    written = yaml.safe_load(path.read_text())
+    for section, values in validate_settings({}).model_dump().items():
+        assert set(written[section]) == set(values), section
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["run", "outer", "policy", "x"]), JUNK, max_size=3))
+def test_any_file_is_either_settings_or_one_sentence(tmp_path_factory, data) -> None:  # type: ignore[no-untyped-def]
+    from maml_ray.config import SettingsError
+
+    path = tmp_path_factory.mktemp("fuzz") / "deploy.yaml"
+    path.write_text(yaml.safe_dump(data), encoding="utf-8")
+    try:
+        load_settings(path)
+        told = ""
+    except SettingsError as error:
+        told = str(error)
+    assert "\n" not in told
