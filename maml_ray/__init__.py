@@ -37,7 +37,10 @@ _HOMES = {
     "train": "runs",
 }
 
-__version__ = metadata.version("maml-ray")
+try:
+    __version__ = metadata.version("maml-ray")
+except metadata.PackageNotFoundError:  # a source tree on the path, as Ray uploads it
+    __version__ = "0+source"
 __all__ = [
     "Agent",
     "Evaluation",

@@ -37,7 +37,7 @@ LogStd = Annotated[float, Field(ge=-20, le=5)]
 class _Section(BaseModel):
     """Base of all sections: frozen, strict about types, strict about names."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
 
 
 class RunSettings(_Section):
@@ -226,7 +226,7 @@ def validate_settings(data: Mapping[str, Any]) -> Settings:
 
 def dump_settings(settings: Settings) -> str:
     """Settings as YAML that :func:`load_settings` reads back to the same settings."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+    return yaml.dump(settings.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
 
 
 class _Loader(yaml.SafeLoader):
@@ -252,12 +252,20 @@ _Loader.yaml_implicit_resolvers = {
     letter: [(tag, pattern) for tag, pattern in resolvers if "timestamp" not in tag]
     for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+
+
 # YAML 1.1 reads 1e-3 as text; people who write learning rates mean the number.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+# The dumper knows of it too, so that it quotes a name such as "1e5".
+class _Dumper(yaml.SafeDumper):
+    """Plain YAML data that :class:`_Loader` reads back as it was."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+        list("-+.0123456789"),
+    )
 
 
 def _parse_yaml(text: str, source: str) -> Any:
@@ -265,7 +273,15 @@ def _parse_yaml(text: str, source: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except SettingsError as error:
         raise SettingsError(f"{source}: {error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    # PyYAML lets these through where a tag such as !!int does not fit its value.
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         problem = " ".join(str(error).split())
         raise SettingsError(f"{source} is not valid YAML: {problem[:300]}") from None
 
@@ -328,7 +344,7 @@ def _explain(error: ValidationError) -> str:
     """The first problem of a validation error as one sentence, and how many more there are."""
     problems = error.errors(include_url=False)
     first = problems[0]
-    location = tuple(str(part) for part in first["loc"] if part != "[key]")
+    location = tuple(str(part) for part in first["loc"])
     key = ".".join(location) or "the settings"
     if first["type"] == "extra_forbidden":
         known = _fields_at(location[:-1])

@@ -80,7 +80,7 @@ def policy_spec(settings: Settings, tasks: TaskDistribution | None = None) -> Po
         observation_shape, action_shape = env.observation_space.shape, env.action_space.shape
     finally:
         env.close()
-    if observation_shape is None or action_shape is None:
+    if not observation_shape or not action_shape or len(observation_shape + action_shape) != 2:
         raise ValueError(f"task {settings.task.name!r} needs Box observations and actions")
     (observation_size,), (action_size,) = observation_shape, action_shape
     return PolicySpec.from_settings(settings.policy, observation_size, action_size)

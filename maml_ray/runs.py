@@ -11,9 +11,10 @@ from typing import Any
 
 from rich.console import Console
 
+from maml_ray import __version__
 from maml_ray.agent import Agent, load, open_run
 from maml_ray.checkpoint import Checkpoint, load_newest
-from maml_ray.config import Settings, SettingsError, dump_settings, load_settings
+from maml_ray.config import Settings, SettingsError, load_settings
 from maml_ray.errors import Interrupted, RunFolderError, TrainingFailed
 from maml_ray.evaluation import (
     Evaluation,
@@ -33,7 +34,7 @@ from maml_ray.training import train as train_on_ray
 
 FREE_ON_RESUME = ("run.iterations", "run.checkpoint_every", "run.keep_checkpoints", "run.directory")
 """What a resumed run may change, beside all of ``cluster`` and ``evaluation``."""
-_PACKAGES = ("maml-ray", "torch", "ray", "gymnasium", "mujoco", "numpy")
+_PACKAGES = ("torch", "ray", "gymnasium", "mujoco", "numpy")
 
 
 @dataclass(frozen=True)
@@ -125,10 +126,7 @@ def report_run(folder: RunFolder, evaluation: dict[str, Any] | None) -> Path:
     Raises:
         RunFolderError: the metrics are damaged.
     """
-    try:
-        rows = read_metrics(folder.metrics) if folder.metrics.exists() else []
-    except ValueError as error:
-        raise RunFolderError(str(error)) from None
+    rows = read_metrics(folder.metrics) if folder.metrics.exists() else []
     write_plots(rows, folder)
     return write_report(folder, load_settings(folder.settings), rows, evaluation, versions())
 
@@ -136,7 +134,12 @@ def report_run(folder: RunFolder, evaluation: dict[str, Any] | None) -> Path:
 def versions() -> dict[str, str]:
     """Python, the machine, and the packages that results depend on."""
     found = {name: metadata.version(name) for name in _PACKAGES}
-    return {"python": platform.python_version(), "platform": platform.platform(), **found}
+    return {
+        "maml-ray": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **found,
+    }
 
 
 def _prepare(
@@ -158,7 +161,6 @@ def _prepare(
         settings, checkpoint = settings or Settings(), None
         folder = _new_folder(settings, run_dir)
     resolve_tasks(settings.task.name)  # a name that is not there costs nothing yet
-    _create(folder, settings)
     return folder, settings, checkpoint
 
 
@@ -173,16 +175,6 @@ def _new_folder(settings: Settings, run_dir: str | Path | None) -> RunFolder:
             "or name another folder"
         )
     return folder
-
-
-def _create(folder: RunFolder, settings: Settings) -> None:
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        folder.settings.write_text(dump_settings(settings), encoding="utf-8")
-    except OSError as error:
-        raise RunFolderError(
-            f"cannot write to the run folder {folder.path}: {error.strerror}"
-        ) from None
 
 
 def _check_resumable(recorded: Settings, asked: Settings) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import ray
 
 from maml_ray.checkpoint import Checkpoint, save_checkpoint
-from maml_ray.config import Settings
+from maml_ray.config import Settings, dump_settings
 from maml_ray.distributed.cluster import connected, dashboard_url, plan_resources
 from maml_ray.distributed.learner_client import LearnerClient
 from maml_ray.distributed.pool import Collected, RolloutPool
@@ -58,7 +58,7 @@ def train(
 
     Args:
         settings: of the run.
-        folder: where checkpoints go.
+        folder: where settings and checkpoints go; made once the actors are up.
         observers: told of the start, of every iteration and of events; closed by their owner.
         resume: where to go on; None to begin.
 
@@ -66,7 +66,7 @@ def train(
         ResourceError: the cluster is not there or lacks what is asked for.
         TrainingFailed: a piece of work cannot be done; checkpoints up to then are kept.
         Interrupted: a signal came; the finished iterations have been checkpointed.
-        RunFolderError: a checkpoint could not be written.
+        RunFolderError: the folder or a checkpoint could not be written.
     """
     audience = _Audience(observers)
     with (
@@ -125,6 +125,7 @@ def _crew(
         pool.wait_until_ready()
         if resume is not None:
             learner.load(resume.learner)
+        _settle_in(folder, settings)
         audience.on_start(
             StartReport(
                 run_directory=str(folder.path),
@@ -139,6 +140,17 @@ def _crew(
     finally:
         pool.close()
         learner.close()
+
+
+def _settle_in(folder: RunFolder, settings: Settings) -> None:
+    """Make the run folder, now that the run can begin: a refused one leaves nothing behind."""
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.settings.write_text(dump_settings(settings), encoding="utf-8")
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot write to the run folder {folder.path}: {error.strerror}"
+        ) from None
 
 
 def _record(

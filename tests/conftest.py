@@ -20,6 +20,7 @@ hypothesis.settings.register_profile(
     "tests",
     deadline=None,
     max_examples=50,
+    derandomize=True,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("tests")
@@ -35,6 +36,6 @@ def small_settings() -> Settings:
             "policy": {"hidden_sizes": [8]},
             "meta_batch": {"tasks": 3, "episodes": 2},
             "inner": {"steps": 2},
-            "outer": {"epochs": 2},
+            "outer": {"epochs": 2, "tasks_per_minibatch": None},
         }
     )

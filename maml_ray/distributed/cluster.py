@@ -129,9 +129,11 @@ def _explain(address: str | None, error: Exception) -> str:
         )
     if "auth" in reason.lower() and "token" in reason.lower():
         return f"the cluster at {address!r} wants a token: set RAY_AUTH_MODE=token ({reason[:200]})"
+    if address not in (None, "local") and os.environ.get("RAY_AUTH_MODE") != "token":
+        reason += "; if it was started with a token, as 'ray start' does, set RAY_AUTH_MODE=token"
     where = (
         "start Ray on this machine"
         if address == "local"
         else f"join the Ray cluster at {address!r}"
     )
-    return f"cannot {where}: {reason[:300]}"
+    return f"cannot {where}: {reason[-300:]}"

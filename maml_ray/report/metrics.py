@@ -6,8 +6,9 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from maml_ray.errors import RunFolderError
 from maml_ray.records import IterationRecord, StartReport
 from maml_ray.run_folder import RunFolder
 
@@ -42,22 +43,28 @@ class MetricsLog:
         first_iteration: where the run goes on. What an interrupted run has written of that
             iteration and later ones is dropped, so that each iteration is told once.
 
-    Raises:
-        ValueError: the file that is there is damaged other than in its last line.
+    The files are opened at the start of the run, which raises a RunFolderError if the file that is
+    there is damaged other than in its last line.
     """
 
     def __init__(self, folder: RunFolder, first_iteration: int = 0) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-        _drop_from(folder.metrics, first_iteration)
-        self._lines = folder.metrics.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(folder.tensorboard), purge_step=first_iteration or None)
+        self._folder = folder
+        self._first_iteration = first_iteration
+        self._lines: TextIO | None = None
+        self._events: Any = None
 
     def on_start(self, report: StartReport) -> None:
-        """Nothing to write yet."""
+        """Open the files."""
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        folder, first = self._folder, self._first_iteration
+        _drop_from(folder.metrics, first)
+        self._lines = folder.metrics.open("a", encoding="utf-8")
+        self._events = SummaryWriter(str(folder.tensorboard), purge_step=first or None)
 
     def on_iteration(self, record: IterationRecord) -> None:
         """One line, and one point of every curve."""
+        assert self._lines is not None
         row = record.as_row()
         self._lines.write(json.dumps({key: _finite(value) for key, value in row.items()}) + "\n")
         self._lines.flush()
@@ -66,19 +73,21 @@ class MetricsLog:
 
     def on_event(self, message: str) -> None:
         """A line of TensorBoard's text page."""
-        self._events.add_text("events", message)
+        if self._events is not None:
+            self._events.add_text("events", message)
 
     def close(self) -> None:
         """Flush and close both."""
-        self._lines.close()
-        self._events.close()
+        if self._lines is not None:
+            self._lines.close()
+            self._events.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of ``metrics.jsonl``; a last line torn by a killed program is left out.
 
     Raises:
-        ValueError: another line is not a row, or an iteration is told out of order.
+        RunFolderError: another line is not a row, or an iteration is told out of order.
     """
     rows: list[dict[str, Any]] = []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -89,9 +98,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except (ValueError, TypeError, KeyError, RecursionError):
             if number == len(lines):
                 break
-            raise ValueError(f"line {number} of {path} is not a row of metrics") from None
+            raise RunFolderError(f"line {number} of {path} is not a row of metrics") from None
         if not in_order:
-            raise ValueError(f"line {number} of {path} tells iteration {row['iteration']} again")
+            raise RunFolderError(
+                f"line {number} of {path} tells iteration {row['iteration']} out of order"
+            )
         rows.append(row)
     return rows
 

@@ -50,10 +50,10 @@ class TaskDistribution(ABC):
         """One environment of ``task`` that is truncated after ``horizon`` steps."""
 
     def make_vector_env(self, task: Task, *, num_envs: int, horizon: int) -> VectorEnv:
-        """``num_envs`` environments of ``task`` behind one ``step``, without autoreset."""
+        """``num_envs`` environments of ``task`` behind one ``step``, with autoreset."""
         return gym.vector.SyncVectorEnv(
             [lambda: self.make_env(task, horizon=horizon)] * num_envs,
-            autoreset_mode=gym.vector.AutoresetMode.DISABLED,
+            autoreset_mode=gym.vector.AutoresetMode.NEXT_STEP,
         )
 
 
@@ -74,8 +74,13 @@ def resolve_tasks(name: str) -> TaskDistribution:
         )
     try:
         factory = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise SettingsError(f"task.name = {name!r} cannot be loaded: {error}") from None
     if not (isinstance(factory, type) and issubclass(factory, TaskDistribution)):
         raise SettingsError(f"task.name = {name!r} is not a subclass of maml_ray.TaskDistribution")
-    return factory()
+    try:
+        return factory()
+    except TypeError as error:
+        raise SettingsError(
+            f"task.name = {name!r} cannot be made without arguments: {error}"
+        ) from None

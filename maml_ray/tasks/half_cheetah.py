@@ -57,7 +57,13 @@ class HalfCheetahBackward(HalfCheetahEnv):
 
 
 class HalfCheetahBackwardVector(MujocoVectorEnv):
-    """A batch of :class:`HalfCheetahBackward`; what ``gymnasium.make_vec`` gives."""
+    """A batch of :class:`HalfCheetahBackward`; what ``gymnasium.make_vec`` gives.
+
+    Takes the arguments of ``HalfCheetah-v5``, but for ``render_mode``: it shows no pictures.
+
+    Raises:
+        ValueError: a render mode is asked for.
+    """
 
     def __init__(
         self,
@@ -67,6 +73,8 @@ class HalfCheetahBackwardVector(MujocoVectorEnv):
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         **kwargs: Any,
     ) -> None:
+        if kwargs.pop("render_mode", None) is not None:
+            raise ValueError("the batched simulation does not render: use gymnasium.make for that")
         env = HalfCheetahBackward(**kwargs)
         super().__init__(
             env, num_envs, max_episode_steps=max_episode_steps, autoreset_mode=autoreset_mode

@@ -171,7 +171,7 @@ class MujocoVectorEnv(VectorEnv[Float64, NDArray[Any], NDArray[Any]], ABC):
         truncations = self._truncations() & moving
         self._done = terminations | truncations
         rewards = np.where(moving, transition.rewards, 0.0)
-        infos = self._masked_infos(transition.infos, moving)
+        infos = self._masked_infos(transition.infos, moving) if moving.any() else {}
         for key, values in self._reset_infos().items():
             infos[key] = np.where(resetting, values, infos.get(key, 0.0))
             infos[f"_{key}"] = infos.get(f"_{key}", False) | resetting

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.distributions import Independent, Normal
+from torch.distributions import kl_divergence as torch_kl
+
+from maml_ray.config import PolicySettings
+from maml_ray.policy import (
+    LOG_STD,
+    Gaussian,
+    NumpyPolicy,
+    PolicySpec,
+    distribution,
+    entropy,
+    initial_parameters,
+    kl_divergence,
+    log_prob,
+    project,
+    to_numpy,
+    to_torch,
+)
+from tests import oracles
+
+
+def spec_of(
+    observation_size: int = 4,
+    action_size: int = 2,
+    hidden_sizes: tuple[int, ...] = (8, 8),
+    activation: str = "tanh",
+    min_log_std: float = -3.0,
+) -> PolicySpec:
+    return PolicySpec(observation_size, action_size, hidden_sizes, activation, 0.0, min_log_std)
+
+
+specs = st.builds(
+    spec_of,
+    observation_size=st.integers(1, 20),
+    action_size=st.integers(1, 8),
+    hidden_sizes=st.lists(st.integers(1, 16), max_size=3).map(tuple),
+    activation=st.sampled_from(["tanh", "relu"]),
+    min_log_std=st.sampled_from([-3.0, -0.2]),
+)
+seeds = st.integers(0, 2**32)
+
+
+def random_gaussian(rng: np.random.Generator, *shape: int) -> Gaussian:
+    mean = torch.from_numpy(rng.standard_normal(shape))
+    return Gaussian(mean, torch.from_numpy(0.5 * rng.standard_normal(shape[-1])))
+
+
+def reference(gaussian: Gaussian) -> Any:
+    std = gaussian.log_std.exp().expand_as(gaussian.mean)
+    return Independent(Normal(gaussian.mean, std), 1)
+
+
+@given(seed=seeds, batch=st.lists(st.integers(1, 4), max_size=3), actions=st.integers(1, 8))
+def test_log_prob_kl_and_entropy_are_those_of_torch(
+    seed: int, batch: list[int], actions: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    old, new = random_gaussian(rng, *batch, actions), random_gaussian(rng, *batch, actions)
+    taken = torch.from_numpy(3.0 * rng.standard_normal((*batch, actions)))
+    torch.testing.assert_close(log_prob(old, taken), reference(old).log_prob(taken))
+    torch.testing.assert_close(kl_divergence(old, new), torch_kl(reference(old), reference(new)))
+    expected = reference(Gaussian(torch.zeros(actions).double(), old.log_std)).entropy()
+    torch.testing.assert_close(entropy(old.log_std), expected)
+
+
+def test_log_probabilities_are_summed_over_action_dimensions() -> None:
+    one = log_prob(Gaussian(torch.zeros(1), torch.zeros(1)), torch.ones(1))
+    six = log_prob(Gaussian(torch.zeros(6), torch.zeros(6)), torch.ones(6))
+    assert float(one) == pytest.approx(-0.5 - 0.5 * math.log(2 * math.pi))
+    assert float(six) == pytest.approx(6 * float(one))
+
+
+def test_kl_of_a_policy_with_itself_is_exactly_zero() -> None:
+    gaussian = random_gaussian(np.random.default_rng(0), 5, 3)
+    assert (kl_divergence(gaussian, gaussian) == 0).all()
+
+
+@given(spec=specs, seed=seeds)
+def test_the_policy_is_the_network_written_out(spec: PolicySpec, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    parameters = oracles.random_parameters(spec, rng)
+    observations = torch.from_numpy(rng.standard_normal((7, spec.observation_size)))
+    actual = distribution(spec, parameters, observations)
+    expected = oracles.action_distribution(spec, parameters, observations).base_dist
+    torch.testing.assert_close(actual.mean, expected.mean)
+    torch.testing.assert_close(actual.log_std.exp().expand_as(actual.mean), expected.stddev)
+
+
+@given(spec=specs, seed=seeds)
+def test_numpy_twin_agrees_with_torch(spec: PolicySpec, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    parameters = {k: v.float() for k, v in oracles.random_parameters(spec, rng, 0.3).items()}
+    observations = rng.standard_normal((5, spec.observation_size)).astype(np.float32)
+    twin = NumpyPolicy(spec, to_numpy(parameters))
+    gaussian = distribution(spec, parameters, torch.from_numpy(observations))
+    mean = twin.mean(observations)
+    assert mean.dtype == twin.std.dtype == np.float32
+    np.testing.assert_allclose(mean, gaussian.mean.numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(twin.std, gaussian.log_std.exp().numpy(), rtol=1e-6)
+    noise = rng.standard_normal((5, spec.action_size)).astype(np.float32)
+    actions = torch.from_numpy(mean + twin.std * noise)
+    np.testing.assert_allclose(
+        twin.log_prob_of_noise(noise), log_prob(gaussian, actions).numpy(), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_numpy_twin_leaves_observations_and_parameters_alone() -> None:
+    spec = spec_of(hidden_sizes=())
+    parameters = to_numpy(initial_parameters(spec, np.random.default_rng(0)))
+    saved = {name: value.copy() for name, value in parameters.items()}
+    observations = np.ones((3, 4), np.float32)
+    NumpyPolicy(spec, parameters).mean(observations)
+    np.testing.assert_array_equal(observations, 1.0)
+    for name, value in saved.items():
+        np.testing.assert_array_equal(parameters[name], value)
+
+
+def test_one_observation_needs_no_batch() -> None:
+    spec = spec_of()
+    policy = NumpyPolicy(spec, to_numpy(initial_parameters(spec, np.random.default_rng(0))))
+    observations = np.random.default_rng(1).standard_normal((3, 4)).astype(np.float32)
+    single = policy.mean(observations[1])
+    assert single.shape == (2,)
+    np.testing.assert_allclose(single, policy.mean(observations)[1], rtol=1e-5, atol=1e-8)
+
+
+def test_the_floor_clamps_and_lets_the_gradient_pass_again_after_project() -> None:
+    spec = spec_of(min_log_std=-1.0)
+    parameters = initial_parameters(spec, np.random.default_rng(0))
+    parameters[LOG_STD] = torch.tensor([-2.0, 0.0], requires_grad=True)
+
+    def slope() -> list[bool]:
+        gaussian = distribution(spec, parameters, torch.zeros(1, 4))
+        loss = log_prob(gaussian, torch.full((1, 2), 2.0)).sum()
+        (gradient,) = torch.autograd.grad(loss, parameters[LOG_STD])
+        return [bool(value) for value in gradient != 0]
+
+    assert distribution(spec, parameters, torch.zeros(1, 4)).log_std.tolist() == [-1.0, 0.0]
+    assert slope() == [False, True]
+    project(spec, parameters)
+    assert parameters[LOG_STD].tolist() == [-1.0, 0.0]
+    assert parameters[LOG_STD].requires_grad
+    assert slope() == [True, True]
+
+
+def test_the_start_on_the_floor_lets_the_gradient_pass() -> None:
+    spec = PolicySpec(4, 2, (), "tanh", -2.3, -2.3)  # not a float32 number
+    parameters = initial_parameters(spec, np.random.default_rng(0))
+    log_std = parameters[LOG_STD].requires_grad_()
+    gaussian = distribution(spec, parameters, torch.zeros(1, 4))
+    loss = log_prob(gaussian, torch.full((1, 2), 2.0)).sum()
+    assert (torch.autograd.grad(loss, log_std)[0] != 0).all()
+
+
+def test_numbers_are_copied_both_ways() -> None:
+    spec = spec_of()
+    parameters = initial_parameters(spec, np.random.default_rng(0))
+    arrays = to_numpy(parameters)
+    tensors = to_torch(arrays)
+    for name, array in arrays.items():
+        assert array.dtype == np.float32
+        array += 1.0
+        torch.testing.assert_close(tensors[name], parameters[name], rtol=0, atol=0)
+        assert (torch.from_numpy(array) != parameters[name]).all()
+
+
+def test_read_only_numbers_are_taken() -> None:
+    """Ray hands out read-only arrays."""
+    arrays = to_numpy(initial_parameters(spec_of(), np.random.default_rng(0)))
+    for array in arrays.values():
+        array.flags.writeable = False
+    tensors = to_torch(arrays)
+    tensors[LOG_STD].add_(1.0)
+    np.testing.assert_array_equal(arrays[LOG_STD], 0.0)
+
+
+def test_initial_parameters() -> None:
+    spec = PolicySpec.from_settings(
+        PolicySettings(hidden_sizes=(64, 32), initial_log_std=-0.5), 17, 6
+    )
+    parameters = initial_parameters(spec, np.random.default_rng(0))
+    assert {name: tuple(value.shape) for name, value in parameters.items()} == spec.shapes()
+    assert list(parameters) == [
+        *(f"{layer}.{kind}" for layer in spec.layer_names for kind in ("weight", "bias")),
+        LOG_STD,
+    ]
+    assert (parameters[LOG_STD] == -0.5).all()
+    assert all((v == 0).all() for name, v in parameters.items() if name.endswith("bias"))
+    first = parameters["hidden_0.weight"].abs().max()
+    assert 0.9 * math.sqrt(6 / 81) < float(first) <= math.sqrt(6 / 81)
+    assert float(parameters["mean.weight"].abs().max()) <= 0.01 * math.sqrt(6 / 38)
+    again = initial_parameters(spec, np.random.default_rng(0))
+    assert all(torch.equal(parameters[name], again[name]) for name in parameters)
+
+
+def test_observations_of_another_size_are_refused() -> None:
+    spec = spec_of()
+    parameters = initial_parameters(spec, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="size 4"):
+        distribution(spec, parameters, torch.zeros(3, 5))
