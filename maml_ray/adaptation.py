@@ -50,3 +50,8 @@ def adapt(
         }
         collected.append(aux)
     return parameters, tuple(collected)
+
+
+def warm_up() -> None:
+    """Have torch import what its transforms need, about a second, ahead of the first step."""
+    adapt({"x": torch.zeros(1)}, [lambda theta: (theta["x"].sum(), theta["x"])], 0.1)

@@ -47,7 +47,7 @@ class RunSettings(_Section):
         "half-cheetah-backward"
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    iterations: Count = 150
+    iterations: Count = 200
     directory: Annotated[str, Field(min_length=1)] = "runs"
     checkpoint_every: Count = 10
     keep_checkpoints: Count = 3

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import ray
 import torch
 
+from maml_ray.adaptation import warm_up
 from maml_ray.config import Settings
 from maml_ray.learner import LearnerState, MetaLearner, UpdateMetrics
 from maml_ray.policy import PolicySpec
@@ -29,6 +30,7 @@ class RolloutActor:
 
     def __init__(self, name: str, settings: Settings) -> None:
         torch.set_num_threads(1)  # one actor a CPU
+        warm_up()
         self._name = name
         self._doing = "starting"
         self._worker = RolloutWorker(settings)
@@ -61,6 +63,7 @@ class LearnerActor:
         # Ray gives a process without CPUs one thread; the learner works while the actors wait.
         self._threads = threads or _usable_cpus()
         torch.set_num_threads(self._threads)
+        warm_up()
         self._learner = MetaLearner(settings, spec, _device(device))
         self._doing = f"at version 0 on {self.describe()}"
 

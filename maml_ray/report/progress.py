@@ -49,7 +49,7 @@ class TerminalProgress:
         """Show the iteration's figures."""
         self._best = max(self._best, record.update.return_after)
         if self._live is not None:
-            self._live.update(self._render(record, self._time_left.after(record)))
+            self._live.update(self._render(record, self._time_left.after(record)), refresh=True)
 
     def on_event(self, message: str) -> None:
         """Print a line above the display."""

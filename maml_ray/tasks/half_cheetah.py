@@ -32,12 +32,20 @@ class HalfCheetahBackward(HalfCheetahEnv):
     The observation space is bounded by MuJoCo's own limit on any coordinate (1e10, beyond which
     it resets the simulation) in place of infinity, which Gymnasium's checker warns of.
 
-    Takes the arguments of ``HalfCheetah-v5``, ``render_mode`` among them.
+    Takes the arguments of ``HalfCheetah-v5``, ``render_mode`` among them. Unless told otherwise the
+    camera follows the animal, which would run out of a fixed camera's picture within a second.
     """
 
     def __init__(self, **kwargs: Any) -> None:
+        if "camera_id" not in kwargs:
+            kwargs.setdefault("camera_name", "track")
         super().__init__(**kwargs)
         gym.utils.EzPickle.__init__(self, **kwargs)  # the parent recorded its own arguments
+        # The floor is endless to the physics, but drawn for 40 m to each side: a good runner gets
+        # to its edge. Ten times the size, and the chequers as large as before.
+        floor = self.model.geom("floor")
+        floor.size[:2] *= 10.0
+        self.model.mat_texrepeat[floor.matid] *= 10.0
         modes = ["rgb_array", "depth_array", "rgbd_tuple"]
         if _has_display():  # without one, opening a window aborts the whole process
             modes.insert(0, "human")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import mujoco
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
@@ -156,3 +157,20 @@ def test_stable_baselines3_takes_it(tmp_path: Path) -> None:
     assert model.num_timesteps == 256
     assert any((a != b).any() for a, b in zip(before, model.policy.parameters(), strict=True))
     env.close()
+
+
+def test_the_camera_follows_and_the_floor_does_not_end() -> None:
+    env = HalfCheetahBackward(render_mode="rgb_array")
+    env.reset(seed=0)
+    pictures = []
+    for x in (0.0, -96.0):  # a whole number of chequers apart
+        env.data.qpos[0] = x
+        mujoco.mj_forward(env.model, env.data)
+        try:
+            pictures.append(np.asarray(env.render(), dtype=np.float64))
+        except Exception as error:
+            pytest.skip(f"this machine cannot render: {error}")
+    env.close()
+    start, far = pictures
+    assert start.std() > 20
+    assert np.abs(start - far).mean() < 0.1 * start.std()

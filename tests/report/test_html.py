@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maml_ray.config import Settings, validate_settings
+from maml_ray.report.html import write_report
+from maml_ray.report.plots import write_plots
+from maml_ray.run_folder import RunFolder
+from tests.report.conftest import MakeRecord
+
+VERSIONS = {"maml-ray": "9.9", "torch": "2.x"}
+EVALUATION = {
+    "tasks": 2,
+    "episodes": 3,
+    "rows": [
+        {
+            "steps": steps,
+            "actions": actions,
+            "mean": 100.25 + steps,
+            "low": 90.0,
+            "high": 110.0,
+            "episodes": 6,
+            "returns": [1.0],
+        }
+        for steps in (0, 1)
+        for actions in ("stochastic", "mean")
+    ],
+}
+
+
+class Page(HTMLParser):
+    """Collects the text, the tags, and every address that the page refers to."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.feed(source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [v or "" for k, v in attrs if k in ("src", "href", "data", "srcset")]
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def report(folder: Path, rows: list[dict[str, Any]], evaluation: Any, settings: Settings) -> Page:
+    run = RunFolder(folder)
+    return Page(write_report(run, settings, rows, evaluation, VERSIONS).read_text())
+
+
+def test_it_holds_the_figures_the_settings_the_pictures_and_the_video(
+    tmp_path: Path, record: MakeRecord
+) -> None:
+    rows = [record(iteration).as_row() for iteration in range(5)]
+    write_plots(rows, RunFolder(tmp_path))
+    RunFolder(tmp_path).video.write_bytes(b"not really a film")
+    page = report(tmp_path, rows, EVALUATION, validate_settings({"outer": {"clip": 0.123}}))
+    for words in ("101.2", "90.0 to 110.0", "clip: 0.123", "9.9", "0.02 M", "half-cheetah"):
+        assert words in page.text, words
+    assert page.tags.count("img") == 3
+    assert page.tags.count("video") == 1
+
+
+def test_it_asks_for_nothing_from_outside(tmp_path: Path, record: MakeRecord) -> None:
+    rows = [record(0).as_row()]
+    write_plots(rows, RunFolder(tmp_path))
+    page = report(tmp_path, rows, EVALUATION, Settings())
+    assert page.addresses
+    assert all(address.startswith("data:") for address in page.addresses)
+    assert not {"script", "link", "iframe"} & set(page.tags)
+
+
+def test_what_is_missing_is_said(tmp_path: Path) -> None:
+    page = report(tmp_path, [], None, Settings())
+    for words in ("No iteration", "Not evaluated yet", "No video", "no plots"):
+        assert words in page.text
+
+
+@pytest.mark.parametrize("hostile", ["<script>alert(1)</script>:X", "a'\"><img src=x>:Y"])
+def test_text_from_settings_is_escaped(tmp_path: Path, hostile: str) -> None:
+    page = report(tmp_path, [], None, validate_settings({"task": {"name": hostile}}))
+    assert "script" not in page.tags
+    assert "img" not in page.tags
+    assert hostile in page.text

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from maml_ray.errors import RunFolderError
+from maml_ray.records import StartReport
+from maml_ray.report.metrics import MetricsLog, read_metrics
+from maml_ray.run_folder import RunFolder
+from tests.report.conftest import MakeRecord
+
+START = StartReport("run", 0, 2, "CPU, 2 threads", "127.0.0.1:6379", None)
+
+
+def write(folder: RunFolder, record: MakeRecord, first: int, last: int, **changes: float) -> None:
+    log = MetricsLog(folder, first)
+    log.on_start(START)
+    for iteration in range(first, last):
+        log.on_iteration(record(iteration, **changes))
+    log.close()
+
+
+def test_a_line_an_iteration_holds_what_the_record_holds(
+    tmp_path: Path, record: MakeRecord
+) -> None:
+    folder = RunFolder(tmp_path)
+    write(folder, record, 0, 3)
+    rows = read_metrics(folder.metrics)
+    assert rows == [record(iteration).as_row() for iteration in range(3)]
+    assert rows[2]["rest_s"] == pytest.approx(0.125 * 2.0)
+    assert rows[2]["steps_per_second"] == pytest.approx(2000.0)
+
+
+def test_a_line_is_on_disk_as_soon_as_its_iteration_is_over(
+    tmp_path: Path, record: MakeRecord
+) -> None:
+    log = MetricsLog(RunFolder(tmp_path))
+    log.on_start(START)
+    log.on_iteration(record(0))
+    assert len(read_metrics(RunFolder(tmp_path).metrics)) == 1
+    log.close()
+
+
+def test_what_is_not_finite_is_written_as_null(tmp_path: Path, record: MakeRecord) -> None:
+    folder = RunFolder(tmp_path)
+    write(folder, record, 0, 1, loss=float("nan"), gradient_norm=float("inf"))
+    line = folder.metrics.read_text()
+    assert "NaN" not in line
+    assert "Infinity" not in line
+    assert json.loads(line)["loss"] is None
+
+
+def test_a_resumed_run_tells_each_iteration_once(tmp_path: Path, record: MakeRecord) -> None:
+    folder = RunFolder(tmp_path)
+    write(folder, record, 0, 5)
+    with folder.metrics.open("a") as file:
+        file.write('{"iteration": 5, "torn')
+    write(folder, record, 3, 6, loss=0.5)
+    rows = read_metrics(folder.metrics)
+    assert [row["iteration"] for row in rows] == [0, 1, 2, 3, 4, 5]
+    assert [row["loss"] for row in rows] == [-0.01] * 3 + [0.5] * 3
+    events = EventAccumulator(str(folder.tensorboard))
+    events.Reload()
+    points = events.Scalars("meta/loss")
+    assert [point.step for point in points] == [0, 1, 2, 3, 4, 5]
+    assert [point.value for point in points] == pytest.approx([-0.01] * 3 + [0.5] * 3)
+
+
+@pytest.mark.parametrize("line", ["nonsense", "[1]", '{"loss": 1}', '{"iteration": 0}'])
+def test_a_damaged_line_that_is_not_the_last_is_refused_and_named(
+    tmp_path: Path, record: MakeRecord, line: str
+) -> None:
+    folder = RunFolder(tmp_path)
+    write(folder, record, 0, 3)
+    lines = folder.metrics.read_text().splitlines()
+    folder.metrics.write_text("\n".join([lines[0], line, lines[2]]) + "\n")
+    with pytest.raises(RunFolderError, match="line 2"):
+        read_metrics(folder.metrics)

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+
+from maml_ray.report.plots import returns_figure, smoothed, time_figure, write_plots
+from maml_ray.run_folder import RunFolder
+from tests.report.conftest import MakeRecord
+
+
+def test_the_curves_show_the_returns_against_million_steps(record: MakeRecord) -> None:
+    rows = [record(iteration).as_row() for iteration in range(6)]
+    (axes,) = returns_figure(rows).axes
+    before, _, after, _ = axes.get_lines()
+    np.testing.assert_allclose(np.asarray(before.get_xdata()), 0.004 * np.arange(1, 7))
+    np.testing.assert_allclose(np.asarray(before.get_ydata()), 10.0 * np.arange(6))
+    np.testing.assert_allclose(np.asarray(after.get_ydata()), 12.0 * np.arange(6))
+    assert "million" in axes.get_xlabel()
+    assert "return" in axes.get_ylabel()
+
+
+def test_the_shares_of_time_fill_the_plot(record: MakeRecord) -> None:
+    (axes,) = time_figure([record(iteration).as_row() for iteration in range(4)]).axes
+    tops = [area.get_datalim(axes.transData).y1 for area in axes.collections]
+    np.testing.assert_allclose(tops, [50.0, 62.5, 87.5, 100.0])
+
+
+def test_three_pictures_are_written_at_report_size(tmp_path: Path, record: MakeRecord) -> None:
+    rows = [record(iteration).as_row() for iteration in range(12)]
+    rows[3]["loss"] = None  # what was not finite
+    paths = write_plots(rows, RunFolder(tmp_path))
+    assert [path.name for path in paths] == ["returns.png", "meta_update.png", "time.png"]
+    for path in paths:
+        picture = iio.imread(path)
+        assert picture.shape[1] == 1080
+        assert picture[..., :3].std() > 5, "the picture is blank"
+
+
+def test_without_rows_there_is_nothing_to_draw(tmp_path: Path) -> None:
+    assert write_plots([], RunFolder(tmp_path)) == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_smoothing_is_a_centred_mean_that_skips_gaps() -> None:
+    values = np.array([0.0, 3.0, 6.0, np.nan, 12.0])
+    np.testing.assert_allclose(smoothed(values, window=3), [1.5, 3.0, 4.5, 9.0, 12.0])

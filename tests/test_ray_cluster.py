@@ -1,0 +1,166 @@
+"""Against a cluster of `ray start`, with its token authentication on: by address and as a job."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from maml_ray.report.metrics import read_metrics
+from maml_ray.run_folder import RunFolder
+
+BIN = Path(sys.executable).parent
+SMALL = [
+    part
+    for setting in (
+        "run.iterations=2",
+        "task.horizon=20",
+        "meta_batch.tasks=2",
+        "meta_batch.episodes=2",
+        "policy.hidden_sizes=[8]",
+        "evaluation.tasks=1",
+        "evaluation.episodes=2",
+        "evaluation.video=false",
+    )
+    for part in ("--set", setting)
+]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    address: str
+    dashboard: str
+    environment: dict[str, str]
+
+    def run(self, *command: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(BIN / command[0]), *command[1:]],
+            cwd=cwd,
+            env={**self.environment, **variables},
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    # A home of its own, so that the token of the person who runs the tests stays as it is; and a
+    # short path, since the names of Ray's local sockets have to fit into 107 bytes.
+    home = Path(tempfile.mkdtemp(prefix="mr"))
+    port, dashboard = free_port(), free_port()
+    environment = {
+        **{key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
+        "HOME": str(home),
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+    }
+    command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={port}"]
+    command += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
+    command += ["--node-ip-address=127.0.0.1", "--disable-usage-stats", f"--temp-dir={home}/ray"]
+    log = (home / "log").open("w")
+    head = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    found = Cluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", environment)
+    try:
+        deadline = time.monotonic() + 90
+        while found.run("ray", "job", "list", "--address", found.dashboard, cwd=home).returncode:
+            assert head.poll() is None, (home / "log").read_text()
+            assert time.monotonic() < deadline, "no dashboard after 90 s"
+        yield found
+    finally:
+        head.terminate()
+        try:
+            head.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            head.kill()
+        log.close()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def test_a_run_joins_the_cluster_at_an_address(cluster: Cluster, tmp_path: Path) -> None:
+    done = cluster.run(
+        "maml-ray", "train", "--address", cluster.address, "--run-dir", "r", *SMALL, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 rollout actors" in done.stdout
+    assert len(read_metrics(RunFolder(tmp_path / "r").metrics)) == 2
+
+
+def test_a_run_is_submitted_as_a_job_and_its_actors_and_tasks_can_be_read(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    (tmp_path / "upload").mkdir()
+    (tmp_path / "upload" / "deploy.yaml").write_text("run: {iterations: 2}\n")
+    run = tmp_path / "r"
+    submit = ["ray", "job", "submit", "--address", cluster.dashboard, "--working-dir", "upload"]
+    train = ["maml-ray", "train", "deploy.yaml", "--run-dir", str(run), *SMALL]
+    done = cluster.run(*submit, "--", *train, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "iteration 2/2" in done.stdout
+    assert len(read_metrics(RunFolder(run).metrics)) == 2
+
+    def listed(what: str) -> list[dict[str, str]]:
+        listing = cluster.run(
+            "ray", "list", what, "--address", cluster.dashboard, "--format", "json", "--limit",
+            "1000", "--detail", cwd=tmp_path,
+        )  # fmt: skip
+        assert listing.returncode == 0, listing.stderr
+        entries: list[dict[str, str]] = json.loads(listing.stdout)
+        return entries
+
+    assert {"learner", "rollout-0", "rollout-1"} <= {actor["name"] for actor in listed("actors")}
+    tasks = {task["name"] for task in listed("tasks")}
+    assert {"collect[iteration 0, task 0]", "collect[iteration 1, task 1]", "meta-update"} <= tasks
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--set", "cluster.rollout_actors=3"], "the cluster has 2 CPUs"),
+        (["--set", "cluster.learner_device=cuda"], "no GPU"),
+    ],
+)
+def test_what_the_cluster_lacks_is_said_and_nothing_is_left_behind(
+    cluster: Cluster, tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    start = time.monotonic()
+    done = cluster.run(
+        "maml-ray",
+        "train",
+        "--address",
+        cluster.address,
+        "--run-dir",
+        "r",
+        *arguments,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - start < 30
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_token_is_said(cluster: Cluster, tmp_path: Path) -> None:
+    done = cluster.run(
+        "maml-ray", "train", "--address", cluster.address, cwd=tmp_path, RAY_AUTH_MODE="disabled"
+    )
+    assert done.returncode == 2
+    assert "RAY_AUTH_MODE=token" in done.stderr
+    assert "Traceback" not in done.stderr
