@@ -26,7 +26,7 @@ train: install ## Train the default deploy.yaml to a policy, a video and a repor
 	$(BIN)/maml-ray train $(SETTINGS) $(ARGS)
 
 test: install lint types ## Lint, types and tests: under 15 minutes on 2 cores.
-	$(BIN)/python -m pytest -m 'not learning'
+	$(BIN)/python -m pytest
 
 lint: install
 	$(BIN)/ruff check .

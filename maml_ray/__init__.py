@@ -6,7 +6,7 @@ can be loaded, adapted and evaluated on a machine without it.
 
 from __future__ import annotations
 
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from maml_ray.trajectories import Trajectories
 
 import maml_ray.tasks.half_cheetah  # noqa: F401  (registers the environments with Gymnasium)
+from maml_ray.versions import own_version
 
 _HOMES = {
     "Agent": "agent",
@@ -37,10 +38,7 @@ _HOMES = {
     "train": "runs",
 }
 
-try:
-    __version__ = metadata.version("maml-ray")
-except metadata.PackageNotFoundError:  # a source tree on the path, as Ray uploads it
-    __version__ = "0+source"
+__version__ = own_version()
 __all__ = [
     "Agent",
     "Evaluation",

@@ -173,7 +173,7 @@ def check(
 @app.command()
 def version() -> None:
     """Print the versions of maml-ray and of the packages that its results depend on."""
-    from maml_ray.runs import versions
+    from maml_ray.versions import versions
 
     for name, number in versions().items():
         print(f"{name:12} {number}")

@@ -1,6 +1,6 @@
 """Settings: what a run is, validated and frozen.
 
-The only reader of YAML in the package. Every section below is one key of ``deploy.yaml``;
+The only reader of settings files. Every section below is one key of ``deploy.yaml``;
 every field has a default, so an empty file is a valid run. Mistakes raise :class:`SettingsError`
 with one sentence that names the key, the value and what is allowed.
 """
@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from maml_ray.errors import UserError
+from maml_ray.plain_yaml import YamlError, dump_yaml, parse_yaml
 
 MAX_FILE_BYTES = 1_000_000
 """A settings file is a page of text; anything larger is a mistake (a video, a checkpoint)."""
@@ -226,64 +225,7 @@ def validate_settings(data: Mapping[str, Any]) -> Settings:
 
 def dump_settings(settings: Settings) -> str:
     """Settings as YAML that :func:`load_settings` reads back to the same settings."""
-    return yaml.dump(settings.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain YAML data: no aliases (they can blow up), no repeated keys, no dates."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise SettingsError(f"line {mark.line + 1}: YAML aliases are not allowed in settings")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen:
-                line = key_node.start_mark.line + 1
-                raise SettingsError(f"line {line}: the key {key_node.value!r} is given twice")
-            seen.add(key_node.value)
-        return dict(super().construct_mapping(node, deep=deep))
-
-
-_Loader.yaml_implicit_resolvers = {
-    letter: [(tag, pattern) for tag, pattern in resolvers if "timestamp" not in tag]
-    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
-# YAML 1.1 reads 1e-3 as text; people who write learning rates mean the number.
-# The dumper knows of it too, so that it quotes a name such as "1e5".
-class _Dumper(yaml.SafeDumper):
-    """Plain YAML data that :class:`_Loader` reads back as it was."""
-
-
-for _class in (_Loader, _Dumper):
-    _class.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-        list("-+.0123456789"),
-    )
-
-
-def _parse_yaml(text: str, source: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except SettingsError as error:
-        raise SettingsError(f"{source}: {error}") from None
-    # PyYAML lets these through where a tag such as !!int does not fit its value.
-    except (
-        yaml.YAMLError,
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        RecursionError,
-    ) as error:
-        problem = " ".join(str(error).split())
-        raise SettingsError(f"{source} is not valid YAML: {problem[:300]}") from None
+    return dump_yaml(settings.model_dump(mode="json"))
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -298,7 +240,7 @@ def _read(path: Path) -> Mapping[str, Any]:
             raise
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise SettingsError(f"cannot read the settings file {path}: {reason}") from None
-    data = _parse_yaml(text, str(path))
+    data = _data(text, str(path))
     if data is None:
         return {}
     if not isinstance(data, Mapping):
@@ -308,6 +250,13 @@ def _read(path: Path) -> Mapping[str, Any]:
     return data
 
 
+def _data(text: str, source: str) -> Any:
+    try:
+        return parse_yaml(text, source)
+    except YamlError as error:
+        raise SettingsError(str(error)) from None
+
+
 def _parse_override(override: str) -> Mapping[str, Any]:
     key, separator, text = override.partition("=")
     parts = key.strip().split(".")
@@ -315,7 +264,7 @@ def _parse_override(override: str) -> Mapping[str, Any]:
         raise SettingsError(
             f"cannot read the setting {override!r}: write key.path=value, e.g. outer.epochs=4"
         )
-    value = _parse_yaml(text, f"the value of {key.strip()}")
+    value = _data(text, f"the value of {key.strip()}")
     for part in reversed(parts):
         value = {part: value}
     return dict(value)

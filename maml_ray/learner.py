@@ -1,7 +1,7 @@
 """The learner: rollouts of a meta-batch to one meta-update. No Ray.
 
-For each epoch and mini-batch of tasks the inner step is redone from the current parameters and
-differentiated through; all tasks go through one vectorised call. Axes: N tasks, S steps.
+For each epoch and mini-batch of tasks the meta-objective is computed anew from the current
+parameters, inner steps included, and an optimiser steps down its gradient.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,54 +18,23 @@ from torch import Tensor
 from maml_ray.adaptation import adapt
 from maml_ray.advantages import advantages
 from maml_ray.config import Settings
+from maml_ray.meta_objective import Diagnostics, MetaBatch, meta_loss
 from maml_ray.normalisation import Normaliser, RunningStatistics
-from maml_ray.objectives import (
-    Samples,
-    clipped_loss,
-    inner_loss,
-    make_samples,
-    policy_gradient_loss,
-)
+from maml_ray.objectives import Samples, inner_losses, make_samples
 from maml_ray.policy import (
     LOG_STD,
     Gaussian,
     Parameters,
+    PolicyParameters,
     PolicySpec,
     distribution,
     entropy,
     initial_parameters,
-    kl_divergence,
-    log_prob,
     project,
     to_numpy,
 )
-from maml_ray.rollout import PolicyParameters
 from maml_ray.seeding import Purpose, generator
 from maml_ray.trajectories import TaskRollouts, Trajectories
-
-
-class MetaBatch(NamedTuple):
-    """A meta-batch on the learner's device; every tensor has a leading axis of N tasks.
-
-    Attributes:
-        support: samples of each inner step.
-        collectors: the action distributions, at each inner step's support observations, of the
-            policies that collected them.
-        query: samples collected after the last inner step.
-    """
-
-    support: tuple[Samples, ...]
-    collectors: tuple[Gaussian, ...]
-    query: Samples
-
-
-class Diagnostics(NamedTuple):
-    """What a meta-loss tells beside its value, averaged over tasks."""
-
-    inner_kl: Tensor
-    query_kl: Tensor
-    clip_fraction: Tensor
-    largest_ratio_error: Tensor
 
 
 @dataclass(frozen=True)
@@ -115,70 +83,6 @@ class LearnerState:
     second_moments: Mapping[str, NDArray[np.float32]]
     optimiser_steps: int
     observations: RunningStatistics
-
-
-def meta_loss(
-    settings: Settings, spec: PolicySpec, parameters: Parameters, batch: MetaBatch
-) -> tuple[Tensor, Diagnostics]:
-    """The outer objective at ``parameters``: mean over tasks of the loss after adaptation.
-
-    Differentiable in ``parameters``, through the inner steps when ``outer.order`` is second.
-    """
-    per_task = torch.func.vmap(
-        lambda task_batch: _task_loss(settings, spec, parameters, task_batch), in_dims=0
-    )
-    losses, diagnostics = per_task(batch)
-    averaged = Diagnostics(
-        inner_kl=diagnostics.inner_kl.mean(),
-        query_kl=diagnostics.query_kl.mean(),
-        clip_fraction=diagnostics.clip_fraction.mean(),
-        largest_ratio_error=diagnostics.largest_ratio_error.max(),
-    )
-    return losses.mean(), averaged
-
-
-def _task_loss(
-    settings: Settings, spec: PolicySpec, parameters: Parameters, batch: MetaBatch
-) -> tuple[Tensor, Diagnostics]:
-    """The outer objective of one task, without the task axis."""
-    inner, outer = settings.inner, settings.outer
-    steps = [
-        lambda theta, samples=samples: inner_loss(
-            spec, theta, samples, kind=inner.objective, l2=inner.l2
-        )
-        for samples in batch.support
-    ]
-    adapted, gaussians = adapt(parameters, steps, inner.learning_rate, order=outer.order)
-    query_gaussian = distribution(spec, adapted, batch.query.observations)
-    log_probs = log_prob(query_gaussian, batch.query.actions)
-    if outer.objective == "ppo":
-        loss = clipped_loss(log_probs, batch.query, outer.clip)
-    else:
-        loss = policy_gradient_loss("log_prob", log_probs, batch.query)
-    inner_kl = torch.stack(
-        [
-            (kl_divergence(old, new) * samples.weights).sum()
-            for old, new, samples in zip(batch.collectors, gaussians, batch.support, strict=True)
-        ]
-    ).mean()
-    if outer.objective == "ppo":
-        loss = loss + outer.inner_kl_coefficient * inner_kl
-    return loss, _diagnose(settings, inner_kl, log_probs, batch.query)
-
-
-def _diagnose(
-    settings: Settings, inner_kl: Tensor, log_probs: Tensor, query: Samples
-) -> Diagnostics:
-    log_ratio = (log_probs - query.log_probs).detach()
-    error = torch.exp(log_ratio) - 1.0
-    taken = query.weights > 0.0
-    return Diagnostics(
-        inner_kl=inner_kl.detach(),
-        # Schulman's low-variance estimator of KL(old || new) from samples of old.
-        query_kl=((error - log_ratio) * query.weights).sum(),
-        clip_fraction=((error.abs() > settings.outer.clip) * query.weights).sum(),
-        largest_ratio_error=torch.where(taken, error.abs(), 0.0).max(),
-    )
 
 
 class MetaLearner:
@@ -335,12 +239,7 @@ class MetaLearner:
         inner = self.settings.inner
 
         def of_task(samples: tuple[Samples, ...]) -> tuple[Gaussian, ...]:
-            steps = [
-                lambda theta, step=step: inner_loss(
-                    self.spec, theta, step, kind=inner.objective, l2=inner.l2
-                )
-                for step in samples[:-1]
-            ]
+            steps = inner_losses(self.spec, inner, samples[:-1])
             frozen = {name: value.detach() for name, value in self.parameters.items()}
             theta, earlier = adapt(frozen, steps, inner.learning_rate, order="first")
             return (*earlier, distribution(self.spec, theta, samples[-1].observations))

@@ -15,7 +15,8 @@ differ in their second, which is what the meta-gradient sees:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -23,8 +24,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from maml_ray.config import InnerSettings
 from maml_ray.normalisation import Normaliser
-from maml_ray.policy import Gaussian, PolicySpec, distribution, log_prob
+from maml_ray.policy import Gaussian, Parameters, PolicySpec, distribution, log_prob
 from maml_ray.trajectories import Trajectories
 
 
@@ -138,6 +140,19 @@ def inner_loss(
     if l2 > 0.0:
         loss = loss + l2 * sum(value.square().sum() for value in parameters.values())
     return loss, gaussian
+
+
+def inner_losses(
+    spec: PolicySpec, settings: InnerSettings, support: Sequence[Samples]
+) -> list[Callable[[Parameters], tuple[Tensor, Gaussian]]]:
+    """One loss per inner step, as :func:`~maml_ray.adaptation.adapt` takes them."""
+    return [partial(_inner_loss_at, spec, settings, samples) for samples in support]
+
+
+def _inner_loss_at(
+    spec: PolicySpec, settings: InnerSettings, samples: Samples, parameters: Parameters
+) -> tuple[Tensor, Gaussian]:
+    return inner_loss(spec, parameters, samples, kind=settings.objective, l2=settings.l2)
 
 
 def _check_same_shape(new_log_probs: Tensor, samples: Samples) -> None:

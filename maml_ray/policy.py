@@ -174,6 +174,21 @@ def to_torch(
     }
 
 
+@dataclass(frozen=True)
+class PolicyParameters:
+    """Published parameters: all that an actor needs to act and adapt.
+
+    Attributes:
+        version: which they are.
+        values: float32 arrays by name.
+        normaliser: of observations; None to take them as they are.
+    """
+
+    version: int
+    values: Mapping[str, NDArray[np.float32]]
+    normaliser: Normaliser | None
+
+
 class NumpyPolicy:
     """The policy for inference: batches of observations to actions, in float32 numpy.
 

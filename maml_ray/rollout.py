@@ -7,21 +7,26 @@ parameters, the task and the settings' seed alone, so any worker may do any work
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from gymnasium.vector import VectorEnv
-from numpy.typing import NDArray
 
 from maml_ray.adaptation import adapt
 from maml_ray.advantages import advantages
 from maml_ray.collection import collect
 from maml_ray.config import Settings
 from maml_ray.normalisation import Normaliser
-from maml_ray.objectives import Samples, inner_loss, make_samples
-from maml_ray.policy import NumpyPolicy, Parameters, PolicySpec, to_numpy, to_torch
+from maml_ray.objectives import inner_losses, make_samples
+from maml_ray.policy import (
+    NumpyPolicy,
+    Parameters,
+    PolicyParameters,
+    PolicySpec,
+    to_numpy,
+    to_torch,
+)
 from maml_ray.seeding import Purpose, seed_sequence
 from maml_ray.tasks.distribution import Task, TaskDistribution, resolve_tasks
 from maml_ray.trajectories import TaskRollouts, Trajectories
@@ -56,21 +61,6 @@ class RolloutTimings:
     adapt_s: float
 
 
-@dataclass(frozen=True)
-class PolicyParameters:
-    """Published parameters: all that an actor needs to act and adapt.
-
-    Attributes:
-        version: which they are.
-        values: float32 arrays by name.
-        normaliser: of observations; None to take them as they are.
-    """
-
-    version: int
-    values: Mapping[str, NDArray[np.float32]]
-    normaliser: Normaliser | None
-
-
 def policy_spec(settings: Settings, tasks: TaskDistribution | None = None) -> PolicySpec:
     """The policy's sizes, read off the task's spaces."""
     tasks = tasks or resolve_tasks(settings.task.name)
@@ -101,21 +91,8 @@ def adapt_policy(
 ) -> Parameters:
     """One inner step on ``support``, as numbers: no graph is kept."""
     samples = make_samples(support, advantages(support, settings.advantages), normaliser)
-    return adapt_on_samples(settings, spec, parameters, (samples,))
-
-
-def adapt_on_samples(
-    settings: Settings, spec: PolicySpec, parameters: Parameters, support: tuple[Samples, ...]
-) -> Parameters:
-    """One inner step per element of ``support``, as numbers."""
-    inner = settings.inner
-    losses = [
-        lambda theta, samples=samples: inner_loss(
-            spec, theta, samples, kind=inner.objective, l2=inner.l2
-        )
-        for samples in support
-    ]
-    adapted, _ = adapt(parameters, losses, inner.learning_rate, order="first")
+    losses = inner_losses(spec, settings.inner, (samples,))
+    adapted, _ = adapt(parameters, losses, settings.inner.learning_rate, order="first")
     return {name: value.detach() for name, value in adapted.items()}
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from maml_ray import __version__
 from maml_ray.agent import Agent, load, open_run
 from maml_ray.checkpoint import Checkpoint, load_newest
 from maml_ray.config import Settings, SettingsError, load_settings
@@ -31,10 +28,10 @@ from maml_ray.report.progress import make_progress
 from maml_ray.run_folder import RunFolder
 from maml_ray.tasks.distribution import resolve_tasks
 from maml_ray.training import train as train_on_ray
+from maml_ray.versions import versions
 
 FREE_ON_RESUME = ("run.iterations", "run.checkpoint_every", "run.keep_checkpoints", "run.directory")
 """What a resumed run may change, beside all of ``cluster`` and ``evaluation``."""
-_PACKAGES = ("torch", "ray", "gymnasium", "mujoco", "numpy")
 
 
 @dataclass(frozen=True)
@@ -129,17 +126,6 @@ def report_run(folder: RunFolder, evaluation: dict[str, Any] | None) -> Path:
     rows = read_metrics(folder.metrics) if folder.metrics.exists() else []
     write_plots(rows, folder)
     return write_report(folder, load_settings(folder.settings), rows, evaluation, versions())
-
-
-def versions() -> dict[str, str]:
-    """Python, the machine, and the packages that results depend on."""
-    found = {name: metadata.version(name) for name in _PACKAGES}
-    return {
-        "maml-ray": __version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        **found,
-    }
 
 
 def _prepare(

@@ -13,7 +13,7 @@ from torch.distributions import Independent, Normal
 from torch.distributions import kl_divergence as torch_kl
 
 from maml_ray.config import Settings
-from maml_ray.learner import MetaBatch
+from maml_ray.meta_objective import MetaBatch
 from maml_ray.objectives import Samples
 from maml_ray.policy import Gaussian, PolicySpec
 from maml_ray.trajectories import Trajectories

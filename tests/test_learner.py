@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from maml_ray.config import Settings, load_settings
-from maml_ray.learner import LearnerState, MetaBatch, MetaLearner, meta_loss
+from maml_ray.learner import LearnerState, MetaLearner
+from maml_ray.meta_objective import MetaBatch, meta_loss
 from maml_ray.policy import LOG_STD
 from maml_ray.rollout import Assignment, RolloutWorker, sample_tasks
 from maml_ray.trajectories import TaskRollouts

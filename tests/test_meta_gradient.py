@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from maml_ray.config import Settings, validate_settings
-from maml_ray.learner import MetaBatch, meta_loss
+from maml_ray.meta_objective import MetaBatch, meta_loss
 from maml_ray.policy import PolicySpec
 from tests import oracles
 from tests.oracles import Parameters

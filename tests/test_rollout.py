@@ -12,10 +12,9 @@ import torch
 from maml_ray.advantages import advantages
 from maml_ray.config import Settings, validate_settings
 from maml_ray.normalisation import Normaliser
-from maml_ray.policy import initial_parameters, to_numpy, to_torch
+from maml_ray.policy import PolicyParameters, initial_parameters, to_numpy, to_torch
 from maml_ray.rollout import (
     Assignment,
-    PolicyParameters,
     RolloutWorker,
     adapt_policy,
     policy_spec,

@@ -12,8 +12,8 @@ import torch
 from maml_ray.adaptation import warm_up
 from maml_ray.config import Settings
 from maml_ray.learner import LearnerState, MetaLearner, UpdateMetrics
-from maml_ray.policy import PolicySpec
-from maml_ray.rollout import Assignment, PolicyParameters, RolloutTimings, RolloutWorker
+from maml_ray.policy import PolicyParameters, PolicySpec
+from maml_ray.rollout import Assignment, RolloutTimings, RolloutWorker
 from maml_ray.trajectories import TaskRollouts
 
 

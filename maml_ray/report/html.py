@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,7 +56,10 @@ def write_report(
         ],
         video=_embedded(folder.video, "video/mp4") if folder.video.is_file() else None,
         versions=versions,
-        folder=str(folder.path),
+        # As a shell takes them: the page offers commands to copy.
+        folder=shlex.quote(str(folder.path)),
+        settings_file=shlex.quote(str(folder.settings)),
+        video_file=shlex.quote(str(folder.video)),
     )
     aside = folder.report.with_suffix(".partial")
     aside.write_text(page, encoding="utf-8")

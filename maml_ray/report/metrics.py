@@ -50,6 +50,7 @@ class MetricsLog:
     def __init__(self, folder: RunFolder, first_iteration: int = 0) -> None:
         self._folder = folder
         self._first_iteration = first_iteration
+        self._next_iteration = first_iteration
         self._lines: TextIO | None = None
         self._events: Any = None
 
@@ -60,7 +61,7 @@ class MetricsLog:
         folder, first = self._folder, self._first_iteration
         _drop_from(folder.metrics, first)
         self._lines = folder.metrics.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(folder.tensorboard), purge_step=first or None)
+        self._events = SummaryWriter(str(folder.tensorboard), purge_step=first)
 
     def on_iteration(self, record: IterationRecord) -> None:
         """One line, and one point of every curve."""
@@ -70,21 +71,28 @@ class MetricsLog:
         self._lines.flush()
         for key, tag in _TAGS.items():
             self._events.add_scalar(tag, row[key], record.iteration)
+        # A killed run would lose what TensorBoard holds back: by default, two minutes of it.
+        self._events.flush()
+        self._next_iteration = record.iteration + 1
 
     def on_event(self, message: str) -> None:
-        """A line of TensorBoard's text page."""
+        """A line of TensorBoard's text page, at the iteration under way."""
         if self._events is not None:
-            self._events.add_text("events", message)
+            self._events.add_text("events", message, self._next_iteration)
 
     def close(self) -> None:
         """Flush and close both."""
         if self._lines is not None:
             self._lines.close()
+        if self._events is not None:
             self._events.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of ``metrics.jsonl``; a last line torn by a killed program is left out.
+
+    Iterations may be missing: a machine that loses power keeps its checkpoints, which are synced
+    to disk, and may lose the last lines before them.
 
     Raises:
         RunFolderError: another line is not a row, or an iteration is told out of order.
@@ -94,7 +102,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            in_order = row["iteration"] == (rows[-1]["iteration"] + 1 if rows else 0)
+            in_order = row["iteration"] > (rows[-1]["iteration"] if rows else -1)
         except (ValueError, TypeError, KeyError, RecursionError):
             if number == len(lines):
                 break

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from maml_ray.run_folder import RunFolder
@@ -17,6 +18,7 @@ Rows = Sequence[Mapping[str, Any]]
 # Okabe and Ito's palette: told apart by colour-blind people too.
 _BEFORE, _AFTER, _OTHER, _GREY = "#E69F00", "#0072B2", "#009E73", "#999999"
 _DPI = 120
+_FEW = 5  # so few points get a mark each: a line through one point is invisible
 
 
 def write_plots(rows: Rows, folder: RunFolder) -> list[Path]:
@@ -51,7 +53,9 @@ def returns_figure(rows: Rows) -> Figure:
     for key, label, colour in curves:
         values = _column(rows, key)
         axes.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
-        axes.plot(steps, smoothed(values), color=colour, linewidth=2, label=label)
+        axes.plot(
+            steps, smoothed(values), color=colour, linewidth=2, label=label, marker=_marker(rows)
+        )
     axes.set_xlabel("environment steps (million)")
     axes.set_ylabel("mean return of an episode")
     axes.legend(frameon=False)
@@ -62,16 +66,30 @@ def returns_figure(rows: Rows) -> Figure:
 def meta_update_figure(rows: Rows) -> Figure:
     """Meta-loss, gradient norm, KL and entropy, one panel each."""
     figure = Figure(figsize=(9, 5.5), layout="constrained")
-    panels = (
-        ("loss", "meta-loss"),
-        ("gradient_norm", "norm of the meta-gradient"),
-        ("query_kl", "KL of the update on query data (nats)"),
-        ("entropy", "entropy of the policy (nats)"),
+    panels: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
+        ("meta-loss", (("loss", "", _AFTER),)),
+        ("norm of the meta-gradient", (("gradient_norm", "", _AFTER),)),
+        (
+            "KL of the update (nats)",
+            (("inner_kl", "support data", _BEFORE), ("query_kl", "query data", _AFTER)),
+        ),
+        ("entropy of the policy (nats)", (("entropy", "", _AFTER),)),
     )
-    for axes, (key, label) in zip(figure.subplots(2, 2).flat, panels, strict=True):
-        axes.plot(_column(rows, "iteration"), _column(rows, key), color=_AFTER, linewidth=1.2)
-        axes.set_title(label, fontsize=10)
-        axes.set_xlabel("iteration")
+    iterations = _column(rows, "iteration")
+    for axes, (title, curves) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+        for key, label, colour in curves:
+            axes.plot(
+                iterations,
+                _column(rows, key),
+                color=colour,
+                linewidth=1.2,
+                label=label,
+                marker=_marker(rows),
+            )
+        if len(curves) > 1:
+            axes.legend(frameon=False, fontsize=9)
+        axes.set_title(title, fontsize=10)
+        _iterations(axes)
         _plain(axes)
     return figure
 
@@ -82,13 +100,17 @@ def time_figure(rows: Rows) -> Figure:
     axes = figure.subplots()
     keys = ("collect_s", "adapt_s", "learn_s", "rest_s")
     seconds = np.stack([_column(rows, key) for key in keys])
+    shares = 100.0 * seconds / np.maximum(seconds.sum(axis=0), 1e-9)
+    iterations = _column(rows, "iteration")
+    # Each iteration is as wide as it is, from its number to the next one's: one alone is seen too.
     axes.stackplot(
-        _column(rows, "iteration"),
-        100.0 * seconds / np.maximum(seconds.sum(axis=0), 1e-9),
+        np.append(iterations, iterations[-1] + 1),
+        np.hstack([shares, shares[:, -1:]]),
         labels=[key.removesuffix("_s") for key in keys],
         colors=[_AFTER, _OTHER, _BEFORE, _GREY],
+        step="post",
     )
-    axes.set_xlabel("iteration")
+    _iterations(axes)
     axes.set_ylabel("share of wall time (%)")
     axes.set_ylim(0, 100)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
@@ -108,6 +130,15 @@ def smoothed(values: NDArray[np.float64], window: int = 9) -> NDArray[np.float64
 def _column(rows: Rows, key: str) -> NDArray[np.float64]:
     values = (row.get(key) for row in rows)
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def _marker(rows: Rows) -> str | None:
+    return "o" if len(rows) <= _FEW else None
+
+
+def _iterations(axes: Axes) -> None:
+    axes.set_xlabel("iteration")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _plain(axes: Axes) -> None:

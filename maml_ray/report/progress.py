@@ -42,8 +42,13 @@ class TerminalProgress:
         """Say what the run starts on, and open the display."""
         for line in describe_start(report):
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
-        self._live = Live(console=self._console, refresh_per_second=4, transient=False)
-        self._live.start()
+        self._live = Live(
+            f"iteration {report.first_iteration + 1} is under way",
+            console=self._console,
+            refresh_per_second=4,
+            transient=False,
+        )
+        self._live.start(refresh=True)
 
     def on_iteration(self, record: IterationRecord) -> None:
         """Show the iteration's figures."""
@@ -71,25 +76,25 @@ class TerminalProgress:
             expand=True,
         )
         bar.add_task("", total=record.iterations, completed=record.iteration + 1)
-        update, table = record.update, Table.grid(padding=(0, 3))
+        update, table = record.update, Table.grid(padding=(0, 2))
+        # Two columns, so that each row keeps to one line of a terminal 80 characters wide.
         table.add_row(
             "return",
-            f"before adaptation [bold]{update.return_before:8.1f}[/]",
-            f"after [bold green]{update.return_after:8.1f}[/]",
-            f"best after {self._best:8.1f}",
+            f"before adaptation [bold]{update.return_before:8.1f}[/]"
+            f"   after [bold green]{update.return_after:8.1f}[/]"
+            f"   best after {self._best:8.1f}",
         )
         table.add_row(
             "learning",
-            f"meta-loss {update.loss:+.4f}",
-            f"gradient {update.gradient_norm:.3f}",
-            f"entropy {update.entropy:.2f} nats",
+            f"meta-loss {update.loss:+.4f}   gradient {update.gradient_norm:.3f}"
+            f"   entropy {update.entropy:.2f} nats",
         )
         table.add_row(
             "speed",
-            f"{record.steps_per_second:,.0f} env steps/s",
-            f"{record.total_env_steps / 1e6:.2f} million",
-            time_shares(record),
+            f"{record.steps_per_second:,.0f} env steps/s"
+            f"   {record.total_env_steps / 1e6:.2f} million so far",
         )
+        table.add_row("time", time_shares(record))
         return Group(bar, table)
 
 

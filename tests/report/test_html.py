@@ -87,6 +87,22 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
         assert words in page.text
 
 
+def test_figures_of_an_evaluation_are_shown_without_metrics(tmp_path: Path) -> None:
+    page = report(tmp_path, [], EVALUATION, Settings())
+    for words in ("100 return before adaptation", "101 return after 1 adaptation step"):
+        assert words in page.text
+    assert "No iteration" in page.text
+
+
+def test_commands_can_be_pasted_whatever_the_folder_is_called(tmp_path: Path) -> None:
+    folder = tmp_path / "my <b>runs & more"
+    folder.mkdir()
+    page = report(folder, [], None, Settings())
+    assert f"maml-ray train '{folder}/settings.yaml'" in page.text
+    assert f"maml-ray evaluate '{folder}' --video '{folder}/evaluation.mp4'" in page.text
+    assert "b" not in page.tags
+
+
 @pytest.mark.parametrize("hostile", ["<script>alert(1)</script>:X", "a'\"><img src=x>:Y"])
 def test_text_from_settings_is_escaped(tmp_path: Path, hostile: str) -> None:
     page = report(tmp_path, [], None, validate_settings({"task": {"name": hostile}}))

@@ -69,6 +69,46 @@ def test_a_resumed_run_tells_each_iteration_once(tmp_path: Path, record: MakeRec
     assert [point.value for point in points] == pytest.approx([-0.01] * 3 + [0.5] * 3)
 
 
+def test_a_run_goes_on_from_a_checkpoint_that_is_ahead_of_the_metrics(
+    tmp_path: Path, record: MakeRecord
+) -> None:
+    folder = RunFolder(tmp_path)
+    write(folder, record, 0, 3)
+    write(folder, record, 5, 7)  # lines 3 and 4 were lost with the machine
+    write(folder, record, 6, 8)
+    assert [row["iteration"] for row in read_metrics(folder.metrics)] == [0, 1, 2, 5, 6, 7]
+
+
+def test_a_run_that_starts_over_shows_no_curve_twice(tmp_path: Path, record: MakeRecord) -> None:
+    folder = RunFolder(tmp_path)
+    write(folder, record, 0, 2)
+    write(folder, record, 0, 3, loss=0.5)
+    assert len(read_metrics(folder.metrics)) == 3
+    events = EventAccumulator(str(folder.tensorboard))
+    events.Reload()
+    assert [(p.step, p.value) for p in events.Scalars("meta/loss")] == [
+        (0, 0.5),
+        (1, 0.5),
+        (2, 0.5),
+    ]
+
+
+def test_tensorboard_shows_a_run_that_is_not_over(tmp_path: Path, record: MakeRecord) -> None:
+    log = MetricsLog(RunFolder(tmp_path), 4)
+    log.on_start(START)
+    log.on_event("rollout-1 was replaced")
+    log.on_iteration(record(4))
+    events = EventAccumulator(str(RunFolder(tmp_path).tensorboard))
+    events.Reload()
+    (point,) = events.Scalars("throughput/env_steps_per_second")
+    assert (point.step, point.value) == (4, pytest.approx(2000.0))
+    (event,) = events.Tensors("events/text_summary")
+    assert event.step == 4
+    assert event.tensor_proto.string_val == [b"rollout-1 was replaced"]
+    log.close()
+    log.close()
+
+
 @pytest.mark.parametrize("line", ["nonsense", "[1]", '{"loss": 1}', '{"iteration": 0}'])
 def test_a_damaged_line_that_is_not_the_last_is_refused_and_named(
     tmp_path: Path, record: MakeRecord, line: str

@@ -5,7 +5,13 @@ from pathlib import Path
 import imageio.v3 as iio
 import numpy as np
 
-from maml_ray.report.plots import returns_figure, smoothed, time_figure, write_plots
+from maml_ray.report.plots import (
+    meta_update_figure,
+    returns_figure,
+    smoothed,
+    time_figure,
+    write_plots,
+)
 from maml_ray.run_folder import RunFolder
 from tests.report.conftest import MakeRecord
 
@@ -25,6 +31,38 @@ def test_the_shares_of_time_fill_the_plot(record: MakeRecord) -> None:
     (axes,) = time_figure([record(iteration).as_row() for iteration in range(4)]).axes
     tops = [area.get_datalim(axes.transData).y1 for area in axes.collections]
     np.testing.assert_allclose(tops, [50.0, 62.5, 87.5, 100.0])
+
+
+def test_one_iteration_alone_can_be_seen(record: MakeRecord) -> None:
+    rows = [record(7).as_row()]
+    (returns,) = returns_figure(rows).axes
+    lines = [line for axes in meta_update_figure(rows).axes for line in axes.get_lines()]
+    lines += [line for line in returns.get_lines() if line.get_linewidth() == 2]
+    assert len(lines) == 7
+    assert all(line.get_marker() == "o" for line in lines)
+    (shares,) = time_figure(rows).axes
+    for area in shares.collections:
+        box = area.get_datalim(shares.transData)
+        assert (box.x0, box.x1) == (7.0, 8.0)
+        assert box.height > 1.0
+
+
+def test_an_iteration_has_its_own_shares_from_its_number_to_the_next(record: MakeRecord) -> None:
+    rows = [record(0).as_row(), record(1).as_row()]
+    rows[1].update(collect_s=1.5, adapt_s=0.25, learn_s=0.25, rest_s=0.0)
+    (axes,) = time_figure(rows).axes
+    corners = np.asarray(axes.collections[0].get_paths()[0].vertices).round(6).tolist()
+    for corner in ([0.0, 50.0], [1.0, 50.0], [1.0, 75.0], [2.0, 75.0]):
+        assert corner in corners
+
+
+def test_the_meta_update_is_told_on_support_and_on_query_data(record: MakeRecord) -> None:
+    rows = [record(iteration).as_row() for iteration in range(6)]
+    kl = meta_update_figure(rows).axes[2]
+    assert [line.get_label() for line in kl.get_lines()] == ["support data", "query data"]
+    for line, value in zip(kl.get_lines(), (0.01, 0.02), strict=True):
+        np.testing.assert_allclose(np.asarray(line.get_ydata()), value)
+    assert "nats" in kl.get_title()
 
 
 def test_three_pictures_are_written_at_report_size(tmp_path: Path, record: MakeRecord) -> None:

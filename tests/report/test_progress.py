@@ -70,6 +70,17 @@ def test_the_display_shows_the_figures_and_gives_the_terminal_back(record: MakeR
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l"), "the cursor is hidden still"
 
 
+def test_the_display_keeps_to_a_terminal_of_80_characters(record: MakeRecord) -> None:
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    progress = TerminalProgress(console)
+    progress.on_start(START)
+    assert "iteration 4 is under way" in text(console)
+    progress.on_iteration(record(9, return_before=-1234.5, return_after=-1200.25))
+    progress.close()
+    lines = text(console).rpartition("\x1b[?25h")[0].splitlines()[-4:]
+    assert [line.split()[0] for line in lines] == ["return", "learning", "speed", "time"]
+
+
 def test_time_left_is_the_recent_mean_without_the_first_slow_iteration(record: MakeRecord) -> None:
     left = TimeLeft()
     assert left.after(record(0, wall_s=100.0)) == pytest.approx(100.0 * 19)
