@@ -71,6 +71,8 @@ def cluster() -> Iterator[Cluster]:
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
     }
+    token = [str(BIN / "ray"), "get-auth-token", "--generate"]
+    subprocess.run(token, env=environment, check=True, capture_output=True, timeout=60)
     command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={port}"]
     command += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
     command += ["--node-ip-address=127.0.0.1", "--disable-usage-stats", f"--temp-dir={home}/ray"]
@@ -79,9 +81,10 @@ def cluster() -> Iterator[Cluster]:
     found = Cluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", environment)
     try:
         deadline = time.monotonic() + 90
-        while found.run("ray", "job", "list", "--address", found.dashboard, cwd=home).returncode:
+        trial = ["ray", "job", "submit", "--address", found.dashboard, "--no-wait", "--", "true"]
+        while found.run(*trial, cwd=home).returncode:
             assert head.poll() is None, (home / "log").read_text()
-            assert time.monotonic() < deadline, "no dashboard after 90 s"
+            assert time.monotonic() < deadline, "no job could be submitted after 90 s"
         yield found
     finally:
         head.terminate()
