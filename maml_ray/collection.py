@@ -55,9 +55,11 @@ def collect(
         observation, reward, terminated, truncated, _ = env.step(actions[step])
         rewards[step] = reward
         mask[step] = alive
-        alive &= ~(terminated | truncated)
-        if not alive.any():
-            break
+        ended = terminated | truncated
+        if np.count_nonzero(ended):  # several times faster than any()
+            alive &= ~ended
+            if not alive.any():
+                break
     rewards[~mask] = 0.0
     observations[~mask] = 0.0
     return Trajectories(

@@ -209,27 +209,30 @@ class NumpyPolicy:
     ) -> None:
         self.spec = spec
         self._normaliser = normaliser
-        self._layers = [
-            (np.ascontiguousarray(parameters[f"{name}.weight"].T), parameters[f"{name}.bias"])
-            for name in spec.layer_names
+        self._weights = [
+            np.ascontiguousarray(parameters[f"{name}.weight"].T) for name in spec.layer_names
         ]
+        self._biases = [parameters[f"{name}.bias"] for name in spec.layer_names]
+        self._spread = _Spread((), normaliser, self._biases)
         self.log_std = np.maximum(parameters[LOG_STD], np.float32(spec.min_log_std))
         self.std = np.exp(self.log_std)
 
     def mean(self, observations: NDArray[np.float32]) -> NDArray[np.float32]:
         """Mean actions (..., A) for ``observations`` (..., D), as the environment gives them."""
-        relu = self.spec.activation == "relu"
-        hidden = observations if self._normaliser is None else self._normaliser(observations)
-        for weight, bias in self._layers[:-1]:
-            hidden = hidden @ weight
+        batch = observations.shape[:-1]
+        if self._spread.batch != batch:
+            self._spread = _Spread(batch, self._normaliser, self._biases)
+        spread, relu = self._spread, self.spec.activation == "relu"
+        hidden = observations if spread.normaliser is None else spread.normaliser(observations)
+        for weight, bias in zip(self._weights[:-1], spread.biases[:-1], strict=True):
+            hidden = np.dot(hidden, weight)
             hidden += bias
             if relu:
                 np.maximum(hidden, 0.0, out=hidden)
             else:
                 np.tanh(hidden, out=hidden)
-        weight, bias = self._layers[-1]
-        result: NDArray[np.float32] = hidden @ weight
-        result += bias
+        result: NDArray[np.float32] = np.dot(hidden, self._weights[-1])
+        result += spread.biases[-1]
         return result
 
     def log_prob_of_noise(self, noise: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -238,3 +241,26 @@ class NumpyPolicy:
         squares = np.einsum("...a,...a->...", noise, noise)
         result: NDArray[np.float32] = (-0.5 * squares - constant).astype(np.float32)
         return result
+
+
+class _Spread:
+    """A policy's constants, repeated over a batch of observations.
+
+    Adding two arrays of one shape takes numpy half the time of broadcasting a vector, and a
+    rollout does it thousands of times with the same batch.
+    """
+
+    def __init__(
+        self,
+        batch: tuple[int, ...],
+        normaliser: Normaliser | None,
+        biases: list[NDArray[np.float32]],
+    ) -> None:
+        def spread(values: NDArray[np.float32]) -> NDArray[np.float32]:
+            return np.ascontiguousarray(np.broadcast_to(values, batch + values.shape))
+
+        self.batch = batch
+        self.biases = [spread(bias) for bias in biases]
+        self.normaliser = normaliser and Normaliser(
+            spread(normaliser.mean), spread(normaliser.scale)
+        )

@@ -78,16 +78,18 @@ def train(
         saved = position.iteration if resume else None
         parameters = crew.learner.publish()
         tasks = resolve_tasks(settings.task.name)
+        began = time.perf_counter()
         try:
             for iteration in range(position.iteration, settings.run.iterations):
-                began = time.perf_counter()
                 assignments = [
                     Assignment(iteration, index, task, version=iteration)
                     for index, task in enumerate(sample_tasks(settings, tasks, iteration))
                 ]
                 collected = crew.pool.collect(parameters, assignments)
                 update, parameters = crew.learner.update(collected.rollouts)
-                record = _record(settings, position, update, collected, began)
+                now = time.perf_counter()
+                record = _record(settings, position, update, collected, now - began)
+                began = now  # what follows, files too, is the next iteration's "rest"
                 position = _Position(iteration + 1, record.total_env_steps, record.elapsed_s)
                 audience.on_iteration(record)
                 if position.iteration % settings.run.checkpoint_every == 0:
@@ -158,10 +160,9 @@ def _record(
     position: _Position,
     update: UpdateMetrics,
     collected: Collected,
-    began: float,
+    wall_s: float,
 ) -> IterationRecord:
     actors = min(collected.actors, settings.meta_batch.tasks)
-    wall_s = time.perf_counter() - began
     return IterationRecord(
         iteration=position.iteration,
         iterations=settings.run.iterations,

@@ -99,7 +99,7 @@ class HalfCheetahBackwardVector(MujocoVectorEnv):
         position = self.positions[:, 0].copy()
         velocity = (position - positions_before[:, 0]) / self.dt
         backward = -(self._forward_weight * velocity)
-        cost = self._control_weight * np.sum(np.square(actions), axis=1)
+        cost = self._control_weight * np.add.reduce(np.square(actions), axis=1)
         control = CONTROL_WEIGHT * -cost
         infos = {
             "x_position": position,

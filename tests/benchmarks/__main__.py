@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--settings", default="deploy.yaml", help="what to train")
     chosen = parser.parse_args()
     collections = [collection.measure(episodes, chosen.rounds) for episodes in (10, 20)]
-    whole = iteration.measure(chosen.settings, chosen.iterations, collections[0].physics_us)
+    whole = iteration.measure(chosen.settings, chosen.iterations)
     if chosen.json:
         figures = {
             "machine": _machine(),

@@ -84,6 +84,19 @@ def _interleaved(
     return {name: np.asarray(values[1:]) for name, values in times.items()}
 
 
+def physics_alone(episodes: int, rounds: int) -> float:
+    """Microseconds per step of the physics alone, the median of ``rounds``."""
+    env = HalfCheetahBackwardTasks().make_vector_env(
+        Task("backward"), num_envs=episodes, horizon=HORIZON
+    )
+    spec = PolicySpec.from_settings(Settings().policy, 17, 6)
+    policy = NumpyPolicy(spec, to_numpy(initial_parameters(spec, np.random.default_rng(0))))
+    physics = _open_loop_physics(collect(policy, env, HORIZON, np.random.SeedSequence(0)).actions)
+    return float(
+        np.median(_interleaved({"physics": physics}, rounds, episodes * HORIZON)["physics"])
+    )
+
+
 def _open_loop_physics(actions: np.ndarray[Any, Any]) -> Callable[[], Any]:
     """``mujoco.rollout`` on this thread, with the very actions that collection took."""
     env = HalfCheetahBackward()

@@ -1,19 +1,27 @@
-"""What share of a training iteration is neither physics nor the learner's arithmetic."""
+"""What share of a training iteration is neither physics nor the learner's arithmetic.
+
+The physics is timed on the same cores, all of them busy with it at once, as they are while
+collecting: before and after the training iterations, in the same session of Ray.
+"""
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import ray
 
 from maml_ray.config import Settings, load_settings
 from maml_ray.records import IterationRecord, StartReport
 from maml_ray.run_folder import RunFolder
 from maml_ray.training import train
+from tests.benchmarks.collection import physics_alone
 
 WARM_UP = 3
+ROUNDS = 60
 
 
 @dataclass(frozen=True)
@@ -47,18 +55,24 @@ class _Recorder:
         pass
 
 
-def measure(settings_file: str, iterations: int, physics_us: float) -> IterationResult:
-    """Run the settings file for some iterations, against physics of ``physics_us`` a step."""
+def measure(settings_file: str, iterations: int) -> IterationResult:
+    """Run the settings file for some iterations, between two timings of the physics."""
     settings: Settings = load_settings(
         settings_file,
         overrides=[f"run.iterations={iterations + WARM_UP}", "run.checkpoint_every=1000"],
     )
     recorder = _Recorder()
-    with tempfile.TemporaryDirectory() as folder:
-        train(settings, RunFolder(Path(folder)), observers=[recorder])
+    ray.init(logging_level=logging.WARNING)
+    try:
+        before = _physics_on_all_cores(settings)
+        with tempfile.TemporaryDirectory() as folder:
+            train(settings, RunFolder(Path(folder)), observers=[recorder])
+        physics_us = 0.5 * (before + _physics_on_all_cores(settings))
+    finally:
+        ray.shutdown()
     assert recorder.start is not None
     steady = recorder.records[WARM_UP:]
-    actors = recorder.start.rollout_actors
+    actors = min(recorder.start.rollout_actors, settings.meta_batch.tasks)
     wall = np.array([record.timings.wall_s for record in steady])
     learn = np.array([record.timings.learn_s for record in steady])
     physics = np.array([record.update.env_steps * physics_us * 1e-6 / actors for record in steady])
@@ -71,3 +85,13 @@ def measure(settings_file: str, iterations: int, physics_us: float) -> Iteration
         rest_share=float(np.median(1.0 - (physics + learn) / wall)),
         wall_over_physics=float(np.median(wall / physics)),
     )
+
+
+def _physics_on_all_cores(settings: Settings) -> float:
+    """Microseconds per step of the physics, with every CPU of Ray at it at the same time."""
+    timed = ray.remote(num_cpus=1)(physics_alone)
+    tasks = [
+        timed.remote(settings.meta_batch.episodes, ROUNDS)
+        for _ in range(int(ray.cluster_resources()["CPU"]))
+    ]
+    return float(np.mean(ray.get(tasks, timeout=300)))
