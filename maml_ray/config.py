@@ -108,10 +108,11 @@ class OuterSettings(_Section):
     objective: Literal["ppo", "reinforce"] = "ppo"
     order: Literal["second", "first"] = "second"
     learning_rate: Positive = 1e-3
-    final_learning_rate: NonNegative | None = None
+    final_learning_rate: NonNegative | None = 1e-4
     epochs: Count = 4
     tasks_per_minibatch: Count | None = 2
     clip: Positive = 0.3
+    max_query_kl: Positive | None = 0.05
     inner_kl_coefficient: NonNegative = 5e-4
     weight_decay: NonNegative = 0.0
     max_gradient_norm: Positive | None = None
@@ -173,6 +174,7 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "outer": {
             "objective": "reinforce",
             "learning_rate": 1e-3,
+            "final_learning_rate": None,
             "epochs": 1,
             "tasks_per_minibatch": None,
             "weight_decay": 1e-4,

@@ -53,6 +53,8 @@ class UpdateMetrics:
         collector_ratio_error: largest ``|ratio - 1|`` on query data before the first step: what
             the learner's adapted policies differ from the actors'. Rounding, or a defect.
         entropy: of the action distribution, in nats.
+        gradient_steps: steps of the optimiser; fewer than planned where the policies had moved as
+            far as ``outer.max_query_kl`` allows.
         learning_rate: the outer rate used.
         env_steps: environment steps in the meta-batch.
         learn_s: seconds that the update took.
@@ -68,6 +70,7 @@ class UpdateMetrics:
     clip_fraction: float
     collector_ratio_error: float
     entropy: float
+    gradient_steps: int
     learning_rate: float
     env_steps: int
     learn_s: float
@@ -124,9 +127,13 @@ class MetaLearner:
         for group in self._optimiser.param_groups:
             group["lr"] = learning_rate
         first: tuple[Diagnostics, float] | None = None
+        steps = 0
         for minibatch in self._minibatches(batch):
             loss, diagnostics = meta_loss(self.settings, self.spec, self.parameters, minibatch)
+            if self._far_enough(diagnostics):
+                break
             norm = self._step(loss)
+            steps += 1
             first = first or (diagnostics, norm)
         assert first is not None  # there is at least one epoch of one mini-batch
         self.version += 1
@@ -143,6 +150,7 @@ class MetaLearner:
             clip_fraction=float(diagnostics.clip_fraction),
             collector_ratio_error=float(first[0].largest_ratio_error),
             entropy=float(entropy(self.parameters[LOG_STD].detach())),
+            gradient_steps=steps,
             learning_rate=learning_rate,
             env_steps=sum(task.env_steps for task in ordered),
             learn_s=time.perf_counter() - start,
@@ -213,6 +221,15 @@ class MetaLearner:
         self._optimiser.step()
         project(self.spec, self.parameters)
         return float(norm)
+
+    def _far_enough(self, diagnostics: Diagnostics) -> bool:
+        """Whether the adapted policies are so far from their data that it says little more.
+
+        Without this limit a rare update runs away: the further the policy has moved, the larger
+        the ratios that the next step is computed from.
+        """
+        limit = self.settings.outer.max_query_kl
+        return limit is not None and float(diagnostics.query_kl) > limit
 
     def _minibatches(self, batch: MetaBatch) -> Iterator[MetaBatch]:
         """The meta-batch, ``epochs`` times over, in mini-batches of whole tasks.

@@ -345,7 +345,8 @@ def test_the_learning_rate_runs_down_a_line(small_settings: Settings) -> None:
 
 
 def test_the_learning_rate_stays_without_a_final_one(small_settings: Settings) -> None:
-    run = Run(change(small_settings, "outer", learning_rate=0.01))
+    settings = change(small_settings, "outer", learning_rate=0.01, final_learning_rate=None)
+    run = Run(settings)
     assert [run.learner.update(run.collect()).learning_rate for _ in range(2)] == [0.01, 0.01]
 
 
@@ -402,3 +403,25 @@ def test_log_std_stays_on_or_above_its_floor(small_settings: Settings) -> None:
     for _ in range(3):
         run.learner.update(run.collect())
         assert float(run.learner.parameters[LOG_STD].detach().min()) >= -0.5
+
+
+@pytest.mark.parametrize("limit", [0.02, None])
+def test_an_update_that_has_moved_too_far_takes_no_more_steps(
+    small_settings: Settings, limit: float | None
+) -> None:
+    settings = change(
+        small_settings,
+        "outer",
+        learning_rate=0.01,
+        final_learning_rate=None,
+        epochs=40,
+        max_query_kl=limit,
+    )
+    run = Run(settings)
+    metrics = run.learner.update(run.collect())
+    if limit is None:
+        assert metrics.gradient_steps == 40
+        assert metrics.query_kl > 0.1
+    else:
+        assert 1 <= metrics.gradient_steps < 40
+        assert 0.02 < metrics.query_kl < 0.1

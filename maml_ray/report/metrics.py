@@ -22,6 +22,7 @@ _TAGS = {
     "clip_fraction": "meta/clip_fraction",
     "collector_ratio_error": "meta/collector_ratio_error",
     "entropy": "policy/entropy_nats",
+    "gradient_steps": "meta/gradient_steps",
     "learning_rate": "meta/learning_rate",
     "wall_s": "time/iteration_s",
     "collect_s": "time/collect_s",

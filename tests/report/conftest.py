@@ -28,6 +28,7 @@ def record() -> MakeRecord:
             "clip_fraction": 0.1,
             "collector_ratio_error": 1e-6,
             "entropy": 8.0,
+            "gradient_steps": 20,
             "learning_rate": 1e-3,
             "env_steps": 4000,
             "learn_s": 0.25 * wall_s,
