@@ -16,7 +16,7 @@ DEPLOY = Path(__file__).parent.parent / "deploy.yaml"
 
 @pytest.mark.learning
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("seed", [2, 0, 1])
+@pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_default_run_ends_above_800_after_one_adaptation_step(
     tmp_path: Path, seed: int
 ) -> None:

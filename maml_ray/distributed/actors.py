@@ -64,7 +64,9 @@ class LearnerActor:
         self._threads = threads or _usable_cpus()
         torch.set_num_threads(self._threads)
         warm_up()
-        self._learner = MetaLearner(settings, spec, _device(device))
+        insisted = settings.cluster.learner_device == "cuda"
+        self._device, self._remark = choose_device(device, insisted=insisted)
+        self._learner = MetaLearner(settings, spec, self._device)
         self._doing = f"at version 0 on {self.describe()}"
 
     def __repr__(self) -> str:
@@ -72,10 +74,9 @@ class LearnerActor:
 
     def describe(self) -> str:
         """Where the learner computes, in words."""
-        device = self._learner.device
-        if device.type == "cuda":
-            return f"{torch.cuda.get_device_name(device)} (Ray GPU {ray.get_gpu_ids()})"
-        return f"CPU, {self._threads} thread{'s' if self._threads > 1 else ''}"
+        if self._device.type == "cuda":
+            return f"{torch.cuda.get_device_name(self._device)} (Ray GPU {ray.get_gpu_ids()})"
+        return f"CPU, {self._threads} thread{'s' if self._threads > 1 else ''}{self._remark}"
 
     def load(self, state: LearnerState) -> None:
         """Go on from a checkpointed state."""
@@ -103,10 +104,21 @@ def _usable_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def _device(requested: str) -> torch.device:
-    if requested == "cuda" and not torch.cuda.is_available():
+def choose_device(planned: str, *, insisted: bool) -> tuple[torch.device, str]:
+    """The learner's device, and a remark where it is not the planned one.
+
+    Args:
+        planned: ``"cuda"`` where Ray has given the learner a GPU, else ``"cpu"``.
+        insisted: whether the settings ask for a GPU and nothing else.
+
+    Raises:
+        RuntimeError: a GPU is insisted on, and PyTorch sees none.
+    """
+    if planned == "cpu" or torch.cuda.is_available():
+        return torch.device(planned), ""
+    blind = f"Ray gives the learner a GPU, but PyTorch {torch.__version__} sees none"
+    if insisted:
         raise RuntimeError(
-            f"Ray gave the learner the GPUs {ray.get_gpu_ids()}, but PyTorch {torch.__version__} "
-            "sees none: install a CUDA build of PyTorch, or set cluster.learner_device=cpu"
+            f"{blind}: install a CUDA build of PyTorch, or set cluster.learner_device=cpu"
         )
-    return torch.device(requested)
+    return torch.device("cpu"), f" ({blind})"
