@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from maml_ray.checkpoint import load_newest
 from maml_ray.collection import collect
@@ -118,12 +121,25 @@ class Agent:
         sets = [support] if isinstance(support, Trajectories) else list(support)
         theta = to_torch(self.parameters)
         for trajectories in sets:
-            theta = adapt_policy(self.settings, self.spec, theta, trajectories, self.normaliser)
+            with _one_thread():
+                theta = adapt_policy(self.settings, self.spec, theta, trajectories, self.normaliser)
         return replace(
             self,
             parameters=to_numpy(theta),
             adaptation_steps=self.adaptation_steps + len(sets),
         )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums rounded as a rollout actor rounds them: several threads add in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1, user_api="blas"):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def load(run: str | Path) -> Agent:

@@ -32,12 +32,12 @@ class RolloutActor:
         torch.set_num_threads(1)  # one actor a CPU
         warm_up()
         self._name = name
-        self._doing = "starting"
         self._worker = RolloutWorker(settings)
-        self._doing = "idle"
 
     def __repr__(self) -> str:
-        return f"RolloutActor({self._name}: {self._doing})"
+        # Ray's dashboard asks once, after the start: what an actor does now stands with its tasks.
+        settings = self._worker.settings
+        return f"{self._name}: {settings.meta_batch.episodes} episodes of {settings.task.name}"
 
     def ready(self) -> str:
         """The node that this actor runs on; answers once the simulations can be made."""
@@ -47,9 +47,7 @@ class RolloutActor:
         self, parameters: PolicyParameters, assignment: Assignment
     ) -> tuple[TaskRollouts, Receipt]:
         """One task's support and query trajectories, and a receipt for the driver."""
-        self._doing = str(assignment)
         rollouts, timings = self._worker.roll_out(parameters, assignment)
-        self._doing = "idle"
         return rollouts, Receipt(assignment.task_index, timings)
 
 
@@ -59,7 +57,6 @@ class LearnerActor:
     def __init__(
         self, settings: Settings, spec: PolicySpec, device: str, threads: int | None
     ) -> None:
-        self._doing = "starting"
         # Ray gives a process without CPUs one thread; the learner works while the actors wait.
         self._threads = threads or _usable_cpus()
         torch.set_num_threads(self._threads)
@@ -67,10 +64,10 @@ class LearnerActor:
         insisted = settings.cluster.learner_device == "cuda"
         self._device, self._remark = choose_device(device, insisted=insisted)
         self._learner = MetaLearner(settings, spec, self._device)
-        self._doing = f"at version 0 on {self.describe()}"
 
     def __repr__(self) -> str:
-        return f"LearnerActor({self._doing})"
+        outer = self._learner.settings.outer
+        return f"learner: {outer.objective}, {outer.order} order, on {self.describe()}"
 
     def describe(self) -> str:
         """Where the learner computes, in words."""
@@ -88,9 +85,7 @@ class LearnerActor:
 
     def update(self, *rollouts: TaskRollouts) -> tuple[UpdateMetrics, PolicyParameters]:
         """One meta-update; its figures, and the new parameters as an object of their own."""
-        self._doing = f"updating version {self._learner.version}"
         metrics = self._learner.update(rollouts)
-        self._doing = f"at version {metrics.version}"
         return metrics, self._learner.publish()
 
     def state(self) -> LearnerState:

@@ -138,7 +138,7 @@ def describe_start(report: StartReport) -> list[str]:
         f"learner     {report.learner}",
     ]
     if report.dashboard_url:
-        lines.append(f"dashboard   {report.dashboard_url}")
+        lines.append(f"dashboard   {report.dashboard_url} (its token: ray get-auth-token)")
     if report.first_iteration:
         lines.append(f"resuming    at iteration {report.first_iteration}")
     return lines
