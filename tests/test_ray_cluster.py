@@ -75,6 +75,8 @@ def cluster() -> Iterator[Cluster]:
     subprocess.run(token, env=environment, check=True, capture_output=True, timeout=60)
     command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={port}"]
     command += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
+    # Another Ray on this machine has its agent at the usual port.
+    command += [f"--dashboard-agent-listen-port={free_port()}"]
     command += ["--node-ip-address=127.0.0.1", "--disable-usage-stats", f"--temp-dir={home}/ray"]
     log = (home / "log").open("w")
     head = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)

@@ -1,4 +1,4 @@
-"""One small Ray cluster for all tests that run actors."""
+"""One small Ray cluster for all tests of this package that run actors; stopped after them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import ray
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def local_ray() -> Iterator[None]:
     ray.init(
         num_cpus=2,
