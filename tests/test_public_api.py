@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import maml_ray
+
+WITHOUT_RAY = """
+import sys
+sys.modules["ray"] = None  # importing it now raises ImportError
+import gymnasium, maml_ray
+from maml_ray.agent import Agent
+from maml_ray.learner import MetaLearner
+from maml_ray.rollout import policy_spec
+settings = maml_ray.load_settings(overrides=["task.horizon=5", "meta_batch.episodes=2"])
+spec = policy_spec(settings)
+published = MetaLearner(settings, spec).publish()
+agent = Agent(settings, spec, dict(published.values), published.normaliser)
+adapted = agent.adapt(agent.collect())
+figures = maml_ray.evaluate(adapted, tasks=1, episodes=2)
+assert figures.row(1, "mean").episodes == 2
+assert gymnasium.make("maml_ray/HalfCheetahBackward-v0").reset(seed=0)
+"""
+
+
+def test_a_policy_adapts_and_is_evaluated_on_a_machine_without_ray() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_RAY], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_public_name_is_there_and_documented() -> None:
+    for name in maml_ray.__all__:
+        assert getattr(maml_ray, name).__doc__, name
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = maml_ray.no_such_name
