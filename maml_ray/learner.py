@@ -45,7 +45,7 @@ class UpdateMetrics:
         version: of the parameters after the update.
         return_before: mean undiscounted return of the first support episodes.
         return_after: mean undiscounted return of the query episodes.
-        loss: meta-loss of the last gradient step.
+        loss: meta-loss on the last mini-batch looked at.
         gradient_norm: Euclidean norm of the first step's meta-gradient, before clipping.
         inner_kl: KL between the policies that collected support data and today's, mean.
         query_kl: the same for the adapted policies on query data (k3 estimate).
@@ -130,7 +130,7 @@ class MetaLearner:
         steps = 0
         for minibatch in self._minibatches(batch):
             loss, diagnostics = meta_loss(self.settings, self.spec, self.parameters, minibatch)
-            if self._far_enough(diagnostics):
+            if steps and self._far_enough(diagnostics):  # before the first step it is rounding
                 break
             norm = self._step(loss)
             steps += 1

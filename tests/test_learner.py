@@ -425,3 +425,11 @@ def test_an_update_that_has_moved_too_far_takes_no_more_steps(
     else:
         assert 1 <= metrics.gradient_steps < 40
         assert 0.02 < metrics.query_kl < 0.1
+
+
+def test_an_update_takes_its_first_step_whatever_rounding_says_of_its_distance(
+    small_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MetaLearner, "_far_enough", lambda self, diagnostics: True)
+    run = Run(small_settings)
+    assert run.learner.update(run.collect()).gradient_steps == 1
