@@ -79,9 +79,9 @@ class Agent:
         return actions
 
     def sample_tasks(self, count: int, *, seed: int = 0) -> tuple[Task, ...]:
-        """Draw tasks of the run's distribution, from a stream apart from training's."""
+        """Draw tasks of the run's distribution that training has not seen, where there are any."""
         rng = generator(seed, Purpose.EVALUATION)
-        return resolve_tasks(self.settings.task.name).sample(rng, count)
+        return resolve_tasks(self.settings.task).sample_held_out(rng, count)
 
     def collect(
         self,
@@ -102,7 +102,7 @@ class Agent:
         if isinstance(seed, int):
             seed = seed_sequence(seed, Purpose.EVALUATION, 0)
         horizon = self.settings.task.horizon
-        env = resolve_tasks(self.settings.task.name).make_vector_env(
+        env = resolve_tasks(self.settings.task).make_vector_env(
             task or self.sample_tasks(1)[0],
             num_envs=episodes or self.settings.meta_batch.episodes,
             horizon=horizon,

@@ -164,7 +164,7 @@ def check(
     from maml_ray.tasks.distribution import resolve_tasks
 
     settings = load_settings(settings_file, preset=preset, overrides=overrides or ())
-    resolve_tasks(settings.task.name)
+    resolve_tasks(settings.task)
     print(dump_settings(settings))
     for line in _demands(settings):
         print(f"# {line}")

@@ -11,9 +11,17 @@ import difflib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from maml_ray.errors import UserError
 from maml_ray.plain_yaml import YamlError, dump_yaml, parse_yaml
@@ -29,8 +37,13 @@ class SettingsError(UserError, ValueError):
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 LogStd = Annotated[float, Field(ge=-20, le=5)]
+
+T = TypeVar("T")
+Option = Annotated[T, Strict()]
+"""An option of a task distribution: as strict about types as a setting."""
 
 
 class _Section(BaseModel):
@@ -57,6 +70,7 @@ class TaskSettings(_Section):
 
     name: Annotated[str, Field(min_length=1)] = "half-cheetah-backward"
     horizon: Count = 200
+    options: dict[str, Any] = {}
 
 
 class PolicySettings(_Section):

@@ -140,7 +140,7 @@ def record_video(agent: Agent, episode: Episode, path: Path) -> None:
     try:
         import imageio.v2 as imageio  # here, since it is slow to import and rarely needed
 
-        tasks = resolve_tasks(agent.settings.task.name)
+        tasks = resolve_tasks(agent.settings.task)
         env = tasks.make_env(
             episode.task, horizon=agent.settings.task.horizon, render_mode="rgb_array"
         )

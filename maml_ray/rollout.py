@@ -63,7 +63,7 @@ class RolloutTimings:
 
 def policy_spec(settings: Settings, tasks: TaskDistribution | None = None) -> PolicySpec:
     """The policy's sizes, read off the task's spaces."""
-    tasks = tasks or resolve_tasks(settings.task.name)
+    tasks = tasks or resolve_tasks(settings.task)
     task = tasks.sample(np.random.default_rng(0), 1)[0]
     env = tasks.make_env(task, horizon=settings.task.horizon)
     try:
@@ -101,7 +101,7 @@ class RolloutWorker:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.tasks = resolve_tasks(settings.task.name)
+        self.tasks = resolve_tasks(settings.task)
         self.spec = policy_spec(settings, self.tasks)
         self._env: VectorEnv[Any, Any, Any] | None = None
         self._env_task: Task | None = None
@@ -153,12 +153,15 @@ class RolloutWorker:
         return collect(policy, self._env_for(assignment.task), self.settings.task.horizon, seed)
 
     def _env_for(self, task: Task) -> VectorEnv[Any, Any, Any]:
-        if self._env is None or task != self._env_task:
-            self.close()
+        if self._env is not None and task != self._env_task:
+            kept = self.tasks.retarget(self._env, task)
+            if not kept:
+                self.close()
+        if self._env is None:
             self._env = self.tasks.make_vector_env(
                 task, num_envs=self.settings.meta_batch.episodes, horizon=self.settings.task.horizon
             )
-            self._env_task = task
+        self._env_task = task
         return self._env
 
     def close(self) -> None:

@@ -146,7 +146,7 @@ def _prepare(
     else:
         settings, checkpoint = settings or Settings(), None
         folder = _new_folder(settings, run_dir)
-    resolve_tasks(settings.task.name)  # a name that is not there costs nothing yet
+    resolve_tasks(settings.task)  # a name that is not there costs nothing yet
     return folder, settings, checkpoint
 
 

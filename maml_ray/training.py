@@ -77,7 +77,7 @@ def train(
         position = _position_of(resume)
         saved = position.iteration if resume else None
         parameters = crew.learner.publish()
-        tasks = resolve_tasks(settings.task.name)
+        tasks = resolve_tasks(settings.task)
         began = time.perf_counter()
         try:
             for iteration in range(position.iteration, settings.run.iterations):

@@ -20,7 +20,7 @@ from maml_ray.policy import (
     to_torch,
 )
 from maml_ray.tasks.distribution import Task, TaskDistribution
-from maml_ray.tasks.half_cheetah import ENV_ID, HalfCheetahBackwardVector
+from maml_ray.tasks.half_cheetah import BACKWARD_ID, HalfCheetahBackwardVector
 from maml_ray.trajectories import Trajectories
 
 Env = VectorEnv[Any, Any, Any]
@@ -105,7 +105,7 @@ def naive(
 
 @pytest.mark.parametrize("explore", [True, False])
 def test_equals_a_loop_over_a_single_environment(explore: bool) -> None:
-    policy, env, single = make_policy(17, 6), cheetahs(), gym.make(ENV_ID)
+    policy, env, single = make_policy(17, 6), cheetahs(), gym.make(BACKWARD_ID)
     # A few steps: a cheetah in contact makes much of the last bit of its action.
     collected = collect(policy, env, 6, seed(), explore=explore)
     for episode, steps in enumerate(naive(single, policy, 3, 6, explore)):
@@ -120,7 +120,7 @@ def test_equals_a_loop_over_a_single_environment(explore: bool) -> None:
 
 
 def test_given_the_actions_the_rest_is_exactly_the_single_environments() -> None:
-    policy, env, single = make_policy(17, 6), cheetahs(), gym.make(ENV_ID)
+    policy, env, single = make_policy(17, 6), cheetahs(), gym.make(BACKWARD_ID)
     collected = collect(policy, env, 15, seed())
     for episode, reset_seed in enumerate(reset_seeds(seed(), 3)):
         observation, _ = single.reset(seed=reset_seed)

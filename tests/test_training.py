@@ -103,7 +103,7 @@ def test_ray_adds_nothing_to_the_mathematics(tmp_path: Path) -> None:
     chosen = settings()
     _, folder = trained(chosen, tmp_path)
     worker = RolloutWorker(chosen)
-    learner, tasks = MetaLearner(chosen, worker.spec), resolve_tasks(chosen.task.name)
+    learner, tasks = MetaLearner(chosen, worker.spec), resolve_tasks(chosen.task)
     for iteration in range(chosen.run.iterations):
         theta = learner.publish()
         work = [

@@ -17,6 +17,10 @@ from maml_ray.errors import ResourceError, TrainingFailed
 from maml_ray.learner import LearnerState, UpdateMetrics
 from maml_ray.policy import PolicySpec
 
+PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""OpenMP threads that wait give up their core: spinning ones make an update several times longer
+as soon as anything else wants it (0.45 s against 1.2 to 1.7 s with one core busy)."""
+
 
 class LearnerClient:
     """Starts the learner actor and speaks to it.
@@ -42,7 +46,13 @@ class LearnerClient:
         self._check_stop = check_stop
         self._actor: Any = (
             ray.remote(LearnerActor)
-            .options(name="learner", namespace=namespace, num_cpus=0, num_gpus=plan.learner_gpus)
+            .options(
+                name="learner",
+                namespace=namespace,
+                num_cpus=0,
+                num_gpus=plan.learner_gpus,
+                runtime_env={"env_vars": PATIENT_THREADS},
+            )
             .remote(settings, spec, plan.learner_device, settings.cluster.learner_threads)
         )
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import VectorEnv
+from pydantic import ValidationError
 
-from maml_ray.config import SettingsError
+from maml_ray.config import SettingsError, TaskSettings
 
 BUILT_IN: Mapping[str, str] = {
     "half-cheetah-backward": "maml_ray.tasks.half_cheetah:HalfCheetahBackwardTasks",
+    "half-cheetah-direction": "maml_ray.tasks.half_cheetah:HalfCheetahDirectionTasks",
+    "half-cheetah-velocity": "maml_ray.tasks.half_cheetah:HalfCheetahVelocityTasks",
 }
 """Names that ``task.name`` may take; any other ``"module:Class"`` may stand there too."""
 
@@ -36,14 +41,31 @@ class Task:
 class TaskDistribution(ABC):
     """A family of tasks that share observation and action spaces.
 
-    A subclass has a constructor without arguments and need only sample tasks and make one
-    environment; the batched environment is then Gymnasium's synchronous one. Override
-    :meth:`make_vector_env` where the simulations can be stepped faster together.
+    A subclass need only sample tasks and make one environment; the batched environment is then
+    Gymnasium's synchronous one. Override :meth:`make_vector_env` where the simulations can be
+    stepped faster together, and :meth:`retarget` where a batch can be turned to another task.
+    Its constructor is called with ``task.options``: keywords, each with a default.
     """
 
     @abstractmethod
     def sample(self, rng: np.random.Generator, count: int) -> tuple[Task, ...]:
-        """Draw ``count`` tasks, using no randomness but ``rng``."""
+        """Draw ``count`` tasks to train on, using no randomness but ``rng``."""
+
+    def sample_held_out(self, rng: np.random.Generator, count: int) -> tuple[Task, ...]:
+        """Draw ``count`` tasks to evaluate on: none that :meth:`sample` gives, where that can be.
+
+        By default, and where there are only a few tasks in all, the same as :meth:`sample`.
+        """
+        return self.sample(rng, count)
+
+    def task(self, parameters: Mapping[str, float]) -> Task:
+        """The task with ``parameters``, as a person names it on the command line.
+
+        Raises:
+            ValueError: there is no such task; the sentence says what there is.
+        """
+        name = ", ".join(f"{key} {value:g}" for key, value in parameters.items())
+        return Task(name or "default", tuple((k, float(v)) for k, v in parameters.items()))
 
     @abstractmethod
     def make_env(self, task: Task, *, horizon: int, render_mode: str | None = None) -> gym.Env:
@@ -56,13 +78,22 @@ class TaskDistribution(ABC):
             autoreset_mode=gym.vector.AutoresetMode.NEXT_STEP,
         )
 
+    def retarget(self, env: VectorEnv, task: Task) -> bool:
+        """Turn ``env``, of :meth:`make_vector_env`, to another task; False if it takes a new one.
 
-def resolve_tasks(name: str) -> TaskDistribution:
-    """The task distribution called ``name``: a built-in name, or ``"module:Class"``.
+        A rollout actor is handed tasks in any order: what this keeps need not be built again.
+        """
+        return False
+
+
+def resolve_tasks(settings: TaskSettings) -> TaskDistribution:
+    """The task distribution that ``settings`` name: a built-in name, or ``"module:Class"``.
 
     Raises:
-        SettingsError: there is no such name, module or class, or it is not a distribution.
+        SettingsError: there is no such name, module or class, it is not a distribution, or it
+            does not take the options.
     """
+    name = settings.name
     target = BUILT_IN.get(name, name)
     module_name, separator, class_name = target.partition(":")
     if not separator or not module_name or not class_name:
@@ -78,9 +109,43 @@ def resolve_tasks(name: str) -> TaskDistribution:
         raise SettingsError(f"task.name = {name!r} cannot be loaded: {error}") from None
     if not (isinstance(factory, type) and issubclass(factory, TaskDistribution)):
         raise SettingsError(f"task.name = {name!r} is not a subclass of maml_ray.TaskDistribution")
+    return _made(factory, name, settings.options)
+
+
+def _made(
+    factory: type[TaskDistribution], name: str, options: Mapping[str, Any]
+) -> TaskDistribution:
+    """The distribution with its options, or a sentence about the option that is wrong."""
+    known = _keywords(factory)
+    for key in options:
+        if known is not None and key not in known:
+            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            there = ", ".join(known) or "none"
+            raise SettingsError(
+                f"task.options.{key} is not an option of {name}{hint} (there are: {there})"
+            )
     try:
-        return factory()
+        return factory(**options)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(["task.options", *(str(part) for part in first["loc"])])
+        message = first["msg"].removeprefix("Value error, ")
+        raise SettingsError(
+            f"{key} = {first['input']!r:.80} is not allowed: {message[:1].lower() + message[1:]}"
+        ) from None
+    except ValueError as error:
+        raise SettingsError(f"task.options are not allowed: {error}") from None
     except TypeError as error:
         raise SettingsError(
-            f"task.name = {name!r} cannot be made without arguments: {error}"
+            f"task.name = {name!r} cannot be made with options {dict(options)}: {error}"
         ) from None
+
+
+def _keywords(factory: type[TaskDistribution]) -> list[str] | None:
+    """Names of the constructor's keywords; None where it takes any."""
+    parameters = inspect.signature(factory).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    takes = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [parameter.name for parameter in parameters if parameter.kind in takes]

@@ -17,7 +17,7 @@ from maml_ray.collection import collect
 from maml_ray.config import Settings
 from maml_ray.policy import NumpyPolicy, PolicySpec, initial_parameters, to_numpy
 from maml_ray.tasks.distribution import Task
-from maml_ray.tasks.half_cheetah import ENV_ID, HalfCheetahBackward, HalfCheetahBackwardTasks
+from maml_ray.tasks.half_cheetah import BACKWARD_ID, HalfCheetahBackward, HalfCheetahBackwardTasks
 
 HORIZON = 200
 
@@ -113,7 +113,7 @@ def _open_loop_physics(actions: np.ndarray[Any, Any]) -> Callable[[], Any]:
 
 def _gymnasium_sync(actions: np.ndarray[Any, Any]) -> Callable[[], Any]:
     """Gymnasium's synchronous vector environment, stepping alone: no policy, no storage."""
-    env = gym.make_vec(ENV_ID, len(actions), vectorization_mode="sync")
+    env = gym.make_vec(BACKWARD_ID, len(actions), vectorization_mode="sync")
     return lambda: _step_through(env, actions)
 
 

@@ -12,8 +12,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from maml_ray.tasks.half_cheetah import (
-    CONTROL_WEIGHT,
-    ENV_ID,
+    BACKWARD_ID,
+    NOTEBOOK_CONTROL_COST,
     HalfCheetahBackward,
     HalfCheetahBackwardTasks,
 )
@@ -43,7 +43,7 @@ def can_render() -> bool:
 
 
 def test_gymnasium_finds_nothing_to_warn_of() -> None:
-    env = gym.make(ENV_ID, render_mode="rgb_array")
+    env = gym.make(BACKWARD_ID, render_mode="rgb_array")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_env(env.unwrapped, skip_render_check=not can_render())
@@ -53,7 +53,7 @@ def test_gymnasium_finds_nothing_to_warn_of() -> None:
 def test_a_frame_can_be_rendered() -> None:
     if not can_render():
         pytest.skip("no off-screen rendering here")
-    env = gym.make(ENV_ID, render_mode="rgb_array")
+    env = gym.make(BACKWARD_ID, render_mode="rgb_array")
     env.reset(seed=0)
     frame = np.asarray(env.render())
     assert frame.shape == (480, 480, 3)
@@ -72,7 +72,8 @@ def test_reward_is_half_cheetahs_with_the_speed_turned_round(env: HalfCheetahBac
         observation, reward, terminated, truncated, info = env.step(action)
         plain_observation, _, *plain_flags, plain_info = plain.step(action)
         np.testing.assert_array_equal(observation, plain_observation)
-        assert reward == -plain_info["reward_forward"] + 0.05 * plain_info["reward_ctrl"]
+        notebook = -plain_info["reward_forward"] + 0.05 * plain_info["reward_ctrl"]
+        assert reward == pytest.approx(notebook, abs=1e-7)  # float32, as the action
         assert [terminated, truncated] == plain_flags
         assert info["x_velocity"] == plain_info["x_velocity"]
         assert info["x_position"] == plain_info["x_position"]
@@ -86,9 +87,10 @@ def test_reward_formula_by_hand(env: HalfCheetahBackward) -> None:
         _, reward, _, _, info = env.step(action)
         speed = (env.data.qpos[0] - before) / 0.05
         squares = float(np.sum(action.astype(np.float64) ** 2))
-        assert reward == pytest.approx(-speed - CONTROL_WEIGHT * 0.1 * squares, rel=1e-5)
-        assert info["reward_backward"] + info["reward_control"] == reward
-        assert set(info) == {"x_position", "x_velocity", "reward_backward", "reward_control"}
+        assert reward == pytest.approx(-speed - NOTEBOOK_CONTROL_COST * squares, rel=1e-5)
+        assert info["reward_run"] + info["reward_control"] == reward
+        assert info["speed"] == -info["x_velocity"]
+        assert set(info) == {"x_position", "x_velocity", "reward_run", "reward_control", "speed"}
 
 
 def test_the_same_seed_gives_the_same_episode(env: HalfCheetahBackward) -> None:
@@ -117,7 +119,7 @@ def test_pickling_keeps_the_arguments() -> None:
 
 
 def test_the_registered_environment_is_truncated_after_200_steps() -> None:
-    env = gym.make(ENV_ID)
+    env = gym.make(BACKWARD_ID)
     env.reset(seed=0)
     ends = [env.step(np.zeros(6, np.float32))[2:4] for _ in range(200)]
     assert ends == [(False, False)] * 199 + [(False, True)]
@@ -150,7 +152,7 @@ def test_stable_baselines3_takes_it(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sb3_check_env(HalfCheetahBackward(), skip_render_check=True)
-    env = gym.make(ENV_ID)
+    env = gym.make(BACKWARD_ID)
     model = sb3.PPO("MlpPolicy", env, n_steps=128, batch_size=64, n_epochs=2, seed=0, device="cpu")
     before = [value.clone() for value in model.policy.parameters()]
     model.learn(total_timesteps=256)

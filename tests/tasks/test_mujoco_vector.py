@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from maml_ray.tasks.half_cheetah import ENV_ID, HalfCheetahBackwardVector
+from maml_ray.tasks.half_cheetah import BACKWARD_ID, HalfCheetahBackwardVector
 
 Env = Any  # a VectorEnv; Gymnasium's own annotation of reset knows no lists of seeds
 Actions = np.ndarray[Any, Any]
@@ -19,7 +19,7 @@ Actions = np.ndarray[Any, Any]
 
 def reference(num_envs: int, max_episode_steps: int, mode: AutoresetMode) -> Env:
     def make() -> gym.Env[Any, Any]:
-        return gym.make(ENV_ID, max_episode_steps=max_episode_steps)
+        return gym.make(BACKWARD_ID, max_episode_steps=max_episode_steps)
 
     return SyncVectorEnv([make] * num_envs, autoreset_mode=mode)
 
@@ -81,8 +81,8 @@ def test_the_whole_episode_test_meets_contacts() -> None:
 
 
 def test_equals_gymnasiums_own_make_vec() -> None:
-    batched = gym.make_vec(ENV_ID, num_envs=3)
-    single = gym.make_vec(ENV_ID, num_envs=3, vectorization_mode="sync")
+    batched = gym.make_vec(BACKWARD_ID, num_envs=3)
+    single = gym.make_vec(BACKWARD_ID, num_envs=3, vectorization_mode="sync")
     assert isinstance(batched, HalfCheetahBackwardVector)
     assert isinstance(single, SyncVectorEnv)
     assert batched.observation_space == single.observation_space
@@ -95,15 +95,15 @@ def test_equals_gymnasiums_own_make_vec() -> None:
 
 
 def test_make_vec_gives_the_right_metadata() -> None:
-    env = gym.make_vec(ENV_ID, num_envs=3)
-    single = gym.make_vec(ENV_ID, num_envs=3, vectorization_mode="sync")
+    env = gym.make_vec(BACKWARD_ID, num_envs=3)
+    single = gym.make_vec(BACKWARD_ID, num_envs=3, vectorization_mode="sync")
     assert env.num_envs == 3
     assert env.metadata == single.metadata
     assert env.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
     assert env.single_observation_space.shape == (17,)
     assert env.single_action_space == single.single_action_space
     assert env.spec is not None
-    assert env.spec.id == ENV_ID
+    assert env.spec.id == BACKWARD_ID
     env.close()
     single.close()
 
@@ -259,7 +259,7 @@ def test_arguments_of_half_cheetah_reach_the_batch() -> None:
     plain.reset(seed=0)
     actions = noise(1, 2)[0]
     doubled, once = batched.step(actions)[4], plain.step(actions)[4]
-    np.testing.assert_array_equal(doubled["reward_backward"], 2.0 * once["reward_backward"])
+    np.testing.assert_array_equal(doubled["reward_run"], 2.0 * once["reward_run"])
     assert batched.dt == plain.dt == pytest.approx(0.02)
     batched.close()
     plain.close()
