@@ -45,6 +45,10 @@ def collect(
     actions = noise * policy.std
     rewards = np.zeros((horizon, episodes), dtype=np.float32)
     mask = np.zeros((horizon, episodes), dtype=np.bool_)
+    speeds = np.zeros((horizon, episodes), dtype=np.float32)
+    final_observations = np.zeros((episodes, spec.observation_size), dtype=np.float32)
+    ended_by_itself = np.zeros(episodes, dtype=np.bool_)
+    knows_speed = False
 
     alive = np.ones(episodes, dtype=np.bool_)
     # Gymnasium's vector environments take a list of seeds; their base class is annotated without.
@@ -52,22 +56,33 @@ def collect(
     for step in range(horizon):
         observations[step] = observation
         actions[step] += policy.mean(observations[step])
-        observation, reward, terminated, truncated, _ = env.step(actions[step])
+        observation, reward, terminated, truncated, info = env.step(actions[step])
         rewards[step] = reward
         mask[step] = alive
+        if "speed" in info:
+            speeds[step] = info["speed"]
+            knows_speed = True
         ended = terminated | truncated
         if np.count_nonzero(ended):  # several times faster than any()
+            ending = alive & ended
+            final_observations[ending] = observation[ending]
+            ended_by_itself |= ending & terminated
             alive &= ~ended
             if not alive.any():
                 break
+    final_observations[alive] = observation[alive]
     rewards[~mask] = 0.0
     observations[~mask] = 0.0
+    speeds[~mask] = 0.0
     return Trajectories(
         observations=_episodes_first(observations),
         actions=_episodes_first(actions),
         log_probs=_episodes_first(policy.log_prob_of_noise(noise)),
         rewards=_episodes_first(rewards),
         mask=_episodes_first(mask),
+        final_observations=final_observations,
+        terminated=ended_by_itself,
+        speeds=speeds.sum(axis=0) / mask.sum(axis=0, dtype=np.float32) if knows_speed else None,
     )
 
 

@@ -26,6 +26,11 @@ class Trajectories:
         log_probs: (K, T) float32, summed over action dimensions, under the sampling policy.
         rewards: (K, T) float32, zero after an episode's end.
         mask: (K, T) bool, False after an episode's end.
+        final_observations: (K, D) float32, after an episode's last step; None if not known.
+        terminated: (K,) bool, whether an episode ended by itself, and not by the time limit; None
+            if not known.
+        speeds: (K,) float32, mean over an episode of what the environment calls its ``speed``, in
+            m/s; None where it tells none.
 
     Raises:
         ValueError: the arrays' shapes or dtypes do not fit together.
@@ -36,6 +41,9 @@ class Trajectories:
     log_probs: Float32
     rewards: Float32
     mask: Bool
+    final_observations: Float32 | None = None
+    terminated: Bool | None = None
+    speeds: Float32 | None = None
 
     def __post_init__(self) -> None:
         episodes_steps = self.rewards.shape
@@ -54,6 +62,18 @@ class Trajectories:
                 raise ValueError(f"{name} must be float32, got {getattr(self, name).dtype}")
         if self.mask.dtype != np.bool_:
             raise ValueError(f"mask must be bool, got {self.mask.dtype}")
+        self._check_ends()
+
+    def _check_ends(self) -> None:
+        episodes, size = self.rewards.shape[0], self.observations.shape[2]
+        for name, shape in (
+            ("final_observations", (episodes, size)),
+            ("terminated", (episodes,)),
+            ("speeds", (episodes,)),
+        ):
+            value = getattr(self, name)
+            if value is not None and value.shape != shape:
+                raise ValueError(f"{name} must have shape {shape}, got {value.shape}")
 
     @property
     def episodes(self) -> int:
