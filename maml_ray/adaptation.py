@@ -8,7 +8,7 @@ algorithm 1, line 6.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, TypeVar
 
 import torch
@@ -22,7 +22,7 @@ Order = Literal["second", "first"]
 def adapt(
     parameters: Parameters,
     losses: Sequence[Callable[[Parameters], tuple[Tensor, Aux]]],
-    learning_rate: float,
+    learning_rate: float | Mapping[str, Tensor],
     *,
     order: Order = "second",
 ) -> tuple[Parameters, tuple[Aux, ...]]:
@@ -33,7 +33,9 @@ def adapt(
             dictionary here is what empties the meta-gradient of the source notebook.
         losses: one function a step, from parameters to ``(scalar loss, aux)``; several steps
             use one each, since each has support data of its own.
-        learning_rate: the inner rate, alpha.
+        learning_rate: the inner rate, alpha: one number, or one of each parameter's shape, which
+            the outer loop can differentiate too (Meta-SGD, Li et al. 2017,
+            https://arxiv.org/abs/1707.09835).
         order: ``"second"`` keeps the derivative of each step's gradient; ``"first"`` drops it,
             so that the step's Jacobian is the identity (first-order MAML).
 
@@ -41,12 +43,16 @@ def adapt(
         The adapted parameters, and what each loss returned beside its value.
     """
     collected: list[Aux] = []
+
+    def rate_of(name: str) -> float | Tensor:
+        return learning_rate if isinstance(learning_rate, float) else learning_rate[name]
+
     for loss in losses:
         gradients, aux = torch.func.grad(loss, has_aux=True)(parameters)
         if order == "first":
             gradients = {name: gradient.detach() for name, gradient in gradients.items()}
         parameters = {
-            name: value - learning_rate * gradients[name] for name, value in parameters.items()
+            name: value - rate_of(name) * gradients[name] for name, value in parameters.items()
         }
         collected.append(aux)
     return parameters, tuple(collected)

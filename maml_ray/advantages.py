@@ -3,10 +3,14 @@
 Everything is computed in float64 and per task and phase: the baseline is fitted to the very
 trajectories whose advantages it serves, before they are computed. Axes as in
 :mod:`maml_ray.trajectories`: K episodes, T steps, D observation size.
+
+The papers set the value after the last step to zero also where only the time limit ended the
+episode; since the baseline knows the time, that is legitimate. Bootstrapping there is a setting.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -37,49 +41,91 @@ def _powers(steps: int, discount: float) -> Float64:
     return matrix
 
 
-def baseline_features(observations: NDArray[np.float32]) -> Float64:
-    """Features (K, T, 2 D + 4) of a state and its time: s, s^2, t, t^2, t^3, 1.
+def baseline_features(observations: NDArray[np.float32], time: NDArray[np.integer]) -> Float64:
+    """Features (..., 2 D + 4) of states (..., D) at time steps (...): s, s^2, t, t^2, t^3, 1.
 
     Duan et al. 2016 (https://arxiv.org/abs/1604.06778), appendix 2, with s clipped to +-10 and t
     in hundreds of steps.
     """
-    episodes, steps, _ = observations.shape
     clipped = np.clip(observations.astype(np.float64), -OBSERVATION_LIMIT, OBSERVATION_LIMIT)
-    time = np.arange(steps, dtype=np.float64)[:, None] / 100.0
-    clock = np.concatenate((time, time**2, time**3, np.ones_like(time)), axis=1)
-    clock = np.broadcast_to(clock, (episodes, *clock.shape))
-    return np.concatenate((clipped, np.square(clipped), clock), axis=2)
+    hundreds = np.broadcast_to(time / 100.0, observations.shape[:-1])[..., None]
+    clock = (hundreds, hundreds**2, hundreds**3, np.ones_like(hundreds))
+    return np.concatenate((clipped, np.square(clipped), *clock), axis=-1)
 
 
-def fitted_values(trajectories: Trajectories, returns: Float64) -> Float64:
-    """Values (K, T) of a baseline, linear in the features, fitted to ``returns`` (K, T) by ridge.
+@dataclass(frozen=True)
+class Values:
+    """A baseline's values: ``of_steps`` (K, T), zero after an episode's end, and ``final`` (K,).
 
-    Minimises ``|X w - y|^2 + 1e-5 |w|^2`` over the steps that were taken; zero after an
-    episode's end.
+    ``final`` is the value behind the last step: zero, unless it is bootstrapped.
     """
-    features = baseline_features(trajectories.observations)
-    taken = trajectories.mask
-    x, y = features[taken], returns[taken]
-    gram = x.T @ x
-    gram[np.diag_indices_from(gram)] += RIDGE
-    weights = np.linalg.solve(gram, x.T @ y)
-    return np.where(taken, features @ weights, 0.0)
+
+    of_steps: Float64
+    final: Float64
+
+
+def fitted_values(trajectories: Trajectories, rewards: Float64, discount: float) -> Values:
+    """Values of a baseline, linear in the features, fitted by ridge to the discounted returns.
+
+    Minimises ``|X w - y|^2 + 1e-5 |w|^2`` over the steps that were taken; the value after the last
+    step is zero.
+    """
+    x, taken = _features_of_steps(trajectories), trajectories.mask
+    y = discounted_sums(rewards, discount)[taken]
+    gram = x[taken].T @ x[taken]
+    weights = _solved(gram, x[taken].T @ y)
+    return Values(np.where(taken, x @ weights, 0.0), np.zeros(trajectories.episodes))
+
+
+def bootstrapped_values(trajectories: Trajectories, rewards: Float64, discount: float) -> Values:
+    """The same baseline where an episode cut off by the time limit is taken to go on.
+
+    What would follow is worth the baseline's own value of the final state, in the returns that it
+    is fitted to as much as in the advantages: ``y_t = sum_k discount^k r_{t+k} + discount^{T-t} w
+    x_T``. The targets are linear in the weights, so their fixed point is one linear solve
+    (least-squares temporal differences with lambda = 1, Boyan 2002,
+    https://doi.org/10.1023/A:1017936530646).
+
+    Raises:
+        ValueError: the trajectories do not hold their final observations.
+    """
+    if trajectories.final_observations is None or trajectories.terminated is None:
+        raise ValueError("bootstrapping needs final_observations and terminated")
+    x, taken = _features_of_steps(trajectories), trajectories.mask
+    lengths = taken.sum(axis=1)
+    goes_on = ~trajectories.terminated
+    behind = baseline_features(trajectories.final_observations, lengths) * goes_on[:, None]
+    left = lengths[:, None] - np.arange(taken.shape[1])
+    tail = np.where(taken, float(discount) ** np.maximum(left, 0), 0.0)
+    y = discounted_sums(rewards, discount)[taken]
+    following = (tail[..., None] * behind[:, None, :])[taken]
+    weights = _solved(x[taken].T @ (x[taken] - following), x[taken].T @ y)
+    return Values(np.where(taken, x @ weights, 0.0), behind @ weights)
+
+
+def _features_of_steps(trajectories: Trajectories) -> Float64:
+    observations = trajectories.observations
+    return baseline_features(observations, np.arange(observations.shape[1]))
+
+
+def _solved(matrix: Float64, target: Float64) -> Float64:
+    matrix[np.diag_indices_from(matrix)] += RIDGE
+    return np.linalg.solve(matrix, target).astype(np.float64)
 
 
 def generalised_advantages(
-    rewards: Float64, values: Float64, discount: float, gae_lambda: float
+    rewards: Float64, values: Values, lengths: NDArray[np.integer], settings: AdvantageSettings
 ) -> Float64:
-    """GAE (K, T) of ``rewards`` and ``values`` (K, T), both zero after an episode's end.
+    """GAE (K, T) of ``rewards`` (K, T), zero after an episode's end, and ``lengths`` (K,) in steps.
 
     ``delta_t = r_t + discount V_{t+1} - V_t`` and ``A_t = delta_t + discount lambda A_{t+1}``
-    (Schulman et al. 2016, https://arxiv.org/abs/1506.02438, equation 16). The value after the
-    last step is zero also where the time limit ended the episode, as in the MAML papers: the
-    baseline knows the time, so it knows that nothing follows.
+    (Schulman et al. 2016, https://arxiv.org/abs/1506.02438, equation 16).
     """
-    following = np.zeros_like(values)
-    following[:, :-1] = values[:, 1:]
-    deltas = rewards + discount * following - values
-    return discounted_sums(deltas, discount * gae_lambda)
+    following = np.zeros_like(rewards)
+    following[:, :-1] = values.of_steps[:, 1:]
+    following[np.arange(len(lengths)), lengths - 1] = values.final
+    deltas = rewards + settings.discount * following - values.of_steps
+    return discounted_sums(deltas, settings.discount * settings.gae_lambda)
 
 
 def advantages(trajectories: Trajectories, settings: AdvantageSettings) -> NDArray[np.float32]:
@@ -88,11 +134,14 @@ def advantages(trajectories: Trajectories, settings: AdvantageSettings) -> NDArr
     With ``normalise`` they have mean 0 and standard deviation 1 over the steps taken.
     """
     rewards = np.where(trajectories.mask, trajectories.rewards.astype(np.float64), 0.0)
-    if settings.baseline == "linear":
-        values = fitted_values(trajectories, discounted_sums(rewards, settings.discount))
+    if settings.baseline == "zero":
+        values = Values(np.zeros_like(rewards), np.zeros(trajectories.episodes))
+    elif settings.bootstrap_time_limit:
+        values = bootstrapped_values(trajectories, rewards, settings.discount)
     else:
-        values = np.zeros_like(rewards)
-    result = generalised_advantages(rewards, values, settings.discount, settings.gae_lambda)
+        values = fitted_values(trajectories, rewards, settings.discount)
+    lengths = trajectories.mask.sum(axis=1)
+    result: Float64 = generalised_advantages(rewards, values, lengths, settings)
     result = np.where(trajectories.mask, result, 0.0)
     if settings.normalise:
         taken = result[trajectories.mask]

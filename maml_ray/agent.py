@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from maml_ray.acting import for_environment, make_sampler
 from maml_ray.checkpoint import load_newest
 from maml_ray.collection import collect
 from maml_ray.config import Settings, load_settings
@@ -54,12 +56,15 @@ class Agent:
         *,
         explore: bool = False,
         rng: np.random.Generator | None = None,
-    ) -> NDArray[np.float32]:
-        """Actions for one observation (D,) or for many (..., D).
+    ) -> NDArray[Any]:
+        """Actions for one observation (D,) or for many (..., D), as the environment takes them.
+
+        Continuous actions are float32 (..., A), scaled by ``policy.action_scale``; discrete ones
+        integers (...).
 
         Args:
             observations: as the environment gives them.
-            explore: sample from the policy; otherwise its mean action.
+            explore: sample from the policy; otherwise its mean or most probable action.
             rng: for the sampling; fresh entropy by default.
 
         Raises:
@@ -71,12 +76,10 @@ class Agent:
                 f"observations must have last axis {self.spec.observation_size}, "
                 f"got shape {inputs.shape}"
             )
-        policy = self.policy
-        actions = policy.mean(inputs)
-        if explore:
-            rng = rng or np.random.default_rng()
-            actions += policy.std * rng.standard_normal(actions.shape, dtype=np.float32)
-        return actions
+        batch = inputs.reshape(-1, self.spec.observation_size)
+        rng = (rng or np.random.default_rng()) if explore else None
+        actions = make_sampler(self.policy, 1, len(batch), rng).act(0, batch)
+        return for_environment(self.spec, actions.reshape(*inputs.shape[:-1], -1))
 
     def sample_tasks(self, count: int, *, seed: int = 0) -> tuple[Task, ...]:
         """Draw tasks of the run's distribution that training has not seen, where there are any."""

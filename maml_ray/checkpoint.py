@@ -26,6 +26,7 @@ from safetensors import numpy as safetensors_numpy
 from maml_ray.errors import RunFolderError
 from maml_ray.learner import LearnerState
 from maml_ray.normalisation import RunningStatistics
+from maml_ray.outer_update import OptimiserState
 from maml_ray.policy import PolicySpec
 
 FORMAT = 1
@@ -116,9 +117,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
             learner=LearnerState(
                 version=int(manifest["version"]),
                 parameters=parameters,
-                first_moments=_with_prefix(arrays, "first"),
-                second_moments=_with_prefix(arrays, "second"),
-                optimiser_steps=int(manifest["optimiser_steps"]),
+                optimiser=OptimiserState(
+                    steps=int(manifest["optimiser_steps"]),
+                    first_moments=_with_prefix(arrays, "first"),
+                    second_moments=_with_prefix(arrays, "second"),
+                ),
                 observations=RunningStatistics(
                     count=float(manifest["observations_seen"]),
                     mean=arrays["observations/mean"],
@@ -150,8 +153,8 @@ def _contents(checkpoint: Checkpoint) -> dict[str, bytes]:
     """File names and contents, the manifest last."""
     state = checkpoint.learner
     arrays: dict[str, NDArray[Any]] = {
-        **{f"first/{name}": value for name, value in state.first_moments.items()},
-        **{f"second/{name}": value for name, value in state.second_moments.items()},
+        **{f"first/{name}": value for name, value in state.optimiser.first_moments.items()},
+        **{f"second/{name}": value for name, value in state.optimiser.second_moments.items()},
         "observations/mean": state.observations.mean,
         "observations/squares": state.observations.squares,
     }
@@ -163,7 +166,7 @@ def _contents(checkpoint: Checkpoint) -> dict[str, bytes]:
         "format": FORMAT,
         "iteration": checkpoint.iteration,
         "version": state.version,
-        "optimiser_steps": state.optimiser_steps,
+        "optimiser_steps": state.optimiser.steps,
         "observations_seen": state.observations.count,
         "total_env_steps": checkpoint.total_env_steps,
         "elapsed_s": checkpoint.elapsed_s,

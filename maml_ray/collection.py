@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 from gymnasium.vector import VectorEnv
+from numpy.typing import NDArray
 
-from maml_ray.policy import NumpyPolicy
+from maml_ray.acting import for_environment, make_sampler
+from maml_ray.policy import NumpyPolicy, PolicySpec
 from maml_ray.trajectories import Trajectories
 
 
@@ -25,65 +27,87 @@ def collect(
     the policy and the environment, and on nothing else.
 
     Args:
-        policy: maps observations (K, D) to mean actions (K, A) and knows its noise's size.
+        policy: who acts.
         env: K environments; it is reset here and must not reset itself within an episode's
             steps, other than behind its end, where everything is masked.
         horizon: T, the number of steps.
         seed: the stream for initial states and action noise.
-        explore: sample actions; otherwise take the mean action.
+        explore: sample actions; otherwise take the mean or the most probable action.
 
     Returns:
         Trajectories of K episodes and T steps.
     """
-    episodes, spec = env.num_envs, policy.spec
-    noise_seed = _streams(seed)[1]
-    noise = np.zeros((horizon, episodes, spec.action_size), dtype=np.float32)
-    if explore:
-        np.random.default_rng(noise_seed).standard_normal(dtype=np.float32, out=noise)
-    # Time is the first axis while collecting, so that each step writes one contiguous block.
-    observations = np.zeros((horizon, episodes, spec.observation_size), dtype=np.float32)
-    actions = noise * policy.std
-    rewards = np.zeros((horizon, episodes), dtype=np.float32)
-    mask = np.zeros((horizon, episodes), dtype=np.bool_)
-    speeds = np.zeros((horizon, episodes), dtype=np.float32)
-    final_observations = np.zeros((episodes, spec.observation_size), dtype=np.float32)
-    ended_by_itself = np.zeros(episodes, dtype=np.bool_)
-    knows_speed = False
-
-    alive = np.ones(episodes, dtype=np.bool_)
+    episodes = env.num_envs
+    rng = np.random.default_rng(_streams(seed)[1]) if explore else None
+    sampler = make_sampler(policy, horizon, episodes, rng)
+    record = _Record(policy.spec, horizon, episodes)
     # Gymnasium's vector environments take a list of seeds; their base class is annotated without.
     observation, _ = env.reset(seed=reset_seeds(seed, episodes))  # type: ignore[arg-type]
     for step in range(horizon):
-        observations[step] = observation
-        actions[step] += policy.mean(observations[step])
-        observation, reward, terminated, truncated, info = env.step(actions[step])
-        rewards[step] = reward
-        mask[step] = alive
+        seen = record.observations[step]
+        seen[:] = observation
+        actions = sampler.act(step, seen)
+        record.actions[step] = actions
+        outcome = env.step(for_environment(policy.spec, actions))
+        observation = outcome[0]
+        if record.note(step, outcome):
+            break
+    return record.trajectories(observation, sampler.log_probs())
+
+
+class _Record:
+    """The arrays of a collection under way.
+
+    Time is the first axis, so that each step writes one contiguous block.
+    """
+
+    def __init__(self, spec: PolicySpec, horizon: int, episodes: int) -> None:
+        size = spec.observation_size
+        self.observations = np.zeros((horizon, episodes, size), dtype=np.float32)
+        self.actions = np.zeros((horizon, episodes, spec.recorded_action_size), dtype=np.float32)
+        self._rewards = np.zeros((horizon, episodes), dtype=np.float32)
+        self._speeds = np.zeros((horizon, episodes), dtype=np.float32)
+        self._mask = np.zeros((horizon, episodes), dtype=np.bool_)
+        self._knows_speed = False
+        self._alive = np.ones(episodes, dtype=np.bool_)
+        self._terminated = np.zeros(episodes, dtype=np.bool_)
+        self._final_observations = np.zeros((episodes, size), dtype=np.float32)
+
+    def note(self, step: int, outcome: tuple[Any, Any, Any, Any, dict[str, Any]]) -> bool:
+        """Write down what ``env.step`` gave; whether all episodes have ended."""
+        observation, reward, terminated, truncated, info = outcome
+        self._rewards[step] = reward
+        self._mask[step] = self._alive
         if "speed" in info:
-            speeds[step] = info["speed"]
-            knows_speed = True
+            self._speeds[step] = info["speed"]
+            self._knows_speed = True
         ended = terminated | truncated
-        if np.count_nonzero(ended):  # several times faster than any()
-            ending = alive & ended
-            final_observations[ending] = observation[ending]
-            ended_by_itself |= ending & terminated
-            alive &= ~ended
-            if not alive.any():
-                break
-    final_observations[alive] = observation[alive]
-    rewards[~mask] = 0.0
-    observations[~mask] = 0.0
-    speeds[~mask] = 0.0
-    return Trajectories(
-        observations=_episodes_first(observations),
-        actions=_episodes_first(actions),
-        log_probs=_episodes_first(policy.log_prob_of_noise(noise)),
-        rewards=_episodes_first(rewards),
-        mask=_episodes_first(mask),
-        final_observations=final_observations,
-        terminated=ended_by_itself,
-        speeds=speeds.sum(axis=0) / mask.sum(axis=0, dtype=np.float32) if knows_speed else None,
-    )
+        if not np.count_nonzero(ended):  # several times faster than any()
+            return False
+        ending = self._alive & ended
+        self._final_observations[ending] = observation[ending]
+        self._terminated |= ending & terminated
+        self._alive &= ~ended
+        return not self._alive.any()
+
+    def trajectories(
+        self, observation: NDArray[Any], log_probs: NDArray[np.float32]
+    ) -> Trajectories:
+        """What was collected; ``observation`` is the last one seen."""
+        self._final_observations[self._alive] = observation[self._alive]
+        for array in (self._rewards, self.observations, self._speeds):
+            array[~self._mask] = 0.0
+        lengths = self._mask.sum(axis=0, dtype=np.float32)
+        return Trajectories(
+            observations=_episodes_first(self.observations),
+            actions=_episodes_first(self.actions),
+            log_probs=_episodes_first(log_probs),
+            rewards=_episodes_first(self._rewards),
+            mask=_episodes_first(self._mask),
+            final_observations=self._final_observations,
+            terminated=self._terminated,
+            speeds=self._speeds.sum(axis=0) / lengths if self._knows_speed else None,
+        )
 
 
 def reset_seeds(seed: np.random.SeedSequence, episodes: int) -> list[int]:

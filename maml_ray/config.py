@@ -74,13 +74,14 @@ class TaskSettings(_Section):
 
 
 class PolicySettings(_Section):
-    """The Gaussian MLP policy."""
+    """The policy: a Gaussian or, for discrete actions, categorical MLP."""
 
     hidden_sizes: Annotated[tuple[Count, ...], Field(max_length=16)] = (64, 64)
     activation: Literal["tanh", "relu"] = "tanh"
     normalise_observations: bool = True
     initial_log_std: LogStd = 0.0
     min_log_std: LogStd = -3.0
+    action_scale: Positive = 1.0
 
     @field_validator("min_log_std")
     @classmethod
@@ -104,23 +105,45 @@ class AdvantageSettings(_Section):
     discount: Fraction = 0.99
     gae_lambda: Fraction = 0.95
     baseline: Literal["linear", "zero"] = "linear"
+    bootstrap_time_limit: bool = False
     normalise: bool = True
+
+    @field_validator("bootstrap_time_limit")
+    @classmethod
+    def _has_values(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("baseline") == "zero":
+            raise ValueError("there is nothing to bootstrap from with advantages.baseline = zero")
+        if value and info.data.get("discount") == 1.0:
+            raise ValueError("what follows is worth infinitely much with advantages.discount = 1")
+        return value
 
 
 class InnerSettings(_Section):
     """The inner loop: adaptation to one task."""
 
-    steps: Annotated[int, Field(ge=1, le=5)] = 1
+    steps: Annotated[int, Field(ge=0, le=5)] = 1
     learning_rate: Positive = 0.1
-    objective: Literal["ratio", "log_prob"] = "ratio"
+    learn_rates: bool = False
+    objective: Literal["ratio", "dice", "log_prob"] = "ratio"
     l2: NonNegative = 0.0
+
+
+class TrustRegionSettings(_Section):
+    """The step of ``outer.objective: trpo``, which takes no other optimiser."""
+
+    max_kl: Positive = 0.01
+    cg_iterations: Count = 10
+    damping: NonNegative = 1e-5
+    backtrack_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    max_backtracks: Count = 15
 
 
 class OuterSettings(_Section):
     """The outer loop: the meta-update."""
 
-    objective: Literal["ppo", "reinforce"] = "ppo"
-    order: Literal["second", "first"] = "second"
+    objective: Literal["ppo", "trpo", "reinforce"] = "ppo"
+    order: Literal["second", "first", "hybrid"] = "second"
+    first_order_iterations: Annotated[int, Field(ge=0)] = 0
     learning_rate: Positive = 1e-3
     final_learning_rate: NonNegative | None = 1e-4
     epochs: Count = 4
@@ -128,8 +151,18 @@ class OuterSettings(_Section):
     clip: Positive = 0.3
     max_query_kl: Positive | None = 0.05
     inner_kl_coefficient: NonNegative = 5e-4
+    sampling_coefficient: NonNegative = 0.0
     weight_decay: NonNegative = 0.0
     max_gradient_norm: Positive | None = None
+    trust_region: TrustRegionSettings = TrustRegionSettings()
+    diagnose_every: Count | None = 10
+
+    @field_validator("first_order_iterations")
+    @classmethod
+    def _only_for_hybrid(cls, value: int, info: ValidationInfo) -> int:
+        if value and info.data.get("order") != "hybrid":
+            raise ValueError("only with outer.order = hybrid is the order changed on the way")
+        return value
 
 
 class EvaluationSettings(_Section):

@@ -1,13 +1,9 @@
-"""The learner: rollouts of a meta-batch to one meta-update. No Ray.
-
-For each epoch and mini-batch of tasks the meta-objective is computed anew from the current
-parameters, inner steps included, and an optimiser steps down its gradient.
-"""
+"""The learner: rollouts of a meta-batch to one meta-update. No Ray."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,26 +11,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maml_ray.adaptation import adapt
-from maml_ray.advantages import advantages
+from maml_ray.adaptation import Order
+from maml_ray.batching import checked, make_batch
 from maml_ray.config import Settings
-from maml_ray.meta_objective import Diagnostics, MetaBatch, meta_loss
+from maml_ray.gradient_diagnostics import GradientDiagnostics, diagnose_gradient
+from maml_ray.gradient_update import GradientUpdate
+from maml_ray.meta_objective import MetaBatch
+from maml_ray.meta_parameters import initial_meta_parameters, meta_parameter_shapes
 from maml_ray.normalisation import Normaliser, RunningStatistics
-from maml_ray.objectives import Samples, inner_losses, make_samples
-from maml_ray.policy import (
-    LOG_STD,
-    Gaussian,
-    Parameters,
-    PolicyParameters,
-    PolicySpec,
-    distribution,
-    entropy,
-    initial_parameters,
-    project,
-    to_numpy,
-)
+from maml_ray.outer_update import OptimiserState, OuterOptimiser
+from maml_ray.policy import NumpyParameters, Parameters, PolicyParameters, PolicySpec, to_numpy
 from maml_ray.seeding import Purpose, generator
 from maml_ray.trajectories import TaskRollouts, Trajectories
+from maml_ray.trust_region import TrustRegionUpdate
 
 
 @dataclass(frozen=True)
@@ -43,19 +32,24 @@ class UpdateMetrics:
 
     Attributes:
         version: of the parameters after the update.
-        return_before: mean undiscounted return of the first support episodes.
+        return_before: mean undiscounted return of the first support episodes; of the query
+            episodes where there is no adaptation.
         return_after: mean undiscounted return of the query episodes.
+        speed_before, speed_after: mean speed of the same episodes in m/s; None where the task
+            tells none.
         loss: meta-loss on the last mini-batch looked at.
         gradient_norm: Euclidean norm of the first step's meta-gradient, before clipping.
+        gradient_snr: of the meta-gradient over tasks; None but every ``outer.diagnose_every``.
+        order_cosine: cosine between the second- and the first-order meta-gradient; likewise.
         inner_kl: KL between the policies that collected support data and today's, mean.
-        query_kl: the same for the adapted policies on query data (k3 estimate).
+        query_kl: the same for the adapted policies on query data.
         clip_fraction: share of query steps whose ratio lies outside the clip range at the end.
         collector_ratio_error: largest ``|ratio - 1|`` on query data before the first step: what
             the learner's adapted policies differ from the actors'. Rounding, or a defect.
-        entropy: of the action distribution, in nats.
+        entropy: of the adapted policies at query data, in nats.
         gradient_steps: steps of the optimiser; fewer than planned where the policies had moved as
-            far as ``outer.max_query_kl`` allows.
-        learning_rate: the outer rate used.
+            far as ``outer.max_query_kl`` allows, or where no step kept the trust region.
+        learning_rate: the outer rate used; None for a trust region.
         env_steps: environment steps in the meta-batch.
         learn_s: seconds that the update took.
     """
@@ -63,15 +57,19 @@ class UpdateMetrics:
     version: int
     return_before: float
     return_after: float
+    speed_before: float | None
+    speed_after: float | None
     loss: float
     gradient_norm: float
+    gradient_snr: float | None
+    order_cosine: float | None
     inner_kl: float
     query_kl: float
     clip_fraction: float
     collector_ratio_error: float
     entropy: float
     gradient_steps: int
-    learning_rate: float
+    learning_rate: float | None
     env_steps: int
     learn_s: float
 
@@ -81,10 +79,8 @@ class LearnerState:
     """All that a learner needs to go on: parameters, optimiser, statistics, version."""
 
     version: int
-    parameters: Mapping[str, NDArray[np.float32]]
-    first_moments: Mapping[str, NDArray[np.float32]]
-    second_moments: Mapping[str, NDArray[np.float32]]
-    optimiser_steps: int
+    parameters: NumpyParameters
+    optimiser: OptimiserState
     observations: RunningStatistics
 
 
@@ -104,8 +100,8 @@ class MetaLearner:
         self.spec = spec
         self.device = torch.device(device)
         self.version = 0
-        fresh = initial_parameters(spec, generator(settings.run.seed, Purpose.PARAMETERS))
-        self.parameters = self._leaves(fresh)
+        rng = generator(settings.run.seed, Purpose.PARAMETERS)
+        self.parameters = self._leaves(initial_meta_parameters(spec, settings.inner, rng))
         self._optimiser = self._make_optimiser()
         self._observations = RunningStatistics.empty(spec.observation_size)
 
@@ -121,65 +117,46 @@ class MetaLearner:
                 collected with another version of the parameters.
         """
         start = time.perf_counter()
-        ordered = self._checked(rollouts)
+        ordered = checked(rollouts, self.settings, self.version)
         batch = self.prepare(ordered)
-        learning_rate = self._learning_rate()
-        for group in self._optimiser.param_groups:
-            group["lr"] = learning_rate
-        first: tuple[Diagnostics, float] | None = None
-        steps = 0
-        for minibatch in self._minibatches(batch):
-            loss, diagnostics = meta_loss(self.settings, self.spec, self.parameters, minibatch)
-            if steps and self._far_enough(diagnostics):  # before the first step it is rounding
-                break
-            norm = self._step(loss)
-            steps += 1
-            first = first or (diagnostics, norm)
-        assert first is not None  # there is at least one epoch of one mini-batch
+        gradient = self._diagnosed(batch)
+        step = self._optimiser.update(batch, self.version, order=self._order())
         self.version += 1
         # Only now: within a version the actors and the meta-gradient see the same constants.
         self._observations = self._observations.merged(_observations_of(ordered))
+        first = [task.support[0] if task.support else task.query for task in ordered]
+        last = [task.query for task in ordered]
         return UpdateMetrics(
             version=self.version,
-            return_before=_mean_return([task.support[0] for task in ordered]),
-            return_after=_mean_return([task.query for task in ordered]),
-            loss=float(loss.detach()),
-            gradient_norm=first[1],
-            inner_kl=float(diagnostics.inner_kl),
-            query_kl=float(diagnostics.query_kl),
-            clip_fraction=float(diagnostics.clip_fraction),
-            collector_ratio_error=float(first[0].largest_ratio_error),
-            entropy=float(entropy(self.parameters[LOG_STD].detach())),
-            gradient_steps=steps,
-            learning_rate=learning_rate,
+            return_before=_mean_return(first),
+            return_after=_mean_return(last),
+            speed_before=_mean_speed(first),
+            speed_after=_mean_speed(last),
+            loss=step.loss,
+            gradient_norm=step.gradient_norm,
+            gradient_snr=gradient.snr if gradient else None,
+            order_cosine=gradient.order_cosine if gradient else None,
+            inner_kl=float(step.after.inner_kl),
+            query_kl=float(step.after.query_kl),
+            clip_fraction=float(step.after.clip_fraction),
+            collector_ratio_error=float(step.before.largest_ratio_error),
+            entropy=float(step.after.entropy),
+            gradient_steps=step.steps,
+            learning_rate=step.learning_rate,
             env_steps=sum(task.env_steps for task in ordered),
             learn_s=time.perf_counter() - start,
         )
 
     def prepare(self, rollouts: Sequence[TaskRollouts]) -> MetaBatch:
-        """Advantages, flattening and stacking: rollouts to tensors on the learner's device."""
-        support = tuple(
-            self._stack([task.support[step] for task in rollouts])
-            for step in range(self.settings.inner.steps)
-        )
-        query = self._stack([task.query for task in rollouts])
-        return MetaBatch(support, self._collectors(support), query)
+        """Rollouts, in the order of their tasks, as tensors on the learner's device."""
+        return make_batch(self.settings, self.spec, self.parameters, self._normaliser(), rollouts)
 
     def state(self) -> LearnerState:
         """A copy of everything that :meth:`load` needs."""
-        slots = {name: self._optimiser.state.get(p, {}) for name, p in self.parameters.items()}
-        zeros = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
-        steps = {int(slot["step"]) for slot in slots.values() if slot} or {0}
         return LearnerState(
             version=self.version,
             parameters=to_numpy(self.parameters),
-            first_moments=to_numpy(
-                {name: slot.get("exp_avg", zeros[name]) for name, slot in slots.items()}
-            ),
-            second_moments=to_numpy(
-                {name: slot.get("exp_avg_sq", zeros[name]) for name, slot in slots.items()}
-            ),
-            optimiser_steps=steps.pop(),
+            optimiser=self._optimiser.state(),
             observations=self._observations,
         )
 
@@ -189,144 +166,46 @@ class MetaLearner:
         Raises:
             ValueError: the state is of a policy with other parameters.
         """
+        asked = meta_parameter_shapes(self.spec, self.settings.inner)
         shapes = {name: tuple(value.shape) for name, value in state.parameters.items()}
-        if shapes != self.spec.shapes():
-            raise ValueError(
-                f"the state holds parameters {shapes}, the settings ask for {self.spec.shapes()}"
-            )
+        if shapes != asked:
+            raise ValueError(f"the state holds parameters {shapes}, the settings ask for {asked}")
         self.version = state.version
         self._observations = state.observations
         self.parameters = self._leaves(
             # In the policy's own order, whatever order a file gave: sums over parameters round.
-            {name: torch.tensor(state.parameters[name]) for name in self.spec.shapes()}
+            {name: torch.tensor(state.parameters[name]) for name in asked}
         )
         self._optimiser = self._make_optimiser()
-        if state.optimiser_steps == 0:
-            return
-        for name, parameter in self.parameters.items():
-            self._optimiser.state[parameter] = {
-                "step": torch.tensor(float(state.optimiser_steps)),
-                "exp_avg": torch.tensor(state.first_moments[name], device=self.device),
-                "exp_avg_sq": torch.tensor(state.second_moments[name], device=self.device),
-            }
+        self._optimiser.load(state.optimiser)
 
-    def _step(self, loss: Tensor) -> float:
-        """One step of the optimiser down ``loss``; the norm of its gradient before clipping."""
-        self._optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        limit = self.settings.outer.max_gradient_norm
-        norm = torch.nn.utils.clip_grad_norm_(
-            list(self.parameters.values()), float("inf") if limit is None else limit
-        )
-        self._optimiser.step()
-        project(self.spec, self.parameters)
-        return float(norm)
+    def _diagnosed(self, batch: MetaBatch) -> GradientDiagnostics | None:
+        every = self.settings.outer.diagnose_every
+        if every is None or self.version % every:
+            return None
+        return diagnose_gradient(self.settings, self.spec, self.parameters, batch)
 
-    def _far_enough(self, diagnostics: Diagnostics) -> bool:
-        """Whether the adapted policies are so far from their data that it says little more.
-
-        Without this limit a rare update runs away: the further the policy has moved, the larger
-        the ratios that the next step is computed from.
-        """
-        limit = self.settings.outer.max_query_kl
-        return limit is not None and float(diagnostics.query_kl) > limit
-
-    def _minibatches(self, batch: MetaBatch) -> Iterator[MetaBatch]:
-        """The meta-batch, ``epochs`` times over, in mini-batches of whole tasks.
-
-        What is left of an epoch after its last full mini-batch is a smaller one.
-        """
+    def _order(self) -> Order:
+        """The order of this update's meta-gradient; hybrid begins with the cheaper one."""
         outer = self.settings.outer
-        tasks = batch.query.weights.shape[0]
-        size = min(outer.tasks_per_minibatch or tasks, tasks)
-        rng = generator(self.settings.run.seed, Purpose.MINIBATCHES, self.version)
-        for _ in range(outer.epochs):
-            if size == tasks:
-                yield batch
-                continue
-            order = torch.from_numpy(rng.permutation(tasks)).to(self.device)
-            for start in range(0, tasks, size):
-                yield _select(batch, order[start : start + size])
-
-    def _collectors(self, support: tuple[Samples, ...]) -> tuple[Gaussian, ...]:
-        """The distributions at the support data of the policies that collected it.
-
-        They are today's parameters and their adaptations, since the version was checked.
-        """
-        inner = self.settings.inner
-
-        def of_task(samples: tuple[Samples, ...]) -> tuple[Gaussian, ...]:
-            steps = inner_losses(self.spec, inner, samples[:-1])
-            frozen = {name: value.detach() for name, value in self.parameters.items()}
-            theta, earlier = adapt(frozen, steps, inner.learning_rate, order="first")
-            return (*earlier, distribution(self.spec, theta, samples[-1].observations))
-
-        collectors = torch.func.vmap(of_task)(support)
-        return tuple(
-            Gaussian(gaussian.mean.detach(), gaussian.log_std.detach()) for gaussian in collectors
-        )
-
-    def _stack(self, phase: Sequence[Trajectories]) -> Samples:
-        normaliser = self._normaliser()
-        flat = [
-            make_samples(
-                trajectories, advantages(trajectories, self.settings.advantages), normaliser
-            )
-            for trajectories in phase
-        ]
-        return Samples(*(torch.stack(field).to(self.device) for field in zip(*flat, strict=True)))
+        if outer.order == "hybrid":
+            return "first" if self.version < outer.first_order_iterations else "second"
+        return outer.order
 
     def _normaliser(self) -> Normaliser | None:
         if not self.settings.policy.normalise_observations:
             return None
         return self._observations.normaliser()
 
-    def _checked(self, rollouts: Sequence[TaskRollouts]) -> list[TaskRollouts]:
-        ordered = sorted(rollouts, key=lambda task: task.task_index)
-        indices = [task.task_index for task in ordered]
-        if indices != list(range(self.settings.meta_batch.tasks)):
-            raise ValueError(
-                f"an update needs tasks 0 to {self.settings.meta_batch.tasks - 1}, "
-                f"each once; got {indices}"
-            )
-        for task in ordered:
-            if task.version != self.version:
-                raise ValueError(
-                    f"task {task.task_index} was collected with version {task.version}, "
-                    f"the learner is at version {self.version}"
-                )
-            if len(task.support) != self.settings.inner.steps:
-                raise ValueError(
-                    f"task {task.task_index} has {len(task.support)} support sets, "
-                    f"inner.steps is {self.settings.inner.steps}"
-                )
-        return ordered
-
-    def _learning_rate(self) -> float:
-        """The outer rate of this update: constant, or a line from the first to the final one."""
-        outer, last = self.settings.outer, self.settings.run.iterations - 1
-        if outer.final_learning_rate is None or last <= 0:
-            return outer.learning_rate
-        done = min(self.version / last, 1.0)
-        return outer.learning_rate + done * (outer.final_learning_rate - outer.learning_rate)
-
-    def _make_optimiser(self) -> torch.optim.Adam:
-        outer = self.settings.outer
-        return torch.optim.Adam(
-            self.parameters.values(), lr=outer.learning_rate, weight_decay=outer.weight_decay
-        )
+    def _make_optimiser(self) -> OuterOptimiser:
+        trust = self.settings.outer.objective == "trpo"
+        kind = TrustRegionUpdate if trust else GradientUpdate
+        return kind(self.settings, self.spec, self.parameters)
 
     def _leaves(self, values: Mapping[str, Tensor]) -> Parameters:
         return {
             name: value.to(self.device).clone().requires_grad_() for name, value in values.items()
         }
-
-
-def _select(batch: MetaBatch, indices: Tensor) -> MetaBatch:
-    selected: MetaBatch = torch.utils._pytree.tree_map(
-        lambda tensor: tensor.index_select(0, indices), batch
-    )
-    return selected
 
 
 def _observations_of(rollouts: Sequence[TaskRollouts]) -> NDArray[np.float32]:
@@ -337,3 +216,8 @@ def _observations_of(rollouts: Sequence[TaskRollouts]) -> NDArray[np.float32]:
 
 def _mean_return(phases: Sequence[Trajectories]) -> float:
     return float(np.mean([phase.returns for phase in phases]))
+
+
+def _mean_speed(phases: Sequence[Trajectories]) -> float | None:
+    speeds = [phase.speeds for phase in phases if phase.speeds is not None]
+    return float(np.mean(speeds)) if speeds else None

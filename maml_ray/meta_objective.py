@@ -6,21 +6,30 @@ adapted policy is judged on query data; all tasks go through one vectorised call
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from maml_ray.adaptation import adapt
+from maml_ray.adaptation import Order, adapt
 from maml_ray.config import Settings
-from maml_ray.objectives import Samples, clipped_loss, inner_losses, policy_gradient_loss
+from maml_ray.meta_parameters import inner_rates, policy_part
+from maml_ray.objectives import (
+    Samples,
+    clipped_loss,
+    inner_losses,
+    log_probs_of,
+    policy_gradient_loss,
+    sampling_loss,
+)
 from maml_ray.policy import (
-    Gaussian,
+    ActionDistribution,
     Parameters,
     PolicySpec,
     distribution,
+    entropy,
     kl_divergence,
-    log_prob,
 )
 
 
@@ -32,76 +41,132 @@ class MetaBatch(NamedTuple):
         collectors: the action distributions, at each inner step's support observations, of the
             policies that collected them.
         query: samples collected after the last inner step.
+        query_collector: the action distributions at the query observations of the adapted
+            policies that collected them.
+        credit: (N,) how much better than the others a task went after adaptation, in standard
+            deviations; for E-MAML's sampling term.
     """
 
     support: tuple[Samples, ...]
-    collectors: tuple[Gaussian, ...]
+    collectors: tuple[ActionDistribution, ...]
     query: Samples
+    query_collector: ActionDistribution
+    credit: Tensor
 
 
 class Diagnostics(NamedTuple):
-    """What a meta-loss tells beside its value, averaged over tasks."""
+    """What a meta-loss tells beside its value, averaged over tasks.
+
+    Attributes:
+        inner_kl: KL between the policies that collected support data and today's.
+        query_kl: the same for the adapted policies on query data.
+        clip_fraction: share of query steps whose ratio lies outside the clip range.
+        largest_ratio_error: largest ``|ratio - 1|`` on query data.
+        entropy: of the adapted policies at query data, in nats.
+    """
 
     inner_kl: Tensor
     query_kl: Tensor
     clip_fraction: Tensor
     largest_ratio_error: Tensor
+    entropy: Tensor
 
 
 def meta_loss(
-    settings: Settings, spec: PolicySpec, parameters: Parameters, batch: MetaBatch
+    settings: Settings,
+    spec: PolicySpec,
+    parameters: Parameters,
+    batch: MetaBatch,
+    *,
+    order: Order,
 ) -> tuple[Tensor, Diagnostics]:
     """The outer objective at ``parameters``: mean over tasks of the loss after adaptation.
 
-    Differentiable in ``parameters``, through the inner steps when ``outer.order`` is second.
+    Differentiable in ``parameters``, through the inner steps when ``order`` is second.
     """
-    per_task = torch.func.vmap(
-        lambda task_batch: _task_loss(settings, spec, parameters, task_batch), in_dims=0
+    losses, diagnostics = torch.func.vmap(
+        lambda task_batch: task_loss(settings, spec, parameters, task_batch, order=order)
+    )(batch)
+    averaged = Diagnostics(*(field.mean() for field in diagnostics))
+    return losses.mean(), averaged._replace(
+        largest_ratio_error=diagnostics.largest_ratio_error.max()
     )
-    losses, diagnostics = per_task(batch)
-    averaged = Diagnostics(
-        inner_kl=diagnostics.inner_kl.mean(),
-        query_kl=diagnostics.query_kl.mean(),
-        clip_fraction=diagnostics.clip_fraction.mean(),
-        largest_ratio_error=diagnostics.largest_ratio_error.max(),
-    )
-    return losses.mean(), averaged
 
 
-def _task_loss(
-    settings: Settings, spec: PolicySpec, parameters: Parameters, batch: MetaBatch
+def adapted_query_policy(
+    settings: Settings,
+    spec: PolicySpec,
+    parameters: Parameters,
+    batch: MetaBatch,
+    *,
+    order: Order,
+) -> tuple[ActionDistribution, tuple[ActionDistribution, ...]]:
+    """One task's policy after adaptation, at its query data; and those of each inner step."""
+    steps = inner_losses(spec, settings.inner, batch.support)
+    rates = inner_rates(settings.inner, parameters)
+    adapted, on_the_way = adapt(policy_part(parameters), steps, rates, order=order)
+    return distribution(spec, adapted, batch.query.observations), on_the_way
+
+
+def task_loss(
+    settings: Settings,
+    spec: PolicySpec,
+    parameters: Parameters,
+    batch: MetaBatch,
+    *,
+    order: Order,
 ) -> tuple[Tensor, Diagnostics]:
-    """The outer objective of one task, without the task axis."""
-    inner, outer = settings.inner, settings.outer
-    steps = inner_losses(spec, inner, batch.support)
-    adapted, gaussians = adapt(parameters, steps, inner.learning_rate, order=outer.order)
-    query_gaussian = distribution(spec, adapted, batch.query.observations)
-    log_probs = log_prob(query_gaussian, batch.query.actions)
+    """The outer objective of one task: ``batch`` is without the task axis."""
+    outer = settings.outer
+    query_policy, support_policies = adapted_query_policy(
+        settings, spec, parameters, batch, order=order
+    )
+    log_probs = log_probs_of(query_policy, batch.query)
+    inner_kl = _inner_kl(support_policies, batch)
     if outer.objective == "ppo":
         loss = clipped_loss(log_probs, batch.query, outer.clip)
+        loss = loss + outer.inner_kl_coefficient * inner_kl
+    elif outer.objective == "trpo":
+        loss = policy_gradient_loss("ratio", log_probs, batch.query)
     else:
         loss = policy_gradient_loss("log_prob", log_probs, batch.query)
-    inner_kl = torch.stack(
+    if outer.sampling_coefficient > 0.0:
+        for policy, samples in zip(support_policies, batch.support, strict=True):
+            term = sampling_loss(log_probs_of(policy, samples), samples, batch.credit)
+            loss = loss + outer.sampling_coefficient * term
+    return loss, _diagnose(settings, inner_kl, log_probs, query_policy, batch)
+
+
+def _inner_kl(policies: Sequence[ActionDistribution], batch: MetaBatch) -> Tensor:
+    """Mean over inner steps of the KL from the collecting policies; zero without inner steps."""
+    if not policies:
+        return torch.zeros((), device=batch.credit.device)
+    return torch.stack(
         [
-            (kl_divergence(old, new) * samples.weights).sum()
-            for old, new, samples in zip(batch.collectors, gaussians, batch.support, strict=True)
+            _mean_kl(old, new, samples)
+            for old, new, samples in zip(batch.collectors, policies, batch.support, strict=True)
         ]
     ).mean()
-    if outer.objective == "ppo":
-        loss = loss + outer.inner_kl_coefficient * inner_kl
-    return loss, _diagnose(settings, inner_kl, log_probs, batch.query)
+
+
+def _mean_kl(old: ActionDistribution, new: ActionDistribution, samples: Samples) -> Tensor:
+    return (kl_divergence(old, new) * samples.weights.flatten()).sum()
 
 
 def _diagnose(
-    settings: Settings, inner_kl: Tensor, log_probs: Tensor, query: Samples
+    settings: Settings,
+    inner_kl: Tensor,
+    log_probs: Tensor,
+    policy: ActionDistribution,
+    batch: MetaBatch,
 ) -> Diagnostics:
-    log_ratio = (log_probs - query.log_probs).detach()
-    error = torch.exp(log_ratio) - 1.0
+    query = batch.query
+    error = torch.exp((log_probs - query.log_probs).detach()) - 1.0
     taken = query.weights > 0.0
     return Diagnostics(
         inner_kl=inner_kl.detach(),
-        # Schulman's low-variance estimator of KL(old || new) from samples of old.
-        query_kl=((error - log_ratio) * query.weights).sum(),
+        query_kl=_mean_kl(batch.query_collector, policy, query).detach(),
         clip_fraction=((error.abs() > settings.outer.clip) * query.weights).sum(),
         largest_ratio_error=torch.where(taken, error.abs(), 0.0).max(),
+        entropy=(entropy(policy).detach() * query.weights.flatten()).sum(),
     )

@@ -1,11 +1,16 @@
-"""The policy: a diagonal Gaussian whose mean is a multi-layer perceptron of the observation.
+"""The policy: a multi-layer perceptron of the observation, and the distribution that it names.
 
-``a = mu(s) + exp(phi) * eps``, with ``phi`` a learned vector that does not depend on the state.
+For continuous actions a diagonal Gaussian, ``a = mu(s) + exp(phi) * eps`` with ``phi`` a learned
+vector that does not depend on the state; for discrete ones a categorical distribution whose
+logits are the network's outputs.
+
 The policy is a set of pure functions of a parameter dictionary, so that the inner loop can
 differentiate through its own updates; :class:`NumpyPolicy` is its twin for inference, without
 the cost of a torch call on a handful of observations.
 
-Axes: ``...`` any batch axes, ``D`` observation size, ``A`` action size.
+Axes: ``...`` any batch axes, ``D`` observation size, ``A`` action size: the dimensions of a
+continuous action, the number of discrete ones. A discrete action is recorded as its number, in
+an array with a last axis of 1.
 """
 
 from __future__ import annotations
@@ -14,10 +19,11 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from gymnasium.spaces import Box, Discrete, Space
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
@@ -38,7 +44,19 @@ _TORCH_ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """Sizes of a policy; with it a parameter dictionary can be read."""
+    """Sizes of a policy; with it a parameter dictionary can be read.
+
+    Attributes:
+        observation_size: D.
+        action_size: A.
+        hidden_sizes: of the hidden layers, first to last.
+        activation: between them.
+        initial_log_std: of a continuous policy's fresh parameters.
+        min_log_std: the floor of a continuous policy's log standard deviation.
+        discrete: whether actions are numbers to choose from.
+        action_scale: the environment gets a continuous action times this.
+        first_action: the environment's number of the first discrete action.
+    """
 
     observation_size: int
     action_size: int
@@ -46,25 +64,53 @@ class PolicySpec:
     activation: str
     initial_log_std: float
     min_log_std: float
+    discrete: bool = False
+    action_scale: float = 1.0
+    first_action: int = 0
 
     @classmethod
-    def from_settings(
-        cls, settings: PolicySettings, observation_size: int, action_size: int
+    def from_spaces(
+        cls, settings: PolicySettings, observations: Space[Any], actions: Space[Any]
     ) -> PolicySpec:
-        """Join the policy's settings and the task's sizes."""
+        """Join the policy's settings and the task's spaces.
+
+        Raises:
+            ValueError: observations are not a vector, or actions neither a vector nor discrete.
+        """
+        if not isinstance(observations, Box) or len(observations.shape) != 1:
+            raise ValueError(f"observations must be a Box with one axis, got {observations}")
+        if isinstance(actions, Discrete):
+            size, first = int(actions.n), int(actions.start)
+        elif isinstance(actions, Box) and len(actions.shape) == 1:
+            size, first = int(actions.shape[0]), 0
+        else:
+            raise ValueError(f"actions must be Discrete or a Box with one axis, got {actions}")
         return cls(
-            observation_size=observation_size,
-            action_size=action_size,
+            observation_size=observations.shape[0],
+            action_size=size,
             hidden_sizes=settings.hidden_sizes,
             activation=settings.activation,
             initial_log_std=settings.initial_log_std,
             min_log_std=settings.min_log_std,
+            discrete=isinstance(actions, Discrete),
+            action_scale=settings.action_scale,
+            first_action=first,
         )
+
+    @property
+    def head(self) -> str:
+        """Name of the last layer: what its outputs are."""
+        return "logits" if self.discrete else "mean"
 
     @property
     def layer_names(self) -> tuple[str, ...]:
         """Names of the linear layers, first to last."""
-        return (*(f"hidden_{i}" for i in range(len(self.hidden_sizes))), "mean")
+        return (*(f"hidden_{i}" for i in range(len(self.hidden_sizes))), self.head)
+
+    @property
+    def recorded_action_size(self) -> int:
+        """Last axis of recorded actions."""
+        return 1 if self.discrete else self.action_size
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every parameter, in order."""
@@ -73,7 +119,8 @@ class PolicySpec:
         for name, (inputs, outputs) in zip(self.layer_names, pairwise(sizes), strict=True):
             shapes[f"{name}.weight"] = (outputs, inputs)
             shapes[f"{name}.bias"] = (outputs,)
-        shapes[LOG_STD] = (self.action_size,)
+        if not self.discrete:
+            shapes[LOG_STD] = (self.action_size,)
         return shapes
 
 
@@ -84,10 +131,19 @@ class Gaussian(NamedTuple):
     log_std: Tensor
 
 
+class Categorical(NamedTuple):
+    """A batch of categorical distributions: ``log_probs`` (..., A), normalised."""
+
+    log_probs: Tensor
+
+
+ActionDistribution = Gaussian | Categorical
+
+
 def initial_parameters(spec: PolicySpec, rng: np.random.Generator) -> Parameters:
     """Fresh float32 parameters: Xavier-uniform weights, zero biases.
 
-    The mean layer starts a hundred times smaller than Xavier, so that the first actions are
+    The last layer starts a hundred times smaller than Xavier, so that the first actions are
     decided by the noise alone and not by the draw of the weights (Andrychowicz et al. 2021,
     https://arxiv.org/abs/2006.05990, section 3.2).
     """
@@ -98,7 +154,7 @@ def initial_parameters(spec: PolicySpec, rng: np.random.Generator) -> Parameters
         elif name.endswith(".bias"):
             value = np.zeros(shape)
         else:
-            limit = math.sqrt(6.0 / sum(shape)) * (0.01 if name.startswith("mean") else 1.0)
+            limit = math.sqrt(6.0 / sum(shape)) * (0.01 if name.startswith(spec.head) else 1.0)
             value = rng.uniform(-limit, limit, shape)
         parameters[name] = torch.from_numpy(value.astype(np.float32))
     return parameters
@@ -106,7 +162,7 @@ def initial_parameters(spec: PolicySpec, rng: np.random.Generator) -> Parameters
 
 def distribution(
     spec: PolicySpec, parameters: Mapping[str, Tensor], observations: Tensor
-) -> Gaussian:
+) -> ActionDistribution:
     """The action distribution at ``observations`` (..., D), normalised where the policy wants it.
 
     The log standard deviation is clamped to ``spec.min_log_std``. Below the floor its gradient
@@ -122,39 +178,79 @@ def distribution(
     for name in spec.layer_names[:-1]:
         weight, bias = parameters[f"{name}.weight"], parameters[f"{name}.bias"]
         hidden = activation(functional.linear(hidden, weight, bias))
-    mean = functional.linear(hidden, parameters["mean.weight"], parameters["mean.bias"])
-    return Gaussian(mean, parameters[LOG_STD].clamp(min=spec.min_log_std))
+    output = functional.linear(
+        hidden, parameters[f"{spec.head}.weight"], parameters[f"{spec.head}.bias"]
+    )
+    if spec.discrete:
+        return Categorical(torch.log_softmax(output, dim=-1))
+    return Gaussian(output, parameters[LOG_STD].clamp(min=spec.min_log_std))
 
 
-def log_prob(gaussian: Gaussian, actions: Tensor) -> Tensor:
-    """Log-density of ``actions`` (..., A), summed over action dimensions: (...).
+def log_prob(policy: ActionDistribution, actions: Tensor) -> Tensor:
+    """Log-probability of recorded ``actions`` (..., A), or (..., 1) of a discrete policy: (...).
 
-    A sum, never a mean: an average over dimensions makes the likelihood ratio its A-th root.
+    The density of a continuous action is summed over its dimensions, never averaged: an average
+    makes the likelihood ratio its A-th root.
     """
-    noise = (actions - gaussian.mean) * torch.exp(-gaussian.log_std)
-    constant = gaussian.log_std.sum(-1) + actions.shape[-1] * _HALF_LOG_2PI
+    if isinstance(policy, Categorical):
+        return policy.log_probs.gather(-1, actions.long()).squeeze(-1)
+    noise = (actions - policy.mean) * torch.exp(-policy.log_std)
+    constant = policy.log_std.sum(-1) + actions.shape[-1] * _HALF_LOG_2PI
     return -0.5 * noise.square().sum(-1) - constant
 
 
-def kl_divergence(old: Gaussian, new: Gaussian) -> Tensor:
-    """KL(old || new) per state, summed over action dimensions: (...).
+def kl_divergence(old: ActionDistribution, new: ActionDistribution) -> Tensor:
+    """KL(old || new) per state: (...).
 
-    ``log(s2/s1) + (s1^2 + (m1 - m2)^2) / (2 s2^2) - 1/2`` for each dimension.
+    For Gaussians ``log(s2/s1) + (s1^2 + (m1 - m2)^2) / (2 s2^2) - 1/2``, summed over action
+    dimensions; for categoricals ``sum p1 log(p1 / p2)``.
     """
+    if isinstance(old, Categorical) and isinstance(new, Categorical):
+        return (torch.exp(old.log_probs) * (old.log_probs - new.log_probs)).sum(-1)
+    if not (isinstance(old, Gaussian) and isinstance(new, Gaussian)):
+        raise TypeError("the two distributions must be of one kind")
     scale = torch.exp(2.0 * (old.log_std - new.log_std))
     distance = (old.mean - new.mean).square() * torch.exp(-2.0 * new.log_std)
     return (new.log_std - old.log_std + 0.5 * (scale + distance - 1.0)).sum(-1)
 
 
-def entropy(log_std: Tensor) -> Tensor:
-    """Differential entropy of the action distribution, in nats."""
-    return (log_std + _HALF_LOG_2PI + 0.5).sum(-1)
+def entropy(policy: ActionDistribution) -> Tensor:
+    """Entropy in nats, differential for continuous actions: (...), or () of every state alike."""
+    if isinstance(policy, Categorical):
+        return -(torch.exp(policy.log_probs) * policy.log_probs).sum(-1)
+    return (policy.log_std + _HALF_LOG_2PI + 0.5).sum(-1)
+
+
+def fisher_product(
+    policy: ActionDistribution, tangent: ActionDistribution, weights: Tensor
+) -> ActionDistribution:
+    """The Fisher matrix of ``sum(weights * KL(policy || .))`` times ``tangent``.
+
+    The second derivative of the KL divergence at equality, with respect to the distribution's own
+    parameters: ``1 / s^2`` for a mean and 2 for a log standard deviation; for normalised
+    log-probabilities ``p``, since ``E[d log p d log p]`` is the Fisher information.
+
+    Args:
+        policy: where; batch axes (...).
+        tangent: a change of its parameters, of the same shapes.
+        weights: (...) of the states.
+    """
+    if isinstance(policy, Categorical) and isinstance(tangent, Categorical):
+        probabilities = torch.exp(policy.log_probs)
+        return Categorical(weights[..., None] * probabilities * tangent.log_probs)
+    if not (isinstance(policy, Gaussian) and isinstance(tangent, Gaussian)):
+        raise TypeError("policy and tangent must be of one kind")
+    precision = torch.exp(-2.0 * policy.log_std)
+    return Gaussian(
+        weights[..., None] * precision * tangent.mean, 2.0 * weights.sum() * tangent.log_std
+    )
 
 
 def project(spec: PolicySpec, parameters: Parameters) -> None:
     """Put ``log_std`` back onto its floor, in place (see :func:`distribution`)."""
-    with torch.no_grad():
-        parameters[LOG_STD].clamp_(min=spec.min_log_std)
+    if LOG_STD in parameters:
+        with torch.no_grad():
+            parameters[LOG_STD].clamp_(min=spec.min_log_std)
 
 
 def to_numpy(parameters: Mapping[str, Tensor]) -> NumpyParameters:
@@ -197,7 +293,7 @@ class NumpyPolicy:
 
     Args:
         spec: the policy's sizes.
-        parameters: by name.
+        parameters: by name; what else is in there is left alone.
         normaliser: of observations; None to take them as they are.
     """
 
@@ -214,11 +310,12 @@ class NumpyPolicy:
         ]
         self._biases = [parameters[f"{name}.bias"] for name in spec.layer_names]
         self._spread = _Spread((), normaliser, self._biases)
-        self.log_std = np.maximum(parameters[LOG_STD], np.float32(spec.min_log_std))
+        floor = np.float32(spec.min_log_std)
+        self.log_std = np.maximum(parameters.get(LOG_STD, np.zeros(0, np.float32)), floor)
         self.std = np.exp(self.log_std)
 
-    def mean(self, observations: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Mean actions (..., A) for ``observations`` (..., D), as the environment gives them."""
+    def outputs(self, observations: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Mean actions or logits (..., A) for ``observations`` (..., D), as the environment's."""
         batch = observations.shape[:-1]
         if self._spread.batch != batch:
             self._spread = _Spread(batch, self._normaliser, self._biases)
@@ -233,13 +330,6 @@ class NumpyPolicy:
                 np.tanh(hidden, out=hidden)
         result: NDArray[np.float32] = np.dot(hidden, self._weights[-1])
         result += spread.biases[-1]
-        return result
-
-    def log_prob_of_noise(self, noise: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Log-density (...) of the actions ``mean + std * noise`` for ``noise`` (..., A)."""
-        constant = self.log_std.sum() + self.spec.action_size * _HALF_LOG_2PI
-        squares = np.einsum("...a,...a->...", noise, noise)
-        result: NDArray[np.float32] = (-0.5 * squares - constant).astype(np.float32)
         return result
 
 

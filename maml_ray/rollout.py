@@ -16,7 +16,8 @@ from gymnasium.vector import VectorEnv
 from maml_ray.adaptation import adapt
 from maml_ray.advantages import advantages
 from maml_ray.collection import collect
-from maml_ray.config import Settings
+from maml_ray.config import Settings, SettingsError
+from maml_ray.meta_parameters import inner_rates, policy_part
 from maml_ray.normalisation import Normaliser
 from maml_ray.objectives import inner_losses, make_samples
 from maml_ray.policy import (
@@ -62,18 +63,20 @@ class RolloutTimings:
 
 
 def policy_spec(settings: Settings, tasks: TaskDistribution | None = None) -> PolicySpec:
-    """The policy's sizes, read off the task's spaces."""
+    """The policy's sizes, read off the task's spaces.
+
+    Raises:
+        SettingsError: a policy cannot be made for these spaces.
+    """
     tasks = tasks or resolve_tasks(settings.task)
     task = tasks.sample(np.random.default_rng(0), 1)[0]
     env = tasks.make_env(task, horizon=settings.task.horizon)
     try:
-        observation_shape, action_shape = env.observation_space.shape, env.action_space.shape
+        return PolicySpec.from_spaces(settings.policy, env.observation_space, env.action_space)
+    except ValueError as error:
+        raise SettingsError(f"task.name = {settings.task.name!r} cannot be used: {error}") from None
     finally:
         env.close()
-    if not observation_shape or not action_shape or len(observation_shape + action_shape) != 2:
-        raise ValueError(f"task {settings.task.name!r} needs Box observations and actions")
-    (observation_size,), (action_size,) = observation_shape, action_shape
-    return PolicySpec.from_settings(settings.policy, observation_size, action_size)
 
 
 def sample_tasks(settings: Settings, tasks: TaskDistribution, iteration: int) -> tuple[Task, ...]:
@@ -89,11 +92,15 @@ def adapt_policy(
     support: Trajectories,
     normaliser: Normaliser | None,
 ) -> Parameters:
-    """One inner step on ``support``, as numbers: no graph is kept."""
+    """One inner step on ``support``, as numbers: no graph is kept.
+
+    Takes and gives all meta-parameters: learned inner rates come back as they were.
+    """
     samples = make_samples(support, advantages(support, settings.advantages), normaliser)
     losses = inner_losses(spec, settings.inner, (samples,))
-    adapted, _ = adapt(parameters, losses, settings.inner.learning_rate, order="first")
-    return {name: value.detach() for name, value in adapted.items()}
+    rates = inner_rates(settings.inner, parameters)
+    adapted, _ = adapt(policy_part(parameters), losses, rates, order="first")
+    return {**parameters, **{name: value.detach() for name, value in adapted.items()}}
 
 
 class RolloutWorker:

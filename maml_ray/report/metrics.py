@@ -15,8 +15,12 @@ from maml_ray.run_folder import RunFolder
 _TAGS = {
     "return_before": "return/before_adaptation",
     "return_after": "return/after_adaptation",
+    "speed_before": "speed/before_adaptation_m_per_s",
+    "speed_after": "speed/after_adaptation_m_per_s",
     "loss": "meta/loss",
     "gradient_norm": "meta/gradient_norm",
+    "gradient_snr": "meta/gradient_snr",
+    "order_cosine": "meta/order_cosine",
     "inner_kl": "meta/inner_kl",
     "query_kl": "meta/query_kl",
     "clip_fraction": "meta/clip_fraction",
@@ -71,7 +75,8 @@ class MetricsLog:
         self._lines.write(json.dumps({key: _finite(value) for key, value in row.items()}) + "\n")
         self._lines.flush()
         for key, tag in _TAGS.items():
-            self._events.add_scalar(tag, row[key], record.iteration)
+            if row[key] is not None:
+                self._events.add_scalar(tag, row[key], record.iteration)
         # A killed run would lose what TensorBoard holds back: by default, two minutes of it.
         self._events.flush()
         self._next_iteration = record.iteration + 1

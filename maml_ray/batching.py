@@ -1,0 +1,118 @@
+"""From rollouts to the tensors of a meta-batch: checked, ordered, stacked over tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from maml_ray.adaptation import adapt
+from maml_ray.advantages import advantages
+from maml_ray.config import Settings
+from maml_ray.meta_objective import MetaBatch
+from maml_ray.meta_parameters import inner_rates, policy_part
+from maml_ray.normalisation import Normaliser
+from maml_ray.objectives import Samples, inner_losses, make_samples
+from maml_ray.policy import ActionDistribution, Parameters, PolicySpec, distribution
+from maml_ray.trajectories import TaskRollouts, Trajectories
+
+
+def checked(
+    rollouts: Sequence[TaskRollouts], settings: Settings, version: int
+) -> list[TaskRollouts]:
+    """The rollouts in the order of their tasks.
+
+    Raises:
+        ValueError: they are not exactly one of each task of the meta-batch, were collected with
+            another version of the parameters, or lack a support set.
+    """
+    ordered = sorted(rollouts, key=lambda task: task.task_index)
+    indices = [task.task_index for task in ordered]
+    if indices != list(range(settings.meta_batch.tasks)):
+        raise ValueError(
+            f"an update needs tasks 0 to {settings.meta_batch.tasks - 1}, each once; got {indices}"
+        )
+    for task in ordered:
+        if task.version != version:
+            raise ValueError(
+                f"task {task.task_index} was collected with version {task.version}, "
+                f"the learner is at version {version}"
+            )
+        if len(task.support) != settings.inner.steps:
+            raise ValueError(
+                f"task {task.task_index} has {len(task.support)} support sets, "
+                f"inner.steps is {settings.inner.steps}"
+            )
+    return ordered
+
+
+def make_batch(
+    settings: Settings,
+    spec: PolicySpec,
+    parameters: Parameters,
+    normaliser: Normaliser | None,
+    rollouts: Sequence[TaskRollouts],
+) -> MetaBatch:
+    """Advantages, flattening and stacking: rollouts to tensors on the parameters' device."""
+    device = next(iter(parameters.values())).device
+
+    def stacked(phase: Sequence[Trajectories]) -> Samples:
+        tasks = [
+            make_samples(trajectories, advantages(trajectories, settings.advantages), normaliser)
+            for trajectories in phase
+        ]
+        return Samples(*(torch.stack(field).to(device) for field in zip(*tasks, strict=True)))
+
+    support = tuple(
+        stacked([task.support[step] for task in rollouts]) for step in range(settings.inner.steps)
+    )
+    query = stacked([task.query for task in rollouts])
+    collectors, query_collector = _collectors(settings, spec, parameters, support, query)
+    credit = torch.from_numpy(_credit([task.query for task in rollouts])).to(device)
+    return MetaBatch(support, collectors, query, query_collector, credit)
+
+
+def _collectors(
+    settings: Settings,
+    spec: PolicySpec,
+    parameters: Parameters,
+    support: tuple[Samples, ...],
+    query: Samples,
+) -> tuple[tuple[ActionDistribution, ...], ActionDistribution]:
+    """The distributions, at all the data, of the policies that collected them.
+
+    They are today's parameters and their adaptations, since the version was checked.
+    """
+    frozen = {name: value.detach() for name, value in parameters.items()}
+    rates = inner_rates(settings.inner, frozen)
+
+    def of_task(
+        support: tuple[Samples, ...], query: Samples
+    ) -> tuple[tuple[ActionDistribution, ...], ActionDistribution]:
+        steps = inner_losses(spec, settings.inner, support)
+        adapted, on_the_way = adapt(policy_part(frozen), steps, rates, order="first")
+        return on_the_way, distribution(spec, adapted, query.observations)
+
+    with torch.no_grad():
+        collectors: tuple[tuple[ActionDistribution, ...], ActionDistribution]
+        collectors = torch.func.vmap(of_task)(support, query)
+    return collectors
+
+
+def _credit(queries: Sequence[Trajectories]) -> NDArray[np.float32]:
+    """Mean returns of the query sets (N,), centred and divided by their standard deviation."""
+    returns = np.array([query.returns.mean() for query in queries])
+    credit: NDArray[np.float32]
+    credit = ((returns - returns.mean()) / (returns.std() + 1e-8)).astype(np.float32)
+    return credit
+
+
+def selected(batch: MetaBatch, indices: Tensor) -> MetaBatch:
+    """The tasks of ``indices`` (n,) alone."""
+    result: MetaBatch = torch.utils._pytree.tree_map(
+        lambda tensor: tensor.index_select(0, indices), batch
+    )
+    return result
