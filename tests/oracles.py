@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.distributions import Independent, Normal
-from torch.distributions import kl_divergence as torch_kl
 
 from maml_ray.config import Settings
 from maml_ray.meta_objective import MetaBatch
 from maml_ray.objectives import Samples
-from maml_ray.policy import Gaussian, PolicySpec
+from maml_ray.policy import ActionDistribution, Categorical, Gaussian, PolicySpec
 from maml_ray.trajectories import Trajectories
+from tests.meta_oracles import Parameters, action_distribution
 
-Parameters = dict[str, Tensor]
 Float64 = NDArray[np.float64]
-Tree = TypeVar("Tree")
 
 
 # Advantages
@@ -71,74 +68,13 @@ def ridge_values(trajectories: Trajectories, returns: Float64, ridge: float) -> 
     return result
 
 
-# The policy and the meta-loss, from scratch
-
-
-def action_distribution(spec: PolicySpec, parameters: Parameters, observations: Tensor) -> Any:
-    """The policy, written out with torch.distributions."""
-    hidden = observations
-    for layer in range(len(spec.hidden_sizes)):
-        hidden = hidden @ parameters[f"hidden_{layer}.weight"].T
-        hidden = hidden + parameters[f"hidden_{layer}.bias"]
-        hidden = torch.tanh(hidden) if spec.activation == "tanh" else torch.relu(hidden)
-    mean = hidden @ parameters["mean.weight"].T + parameters["mean.bias"]
-    std = torch.exp(torch.clamp(parameters["log_std"], min=spec.min_log_std)).expand_as(mean)
-    return Independent(Normal(mean, std), 1)
-
-
-def meta_loss(
-    settings: Settings, spec: PolicySpec, parameters: Parameters, batch: MetaBatch
-) -> Tensor:
-    """Task by task: adapt with ``torch.autograd.grad(create_graph=True)``, then the outer loss."""
-    tasks = batch.query.weights.shape[0]
-    total = torch.zeros((), dtype=batch.query.weights.dtype)
-    for task in range(tasks):
-        total = total + _task_loss(settings, spec, parameters, batch, task)
-    return total / tasks
-
-
-def _task_loss(
-    settings: Settings, spec: PolicySpec, parameters: Parameters, batch: MetaBatch, task: int
-) -> Tensor:
-    inner, outer = settings.inner, settings.outer
-    theta = parameters
-    kls: list[Tensor] = []
-    for support, collector in zip(batch.support, batch.collectors, strict=True):
-        policy = action_distribution(spec, theta, support.observations[task])
-        log_probs = policy.log_prob(support.actions[task])
-        if inner.objective == "ratio":
-            score = torch.exp(log_probs - support.log_probs[task])
-        else:
-            score = log_probs
-        loss = -(score * support.advantages[task] * support.weights[task]).sum()
-        for value in theta.values():
-            loss = loss + inner.l2 * (value**2).sum()
-        std = torch.exp(collector.log_std[task]).expand_as(collector.mean[task])
-        old = Independent(Normal(collector.mean[task], std), 1)
-        kls.append((torch_kl(old, policy) * support.weights[task]).sum())
-        gradients = torch.autograd.grad(
-            loss, list(theta.values()), create_graph=outer.order == "second", retain_graph=True
-        )
-        theta = {
-            name: value - inner.learning_rate * gradient
-            for (name, value), gradient in zip(theta.items(), gradients, strict=True)
-        }
-    query = batch.query
-    policy = action_distribution(spec, theta, query.observations[task])
-    query_log_probs: Tensor = policy.log_prob(query.actions[task])
-    if outer.objective == "reinforce":
-        return -(query_log_probs * query.advantages[task] * query.weights[task]).sum()
-    ratio = torch.exp(query_log_probs - query.log_probs[task])
-    bounded = torch.clamp(ratio, 1 - outer.clip, 1 + outer.clip)
-    gain = torch.minimum(ratio * query.advantages[task], bounded * query.advantages[task])
-    kl = torch.stack(kls).mean()
-    return -(gain * query.weights[task]).sum() + outer.inner_kl_coefficient * kl
+# Derivatives
 
 
 def gradient(loss: Callable[[Parameters], Tensor], parameters: Parameters) -> Parameters:
     """The gradient of ``loss`` by ordinary autograd."""
     leaves = {name: value.detach().clone().requires_grad_() for name, value in parameters.items()}
-    values = torch.autograd.grad(loss(leaves), list(leaves.values()))
+    values = torch.autograd.grad(loss(leaves), list(leaves.values()), materialize_grads=True)
     return dict(zip(leaves, values, strict=True))
 
 
@@ -158,6 +94,20 @@ def finite_differences(
             slopes.view(-1)[i] = (sides[0] - sides[1]) / (2.0 * step)
         result[name] = slopes
     return result
+
+
+def slopes_along(
+    loss: Callable[[Parameters], Tensor], parameters: Parameters, directions: list[Parameters]
+) -> Tensor:
+    """Derivatives of ``loss`` along some directions by central differences; for float64."""
+    step, slopes = 1e-5, []
+    for direction in directions:
+        ahead, behind = (
+            float(loss({k: v + sign * step * direction[k] for k, v in parameters.items()}).detach())
+            for sign in (1.0, -1.0)
+        )
+        slopes.append((ahead - behind) / (2.0 * step))
+    return torch.tensor(slopes, dtype=torch.float64)
 
 
 def flat(parameters: Mapping[str, Tensor]) -> Tensor:
@@ -207,43 +157,58 @@ def random_parameters(spec: PolicySpec, rng: np.random.Generator, scale: float =
     }
 
 
+def with_rates(parameters: Parameters, rng: np.random.Generator) -> Parameters:
+    """``parameters`` and logarithms of inner rates, each another, around that of 0.3."""
+    rates = {
+        f"log_inner_rate/{name}": math.log(0.3)
+        + 0.3 * torch.from_numpy(rng.standard_normal(value.shape))
+        for name, value in parameters.items()
+    }
+    return {**parameters, **rates}
+
+
 def random_meta_batch(
     settings: Settings, spec: PolicySpec, parameters: Parameters, rng: np.random.Generator
 ) -> MetaBatch:
-    """A float64 meta-batch of 10 steps, collected by policies near ``parameters`` and masked."""
-    tasks, steps = settings.meta_batch.tasks, 10
+    """A float64 meta-batch of 5 and 3 steps a task, collected by policies near ``parameters``."""
+    tasks, shape = settings.meta_batch.tasks, (2, 5)
+    taken = (torch.arange(5) < torch.tensor([[5], [3]])).expand(tasks, *shape)
 
-    def normal(*shape: int) -> Tensor:
-        return torch.from_numpy(rng.standard_normal((tasks, *shape)))
+    def normal(*sizes: int) -> Tensor:
+        return torch.from_numpy(rng.standard_normal((tasks, *sizes)))
 
-    def phase() -> tuple[Samples, Gaussian]:
-        observations = normal(steps, spec.observation_size)
+    def phase() -> tuple[Samples, ActionDistribution]:
+        observations = normal(10, spec.observation_size)
         collector = {
             name: value + 0.02 * torch.from_numpy(rng.standard_normal(value.shape))
             for name, value in parameters.items()
         }
         policy = action_distribution(spec, collector, observations)
-        mean, std = policy.base_dist.mean, policy.base_dist.stddev
-        actions = mean + std * normal(steps, spec.action_size)
-        taken = (torch.arange(steps) < steps - 2).expand(tasks, steps)
+        if spec.discrete:
+            chosen = (
+                policy.logits + torch.from_numpy(rng.gumbel(size=policy.logits.shape))
+            ).argmax(-1)
+            actions, recorded = chosen[..., None].double(), policy.log_prob(chosen)
+            kept: ActionDistribution = Categorical(policy.logits)
+        else:
+            mean, std = policy.base_dist.mean, policy.base_dist.stddev
+            actions = mean + std * normal(10, spec.action_size)
+            recorded, kept = policy.log_prob(actions), Gaussian(mean, torch.log(std[:, 0]))
         samples = Samples(
             observations=observations,
             actions=actions,
-            log_probs=policy.log_prob(actions),
-            advantages=normal(steps),
-            weights=taken.double() / (steps - 2),
+            log_probs=recorded.reshape(tasks, *shape),
+            advantages=normal(*shape),
+            weights=taken.double() / 8,
         )
-        return samples, Gaussian(mean, torch.log(std[:, 0]))
+        return samples, kept
 
     support = [phase() for _ in range(settings.inner.steps)]
+    query, query_collector = phase()
     return MetaBatch(
         support=tuple(samples for samples, _ in support),
-        collectors=tuple(gaussian for _, gaussian in support),
-        query=phase()[0],
+        collectors=tuple(collector for _, collector in support),
+        query=query,
+        query_collector=query_collector,
+        credit=normal(),
     )
-
-
-def tree_map(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
-    """``function`` of every tensor of ``tree``."""
-    result: Tree = torch.utils._pytree.tree_map(function, tree)
-    return result
