@@ -11,8 +11,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from maml_ray.config import PRESETS, Settings, dump_settings, load_settings
+from maml_ray.config import Settings, dump_settings, load_settings
 from maml_ray.errors import Interrupted, TrainingFailed, UserError
+from maml_ray.presets import PRESETS
 
 app = typer.Typer(
     name="maml-ray",

@@ -7,7 +7,6 @@ with one sentence that names the key, the value and what is allowed.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,9 @@ from pydantic import (
 )
 
 from maml_ray.errors import UserError
+from maml_ray.explanations import explain, nearest
 from maml_ray.plain_yaml import YamlError, dump_yaml, parse_yaml
+from maml_ray.presets import PRESETS
 
 MAX_FILE_BYTES = 1_000_000
 """A settings file is a page of text; anything larger is a mistake (a video, a checkpoint)."""
@@ -63,6 +64,7 @@ class RunSettings(_Section):
     directory: Annotated[str, Field(min_length=1)] = "runs"
     checkpoint_every: Count = 10
     keep_checkpoints: Count = 3
+    preset: str | None = None
 
 
 class TaskSettings(_Section):
@@ -199,62 +201,44 @@ class Settings(_Section):
     cluster: ClusterSettings = ClusterSettings()
 
 
-PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    # The hyperparameters of the source notebook: one episode a task, raw discounted returns,
-    # the log-probability loss with L2, plain REINFORCE outside. Its Adam(weight_decay) is kept.
-    "notebook": {
-        "run": {"name": "notebook", "iterations": 500, "checkpoint_every": 100},
-        "policy": {
-            "hidden_sizes": [64, 64],
-            "activation": "relu",
-            "normalise_observations": False,
-            "min_log_std": -20.0,
-        },
-        "meta_batch": {"tasks": 4, "episodes": 1},
-        "advantages": {
-            "discount": 0.99,
-            "gae_lambda": 1.0,
-            "baseline": "zero",
-            "normalise": False,
-        },
-        "inner": {"steps": 1, "learning_rate": 0.01, "objective": "log_prob", "l2": 1e-4},
-        "outer": {
-            "objective": "reinforce",
-            "learning_rate": 1e-3,
-            "final_learning_rate": None,
-            "epochs": 1,
-            "tasks_per_minibatch": None,
-            "weight_decay": 1e-4,
-        },
-    },
-}
-"""Named sets of settings, laid under the file and the command line's own."""
-
-
 def load_settings(
     path: str | Path | None = None,
     *,
     preset: str | None = None,
     overrides: Sequence[str] = (),
 ) -> Settings:
-    """Read settings: defaults, then ``preset``, then the file, then ``key.path=value`` overrides.
+    """Read settings: defaults, then the preset, then the file, then ``key.path=value`` overrides.
+
+    The preset is ``preset``, or what the file names as ``run.preset``.
 
     Raises:
         SettingsError: the file cannot be read, or anything in it or in the overrides is wrong.
     """
-    data: dict[str, Any] = {}
-    if preset is not None:
-        if preset not in PRESETS:
-            raise SettingsError(
-                f"preset {preset!r} is not known{_nearest(preset, PRESETS)}; "
-                f"there is: {', '.join(sorted(PRESETS))}"
-            )
-        data = _merged(data, PRESETS[preset])
-    if path is not None:
-        data = _merged(data, _read(Path(path)))
+    own = _read(Path(path)) if path is not None else {}
+    data = _merged(_base(own, preset, path), own)
     for override in overrides:
         data = _merged(data, _parse_override(override))
     return validate_settings(data)
+
+
+def _base(own: Mapping[str, Any], preset: str | None, path: str | Path | None) -> Mapping[str, Any]:
+    """The preset that lies under a file's ``own`` settings: the one asked for, or its own."""
+    run = own.get("run")
+    named = run.get("preset") if isinstance(run, Mapping) else None
+    if preset is not None and isinstance(run, Mapping) and "preset" in run and named != preset:
+        raise SettingsError(
+            f"{path} says run.preset = {json.dumps(named, default=str)} and the command says "
+            f"{preset!r}: leave the file out, or take what the preset decides out of it"
+        )
+    chosen = preset if preset is not None else named
+    if chosen is None or not isinstance(chosen, str):
+        return {}  # what is no name is refused with the other values
+    if chosen not in PRESETS:
+        raise SettingsError(
+            f"preset {chosen!r} is not known{nearest(chosen, PRESETS)}; "
+            f"there is: {', '.join(sorted(PRESETS))}"
+        )
+    return _merged(PRESETS[chosen], {"run": {"preset": chosen}})
 
 
 def validate_settings(data: Mapping[str, Any]) -> Settings:
@@ -267,7 +251,7 @@ def validate_settings(data: Mapping[str, Any]) -> Settings:
         # JSON mode is the strict mode that still takes a list for a tuple and 1 for 1.0.
         return Settings.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
-        raise SettingsError(_explain(error)) from None
+        raise SettingsError(explain(error, known_at=_fields_at)) from None
     except (TypeError, ValueError, RecursionError) as error:
         raise SettingsError(f"the settings hold a value that is not plain data: {error}") from None
 
@@ -331,30 +315,6 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
         else:
             result[key] = value
     return result
-
-
-def _nearest(name: str, known: Any) -> str:
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {match[0]!r}?" if match else ""
-
-
-def _explain(error: ValidationError) -> str:
-    """The first problem of a validation error as one sentence, and how many more there are."""
-    problems = error.errors(include_url=False)
-    first = problems[0]
-    location = tuple(str(part) for part in first["loc"])
-    key = ".".join(location) or "the settings"
-    if first["type"] == "extra_forbidden":
-        known = _fields_at(location[:-1])
-        sentence = f"{key} is not a setting{_nearest(location[-1], known)}"
-        if not difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5):
-            sentence += f"; known here: {', '.join(known)}"
-    else:
-        message = first["msg"].removeprefix("Value error, ")
-        message = message[:1].lower() + message[1:]
-        sentence = f"{key} = {first['input']!r:.80} is not allowed: {message}"
-    more = len({tuple(problem["loc"]) for problem in problems}) - 1
-    return sentence + (f" (and {more} more)" if more else "")
 
 
 def _fields_at(location: tuple[str, ...]) -> list[str]:

@@ -12,13 +12,13 @@ from pydantic import ValidationError
 
 from maml_ray.config import (
     MAX_FILE_BYTES,
-    PRESETS,
     Settings,
     SettingsError,
     dump_settings,
     load_settings,
     validate_settings,
 )
+from maml_ray.presets import PRESETS
 
 
 def write(folder: Path, text: str) -> Path:
@@ -82,7 +82,7 @@ def test_unknown_keys_are_refused_with_the_nearest(data: dict[str, Any], words: 
         ("inner", "learning_rate", 0, "greater than 0"),
         ("inner", "learning_rate", float("inf"), "finite"),
         ("inner", "learning_rate", float("nan"), ""),
-        ("outer", "objective", "trpo", "'ppo' or 'reinforce'"),
+        ("outer", "objective", "sac", "'ppo', 'trpo' or 'reinforce'"),
         ("outer", "tasks_per_minibatch", 0, "greater than or equal to 1"),
         ("cluster", "learner_device", "tpu", "'auto', 'cpu' or 'cuda'"),
     ],
@@ -316,3 +316,56 @@ def test_whatever_a_file_holds_is_settings_or_a_settings_error(
 def test_the_key_of_an_error_is_not_confused_by_odd_names() -> None:
     with pytest.raises(SettingsError, match="not a setting"):
         validate_settings({"[key]": 1})
+
+
+def test_a_file_may_name_its_preset(tmp_path: Path) -> None:
+    path = write(tmp_path, "run: {preset: promp2019, seed: 4}\nouter: {epochs: 7}\n")
+    settings = load_settings(path)
+    assert settings.run.preset == "promp2019"
+    assert settings.outer.epochs == 7
+    assert settings.outer.inner_kl_coefficient == 5e-4
+    assert settings == load_settings(preset="promp2019", overrides=["run.seed=4", "outer.epochs=7"])
+    again = write(tmp_path, dump_settings(settings))
+    assert load_settings(again) == settings
+
+
+def test_a_preset_does_not_drown_in_a_complete_file(tmp_path: Path) -> None:
+    """deploy.yaml spells out every setting: nothing of a preset under it would be left."""
+    path = write(tmp_path, dump_settings(Settings()))
+    with pytest.raises(SettingsError, match=r"says run\.preset = null and the command says 'rllib'"):
+        load_settings(path, preset="rllib")
+    with pytest.raises(SettingsError, match="'no-such' is not known"):
+        load_settings(write(tmp_path, "run: {preset: no-such}"))
+
+
+def test_the_papers_differ_in_what_silently_changes_the_results() -> None:
+    finn, promp, rllib, torch = (
+        load_settings(preset=name) for name in ("finn2017", "promp2019", "rllib", "maml-rl-torch")
+    )
+    scales = [settings.policy.action_scale for settings in (finn, promp, rllib, torch)]
+    assert scales == [1.0, 0.1, 1.0, 0.1]
+    assert [settings.task.horizon for settings in (finn, promp, rllib, torch)] == [
+        200,
+        100,
+        100,
+        100,
+    ]
+    torsos = [settings.task.options["torso_position"] for settings in (finn, promp, rllib, torch)]
+    assert torsos == [True, False, False, True]
+    assert [settings.meta_batch.tasks for settings in (finn, promp, rllib, torch)] == [
+        40,
+        40,
+        31,
+        40,
+    ]
+    assert [s.outer.objective for s in (finn, promp, rllib, torch)] == [
+        "trpo",
+        "ppo",
+        "ppo",
+        "trpo",
+    ]
+    fastest = [
+        load_settings(preset=f"{name}-velocity").task.options["speed_range"][1]
+        for name in ("finn2017", "promp2019", "maml-rl-torch")
+    ]
+    assert fastest == [2.0, 3.0, 2.0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from abc import ABC, abstractmethod
@@ -16,6 +15,7 @@ from gymnasium.vector import VectorEnv
 from pydantic import ValidationError
 
 from maml_ray.config import SettingsError, TaskSettings
+from maml_ray.explanations import explain, nearest
 
 BUILT_IN: Mapping[str, str] = {
     "half-cheetah-backward": "maml_ray.tasks.half_cheetah:HalfCheetahBackwardTasks",
@@ -97,10 +97,8 @@ def resolve_tasks(settings: TaskSettings) -> TaskDistribution:
     target = BUILT_IN.get(name, name)
     module_name, separator, class_name = target.partition(":")
     if not separator or not module_name or not class_name:
-        nearest = difflib.get_close_matches(name, BUILT_IN, n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
         raise SettingsError(
-            f"task.name = {name!r} is not known{hint} "
+            f"task.name = {name!r} is not known{nearest(name, BUILT_IN)} "
             f"(built in: {', '.join(sorted(BUILT_IN))}; your own: 'module:Class')"
         )
     try:
@@ -119,21 +117,15 @@ def _made(
     known = _keywords(factory)
     for key in options:
         if known is not None and key not in known:
-            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
             there = ", ".join(known) or "none"
             raise SettingsError(
-                f"task.options.{key} is not an option of {name}{hint} (there are: {there})"
+                f"task.options.{key} is not an option of {name}{nearest(key, known)} "
+                f"(there are: {there})"
             )
     try:
         return factory(**options)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(["task.options", *(str(part) for part in first["loc"])])
-        message = first["msg"].removeprefix("Value error, ")
-        raise SettingsError(
-            f"{key} = {first['input']!r:.80} is not allowed: {message[:1].lower() + message[1:]}"
-        ) from None
+        raise SettingsError(explain(error, prefix=("task", "options"))) from None
     except ValueError as error:
         raise SettingsError(f"task.options are not allowed: {error}") from None
     except TypeError as error:

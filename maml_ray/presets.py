@@ -1,0 +1,199 @@
+"""Named sets of settings, laid under the file and the command line's own.
+
+``direction`` and ``velocity`` are the settings that we train these families with. The others are
+other people's, for comparison: what the papers and their code used, in our words. What they decide
+and what silently changes the results is told in the README.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Preset = Mapping[str, Mapping[str, Any]]
+
+
+def _merged(*parts: Preset) -> Preset:
+    """Sections laid over each other, key by key; a new mapping."""
+    result: dict[str, dict[str, Any]] = {}
+    for part in parts:
+        for section, values in part.items():
+            result.setdefault(section, {}).update(values)
+    return result
+
+
+def _named(name: str, *parts: Preset) -> Preset:
+    return _merged(*parts, {"run": {"name": name}})
+
+
+_DIRECTION: Preset = {
+    "run": {"iterations": 125},
+    "task": {"name": "half-cheetah-direction", "horizon": 200},
+    "policy": {"activation": "relu"},
+    "meta_batch": {"tasks": 10, "episodes": 20},
+    "outer": {
+        "learning_rate": 3e-3,
+        "final_learning_rate": None,
+        "epochs": 8,
+        "tasks_per_minibatch": 5,
+    },
+    "evaluation": {"tasks": 10, "episodes": 20},
+}
+_VELOCITY: Preset = {
+    "run": {"iterations": 185},
+    "task": {"name": "half-cheetah-velocity", "horizon": 200},
+    "meta_batch": {"tasks": 20, "episodes": 10},
+    "outer": {"tasks_per_minibatch": 10},
+}
+
+# What all the papers' runs have in common: observations as they are, the linear baseline, no decay
+# of the outer rate, and a value of zero behind the time limit.
+_PAPERS: Preset = {
+    "policy": {
+        "normalise_observations": False,
+        "initial_log_std": 0.0,
+        "min_log_std": -13.8,  # a standard deviation of 1e-6
+    },
+    "advantages": {
+        "discount": 0.99,
+        "gae_lambda": 1.0,
+        "baseline": "linear",
+        "bootstrap_time_limit": False,
+        "normalise": True,
+    },
+    "inner": {"steps": 1, "learning_rate": 0.1, "l2": 0.0},
+    "outer": {
+        "order": "second",
+        "final_learning_rate": None,
+        "tasks_per_minibatch": None,
+        "max_query_kl": None,
+        "weight_decay": 0.0,
+        "max_gradient_norm": None,
+    },
+    "evaluation": {"tasks": 40, "episodes": 20},
+}
+_TRPO: Preset = {
+    "outer": {
+        "objective": "trpo",
+        "trust_region": {
+            "max_kl": 0.01,
+            "cg_iterations": 10,
+            "damping": 1e-5,
+            "backtrack_ratio": 0.8,
+            "max_backtracks": 15,
+        },
+    },
+}
+_PROMP: Preset = {
+    "outer": {
+        "objective": "ppo",
+        "learning_rate": 1e-3,
+        "epochs": 5,
+        "clip": 0.3,
+        "inner_kl_coefficient": 5e-4,
+    },
+    "inner": {"objective": "ratio"},
+}
+_FINN: Preset = _merged(
+    _PAPERS,
+    _TRPO,
+    {
+        "run": {"iterations": 800},
+        "policy": {"hidden_sizes": [100, 100], "activation": "relu"},
+        "meta_batch": {"tasks": 40, "episodes": 20},
+        "inner": {"objective": "log_prob"},
+    },
+)
+_PROMP2019: Preset = _merged(
+    _PAPERS,
+    _PROMP,
+    {
+        "run": {"iterations": 1000},
+        "policy": {"hidden_sizes": [64, 64], "activation": "tanh", "action_scale": 0.1},
+        "meta_batch": {"tasks": 40, "episodes": 20},
+    },
+)
+
+_RLLIB: Preset = _merged(
+    _PROMP2019,
+    {
+        "run": {"iterations": 500},
+        "policy": {"action_scale": 1.0},
+        "meta_batch": {"tasks": 31},
+        # Its critic is a network trained along; our linear baseline, fitted anew, takes its place.
+        "advantages": {"bootstrap_time_limit": True},
+    },
+)
+_MAML_RL_TORCH: Preset = _merged(
+    _FINN,
+    {
+        "run": {"iterations": 500},
+        "policy": {"hidden_sizes": [64, 64], "activation": "tanh", "action_scale": 0.1},
+    },
+)
+
+
+def _direction(horizon: int, *, torso: bool) -> Preset:
+    options = {"torso_position": torso, "control_cost": 0.05}
+    return {
+        "task": {"name": "half-cheetah-direction", "horizon": horizon, "options": options},
+    }
+
+
+def _velocity(horizon: int, *, torso: bool, fastest: float) -> Preset:
+    options = {
+        "torso_position": torso,
+        "control_cost": 0.05,
+        "speed_range": [0.0, fastest],
+    }
+    return {"task": {"name": "half-cheetah-velocity", "horizon": horizon, "options": options}}
+
+
+PRESETS: Mapping[str, Preset] = {
+    # The hyperparameters of the source notebook: one episode a task, raw discounted returns,
+    # the log-probability loss with L2, plain REINFORCE outside. Its Adam(weight_decay) is kept.
+    "notebook": {
+        "run": {"name": "notebook", "iterations": 500, "checkpoint_every": 100},
+        "policy": {
+            "hidden_sizes": [64, 64],
+            "activation": "relu",
+            "normalise_observations": False,
+            "min_log_std": -20.0,
+        },
+        "meta_batch": {"tasks": 4, "episodes": 1},
+        "advantages": {
+            "discount": 0.99,
+            "gae_lambda": 1.0,
+            "baseline": "zero",
+            "normalise": False,
+        },
+        "inner": {"steps": 1, "learning_rate": 0.01, "objective": "log_prob", "l2": 1e-4},
+        "outer": {
+            "objective": "reinforce",
+            "learning_rate": 1e-3,
+            "final_learning_rate": None,
+            "epochs": 1,
+            "tasks_per_minibatch": None,
+            "weight_decay": 1e-4,
+        },
+    },
+    "direction": _named("direction", _DIRECTION),
+    "velocity": _named("velocity", _DIRECTION, _VELOCITY),
+    # Finn et al. 2017, https://arxiv.org/abs/1703.03400, and github.com/cbfinn/maml_rl.
+    "finn2017": _named("finn2017", _FINN, _direction(200, torso=True)),
+    "finn2017-velocity": _named(
+        "finn2017-velocity", _FINN, _velocity(200, torso=True, fastest=2.0)
+    ),
+    # Rothfuss et al. 2019, https://arxiv.org/abs/1810.06784, and github.com/jonasrothfuss/ProMP.
+    "promp2019": _named("promp2019", _PROMP2019, _direction(100, torso=False)),
+    "promp2019-velocity": _named(
+        "promp2019-velocity", _PROMP2019, _velocity(100, torso=False, fastest=3.0)
+    ),
+    # RLlib's MAML, until Ray 2.6.
+    "rllib": _named("rllib", _RLLIB, _direction(100, torso=False)),
+    # github.com/tristandeleu/pytorch-maml-rl.
+    "maml-rl-torch": _named("maml-rl-torch", _MAML_RL_TORCH, _direction(100, torso=True)),
+    "maml-rl-torch-velocity": _named(
+        "maml-rl-torch-velocity", _MAML_RL_TORCH, _velocity(100, torso=True, fastest=2.0)
+    ),
+}
