@@ -1,0 +1,71 @@
+"""What is trained: one entry a line of the table, the budget in environment steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from maml_ray.config import Settings, load_settings
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A run for each seed.
+
+    Attributes:
+        name: of its run folders, and in the table.
+        preset: where its settings begin.
+        env_steps: what it may spend, support and query together.
+        overrides: of the preset.
+    """
+
+    name: str
+    preset: str
+    env_steps: int
+    overrides: tuple[str, ...] = ()
+
+    def settings(self, seed: int) -> Settings:
+        """The run's settings, with as many iterations as the budget allows."""
+        changes = [f"run.name={self.name}", f"run.seed={seed}", *self.overrides]
+        once = load_settings(preset=self.preset, overrides=changes)
+        batch, phases = once.meta_batch, once.inner.steps + 1
+        per_iteration = batch.tasks * batch.episodes * once.task.horizon * phases
+        changes += [
+            f"run.iterations={self.env_steps // per_iteration}",
+            "run.checkpoint_every=25",
+            # Judged by the protocol below, all alike; the one at the end of a run may be short.
+            "evaluation.tasks=2",
+            "evaluation.episodes=2",
+            "evaluation.video=false",
+        ]
+        return load_settings(preset=self.preset, overrides=changes)
+
+
+_TRPO = ("outer.objective=trpo",)
+_NO_ADAPTATION = ("inner.steps=0", "meta_batch.tasks=20", "outer.tasks_per_minibatch=10")
+_ORACLE = (*_NO_ADAPTATION, "task.observe_parameters=true")
+_SHORT = ("task.horizon=100",)
+
+DIRECTION, VELOCITY = 6_000_000, 12_000_000
+
+MAIN = (
+    Experiment("direction-ppo", "direction", DIRECTION),
+    Experiment("direction-trpo", "direction", DIRECTION, _TRPO),
+    Experiment("velocity-ppo", "velocity", VELOCITY),
+    Experiment("velocity-trpo", "velocity", VELOCITY, _TRPO),
+)
+"""Three seeds each."""
+
+SHORT = (
+    Experiment("direction-100", "direction", 6_000_000, _SHORT),
+    Experiment("direction-100-three-steps", "direction", 12_000_000, (*_SHORT, "inner.steps=3")),
+)
+"""A horizon of 100 steps, as ProMP, RLlib and learn2learn."""
+
+COMPARED = (
+    Experiment("direction-first-order", "direction", DIRECTION, ("outer.order=first",)),
+    Experiment("direction-no-adaptation", "direction", DIRECTION, _NO_ADAPTATION),
+    Experiment("direction-oracle", "direction", DIRECTION, _ORACLE),
+    Experiment("velocity-no-adaptation", "velocity", VELOCITY, _NO_ADAPTATION),
+    Experiment("velocity-oracle", "velocity", VELOCITY, _ORACLE),
+)
+"""What meta-learning is held against: first order, pre-training, and a policy told its task."""
