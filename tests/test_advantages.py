@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from maml_ray.advantages import (
     RIDGE,
+    Values,
     advantages,
     baseline_features,
     discounted_sums,
@@ -54,23 +55,29 @@ def test_gae_is_the_sum_over_temporal_differences(
 ) -> None:
     rewards = data.rewards.astype(np.float64)
     values = np.where(data.mask, data.observations[..., 0].astype(np.float64), 0.0)
-    actual = generalised_advantages(rewards, values, discount, lam)
-    expected = oracles.gae(rewards, values, data.mask.sum(axis=1), discount, lam)
+    settings, lengths = AdvantageSettings(discount=discount, gae_lambda=lam), data.mask.sum(axis=1)
+    behind = np.zeros(data.episodes)
+    actual = generalised_advantages(rewards, Values(values, behind), lengths, settings)
+    expected = oracles.gae(rewards, values, lengths, discount, lam)
     np.testing.assert_allclose(np.where(data.mask, actual, 0.0), expected, atol=1e-12)
 
 
 def test_features_by_hand() -> None:
     observations = np.array([[[2.0], [-30.0]]], dtype=np.float32)
     expected = np.array([[[2, 4, 0, 0, 0, 1], [-10, 100, 0.01, 0.0001, 0.000001, 1]]])
-    np.testing.assert_allclose(baseline_features(observations), expected)
+    np.testing.assert_allclose(baseline_features(observations, np.arange(2)), expected)
+    later = np.array([[[2, 4, 1.5, 2.25, 3.375, 1], [-10, 100, 1.5, 2.25, 3.375, 1]]])
+    np.testing.assert_allclose(baseline_features(observations, np.array([150])), later)
 
 
 @given(data=trajectories)
 def test_baseline_is_the_ridge_solution(data: Trajectories) -> None:
-    returns = oracles.discounted_sums(data.rewards.astype(np.float64), 0.99)
-    np.testing.assert_allclose(
-        fitted_values(data, returns), oracles.ridge_values(data, returns, RIDGE), atol=1e-4
-    )
+    rewards = data.rewards.astype(np.float64)
+    returns = oracles.discounted_sums(rewards, 0.99)
+    values = fitted_values(data, rewards, 0.99)
+    expected = oracles.ridge_values(data, returns, RIDGE)
+    np.testing.assert_allclose(values.of_steps, expected, atol=1e-4)
+    np.testing.assert_array_equal(values.final, 0.0)
 
 
 @given(data=trajectories, discount=fractions, lam=fractions, normalise=st.booleans())
