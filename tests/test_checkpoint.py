@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,36 +18,42 @@ from maml_ray.checkpoint import (
 from maml_ray.errors import RunFolderError
 from maml_ray.learner import LearnerState
 from maml_ray.normalisation import RunningStatistics
-from maml_ray.policy import PolicySpec
+from maml_ray.outer_update import OptimiserState
+from maml_ray.policy import NumpyParameters, PolicySpec
 
 SPEC = PolicySpec(3, 2, (4,), "tanh", 0.0, -3.0)
 
 
-def checkpoint(iteration: int) -> Checkpoint:
+def checkpoint(iteration: int, spec: PolicySpec = SPEC) -> Checkpoint:
     rng = np.random.default_rng(iteration)
 
     def arrays() -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
         return {
             name: rng.standard_normal(shape).astype(np.float32)
-            for name, shape in SPEC.shapes().items()
+            for name, shape in spec.shapes().items()
         }
 
     seen = RunningStatistics(1e3, rng.standard_normal(3), rng.random(3))
-    state = LearnerState(iteration, arrays(), arrays(), arrays(), 8 * iteration, seen)
-    return Checkpoint(iteration, 1000 * iteration, 1.5 * iteration, SPEC, state)
+    moved = OptimiserState(8 * iteration, arrays(), arrays())
+    state = LearnerState(iteration, arrays(), moved, seen)
+    return Checkpoint(iteration, 1000 * iteration, 1.5 * iteration, spec, state)
+
+
+def dictionaries(point: Checkpoint) -> list[NumpyParameters]:
+    state = point.learner
+    return [state.parameters, state.optimiser.first_moments, state.optimiser.second_moments]
 
 
 def assert_equal(one: Checkpoint, other: Checkpoint) -> None:
     counters = ("iteration", "total_env_steps", "elapsed_s", "spec")
     assert [getattr(one, name) for name in counters] == [getattr(other, name) for name in counters]
     assert one.learner.version == other.learner.version
-    assert one.learner.optimiser_steps == other.learner.optimiser_steps
+    assert one.learner.optimiser.steps == other.learner.optimiser.steps
     assert one.learner.observations.count == other.learner.observations.count
     for name in ("mean", "squares"):
         found, wanted = (getattr(point.learner.observations, name) for point in (one, other))
         np.testing.assert_array_equal(found, wanted)
-    for field in ("parameters", "first_moments", "second_moments"):
-        found, wanted = getattr(one.learner, field), getattr(other.learner, field)
+    for found, wanted in zip(dictionaries(one), dictionaries(other), strict=True):
         assert set(found) == set(wanted)
         for name in wanted:
             np.testing.assert_array_equal(found[name], wanted[name])
@@ -55,6 +62,23 @@ def assert_equal(one: Checkpoint, other: Checkpoint) -> None:
 def test_what_is_saved_is_what_is_loaded_to_the_last_bit(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, checkpoint(7), keep=3)
     assert_equal(load_checkpoint(path), checkpoint(7))
+
+
+def test_what_kind_of_policy_it_is_is_kept(tmp_path: Path) -> None:
+    kinds = (
+        replace(SPEC, discrete=True, first_action=-2),
+        replace(SPEC, action_scale=0.1, hidden_sizes=()),
+    )
+    for iteration, spec in enumerate(kinds, 1):
+        path = save_checkpoint(tmp_path, checkpoint(iteration, spec), keep=3)
+        assert_equal(load_checkpoint(path), checkpoint(iteration, spec))
+
+
+def test_an_optimiser_that_remembers_nothing_is_saved(tmp_path: Path) -> None:
+    full = checkpoint(3)
+    state = replace(full.learner, optimiser=OptimiserState(0, {}, {}))
+    path = save_checkpoint(tmp_path, replace(full, learner=state), keep=1)
+    assert load_checkpoint(path).learner.optimiser == OptimiserState(0, {}, {})
 
 
 def test_the_parameters_are_a_plain_safetensors_file(tmp_path: Path) -> None:

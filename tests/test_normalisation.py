@@ -96,8 +96,8 @@ def test_the_numpy_policy_normalises_as_the_samples_are(small_settings: Settings
     theta = learner.publish()
     query = rollouts(learner, worker, small_settings)[0].query
     samples = make_samples(query, advantages(query, small_settings.advantages), theta.normaliser)
-    by_torch = distribution(worker.spec, to_torch(theta.values), samples.observations).mean
-    by_numpy = NumpyPolicy(worker.spec, theta.values, theta.normaliser).mean(query.observations)
+    by_torch = distribution(worker.spec, to_torch(theta.values), samples.observations)[0]
+    by_numpy = NumpyPolicy(worker.spec, theta.values, theta.normaliser).outputs(query.observations)
     np.testing.assert_allclose(by_numpy.reshape(by_torch.shape), by_torch, atol=1e-5)
 
 

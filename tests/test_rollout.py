@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from maml_ray.advantages import advantages
-from maml_ray.config import Settings, validate_settings
+from maml_ray.config import Settings, SettingsError, validate_settings
 from maml_ray.normalisation import Normaliser
 from maml_ray.policy import PolicyParameters, initial_parameters, to_numpy, to_torch
 from maml_ray.rollout import (
@@ -22,7 +22,7 @@ from maml_ray.rollout import (
 )
 from maml_ray.tasks.distribution import Task, TaskDistribution
 from maml_ray.trajectories import TaskRollouts, Trajectories
-from tests import oracles
+from tests import meta_oracles, oracles
 
 TASK = Task("backward")
 ARRAYS = ("observations", "actions", "log_probs", "rewards", "mask")
@@ -129,7 +129,7 @@ def test_each_phase_is_collected_by_the_policy_adapted_to_the_ones_before(
     theta = {name: v.double().requires_grad_() for name, v in to_torch(published.values).items()}
     for number, phase in enumerate(phases(rollouts)):
         seen = np.clip((phase.observations.astype(np.float64) - 0.3) * 0.5, -10, 10)
-        policy = oracles.action_distribution(worker.spec, theta, torch.from_numpy(seen))
+        policy = meta_oracles.action_distribution(worker.spec, theta, torch.from_numpy(seen))
         log_probs = policy.log_prob(torch.tensor(phase.actions).double())
         np.testing.assert_allclose(phase.log_probs, log_probs.detach().numpy(), atol=1e-4)
         if number == 2:
@@ -208,16 +208,41 @@ def test_sizes_are_read_off_the_task(small_settings: Settings) -> None:
     assert (spec.observation_size, spec.action_size) == (3, 1)
 
 
-class DiscreteTasks(PendulumTasks):
+class CartPoleTasks(PendulumTasks):
     def make_env(
         self, task: Task, *, horizon: int, render_mode: str | None = None
     ) -> gym.Env[Any, Any]:
         return gym.make("CartPole-v1", max_episode_steps=horizon)
 
 
-def test_discrete_actions_are_refused_by_name(small_settings: Settings) -> None:
-    settings = validate_settings({"task": {"name": f"{__name__}:DiscreteTasks"}})
-    with pytest.raises(ValueError, match="Box"):
+def test_discrete_actions_are_chosen_among_and_recorded_by_number() -> None:
+    settings = validate_settings(
+        {"task": {"name": f"{__name__}:CartPoleTasks"}, "policy": {"hidden_sizes": [8]}}
+    )
+    spec = policy_spec(settings)
+    assert (spec.discrete, spec.observation_size, spec.action_size) == (True, 4, 2)
+    worker = RolloutWorker(settings)
+    rollouts, _ = worker.roll_out(parameters_of(settings), assignment())
+    for phase in phases(rollouts):
+        assert phase.actions.shape == (10, 200, 1)
+        assert set(np.unique(phase.actions[phase.mask])) == {0.0, 1.0}
+        assert phase.terminated is not None
+        assert phase.terminated.all()
+    worker.close()
+
+
+class ManyChoices(PendulumTasks):
+    def make_env(
+        self, task: Task, *, horizon: int, render_mode: str | None = None
+    ) -> gym.Env[Any, Any]:
+        env = super().make_env(task, horizon=horizon)
+        env.action_space = gym.spaces.MultiDiscrete([2, 2])
+        return env
+
+
+def test_actions_of_another_kind_are_refused_by_name() -> None:
+    settings = validate_settings({"task": {"name": f"{__name__}:ManyChoices"}})
+    with pytest.raises(SettingsError, match=r"ManyChoices.*actions must be Discrete or a Box"):
         policy_spec(settings)
 
 
@@ -239,6 +264,9 @@ def random_rollouts(**changes: object) -> Trajectories:
         ("mask", np.ones((3, 7), np.bool_), "mask"),
         ("rewards", np.zeros((3, 8)), "rewards must be float32"),
         ("mask", np.ones((3, 8), np.int64), "mask must be bool"),
+        ("final_observations", np.zeros((3, 8, 4), np.float32), "final_observations"),
+        ("terminated", np.zeros((3, 8), np.bool_), "terminated"),
+        ("speeds", np.zeros(8, np.float32), "speeds"),
     ],
 )
 def test_trajectories_check_their_arrays(field: str, value: object, message: str) -> None:

@@ -79,10 +79,15 @@ def trained(chosen: Settings, path: Path, **kwargs: object) -> tuple[Recorder, R
 def assert_same_result(one: RunFolder, other: RunFolder) -> None:
     first, second = (load_newest(folder.checkpoints)[0] for folder in (one, other))
     assert (first.iteration, first.total_env_steps) == (second.iteration, second.total_env_steps)
-    for field in ("parameters", "first_moments", "second_moments"):
-        a, b = getattr(first.learner, field), getattr(second.learner, field)
+    one_moved, other_moved = first.learner.optimiser, second.learner.optimiser
+    for a, b in (
+        (first.learner.parameters, second.learner.parameters),
+        (one_moved.first_moments, other_moved.first_moments),
+        (one_moved.second_moments, other_moved.second_moments),
+    ):
+        assert set(a) == set(b)
         for name in a:
-            np.testing.assert_array_equal(a[name], b[name], err_msg=f"{field} {name}")
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
 def learning_figures(recorder: Recorder) -> list[dict[str, object]]:

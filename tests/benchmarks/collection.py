@@ -41,11 +41,10 @@ class CollectionResult:
 
 def measure(episodes: int, rounds: int) -> CollectionResult:
     """Time ``rounds`` rounds of every contender in turn, ``episodes`` episodes each."""
-    settings = Settings()
     env = HalfCheetahBackwardTasks().make_vector_env(
         Task("backward"), num_envs=episodes, horizon=HORIZON
     )
-    spec = PolicySpec.from_settings(settings.policy, 17, 6)
+    spec = _spec(env)
     policy = NumpyPolicy(spec, to_numpy(initial_parameters(spec, np.random.default_rng(0))))
     actions = collect(policy, env, HORIZON, np.random.SeedSequence(0)).actions
     contenders: dict[str, Callable[[], Any]] = {
@@ -89,11 +88,17 @@ def physics_alone(episodes: int, rounds: int) -> float:
     env = HalfCheetahBackwardTasks().make_vector_env(
         Task("backward"), num_envs=episodes, horizon=HORIZON
     )
-    spec = PolicySpec.from_settings(Settings().policy, 17, 6)
+    spec = _spec(env)
     policy = NumpyPolicy(spec, to_numpy(initial_parameters(spec, np.random.default_rng(0))))
     physics = _open_loop_physics(collect(policy, env, HORIZON, np.random.SeedSequence(0)).actions)
     return float(
         np.median(_interleaved({"physics": physics}, rounds, episodes * HORIZON)["physics"])
+    )
+
+
+def _spec(env: VectorEnv[Any, Any, Any]) -> PolicySpec:
+    return PolicySpec.from_spaces(
+        Settings().policy, env.single_observation_space, env.single_action_space
     )
 
 
