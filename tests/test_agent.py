@@ -7,20 +7,22 @@ import pytest
 import torch
 
 from maml_ray.agent import Agent
-from maml_ray.config import Settings
+from maml_ray.config import Settings, validate_settings
 from maml_ray.learner import MetaLearner
-from maml_ray.rollout import RolloutWorker
+from maml_ray.policy import PolicySpec, to_numpy
+from maml_ray.rollout import policy_spec
+from tests import oracles
+
+
+def fresh_agent(settings: Settings) -> Agent:
+    spec = policy_spec(settings)
+    published = MetaLearner(settings, spec).publish()
+    return Agent(settings, spec, dict(published.values), published.normaliser)
 
 
 @pytest.fixture
-def worker() -> RolloutWorker:
-    return RolloutWorker(Settings())
-
-
-@pytest.fixture
-def agent(worker: RolloutWorker) -> Agent:
-    published = MetaLearner(worker.settings, worker.spec).publish()
-    return Agent(worker.settings, worker.spec, dict(published.values), published.normaliser)
+def agent() -> Agent:
+    return fresh_agent(Settings())
 
 
 @pytest.fixture
@@ -57,3 +59,46 @@ def test_exploring_adds_noise_of_the_policys_size(agent: Agent) -> None:
         observations
     )
     np.testing.assert_allclose(noise.std(axis=0), agent.policy.std, rtol=0.03)
+
+
+def test_actions_are_scaled_for_the_environment() -> None:
+    settings = validate_settings({"policy": {"action_scale": 2.5}})
+    plain, scaled = fresh_agent(Settings()), fresh_agent(settings)
+    observations = np.random.default_rng(0).standard_normal((5, 17))
+    np.testing.assert_array_equal(
+        scaled.act(observations), plain.act(observations) * np.float32(2.5)
+    )
+    noisy, plainly = (
+        agent.act(observations, explore=True, rng=np.random.default_rng(1))
+        for agent in (scaled, plain)
+    )
+    np.testing.assert_array_equal(noisy, plainly * np.float32(2.5))
+    assert scaled.act(observations[0]).shape == (6,)
+
+
+def discrete_agent(first_action: int = -1) -> Agent:
+    spec = PolicySpec(3, 4, (8,), "tanh", 0.0, -3.0, discrete=True, first_action=first_action)
+    parameters = oracles.random_parameters(spec, np.random.default_rng(0))
+    return Agent(Settings(), spec, to_numpy(parameters), None)
+
+
+def test_a_discrete_agent_gives_the_environments_integers() -> None:
+    agent = discrete_agent()
+    observations = np.random.default_rng(1).standard_normal((2, 50, 3)).astype(np.float32)
+    actions = agent.act(observations)
+    assert actions.dtype == np.int64
+    assert actions.shape == (2, 50)
+    assert set(actions.ravel()) <= {-1, 0, 1, 2}
+    np.testing.assert_array_equal(actions, agent.policy.outputs(observations).argmax(-1) - 1)
+    one = agent.act(observations[1, 7])
+    assert one.shape == ()
+    assert int(one) == actions[1, 7]
+    chosen = agent.act(observations, explore=True, rng=np.random.default_rng(2))
+    assert set(chosen.ravel()) == {-1, 0, 1, 2}
+    assert (chosen != actions).any()
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (5, 2)])
+def test_observations_of_another_size_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="last axis 3"):
+        discrete_agent().act(np.zeros(shape))

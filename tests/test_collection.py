@@ -63,8 +63,8 @@ class CountdownTasks(TaskDistribution):
         return gym.wrappers.TimeLimit(Countdown(), horizon)
 
 
-def make_policy(observation_size: int, action_size: int) -> NumpyPolicy:
-    spec = PolicySpec(observation_size, action_size, (8,), "tanh", -0.5, -3.0)
+def make_policy(observation_size: int, action_size: int, scale: float = 1.0) -> NumpyPolicy:
+    spec = PolicySpec(observation_size, action_size, (8,), "tanh", -0.5, -3.0, action_scale=scale)
     parameters = to_numpy(initial_parameters(spec, np.random.default_rng(1)))
     parameters["mean.weight"] = parameters["mean.weight"] * np.float32(50)
     return NumpyPolicy(spec, parameters)
@@ -92,10 +92,11 @@ def naive(
         steps = []
         for step in range(horizon):
             seen = np.asarray(observation, dtype=np.float32)
-            action = policy.mean(seen)
+            action = policy.outputs(seen)
             if explore:
                 action = action + policy.std * noise[step, episode]
-            observation, reward, terminated, truncated, _ = env.step(action)
+            given = action * np.float32(policy.spec.action_scale)
+            observation, reward, terminated, truncated, _ = env.step(given)
             steps.append((seen, action, float(reward)))
             if terminated or truncated:
                 break
@@ -103,9 +104,10 @@ def naive(
     return result
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.3])
 @pytest.mark.parametrize("explore", [True, False])
-def test_equals_a_loop_over_a_single_environment(explore: bool) -> None:
-    policy, env, single = make_policy(17, 6), cheetahs(), gym.make(BACKWARD_ID)
+def test_equals_a_loop_over_a_single_environment(explore: bool, scale: float) -> None:
+    policy, env, single = make_policy(17, 6, scale), cheetahs(), gym.make(BACKWARD_ID)
     # A few steps: a cheetah in contact makes much of the last bit of its action.
     collected = collect(policy, env, 6, seed(), explore=explore)
     for episode, steps in enumerate(naive(single, policy, 3, 6, explore)):
@@ -146,8 +148,10 @@ def test_shapes_and_dtypes() -> None:
     env.close()
 
 
-def test_log_probs_are_those_that_torch_recomputes() -> None:
-    policy, env = make_policy(17, 6), cheetahs()
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+def test_log_probs_are_those_that_torch_recomputes(scale: float) -> None:
+    """Of the actions before they are scaled, which are what is recorded."""
+    policy, env = make_policy(17, 6, scale), cheetahs()
     collected = collect(policy, env, 20, seed())
     spec = policy.spec
     parameters = to_numpy(initial_parameters(spec, np.random.default_rng(1)))
@@ -197,7 +201,7 @@ def test_without_exploration_the_mean_is_taken() -> None:
     policy, env = make_policy(17, 6), cheetahs()
     collected = collect(policy, env, 5, seed(), explore=False)
     for step in range(5):
-        expected = policy.mean(np.ascontiguousarray(collected.observations[:, step]))
+        expected = policy.outputs(np.ascontiguousarray(collected.observations[:, step]))
         np.testing.assert_array_equal(collected.actions[:, step], expected)
     env.close()
 
