@@ -123,7 +123,7 @@ def with_returns(rollouts: list[TaskRollouts], wanted: list[float]) -> list[Task
 def test_credit_is_how_much_better_than_the_others_a_task_went_after_adaptation(run: Run) -> None:
     rollouts = run.collect()
     batch = run.learner.prepare(with_returns(rollouts, [1.0, 2.0, 6.0]))
-    deviation = np.std([1.0, 2.0, 6.0])
+    deviation = float(np.std([1.0, 2.0, 6.0]))
     expected = torch.tensor([-2.0, -1.0, 3.0]) / deviation
     torch.testing.assert_close(batch.credit, expected.float())
     alike = run.learner.prepare(with_returns(rollouts, [5.0, 5.0, 5.0]))

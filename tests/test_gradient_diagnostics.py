@@ -71,7 +71,7 @@ def test_signal_to_noise_and_cosine_are_those_of_a_loop_over_tasks(steps: int) -
         [g.numpy() for g in gradients_one_by_one(settings, GAUSSIAN, parameters, batch, order)]
         for order in ORDERS
     )
-    mean, other = sum(second) / 3, sum(first) / 3
+    mean, other = np.mean(second, axis=0), np.mean(first, axis=0)
     variance = sum(float(((g - mean) ** 2).sum()) for g in second) / (3 - 1)
     found = diagnose_gradient(settings, GAUSSIAN, parameters, batch)
     assert found.snr == pytest.approx(np.linalg.norm(mean) / math.sqrt(variance / 3))

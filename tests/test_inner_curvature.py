@@ -64,8 +64,8 @@ def scores_and_curvatures(
         def here(vector: Tensor, episode: int = episode, step: int = step) -> Tensor:
             return log_density(vector, episode, step)
 
-        scores[episode].append(torch.autograd.functional.jacobian(here, theta))  # type: ignore[no-untyped-call]
-        curvatures[episode].append(torch.autograd.functional.hessian(here, theta))  # type: ignore[no-untyped-call]
+        scores[episode].append(torch.autograd.functional.jacobian(here, theta))
+        curvatures[episode].append(torch.autograd.functional.hessian(here, theta))
     return scores, curvatures
 
 

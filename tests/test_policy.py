@@ -266,11 +266,13 @@ def test_the_categorical_policy_is_the_network_written_out(
 def test_two_kinds_of_distribution_have_no_divergence_and_no_product() -> None:
     rng = np.random.default_rng(0)
     gaussian, categorical = random_gaussian(rng, 3, 2), random_categorical(rng, 3, 2)
-    for pair in ((gaussian, categorical), (categorical, gaussian)):
+    pairs: list[tuple[ActionDistribution, ActionDistribution]]
+    pairs = [(gaussian, categorical), (categorical, gaussian)]
+    for one, other in pairs:
         with pytest.raises(TypeError, match="one kind"):
-            kl_divergence(*pair)
+            kl_divergence(one, other)
         with pytest.raises(TypeError, match="one kind"):
-            fisher_product(*pair, torch.ones(3))
+            fisher_product(one, other, torch.ones(3))
 
 
 def test_a_fresh_categorical_policy_is_all_but_uniform_and_has_no_deviation() -> None:

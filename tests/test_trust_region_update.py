@@ -14,7 +14,7 @@ from torch import Tensor
 
 from maml_ray import trust_region
 from maml_ray.config import Settings, TrustRegionSettings
-from maml_ray.meta_objective import Diagnostics, MetaBatch
+from maml_ray.meta_objective import Diagnostics, MetaBatch, meta_loss
 from maml_ray.outer_update import OptimiserState
 from maml_ray.policy import LOG_STD
 from maml_ray.trajectories import TaskRollouts
@@ -100,7 +100,7 @@ class Judged:
 
     def __init__(self, judge: Judge) -> None:
         self.seen: list[Tensor] = []
-        self._judge, self._real = judge, trust_region.meta_loss
+        self._judge, self._real = judge, meta_loss
         self._start = 0.0
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Diagnostics]:
