@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from maml_ray.tasks.distribution import Task, TaskDistribution
     from maml_ray.trajectories import Trajectories
 
-import maml_ray.tasks.half_cheetah  # noqa: F401  (registers the environments with Gymnasium)
+import maml_ray.tasks.registration  # noqa: F401  (registers the environments with Gymnasium)
 from maml_ray.versions import own_version
 
 _HOMES = {

@@ -73,6 +73,7 @@ class TaskSettings(_Section):
     name: Annotated[str, Field(min_length=1)] = "half-cheetah-backward"
     horizon: Count = 200
     options: dict[str, Any] = {}
+    observe_parameters: bool = False
 
 
 class PolicySettings(_Section):

@@ -19,6 +19,7 @@ from maml_ray.checkpoint import load_newest
 from maml_ray.errors import RunFolderError
 from maml_ray.report.metrics import read_metrics
 from maml_ray.run_folder import RunFolder
+from maml_ray.tasks.half_cheetah import HalfCheetahBackward
 
 SMALL = {
     "run.iterations": "4",
@@ -114,7 +115,7 @@ def test_evaluate_and_report_work_on_the_folder_alone(whole: tuple[Path, str]) -
 
 def test_the_trained_policy_is_used_from_python_and_adapts(whole: tuple[Path, str]) -> None:
     agent = maml_ray.load(whole[0])
-    env = maml_ray.tasks.half_cheetah.HalfCheetahBackward()
+    env = HalfCheetahBackward()
     observation, _ = env.reset(seed=0)
     assert agent.act(observation).shape == (6,)
     assert agent.act(np.stack([observation] * 5)).shape == (5, 6)

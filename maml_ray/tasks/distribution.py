@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,11 @@ BUILT_IN: Mapping[str, str] = {
     "half-cheetah-backward": "maml_ray.tasks.half_cheetah:HalfCheetahBackwardTasks",
     "half-cheetah-direction": "maml_ray.tasks.half_cheetah:HalfCheetahDirectionTasks",
     "half-cheetah-velocity": "maml_ray.tasks.half_cheetah:HalfCheetahVelocityTasks",
+    "ant-direction": "maml_ray.tasks.ant:AntDirectionTasks",
+    "ant-velocity": "maml_ray.tasks.ant:AntVelocityTasks",
+    "walker2d-random-dynamics": "maml_ray.tasks.random_dynamics:Walker2dRandomDynamicsTasks",
+    "hopper-random-dynamics": "maml_ray.tasks.random_dynamics:HopperRandomDynamicsTasks",
+    "point-navigation": "maml_ray.tasks.point_navigation:PointNavigationTasks",
 }
 """Names that ``task.name`` may take; any other ``"module:Class"`` may stand there too."""
 
@@ -64,8 +70,9 @@ class TaskDistribution(ABC):
         Raises:
             ValueError: there is no such task; the sentence says what there is.
         """
-        name = ", ".join(f"{key} {value:g}" for key, value in parameters.items())
-        return Task(name or "default", tuple((k, float(v)) for k, v in parameters.items()))
+        values = finite(parameters)
+        name = ", ".join(f"{key} {value:g}" for key, value in values.items())
+        return Task(name or "default", tuple(values.items()))
 
     @abstractmethod
     def make_env(self, task: Task, *, horizon: int, render_mode: str | None = None) -> gym.Env:
@@ -86,14 +93,37 @@ class TaskDistribution(ABC):
         return False
 
 
+def finite(parameters: Mapping[str, float]) -> dict[str, float]:
+    """The parameters of a task as floats.
+
+    Raises:
+        ValueError: one of them is no number, not a number or infinite.
+    """
+    for name, value in parameters.items():
+        number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+        if not number or not math.isfinite(value):
+            raise ValueError(f"the parameter {name} must be a finite number, got {value!r}")
+    return {name: float(value) for name, value in parameters.items()}
+
+
 def resolve_tasks(settings: TaskSettings) -> TaskDistribution:
     """The task distribution that ``settings`` name: a built-in name, or ``"module:Class"``.
 
     Raises:
-        SettingsError: there is no such name, module or class, it is not a distribution, or it
-            does not take the options.
+        SettingsError: there is no such name, module or class, it is not a distribution, it does
+            not take the options, or its tasks have no parameters that could be observed.
     """
-    name = settings.name
+    tasks = _made(_factory(settings.name), settings.name, settings.options)
+    if not settings.observe_parameters:
+        return tasks
+    # It is a distribution itself, so it cannot be imported before this module is complete.
+    from maml_ray.tasks.observed_parameters import ObservedParametersTasks
+
+    return ObservedParametersTasks(tasks, settings.name)
+
+
+def _factory(name: str) -> type[TaskDistribution]:
+    """The class that a name in the settings stands for."""
     target = BUILT_IN.get(name, name)
     module_name, separator, class_name = target.partition(":")
     if not separator or not module_name or not class_name:
@@ -107,7 +137,7 @@ def resolve_tasks(settings: TaskSettings) -> TaskDistribution:
         raise SettingsError(f"task.name = {name!r} cannot be loaded: {error}") from None
     if not (isinstance(factory, type) and issubclass(factory, TaskDistribution)):
         raise SettingsError(f"task.name = {name!r} is not a subclass of maml_ray.TaskDistribution")
-    return _made(factory, name, settings.options)
+    return factory
 
 
 def _made(

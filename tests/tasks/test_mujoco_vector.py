@@ -12,6 +12,7 @@ import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from maml_ray.tasks.half_cheetah import BACKWARD_ID, HalfCheetahBackwardVector
+from tests.tasks.comparison import assert_same_reset, assert_same_step
 
 Env = Any  # a VectorEnv; Gymnasium's own annotation of reset knows no lists of seeds
 Actions = np.ndarray[Any, Any]
@@ -35,26 +36,6 @@ def noise(steps: int, num_envs: int, scale: float = 1.5) -> Actions:
     """Actions of which many lie outside [-1, 1], so that the cheetah tumbles."""
     drawn = np.random.default_rng(1).standard_normal((steps, num_envs, 6))
     return (scale * drawn).astype(np.float32)
-
-
-def assert_same_infos(actual: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert set(actual) == set(expected)
-    for key, value in expected.items():
-        np.testing.assert_array_equal(actual[key], value, err_msg=key)
-        assert actual[key].dtype == value.dtype, key
-
-
-def assert_same_reset(actual: tuple[Any, Any], expected: tuple[Any, Any]) -> None:
-    np.testing.assert_array_equal(actual[0], expected[0])
-    assert actual[0].dtype == expected[0].dtype
-    assert_same_infos(actual[1], expected[1])
-
-
-def assert_same_step(actual: tuple[Any, ...], expected: tuple[Any, ...]) -> None:
-    for mine, theirs in zip(actual[:4], expected[:4], strict=True):
-        np.testing.assert_array_equal(mine, theirs)
-        assert mine.dtype == theirs.dtype
-    assert_same_infos(actual[4], expected[4])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -1,0 +1,205 @@
+"""Many simulations behind one ``gymnasium.vector.VectorEnv``, whatever it is that is simulated.
+
+Here is what every batch needs and none wants to write again: seeds, time limits, resets of some
+of the simulations, autoreset, and infos as Gymnasium gives them. A subclass says how one
+simulation begins, how some move on, what is seen and what a step is worth.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+Float64 = NDArray[np.float64]
+Bool = NDArray[np.bool_]
+Infos = dict[str, Any]
+
+
+class Transition(NamedTuple):
+    """What a step means: ``rewards`` (K,) float64, ``terminations`` (K,) bool, ``infos``."""
+
+    rewards: Float64
+    terminations: Bool
+    infos: dict[str, NDArray[Any]]
+
+
+class BatchEnv(VectorEnv[Float64, NDArray[Any], NDArray[Any]], ABC):
+    """K simulations of one environment that are stepped together.
+
+    A subclass sets up its simulations, calls this constructor, and fills in :meth:`reset_one`,
+    :meth:`advance`, :meth:`observe` and :meth:`assess`. Simulation ``i`` draws from ``rngs[i]``
+    as the single environment draws from its ``np_random``, so that equal seeds give equal states.
+
+    Args:
+        env: a single environment; it lends its spaces and metadata.
+        num_envs: K, the number of simulations.
+        max_episode_steps: truncate after that many steps, as Gymnasium's ``TimeLimit``.
+        autoreset_mode: ``NEXT_STEP`` (Gymnasium's default) or ``DISABLED``.
+
+    Raises:
+        ValueError: ``num_envs`` is below one, or the autoreset mode is another.
+    """
+
+    def __init__(
+        self,
+        env: gym.Env[Any, Any],
+        num_envs: int,
+        *,
+        max_episode_steps: int | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+    ) -> None:
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        if num_envs < 1:
+            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+        if self.autoreset_mode is AutoresetMode.SAME_STEP:
+            raise ValueError("autoreset_mode must be NEXT_STEP or DISABLED, got SAME_STEP")
+        self.metadata = {**env.metadata, "autoreset_mode": self.autoreset_mode}
+        self.num_envs = num_envs
+        self.single_observation_space = env.observation_space
+        self.single_action_space = env.action_space
+        self.observation_space = batch_space(env.observation_space, num_envs)
+        self.action_space = batch_space(env.action_space, num_envs)
+        self.rngs = [seeding.np_random()[0] for _ in range(num_envs)]
+        self._max_episode_steps = max_episode_steps
+        self._elapsed = np.zeros(num_envs, dtype=np.int64)
+        self._done = np.zeros(num_envs, dtype=np.bool_)
+
+    @abstractmethod
+    def reset_one(self, i: int) -> None:
+        """Put simulation ``i`` into an initial state, with no randomness but ``rngs[i]``."""
+
+    @abstractmethod
+    def advance(self, indices: Sequence[int], actions: NDArray[Any]) -> None:
+        """Move the simulations in ``indices`` on by one step with their rows of ``actions``."""
+
+    def read_states(self) -> None:
+        """Called when simulations have been reset or moved on, before they are looked at."""
+
+    @abstractmethod
+    def observe(self) -> Float64:
+        """Observations (K, D) of the present states, in a new array."""
+
+    @abstractmethod
+    def assess(self, actions: NDArray[Any]) -> Transition:
+        """What the step by ``actions`` (K, A) to the present states is worth, in new arrays.
+
+        Rows of simulations that were reset instead of moved on are computed and thrown away.
+        """
+
+    def reset_infos(self) -> dict[str, NDArray[Any]]:
+        """Infos (K,) of freshly reset simulations."""
+        return {}
+
+    def reset(
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> tuple[Float64, Infos]:
+        """Reset all simulations, or those of ``options["reset_mask"]`` (K,) bool.
+
+        A single integer ``seed`` seeds simulation ``i`` with ``seed + i``, as Gymnasium does.
+        """
+        chosen = self._chosen(options)
+        seeds: Sequence[int | None]
+        if seed is None or isinstance(seed, int | np.integer):
+            seeds = [None if seed is None else int(seed) + i for i in range(self.num_envs)]
+        else:
+            seeds = seed
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"seed must hold {self.num_envs} numbers, got {len(seeds)}")
+        for i, value in enumerate(seeds):
+            if chosen[i]:
+                if value is not None:
+                    self.rngs[i] = seeding.np_random(int(value))[0]
+                self._begin_episode(i)
+        self.read_states()
+        return self.observe(), _masked_infos(self.reset_infos(), chosen)
+
+    def step(self, actions: NDArray[Any]) -> tuple[Float64, Float64, Bool, Bool, Infos]:
+        """Advance every simulation by one control step with ``actions`` (K, A).
+
+        Returns observations (K, D), rewards, terminations and truncations (K,), and infos.
+        In ``NEXT_STEP`` mode a simulation whose episode has ended is reset instead, its action
+        is ignored and its reward is zero.
+        """
+        actions = np.asarray(actions)
+        if actions.shape != self.action_space.shape:
+            raise ValueError(
+                f"actions must have shape {self.action_space.shape}, got {actions.shape}"
+            )
+        if self.autoreset_mode is AutoresetMode.NEXT_STEP and np.count_nonzero(self._done):
+            return self._step_and_reset(actions)
+        self.advance(range(self.num_envs), actions)
+        self.read_states()
+        transition = self.assess(actions)
+        self._elapsed += 1
+        truncations = self._truncations()
+        self._done = transition.terminations | truncations
+        infos = self._infos_of_all(transition.infos)
+        return self.observe(), transition.rewards, transition.terminations, truncations, infos
+
+    def _step_and_reset(self, actions: NDArray[Any]) -> tuple[Float64, Float64, Bool, Bool, Infos]:
+        """A step in which the simulations that are done start anew and the others move on."""
+        resetting = self._done.copy()
+        moving = ~resetting
+        for i in np.flatnonzero(resetting):
+            self._begin_episode(int(i))
+        self.advance([int(i) for i in np.flatnonzero(moving)], actions)
+        self.read_states()
+        transition = self.assess(actions)
+        self._elapsed[moving] += 1
+        terminations = transition.terminations & moving
+        truncations = self._truncations() & moving
+        self._done = terminations | truncations
+        rewards = np.where(moving, transition.rewards, 0.0)
+        infos = _masked_infos(transition.infos, moving) if moving.any() else {}
+        for key, values in self.reset_infos().items():
+            infos[key] = np.where(resetting, values, infos.get(key, 0.0))
+            infos[f"_{key}"] = infos.get(f"_{key}", False) | resetting
+        return self.observe(), rewards, terminations, truncations, infos
+
+    def _begin_episode(self, i: int) -> None:
+        self.reset_one(i)
+        self._elapsed[i] = 0
+        self._done[i] = False
+
+    def _chosen(self, options: Mapping[str, Any] | None) -> Bool:
+        """Which simulations a reset is for."""
+        if options is None or "reset_mask" not in options:
+            return np.ones(self.num_envs, dtype=np.bool_)
+        chosen = np.asarray(options["reset_mask"], dtype=np.bool_)
+        if chosen.shape != (self.num_envs,):
+            raise ValueError(f"reset_mask must have shape ({self.num_envs},), got {chosen.shape}")
+        return chosen
+
+    def _truncations(self) -> Bool:
+        if self._max_episode_steps is None:
+            return np.zeros(self.num_envs, dtype=np.bool_)
+        return self._elapsed >= self._max_episode_steps
+
+    def _infos_of_all(self, values: dict[str, NDArray[Any]]) -> Infos:
+        """Infos that every simulation has, quickly: this is on every step's way."""
+        everywhere = np.ones(self.num_envs, dtype=np.bool_)
+        infos: Infos = {}
+        for key, value in values.items():
+            infos[key] = value
+            infos["_" + key] = everywhere
+        return infos
+
+
+def _masked_infos(values: dict[str, NDArray[Any]], mask: Bool) -> Infos:
+    """Infos as Gymnasium gives them: ``key``, zero where absent, and ``_key``, its mask."""
+    infos: Infos = {}
+    for key, value in values.items():
+        infos[key] = np.where(mask, value, np.zeros_like(value))
+        infos[f"_{key}"] = mask.copy()
+    return infos

@@ -1,0 +1,72 @@
+"""Every family of tasks, once, for the tests that ask the same of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from maml_ray.config import TaskSettings
+from maml_ray.tasks.distribution import Task, TaskDistribution, resolve_tasks
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family, with options that make it do everything that it can.
+
+    ``falls``: episodes of random actions end by themselves, before their horizon.
+    ``held_out_is_disjoint``: evaluation's tasks are never training's.
+    ``speed``: steps tell one.
+    """
+
+    name: str
+    single: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    falls: bool = False
+    held_out_is_disjoint: bool = True
+    speed: bool = True
+
+    @property
+    def env_id(self) -> str:
+        return f"maml_ray/{self.single}-v0"
+
+    def tasks(self, *, observe_parameters: bool = False) -> TaskDistribution:
+        return resolve_tasks(
+            TaskSettings(
+                name=self.name,
+                options=dict(self.options),
+                observe_parameters=observe_parameters,
+            )
+        )
+
+    def two_tasks(self) -> tuple[Task, Task]:
+        """Different ones, where there are two."""
+        first, second = self.tasks().sample(np.random.default_rng(0), 2)
+        return first, second
+
+    def __str__(self) -> str:
+        return self.name + "".join(f" {key}={value}" for key, value in self.options.items())
+
+
+TORSO = {"torso_position": True}
+FAMILIES = (
+    Family("half-cheetah-backward", "HalfCheetahBackward", held_out_is_disjoint=False),
+    Family("half-cheetah-direction", "HalfCheetahDirection", TORSO, held_out_is_disjoint=False),
+    Family("half-cheetah-velocity", "HalfCheetahVelocity"),
+    Family("ant-direction", "AntDirection", falls=True, held_out_is_disjoint=False),
+    Family("ant-velocity", "AntVelocity", {"contact_forces": True, **TORSO}, falls=True),
+    Family("ant-velocity", "AntVelocity", {"speed_range": [1.0, 2.0]}, falls=True),
+    Family("walker2d-random-dynamics", "Walker2dRandomDynamics", falls=True),
+    Family("hopper-random-dynamics", "HopperRandomDynamics", TORSO, falls=True),
+    Family("point-navigation", "PointNavigation", speed=False),
+)
+
+
+def random_actions(env: gym.vector.VectorEnv[Any, Any, Any], steps: int) -> Any:
+    """(steps, K, A) float32; many lie outside the action space, so that runners fall."""
+    drawn = np.random.default_rng(1).standard_normal((steps, *(env.action_space.shape or ())))
+    limit = env.single_action_space.high  # type: ignore[attr-defined]
+    return (1.5 * limit * drawn).astype(np.float32)
