@@ -10,13 +10,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from maml_ray.agent import Agent, load
+    from maml_ray.agent import Agent
     from maml_ray.config import Settings, SettingsError, load_settings
-    from maml_ray.evaluation import Evaluation, evaluate, record_video
+    from maml_ray.evaluation import Evaluation, evaluate
+    from maml_ray.evaluation_run import RunResult
+    from maml_ray.loading import load
     from maml_ray.notebook import show_video
-    from maml_ray.runs import RunResult, train
+    from maml_ray.policy_folder import save_policy
+    from maml_ray.runs import train
     from maml_ray.tasks.distribution import Task, TaskDistribution
     from maml_ray.trajectories import Trajectories
+    from maml_ray.video import record_video
 
 import maml_ray.tasks.registration  # noqa: F401  (registers the environments with Gymnasium)
 from maml_ray.versions import own_version
@@ -24,16 +28,17 @@ from maml_ray.versions import own_version
 _HOMES = {
     "Agent": "agent",
     "Evaluation": "evaluation",
-    "RunResult": "runs",
+    "RunResult": "evaluation_run",
     "Settings": "config",
     "SettingsError": "config",
     "Task": "tasks.distribution",
     "TaskDistribution": "tasks.distribution",
     "Trajectories": "trajectories",
     "evaluate": "evaluation",
-    "load": "agent",
+    "load": "loading",
     "load_settings": "config",
-    "record_video": "evaluation",
+    "record_video": "video",
+    "save_policy": "policy_folder",
     "show_video": "notebook",
     "train": "runs",
 }
@@ -52,6 +57,7 @@ __all__ = [
     "load",
     "load_settings",
     "record_video",
+    "save_policy",
     "show_video",
     "train",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,15 +13,14 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from maml_ray.acting import for_environment, make_sampler
-from maml_ray.checkpoint import load_newest
 from maml_ray.collection import collect
-from maml_ray.config import Settings, load_settings
-from maml_ray.errors import RunFolderError
+from maml_ray.config import Settings
+from maml_ray.meta_parameters import initial_meta_parameters
 from maml_ray.normalisation import Normaliser
 from maml_ray.policy import NumpyParameters, NumpyPolicy, PolicySpec, to_numpy, to_torch
 from maml_ray.rollout import adapt_policy
-from maml_ray.run_folder import RunFolder
 from maml_ray.seeding import Purpose, generator, seed_sequence
+from maml_ray.simulations import Simulations
 from maml_ray.tasks.distribution import Task, resolve_tasks
 from maml_ray.trajectories import Trajectories
 
@@ -86,6 +84,10 @@ class Agent:
         rng = generator(seed, Purpose.EVALUATION)
         return resolve_tasks(self.settings.task).sample_held_out(rng, count)
 
+    def simulations(self) -> Simulations:
+        """Environments of the run's tasks, to be kept from one :meth:`collect` to the next."""
+        return Simulations(resolve_tasks(self.settings.task), self.settings.task.horizon)
+
     def collect(
         self,
         task: Task | None = None,
@@ -93,6 +95,7 @@ class Agent:
         episodes: int | None = None,
         seed: int | np.random.SeedSequence = 0,
         explore: bool = True,
+        simulations: Simulations | None = None,
     ) -> Trajectories:
         """Roll out episodes of ``task``; by default as many as one support set has.
 
@@ -101,19 +104,24 @@ class Agent:
             episodes: how many.
             seed: for initial states and action noise.
             explore: sample actions; otherwise take the mean action.
+            simulations: environments to use; made for this call, and closed, by default.
         """
+        if simulations is None:
+            with self.simulations() as own:
+                return self.collect(
+                    task, episodes=episodes, seed=seed, explore=explore, simulations=own
+                )
         if isinstance(seed, int):
             seed = seed_sequence(seed, Purpose.EVALUATION, 0)
-        horizon = self.settings.task.horizon
-        env = resolve_tasks(self.settings.task).make_vector_env(
-            task or self.sample_tasks(1)[0],
-            num_envs=episodes or self.settings.meta_batch.episodes,
-            horizon=horizon,
-        )
-        try:
-            return collect(self.policy, env, horizon, seed, explore=explore)
-        finally:
-            env.close()
+        task = task or self.sample_tasks(1)[0]
+        env = simulations.of(task, episodes or self.settings.meta_batch.episodes)
+        return collect(self.policy, env, self.settings.task.horizon, seed, explore=explore)
+
+    def untrained(self) -> Agent:
+        """The same with fresh random parameters: what training is held against."""
+        rng = generator(self.settings.run.seed, Purpose.PARAMETERS)
+        fresh = initial_meta_parameters(self.spec, self.settings.inner, rng)
+        return replace(self, parameters=to_numpy(fresh), adaptation_steps=0)
 
     def adapt(self, support: Trajectories | Sequence[Trajectories]) -> Agent:
         """The agent after one inner step on ``support``, or one on each of several.
@@ -143,36 +151,3 @@ def _one_thread() -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
-
-
-def load(run: str | Path) -> Agent:
-    """The meta-trained policy of a run folder, from its newest readable checkpoint.
-
-    Raises:
-        RunFolderError: ``run`` is not a run folder, or holds no checkpoint that can be read.
-        SettingsError: its settings cannot be read.
-    """
-    folder = open_run(run)
-    checkpoint, _ = load_newest(folder.checkpoints)
-    settings, state = load_settings(folder.settings), checkpoint.learner
-    normalise = settings.policy.normalise_observations
-    return Agent(
-        settings=settings,
-        spec=checkpoint.spec,
-        parameters=dict(state.parameters),
-        normaliser=state.observations.normaliser() if normalise else None,
-    )
-
-
-def open_run(run: str | Path) -> RunFolder:
-    """An existing run folder.
-
-    Raises:
-        RunFolderError: there is none at ``run``.
-    """
-    folder = RunFolder(Path(run))
-    if not folder.path.is_dir():
-        raise RunFolderError(f"there is no run folder {run}")
-    if not folder.settings.is_file():
-        raise RunFolderError(f"{run} is not a run folder: it has no {folder.settings.name}")
-    return folder

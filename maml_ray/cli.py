@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from maml_ray.config import Settings, dump_settings, load_settings
 from maml_ray.errors import Interrupted, TrainingFailed, UserError
+from maml_ray.evaluation_cli import add_commands
 from maml_ray.presets import PRESETS
+from maml_ray.report.tables import print_evaluation, print_notes
+from maml_ray.run_folder import open_run
 
 app = typer.Typer(
     name="maml-ray",
@@ -36,7 +38,6 @@ Overrides = Annotated[
 Preset = Annotated[
     str | None, typer.Option(help=f"Start from a named preset: {', '.join(sorted(PRESETS))}.")
 ]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that 'train' has made.")]
 
 
 @app.command()
@@ -85,71 +86,14 @@ def train(
         raise UserError("--resume takes the run's own settings: leave --preset out")
     source = settings_file
     if resume is not None and source is None:
-        from maml_ray.agent import open_run
-
         source = open_run(resume).settings
     settings = load_settings(source, preset=preset, overrides=extra)
     from maml_ray.runs import train as run  # imports torch and Ray: not for --help
 
     result = run(settings, run_dir=run_dir, resume=resume, console=console)
-    _print_evaluation(console, result.evaluation.as_dict())
-    _print_notes(console, result.notes)
+    print_evaluation(console, result.figures)
+    print_notes(console, result.notes)
     _print_next_steps(console, result.folder.path)
-
-
-@app.command()
-def evaluate(
-    run: Run,
-    episodes: Annotated[int, typer.Option(min=1, help="Episodes per task and row.")] = 10,
-    tasks: Annotated[
-        int | None, typer.Option(min=1, help="Tasks, each adapted to anew.  [default: the run's]")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the evaluation's randomness.")] = 0,
-    video: Annotated[
-        Path | None, typer.Option(help="Record the first adapted episode to this MP4 file.")
-    ] = None,
-) -> None:
-    """Measure a trained policy before and after adaptation.
-
-    For each task: collect a support set, take the inner step, measure. Sampled and mean actions,
-    mean with a 95% bootstrap interval. Figures go to RUN/evaluation.json and into the report.
-
-    [bold]Example[/bold]
-
-      maml-ray evaluate runs/half-cheetah-backward-20260101-120000 --video cheetah.mp4
-    """
-    from maml_ray.agent import open_run
-    from maml_ray.runs import evaluate_run
-
-    console = Console()
-    result = evaluate_run(open_run(run), tasks=tasks, episodes=episodes, seed=seed, video=video)
-    _print_evaluation(console, result.evaluation.as_dict())
-    _print_notes(console, result.notes)
-    if video is not None and video.exists():
-        console.print(f"video: {video}", soft_wrap=True)
-
-
-@app.command()
-def report(run: Run) -> None:
-    """Write the plots and report.html of a run again, from what its folder holds.
-
-    [bold]Example[/bold]
-
-      maml-ray report runs/half-cheetah-backward-20260101-120000
-    """
-    from maml_ray.agent import open_run
-    from maml_ray.runs import report_run
-
-    folder = open_run(run)
-    figures: dict[str, Any] | None = None
-    if folder.evaluation.exists():
-        try:
-            figures = json.loads(folder.evaluation.read_text(encoding="utf-8"))
-        except ValueError:
-            raise UserError(
-                f"{folder.evaluation} is not JSON: run 'maml-ray evaluate {run}'"
-            ) from None
-    Console().print(str(report_run(folder, figures)), soft_wrap=True)
 
 
 @app.command()
@@ -202,22 +146,6 @@ def _demands(settings: Settings) -> list[str]:
     ]
 
 
-def _print_evaluation(console: Console, figures: dict[str, Any]) -> None:
-    table = Table(title=f"Return: {figures['tasks']} tasks x {figures['episodes']} episodes")
-    for column in ("adaptation steps", "actions", "mean", "95% interval"):
-        table.add_column(column, justify="left" if column == "actions" else "right")
-    for row in figures["rows"]:
-        steps = f"{row['steps']}" + (" (before)" if row["steps"] == 0 else "")
-        interval = f"{row['low']:.1f} to {row['high']:.1f}"
-        table.add_row(steps, row["actions"], f"{row['mean']:.1f}", interval)
-    console.print(table)
-
-
-def _print_notes(console: Console, notes: tuple[str, ...]) -> None:
-    for note in notes:
-        console.print(f"note: {note}", style="yellow", soft_wrap=True, markup=False)
-
-
 def _print_next_steps(console: Console, path: Path) -> None:
     lines = [
         f"run folder   {path}",
@@ -229,6 +157,9 @@ def _print_next_steps(console: Console, path: Path) -> None:
     ]
     for line in lines:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+add_commands(app)
 
 
 def main() -> None:

@@ -173,6 +173,7 @@ class EvaluationSettings(_Section):
 
     tasks: Count = 5
     episodes: Count = 10
+    steps: Annotated[int, Field(ge=0)] | None = None
     video: bool = True
 
 

@@ -1,85 +1,139 @@
-"""Evaluation: the return before and after adaptation, and a video of it. No Ray."""
+"""Evaluation: the return after 0, 1, 2, ... adaptation steps, on held-out tasks. No Ray."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
 
-import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
 from maml_ray.agent import Agent
+from maml_ray.bootstrap import interval_of_mean
 from maml_ray.collection import reset_seeds
 from maml_ray.seeding import Purpose, seed_sequence
-from maml_ray.tasks.distribution import Task, resolve_tasks
+from maml_ray.simulations import Simulations
+from maml_ray.tasks.distribution import Task
 from maml_ray.trajectories import Trajectories
 
 Actions = Literal["stochastic", "mean"]
-_RESAMPLES = 10_000
 _SUPPORT, _STOCHASTIC, _MEAN = range(3)
+_KINDS: tuple[tuple[Actions, int], ...] = (("stochastic", _STOCHASTIC), ("mean", _MEAN))
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Episodes of one adaptation to one task, after some number of steps, by one way to act.
+
+    Attributes:
+        task: the task.
+        adaptation: its number; each has support data of its own.
+        steps: adaptation steps taken; 0 is before adaptation.
+        actions: sampled from the policy, or its mean.
+        returns: undiscounted, one an episode.
+        speeds: mean speed of each episode in m/s; None where the task tells none.
+    """
+
+    task: Task
+    adaptation: int
+    steps: int
+    actions: Actions
+    returns: tuple[float, ...]
+    speeds: tuple[float, ...] | None
 
 
 @dataclass(frozen=True)
 class EvaluationRow:
-    """Returns after some number of adaptation steps, for one way to act.
+    """Measurements summed up.
 
     Attributes:
-        steps: adaptation steps taken; 0 is before adaptation.
+        task: its name; None for all together.
+        steps: adaptation steps taken.
         actions: sampled from the policy, or its mean.
-        mean: mean undiscounted return over tasks and episodes.
-        low, high: 95% interval of the mean, by bootstrap over episodes.
-        episodes: how many returns there are.
-        returns: all of them, task after task.
+        mean: mean undiscounted return.
+        low, high: 95% interval of the mean (:func:`maml_ray.bootstrap.interval_of_mean`).
+        speed: mean speed in m/s; None where the task tells none.
+        episodes: how many there are.
     """
 
+    task: str | None
     steps: int
     actions: Actions
     mean: float
     low: float
     high: float
+    speed: float | None
     episodes: int
-    returns: tuple[float, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Episode:
-    """One evaluated episode, enough to see it again: its task, its reset seed, its actions."""
+    """One evaluated episode, enough to see it again: its task, its reset seed, its actions.
+
+    Attributes:
+        task: the task.
+        steps: adaptation steps taken before it.
+        reset_seed: of its initial state.
+        actions: (T, n) as recorded.
+        total: its undiscounted return.
+        speed: its mean speed in m/s, if the task tells one.
+    """
 
     task: Task
+    steps: int
     reset_seed: int
     actions: NDArray[np.float32]
+    total: float
+    speed: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
     """What an evaluation found.
 
     Attributes:
-        tasks: number of tasks, each adapted to anew.
-        episodes: episodes per task and row.
-        rows: by number of steps, stochastic before mean actions.
-        first_episode: the first mean-action episode after the last adaptation step.
+        tasks: number of adaptations, each to a task drawn from the held-out ones.
+        episodes: per adaptation, number of steps and way to act.
+        seed: of all the randomness in it.
+        measurements: everything, in the order of adaptation, steps, way to act.
+        replays: the first mean-action episode before and after adaptation, from the same initial
+            state, of one task or of two that differ most.
     """
 
     tasks: int
     episodes: int
-    rows: tuple[EvaluationRow, ...]
-    first_episode: Episode
+    seed: int
+    measurements: tuple[Measurement, ...]
+    replays: tuple[tuple[Episode, Episode], ...]
+
+    @property
+    def rows(self) -> tuple[EvaluationRow, ...]:
+        """All tasks together, by number of steps, stochastic before mean actions."""
+        return self._rows(lambda measurement: None)
+
+    @property
+    def rows_by_task(self) -> tuple[EvaluationRow, ...]:
+        """The same for each distinct task."""
+        return self._rows(lambda measurement: measurement.task.name)
 
     def row(self, steps: int, actions: Actions) -> EvaluationRow:
-        """The row for a number of steps and a way to act."""
-        return next(row for row in self.rows if (row.steps, row.actions) == (steps, actions))
+        """The row of all tasks for a number of steps and a way to act.
 
-    def as_dict(self) -> dict[str, Any]:
-        """The figures as plain data: the content of ``evaluation.json``."""
-        rows = [{**asdict(row), "returns": list(row.returns)} for row in self.rows]
-        return {"tasks": self.tasks, "episodes": self.episodes, "rows": rows}
+        Raises:
+            KeyError: there is none.
+        """
+        for row in self.rows:
+            if (row.steps, row.actions) == (steps, actions):
+                return row
+        raise KeyError(f"nothing was measured after {steps} steps with {actions} actions")
+
+    def _rows(self, task_of: Callable[[Measurement], str | None]) -> tuple[EvaluationRow, ...]:
+        groups: dict[tuple[str | None, int, Actions], list[Measurement]] = {}
+        for measurement in self.measurements:
+            key = (task_of(measurement), measurement.steps, measurement.actions)
+            groups.setdefault(key, []).append(measurement)
+        return tuple(_row(*key, group) for key, group in groups.items())
 
 
 def evaluate(
@@ -89,6 +143,7 @@ def evaluate(
     episodes: int | None = None,
     steps: int | None = None,
     seed: int = 0,
+    on_task: Callable[[int, int], None] = lambda task, tasks: None,
 ) -> Evaluation:
     """Judge an agent on tasks and random numbers that training has not seen.
 
@@ -98,90 +153,72 @@ def evaluate(
 
     Args:
         agent: what :func:`maml_ray.load` gives.
-        tasks: number of tasks; ``evaluation.tasks`` of its settings by default.
-        episodes: per task, number of steps and way to act; ``evaluation.episodes`` by default.
-        steps: adaptation steps; ``inner.steps`` by default.
+        tasks: number of adaptations; ``evaluation.tasks`` of its settings by default.
+        episodes: per adaptation, number of steps and way to act; ``evaluation.episodes`` by
+            default.
+        steps: adaptation steps; ``evaluation.steps`` by default, or else ``inner.steps``, and at
+            least one.
         seed: of all the randomness in it.
+        on_task: told the number of each adaptation as it begins, and how many there are.
     """
-    tasks = tasks or agent.settings.evaluation.tasks
-    episodes = episodes or agent.settings.evaluation.episodes
-    steps = agent.settings.inner.steps if steps is None else steps
-    returns: dict[tuple[int, Actions], list[float]] = {}
-    first: Episode | None = None
-    for index, task in enumerate(agent.sample_tasks(tasks, seed=seed)):
-        for adapted, step in _adaptations(agent, task, steps, (seed, index)):
-            for actions, measured, stream in _measure(adapted, task, episodes, step, (seed, index)):
-                returns.setdefault((step, actions), []).extend(measured.returns.tolist())
-                if first is None and (step, actions) == (steps, "mean"):
-                    taken = measured.mask[0]
-                    first = Episode(
-                        task, reset_seeds(stream, episodes)[0], measured.actions[0][taken]
-                    )
-    assert first is not None  # there is at least one task
-    rows = tuple(_row(step, actions, values) for (step, actions), values in returns.items())
-    return Evaluation(tasks, episodes, rows, first)
-
-
-def write_evaluation(evaluation: Evaluation, path: Path) -> None:
-    """Write the figures as JSON."""
-    path.write_text(json.dumps(evaluation.as_dict(), indent=2) + "\n", encoding="utf-8")
-
-
-def record_video(agent: Agent, episode: Episode, path: Path) -> None:
-    """Play an evaluated episode again, in front of a camera, and write an MP4.
-
-    The simulation is deterministic: the same reset seed and actions give the same episode.
-
-    Raises:
-        VideoUnavailable: nothing can be rendered or encoded on this machine.
-    """
-    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
-        os.environ.setdefault("MUJOCO_GL", "egl")
-    try:
-        import imageio.v2 as imageio  # here, since it is slow to import and rarely needed
-
-        tasks = resolve_tasks(agent.settings.task)
-        env = tasks.make_env(
-            episode.task, horizon=agent.settings.task.horizon, render_mode="rgb_array"
-        )
-        try:
-            frames_per_second = int(env.metadata.get("render_fps", 30))
-            imageio.mimwrite(
-                path, list(_frames(env, episode)), fps=frames_per_second, macro_block_size=1
-            )
-        finally:
-            env.close()
-    except Exception as error:  # OpenGL's failures are of many kinds, none of them ours
-        path.unlink(missing_ok=True)
-        told = " ".join(str(error).split())[:200] or type(error).__name__
-        raise VideoUnavailable(
-            f"no video: this machine cannot render ({told}); install an OpenGL library "
-            "(Debian: apt-get install libegl1 libgl1) and set MUJOCO_GL=egl"
-        ) from None
-
-
-class VideoUnavailable(Exception):
-    """This machine cannot render or encode; the sentence says what would help."""
+    settings = agent.settings
+    tasks = tasks or settings.evaluation.tasks
+    episodes = episodes or settings.evaluation.episodes
+    if steps is None:
+        steps = settings.evaluation.steps
+    if steps is None:
+        steps = max(1, settings.inner.steps)
+    drawn = agent.sample_tasks(tasks, seed=seed)
+    shown = _contrasting(drawn)
+    measurements: list[Measurement] = []
+    replays: dict[int, list[Episode]] = {index: [] for index in shown}
+    with agent.simulations() as simulations:
+        for index, task in enumerate(drawn):
+            on_task(index, tasks)
+            key = (seed, index)
+            for adapted, step in _adaptations(agent, task, steps, key, simulations):
+                for actions, measured, stream in _measured(
+                    adapted, task, episodes, step, key, simulations
+                ):
+                    measurements.append(_measurement(task, index, step, actions, measured))
+                    if index in replays and actions == "mean" and step in (0, steps):
+                        first = reset_seeds(stream, episodes)[0]
+                        replays[index].append(_episode(task, step, first, measured))
+    pairs = tuple((pair[0], pair[-1]) for pair in replays.values())
+    return Evaluation(tasks, episodes, seed, tuple(measurements), pairs)
 
 
 def _adaptations(
-    agent: Agent, task: Task, steps: int, key: tuple[int, int]
+    agent: Agent, task: Task, steps: int, key: tuple[int, int], simulations: Simulations
 ) -> Iterator[tuple[Agent, int]]:
     """The agent after 0, 1, ... ``steps`` inner steps on ``task``, with fresh support each time."""
     for step in range(steps + 1):
         yield agent, step
         if step < steps:
-            agent = agent.adapt(agent.collect(task, seed=_stream(key, step, _SUPPORT)))
+            stream = _stream(key, step, _SUPPORT)
+            agent = agent.adapt(agent.collect(task, seed=stream, simulations=simulations))
 
 
-def _measure(
-    agent: Agent, task: Task, episodes: int, step: int, key: tuple[int, int]
+def _measured(
+    agent: Agent,
+    task: Task,
+    episodes: int,
+    step: int,
+    key: tuple[int, int],
+    simulations: Simulations,
 ) -> Iterator[tuple[Actions, Trajectories, np.random.SeedSequence]]:
-    kinds: tuple[tuple[Actions, int], ...] = (("stochastic", _STOCHASTIC), ("mean", _MEAN))
-    for actions, kind in kinds:
-        stream = _stream(key, step, kind)
-        explore = actions == "stochastic"
-        yield actions, agent.collect(task, episodes=episodes, seed=stream, explore=explore), stream
+    for actions, kind in _KINDS:
+        # Mean actions start from the same states after any number of steps: they can be compared
+        # side by side.
+        stream = _stream(key, step if kind == _STOCHASTIC else 0, kind)
+        collected = agent.collect(
+            task,
+            episodes=episodes,
+            seed=stream,
+            explore=kind == _STOCHASTIC,
+            simulations=simulations,
+        )
+        yield actions, collected, stream
 
 
 def _stream(key: tuple[int, int], step: int, kind: int) -> np.random.SeedSequence:
@@ -189,32 +226,49 @@ def _stream(key: tuple[int, int], step: int, kind: int) -> np.random.SeedSequenc
     return seed_sequence(seed, Purpose.EVALUATION, index, step, kind)
 
 
-def _row(steps: int, actions: Actions, values: list[float]) -> EvaluationRow:
-    low, high = bootstrap_interval(np.asarray(values))
-    return EvaluationRow(
-        steps, actions, float(np.mean(values)), low, high, len(values), tuple(values)
+def _measurement(
+    task: Task, adaptation: int, steps: int, actions: Actions, measured: Trajectories
+) -> Measurement:
+    speeds = measured.speeds
+    return Measurement(
+        task=task,
+        adaptation=adaptation,
+        steps=steps,
+        actions=actions,
+        returns=tuple(measured.returns.tolist()),
+        speeds=None if speeds is None else tuple(float(speed) for speed in speeds),
     )
 
 
-def bootstrap_interval(values: NDArray[np.float64], share: float = 0.95) -> tuple[float, float]:
-    """Percentile-bootstrap interval of the mean of ``values`` (n,), the same at every call.
-
-    Efron 1979; percentile method, 10,000 resamples.
-    """
-    rng = np.random.default_rng(0)
-    picks = rng.integers(len(values), size=(_RESAMPLES, len(values)))
-    tail = 50.0 * (1.0 - share)
-    low, high = np.percentile(values[picks].mean(axis=1), [tail, 100.0 - tail])
-    return float(low), float(high)
-
-
-def _frames(env: gym.Env[Any, Any], episode: Episode) -> Iterator[NDArray[np.uint8]]:
-    env.reset(seed=episode.reset_seed)
-    yield _rendered(env)
-    for action in episode.actions:
-        env.step(action)
-        yield _rendered(env)
+def _episode(task: Task, steps: int, reset_seed: int, measured: Trajectories) -> Episode:
+    return Episode(
+        task=task,
+        steps=steps,
+        reset_seed=reset_seed,
+        actions=measured.actions[0][measured.mask[0]],
+        total=float(measured.returns[0]),
+        speed=None if measured.speeds is None else float(measured.speeds[0]),
+    )
 
 
-def _rendered(env: gym.Env[Any, Any]) -> NDArray[np.uint8]:
-    return np.asarray(env.render(), dtype=np.uint8)
+def _row(task: str | None, steps: int, actions: Actions, group: list[Measurement]) -> EvaluationRow:
+    returns = np.array([measurement.returns for measurement in group])
+    low, high = interval_of_mean(returns, [measurement.task for measurement in group])
+    speeds = [measurement.speeds for measurement in group if measurement.speeds is not None]
+    return EvaluationRow(
+        task=task,
+        steps=steps,
+        actions=actions,
+        mean=float(returns.mean()),
+        low=low,
+        high=high,
+        speed=float(np.mean(speeds)) if speeds else None,
+        episodes=returns.size,
+    )
+
+
+def _contrasting(tasks: tuple[Task, ...]) -> tuple[int, ...]:
+    """Numbers of one task, or of two that differ: the least and the greatest by parameters."""
+    ordered = sorted(range(len(tasks)), key=lambda index: (tasks[index].parameters, index))
+    first, last = ordered[0], ordered[-1]
+    return (first,) if tasks[first] == tasks[last] else (first, last)

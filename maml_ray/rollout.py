@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from gymnasium.vector import VectorEnv
 
 from maml_ray.adaptation import adapt
 from maml_ray.advantages import advantages
@@ -29,6 +27,7 @@ from maml_ray.policy import (
     to_torch,
 )
 from maml_ray.seeding import Purpose, seed_sequence
+from maml_ray.simulations import Simulations
 from maml_ray.tasks.distribution import Task, TaskDistribution, resolve_tasks
 from maml_ray.trajectories import TaskRollouts, Trajectories
 
@@ -110,8 +109,7 @@ class RolloutWorker:
         self.settings = settings
         self.tasks = resolve_tasks(settings.task)
         self.spec = policy_spec(settings, self.tasks)
-        self._env: VectorEnv[Any, Any, Any] | None = None
-        self._env_task: Task | None = None
+        self._simulations = Simulations(self.tasks, settings.task.horizon)
 
     def roll_out(
         self, parameters: PolicyParameters, assignment: Assignment
@@ -157,22 +155,9 @@ class RolloutWorker:
             assignment.task_index,
             phase,
         )
-        return collect(policy, self._env_for(assignment.task), self.settings.task.horizon, seed)
-
-    def _env_for(self, task: Task) -> VectorEnv[Any, Any, Any]:
-        if self._env is not None and task != self._env_task:
-            kept = self.tasks.retarget(self._env, task)
-            if not kept:
-                self.close()
-        if self._env is None:
-            self._env = self.tasks.make_vector_env(
-                task, num_envs=self.settings.meta_batch.episodes, horizon=self.settings.task.horizon
-            )
-        self._env_task = task
-        return self._env
+        env = self._simulations.of(assignment.task, self.settings.meta_batch.episodes)
+        return collect(policy, env, self.settings.task.horizon, seed)
 
     def close(self) -> None:
         """Free the simulations."""
-        if self._env is not None:
-            self._env.close()
-            self._env = None
+        self._simulations.close()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from maml_ray.errors import RunFolderError
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -43,11 +45,30 @@ class RunFolder:
         return self.path / "evaluation.json"
 
     @property
+    def episodes(self) -> Path:
+        """The evaluation's episodes, as CSV."""
+        return self.path / "evaluation.csv"
+
+    @property
     def video(self) -> Path:
-        """The evaluation's first episode after adaptation."""
+        """Evaluated episodes before and after adaptation."""
         return self.path / "evaluation.mp4"
 
     @property
     def report(self) -> Path:
         """The self-contained report."""
         return self.path / "report.html"
+
+
+def open_run(run: str | Path) -> RunFolder:
+    """An existing run folder.
+
+    Raises:
+        RunFolderError: there is none at ``run``.
+    """
+    folder = RunFolder(Path(run))
+    if not folder.path.is_dir():
+        raise RunFolderError(f"there is no run folder {run}")
+    if not folder.settings.is_file():
+        raise RunFolderError(f"{run} is not a run folder: it has no {folder.settings.name}")
+    return folder

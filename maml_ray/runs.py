@@ -3,54 +3,23 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from maml_ray.agent import Agent, load, open_run
 from maml_ray.checkpoint import Checkpoint, load_newest
 from maml_ray.config import Settings, SettingsError, load_settings
 from maml_ray.errors import Interrupted, RunFolderError, TrainingFailed
-from maml_ray.evaluation import (
-    Evaluation,
-    VideoUnavailable,
-    evaluate,
-    record_video,
-    write_evaluation,
-)
+from maml_ray.evaluation_run import Protocol, RunResult, evaluate_run
 from maml_ray.records import Observer
-from maml_ray.report.html import write_report
-from maml_ray.report.metrics import MetricsLog, read_metrics
-from maml_ray.report.plots import write_plots
+from maml_ray.report.metrics import MetricsLog
 from maml_ray.report.progress import make_progress
-from maml_ray.run_folder import RunFolder
+from maml_ray.run_folder import RunFolder, open_run
 from maml_ray.tasks.distribution import resolve_tasks
 from maml_ray.training import train as train_on_ray
-from maml_ray.versions import versions
 
 FREE_ON_RESUME = ("run.iterations", "run.checkpoint_every", "run.keep_checkpoints", "run.directory")
 """What a resumed run may change, beside all of ``cluster`` and ``evaluation``."""
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """A finished run.
-
-    Attributes:
-        folder: where everything is.
-        evaluation: of the trained policy.
-        notes: sentences that a person should read, such as why there is no video.
-    """
-
-    folder: RunFolder
-    evaluation: Evaluation
-    notes: tuple[str, ...]
-
-    def load(self) -> Agent:
-        """The trained policy."""
-        return load(self.folder.path)
 
 
 def train(
@@ -88,44 +57,7 @@ def train(
     finally:
         for observer in observers:
             observer.close()
-    console.print("evaluating ...", style="dim")
-    return evaluate_run(folder, video=folder.video if settings.evaluation.video else None)
-
-
-def evaluate_run(
-    folder: RunFolder,
-    *,
-    tasks: int | None = None,
-    episodes: int | None = None,
-    seed: int = 0,
-    video: Path | None = None,
-) -> RunResult:
-    """Evaluate a run's newest checkpoint, record its video, and write figures and report.
-
-    Without a working OpenGL there is no video, and a note says what would help.
-    """
-    agent = load(folder.path)
-    evaluation = evaluate(agent, tasks=tasks, episodes=episodes, seed=seed)
-    write_evaluation(evaluation, folder.evaluation)
-    notes: list[str] = []
-    if video is not None:
-        try:
-            record_video(agent, evaluation.first_episode, video)
-        except VideoUnavailable as error:
-            notes.append(str(error))
-    report_run(folder, evaluation.as_dict())
-    return RunResult(folder, evaluation, tuple(notes))
-
-
-def report_run(folder: RunFolder, evaluation: dict[str, Any] | None) -> Path:
-    """Plots and report of what the run folder holds.
-
-    Raises:
-        RunFolderError: the metrics are damaged.
-    """
-    rows = read_metrics(folder.metrics) if folder.metrics.exists() else []
-    write_plots(rows, folder)
-    return write_report(folder, load_settings(folder.settings), rows, evaluation, versions())
+    return evaluate_run(folder, Protocol(video=settings.evaluation.video), console=console)
 
 
 def _prepare(

@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from maml_ray.config import Settings, dump_settings
 from maml_ray.run_folder import RunFolder
 
+_EVALUATION_PLOT = "evaluation.png"
 _PLOTS = (
     ("returns.png", "Return before and after adaptation"),
     ("meta_update.png", "The meta-update"),
@@ -46,9 +47,16 @@ def write_report(
     page = environment.get_template("report.html.j2").render(
         name=settings.run.name,
         task=settings.task.name,
+        preset=settings.run.preset,
         settings=dump_settings(settings),
         last=dict(rows[-1]) if rows else None,
         evaluation=evaluation,
+        by_task=_by_task(evaluation),
+        evaluation_plot=(
+            _embedded(folder.plots / _EVALUATION_PLOT, "image/png")
+            if evaluation and (folder.plots / _EVALUATION_PLOT).is_file()
+            else None
+        ),
         plots=[
             (title, _embedded(folder.plots / name, "image/png"))
             for name, title in _PLOTS
@@ -59,12 +67,18 @@ def write_report(
         # As a shell takes them: the page offers commands to copy.
         folder=shlex.quote(str(folder.path)),
         settings_file=shlex.quote(str(folder.settings)),
-        video_file=shlex.quote(str(folder.video)),
     )
     aside = folder.report.with_suffix(".partial")
     aside.write_text(page, encoding="utf-8")
     os.replace(aside, folder.report)
     return folder.report
+
+
+def _by_task(evaluation: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    """Rows by task, where there is more than one task."""
+    rows = list(evaluation["rows_by_task"]) if evaluation else []
+    several = len({row["task"] for row in rows}) > 1
+    return sorted(rows, key=lambda row: row["task"]) if several else []
 
 
 def _embedded(path: Path, kind: str) -> str:

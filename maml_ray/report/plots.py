@@ -17,24 +17,34 @@ from maml_ray.run_folder import RunFolder
 Rows = Sequence[Mapping[str, Any]]
 # Okabe and Ito's palette: told apart by colour-blind people too.
 _BEFORE, _AFTER, _OTHER, _GREY = "#E69F00", "#0072B2", "#009E73", "#999999"
+COLOURS = (_AFTER, _BEFORE, _OTHER, "#CC79A7", "#56B4E9", "#D55E00", _GREY)
 _DPI = 120
 _FEW = 5  # so few points get a mark each: a line through one point is invisible
 
 
-def write_plots(rows: Rows, folder: RunFolder) -> list[Path]:
-    """Draw all plots of ``rows`` (of ``metrics.jsonl``) as PNG files; none without rows.
+def write_plots(rows: Rows, evaluation: Mapping[str, Any] | None, folder: RunFolder) -> list[Path]:
+    """Draw all plots as PNG files.
+
+    Args:
+        rows: of ``metrics.jsonl``.
+        evaluation: the content of ``evaluation.json``, if there is one.
+        folder: of the run.
 
     Returns:
-        Their paths: returns, meta-update, time.
+        Their paths: returns, meta-update and time where there are rows, and the evaluation.
     """
-    if not rows:
+    figures: dict[str, Figure] = {}
+    if rows:
+        figures |= {
+            "returns.png": returns_figure(rows),
+            "meta_update.png": meta_update_figure(rows),
+            "time.png": time_figure(rows),
+        }
+    if evaluation is not None:
+        figures["evaluation.png"] = evaluation_figure(evaluation)
+    if not figures:
         return []
     folder.plots.mkdir(parents=True, exist_ok=True)
-    figures = {
-        "returns.png": returns_figure(rows),
-        "meta_update.png": meta_update_figure(rows),
-        "time.png": time_figure(rows),
-    }
     paths = [folder.plots / name for name in figures]
     for path, figure in zip(paths, figures.values(), strict=True):
         figure.savefig(path, dpi=_DPI)
@@ -45,13 +55,13 @@ def returns_figure(rows: Rows) -> Figure:
     """Return before and after adaptation against environment steps."""
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots()
-    steps = _column(rows, "total_env_steps") / 1e6
+    steps = column(rows, "total_env_steps") / 1e6
     curves = (
         ("return_before", "before adaptation", _BEFORE),
         ("return_after", "after one round of adaptation", _AFTER),
     )
     for key, label, colour in curves:
-        values = _column(rows, key)
+        values = column(rows, key)
         axes.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
         axes.plot(
             steps, smoothed(values), color=colour, linewidth=2, label=label, marker=_marker(rows)
@@ -59,7 +69,7 @@ def returns_figure(rows: Rows) -> Figure:
     axes.set_xlabel("environment steps (million)")
     axes.set_ylabel("mean return of an episode")
     axes.legend(frameon=False)
-    _plain(axes)
+    plain(axes)
     return figure
 
 
@@ -75,12 +85,12 @@ def meta_update_figure(rows: Rows) -> Figure:
         ),
         ("entropy of the policy (nats)", (("entropy", "", _AFTER),)),
     )
-    iterations = _column(rows, "iteration")
+    iterations = column(rows, "iteration")
     for axes, (title, curves) in zip(figure.subplots(2, 2).flat, panels, strict=True):
         for key, label, colour in curves:
             axes.plot(
                 iterations,
-                _column(rows, key),
+                column(rows, key),
                 color=colour,
                 linewidth=1.2,
                 label=label,
@@ -90,7 +100,7 @@ def meta_update_figure(rows: Rows) -> Figure:
             axes.legend(frameon=False, fontsize=9)
         axes.set_title(title, fontsize=10)
         _iterations(axes)
-        _plain(axes)
+        plain(axes)
     return figure
 
 
@@ -99,9 +109,9 @@ def time_figure(rows: Rows) -> Figure:
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     axes = figure.subplots()
     keys = ("collect_s", "adapt_s", "learn_s", "rest_s")
-    seconds = np.stack([_column(rows, key) for key in keys])
+    seconds = np.stack([column(rows, key) for key in keys])
     shares = 100.0 * seconds / np.maximum(seconds.sum(axis=0), 1e-9)
-    iterations = _column(rows, "iteration")
+    iterations = column(rows, "iteration")
     # Each iteration is as wide as it is, from its number to the next one's: one alone is seen too.
     axes.stackplot(
         np.append(iterations, iterations[-1] + 1),
@@ -114,7 +124,36 @@ def time_figure(rows: Rows) -> Figure:
     axes.set_ylabel("share of wall time (%)")
     axes.set_ylim(0, 100)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
-    _plain(axes)
+    plain(axes)
+    return figure
+
+
+def evaluation_figure(evaluation: Mapping[str, Any]) -> Figure:
+    """Return against adaptation steps, with intervals, of the policy and of those beside it."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    trained = {"meta-trained": evaluation["rows"], **evaluation.get("beside", {})}
+    for place, (name, rows) in enumerate(trained.items()):
+        sampled = [row for row in rows if row["actions"] == "stochastic"]
+        steps = [row["steps"] for row in sampled]
+        means = np.array([row["mean"] for row in sampled])
+        reach = np.abs(np.array([[row["low"], row["high"]] for row in sampled]).T - means)
+        axes.errorbar(
+            steps,
+            means,
+            yerr=reach,
+            label=name,
+            color=COLOURS[place % len(COLOURS)],
+            marker="o",
+            capsize=4,
+            linewidth=2,
+        )
+    axes.set_xlabel("adaptation steps")
+    axes.set_ylabel("mean return of an episode")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(trained) > 1:
+        axes.legend(frameon=False)
+    plain(axes)
     return figure
 
 
@@ -127,7 +166,8 @@ def smoothed(values: NDArray[np.float64], window: int = 9) -> NDArray[np.float64
     )
 
 
-def _column(rows: Rows, key: str) -> NDArray[np.float64]:
+def column(rows: Rows, key: str) -> NDArray[np.float64]:
+    """One figure of every row (n,), NaN where it is not there."""
     values = (row.get(key) for row in rows)
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
@@ -141,6 +181,7 @@ def _iterations(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _plain(axes: Axes) -> None:
+def plain(axes: Axes) -> None:
+    """Axes with no more ink than they need."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)

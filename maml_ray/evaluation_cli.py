@@ -1,0 +1,203 @@
+"""The commands that come after training: evaluate, adapt, compare, report."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from maml_ray.errors import UserError
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that 'train' has made.")]
+_MOST_STEPS = 100
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Make the commands known."""
+    for command in (evaluate, adapt, compare, report):
+        app.command()(command)
+
+
+def evaluate(
+    run: Run,
+    steps: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N", help="Measure after 0..N adaptation steps.  [default: the run's]"
+        ),
+    ] = None,
+    tasks: Annotated[
+        int | None,
+        typer.Option(min=1, help="Held-out tasks, each adapted to anew.  [default: the run's]"),
+    ] = None,
+    episodes: Annotated[
+        int | None, typer.Option(min=1, help="Episodes per task and row.  [default: the run's]")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the evaluation's randomness.")] = 0,
+    inner_rate: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Adapt with this rate, e.g. to fine-tune a pre-trained run."),
+    ] = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="RUN", help="Judge this run's policy alike; may be repeated."),
+    ] = None,
+    random: Annotated[
+        bool, typer.Option(help="Judge the untrained policy alike, for comparison.")
+    ] = True,
+    video: Annotated[
+        Path | None, typer.Option(help="Where the video goes.  [default: RUN/evaluation.mp4]")
+    ] = None,
+    record: Annotated[bool, typer.Option(help="Record the video.")] = True,
+) -> None:
+    """Measure a trained policy before and after adaptation.
+
+    For each held-out task: collect a support set, take an inner step, measure, and again. Sampled
+    and mean actions, mean with a 95% bootstrap interval, and the mean speed. Figures go to
+    RUN/evaluation.json, every episode to RUN/evaluation.csv, all of it into the report, and a
+    video shows the policy before and after adaptation, side by side.
+
+    [bold]Examples[/bold]
+
+      maml-ray evaluate runs/direction-20260101-120000 --steps 0..3 --tasks 40 --episodes 20
+
+      maml-ray evaluate runs/direction-20260101-120000 --beside runs/pretrained
+    """
+    from maml_ray.evaluation_run import Protocol, evaluate_run
+    from maml_ray.report.tables import print_evaluation, print_notes
+    from maml_ray.run_folder import open_run
+
+    if inner_rate == 0.0:
+        raise UserError("--inner-rate must be greater than 0")
+    protocol = Protocol(
+        tasks=tasks,
+        episodes=episodes,
+        steps=None if steps is None else _number_of_steps(steps),
+        seed=seed,
+        inner_rate=inner_rate,
+        beside=tuple(beside or ()),
+        untrained=random,
+        video=record,
+        video_path=video,
+    )
+    console = Console()
+    result = evaluate_run(open_run(run), protocol, console=console)
+    print_evaluation(console, result.figures)
+    print_notes(console, result.notes)
+    for path in (result.folder.report, video or result.folder.video):
+        if path.exists():
+            console.print(f"{path}", soft_wrap=True, highlight=False)
+
+
+def adapt(
+    run: Run,
+    task: Annotated[
+        str, typer.Option(metavar="JSON", help="The task's parameters, e.g. '{\"direction\": -1}'.")
+    ],
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Inner steps.  [default: the run's]")
+    ] = None,
+    episodes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Episodes of a support set.  [default: as in training]"),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the support data.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to make.  [default: RUN/adapted/TASK]")
+    ] = None,
+) -> None:
+    """Adapt a trained policy to one task, and write it as a policy of its own.
+
+    The folder holds parameters.safetensors and policy.json: maml_ray.load reads it, and so does
+    any PyTorch program (the README shows one).
+
+    [bold]Example[/bold]
+
+      maml-ray adapt runs/direction-20260101-120000 --task '{"direction": -1}'
+    """
+    from maml_ray.adapting import adapt_to
+
+    parameters = _parameters(task)
+    adapted = adapt_to(run, parameters, steps=steps, episodes=episodes, seed=seed, output=output)
+    console = Console()
+    console.print(
+        f"{adapted.task.name}: return {adapted.before:.1f} before, {adapted.after:.1f} after "
+        f"{adapted.steps} step{'' if adapted.steps == 1 else 's'}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    console.print(f"{adapted.folder}", soft_wrap=True, highlight=False)
+
+
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of them.")
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for the plot and the table.")] = Path(
+        "comparison"
+    ),
+) -> None:
+    """Put runs into one plot and one table; seeds of the same settings are taken together.
+
+    Returns are those of the runs' evaluations where every seed has one, else training's own.
+
+    [bold]Example[/bold]
+
+      maml-ray compare runs/ppo-seed0 runs/ppo-seed1 runs/trpo-seed0
+    """
+    from maml_ray.report.comparison import grouped, read_runs, summarise, write_comparison
+    from maml_ray.report.tables import print_comparison
+
+    groups = grouped(read_runs(runs))
+    console = Console()
+    print_comparison(console, [summarise(group) for group in groups])
+    for path in write_comparison(groups, output):
+        console.print(f"{path}", soft_wrap=True, highlight=False)
+
+
+def report(run: Run) -> None:
+    """Write the plots and report.html of a run again, from what its folder holds.
+
+    [bold]Example[/bold]
+
+      maml-ray report runs/half-cheetah-backward-20260101-120000
+    """
+    from maml_ray.evaluation_files import read_evaluation
+    from maml_ray.evaluation_run import report_run
+    from maml_ray.run_folder import open_run
+
+    folder = open_run(run)
+    figures = read_evaluation(folder.evaluation) if folder.evaluation.exists() else None
+    Console().print(str(report_run(folder, figures)), soft_wrap=True)
+
+
+def _number_of_steps(text: str) -> int:
+    """The N of ``N`` or ``0..N``."""
+    match = re.fullmatch(r"(?:0\.\.)?(\d{1,4})", text.strip())
+    if match is None or int(match[1]) > _MOST_STEPS:
+        raise UserError(
+            f"--steps {text} is not allowed: write 3 or 0..3, up to {_MOST_STEPS}, for the return "
+            "after each number of steps from 0"
+        )
+    return int(match[1])
+
+
+def _parameters(text: str) -> dict[str, float]:
+    example = "write JSON such as '{\"direction\": -1}'"
+    try:
+        parameters = json.loads(text)
+    except (ValueError, RecursionError):
+        raise UserError(f"--task {text[:80]} cannot be read: {example}") from None
+    if not isinstance(parameters, dict) or not all(
+        isinstance(value, int | float) and not isinstance(value, bool)
+        for value in parameters.values()
+    ):
+        raise UserError(f"--task {text[:80]} is not an object of numbers: {example}")
+    try:
+        return {key: float(value) for key, value in parameters.items()}
+    except OverflowError:
+        raise UserError(f"--task {text[:80]} holds a number that is too large") from None

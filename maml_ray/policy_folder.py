@@ -1,0 +1,108 @@
+"""A policy in a folder of its own: what ``maml-ray adapt`` writes and ``maml_ray.load`` reads.
+
+Two files: ``parameters.safetensors``, the weights and, where observations are normalised, the
+constants; and ``policy.json``, the sizes, the settings of the run it comes from, and a SHA-256 of
+the other. Reading them executes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors import numpy as safetensors_numpy
+
+from maml_ray.agent import Agent
+from maml_ray.config import SettingsError, validate_settings
+from maml_ray.errors import RunFolderError
+from maml_ray.normalisation import Normaliser
+from maml_ray.policy import PolicySpec
+from maml_ray.tasks.distribution import Task
+
+FORMAT = 1
+DESCRIPTION = "policy.json"
+PARAMETERS = "parameters.safetensors"
+_MEAN, _SCALE = "observation_mean", "observation_scale"
+
+
+def save_policy(agent: Agent, folder: Path, task: Task | None = None) -> None:
+    """Write ``agent`` to ``folder``, whole or not at all.
+
+    Args:
+        agent: the policy, adapted or not.
+        folder: must not be there yet.
+        task: what it was adapted to, for the record.
+
+    Raises:
+        RunFolderError: the folder is there, or cannot be written.
+    """
+    arrays = dict(agent.parameters)
+    if agent.normaliser is not None:
+        arrays |= {_MEAN: agent.normaliser.mean, _SCALE: agent.normaliser.scale}
+    content = safetensors_numpy.save(arrays)
+    description = {
+        "format": FORMAT,
+        "policy": asdict(agent.spec),
+        "adaptation_steps": agent.adaptation_steps,
+        "task": None if task is None else {"name": task.name, "parameters": dict(task.parameters)},
+        "settings": agent.settings.model_dump(mode="json"),
+        "sha256": {PARAMETERS: hashlib.sha256(content).hexdigest()},
+    }
+    if folder.exists():
+        raise RunFolderError(f"{folder} is there already: name another folder")
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        aside.mkdir(parents=True)
+        (aside / PARAMETERS).write_bytes(content)
+        (aside / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", "utf-8")
+        os.replace(aside, folder)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise RunFolderError(f"cannot write the policy to {folder}: {error.strerror}") from None
+
+
+def load_policy(folder: Path) -> Agent:
+    """Read what :func:`save_policy` has written.
+
+    Raises:
+        RunFolderError: it is torn, altered or of another format.
+    """
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text("utf-8"))
+        content = (folder / PARAMETERS).read_bytes()
+    except OSError as error:
+        raise RunFolderError(f"cannot read the policy {folder}: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise RunFolderError(f"{folder / DESCRIPTION} is not JSON") from None
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise RunFolderError(f"{folder} is of another format; this version reads format {FORMAT}")
+    try:
+        return _agent(description, content)
+    except (KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:
+        if isinstance(error, SettingsError):
+            raise
+        raise RunFolderError(f"{folder} does not hold a policy: {error}") from None
+
+
+def _agent(description: dict[str, Any], content: bytes) -> Agent:
+    if description["sha256"] != {PARAMETERS: hashlib.sha256(content).hexdigest()}:
+        raise ValueError(f"{PARAMETERS} is not what was written")
+    arrays = safetensors_numpy.load(content)
+    normaliser = None
+    if _MEAN in arrays:
+        normaliser = Normaliser(arrays.pop(_MEAN), arrays.pop(_SCALE))
+    sizes = dict(description["policy"])
+    sizes["hidden_sizes"] = tuple(sizes["hidden_sizes"])
+    return Agent(
+        settings=validate_settings(description["settings"]),
+        spec=PolicySpec(**sizes),
+        parameters=arrays,
+        normaliser=normaliser,
+        adaptation_steps=int(description["adaptation_steps"]),
+    )
