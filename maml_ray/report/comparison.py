@@ -200,7 +200,7 @@ def _labels(settings: Sequence[Settings]) -> list[str]:
     flat = [_flat(one.model_dump(mode="json", exclude=set(_NOT_MATHEMATICS))) for one in settings]
     keys = [key for key in flat[0] if len({repr(one.get(key)) for one in flat}) > 1]
     return [
-        ", ".join(f"{key}={one.get(key)}" for key in keys[:4]) or name
+        ", ".join(f"{key.rpartition('.')[2]}={one.get(key)}" for key in keys[:4]) or name
         for one, name in zip(flat, names, strict=True)
     ]
 
