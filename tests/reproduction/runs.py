@@ -1,0 +1,69 @@
+"""Training and evaluating, each once: what is finished is kept, what was interrupted goes on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from maml_ray.config import dump_settings
+from maml_ray.report.metrics import read_metrics
+from maml_ray.run_folder import RunFolder
+from tests.reproduction.experiments import Experiment
+
+STEPS, TASKS, EPISODES = 3, 40, 20
+"""The protocol, as Finn et al. 2017, figure 5: return after 0 to 3 gradient steps."""
+
+
+def run_folder(base: Path, experiment: Experiment, seed: int) -> RunFolder:
+    """Where an experiment's run has its place."""
+    return RunFolder(base / f"{experiment.name}-seed{seed}")
+
+
+def train(base: Path, experiment: Experiment, seed: int) -> RunFolder:
+    """Train, or go on, or do nothing where it is done."""
+    folder, settings = run_folder(base, experiment, seed), experiment.settings(seed)
+    if _finished_iterations(folder) == settings.run.iterations and folder.evaluation.exists():
+        return folder
+    if folder.checkpoints.is_dir():
+        _maml_ray("train", "--resume", str(folder.path))
+        return folder
+    base.mkdir(parents=True, exist_ok=True)
+    file = base / f"{folder.path.name}.yaml"
+    file.write_text(dump_settings(settings), encoding="utf-8")
+    _maml_ray("train", str(file), "--run-dir", str(folder.path))
+    return folder
+
+
+def evaluate(folder: RunFolder) -> None:
+    """Judge a run by the protocol, once."""
+    if folder.evaluation.exists():
+        figures = json.loads(folder.evaluation.read_text(encoding="utf-8"))
+        if (figures["tasks"], figures["episodes"]) == (TASKS, EPISODES):
+            return
+    counts = ("--steps", str(STEPS), "--tasks", str(TASKS), "--episodes", str(EPISODES))
+    _maml_ray("evaluate", str(folder.path), *counts)
+
+
+def _finished_iterations(folder: RunFolder) -> int:
+    return len(read_metrics(folder.metrics)) if folder.metrics.exists() else 0
+
+
+def _maml_ray(*arguments: str) -> None:
+    """The command line, as a person types it; its last lines when it fails."""
+    print("maml-ray", *arguments, flush=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "maml_ray.cli", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise SystemExit("\n".join(_last(done.stdout.splitlines())))
+
+
+def _last(lines: Sequence[str], count: int = 20) -> Sequence[str]:
+    return lines[-count:]
