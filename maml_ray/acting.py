@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from maml_ray.policy import NumpyPolicy, PolicySpec
+from maml_ray.numpy_policy import NumpyPolicy
+from maml_ray.policy import PolicySpec
 
 Float32 = NDArray[np.float32]
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)

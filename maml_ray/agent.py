@@ -17,7 +17,8 @@ from maml_ray.collection import collect
 from maml_ray.config import Settings
 from maml_ray.meta_parameters import initial_meta_parameters
 from maml_ray.normalisation import Normaliser
-from maml_ray.policy import NumpyParameters, NumpyPolicy, PolicySpec, to_numpy, to_torch
+from maml_ray.numpy_policy import NumpyPolicy
+from maml_ray.policy import NumpyParameters, PolicySpec, to_numpy, to_torch
 from maml_ray.rollout import adapt_policy
 from maml_ray.seeding import Purpose, generator, seed_sequence
 from maml_ray.simulations import Simulations

@@ -9,7 +9,8 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from maml_ray.acting import for_environment, make_sampler
-from maml_ray.policy import NumpyPolicy, PolicySpec
+from maml_ray.numpy_policy import NumpyPolicy
+from maml_ray.policy import PolicySpec
 from maml_ray.trajectories import Trajectories
 
 

@@ -17,15 +17,9 @@ from maml_ray.collection import collect
 from maml_ray.config import Settings, SettingsError
 from maml_ray.meta_parameters import inner_rates, policy_part
 from maml_ray.normalisation import Normaliser
+from maml_ray.numpy_policy import NumpyPolicy
 from maml_ray.objectives import inner_losses, make_samples
-from maml_ray.policy import (
-    NumpyPolicy,
-    Parameters,
-    PolicyParameters,
-    PolicySpec,
-    to_numpy,
-    to_torch,
-)
+from maml_ray.policy import Parameters, PolicyParameters, PolicySpec, to_numpy, to_torch
 from maml_ray.seeding import Purpose, seed_sequence
 from maml_ray.simulations import Simulations
 from maml_ray.tasks.distribution import Task, TaskDistribution, resolve_tasks

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from maml_ray.acting import for_environment, make_sampler
-from maml_ray.policy import NumpyPolicy, PolicySpec, distribution, log_prob, to_numpy
+from maml_ray.numpy_policy import NumpyPolicy
+from maml_ray.policy import PolicySpec, distribution, log_prob, to_numpy
 from tests import oracles
 from tests.meta_oracles import Parameters
 

@@ -10,8 +10,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
 from maml_ray.collection import collect, reset_seeds
+from maml_ray.numpy_policy import NumpyPolicy
 from maml_ray.policy import (
-    NumpyPolicy,
     PolicySpec,
     distribution,
     initial_parameters,

@@ -14,7 +14,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
 from maml_ray.collection import collect, reset_seeds
-from maml_ray.policy import NumpyPolicy, PolicySpec, initial_parameters, to_numpy
+from maml_ray.numpy_policy import NumpyPolicy
+from maml_ray.policy import PolicySpec, initial_parameters, to_numpy
 from maml_ray.tasks.half_cheetah import HalfCheetahBackwardVector
 from maml_ray.trajectories import Trajectories
 

@@ -7,8 +7,9 @@ from maml_ray.advantages import advantages
 from maml_ray.config import Settings
 from maml_ray.learner import MetaLearner
 from maml_ray.normalisation import LIMIT, RunningStatistics
+from maml_ray.numpy_policy import NumpyPolicy
 from maml_ray.objectives import make_samples
-from maml_ray.policy import NumpyPolicy, distribution, to_torch
+from maml_ray.policy import distribution, to_torch
 from maml_ray.rollout import Assignment, RolloutWorker, sample_tasks
 
 

@@ -14,12 +14,12 @@ from torch.distributions import Independent, Normal
 from torch.distributions import kl_divergence as torch_kl
 
 from maml_ray.config import PolicySettings
+from maml_ray.numpy_policy import NumpyPolicy
 from maml_ray.policy import (
     LOG_STD,
     ActionDistribution,
     Categorical,
     Gaussian,
-    NumpyPolicy,
     PolicySpec,
     distribution,
     entropy,

@@ -15,7 +15,8 @@ from mujoco import rollout as mujoco_rollout
 
 from maml_ray.collection import collect
 from maml_ray.config import Settings
-from maml_ray.policy import NumpyPolicy, PolicySpec, initial_parameters, to_numpy
+from maml_ray.numpy_policy import NumpyPolicy
+from maml_ray.policy import PolicySpec, initial_parameters, to_numpy
 from maml_ray.tasks.distribution import Task
 from maml_ray.tasks.half_cheetah import BACKWARD_ID, HalfCheetahBackward, HalfCheetahBackwardTasks
 
