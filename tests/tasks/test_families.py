@@ -161,10 +161,12 @@ def test_gymnasium_makes_it_alone_and_as_a_batch(family: Family) -> None:
 @every_family
 def test_gymnasium_finds_nothing_to_warn_of(family: Family) -> None:
     tasks, (task, _) = family.tasks(), family.two_tasks()
-    env = tasks.make_env(task, horizon=5, render_mode="rgb_array")
+    # In every render mode where that is quick; of MuJoCo's, the half-cheetah's own test has them.
+    quick = family.name == "point-navigation"
+    env = tasks.make_env(task, horizon=5, render_mode="rgb_array" if quick else None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_env(env.unwrapped, skip_render_check=not can_render(family))
+        check_env(env.unwrapped, skip_render_check=not quick)
     env.close()
 
 
