@@ -40,14 +40,22 @@ class AntRunner(Runner, AntEnv):
         contact_forces: observe the clipped external contact forces and pay for them, as Ant-v5
             does. Not by default: mujoco-py 2 left them at zero, most published curves were made
             so, and computing them takes time.
-        kwargs: of :class:`Runner` and ``Ant-v5``.
+        control_cost: weight on the squared action.
+        kwargs: ``torso_position`` of :class:`Runner`, and those of ``Ant-v5``.
     """
 
     unused_infos = ("y_position", "y_velocity", "distance_from_origin")
 
-    def __init__(self, goal: Goal, *, contact_forces: bool, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        goal: Goal,
+        *,
+        contact_forces: bool = False,
+        control_cost: float = CONTROL_COST,
+        **kwargs: Any,
+    ) -> None:
         self.pays_contacts = contact_forces
-        keywords = {"healthy_reward": SURVIVAL_BONUS, **kwargs}
+        keywords = {"healthy_reward": SURVIVAL_BONUS, "control_cost": control_cost, **kwargs}
         super().__init__(goal, include_cfrc_ext_in_observation=contact_forces, **keywords)
 
     def _get_rew(self, x_velocity: Any, action: NDArray[Any]) -> tuple[Any, Terms]:
@@ -65,29 +73,12 @@ class AntDirection(AntRunner):
 
     Args:
         direction: 1 or -1.
-        control_cost: see :class:`Runner`.
-        torso_position: likewise.
-        contact_forces: see :class:`AntRunner`.
-        kwargs: of ``Ant-v5``.
+        kwargs: of :class:`AntRunner`, ``control_cost`` and ``torso_position`` among them.
     """
 
-    def __init__(
-        self,
-        *,
-        direction: float = 1.0,
-        control_cost: float = CONTROL_COST,
-        torso_position: bool = False,
-        contact_forces: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        keywords = {
-            "control_cost": control_cost,
-            "torso_position": torso_position,
-            "contact_forces": contact_forces,
-            **kwargs,
-        }
-        super().__init__(Direction(direction), **keywords)
-        gym.utils.EzPickle.__init__(self, direction=direction, **keywords)
+    def __init__(self, *, direction: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(Direction(direction), **kwargs)
+        gym.utils.EzPickle.__init__(self, direction=direction, **kwargs)
 
 
 class AntVelocity(AntRunner):
@@ -95,29 +86,12 @@ class AntVelocity(AntRunner):
 
     Args:
         target_speed: m/s along x.
-        control_cost: see :class:`Runner`.
-        torso_position: likewise.
-        contact_forces: see :class:`AntRunner`.
-        kwargs: of ``Ant-v5``.
+        kwargs: of :class:`AntRunner`, ``control_cost`` and ``torso_position`` among them.
     """
 
-    def __init__(
-        self,
-        *,
-        target_speed: float = 1.0,
-        control_cost: float = CONTROL_COST,
-        torso_position: bool = False,
-        contact_forces: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        keywords = {
-            "control_cost": control_cost,
-            "torso_position": torso_position,
-            "contact_forces": contact_forces,
-            **kwargs,
-        }
-        super().__init__(TargetSpeed(target_speed, SPEED_BONUS), **keywords)
-        gym.utils.EzPickle.__init__(self, target_speed=target_speed, **keywords)
+    def __init__(self, *, target_speed: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(TargetSpeed(target_speed, SPEED_BONUS), **kwargs)
+        gym.utils.EzPickle.__init__(self, target_speed=target_speed, **kwargs)
 
 
 class AntVector(FallingVector):

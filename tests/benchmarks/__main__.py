@@ -14,6 +14,14 @@ os.environ.update({"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"})
 
 from tests.benchmarks import collection, iteration
 
+CONTESTS = (
+    ("half-cheetah-backward", 10),
+    ("half-cheetah-backward", 20),
+    ("ant-direction", 20),
+    ("walker2d-random-dynamics", 20),
+)
+"""Families, and the episodes that are collected at once."""
+
 
 def main() -> None:
     """Measure and print."""
@@ -23,7 +31,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=20, help="training iterations")
     parser.add_argument("--settings", default="deploy.yaml", help="what to train")
     chosen = parser.parse_args()
-    collections = [collection.measure(episodes, chosen.rounds) for episodes in (10, 20)]
+    collections = [collection.measure(*contest, chosen.rounds) for contest in CONTESTS]
     whole = iteration.measure(chosen.settings, chosen.iterations)
     if chosen.json:
         figures = {
@@ -36,12 +44,13 @@ def main() -> None:
     print(", ".join(f"{name} {value}" for name, value in _machine().items()))
     print("\none rollout actor, policy and storage included       us/step   ratio")
     for result in collections:
-        print(f"{result.episodes:>4} episodes: physics alone{result.physics_us:>28.1f}")
+        print(f"{result.family}, {result.episodes} episodes")
+        print(f"               physics alone{result.physics_us:>31.1f}")
         _line("collected; share of physics speed", result.collected_us, result.ratio_to_physics)
         _line("gymnasium sync; how much slower", result.sync_us, result.speedup_over_sync)
         if result.envpool_us is not None and result.speedup_over_envpool is not None:
             _line("envpool; how much slower", result.envpool_us, result.speedup_over_envpool)
-        else:
+        elif result.family in collection.ENVPOOL:
             print("               envpool: not installed")
     print(
         f"\na training iteration, {whole.rollout_actors} rollout actors, learner on {whole.learner}"

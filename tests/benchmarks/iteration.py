@@ -91,7 +91,7 @@ def _physics_on_all_cores(settings: Settings) -> float:
     """Microseconds per step of the physics, with every CPU of Ray at it at the same time."""
     timed = ray.remote(num_cpus=1)(physics_alone)
     tasks = [
-        timed.remote(settings.meta_batch.episodes, ROUNDS)
+        timed.remote(settings.task.name, settings.meta_batch.episodes, ROUNDS)
         for _ in range(int(ray.cluster_resources()["CPU"]))
     ]
     return float(np.mean(ray.get(tasks, timeout=300)))

@@ -1,0 +1,110 @@
+"""The README's section on tasks is true: its code runs, its table is the code's."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode
+
+from maml_ray.config import TaskSettings, validate_settings
+from maml_ray.policy import PolicyParameters, initial_parameters, to_numpy
+from maml_ray.rollout import Assignment, RolloutWorker
+from maml_ray.tasks.distribution import BUILT_IN, resolve_tasks
+
+README = Path(__file__).parents[2] / "README.md"
+SECTION = README.read_text(encoding="utf-8").partition("\n## Tasks\n")[2].partition("\n## ")[0]
+
+
+def code(containing: str) -> str:
+    """The section's one block of Python that has ``containing`` in it."""
+    (block,) = (
+        found for found in re.findall(r"```python\n(.*?)```", SECTION, re.S) if containing in found
+    )
+    return str(block)
+
+
+def test_a_task_of_ones_own_is_rolled_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(code("PendulumTasks").splitlines()) <= 25
+    (tmp_path / "my_tasks.py").write_text(code("PendulumTasks"))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_tasks", raising=False)
+    settings = validate_settings(
+        {
+            "task": {
+                "name": "my_tasks:PendulumTasks",
+                "options": {"gravity": [1, 20]},
+                "horizon": 6,
+            },
+            "meta_batch": {"episodes": 2},
+        }
+    )
+    worker = RolloutWorker(settings)
+    first, second = worker.tasks.sample(np.random.default_rng(0), 2)
+    assert first != second
+    assert 1.0 < dict(first.parameters)["g"] < 20.0
+    parameters = initial_parameters(worker.spec, np.random.default_rng(0))
+    published = PolicyParameters(0, to_numpy(parameters), None)
+    for task in (first, second):
+        rollouts, _ = worker.roll_out(published, Assignment(0, 0, task, 0))
+        assert rollouts.query.observations.shape == (2, 6, 3)
+        assert rollouts.query.mask.all()
+        env: Any = worker._env
+        assert [single.unwrapped.g for single in env.envs] == [dict(task.parameters)["g"]] * 2
+    worker.close()
+
+
+def test_a_batch_of_ones_own_equals_gymnasiums() -> None:
+    names: dict[str, Any] = {}
+    exec(code("MujocoVectorEnv"), names)
+    mine = names["swimmers"]
+    assert mine.num_envs == 20
+    theirs = gym.make_vec("Swimmer-v5", 20, vectorization_mode="sync")
+    np.testing.assert_array_equal(mine.reset(seed=0)[0], theirs.reset(seed=0)[0])
+    actions = np.random.default_rng(0).uniform(-1, 1, (20, 20, 2)).astype(np.float32)
+    for action in actions:
+        observations, rewards, _, _, infos = mine.step(action)
+        expected = theirs.step(action)
+        np.testing.assert_array_equal(observations, expected[0])
+        np.testing.assert_allclose(rewards, expected[1], atol=1e-9)
+        np.testing.assert_array_equal(infos["speed"], expected[4]["x_velocity"])
+    mine.close()
+    theirs.close()
+    assert AutoresetMode("Disabled") is AutoresetMode.DISABLED  # as the text spells it
+    assert 'autoreset_mode="Disabled"' in SECTION
+
+
+def test_the_table_names_every_family_and_its_options() -> None:
+    rows = re.findall(r"^\| `([a-z0-9-]+)` \|.*\|([^|]*)\|$", SECTION, re.M)
+    assert [name for name, _ in rows] == list(BUILT_IN)
+    listed: list[str] = []
+    for name, options in rows:
+        own = re.findall(r"`([a-z_]+)`", options)
+        listed = [*(listed if "the same" in options else []), *own]
+        kept = {"control_cost": 0.1, "torso_position": True, "contact_forces": True}
+        ranges = {"speed_range": [0.5, 1.0], "goal_range": [0.5, 1.0], "log_scale_limit": 1.0}
+        values = {option: {**kept, **ranges}[option] for option in listed}
+        assert resolve_tasks(TaskSettings(name=name, options=values))
+        with pytest.raises(ValueError, match=r"there are: [a-z_, ]+\)") as caught:
+            resolve_tasks(TaskSettings(name=name, options={"no_such_option": 1}))
+        told = str(caught.value).partition("there are: ")[2].rstrip(")").split(", ")
+        assert sorted(told) == sorted(listed), name
+
+
+def test_the_numbers_of_multipliers_are_those_told() -> None:
+    for name, count in (("walker2d", 58), ("hopper", 34)):
+        tasks = resolve_tasks(TaskSettings(name=f"{name}-random-dynamics"))
+        (task,) = tasks.sample(np.random.default_rng(0), 1)
+        assert len(task.parameters) == count
+        assert f"{count} multipliers" in SECTION
+
+
+def test_the_environment_named_in_the_text_can_be_made() -> None:
+    env: Any = gym.make("maml_ray/AntVelocity-v0", target_speed=2.0)
+    assert env.unwrapped.goal.target == 2.0
+    env.close()
