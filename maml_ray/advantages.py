@@ -47,10 +47,20 @@ def baseline_features(observations: NDArray[np.float32], time: NDArray[np.intege
     Duan et al. 2016 (https://arxiv.org/abs/1604.06778), appendix 2, with s clipped to +-10 and t
     in hundreds of steps.
     """
-    clipped = np.clip(observations.astype(np.float64), -OBSERVATION_LIMIT, OBSERVATION_LIMIT)
+    clipped = _clipped(observations)
     hundreds = np.broadcast_to(time / 100.0, observations.shape[:-1])[..., None]
     clock = (hundreds, hundreds**2, hundreds**3, np.ones_like(hundreds))
     return np.concatenate((clipped, np.square(clipped), *clock), axis=-1)
+
+
+def timeless_features(observations: NDArray[np.float32]) -> Float64:
+    """Features (..., 2 D + 1) of states (..., D): s, s^2, 1."""
+    clipped = _clipped(observations)
+    return np.concatenate((clipped, np.square(clipped), np.ones_like(clipped[..., :1])), axis=-1)
+
+
+def _clipped(observations: NDArray[np.float32]) -> Float64:
+    return np.clip(observations.astype(np.float64), -OBSERVATION_LIMIT, OBSERVATION_LIMIT)
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,8 @@ def fitted_values(trajectories: Trajectories, rewards: Float64, discount: float)
     Minimises ``|X w - y|^2 + 1e-5 |w|^2`` over the steps that were taken; the value after the last
     step is zero.
     """
-    x, taken = _features_of_steps(trajectories), trajectories.mask
+    observations, taken = trajectories.observations, trajectories.mask
+    x = baseline_features(observations, np.arange(observations.shape[1]))
     y = discounted_sums(rewards, discount)[taken]
     gram = x[taken].T @ x[taken]
     weights = _solved(gram, x[taken].T @ y)
@@ -78,7 +89,10 @@ def fitted_values(trajectories: Trajectories, rewards: Float64, discount: float)
 
 
 def bootstrapped_values(trajectories: Trajectories, rewards: Float64, discount: float) -> Values:
-    """The same baseline where an episode cut off by the time limit is taken to go on.
+    """A baseline without the time, where an episode cut off by the time limit is taken to go on.
+
+    With the time it could not be told: ``discount^-t`` is a value that no reward contradicts, a
+    cubic in t comes close to it, and the noise of the rewards then runs away along it.
 
     What would follow is worth the baseline's own value of the final state, in the returns that it
     is fitted to as much as in the advantages: ``y_t = sum_k discount^k r_{t+k} + discount^{T-t} w
@@ -91,21 +105,16 @@ def bootstrapped_values(trajectories: Trajectories, rewards: Float64, discount: 
     """
     if trajectories.final_observations is None or trajectories.terminated is None:
         raise ValueError("bootstrapping needs final_observations and terminated")
-    x, taken = _features_of_steps(trajectories), trajectories.mask
+    x, taken = timeless_features(trajectories.observations), trajectories.mask
     lengths = taken.sum(axis=1)
     goes_on = ~trajectories.terminated
-    behind = baseline_features(trajectories.final_observations, lengths) * goes_on[:, None]
+    behind = timeless_features(trajectories.final_observations) * goes_on[:, None]
     left = lengths[:, None] - np.arange(taken.shape[1])
     tail = np.where(taken, float(discount) ** np.maximum(left, 0), 0.0)
     y = discounted_sums(rewards, discount)[taken]
     following = (tail[..., None] * behind[:, None, :])[taken]
     weights = _solved(x[taken].T @ (x[taken] - following), x[taken].T @ y)
     return Values(np.where(taken, x @ weights, 0.0), behind @ weights)
-
-
-def _features_of_steps(trajectories: Trajectories) -> Float64:
-    observations = trajectories.observations
-    return baseline_features(observations, np.arange(observations.shape[1]))
 
 
 def _solved(matrix: Float64, target: Float64) -> Float64:

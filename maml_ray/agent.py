@@ -78,7 +78,7 @@ class Agent:
         batch = inputs.reshape(-1, self.spec.observation_size)
         rng = (rng or np.random.default_rng()) if explore else None
         actions = make_sampler(self.policy, 1, len(batch), rng).act(0, batch)
-        return for_environment(self.spec, actions.reshape(*inputs.shape[:-1], -1))
+        return for_environment(self.spec, actions.reshape(*inputs.shape[:-1], actions.shape[-1]))
 
     def sample_tasks(self, count: int, *, seed: int = 0) -> tuple[Task, ...]:
         """Draw tasks of the run's distribution that training has not seen, where there are any."""

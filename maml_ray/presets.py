@@ -46,6 +46,21 @@ _VELOCITY: Preset = {
     "outer": {"tasks_per_minibatch": 10},
 }
 
+_POINT: Preset = {
+    "run": {"iterations": 25},
+    "task": {"name": "point-navigation", "horizon": 100},
+    # A step of the point is at most 0.1: outputs of about 1 fill that range.
+    "policy": {"action_scale": 0.1, "initial_log_std": -0.5},
+    "meta_batch": {"tasks": 20, "episodes": 10},
+    "inner": {"learning_rate": 0.5},
+    "outer": {
+        "learning_rate": 1e-2,
+        "final_learning_rate": 1e-3,
+        "tasks_per_minibatch": 10,
+    },
+    "evaluation": {"tasks": 20, "episodes": 10},
+}
+
 # What all the papers' runs have in common: observations as they are, the linear baseline, no decay
 # of the outer rate, and a value of zero behind the time limit.
 _PAPERS: Preset = {
@@ -179,6 +194,8 @@ PRESETS: Mapping[str, Preset] = {
     },
     "direction": _named("direction", _DIRECTION),
     "velocity": _named("velocity", _DIRECTION, _VELOCITY),
+    # The quickest sight of adaptation: half a minute on a laptop.
+    "point-navigation": _named("point-navigation", _POINT),
     # Finn et al. 2017, https://arxiv.org/abs/1703.03400, and github.com/cbfinn/maml_rl.
     "finn2017": _named("finn2017", _FINN, _direction(200, torso=True)),
     "finn2017-velocity": _named(

@@ -54,7 +54,7 @@ def test_a_task_of_ones_own_is_rolled_out(tmp_path: Path, monkeypatch: pytest.Mo
         rollouts, _ = worker.roll_out(published, Assignment(0, 0, task, 0))
         assert rollouts.query.observations.shape == (2, 6, 3)
         assert rollouts.query.mask.all()
-        env: Any = worker._env
+        env: Any = worker._simulations.of(task, 2)
         assert [single.unwrapped.g for single in env.envs] == [dict(task.parameters)["g"]] * 2
     worker.close()
 
