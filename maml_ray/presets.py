@@ -52,7 +52,7 @@ _POINT: Preset = {
     # A step of the point is at most 0.1: outputs of about 1 fill that range.
     "policy": {"action_scale": 0.1, "initial_log_std": -0.5},
     "meta_batch": {"tasks": 20, "episodes": 10},
-    "inner": {"learning_rate": 0.5},
+    "inner": {"learning_rate": 0.2},
     "outer": {
         "learning_rate": 1e-2,
         "final_learning_rate": 1e-3,
