@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 SETTINGS ?= deploy.yaml
 ARGS ?=
 
-.PHONY: help install train test lint types verify-backward bench clean
+.PHONY: help install train test lint types verify-backward reproduce bench clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -37,6 +37,9 @@ types: install
 
 verify-backward: install ## Train seeds 0 to 2 in full and check the returns: about 15 minutes.
 	$(BIN)/python -m pytest -m learning -s tests/test_learning.py
+
+reproduce: install ## Train and judge the papers' experiments: four hours on 2 cores (QUICK=1: one seed each).
+	$(BIN)/python -m tests.reproduction $(if $(QUICK),--quick) $(ARGS)
 
 bench: install ## Measure speed as ratios within one run (ARGS=--json for keeping).
 	$(BIN)/python -m tests.benchmarks $(ARGS)

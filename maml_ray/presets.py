@@ -43,7 +43,10 @@ _VELOCITY: Preset = {
     "run": {"iterations": 185},
     "task": {"name": "half-cheetah-velocity", "horizon": 200},
     "meta_batch": {"tasks": 20, "episodes": 10},
-    "outer": {"tasks_per_minibatch": 10},
+    # Raw advantages: normalised ones make the step of a task that is all but solved as long as
+    # that of one that is not. At 4.5 million env steps: -70 after one step instead of -83.
+    "advantages": {"normalise": False},
+    "outer": {"tasks_per_minibatch": 10, "final_learning_rate": 5e-4},
 }
 
 _POINT: Preset = {
