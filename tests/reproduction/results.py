@@ -59,7 +59,7 @@ def write_results(runs: Mapping[str, Sequence[Path]], output: Path) -> Path:
     table = output / "table.md"
     lines = [*_HEAD, *(_line(summarise(group)) for group in groups.values())]
     random = _random_lines(groups)
-    table.write_text("\n".join([*lines, *random]) + "\\n", encoding="utf-8")
+    table.write_text("\n".join([*lines, *random]) + "\n", encoding="utf-8")
     return table
 
 
