@@ -106,8 +106,9 @@ def _described(episode: Episode) -> tuple[str, str]:
     """Two lines: what is shown, and how it went."""
     steps = f"{episode.steps} step" + ("" if episode.steps == 1 else "s")
     when = "before adaptation" if episode.steps == 0 else f"after {steps}"
-    speed = "" if episode.speed is None else f", {episode.speed:.1f} m/s"
-    return f"{episode.task.name}, {when}", f"return {episode.total:.0f}{speed}"
+    # Adding zero takes the sign from what is rounded to -0.0.
+    speed = "" if episode.speed is None else f", {round(episode.speed, 1) + 0.0:.1f} m/s"
+    return f"{episode.task.name}, {when}", f"return {round(episode.total) + 0}{speed}"
 
 
 def _caption(lines: tuple[str, str]) -> Frame:

@@ -74,8 +74,8 @@ def returns_figure(rows: Rows) -> Figure:
 
 
 def meta_update_figure(rows: Rows) -> Figure:
-    """Meta-loss, gradient norm, KL and entropy, one panel each."""
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    """Meta-loss, KL, entropy, and the meta-gradient's norm, noise and order, one panel each."""
+    figure = Figure(figsize=(9, 8), layout="constrained")
     panels: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
         ("meta-loss", (("loss", "", _AFTER),)),
         ("norm of the meta-gradient", (("gradient_norm", "", _AFTER),)),
@@ -84,13 +84,17 @@ def meta_update_figure(rows: Rows) -> Figure:
             (("inner_kl", "support data", _BEFORE), ("query_kl", "query data", _AFTER)),
         ),
         ("entropy of the policy (nats)", (("entropy", "", _AFTER),)),
+        ("signal to noise of the meta-gradient", (("gradient_snr", "", _AFTER),)),
+        ("cosine of second and first order", (("order_cosine", "", _AFTER),)),
     )
     iterations = column(rows, "iteration")
-    for axes, (title, curves) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+    for axes, (title, curves) in zip(figure.subplots(3, 2).flat, panels, strict=True):
         for key, label, colour in curves:
+            values = column(rows, key)
+            told = np.isfinite(values)  # some are looked at every so often only
             axes.plot(
-                iterations,
-                column(rows, key),
+                iterations[told],
+                values[told],
                 color=colour,
                 linewidth=1.2,
                 label=label,
