@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ def meta_update_figure(rows: Rows) -> Figure:
                 color=colour,
                 linewidth=1.2,
                 label=label,
-                marker=_marker(rows),
+                marker=_marker(values[told]),
             )
         if len(curves) > 1:
             axes.legend(frameon=False, fontsize=9)
@@ -176,8 +176,8 @@ def column(rows: Rows, key: str) -> NDArray[np.float64]:
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
 
-def _marker(rows: Rows) -> str | None:
-    return "o" if len(rows) <= _FEW else None
+def _marker(points: Sized) -> str | None:
+    return "o" if len(points) <= _FEW else None
 
 
 def _iterations(axes: Axes) -> None:

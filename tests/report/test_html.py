@@ -6,29 +6,29 @@ from typing import Any
 
 import pytest
 
-from maml_ray.config import Settings, validate_settings
+from maml_ray.config import Settings, load_settings, validate_settings
 from maml_ray.report.html import write_report
 from maml_ray.report.plots import write_plots
 from maml_ray.run_folder import RunFolder
 from tests.report.conftest import MakeRecord
 
 VERSIONS = {"maml-ray": "9.9", "torch": "2.x"}
+
+
+def row(steps: int, actions: str, **changes: Any) -> dict[str, Any]:
+    figures = {"task": None, "mean": 100.25 + steps, "low": 90.0, "high": 110.0, "speed": 1.5}
+    return {"steps": steps, "actions": actions, "episodes": 6, **figures, **changes}
+
+
+ROWS = [row(steps, actions) for steps in (0, 1) for actions in ("stochastic", "mean")]
 EVALUATION = {
     "tasks": 2,
     "episodes": 3,
-    "rows": [
-        {
-            "steps": steps,
-            "actions": actions,
-            "mean": 100.25 + steps,
-            "low": 90.0,
-            "high": 110.0,
-            "episodes": 6,
-            "returns": [1.0],
-        }
-        for steps in (0, 1)
-        for actions in ("stochastic", "mean")
+    "rows": ROWS,
+    "rows_by_task": [
+        {**one, "task": task, "speed": None} for task in ("<b>left</b>", "right") for one in ROWS
     ],
+    "beside": {"random": [row(0, "stochastic", mean=-7.5)]},
 }
 
 
@@ -63,18 +63,18 @@ def test_it_holds_the_figures_the_settings_the_pictures_and_the_video(
     tmp_path: Path, record: MakeRecord
 ) -> None:
     rows = [record(iteration).as_row() for iteration in range(5)]
-    write_plots(rows, RunFolder(tmp_path))
+    write_plots(rows, EVALUATION, RunFolder(tmp_path))
     RunFolder(tmp_path).video.write_bytes(b"not really a film")
     page = report(tmp_path, rows, EVALUATION, validate_settings({"outer": {"clip": 0.123}}))
     for words in ("101.2", "90.0 to 110.0", "clip: 0.123", "9.9", "0.02 M", "half-cheetah"):
         assert words in page.text, words
-    assert page.tags.count("img") == 3
+    assert page.tags.count("img") == 4
     assert page.tags.count("video") == 1
 
 
 def test_it_asks_for_nothing_from_outside(tmp_path: Path, record: MakeRecord) -> None:
     rows = [record(0).as_row()]
-    write_plots(rows, RunFolder(tmp_path))
+    write_plots(rows, EVALUATION, RunFolder(tmp_path))
     page = report(tmp_path, rows, EVALUATION, Settings())
     assert page.addresses
     assert all(address.startswith("data:") for address in page.addresses)
@@ -89,9 +89,26 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
 
 def test_figures_of_an_evaluation_are_shown_without_metrics(tmp_path: Path) -> None:
     page = report(tmp_path, [], EVALUATION, Settings())
-    for words in ("100 return before adaptation", "101 return after 1 adaptation step"):
+    for words in (
+        "100 return (1.50 m/s) before adaptation",
+        "101 return (1.50 m/s) after 1 adaptation step",
+    ):
         assert words in page.text
     assert "No iteration" in page.text
+
+
+def test_tasks_and_other_policies_have_rows_of_their_own(tmp_path: Path) -> None:
+    page = report(tmp_path, [], EVALUATION, Settings())
+    assert "random 0 (before) stochastic -7.5 90.0 to 110.0 1.50 6" in page.text
+    assert "<b>left</b> 0 (before) stochastic 100.2 90.0 to 110.0 6" in page.text  # no speed
+    assert "right 1 mean 101.2" in page.text
+    one_task = {**EVALUATION, "rows_by_task": ROWS}
+    assert "By task" not in report(tmp_path, [], one_task, Settings()).text
+
+
+def test_the_preset_is_named(tmp_path: Path) -> None:
+    settings = load_settings(preset="promp2019")
+    assert "preset promp2019" in report(tmp_path, [], None, settings).text
 
 
 def test_commands_can_be_pasted_whatever_the_folder_is_called(tmp_path: Path) -> None:
@@ -99,7 +116,7 @@ def test_commands_can_be_pasted_whatever_the_folder_is_called(tmp_path: Path) ->
     folder.mkdir()
     page = report(folder, [], None, Settings())
     assert f"maml-ray train '{folder}/settings.yaml'" in page.text
-    assert f"maml-ray evaluate '{folder}' --video '{folder}/evaluation.mp4'" in page.text
+    assert f"maml-ray evaluate '{folder}'" in page.text
     assert "b" not in page.tags
 
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
 
 from maml_ray.report.plots import (
+    evaluation_figure,
     meta_update_figure,
     returns_figure,
     smoothed,
@@ -34,11 +36,11 @@ def test_the_shares_of_time_fill_the_plot(record: MakeRecord) -> None:
 
 
 def test_one_iteration_alone_can_be_seen(record: MakeRecord) -> None:
-    rows = [record(7).as_row()]
+    rows = [record(8).as_row()]
     (returns,) = returns_figure(rows).axes
     lines = [line for axes in meta_update_figure(rows).axes for line in axes.get_lines()]
     lines += [line for line in returns.get_lines() if line.get_linewidth() == 2]
-    assert len(lines) == 7
+    assert len(lines) == 9
     assert all(line.get_marker() == "o" for line in lines)
     (shares,) = time_figure(rows).axes
     for area in shares.collections:
@@ -68,7 +70,7 @@ def test_the_meta_update_is_told_on_support_and_on_query_data(record: MakeRecord
 def test_three_pictures_are_written_at_report_size(tmp_path: Path, record: MakeRecord) -> None:
     rows = [record(iteration).as_row() for iteration in range(12)]
     rows[3]["loss"] = None  # what was not finite
-    paths = write_plots(rows, RunFolder(tmp_path))
+    paths = write_plots(rows, None, RunFolder(tmp_path))
     assert [path.name for path in paths] == ["returns.png", "meta_update.png", "time.png"]
     for path in paths:
         picture = iio.imread(path)
@@ -77,10 +79,43 @@ def test_three_pictures_are_written_at_report_size(tmp_path: Path, record: MakeR
 
 
 def test_without_rows_there_is_nothing_to_draw(tmp_path: Path) -> None:
-    assert write_plots([], RunFolder(tmp_path)) == []
+    assert write_plots([], None, RunFolder(tmp_path)) == []
     assert not list(tmp_path.iterdir())
 
 
 def test_smoothing_is_a_centred_mean_that_skips_gaps() -> None:
     values = np.array([0.0, 3.0, 6.0, np.nan, 12.0])
     np.testing.assert_allclose(smoothed(values, window=3), [1.5, 3.0, 4.5, 9.0, 12.0])
+
+
+def test_what_is_looked_at_every_so_often_is_drawn_where_it_was(record: MakeRecord) -> None:
+    rows = [record(iteration).as_row() for iteration in range(5)]
+    snr, cosine = meta_update_figure(rows).axes[4:]
+    for axes, value in ((snr, 3.0), (cosine, 0.75)):
+        (line,) = axes.get_lines()
+        np.testing.assert_array_equal(np.asarray(line.get_xdata()), [0, 2, 4])
+        np.testing.assert_array_equal(np.asarray(line.get_ydata()), [value] * 3)
+
+
+def row(steps: int, mean: float, actions: str = "stochastic") -> dict[str, Any]:
+    return {"steps": steps, "actions": actions, "mean": mean, "low": mean - 3, "high": mean + 5}
+
+
+def test_the_evaluation_is_drawn_with_its_intervals_and_the_others_beside_it() -> None:
+    rows = [row(0, 10.0), row(0, 99.0, "mean"), row(1, 20.0), row(1, 98.0, "mean")]
+    figure = evaluation_figure({"rows": rows, "beside": {"random": [row(0, 1.0), row(1, 2.0)]}})
+    (axes,) = figure.axes
+    containers = axes.containers
+    assert [container.get_label() for container in containers] == ["meta-trained", "random"]
+    for container, means in zip(containers, ([10.0, 20.0], [1.0, 2.0]), strict=True):
+        line, _, (bars,) = container
+        np.testing.assert_array_equal(np.asarray(line.get_xdata()), [0, 1])
+        np.testing.assert_array_equal(np.asarray(line.get_ydata()), means)
+        ends = np.array([segment[:, 1] for segment in bars.get_segments()])
+        np.testing.assert_allclose(ends, [[mean - 3, mean + 5] for mean in means])
+
+
+def test_an_evaluation_alone_is_drawn_too(tmp_path: Path) -> None:
+    paths = write_plots([], {"rows": [row(0, 1.0)], "beside": {}}, RunFolder(tmp_path))
+    assert [path.name for path in paths] == ["evaluation.png"]
+    assert iio.imread(paths[0])[..., :3].std() > 5
