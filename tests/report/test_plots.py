@@ -45,7 +45,7 @@ def test_one_iteration_alone_can_be_seen(record: MakeRecord) -> None:
     (shares,) = time_figure(rows).axes
     for area in shares.collections:
         box = area.get_datalim(shares.transData)
-        assert (box.x0, box.x1) == (7.0, 8.0)
+        assert (box.x0, box.x1) == (8.0, 9.0)
         assert box.height > 1.0
 
 
