@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from maml_ray.cli import main
 from maml_ray.config import load_settings, validate_settings
+from tests.test_evaluation import agent_of, run_of, settings
 
 
 class Outcome:
@@ -58,6 +60,20 @@ def assert_refused(outcome: Outcome, *words: str) -> None:
         (["report", "nowhere"], ["nowhere"]),
         (["check", "--set", "run.seed=-1"], ["run.seed", "-1"]),
         (["evaluate", "x", "--episodes", "0"], ["--episodes"]),
+        (["evaluate", "x", "--steps", "1..3"], ["--steps 1..3", "0..3"]),
+        (["evaluate", "x", "--steps", "-1"], ["--steps -1"]),
+        (["evaluate", "x", "--steps", "1000"], ["up to 100"]),
+        (["evaluate", "x", "--inner-rate", "0"], ["--inner-rate"]),
+        (["evaluate", "x", "--inner-rate", "nan"], ["--inner-rate"]),
+        (["adapt", "x"], ["--task"]),
+        (["adapt", "x", "--task", "{direction: 1}"], ["cannot be read", "write JSON"]),
+        (["adapt", "x", "--task", "[1]"], ["not an object of numbers"]),
+        (["adapt", "x", "--task", '{"a": "b"}'], ["not an object of numbers"]),
+        (["adapt", "x", "--task", '{"a": true}'], ["not an object of numbers"]),
+        (["adapt", "x", "--task", "1" * 5000], ["--task 111"]),
+        (["adapt", "x", "--task", '{"a": 1}'], ["no run folder x"]),
+        (["compare"], ["RUN"]),
+        (["compare", "nowhere"], ["no run folder nowhere"]),
         (["train", "--no-such-option"], ["--no-such-option"]),
         (["no-such-command"], ["no-such-command"]),
     ],
@@ -70,7 +86,29 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(  # type: ignore[no-untyped-d
     assert not list(tmp_path.iterdir()), "a refused command must leave nothing behind"
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "report", "check", "version"])
+def test_adapt_and_compare_from_the_command_line(  # type: ignore[no-untyped-def]
+    cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = run_of(settings(), tmp_path / "run")
+    (task,) = agent_of(settings()).sample_tasks(1)
+    adapted = cli("adapt", "run", "--task", json.dumps(dict(task.parameters)))
+    assert adapted.code == 0, adapted.err
+    assert "before" in adapted.out
+    assert "after 1 step" in adapted.out
+    (folder,) = (run.path / "adapted").iterdir()
+    again = cli("adapt", "run", "--task", json.dumps(dict(task.parameters)))
+    assert_refused(again, "is there already", "--output")
+    assert_refused(cli("adapt", "run", "--task", '{"x": 1, "z": 2}'), "no such task")
+    assert_refused(cli("adapt", "run", "--task", '{"x": NaN, "y": 0}'), "is not a number")
+    assert_refused(cli("evaluate", str(folder)), "is not a run folder")
+    assert_refused(cli("compare", "run"), "has not finished an iteration")
+    assert not (tmp_path / "comparison").exists()
+
+
+@pytest.mark.parametrize(
+    "command", ["train", "evaluate", "adapt", "compare", "report", "check", "version"]
+)
 def test_every_command_has_a_help_page_with_what_it_is_for(cli, command: str) -> None:  # type: ignore[no-untyped-def]
     outcome = cli(command, "--help")
     assert outcome.code == 0
