@@ -36,6 +36,10 @@ class FlawedTasks(HalfCheetahBackwardTasks):
             signal.pause()
         return super().make_vector_env(task, num_envs=num_envs, horizon=horizon)
 
+    def retarget(self, env: Any, task: Task) -> bool:
+        """Every task gets simulations of its own: that is where its flaw shows."""
+        return False
+
 
 def settings(**cluster: Any) -> Settings:
     return validate_settings(
