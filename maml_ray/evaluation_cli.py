@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,32 @@ from maml_ray.errors import UserError
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that 'train' has made.")]
 _MOST_STEPS = 100
 
+Steps = Annotated[
+    str | None,
+    typer.Option(metavar="N", help="Measure after 0..N adaptation steps.  [default: the run's]"),
+]
+Tasks = Annotated[
+    int | None,
+    typer.Option(min=1, help="Held-out tasks, each adapted to anew.  [default: the run's]"),
+]
+Episodes = Annotated[
+    int | None, typer.Option(min=1, help="Episodes per task and row.  [default: the run's]")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Of all the randomness.")]
+InnerRate = Annotated[
+    float | None,
+    typer.Option(help="Adapt with this rate, e.g. to fine-tune a pre-trained run."),
+]
+Beside = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="RUN", help="Judge this run's policy alike; may be repeated."),
+]
+Random = Annotated[bool, typer.Option(help="Judge the untrained policy alike, for comparison.")]
+Video = Annotated[
+    Path | None, typer.Option(help="Where the video goes.  [default: RUN/evaluation.mp4]")
+]
+Record = Annotated[bool, typer.Option(help="Record the video.")]
+
 
 def add_commands(app: typer.Typer) -> None:
     """Make the commands known."""
@@ -24,35 +51,15 @@ def add_commands(app: typer.Typer) -> None:
 
 def evaluate(
     run: Run,
-    steps: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N", help="Measure after 0..N adaptation steps.  [default: the run's]"
-        ),
-    ] = None,
-    tasks: Annotated[
-        int | None,
-        typer.Option(min=1, help="Held-out tasks, each adapted to anew.  [default: the run's]"),
-    ] = None,
-    episodes: Annotated[
-        int | None, typer.Option(min=1, help="Episodes per task and row.  [default: the run's]")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the evaluation's randomness.")] = 0,
-    inner_rate: Annotated[
-        float | None,
-        typer.Option(min=0.0, help="Adapt with this rate, e.g. to fine-tune a pre-trained run."),
-    ] = None,
-    beside: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="RUN", help="Judge this run's policy alike; may be repeated."),
-    ] = None,
-    random: Annotated[
-        bool, typer.Option(help="Judge the untrained policy alike, for comparison.")
-    ] = True,
-    video: Annotated[
-        Path | None, typer.Option(help="Where the video goes.  [default: RUN/evaluation.mp4]")
-    ] = None,
-    record: Annotated[bool, typer.Option(help="Record the video.")] = True,
+    steps: Steps = None,
+    tasks: Tasks = None,
+    episodes: Episodes = None,
+    seed: Seed = 0,
+    inner_rate: InnerRate = None,
+    beside: Beside = None,
+    random: Random = True,
+    video: Video = None,
+    record: Record = True,
 ) -> None:
     """Measure a trained policy before and after adaptation.
 
@@ -71,8 +78,8 @@ def evaluate(
     from maml_ray.report.tables import print_evaluation, print_notes
     from maml_ray.run_folder import open_run
 
-    if inner_rate == 0.0:
-        raise UserError("--inner-rate must be greater than 0")
+    if inner_rate is not None and not 0.0 < inner_rate < math.inf:
+        raise UserError(f"--inner-rate {inner_rate} is not allowed: it must be greater than 0")
     protocol = Protocol(
         tasks=tasks,
         episodes=episodes,
@@ -105,7 +112,7 @@ def adapt(
         int | None,
         typer.Option(min=1, help="Episodes of a support set.  [default: as in training]"),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the support data.")] = 0,
+    seed: Seed = 0,
     output: Annotated[
         Path | None, typer.Option(help="Folder to make.  [default: RUN/adapted/TASK]")
     ] = None,

@@ -9,6 +9,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from maml_ray.learner import UpdateMetrics
 from maml_ray.records import IterationRecord, Observer, StartReport
 
 _RECENT = 10
@@ -84,6 +85,11 @@ class TerminalProgress:
             f"   after [bold green]{update.return_after:8.1f}[/]"
             f"   best after {self._best:8.1f}",
         )
+        if update.speed_before is not None and update.speed_after is not None:
+            table.add_row(
+                "m/s",
+                f"before adaptation {update.speed_before:8.2f}   after {update.speed_after:8.2f}",
+            )
         table.add_row(
             "learning",
             f"meta-loss {update.loss:+.4f}   gradient {update.gradient_norm:.3f}"
@@ -151,10 +157,17 @@ def iteration_line(record: IterationRecord, left_s: float) -> str:
     return (
         f"iteration {record.iteration + 1:>{width}}/{record.iterations}"
         f"  return before {update.return_before:7.1f} after {update.return_after:7.1f}"
-        f"  loss {update.loss:+.4f}  {record.steps_per_second:,.0f} steps/s"
+        f"{speeds(update)}  loss {update.loss:+.4f}  {record.steps_per_second:,.0f} steps/s"
         f"  {time_shares(record)}"
         f"  elapsed {clock(record.elapsed_s)} left {clock(left_s)}"
     )
+
+
+def speeds(update: UpdateMetrics) -> str:
+    """Mean speeds before and after adaptation, where the task tells them."""
+    if update.speed_before is None or update.speed_after is None:
+        return ""
+    return f"  m/s {update.speed_before:5.2f} {update.speed_after:5.2f}"
 
 
 def time_shares(record: IterationRecord) -> str:

@@ -11,6 +11,7 @@ from maml_ray.report.progress import (
     TerminalProgress,
     TimeLeft,
     clock,
+    iteration_line,
     make_progress,
     time_shares,
 )
@@ -53,6 +54,18 @@ def test_a_log_gets_one_line_an_iteration_with_all_figures(record: MakeRecord) -
     assert lines[-1] == "rollout-1 was replaced"
     for word in ("runs/x", "2 rollout actors", "CPU, 2 threads", "http://127.0.0.1:8265", "at 3"):
         assert any(word in line.replace("iteration 3", "at 3") for line in lines), word
+
+
+def test_speeds_stand_beside_returns_where_the_task_tells_them(record: MakeRecord) -> None:
+    told = record(2, speed_before=-0.125, speed_after=2.5)
+    assert "before    20.0 after    24.0  m/s -0.12  2.50  loss" in iteration_line(told, 0.0)
+    assert "m/s" not in iteration_line(record(2), 0.0)
+    _, console = consoles()
+    progress = TerminalProgress(console)
+    progress.on_start(START)
+    progress.on_iteration(told)
+    progress.close()
+    assert "before adaptation    -0.12   after     2.50" in text(console)
 
 
 def test_the_display_shows_the_figures_and_gives_the_terminal_back(record: MakeRecord) -> None:
