@@ -59,8 +59,9 @@ def _table(title: str, first: str | None) -> Table:
     table = Table(title=title)
     if first is not None:
         table.add_column(first)
-    for column in ("adaptation steps", "actions", "mean", "95% interval", "m/s"):
-        table.add_column(column, justify="left" if column == "actions" else "right")
+    for column in ("steps", "actions", "mean", "95% interval", "m/s"):
+        # On 80 characters it is the names that are cut, never the figures.
+        table.add_column(column, justify="left" if column == "actions" else "right", no_wrap=True)
     return table
 
 
@@ -70,7 +71,7 @@ def _add_rows(table: Table, rows: Sequence[Mapping[str, Any]], first: Any) -> No
         speed = row["speed"]
         table.add_row(
             *([] if head is None else [head]),
-            f"{row['steps']}" + (" (before)" if row["steps"] == 0 else ""),
+            f"{row['steps']}",
             row["actions"],
             f"{row['mean']:.1f}",
             f"{row['low']:.1f} to {row['high']:.1f}",
