@@ -45,7 +45,7 @@ _NO_ADAPTATION = ("inner.steps=0", "meta_batch.tasks=20", "outer.tasks_per_minib
 _ORACLE = (*_NO_ADAPTATION, "task.observe_parameters=true")
 _SHORT = ("task.horizon=100",)
 
-DIRECTION, VELOCITY = 6_000_000, 12_000_000
+DIRECTION, VELOCITY = 5_000_000, 12_000_000
 
 MAIN = (
     Experiment("direction-ppo", "direction", DIRECTION),
