@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from maml_ray.cli import main
 from maml_ray.config import load_settings, validate_settings
-from tests.test_evaluation import agent_of, run_of, settings
+from tests.small_runs import agent_of, run_of, settings
 
 
 class Outcome:

@@ -12,45 +12,13 @@ import numpy as np
 import pytest
 
 from maml_ray.agent import Agent
-from maml_ray.checkpoint import Checkpoint, save_checkpoint
-from maml_ray.config import Settings, SettingsError, dump_settings, validate_settings
+from maml_ray.config import Settings, SettingsError
 from maml_ray.errors import RunFolderError
 from maml_ray.evaluation import Evaluation, evaluate
 from maml_ray.evaluation_files import read_evaluation
 from maml_ray.evaluation_run import Protocol, evaluate_run
-from maml_ray.learner import MetaLearner
-from maml_ray.rollout import policy_spec
-from maml_ray.run_folder import RunFolder
 from maml_ray.seeding import Purpose, seed_sequence
-
-
-def settings(family: str = "point-navigation", **sections: Any) -> Settings:
-    data: dict[str, Any] = {
-        "run": {"name": "small"},
-        "task": {"name": family, "horizon": 8},
-        "policy": {"hidden_sizes": [4], "action_scale": 0.1},
-        "meta_batch": {"tasks": 2, "episodes": 3},
-        "inner": {"learning_rate": 0.5},
-    }
-    for section, values in sections.items():
-        data.setdefault(section, {}).update(values)
-    return validate_settings(data)
-
-
-def agent_of(chosen: Settings) -> Agent:
-    spec = policy_spec(chosen)
-    published = MetaLearner(chosen, spec).publish()
-    return Agent(chosen, spec, dict(published.values), published.normaliser)
-
-
-def run_of(chosen: Settings, path: Path) -> RunFolder:
-    """A run folder with a checkpoint, as training leaves it."""
-    folder, spec = RunFolder(path), policy_spec(chosen)
-    path.mkdir(parents=True)
-    folder.settings.write_text(dump_settings(chosen), encoding="utf-8")
-    state = MetaLearner(chosen, spec).state()
-    save_checkpoint(folder.checkpoints, Checkpoint(1, 10, 1.0, spec, state), keep=1)
-    return folder
+from tests.small_runs import agent_of, run_of, settings
 
 
 @pytest.fixture(scope="module")

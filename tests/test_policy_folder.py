@@ -13,7 +13,7 @@ from maml_ray.adapting import adapt_to
 from maml_ray.agent import Agent
 from maml_ray.errors import RunFolderError, UserError
 from maml_ray.policy_folder import DESCRIPTION, PARAMETERS, load_policy, save_policy
-from tests.test_evaluation import agent_of, run_of, settings
+from tests.small_runs import agent_of, run_of, settings
 from tests.test_worked_example import code
 
 

@@ -1,0 +1,42 @@
+"""Untrained policies and run folders of small networks and short episodes, made in no time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from maml_ray.agent import Agent
+from maml_ray.checkpoint import Checkpoint, save_checkpoint
+from maml_ray.config import Settings, dump_settings, validate_settings
+from maml_ray.learner import MetaLearner
+from maml_ray.rollout import policy_spec
+from maml_ray.run_folder import RunFolder
+
+
+def settings(family: str = "point-navigation", **sections: Any) -> Settings:
+    data: dict[str, Any] = {
+        "run": {"name": "small"},
+        "task": {"name": family, "horizon": 8},
+        "policy": {"hidden_sizes": [4], "action_scale": 0.1},
+        "meta_batch": {"tasks": 2, "episodes": 3},
+        "inner": {"learning_rate": 0.5},
+    }
+    for section, values in sections.items():
+        data.setdefault(section, {}).update(values)
+    return validate_settings(data)
+
+
+def agent_of(chosen: Settings) -> Agent:
+    spec = policy_spec(chosen)
+    published = MetaLearner(chosen, spec).publish()
+    return Agent(chosen, spec, dict(published.values), published.normaliser)
+
+
+def run_of(chosen: Settings, path: Path) -> RunFolder:
+    """A run folder with a checkpoint, as training leaves it."""
+    folder, spec = RunFolder(path), policy_spec(chosen)
+    path.mkdir(parents=True)
+    folder.settings.write_text(dump_settings(chosen), encoding="utf-8")
+    state = MetaLearner(chosen, spec).state()
+    save_checkpoint(folder.checkpoints, Checkpoint(1, 10, 1.0, spec, state), keep=1)
+    return folder
