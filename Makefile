@@ -38,7 +38,7 @@ types: install
 verify-backward: install ## Train seeds 0 to 2 in full and check the returns: about 15 minutes.
 	$(BIN)/python -m pytest -m learning -s tests/test_learning.py
 
-reproduce: install ## Train and judge the papers' experiments: four hours on 2 cores (QUICK=1: one seed each).
+reproduce: install ## Train and judge the papers' experiments: about three hours on 2 cores (QUICK=1: half of it).
 	$(BIN)/python -m tests.reproduction $(if $(QUICK),--quick) $(ARGS)
 
 bench: install ## Measure speed as ratios within one run (ARGS=--json for keeping).

@@ -1,6 +1,6 @@
 """``make reproduce``: all experiments, one after the other; begun again, it goes on.
 
-QUICK=1 takes one seed of each, which is about an hour and a half on 2 cores instead of four.
+QUICK=1 takes one seed of each: about an hour and a half on 2 cores instead of three hours.
 """
 
 from __future__ import annotations
