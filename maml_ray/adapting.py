@@ -13,7 +13,8 @@ from maml_ray.errors import RunFolderError, UserError
 from maml_ray.loading import load
 from maml_ray.policy_folder import save_policy
 from maml_ray.seeding import Purpose, seed_sequence
-from maml_ray.tasks.distribution import Task, resolve_tasks
+from maml_ray.tasks.distribution import Task
+from maml_ray.tasks.lookup import resolve_tasks
 
 _BEFORE, _AFTER, _SUPPORT = range(3)
 _MEASURED_EPISODES = 20

@@ -22,7 +22,8 @@ from maml_ray.policy import NumpyParameters, PolicySpec, to_numpy, to_torch
 from maml_ray.rollout import adapt_policy
 from maml_ray.seeding import Purpose, generator, seed_sequence
 from maml_ray.simulations import Simulations
-from maml_ray.tasks.distribution import Task, resolve_tasks
+from maml_ray.tasks.distribution import Task
+from maml_ray.tasks.lookup import resolve_tasks
 from maml_ray.trajectories import Trajectories
 
 

@@ -106,7 +106,7 @@ def check(
 
       maml-ray check deploy.yaml --set cluster.rollout_actors=8
     """
-    from maml_ray.tasks.distribution import resolve_tasks
+    from maml_ray.tasks.lookup import resolve_tasks
 
     settings = load_settings(settings_file, preset=preset, overrides=overrides or ())
     resolve_tasks(settings.task)

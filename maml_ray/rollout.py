@@ -22,7 +22,8 @@ from maml_ray.objectives import inner_losses, make_samples
 from maml_ray.policy import Parameters, PolicyParameters, PolicySpec, to_numpy, to_torch
 from maml_ray.seeding import Purpose, seed_sequence
 from maml_ray.simulations import Simulations
-from maml_ray.tasks.distribution import Task, TaskDistribution, resolve_tasks
+from maml_ray.tasks.distribution import Task, TaskDistribution
+from maml_ray.tasks.lookup import resolve_tasks
 from maml_ray.trajectories import TaskRollouts, Trajectories
 
 

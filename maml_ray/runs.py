@@ -15,7 +15,7 @@ from maml_ray.records import Observer
 from maml_ray.report.metrics import MetricsLog
 from maml_ray.report.progress import make_progress
 from maml_ray.run_folder import RunFolder, open_run
-from maml_ray.tasks.distribution import resolve_tasks
+from maml_ray.tasks.lookup import resolve_tasks
 from maml_ray.training import train as train_on_ray
 
 FREE_ON_RESUME = ("run.iterations", "run.checkpoint_every", "run.keep_checkpoints", "run.directory")

@@ -26,7 +26,7 @@ from maml_ray.records import IterationRecord, IterationTimings, Observer, StartR
 from maml_ray.rollout import Assignment, policy_spec, sample_tasks
 from maml_ray.run_folder import RunFolder
 from maml_ray.stopping import StopRequest
-from maml_ray.tasks.distribution import resolve_tasks
+from maml_ray.tasks.lookup import resolve_tasks
 
 
 @dataclass(frozen=True)

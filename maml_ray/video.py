@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from maml_ray.acting import for_environment
 from maml_ray.agent import Agent
 from maml_ray.evaluation import Episode
-from maml_ray.tasks.distribution import TaskDistribution, resolve_tasks
+from maml_ray.tasks.distribution import TaskDistribution
+from maml_ray.tasks.lookup import resolve_tasks
 
 Frame = NDArray[np.uint8]
 _WIDTH, _HEIGHT, _CAPTION = 400, 300, 44

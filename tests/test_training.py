@@ -17,7 +17,7 @@ from maml_ray.learner import MetaLearner
 from maml_ray.records import TIMING_KEYS, IterationRecord, StartReport
 from maml_ray.rollout import Assignment, RolloutWorker, sample_tasks
 from maml_ray.run_folder import RunFolder
-from maml_ray.tasks.distribution import resolve_tasks
+from maml_ray.tasks.lookup import resolve_tasks
 from maml_ray.training import train
 
 

@@ -22,7 +22,7 @@ from maml_ray.collection import collect, reset_seeds
 from maml_ray.config import Settings, TaskSettings
 from maml_ray.numpy_policy import NumpyPolicy
 from maml_ray.policy import PolicySpec, initial_parameters, to_numpy
-from maml_ray.tasks.distribution import resolve_tasks
+from maml_ray.tasks.lookup import resolve_tasks
 from maml_ray.tasks.registration import env_id
 from maml_ray.tasks.runner_tasks import RunnerTasks
 from maml_ray.tasks.runners import FallingVector, RunnerVector

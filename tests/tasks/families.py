@@ -10,7 +10,8 @@ import gymnasium as gym
 import numpy as np
 
 from maml_ray.config import TaskSettings
-from maml_ray.tasks.distribution import Task, TaskDistribution, resolve_tasks
+from maml_ray.tasks.distribution import Task, TaskDistribution
+from maml_ray.tasks.lookup import resolve_tasks
 
 
 @dataclass(frozen=True)

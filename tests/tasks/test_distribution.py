@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from maml_ray.config import SettingsError, TaskSettings
-from maml_ray.tasks.distribution import BUILT_IN, Task, TaskDistribution, resolve_tasks
+from maml_ray.tasks.distribution import Task, TaskDistribution
 from maml_ray.tasks.half_cheetah import HalfCheetahBackwardTasks
+from maml_ray.tasks.lookup import BUILT_IN, resolve_tasks
 
 
 class PendulumTasks(TaskDistribution):

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from maml_ray.config import TaskSettings, validate_settings
 from maml_ray.policy import PolicyParameters, initial_parameters, to_numpy
 from maml_ray.rollout import Assignment, RolloutWorker
-from maml_ray.tasks.distribution import BUILT_IN, Task, TaskDistribution, resolve_tasks
+from maml_ray.tasks.distribution import Task, TaskDistribution
+from maml_ray.tasks.lookup import BUILT_IN, resolve_tasks
 from maml_ray.tasks.observed_parameters import VectorParametersInObservation
 from maml_ray.tasks.registration import ENVIRONMENTS
 from tests.tasks.comparison import assert_same_reset, assert_same_step

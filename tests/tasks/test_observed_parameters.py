@@ -10,7 +10,8 @@ import pytest
 
 from maml_ray.config import SettingsError, TaskSettings, validate_settings
 from maml_ray.rollout import policy_spec
-from maml_ray.tasks.distribution import Task, TaskDistribution, resolve_tasks
+from maml_ray.tasks.distribution import Task, TaskDistribution
+from maml_ray.tasks.lookup import resolve_tasks
 from maml_ray.tasks.observed_parameters import ObservedParametersTasks
 from tests.tasks.test_distribution import PendulumTasks
 

@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode
 from maml_ray.config import TaskSettings, validate_settings
 from maml_ray.policy import PolicyParameters, initial_parameters, to_numpy
 from maml_ray.rollout import Assignment, RolloutWorker
-from maml_ray.tasks.distribution import BUILT_IN, resolve_tasks
+from maml_ray.tasks.lookup import BUILT_IN, resolve_tasks
 
 README = Path(__file__).parents[2] / "README.md"
 SECTION = README.read_text(encoding="utf-8").partition("\n## Tasks\n")[2].partition("\n## ")[0]
