@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import mujoco
 import numpy as np
 
+from maml_ray.explanations import nearest
 from maml_ray.tasks.distribution import finite
 
 _KINDS = {
@@ -65,10 +65,9 @@ class Dynamics:
         """
         for name in multipliers:
             if name not in self._elements:
-                nearest = difflib.get_close_matches(name, self._elements, n=1)
-                hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
                 raise ValueError(
-                    f"{name!r} is not among the dynamics{hint} (there are: {self._summary()})"
+                    f"{name!r} is not among the dynamics{nearest(name, self._elements)} "
+                    f"(there are: {self._summary()})"
                 )
         values = finite(multipliers)
         for name, value in values.items():
