@@ -71,6 +71,7 @@ class BatchEnv(VectorEnv[Float64, NDArray[Any], NDArray[Any]], ABC):
         self._max_episode_steps = max_episode_steps
         self._elapsed = np.zeros(num_envs, dtype=np.int64)
         self._done = np.zeros(num_envs, dtype=np.bool_)
+        self._everyone = np.ones(num_envs, dtype=np.bool_)
 
     @abstractmethod
     def reset_one(self, i: int) -> None:
@@ -175,7 +176,7 @@ class BatchEnv(VectorEnv[Float64, NDArray[Any], NDArray[Any]], ABC):
     def _chosen(self, options: Mapping[str, Any] | None) -> Bool:
         """Which simulations a reset is for."""
         if options is None or "reset_mask" not in options:
-            return np.ones(self.num_envs, dtype=np.bool_)
+            return self._everyone.copy()
         chosen = np.asarray(options["reset_mask"], dtype=np.bool_)
         if chosen.shape != (self.num_envs,):
             raise ValueError(f"reset_mask must have shape ({self.num_envs},), got {chosen.shape}")
@@ -188,7 +189,7 @@ class BatchEnv(VectorEnv[Float64, NDArray[Any], NDArray[Any]], ABC):
 
     def _infos_of_all(self, values: dict[str, NDArray[Any]]) -> Infos:
         """Infos that every simulation has, quickly: this is on every step's way."""
-        everywhere = np.ones(self.num_envs, dtype=np.bool_)
+        everywhere = self._everyone.copy()
         infos: Infos = {}
         for key, value in values.items():
             infos[key] = value
