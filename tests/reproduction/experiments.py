@@ -44,6 +44,15 @@ _TRPO = ("outer.objective=trpo",)
 _NO_ADAPTATION = ("inner.steps=0", "meta_batch.tasks=20", "outer.tasks_per_minibatch=10")
 _ORACLE = (*_NO_ADAPTATION, "task.observe_parameters=true")
 _SHORT = ("task.horizon=100",)
+# Three steps multiply what a change of the parameters does: at the preset's rates the first
+# step of an update could move the adapted policies by several nats, and training fell apart.
+_THREE_STEPS = (
+    "inner.steps=3",
+    "inner.learning_rate=0.05",
+    "outer.learning_rate=1.5e-3",
+    "outer.final_learning_rate=2e-4",
+    "outer.max_gradient_norm=0.5",
+)
 
 DIRECTION, VELOCITY = 5_000_000, 12_000_000
 
@@ -57,7 +66,7 @@ MAIN = (
 
 SHORT = (
     Experiment("direction-100", "direction", 6_000_000, _SHORT),
-    Experiment("direction-100-three-steps", "direction", 12_000_000, (*_SHORT, "inner.steps=3")),
+    Experiment("direction-100-three-steps", "direction", 24_000_000, (*_SHORT, *_THREE_STEPS)),
 )
 """A horizon of 100 steps, as ProMP, RLlib and learn2learn."""
 
