@@ -36,6 +36,7 @@ class SettingsError(UserError, ValueError):
 
 
 Count = Annotated[int, Field(ge=1)]
+Budget = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -62,6 +63,7 @@ class RunSettings(_Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     iterations: Count = 200
     directory: Annotated[str, Field(min_length=1)] = "runs"
+    storage: Annotated[str, Field(min_length=1)] | None = None
     checkpoint_every: Count = 10
     keep_checkpoints: Count = 3
     preset: str | None = None
@@ -182,11 +184,26 @@ class ClusterSettings(_Section):
 
     address: Annotated[str, Field(min_length=1)] | None = None
     rollout_actors: Count | None = None
+    min_rollout_actors: Count = 1
     learner_device: Literal["auto", "cpu", "cuda"] = "auto"
     learner_threads: Count | None = None
     start_timeout_s: Positive = 60.0
     task_timeout_s: Positive = 300.0
     max_task_attempts: Count = 3
+    straggler_factor: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = 3.0
+    stall_s: Positive = 60.0
+    empty_timeout_s: Positive = 600.0
+
+
+class FaultSettings(_Section):
+    """How much may go wrong before a run ends: a budget for each kind of fault."""
+
+    infrastructure: Budget = 100
+    preemptions: Budget = 1000
+    discarded_episodes: Budget = 1000
+    skipped_updates: Budget = 10
+    missed_checkpoints: Budget = 10
+    fallback_directory: Annotated[str, Field(min_length=1)] | None = None
 
 
 class Settings(_Section):
@@ -201,6 +218,7 @@ class Settings(_Section):
     outer: OuterSettings = OuterSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     cluster: ClusterSettings = ClusterSettings()
+    faults: FaultSettings = FaultSettings()
 
 
 def load_settings(
