@@ -194,6 +194,14 @@ class ClusterSettings(_Section):
     stall_s: Positive = 60.0
     empty_timeout_s: Positive = 600.0
 
+    @field_validator("min_rollout_actors")
+    @classmethod
+    def _least_below_most(cls, value: int, info: ValidationInfo) -> int:
+        most = info.data.get("rollout_actors")
+        if most is not None and value > most:
+            raise ValueError(f"must not be above cluster.rollout_actors ({most})")
+        return value
+
 
 class FaultSettings(_Section):
     """How much may go wrong before a run ends: a budget for each kind of fault."""

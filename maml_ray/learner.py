@@ -84,6 +84,13 @@ class LearnerState:
     observations: RunningStatistics
 
 
+def published(settings: Settings, state: LearnerState) -> PolicyParameters:
+    """What the actors need of a learner's state."""
+    normalise = settings.policy.normalise_observations
+    normaliser = state.observations.normaliser() if normalise else None
+    return PolicyParameters(state.version, state.parameters, normaliser)
+
+
 class MetaLearner:
     """Parameters, optimiser and version; :meth:`update` turns rollouts into the next version.
 
@@ -107,7 +114,7 @@ class MetaLearner:
 
     def publish(self) -> PolicyParameters:
         """The current parameters, for the actors."""
-        return PolicyParameters(self.version, to_numpy(self.parameters), self._normaliser())
+        return published(self.settings, self.state())
 
     def update(self, rollouts: Sequence[TaskRollouts]) -> UpdateMetrics:
         """One meta-update from the rollouts of one meta-batch, in any order.

@@ -7,6 +7,7 @@ parameters, the task and the settings' seed alone, so any worker may do any work
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,10 +99,18 @@ def adapt_policy(
 
 
 class RolloutWorker:
-    """A batch of simulations and the inner loop around it."""
+    """A batch of simulations and the inner loop around it.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        settings: of the run.
+        told: told of every phase as it begins.
+    """
+
+    def __init__(
+        self, settings: Settings, told: Callable[[str], None] = lambda phase: None
+    ) -> None:
         self.settings = settings
+        self._told = told
         self.tasks = resolve_tasks(settings.task)
         self.spec = policy_spec(settings, self.tasks)
         self._simulations = Simulations(self.tasks, settings.task.horizon)
@@ -131,6 +140,7 @@ class RolloutWorker:
                 break
             support.append(collected)
             start = time.perf_counter()
+            self._told(f"adaptation {phase + 1}")
             theta = adapt_policy(self.settings, self.spec, theta, collected, parameters.normaliser)
             adapt_s += time.perf_counter() - start
         rollouts = TaskRollouts(
@@ -143,6 +153,8 @@ class RolloutWorker:
         return rollouts, RolloutTimings(collect_s, adapt_s)
 
     def _collect(self, policy: NumpyPolicy, assignment: Assignment, phase: int) -> Trajectories:
+        query = phase == self.settings.inner.steps
+        self._told("query" if query else f"support {phase + 1}")
         seed = seed_sequence(
             self.settings.run.seed,
             Purpose.ROLLOUT,

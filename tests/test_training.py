@@ -14,7 +14,7 @@ from maml_ray.checkpoint import load_newest
 from maml_ray.config import Settings, validate_settings
 from maml_ray.errors import Interrupted
 from maml_ray.learner import MetaLearner
-from maml_ray.records import TIMING_KEYS, IterationRecord, StartReport
+from maml_ray.records import INCIDENTAL_KEYS, IterationRecord, StartReport
 from maml_ray.rollout import Assignment, RolloutWorker, sample_tasks
 from maml_ray.run_folder import RunFolder
 from maml_ray.tasks.lookup import resolve_tasks
@@ -92,7 +92,9 @@ def assert_same_result(one: RunFolder, other: RunFolder) -> None:
 
 def learning_figures(recorder: Recorder) -> list[dict[str, object]]:
     rows = [record.as_row() for record in recorder.records]
-    return [{k: v for k, v in row.items() if k not in {*TIMING_KEYS, "learn_s"}} for row in rows]
+    return [
+        {k: v for k, v in row.items() if k not in {*INCIDENTAL_KEYS, "learn_s"}} for row in rows
+    ]
 
 
 def test_one_actor_and_two_give_the_same_parameters_to_the_last_bit(tmp_path: Path) -> None:

@@ -35,7 +35,13 @@ _TAGS = {
     "rest_s": "time/rest_s",
     "total_env_steps": "throughput/total_env_steps",
     "steps_per_second": "throughput/env_steps_per_second",
-    "retries": "faults/retries",
+    "actors": "faults/rollout_actors",
+    "retried": "faults/work_retried",
+    "duplicated": "faults/work_duplicated",
+    "discarded": "faults/work_discarded",
+    "lost": "faults/work_lost",
+    "failures": "faults/failures",
+    "learner_restarts": "faults/learner_restarts",
 }
 """TensorBoard's name for each key of a row that it shows."""
 
