@@ -136,6 +136,8 @@ def reason(error: BaseException) -> str:
     if isinstance(cause, BaseException) and str(cause):
         return f"{type(cause).__name__}: {cause}".splitlines()[0][:300]
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (
-        (lines[-1] if isinstance(error, RayTaskError) else lines[0])[:300] if lines else repr(error)
-    )
+    if not lines:
+        return repr(error)
+    deaths = [line for line in lines if "dead because" in line]
+    told = lines[-1] if isinstance(error, RayTaskError) else (deaths or lines)[0]
+    return told[:300]
