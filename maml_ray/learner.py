@@ -76,12 +76,23 @@ class UpdateMetrics:
 
 @dataclass(frozen=True)
 class LearnerState:
-    """All that a learner needs to go on: parameters, optimiser, statistics, version."""
+    """All that a learner needs to go on.
+
+    Attributes:
+        version: of the parameters: how many updates there were.
+        parameters: by name.
+        optimiser: its state.
+        observations: statistics of all that was seen.
+        skipped_in_a_row: updates that were skipped, up to now, for want of finite numbers.
+        discarded_episodes: broken simulations since the run began, each redrawn.
+    """
 
     version: int
     parameters: NumpyParameters
     optimiser: OptimiserState
     observations: RunningStatistics
+    skipped_in_a_row: int = 0
+    discarded_episodes: int = 0
 
 
 def published(settings: Settings, state: LearnerState) -> PolicyParameters:

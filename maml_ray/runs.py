@@ -7,19 +7,28 @@ from pathlib import Path
 
 from rich.console import Console
 
-from maml_ray.checkpoint import Checkpoint, load_newest
+from maml_ray.checkpoint import check_fits, has_checkpoints, load_newest
+from maml_ray.checkpoint_files import Checkpoint
 from maml_ray.config import Settings, SettingsError, load_settings
 from maml_ray.errors import Interrupted, RunFolderError, TrainingFailed
 from maml_ray.evaluation_run import Protocol, RunResult, evaluate_run
 from maml_ray.records import Observer
 from maml_ray.report.metrics import MetricsLog
 from maml_ray.report.progress import make_progress
+from maml_ray.rollout import policy_spec
 from maml_ray.run_folder import RunFolder, open_run
+from maml_ray.run_storage import fetch_run, run_storage
 from maml_ray.tasks.lookup import resolve_tasks
 from maml_ray.training import train as train_on_ray
 
-FREE_ON_RESUME = ("run.iterations", "run.checkpoint_every", "run.keep_checkpoints", "run.directory")
-"""What a resumed run may change, beside all of ``cluster`` and ``evaluation``."""
+FREE_ON_RESUME = (
+    "run.iterations",
+    "run.checkpoint_every",
+    "run.keep_checkpoints",
+    "run.directory",
+    "run.storage",
+)
+"""What a resumed run may change, beside all of ``cluster``, ``faults`` and ``evaluation``."""
 
 
 def train(
@@ -51,7 +60,7 @@ def train(
     try:
         train_on_ray(settings, folder, observers=observers, resume=checkpoint)
     except (Interrupted, TrainingFailed) as error:
-        if folder.checkpoints.exists():
+        if folder.settings.exists():
             error.run = str(folder.path)
         raise
     finally:
@@ -68,18 +77,41 @@ def _prepare(
 ) -> tuple[RunFolder, Settings, Checkpoint | None]:
     """The run folder, made or found; the settings; and where to go on."""
     if resume is not None:
-        folder = open_run(resume)
+        folder = find_run(resume)
         recorded = load_settings(folder.settings)
         settings = settings or recorded
         _check_resumable(recorded, settings)
-        checkpoint, warnings = load_newest(folder.checkpoints)
-        for warning in warnings:
-            console.print(f"warning: {warning}", style="yellow")
+        checkpoint = _newest(folder, settings, console)
     else:
         settings, checkpoint = settings or Settings(), None
         folder = _new_folder(settings, run_dir)
     resolve_tasks(settings.task)  # a name that is not there costs nothing yet
     return folder, settings, checkpoint
+
+
+def find_run(run: str | Path) -> RunFolder:
+    """The run folder of a path; of a URL, a copy of what is kept there, under ``runs/``.
+
+    Raises:
+        RunFolderError: there is no run.
+        StorageError: there can be none at that URL.
+    """
+    if "://" in str(run):
+        return fetch_run(str(run), Path(Settings().run.directory))
+    return open_run(run)
+
+
+def _newest(folder: RunFolder, settings: Settings, console: Console) -> Checkpoint | None:
+    """Where the run in ``folder`` goes on; None where it was ended before its first checkpoint."""
+    storage = run_storage(folder, settings)
+    if not has_checkpoints(storage):
+        console.print(f"{storage} has no checkpoint yet: the run begins anew", style="yellow")
+        return None
+    checkpoint, warnings = load_newest(storage)
+    for warning in warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
+    check_fits(checkpoint, policy_spec(settings))
+    return checkpoint
 
 
 def _new_folder(settings: Settings, run_dir: str | Path | None) -> RunFolder:
@@ -98,7 +130,7 @@ def _new_folder(settings: Settings, run_dir: str | Path | None) -> RunFolder:
 def _check_resumable(recorded: Settings, asked: Settings) -> None:
     """Refuse to go on with other mathematics than the run began with."""
     for section in type(recorded).model_fields:
-        if section in ("cluster", "evaluation"):
+        if section in ("cluster", "faults", "evaluation"):
             continue
         before, after = getattr(recorded, section), getattr(asked, section)
         for key in type(before).model_fields:

@@ -157,7 +157,7 @@ class LearnerClient:
                 self._settings,
                 self._spec,
                 self._plan.learner_device,
-                self._threads or self._settings.cluster.learner_threads,
+                self._threads,
                 self._state,
             )
         )

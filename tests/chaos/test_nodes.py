@@ -17,6 +17,7 @@ from maml_ray.distributed.pool import Collected, RolloutPool
 from maml_ray.errors import TrainingFailed
 from maml_ray.records import IterationRecord, StartReport
 from maml_ray.run_folder import RunFolder
+from maml_ray.storage import LocalStorage
 from maml_ray.training import train
 from tests.chaos.machine import Machine, machine
 from tests.chaos.undisturbed import fingerprint, undisturbed
@@ -69,7 +70,7 @@ def settings(iterations: int, **cluster: Any) -> Settings:
 
 
 def assert_undisturbed(chosen: Settings, folder: RunFolder) -> None:
-    found = load_newest(folder.checkpoints)[0].learner
+    found = load_newest(LocalStorage(folder.path))[0].learner
     assert fingerprint(found.parameters) == fingerprint(undisturbed(chosen).parameters)
 
 
