@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import count
 from pathlib import Path
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from maml_ray.records import Observer
 from maml_ray.report.metrics import MetricsLog
 from maml_ray.report.progress import make_progress
 from maml_ray.run_folder import RunFolder, open_run
+from maml_ray.run_lock import run_lock
 from maml_ray.tasks.lookup import resolve_tasks
 from maml_ray.training import train as train_on_ray
 
@@ -39,13 +41,23 @@ def train(
 
     Raises:
         SettingsError: the settings do not fit the run that is to be resumed, or name no task.
-        RunFolderError: the folder cannot be used.
+        RunFolderError: the folder cannot be used, or a living run uses it.
         ResourceError: the cluster is not there or lacks what is asked for.
         TrainingFailed: a piece of work could not be done.
         Interrupted: Ctrl-C or SIGTERM; finished iterations are checkpointed.
     """
     console = console or Console()
-    folder, settings, checkpoint = _prepare(settings, run_dir, resume, console)
+    folder, settings = _chosen(settings, run_dir, resume)
+    with run_lock(folder.path):  # and only then look at what the folder holds
+        checkpoint = _begun(folder, settings, console) if resume is not None else None
+        if resume is None:
+            _check_free(folder)
+        return _run(folder, settings, checkpoint, console)
+
+
+def _run(
+    folder: RunFolder, settings: Settings, checkpoint: Checkpoint | None, console: Console
+) -> RunResult:
     first = checkpoint.iteration if checkpoint else 0
     observers: list[Observer] = [MetricsLog(folder, first), make_progress(console)]
     try:
@@ -60,39 +72,45 @@ def train(
     return evaluate_run(folder, Protocol(video=settings.evaluation.video), console=console)
 
 
-def _prepare(
-    settings: Settings | None,
-    run_dir: str | Path | None,
-    resume: str | Path | None,
-    console: Console,
-) -> tuple[RunFolder, Settings, Checkpoint | None]:
-    """The run folder, made or found; the settings; and where to go on."""
+def _chosen(
+    settings: Settings | None, run_dir: str | Path | None, resume: str | Path | None
+) -> tuple[RunFolder, Settings]:
+    """The run folder, which need not be there yet, and the settings."""
     if resume is not None:
         folder = open_run(resume)
-        recorded = load_settings(folder.settings)
-        settings = settings or recorded
-        _check_resumable(recorded, settings)
-        checkpoint, warnings = load_newest(folder.checkpoints)
-        for warning in warnings:
-            console.print(f"warning: {warning}", style="yellow")
+        settings = settings or load_settings(folder.settings)
     else:
-        settings, checkpoint = settings or Settings(), None
-        folder = _new_folder(settings, run_dir)
+        settings = settings or Settings()
+        folder = RunFolder(Path(run_dir)) if run_dir is not None else _new_folder(settings)
+        _check_free(folder)
     resolve_tasks(settings.task)  # a name that is not there costs nothing yet
-    return folder, settings, checkpoint
+    return folder, settings
 
 
-def _new_folder(settings: Settings, run_dir: str | Path | None) -> RunFolder:
-    if run_dir is None:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        return RunFolder(Path(settings.run.directory) / f"{settings.run.name}-{stamp}")
-    folder = RunFolder(Path(run_dir))
+def _begun(folder: RunFolder, settings: Settings, console: Console) -> Checkpoint:
+    """Where a run goes on."""
+    _check_resumable(load_settings(folder.settings), settings)
+    checkpoint, warnings = load_newest(folder.checkpoints)
+    for warning in warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False)
+    return checkpoint
+
+
+def _new_folder(settings: Settings) -> RunFolder:
+    """One named after the run and the time; numbered where another began in the same second."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    name = f"{settings.run.name}-{stamp}"
+    names = (name if number == 1 else f"{name}-{number}" for number in count(1))
+    paths = (Path(settings.run.directory) / each for each in names)
+    return RunFolder(next(path for path in paths if not path.exists()))
+
+
+def _check_free(folder: RunFolder) -> None:
     if folder.settings.exists():
         raise RunFolderError(
-            f"{run_dir} already holds a run: go on with it by --resume {run_dir}, "
+            f"{folder.path} already holds a run: go on with it by --resume {folder.path}, "
             "or name another folder"
         )
-    return folder
 
 
 def _check_resumable(recorded: Settings, asked: Settings) -> None:
