@@ -6,6 +6,7 @@ Each limit is far above what anybody trains with, and below what takes a large m
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 MOST_EPISODES = 10_000
 """Episodes of one task at once: each is a simulation of its own."""
@@ -72,7 +73,7 @@ def iteration(tasks: int, episodes: int, horizon: int, phases: int) -> str | Non
 
 def network(hidden_sizes: Sequence[int]) -> str | None:
     """What is wrong with the size of a policy's network, if anything."""
-    weights = sum(a * b for a, b in zip(hidden_sizes, hidden_sizes[1:], strict=False))
+    weights = sum(a * b for a, b in pairwise(hidden_sizes))
     if weights + sum(hidden_sizes) > MOST_WEIGHTS:
         return (
             f"policy.hidden_sizes = {list(hidden_sizes)!r:.80} is not allowed: a network of more "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from itertools import count
 from pathlib import Path
@@ -12,10 +13,12 @@ from maml_ray.checkpoint import Checkpoint, load_newest
 from maml_ray.config import Settings, SettingsError, load_settings
 from maml_ray.errors import Interrupted, RunFolderError, TrainingFailed
 from maml_ray.evaluation_run import Protocol, RunResult, evaluate_run
+from maml_ray.fitting import check_fits_task
+from maml_ray.loading import load
 from maml_ray.records import Observer
-from maml_ray.report.metrics import MetricsLog
+from maml_ray.report.metrics import MetricsLog, read_metrics
 from maml_ray.report.progress import make_progress
-from maml_ray.run_folder import RunFolder, open_run
+from maml_ray.run_folder import RunFolder, check_writable, open_run
 from maml_ray.run_lock import run_lock
 from maml_ray.tasks.lookup import resolve_tasks
 from maml_ray.training import train as train_on_ray
@@ -90,6 +93,11 @@ def _chosen(
 def _begun(folder: RunFolder, settings: Settings, console: Console) -> Checkpoint:
     """Where a run goes on."""
     _check_resumable(load_settings(folder.settings), settings)
+    check_writable(folder.checkpoints, folder.tensorboard, folder.plots)
+    check_writable(folder.metrics, folder.evaluation, folder.episodes, folder.report)
+    if os.path.lexists(folder.metrics):
+        read_metrics(folder.metrics)  # before Ray is started, not after
+    check_fits_task(load(folder.path), folder.path)
     checkpoint, warnings = load_newest(folder.checkpoints)
     for warning in warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False)
@@ -102,11 +110,11 @@ def _new_folder(settings: Settings) -> RunFolder:
     name = f"{settings.run.name}-{stamp}"
     names = (name if number == 1 else f"{name}-{number}" for number in count(1))
     paths = (Path(settings.run.directory) / each for each in names)
-    return RunFolder(next(path for path in paths if not path.exists()))
+    return RunFolder(next(path for path in paths if not os.path.lexists(path)))
 
 
 def _check_free(folder: RunFolder) -> None:
-    if folder.settings.exists():
+    if os.path.lexists(folder.settings):
         raise RunFolderError(
             f"{folder.path} already holds a run: go on with it by --resume {folder.path}, "
             "or name another folder"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,9 +92,9 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     """
     folders: list[RunFolder] = []
     for path in paths:
-        inside = sorted(path.glob("*/settings.yaml")) if path.is_dir() else []
-        if inside and not (path / "settings.yaml").is_file():
-            folders += [RunFolder(settings.parent) for settings in inside]
+        inside = sorted(path.glob("*/settings.yaml")) if os.path.isdir(path) else []
+        if inside and not os.path.lexists(path / "settings.yaml"):
+            folders += [open_run(settings.parent) for settings in inside]
         else:
             folders.append(open_run(path))
     return [_read(folder) for folder in folders]
@@ -185,10 +186,11 @@ def write_comparison(groups: Sequence[Group], output: Path) -> list[Path]:
 
 def _read(folder: RunFolder) -> Run:
     settings = load_settings(folder.settings)
-    rows = read_metrics(folder.metrics) if folder.metrics.exists() else []
+    rows = read_metrics(folder.metrics) if os.path.lexists(folder.metrics) else []
     if not rows:
         raise RunFolderError(f"{folder.path} has not finished an iteration")
-    evaluation = read_evaluation(folder.evaluation) if folder.evaluation.exists() else None
+    there = os.path.lexists(folder.evaluation)
+    evaluation = read_evaluation(folder.evaluation) if there else None
     return Run(folder, settings, rows, evaluation)
 
 

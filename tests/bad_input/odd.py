@@ -1,4 +1,4 @@
-"""Odd values and odd text: what a slip, a script gone wrong or malice puts where a value belongs."""
+"""Odd values and odd text: what a slip or malice puts where a value belongs."""
 
 from __future__ import annotations
 
@@ -108,8 +108,8 @@ AS_YAML = {
     "alias": "*a",
     "bomb": "[&a [x, x], &b [*a, *a], &c [*b, *b], [*c, *c]]",
     "itself": "&a [*a]",
-    "brackets": "[" * 2000,
-    "braces": "{" * 2000,
+    "brackets": "[" * 400,
+    "braces": "{" * 400,
     "closed": "[" * 300 + "]" * 300,
     "deep": "{a: " * 60 + "1" + "}" * 60,
     "question": "? " * 5000,
