@@ -17,7 +17,7 @@ from maml_ray.config import Settings, load_settings
 from maml_ray.errors import RunFolderError
 from maml_ray.evaluation_files import read_evaluation
 from maml_ray.report.metrics import read_metrics
-from maml_ray.report.plots import COLOURS, column, plain, smoothed
+from maml_ray.report.plots import COLOURS, column, plain, save_figure, smoothed
 from maml_ray.run_folder import RunFolder, open_run
 
 _NOT_MATHEMATICS = ("run", "cluster", "evaluation")
@@ -170,7 +170,7 @@ def write_comparison(groups: Sequence[Group], output: Path) -> list[Path]:
     plot, table = output / "comparison.png", output / "comparison.csv"
     try:
         output.mkdir(parents=True, exist_ok=True)
-        comparison_figure(groups).savefig(plot, dpi=120)
+        save_figure(comparison_figure(groups), plot)
         with table.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(_COLUMNS)

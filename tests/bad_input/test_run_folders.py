@@ -1,16 +1,20 @@
-"""Run folders that are damaged, mixed up or hostile: a sentence that names the file, exit code 2."""
+"""Run folders that are damaged, mixed up or hostile: a sentence that names the file."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 import maml_ray
 from maml_ray.adapting import adapt_to
@@ -85,10 +89,24 @@ def use(command: str, folder: Path) -> Outcome:
         "compare": ["--output", output],
         "report": [],
     }
-    with training_refused():
+    with training_refused(), quick_pictures():
         if command == "resume":
             return run("train", "--resume", name)
         return run(command, name, *arguments[command])
+
+
+@contextmanager
+def quick_pictures() -> Iterator[None]:
+    """Figures are made, but neither drawn to pixels nor resampled ten thousand times."""
+
+    def save(figure: Figure, path: Path, **keywords: Any) -> None:
+        Path(path).write_bytes(b"no picture")
+
+    with (
+        mock.patch.object(Figure, "savefig", save),
+        mock.patch("maml_ray.bootstrap.RESAMPLES", 10),
+    ):
+        yield
 
 
 WRITTEN = ("evaluation.json", "evaluation.csv", "report.html", "plots", ".lock")
@@ -123,7 +141,7 @@ def test_a_damaged_file(copied: Path, file: str, how: damage.Damage) -> None:
     for command in READING:
         outcome = use(command, copied)
         # A broken checkpoint is told with its folder, mixed-up files with the one they lie beside.
-        assert_told(outcome, copied, file.split("/")[0])
+        assert_told(outcome, copied, file.split("/")[0].removesuffix(".yaml"))
         assert others(fingerprint(copied)) == before
     load(copied)
 
@@ -164,7 +182,7 @@ def test_a_damaged_folder(copied: Path, tmp_path: Path, name: str, how: str) -> 
     load(copied)
 
 
-@cases(250)
+@cases(40)
 @given(data=st.data(), value=st.sampled_from((*damage.ODD, ...)))
 def test_an_evaluation_of_another_shape(
     finished: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, value: Any
@@ -177,7 +195,7 @@ def test_an_evaluation_of_another_shape(
     assert_told(use(command, copied), copied, "evaluation.json")
 
 
-@cases(250)
+@cases(40)
 @given(data=st.data(), value=st.sampled_from((*damage.ODD, ...)))
 def test_metrics_of_another_shape(
     finished: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, value: Any
@@ -192,7 +210,7 @@ def test_metrics_of_another_shape(
     assert_told(use(command, copied), copied, "metrics.jsonl", "has not finished")
 
 
-@cases(200)
+@cases(30)
 @given(data=st.data(), value=st.sampled_from((*damage.ODD, ...)))
 def test_settings_of_another_shape(
     finished: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, value: Any
@@ -219,7 +237,9 @@ def test_json_of_another_shape(copied: Path, file: str, shape: Any) -> None:
     for text in (json.dumps(shape), json.dumps([shape] * 2) + "\n\n"):
         (copied / file).write_text(text)
         for command in ("compare", "report", "resume"):
-            assert_told(use(command, copied), copied, file.split("/")[0], "metrics.jsonl")
+            assert_told(
+                use(command, copied), copied, file.split(".")[0].split("/")[0], "metrics.jsonl"
+            )
         load(copied)
 
 
@@ -281,7 +301,7 @@ def test_a_damaged_policy(adapted: Path, tmp_path: Path, file: str, how: damage.
     assert str(copied) in str(caught.value)
 
 
-@cases(300)
+@cases(60)
 @given(data=st.data(), value=st.sampled_from((*damage.ODD, ...)))
 def test_a_policy_of_another_shape(
     adapted: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, value: Any
