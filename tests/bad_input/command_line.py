@@ -44,7 +44,7 @@ def run(*arguments: str) -> Outcome:
     texts = []
     for stream in (out, err):
         stream.flush()
-        texts.append(stream.buffer.getvalue().decode())  # type: ignore[attr-defined]
+        texts.append(stream.buffer.getvalue().decode())
     return Outcome(int(code or 0), *texts)
 
 
