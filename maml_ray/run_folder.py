@@ -87,7 +87,8 @@ def check_inside(folder: Path, *places: Path) -> None:
     """Nothing is read or written outside: a run folder may come from somebody else.
 
     Raises:
-        RunFolderError: one of ``places`` is a link out of ``folder``, which may be a link itself.
+        RunFolderError: one of ``places`` is a link out of ``folder``, which may be a link itself,
+            or a pipe or a device.
     """
     real = os.path.realpath(folder)
     for place in places:
@@ -96,6 +97,8 @@ def check_inside(folder: Path, *places: Path) -> None:
             raise RunFolderError(
                 f"{place} leads out of the run folder, to {target}: put what it stands for there"
             )
+        if os.path.exists(target) and not (os.path.isfile(target) or os.path.isdir(target)):
+            raise RunFolderError(f"{place} is neither a file nor a folder: reading it may not end")
 
 
 def check_writable(*places: Path) -> None:
