@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from maml_ray import limits
 from maml_ray.agent import Agent
 from maml_ray.errors import RunFolderError, UserError
+from maml_ray.fitting import check_fits_task
 from maml_ray.loading import load
 from maml_ray.policy_folder import save_policy
 from maml_ray.seeding import Purpose, seed_sequence
@@ -18,6 +21,7 @@ from maml_ray.tasks.lookup import resolve_tasks
 
 _BEFORE, _AFTER, _SUPPORT = range(3)
 _MEASURED_EPISODES = 20
+_LONGEST_NAME = 100
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,14 @@ def adapt_to(
         RunFolderError: the run cannot be read, or the folder is there or cannot be written.
     """
     agent = load(run)
+    check_fits_task(agent, run)
+    horizon = agent.settings.task.horizon
+    problem = limits.episodes_at_once(episodes or 1, horizon, "--episodes")
+    if problem:
+        raise UserError(problem)
     task = _task(agent, parameters)
     folder = output or run / "adapted" / _slug(task)
-    if folder.exists():  # before the work, not after it
+    if os.path.lexists(folder):  # before the work, not after it
         raise RunFolderError(f"{folder} is there already: name another folder with --output")
     steps = steps or max(1, agent.settings.inner.steps)
     adapted = agent
@@ -99,4 +108,4 @@ def _task(agent: Agent, parameters: Mapping[str, float]) -> Task:
 
 def _slug(task: Task) -> str:
     """The task's name as a folder's."""
-    return re.sub(r"[^A-Za-z0-9.+-]+", "-", task.name).strip("-.") or "task"
+    return re.sub(r"[^A-Za-z0-9.+-]+", "-", task.name)[:_LONGEST_NAME].strip("-.") or "task"

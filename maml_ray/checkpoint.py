@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 from maml_ray.checkpoint_files import (
     BrokenCheckpoint,
@@ -22,7 +21,6 @@ from maml_ray.checkpoint_files import (
     load_checkpoint,
 )
 from maml_ray.errors import RunFolderError
-from maml_ray.policy import PolicySpec
 from maml_ray.storage import Storage
 
 FOLDER = "checkpoints"
@@ -136,21 +134,6 @@ def load_chosen(storage: Storage, which: str) -> tuple[Checkpoint, list[str]]:
         raise RunFolderError(f"cannot read the checkpoints in {storage}: {error}") from None
 
 
-def check_fits(checkpoint: Checkpoint, spec: PolicySpec) -> None:
-    """Refuse a checkpoint of another policy than the settings ask for.
-
-    Raises:
-        RunFolderError: their sizes differ; the sentence names the first that does.
-    """
-    for field in fields(PolicySpec):
-        found, asked = getattr(checkpoint.spec, field.name), getattr(spec, field.name)
-        if found != asked:
-            raise RunFolderError(
-                f"the checkpoint is of a policy with {field.name} = {_plain(found)}, and the "
-                f"settings ask for {_plain(asked)}: a run goes on with the policy that it has"
-            )
-
-
 def read_best(storage: Storage) -> Score | None:
     """The best checkpoint that is known; None where none is, or the note is damaged."""
     try:
@@ -191,7 +174,3 @@ def _folders(storage: Storage) -> list[str]:
     """Names of the checkpoints' folders, newest first."""
     names = [name for name in storage.names(FOLDER) if name.isascii() and name.isdigit()]
     return [f"{FOLDER}/{name}" for name in sorted(names, reverse=True)]
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else repr(value)

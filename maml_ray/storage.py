@@ -5,6 +5,7 @@ Names are relative and use ``/``. Whatever goes wrong is an :class:`OSError` wit
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -115,7 +116,10 @@ class LocalStorage:
 
     def read(self, name: str) -> bytes:
         """See :meth:`Storage.read`."""
-        return (self.path / checked_name(name)).read_bytes()
+        path = self.path / checked_name(name)
+        if path.exists() and not path.is_file():  # a pipe would be waited on for ever
+            raise IsADirectoryError(errno.EISDIR, "it is not a regular file", str(path))
+        return path.read_bytes()
 
     def names(self, folder: str) -> list[str]:
         """See :meth:`Storage.names`; what a killed write left behind is among them."""

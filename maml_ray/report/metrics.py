@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from maml_ray.errors import RunFolderError
+from maml_ray.files import Unreadable, read_bytes, write_whole
 from maml_ray.records import IterationRecord, StartReport
 from maml_ray.run_folder import RunFolder
 
@@ -44,6 +45,9 @@ _TAGS = {
     "learner_restarts": "faults/learner_restarts",
 }
 """TensorBoard's name for each key of a row that it shows."""
+_ALWAYS = ("total_env_steps", "elapsed_s")
+_MOST_BYTES = 1_000_000_000
+_MOST = 1e30
 
 
 class MetricsLog:
@@ -70,9 +74,14 @@ class MetricsLog:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         folder, first = self._folder, self._first_iteration
-        _drop_from(folder.metrics, first)
-        self._lines = folder.metrics.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(folder.tensorboard), purge_step=first)
+        try:
+            _drop_from(folder.metrics, first)
+            self._lines = folder.metrics.open("a", encoding="utf-8")
+            self._events = SummaryWriter(str(folder.tensorboard), purge_step=first)
+        except OSError as error:
+            raise RunFolderError(
+                f"cannot write the metrics of {folder.path}: {error.filename}: {error.strerror}"
+            ) from None
 
     def on_iteration(self, record: IterationRecord) -> None:
         """One line, and one point of every curve."""
@@ -107,19 +116,22 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     to disk, and may lose the last lines before them.
 
     Raises:
-        RunFolderError: another line is not a row, or an iteration is told out of order.
+        RunFolderError: the file cannot be read, another line is not a row, or an iteration is told
+            out of order.
     """
+    try:
+        content = read_bytes(path, most=_MOST_BYTES)
+    except Unreadable as error:
+        raise RunFolderError(f"cannot read {path}: {error}") from None
     rows: list[dict[str, Any]] = []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = content.decode("utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            in_order = row["iteration"] > (rows[-1]["iteration"] if rows else -1)
-        except (ValueError, TypeError, KeyError, RecursionError):
+        row = _row(line)
+        if row is None:
             if number == len(lines):
                 break
-            raise RunFolderError(f"line {number} of {path} is not a row of metrics") from None
-        if not in_order:
+            raise RunFolderError(f"line {number} of {path} is not a row of metrics")
+        if rows and row["iteration"] <= rows[-1]["iteration"]:
             raise RunFolderError(
                 f"line {number} of {path} tells iteration {row['iteration']} out of order"
             )
@@ -127,17 +139,35 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _row(line: str) -> dict[str, Any] | None:
+    """A row whose figures can be drawn, or None if the line is none."""
+    row: Any = None
+    with suppress(ValueError, RecursionError):
+        row = json.loads(line)
+    if not isinstance(row, dict):
+        return None
+    iteration = row.get("iteration")
+    counts = isinstance(iteration, int) and not isinstance(iteration, bool)
+    told = all(_drawable(row.get(key)) for key in ("iteration", *_ALWAYS))
+    others = all(_missing(row.get(key)) or _drawable(row[key], -_MOST) for key in _TAGS)
+    return row if counts and told and others else None
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _drawable(value: Any, least: float = 0.0) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and least <= value <= _MOST
+
+
 def _drop_from(path: Path, first_iteration: int) -> None:
     """Rewrite the file, whole or not at all, without ``first_iteration`` and what follows."""
     if not path.exists():
         return
     kept = [row for row in read_metrics(path) if row["iteration"] < first_iteration]
-    aside = path.with_suffix(".partial")
-    with aside.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in kept)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 def _finite(value: Any) -> Any:
