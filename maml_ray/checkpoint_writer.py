@@ -178,7 +178,7 @@ class CheckpointWriter:
             try:
                 self._beside()
                 save_checkpoint(self._storage, checkpoint, keep=self._keep, scores=scores)
-            except OSError as error:
+            except Exception as error:  # a thread that died of it would do so in silence
                 with self._lock:
                     self._began = None
                     self._note_trouble(_told(error))
@@ -210,5 +210,9 @@ class CheckpointWriter:
             self._lock.notify_all()
 
 
-def _told(error: OSError) -> str:
-    return error.strerror or " ".join(str(error).split())[:300] or type(error).__name__
+def _told(error: Exception) -> str:
+    return (
+        getattr(error, "strerror", None)
+        or " ".join(str(error).split())[:300]
+        or type(error).__name__
+    )

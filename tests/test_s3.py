@@ -16,7 +16,7 @@ from moto.server import ThreadedMotoServer
 from maml_ray.checkpoint import Score, load_chosen, load_newest, save_checkpoint
 from maml_ray.errors import RunFolderError
 from maml_ray.loading import load
-from maml_ray.report.metrics import read_metrics
+from maml_ray.report.metrics import _ALWAYS, read_metrics
 from maml_ray.run_folder import RunFolder
 from maml_ray.run_storage import Mirror, fetch_run, run_storage
 from maml_ray.storage import open_storage
@@ -92,7 +92,8 @@ def test_a_run_is_fetched_whole_from_where_it_is_kept(bucket: str, tmp_path: Pat
     mirror = Mirror(here, storage)
     with here.metrics.open("a") as lines:
         for iteration in range(250):
-            lines.write(json.dumps({"iteration": iteration}) + "\n")
+            row = {**dict.fromkeys(_ALWAYS, 1.0), "iteration": iteration}
+            lines.write(json.dumps(row) + "\n")
             lines.flush()
             if iteration in (0, 120, 249):
                 mirror()
