@@ -9,6 +9,7 @@ the same bits, since every random number is named by what it is for.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from maml_ray.distributed.cluster import connected, dashboard_url
 from maml_ray.distributed.crew import Crew, crew
 from maml_ray.distributed.pool import Collected
 from maml_ray.errors import Interrupted, TrainingFailed
+from maml_ray.health import hopeless
 from maml_ray.learner import UpdateMetrics
 from maml_ray.records import IterationRecord, IterationTimings, Observer, StartReport
 from maml_ray.rollout import Assignment, policy_spec, sample_tasks
@@ -102,7 +104,7 @@ class _Loop:
                 began = now  # what follows, files too, is the next iteration's "rest"
                 self.position = _Position(iteration + 1, record.total_env_steps, record.elapsed_s)
                 self.audience.on_iteration(record)
-                self._save(Score(iteration, update.return_after))
+                self._save(update)
         except (Interrupted, TrainingFailed):
             self._save_last(deadline_s=HURRY_S)
             raise
@@ -135,13 +137,21 @@ class _Loop:
             faults=self.actors.figures(collected),
         )
 
-    def _save(self, score: Score) -> None:
-        """A checkpoint, when it is time for one; what there is to tell of those before it."""
-        self.writer.note_score(score)
+    def _save(self, update: UpdateMetrics) -> None:
+        """A checkpoint, when it is time for one; what there is to tell of those before it.
+
+        Raises:
+            TrainingFailed: the storage has failed too often, or too many numbers went wrong.
+        """
+        if math.isfinite(update.return_after):
+            self.writer.note_score(Score(update.version - 1, update.return_after))
         if self.position.iteration % self.settings.run.checkpoint_every == 0:
             self.writer.submit(self._checkpoint())
         for message in self.writer.news():
             self.audience.on_event(message)
+        problem = hopeless(update, self.settings.faults)
+        if problem is not None:
+            raise TrainingFailed(problem)
 
     def _save_last(self, deadline_s: float) -> None:
         """See to it that all that is finished is safe."""

@@ -36,6 +36,8 @@ _TAGS = {
     "rest_s": "time/rest_s",
     "total_env_steps": "throughput/total_env_steps",
     "steps_per_second": "throughput/env_steps_per_second",
+    "skipped_in_a_row": "faults/updates_skipped_in_a_row",
+    "discarded_episodes": "faults/discarded_episodes",
     "actors": "faults/rollout_actors",
     "retried": "faults/work_retried",
     "duplicated": "faults/work_duplicated",
