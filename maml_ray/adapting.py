@@ -49,6 +49,7 @@ def adapt_to(
     steps: int | None = None,
     episodes: int | None = None,
     seed: int = 0,
+    checkpoint: str = "newest",
     output: Path | None = None,
 ) -> Adapted:
     """Collect support data of a task, take the inner steps, and write the policy.
@@ -59,13 +60,14 @@ def adapt_to(
         steps: inner steps; ``inner.steps`` of the run by default, and at least one.
         episodes: of each support set; as in training by default.
         seed: of the support data.
+        checkpoint: of the run: newest, best, or its number.
         output: folder to make; ``RUN/adapted/TASK`` by default.
 
     Raises:
         UserError: there is no such task.
         RunFolderError: the run cannot be read, or the folder is there or cannot be written.
     """
-    agent = load(run)
+    agent = load(run, checkpoint=checkpoint)
     check_fits_task(agent, run)
     horizon = agent.settings.task.horizon
     problem = limits.episodes_at_once(episodes or 1, horizon, "--episodes")

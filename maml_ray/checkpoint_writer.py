@@ -132,6 +132,7 @@ class CheckpointWriter:
         Raises:
             TrainingFailed: it is not within ``deadline_s``; it has been saved elsewhere.
         """
+        self._woken.set()  # whoever pauses tries at once
         with self._lock:
             if self._lock.wait_for(self._is_safe, timeout=deadline_s):
                 return
@@ -183,6 +184,7 @@ class CheckpointWriter:
                     self._began = None
                     self._note_trouble(_told(error))
                 self._pause(self._woken, pause)
+                self._woken.clear()
                 pause = min(2.0 * pause, LONGEST_PAUSE_S)
             else:
                 self._note_success(checkpoint)

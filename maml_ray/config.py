@@ -69,7 +69,7 @@ class RunSettings(_Section):
     iterations: Count = 200
     directory: Annotated[str, Field(min_length=1)] = "runs"
     storage: Annotated[str, Field(min_length=1)] | None = None
-    checkpoint_every: Count = 10
+    checkpoint_every: Count = 1
     keep_checkpoints: Count = 3
     preset: str | None = None
 
@@ -215,7 +215,7 @@ class FaultSettings(_Section):
     preemptions: Budget = 1000
     discarded_episodes: Budget = 1000
     skipped_updates: Budget = 10
-    missed_checkpoints: Budget = 10
+    missed_checkpoints: Budget = 300
     fallback_directory: Annotated[str, Field(min_length=1)] | None = None
 
 

@@ -42,6 +42,10 @@ Random = Annotated[bool, typer.Option(help="Judge the untrained policy alike, fo
 Video = Annotated[
     Path | None, typer.Option(help="Where the video goes.  [default: RUN/evaluation.mp4]")
 ]
+Checkpoint = Annotated[
+    str,
+    typer.Option(metavar="WHICH", help="newest, best (while it was trained), or its number."),
+]
 Record = Annotated[bool, typer.Option(help="Record the video.")]
 
 
@@ -60,6 +64,7 @@ def evaluate(
     inner_rate: InnerRate = None,
     beside: Beside = None,
     random: Random = True,
+    checkpoint: Checkpoint = "newest",
     video: Video = None,
     record: Record = True,
 ) -> None:
@@ -92,6 +97,7 @@ def evaluate(
         inner_rate=inner_rate,
         beside=tuple(beside or ()),
         untrained=random,
+        checkpoint=checkpoint,
         video=record,
         video_path=video,
     )
@@ -118,6 +124,7 @@ def adapt(
         typer.Option(min=1, help="Episodes of a support set.  [default: as in training]"),
     ] = None,
     seed: Seed = 0,
+    checkpoint: Checkpoint = "newest",
     output: Annotated[
         Path | None, typer.Option(help="Folder to make.  [default: RUN/adapted/TASK]")
     ] = None,
@@ -134,7 +141,15 @@ def adapt(
     from maml_ray.adapting import adapt_to
 
     parameters = _parameters(task)
-    adapted = adapt_to(run, parameters, steps=steps, episodes=episodes, seed=seed, output=output)
+    adapted = adapt_to(
+        run,
+        parameters,
+        steps=steps,
+        episodes=episodes,
+        seed=seed,
+        checkpoint=checkpoint,
+        output=output,
+    )
     console = Console()
     console.print(
         f"{adapted.task.name}: return {adapted.before:.1f} before, {adapted.after:.1f} after "

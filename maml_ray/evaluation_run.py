@@ -39,6 +39,7 @@ class Protocol:
         inner_rate: in place of the run's inner learning rate.
         beside: run folders whose policies are judged alike, for comparison.
         untrained: whether the randomly initialised policy is, too.
+        checkpoint: of the run: newest, best, or its number.
         video: whether one is recorded.
         video_path: where, if not in the run folder.
     """
@@ -50,6 +51,7 @@ class Protocol:
     inner_rate: float | None = None
     beside: tuple[Path, ...] = ()
     untrained: bool = False
+    checkpoint: str = "newest"
     video: bool = True
     video_path: Path | None = None
 
@@ -78,7 +80,7 @@ class RunResult:
 def evaluate_run(
     folder: RunFolder, protocol: Protocol = Protocol(), *, console: Console | None = None
 ) -> RunResult:
-    """Evaluate a run's newest checkpoint, and write figures, episodes, video and report.
+    """Evaluate a run's checkpoint, and write figures, episodes, video and report.
 
     Without a working OpenGL there is no video, and a note says what would help.
 
@@ -87,7 +89,7 @@ def evaluate_run(
             learned and cannot be replaced.
         RunFolderError: a run cannot be read, or a file not be written.
     """
-    agent = _with_rate(load(folder.path), protocol.inner_rate)
+    agent = _with_rate(load(folder.path, checkpoint=protocol.checkpoint), protocol.inner_rate)
     check_fits_task(agent, folder.path)
     _check_size(agent, protocol)
     check_writable(folder.evaluation, folder.episodes, folder.plots, folder.report)

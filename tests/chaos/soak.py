@@ -85,7 +85,7 @@ def settings_for(faults: int) -> Settings:
                 "stall_s": 4.0,
                 "max_task_attempts": 10,  # what is hit here is hit at random
             },
-            "faults": {"infrastructure": 1000},
+            "faults": {"infrastructure": 1000, "missed_checkpoints": 10_000},
         }
     )
 
