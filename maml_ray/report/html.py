@@ -51,6 +51,7 @@ def write_report(
         preset=settings.run.preset,
         settings=dump_settings(settings),
         last=dict(rows[-1]) if rows else None,
+        mended=_mended(rows),
         evaluation=evaluation,
         by_task=_by_task(evaluation),
         evaluation_plot=(
@@ -69,6 +70,24 @@ def write_report(
     )
     write_whole(folder.report, page)
     return folder.report
+
+
+_MENDED = {
+    "lost": "pieces of work lost with their actor, and done again",
+    "duplicated": "pieces of work given to a second actor",
+    "learner_restarts": "learners begun anew",
+    "discarded_episodes": "broken episodes drawn again",
+}
+
+
+def _mended(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What went wrong on the way and was mended, where anything did."""
+    counts = {key: sum(int(row.get(key) or 0) for row in rows) for key in ("lost", "duplicated")}
+    for key in ("learner_restarts", "discarded_episodes"):  # these are told since the start
+        counts[key] = int(rows[-1].get(key) or 0) if rows else 0
+    told = [f"{counts[key]} {what}" for key, what in _MENDED.items() if counts[key]]
+    skipped = sum(row.get("skipped") is not None for row in rows)
+    return [*told, f"{skipped} updates skipped"] if skipped else told
 
 
 def _by_task(evaluation: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:

@@ -54,10 +54,7 @@ class Victim:
 
     def iterations(self) -> int:
         """How many have been finished and written down."""
-        try:
-            return len(read_metrics(self.folder.metrics))
-        except FileNotFoundError:
-            return 0
+        return len(read_metrics(self.folder.metrics)) if self.folder.metrics.exists() else 0
 
     def hit(self, kind: tuple[str, str], number: signal.Signals, rng: random.Random) -> int:
         """Send a signal to one of the run's workers; which."""
