@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 SETTINGS ?= deploy.yaml
 ARGS ?=
 
-.PHONY: help install train test lint types verify-backward reproduce bench clean
+.PHONY: help install train test lint types verify-backward reproduce chaos bench clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -40,6 +40,9 @@ verify-backward: install ## Train seeds 0 to 2 in full and check the returns: ab
 
 reproduce: install ## Train and judge the papers' experiments: about three hours on 2 cores (QUICK=1: half of it).
 	$(BIN)/python -m tests.reproduction $(if $(QUICK),--quick) $(ARGS)
+
+chaos: install ## Kill, hang and unplug a run 56 times; see that it ends with the same bits (20 minutes).
+	$(BIN)/python -m pytest -m soak -s tests/chaos
 
 bench: install ## Measure speed as ratios within one run (ARGS=--json for keeping).
 	$(BIN)/python -m tests.benchmarks $(ARGS)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from maml_ray import limits
 from maml_ray.agent import Agent
 from maml_ray.errors import RunFolderError, UserError
+from maml_ray.fitting import check_fits_task
 from maml_ray.loading import load
 from maml_ray.policy_folder import save_policy
 from maml_ray.seeding import Purpose, seed_sequence
@@ -18,6 +21,7 @@ from maml_ray.tasks.lookup import resolve_tasks
 
 _BEFORE, _AFTER, _SUPPORT = range(3)
 _MEASURED_EPISODES = 20
+_LONGEST_NAME = 100
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ def adapt_to(
     steps: int | None = None,
     episodes: int | None = None,
     seed: int = 0,
+    checkpoint: str = "newest",
     output: Path | None = None,
 ) -> Adapted:
     """Collect support data of a task, take the inner steps, and write the policy.
@@ -55,16 +60,22 @@ def adapt_to(
         steps: inner steps; ``inner.steps`` of the run by default, and at least one.
         episodes: of each support set; as in training by default.
         seed: of the support data.
+        checkpoint: of the run: newest, best, or its number.
         output: folder to make; ``RUN/adapted/TASK`` by default.
 
     Raises:
         UserError: there is no such task.
         RunFolderError: the run cannot be read, or the folder is there or cannot be written.
     """
-    agent = load(run)
+    agent = load(run, checkpoint=checkpoint)
+    check_fits_task(agent, run)
+    horizon = agent.settings.task.horizon
+    problem = limits.episodes_at_once(episodes or 1, horizon, "--episodes")
+    if problem:
+        raise UserError(problem)
     task = _task(agent, parameters)
     folder = output or run / "adapted" / _slug(task)
-    if folder.exists():  # before the work, not after it
+    if os.path.lexists(folder):  # before the work, not after it
         raise RunFolderError(f"{folder} is there already: name another folder with --output")
     steps = steps or max(1, agent.settings.inner.steps)
     adapted = agent
@@ -99,4 +110,4 @@ def _task(agent: Agent, parameters: Mapping[str, float]) -> Task:
 
 def _slug(task: Task) -> str:
     """The task's name as a folder's."""
-    return re.sub(r"[^A-Za-z0-9.+-]+", "-", task.name).strip("-.") or "task"
+    return re.sub(r"[^A-Za-z0-9.+-]+", "-", task.name)[:_LONGEST_NAME].strip("-.") or "task"

@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 from maml_ray.acting import for_environment, make_sampler
 from maml_ray.collection import collect
 from maml_ray.config import Settings
+from maml_ray.errors import UserError
 from maml_ray.meta_parameters import initial_meta_parameters
 from maml_ray.normalisation import Normaliser
 from maml_ray.numpy_policy import NumpyPolicy
@@ -130,12 +131,20 @@ class Agent:
 
         For data of :meth:`collect`, or of your own robot: the log-probabilities must be those of
         the policy that collected it, which for the first step is this one.
+
+        Raises:
+            UserError: the adapted parameters are not finite.
         """
         sets = [support] if isinstance(support, Trajectories) else list(support)
         theta = to_torch(self.parameters)
         for trajectories in sets:
             with _one_thread():
                 theta = adapt_policy(self.settings, self.spec, theta, trajectories, self.normaliser)
+        if not all(bool(value.isfinite().all()) for value in theta.values()):
+            raise UserError(
+                "the adapted parameters are not finite: lower inner.learning_rate "
+                f"({self.settings.inner.learning_rate:g})"
+            )
         return replace(
             self,
             parameters=to_numpy(theta),

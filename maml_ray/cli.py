@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -15,7 +16,6 @@ from maml_ray.errors import Interrupted, TrainingFailed, UserError
 from maml_ray.evaluation_cli import add_commands
 from maml_ray.presets import PRESETS
 from maml_ray.report.tables import print_evaluation, print_notes
-from maml_ray.run_folder import open_run
 
 app = typer.Typer(
     name="maml-ray",
@@ -56,7 +56,8 @@ def train(
         Path | None, typer.Option(help="Run folder; a new one under run.directory by default.")
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run.")
+        str | None,
+        typer.Option(metavar="RUN", help="Go on with a run: its folder, or its URL in storage."),
     ] = None,
 ) -> None:
     """Meta-train a policy, evaluate it, and write a report.
@@ -84,12 +85,13 @@ def train(
         raise UserError("--resume names the run folder already: leave --run-dir out")
     if resume is not None and preset is not None:
         raise UserError("--resume takes the run's own settings: leave --preset out")
+    from maml_ray.runs import find_run  # imports torch and Ray: not for --help
+    from maml_ray.runs import train as run
+
     source = settings_file
     if resume is not None and source is None:
-        source = open_run(resume).settings
+        source = find_run(resume).settings
     settings = load_settings(source, preset=preset, overrides=extra)
-    from maml_ray.runs import train as run  # imports torch and Ray: not for --help
-
     result = run(settings, run_dir=run_dir, resume=resume, console=console)
     print_evaluation(console, result.figures)
     print_notes(console, result.notes)
@@ -164,6 +166,9 @@ add_commands(app)
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file's name may be no text at all
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except UserError as error:

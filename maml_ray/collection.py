@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,18 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from maml_ray.acting import for_environment, make_sampler
+from maml_ray.errors import UserError
 from maml_ray.numpy_policy import NumpyPolicy
 from maml_ray.policy import PolicySpec
 from maml_ray.trajectories import Trajectories
+
+ATTEMPTS = 3
+"""How often an episode is drawn before its task is given up: chance breaks a simulation once, and
+a task or a policy that breaks three in a row will break the next."""
+
+
+class BrokenSimulation(UserError):
+    """Episodes of a task break whenever they are drawn; the sentence says how many."""
 
 
 def collect(
@@ -25,21 +35,52 @@ def collect(
     """Roll out one episode in each of the K environments of ``env``, for ``horizon`` steps at most.
 
     All noise is drawn before the first step from ``seed``, so the result depends on the seed,
-    the policy and the environment, and on nothing else.
+    the policy and the environment, and on nothing else. An episode whose simulation breaks (a
+    number that is not finite, or a state that MuJoCo itself has given up) is discarded, and drawn
+    again from the next key of its stream; the other episodes stay as they are.
 
     Args:
         policy: who acts.
         env: K environments; it is reset here and must not reset itself within an episode's
-            steps, other than behind its end, where everything is masked.
+            steps, other than behind its end, where everything is masked. It may tell by a method
+            ``broken() -> (K,) bool`` which of its simulations have failed since their reset.
         horizon: T, the number of steps.
         seed: the stream for initial states and action noise.
         explore: sample actions; otherwise take the mean or the most probable action.
 
     Returns:
         Trajectories of K episodes and T steps.
+
+    Raises:
+        BrokenSimulation: an episode broke as often as it was drawn.
     """
+    # What is not a number is looked for afterwards: it needs no warnings on the way.
+    with np.errstate(all="ignore"):
+        collected = _attempt(policy, env, horizon, seed, explore)
+        broken = _broken(collected, env)
+        for attempt in range(1, ATTEMPTS):
+            if not broken.any():
+                return collected
+            again = _attempt(policy, env, horizon, _child(seed, 1 + attempt), explore)
+            collected = _with_rows(collected, again, broken)
+            broken &= _broken(again, env)
+    if broken.any():
+        raise BrokenSimulation(
+            f"{np.count_nonzero(broken)} of {len(broken)} episodes broke {ATTEMPTS} times in a "
+            "row: observations, rewards or actions were not finite, or MuJoCo gave it up"
+        )
+    return collected
+
+
+def _attempt(
+    policy: NumpyPolicy,
+    env: VectorEnv[Any, Any, Any],
+    horizon: int,
+    seed: np.random.SeedSequence,
+    explore: bool,
+) -> Trajectories:
     episodes = env.num_envs
-    rng = np.random.default_rng(_streams(seed)[1]) if explore else None
+    rng = np.random.default_rng(_child(seed, 1)) if explore else None
     sampler = make_sampler(policy, horizon, episodes, rng)
     record = _Record(policy.spec, horizon, episodes)
     # Gymnasium's vector environments take a list of seeds; their base class is annotated without.
@@ -54,6 +95,33 @@ def collect(
         if record.note(step, outcome):
             break
     return record.trajectories(observation, sampler.log_probs())
+
+
+def _broken(collected: Trajectories, env: VectorEnv[Any, Any, Any]) -> NDArray[np.bool_]:
+    """(K,) which episodes are not to be learned from."""
+    tell = getattr(env, "broken", None)
+    broken = np.zeros(collected.episodes, np.bool_) if tell is None else np.array(tell(), np.bool_)
+    for name in _FIGURES:
+        figures = getattr(collected, name)
+        if figures is not None and not np.isfinite(figures).all():
+            broken |= ~np.isfinite(figures).reshape(collected.episodes, -1).all(axis=1)
+    return broken
+
+
+_FIGURES = ("observations", "actions", "log_probs", "rewards", "final_observations", "speeds")
+
+
+def _with_rows(
+    collected: Trajectories, again: Trajectories, rows: NDArray[np.bool_]
+) -> Trajectories:
+    """``collected`` with the episodes ``rows`` (K,) of ``again``, and as many more discarded."""
+    arrays: dict[str, Any] = {}
+    for field in fields(Trajectories):
+        old, new = getattr(collected, field.name), getattr(again, field.name)
+        if isinstance(old, np.ndarray):
+            arrays[field.name] = np.where(rows.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+    discarded = collected.discarded + int(np.count_nonzero(rows))
+    return replace(collected, **arrays, discarded=discarded)
 
 
 class _Record:
@@ -96,7 +164,8 @@ class _Record:
     ) -> Trajectories:
         """What was collected; ``observation`` is the last one seen."""
         self._final_observations[self._alive] = observation[self._alive]
-        for array in (self._rewards, self.observations, self._speeds):
+        # What comes behind an episode's end may be anything, and NaN times zero is NaN.
+        for array in (self._rewards, self.observations, self.actions, log_probs, self._speeds):
             array[~self._mask] = 0.0
         lengths = self._mask.sum(axis=0, dtype=np.float32)
         return Trajectories(
@@ -113,18 +182,15 @@ class _Record:
 
 def reset_seeds(seed: np.random.SeedSequence, episodes: int) -> list[int]:
     """The seeds that :func:`collect` resets its environments with: to replay an episode."""
-    return [int(word) for word in _streams(seed)[0].generate_state(episodes, np.uint64)]
+    return [int(word) for word in _child(seed, 0).generate_state(episodes, np.uint64)]
 
 
-def _streams(seed: np.random.SeedSequence) -> list[np.random.SeedSequence]:
-    """Streams for initial states and for action noise.
+def _child(seed: np.random.SeedSequence, number: int) -> np.random.SeedSequence:
+    """A stream within a stream: 0 for initial states, 1 for action noise, 2 on to draw again.
 
-    Children by key and not by ``spawn``, which counts its calls: the same seed gives the same.
+    By key and not by ``spawn``, which counts its calls: the same seed gives the same.
     """
-    return [
-        np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, child))
-        for child in range(2)
-    ]
+    return np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, number))
 
 
 def _episodes_first(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

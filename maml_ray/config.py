@@ -22,12 +22,15 @@ from pydantic import (
     field_validator,
 )
 
+from maml_ray import limits
 from maml_ray.errors import UserError
 from maml_ray.explanations import explain, nearest
+from maml_ray.files import Unreadable, read_text
+from maml_ray.plain_data import DEEPEST, NotPlain, plain
 from maml_ray.plain_yaml import YamlError, dump_yaml, parse_yaml
 from maml_ray.presets import PRESETS
 
-MAX_FILE_BYTES = 1_000_000
+MAX_FILE_BYTES = 100_000
 """A settings file is a page of text; anything larger is a mistake (a video, a checkpoint)."""
 
 
@@ -36,7 +39,10 @@ class SettingsError(UserError, ValueError):
 
 
 Count = Annotated[int, Field(ge=1)]
+Budget = Annotated[int, Field(ge=0)]
+Width = Annotated[int, Field(ge=1, le=100_000)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0, le=1e7)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -62,7 +68,8 @@ class RunSettings(_Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     iterations: Count = 200
     directory: Annotated[str, Field(min_length=1)] = "runs"
-    checkpoint_every: Count = 10
+    storage: Annotated[str, Field(min_length=1)] | None = None
+    checkpoint_every: Count = 1
     keep_checkpoints: Count = 3
     preset: str | None = None
 
@@ -79,7 +86,7 @@ class TaskSettings(_Section):
 class PolicySettings(_Section):
     """The policy: a Gaussian or, for discrete actions, categorical MLP."""
 
-    hidden_sizes: Annotated[tuple[Count, ...], Field(max_length=16)] = (64, 64)
+    hidden_sizes: Annotated[tuple[Width, ...], Field(max_length=16)] = (64, 64)
     activation: Literal["tanh", "relu"] = "tanh"
     normalise_observations: bool = True
     initial_log_std: LogStd = 0.0
@@ -182,11 +189,34 @@ class ClusterSettings(_Section):
 
     address: Annotated[str, Field(min_length=1)] | None = None
     rollout_actors: Count | None = None
+    min_rollout_actors: Count = 1
     learner_device: Literal["auto", "cpu", "cuda"] = "auto"
-    learner_threads: Count | None = None
-    start_timeout_s: Positive = 60.0
-    task_timeout_s: Positive = 300.0
+    learner_threads: Annotated[int, Field(ge=1, le=4096)] | None = None
+    start_timeout_s: Seconds = 60.0
+    task_timeout_s: Seconds = 300.0
     max_task_attempts: Count = 3
+    straggler_factor: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = 3.0
+    stall_s: Seconds = 60.0
+    empty_timeout_s: Seconds = 600.0
+
+    @field_validator("min_rollout_actors")
+    @classmethod
+    def _least_below_most(cls, value: int, info: ValidationInfo) -> int:
+        most = info.data.get("rollout_actors")
+        if most is not None and value > most:
+            raise ValueError(f"must not be above cluster.rollout_actors ({most})")
+        return value
+
+
+class FaultSettings(_Section):
+    """How much may go wrong before a run ends: a budget for each kind of fault."""
+
+    infrastructure: Budget = 100
+    preemptions: Budget = 1000
+    discarded_episodes: Budget = 1000
+    skipped_updates: Budget = 10
+    missed_checkpoints: Budget = 300
+    fallback_directory: Annotated[str, Field(min_length=1)] | None = None
 
 
 class Settings(_Section):
@@ -201,6 +231,7 @@ class Settings(_Section):
     outer: OuterSettings = OuterSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     cluster: ClusterSettings = ClusterSettings()
+    faults: FaultSettings = FaultSettings()
 
 
 def load_settings(
@@ -217,10 +248,41 @@ def load_settings(
         SettingsError: the file cannot be read, or anything in it or in the overrides is wrong.
     """
     own = _read(Path(path)) if path is not None else {}
-    data = _merged(_base(own, preset, path), own)
+    base = _merged(_base(own, preset, path), own)
+    data = base
     for override in overrides:
         data = _merged(data, _parse_override(override))
-    return validate_settings(data)
+    _check_preset_kept(base, data)
+    try:
+        return validate_settings(data)
+    except SettingsError as error:
+        raise _from_file(error, base, path) from None
+
+
+def _check_preset_kept(base: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+    """An override comes too late to lie under the file: it would name a preset and take nothing."""
+    before, after = (
+        run.get("preset") if isinstance(run := tree.get("run"), Mapping) else None
+        for tree in (base, data)
+    )
+    if after is not None and after != before:
+        raise SettingsError(
+            f"run.preset = {after!r:.60} is not allowed as an override: write --preset NAME"
+        )
+
+
+def _from_file(
+    error: SettingsError, base: Mapping[str, Any], path: str | Path | None
+) -> SettingsError:
+    """``error`` with the name of the file before it, where the file alone is at fault."""
+    if path is None:
+        return error
+    try:
+        validate_settings(base)
+    except SettingsError as own:
+        if str(own) == str(error):
+            return SettingsError(f"{path}: {error}")
+    return error
 
 
 def _base(own: Mapping[str, Any], preset: str | None, path: str | Path | None) -> Mapping[str, Any]:
@@ -236,8 +298,9 @@ def _base(own: Mapping[str, Any], preset: str | None, path: str | Path | None) -
     if chosen is None or not isinstance(chosen, str):
         return {}  # what is no name is refused with the other values
     if chosen not in PRESETS:
+        where = f"{path}: " if preset is None else ""
         raise SettingsError(
-            f"preset {chosen!r} is not known{nearest(chosen, PRESETS)}; "
+            f"{where}run.preset = {chosen!r:.60} is not known{nearest(chosen, PRESETS)}; "
             f"there is: {', '.join(sorted(PRESETS))}"
         )
     return _merged(PRESETS[chosen], {"run": {"preset": chosen}})
@@ -251,11 +314,27 @@ def validate_settings(data: Mapping[str, Any]) -> Settings:
     """
     try:
         # JSON mode is the strict mode that still takes a list for a tuple and 1 for 1.0.
-        return Settings.model_validate_json(json.dumps(data), strict=True)
+        settings = Settings.model_validate_json(json.dumps(plain(data)), strict=True)
+    except NotPlain as error:
+        raise SettingsError(str(error)) from None
     except ValidationError as error:
         raise SettingsError(explain(error, known_at=_fields_at)) from None
-    except (TypeError, ValueError, RecursionError) as error:
-        raise SettingsError(f"the settings hold a value that is not plain data: {error}") from None
+    problem = _too_large(settings)
+    if problem:
+        raise SettingsError(problem)
+    return settings
+
+
+def _too_large(settings: Settings) -> str | None:
+    """What no machine holds, in settings that are each all right."""
+    batch, judged, horizon = settings.meta_batch, settings.evaluation, settings.task.horizon
+    return (
+        limits.network(settings.policy.hidden_sizes)
+        or limits.iteration(batch.tasks, batch.episodes, horizon, settings.inner.steps + 1)
+        or limits.evaluation(
+            judged.tasks, judged.episodes, judged.steps or 0, horizon, prefix="evaluation."
+        )
+    )
 
 
 def dump_settings(settings: Settings) -> str:
@@ -265,16 +344,9 @@ def dump_settings(settings: Settings) -> str:
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise SettingsError(
-                f"{path} is larger than {MAX_FILE_BYTES:,} bytes: not a settings file"
-            )
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        if isinstance(error, SettingsError):
-            raise
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise SettingsError(f"cannot read the settings file {path}: {reason}") from None
+        text = read_text(path, most=MAX_FILE_BYTES)
+    except Unreadable as error:
+        raise SettingsError(f"cannot read the settings file {path}: {error}") from None
     data = _data(text, str(path))
     if data is None:
         return {}
@@ -295,11 +367,13 @@ def _data(text: str, source: str) -> Any:
 def _parse_override(override: str) -> Mapping[str, Any]:
     key, separator, text = override.partition("=")
     parts = key.strip().split(".")
-    if not separator or not all(parts):
+    if not separator or not all(parts) or len(parts) > DEEPEST:
         raise SettingsError(
-            f"cannot read the setting {override!r}: write key.path=value, e.g. outer.epochs=4"
+            f"cannot read the setting {override!r:.80}: write key.path=value, e.g. outer.epochs=4"
         )
-    value = _data(text, f"the value of {key.strip()}")
+    if len(text) > MAX_FILE_BYTES:
+        raise SettingsError(f"the value of {key.strip():.80} is longer than {MAX_FILE_BYTES:,}")
+    value = _data(text, f"the value of {key.strip():.80}")
     for part in reversed(parts):
         value = {part: value}
     return dict(value)

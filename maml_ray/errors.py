@@ -4,9 +4,16 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something the user can mend: told in one sentence, exit code 2, no traceback."""
+    """Something the user can mend: told in one sentence, exit code 2, no traceback.
+
+    What would break the line or move the terminal's cursor, in a name that is quoted, is written
+    as an escape.
+    """
 
     exit_code = 2
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(one_line(sentence))
 
 
 class ResourceError(UserError):
@@ -38,3 +45,11 @@ class Interrupted(Exception):
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by signal {signal_number}")
         self.exit_code = 128 + signal_number
+
+
+def one_line(text: str) -> str:
+    """``text`` with every character that does not print written as an escape."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )

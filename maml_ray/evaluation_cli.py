@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from pathlib import Path
 from typing import Annotated
@@ -12,9 +13,10 @@ import typer
 from rich.console import Console
 
 from maml_ray.errors import UserError
+from maml_ray.limits import MOST_ADAPTATION_STEPS
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that 'train' has made.")]
-_MOST_STEPS = 100
+_LARGEST_SEED = 2**63 - 1
 
 Steps = Annotated[
     str | None,
@@ -27,7 +29,7 @@ Tasks = Annotated[
 Episodes = Annotated[
     int | None, typer.Option(min=1, help="Episodes per task and row.  [default: the run's]")
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Of all the randomness.")]
+Seed = Annotated[int, typer.Option(min=0, max=_LARGEST_SEED, help="Of all the randomness.")]
 InnerRate = Annotated[
     float | None,
     typer.Option(help="Adapt with this rate, e.g. to fine-tune a pre-trained run."),
@@ -39,6 +41,10 @@ Beside = Annotated[
 Random = Annotated[bool, typer.Option(help="Judge the untrained policy alike, for comparison.")]
 Video = Annotated[
     Path | None, typer.Option(help="Where the video goes.  [default: RUN/evaluation.mp4]")
+]
+Checkpoint = Annotated[
+    str,
+    typer.Option(metavar="WHICH", help="newest, best (while it was trained), or its number."),
 ]
 Record = Annotated[bool, typer.Option(help="Record the video.")]
 
@@ -58,6 +64,7 @@ def evaluate(
     inner_rate: InnerRate = None,
     beside: Beside = None,
     random: Random = True,
+    checkpoint: Checkpoint = "newest",
     video: Video = None,
     record: Record = True,
 ) -> None:
@@ -80,6 +87,8 @@ def evaluate(
 
     if inner_rate is not None and not 0.0 < inner_rate < math.inf:
         raise UserError(f"--inner-rate {inner_rate} is not allowed: it must be greater than 0")
+    if video is not None:
+        _check_video(video)
     protocol = Protocol(
         tasks=tasks,
         episodes=episodes,
@@ -88,6 +97,7 @@ def evaluate(
         inner_rate=inner_rate,
         beside=tuple(beside or ()),
         untrained=random,
+        checkpoint=checkpoint,
         video=record,
         video_path=video,
     )
@@ -97,7 +107,7 @@ def evaluate(
     print_notes(console, result.notes)
     for path in (result.folder.report, video or result.folder.video):
         if path.exists():
-            console.print(f"{path}", soft_wrap=True, highlight=False)
+            _print(console, path)
 
 
 def adapt(
@@ -106,13 +116,15 @@ def adapt(
         str, typer.Option(metavar="JSON", help="The task's parameters, e.g. '{\"direction\": -1}'.")
     ],
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Inner steps.  [default: the run's]")
+        int | None,
+        typer.Option(min=1, max=MOST_ADAPTATION_STEPS, help="Inner steps.  [default: the run's]"),
     ] = None,
     episodes: Annotated[
         int | None,
         typer.Option(min=1, help="Episodes of a support set.  [default: as in training]"),
     ] = None,
     seed: Seed = 0,
+    checkpoint: Checkpoint = "newest",
     output: Annotated[
         Path | None, typer.Option(help="Folder to make.  [default: RUN/adapted/TASK]")
     ] = None,
@@ -129,15 +141,24 @@ def adapt(
     from maml_ray.adapting import adapt_to
 
     parameters = _parameters(task)
-    adapted = adapt_to(run, parameters, steps=steps, episodes=episodes, seed=seed, output=output)
+    adapted = adapt_to(
+        run,
+        parameters,
+        steps=steps,
+        episodes=episodes,
+        seed=seed,
+        checkpoint=checkpoint,
+        output=output,
+    )
     console = Console()
     console.print(
         f"{adapted.task.name}: return {adapted.before:.1f} before, {adapted.after:.1f} after "
         f"{adapted.steps} step{'' if adapted.steps == 1 else 's'}",
         soft_wrap=True,
         highlight=False,
+        markup=False,
     )
-    console.print(f"{adapted.folder}", soft_wrap=True, highlight=False)
+    _print(console, adapted.folder)
 
 
 def compare(
@@ -163,7 +184,7 @@ def compare(
     console = Console()
     print_comparison(console, [summarise(group) for group in groups])
     for path in write_comparison(groups, output):
-        console.print(f"{path}", soft_wrap=True, highlight=False)
+        _print(console, path)
 
 
 def report(run: Run) -> None:
@@ -178,17 +199,29 @@ def report(run: Run) -> None:
     from maml_ray.run_folder import open_run
 
     folder = open_run(run)
-    figures = read_evaluation(folder.evaluation) if folder.evaluation.exists() else None
-    Console().print(str(report_run(folder, figures)), soft_wrap=True)
+    there = os.path.lexists(folder.evaluation)
+    figures = read_evaluation(folder.evaluation) if there else None
+    _print(Console(), report_run(folder, figures))
+
+
+def _check_video(path: Path) -> None:
+    if path.suffix != ".mp4":
+        raise UserError(f"--video {path} is not allowed: give it a name that ends in .mp4")
+    if not os.path.isdir(path.parent) or os.path.isdir(path):
+        raise UserError(f"--video {path} cannot be written: name a file in a folder that is there")
+
+
+def _print(console: Console, path: Path) -> None:
+    console.print(str(path), soft_wrap=True, highlight=False, markup=False)
 
 
 def _number_of_steps(text: str) -> int:
     """The N of ``N`` or ``0..N``."""
     match = re.fullmatch(r"(?:0\.\.)?(\d{1,4})", text.strip())
-    if match is None or int(match[1]) > _MOST_STEPS:
+    if match is None or int(match[1]) > MOST_ADAPTATION_STEPS:
         raise UserError(
-            f"--steps {text} is not allowed: write 3 or 0..3, up to {_MOST_STEPS}, for the return "
-            "after each number of steps from 0"
+            f"--steps {text:.80} is not allowed: write 3 or 0..3, up to "
+            f"{MOST_ADAPTATION_STEPS}, for the return after each number of steps from 0"
         )
     return int(match[1])
 

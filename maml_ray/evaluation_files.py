@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,9 +13,12 @@ from typing import Any
 from maml_ray.config import Settings
 from maml_ray.errors import RunFolderError
 from maml_ray.evaluation import Evaluation
+from maml_ray.evaluation_schema import figures_of
+from maml_ray.files import Unreadable, read_text, write_whole
 
 COLUMNS = ("policy", "task", "parameters", "adaptation", "steps", "actions", "episode", "return")
 """Of the CSV, one line an episode; ``speed`` follows, empty where the task tells none."""
+_MOST_BYTES = 200_000_000
 
 
 def evaluation_figures(
@@ -56,17 +59,11 @@ def write_evaluation(
     """
     figures = evaluation_figures(evaluation, settings, beside)
     try:
-        _replace(json_path, json.dumps(figures, indent=2) + "\n")
-        everyone = {settings.run.name: evaluation, **beside}
-        aside = csv_path.with_suffix(".partial")
-        with aside.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow((*COLUMNS, "speed"))
-            for name, one in everyone.items():
-                writer.writerows(_lines(name, one))
-        os.replace(aside, csv_path)
+        write_whole(json_path, json.dumps(figures, indent=2) + "\n")
+        write_whole(csv_path, _table({settings.run.name: evaluation, **beside}))
     except OSError as error:
-        raise RunFolderError(f"cannot write {error.filename}: {error.strerror}") from None
+        place = error.filename2 or error.filename or json_path
+        raise RunFolderError(f"cannot write {place}: {error.strerror}") from None
     return figures
 
 
@@ -77,14 +74,21 @@ def read_evaluation(path: Path) -> dict[str, Any]:
         RunFolderError: the file is damaged.
     """
     try:
-        figures = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(figures, dict) or not {"tasks", "episodes", "rows"} <= set(figures):
-            raise ValueError
-        return figures
-    except (OSError, ValueError, RecursionError):
+        return figures_of(read_text(path, most=_MOST_BYTES))
+    except (Unreadable, ValueError) as error:
         raise RunFolderError(
-            f"{path} does not hold an evaluation: run 'maml-ray evaluate {path.parent}' again"
+            f"{path} does not hold an evaluation: run 'maml-ray evaluate {path.parent}' again "
+            f"({error})"
         ) from None
+
+
+def _table(everyone: Mapping[str, Evaluation]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow((*COLUMNS, "speed"))
+    for name, one in everyone.items():
+        writer.writerows(_lines(name, one))
+    return text.getvalue()
 
 
 def _plain(evaluation: Evaluation) -> list[dict[str, Any]]:
@@ -107,9 +111,3 @@ def _lines(name: str, evaluation: Evaluation) -> Iterator[tuple[Any, ...]]:
                 value,
                 speed,
             )
-
-
-def _replace(path: Path, text: str) -> None:
-    aside = path.with_suffix(".partial")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,15 +11,18 @@ from typing import Any
 
 from rich.console import Console
 
+from maml_ray import limits
 from maml_ray.agent import Agent
 from maml_ray.config import SettingsError, load_settings
+from maml_ray.errors import RunFolderError
 from maml_ray.evaluation import Evaluation, evaluate
 from maml_ray.evaluation_files import write_evaluation
+from maml_ray.fitting import check_fits_task
 from maml_ray.loading import load
 from maml_ray.report.html import write_report
 from maml_ray.report.metrics import read_metrics
 from maml_ray.report.plots import write_plots
-from maml_ray.run_folder import RunFolder, open_run
+from maml_ray.run_folder import RunFolder, check_writable, open_run
 from maml_ray.versions import versions
 from maml_ray.video import VideoUnavailable, record_video
 
@@ -35,6 +39,7 @@ class Protocol:
         inner_rate: in place of the run's inner learning rate.
         beside: run folders whose policies are judged alike, for comparison.
         untrained: whether the randomly initialised policy is, too.
+        checkpoint: of the run: newest, best, or its number.
         video: whether one is recorded.
         video_path: where, if not in the run folder.
     """
@@ -46,6 +51,7 @@ class Protocol:
     inner_rate: float | None = None
     beside: tuple[Path, ...] = ()
     untrained: bool = False
+    checkpoint: str = "newest"
     video: bool = True
     video_path: Path | None = None
 
@@ -74,7 +80,7 @@ class RunResult:
 def evaluate_run(
     folder: RunFolder, protocol: Protocol = Protocol(), *, console: Console | None = None
 ) -> RunResult:
-    """Evaluate a run's newest checkpoint, and write figures, episodes, video and report.
+    """Evaluate a run's checkpoint, and write figures, episodes, video and report.
 
     Without a working OpenGL there is no video, and a note says what would help.
 
@@ -83,7 +89,11 @@ def evaluate_run(
             learned and cannot be replaced.
         RunFolderError: a run cannot be read, or a file not be written.
     """
-    agent = _with_rate(load(folder.path), protocol.inner_rate)
+    agent = _with_rate(load(folder.path, checkpoint=protocol.checkpoint), protocol.inner_rate)
+    check_fits_task(agent, folder.path)
+    _check_size(agent, protocol)
+    check_writable(folder.evaluation, folder.episodes, folder.plots, folder.report)
+    _rows(folder)
     others = _beside(agent, protocol)
     with _told(console or Console(quiet=True)) as tell:
         judged = {
@@ -115,11 +125,28 @@ def report_run(folder: RunFolder, figures: dict[str, Any] | None) -> Path:
     """Plots and report of what the run folder holds.
 
     Raises:
-        RunFolderError: the metrics are damaged.
+        RunFolderError: the metrics are damaged, or a file cannot be written.
     """
-    rows = read_metrics(folder.metrics) if folder.metrics.exists() else []
-    write_plots(rows, figures, folder)
-    return write_report(folder, load_settings(folder.settings), rows, figures, versions())
+    rows, settings = _rows(folder), load_settings(folder.settings)
+    check_writable(folder.plots, folder.report)
+    try:
+        write_plots(rows, figures, folder)
+        return write_report(folder, settings, rows, figures, versions())
+    except OSError as error:
+        place = error.filename2 or error.filename or folder.path
+        raise RunFolderError(f"cannot write the report: {place}: {error.strerror}") from None
+
+
+def _rows(folder: RunFolder) -> list[dict[str, Any]]:
+    return read_metrics(folder.metrics) if os.path.lexists(folder.metrics) else []
+
+
+def _check_size(agent: Agent, protocol: Protocol) -> None:
+    judged, horizon = agent.settings.evaluation, agent.settings.task.horizon
+    tasks, episodes = protocol.tasks or judged.tasks, protocol.episodes or judged.episodes
+    problem = limits.evaluation(tasks, episodes, protocol.steps or 0, horizon, prefix="--")
+    if problem:
+        raise SettingsError(problem)
 
 
 def _with_rate(agent: Agent, rate: float | None) -> Agent:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from pydantic import ValidationError
 
+from maml_ray.plain_data import named
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """``"; did you mean '...'?"`` where one of ``known`` looks like ``name``, else nothing."""
@@ -30,7 +32,7 @@ def explain(
     problems = error.errors(include_url=False)
     first = problems[0]
     location = (*prefix, *(str(part) for part in first["loc"]))
-    key = ".".join(location) or "the settings"
+    key = named(location)
     if first["type"] == "extra_forbidden":
         known = known_at(location[:-1])
         hint = nearest(location[-1], known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from maml_ray.gradient_update import GradientUpdate
 from maml_ray.meta_objective import MetaBatch
 from maml_ray.meta_parameters import initial_meta_parameters, meta_parameter_shapes
 from maml_ray.normalisation import Normaliser, RunningStatistics
-from maml_ray.outer_update import OptimiserState, OuterOptimiser
+from maml_ray.outer_update import OptimiserState, OuterOptimiser, OuterStep
 from maml_ray.policy import NumpyParameters, Parameters, PolicyParameters, PolicySpec, to_numpy
 from maml_ray.seeding import Purpose, generator
 from maml_ray.trajectories import TaskRollouts, Trajectories
@@ -52,6 +53,10 @@ class UpdateMetrics:
         learning_rate: the outer rate used; None for a trust region.
         env_steps: environment steps in the meta-batch.
         learn_s: seconds that the update took.
+        skipped: why there was no update, and the parameters are as before; None where there was
+            one. What could not be computed is NaN then.
+        skipped_in_a_row: updates that were skipped in a row, this one included.
+        discarded_episodes: broken simulations since the run began, each redrawn.
     """
 
     version: int
@@ -72,16 +77,37 @@ class UpdateMetrics:
     learning_rate: float | None
     env_steps: int
     learn_s: float
+    skipped: str | None = None
+    skipped_in_a_row: int = 0
+    discarded_episodes: int = 0
 
 
 @dataclass(frozen=True)
 class LearnerState:
-    """All that a learner needs to go on: parameters, optimiser, statistics, version."""
+    """All that a learner needs to go on.
+
+    Attributes:
+        version: of the parameters: how many updates there were.
+        parameters: by name.
+        optimiser: its state.
+        observations: statistics of all that was seen.
+        skipped_in_a_row: updates that were skipped, up to now, for want of finite numbers.
+        discarded_episodes: broken simulations since the run began, each redrawn.
+    """
 
     version: int
     parameters: NumpyParameters
     optimiser: OptimiserState
     observations: RunningStatistics
+    skipped_in_a_row: int = 0
+    discarded_episodes: int = 0
+
+
+def published(settings: Settings, state: LearnerState) -> PolicyParameters:
+    """What the actors need of a learner's state."""
+    normalise = settings.policy.normalise_observations
+    normaliser = state.observations.normaliser() if normalise else None
+    return PolicyParameters(state.version, state.parameters, normaliser)
 
 
 class MetaLearner:
@@ -104,13 +130,17 @@ class MetaLearner:
         self.parameters = self._leaves(initial_meta_parameters(spec, settings.inner, rng))
         self._optimiser = self._make_optimiser()
         self._observations = RunningStatistics.empty(spec.observation_size)
+        self._skipped_in_a_row = self._discarded_episodes = 0
 
     def publish(self) -> PolicyParameters:
         """The current parameters, for the actors."""
-        return PolicyParameters(self.version, to_numpy(self.parameters), self._normaliser())
+        return published(self.settings, self.state())
 
     def update(self, rollouts: Sequence[TaskRollouts]) -> UpdateMetrics:
         """One meta-update from the rollouts of one meta-batch, in any order.
+
+        Where a task cannot be learned from, or a number of the update is not finite, the update is
+        skipped: parameters and optimiser stay as they were, and the version goes on.
 
         Raises:
             ValueError: the rollouts are not exactly one of each task of the meta-batch, or were
@@ -118,34 +148,60 @@ class MetaLearner:
         """
         start = time.perf_counter()
         ordered = checked(rollouts, self.settings, self.version)
-        batch = self.prepare(ordered)
-        gradient = self._diagnosed(batch)
-        step = self._optimiser.update(batch, self.version, order=self._order())
-        self.version += 1
-        # Only now: within a version the actors and the meta-gradient see the same constants.
-        self._observations = self._observations.merged(_observations_of(ordered))
-        first = [task.support[0] if task.support else task.query for task in ordered]
-        last = [task.query for task in ordered]
+        sound = [task for task in ordered if task.broken is None]
+        before = self.state()
+        if len(sound) == len(ordered):
+            step, gradient, skipped = self._step(ordered)
+        else:
+            step, gradient, skipped = None, None, _first_broken(ordered)
+        if skipped is not None:
+            self.load(before)
+        self.version = before.version + 1
+        self._skipped_in_a_row = before.skipped_in_a_row + 1 if skipped is not None else 0
+        self._discarded_episodes += sum(task.discarded for task in ordered)
+        if sound:
+            # Only now: within a version the actors and the meta-gradient see the same constants.
+            self._observations = self._observations.merged(_observations_of(sound))
+        first = [task.support[0] if task.support else task.query for task in sound]
+        last = [task.query for task in sound]
         return UpdateMetrics(
             version=self.version,
             return_before=_mean_return(first),
             return_after=_mean_return(last),
             speed_before=_mean_speed(first),
             speed_after=_mean_speed(last),
-            loss=step.loss,
-            gradient_norm=step.gradient_norm,
+            loss=step.loss if step else math.nan,
+            gradient_norm=step.gradient_norm if step else math.nan,
             gradient_snr=gradient.snr if gradient else None,
             order_cosine=gradient.order_cosine if gradient else None,
-            inner_kl=float(step.after.inner_kl),
-            query_kl=float(step.after.query_kl),
-            clip_fraction=float(step.after.clip_fraction),
-            collector_ratio_error=float(step.before.largest_ratio_error),
-            entropy=float(step.after.entropy),
-            gradient_steps=step.steps,
-            learning_rate=step.learning_rate,
+            inner_kl=float(step.after.inner_kl) if step else math.nan,
+            query_kl=float(step.after.query_kl) if step else math.nan,
+            clip_fraction=float(step.after.clip_fraction) if step else math.nan,
+            collector_ratio_error=float(step.before.largest_ratio_error) if step else math.nan,
+            entropy=float(step.after.entropy) if step else math.nan,
+            gradient_steps=step.steps if step else 0,
+            learning_rate=step.learning_rate if step else None,
             env_steps=sum(task.env_steps for task in ordered),
             learn_s=time.perf_counter() - start,
+            skipped=skipped,
+            skipped_in_a_row=self._skipped_in_a_row,
+            discarded_episodes=self._discarded_episodes,
         )
+
+    def _step(
+        self, rollouts: Sequence[TaskRollouts]
+    ) -> tuple[OuterStep | None, GradientDiagnostics | None, str | None]:
+        """One step of the optimiser: how it went, or why it is to be undone."""
+        batch = self.prepare(rollouts)
+        gradient = self._diagnosed(batch)
+        step = self._optimiser.update(batch, self.version, order=self._order())
+        if not math.isfinite(step.loss) or not math.isfinite(step.gradient_norm):
+            return None, None, "the meta-loss or its gradient is not finite"
+        state = self._optimiser.state()
+        moved = (to_numpy(self.parameters), state.first_moments, state.second_moments)
+        if not all(np.isfinite(value).all() for part in moved for value in part.values()):
+            return None, None, "the parameters would not be finite"
+        return step, gradient, None
 
     def prepare(self, rollouts: Sequence[TaskRollouts]) -> MetaBatch:
         """Rollouts, in the order of their tasks, as tensors on the learner's device."""
@@ -158,6 +214,8 @@ class MetaLearner:
             parameters=to_numpy(self.parameters),
             optimiser=self._optimiser.state(),
             observations=self._observations,
+            skipped_in_a_row=self._skipped_in_a_row,
+            discarded_episodes=self._discarded_episodes,
         )
 
     def load(self, state: LearnerState) -> None:
@@ -172,6 +230,8 @@ class MetaLearner:
             raise ValueError(f"the state holds parameters {shapes}, the settings ask for {asked}")
         self.version = state.version
         self._observations = state.observations
+        self._skipped_in_a_row = state.skipped_in_a_row
+        self._discarded_episodes = state.discarded_episodes
         self.parameters = self._leaves(
             # In the policy's own order, whatever order a file gave: sums over parameters round.
             {name: torch.tensor(state.parameters[name]) for name in asked}
@@ -214,8 +274,14 @@ def _observations_of(rollouts: Sequence[TaskRollouts]) -> NDArray[np.float32]:
     return np.concatenate([phase.observations[phase.mask] for phase in phases])
 
 
+def _first_broken(rollouts: Sequence[TaskRollouts]) -> str:
+    broken = [task for task in rollouts if task.broken is not None]
+    others = f", and {len(broken) - 1} more" if len(broken) > 1 else ""
+    return f"task {broken[0].task_index} ({broken[0].task.name}), {broken[0].broken}{others}"
+
+
 def _mean_return(phases: Sequence[Trajectories]) -> float:
-    return float(np.mean([phase.returns for phase in phases]))
+    return float(np.mean([phase.returns for phase in phases])) if phases else math.nan
 
 
 def _mean_speed(phases: Sequence[Trajectories]) -> float | None:

@@ -41,7 +41,8 @@ class NumpyPolicy:
         self._spread = _Spread((), normaliser, self._biases)
         floor = np.float32(spec.min_log_std)
         self.log_std = np.maximum(parameters.get(LOG_STD, np.zeros(0, np.float32)), floor)
-        self.std = np.exp(self.log_std)
+        with np.errstate(over="ignore"):  # an adaptation that explodes is found by its actions
+            self.std = np.exp(self.log_std)
 
     def outputs(self, observations: NDArray[np.float32]) -> NDArray[np.float32]:
         """Mean actions or logits (..., A) for ``observations`` (..., D), as the environment's."""

@@ -21,13 +21,18 @@ from safetensors import numpy as safetensors_numpy
 from maml_ray.agent import Agent
 from maml_ray.config import SettingsError, validate_settings
 from maml_ray.errors import RunFolderError
+from maml_ray.files import Unreadable, read_bytes
+from maml_ray.fitting import check_fits
 from maml_ray.normalisation import Normaliser
 from maml_ray.policy import PolicySpec
+from maml_ray.run_folder import check_inside
 from maml_ray.tasks.distribution import Task
 
 FORMAT = 1
 DESCRIPTION = "policy.json"
 PARAMETERS = "parameters.safetensors"
+_MOST_BYTES = 10_000_000
+"""Of the description."""
 _MEAN, _SCALE = "observation_mean", "observation_scale"
 
 
@@ -54,7 +59,7 @@ def save_policy(agent: Agent, folder: Path, task: Task | None = None) -> None:
         "settings": agent.settings.model_dump(mode="json"),
         "sha256": {PARAMETERS: hashlib.sha256(content).hexdigest()},
     }
-    if folder.exists():
+    if os.path.lexists(folder):
         raise RunFolderError(f"{folder} is there already: name another folder")
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
@@ -71,23 +76,33 @@ def load_policy(folder: Path) -> Agent:
     """Read what :func:`save_policy` has written.
 
     Raises:
-        RunFolderError: it is torn, altered or of another format.
+        RunFolderError: it is torn, altered or of another format, or leads out of ``folder``.
     """
+    check_inside(folder, folder / DESCRIPTION, folder / PARAMETERS)
     try:
-        description = json.loads((folder / DESCRIPTION).read_text("utf-8"))
-        content = (folder / PARAMETERS).read_bytes()
-    except OSError as error:
-        raise RunFolderError(f"cannot read the policy {folder}: {error.strerror}") from None
+        description = json.loads(_read(folder / DESCRIPTION, _MOST_BYTES))
     except (ValueError, RecursionError):
         raise RunFolderError(f"{folder / DESCRIPTION} is not JSON") from None
+    content = _read(folder / PARAMETERS)
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise RunFolderError(f"{folder} is of another format; this version reads format {FORMAT}")
     try:
-        return _agent(description, content)
-    except (KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:
-        if isinstance(error, SettingsError):
-            raise
-        raise RunFolderError(f"{folder} does not hold a policy: {error}") from None
+        agent = _agent(description, content)
+    except KeyError as error:
+        raise RunFolderError(f"{folder} does not hold a policy: it has no {error}") from None
+    except SettingsError as error:
+        raise SettingsError(f"{folder / DESCRIPTION}: {error}") from None
+    except (TypeError, ValueError, OverflowError, AttributeError, SafetensorError) as error:
+        raise RunFolderError(f"{folder} does not hold a policy: {str(error)[:200]}") from None
+    check_fits(agent, folder)
+    return agent
+
+
+def _read(path: Path, most: int | None = None) -> bytes:
+    try:
+        return read_bytes(path, most=most)
+    except Unreadable as error:
+        raise RunFolderError(f"cannot read the policy: {path}: {error}") from None
 
 
 def _agent(description: dict[str, Any], content: bytes) -> Agent:

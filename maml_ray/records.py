@@ -28,6 +28,36 @@ class IterationTimings:
 
 
 @dataclass(frozen=True)
+class FaultFigures:
+    """What it took to get an iteration's rollouts and its update, whatever died on the way.
+
+    ``dispatched = used + discarded + lost`` over a whole run, but for what is under way; the counts
+    are of pieces of work, each one task with all its phases.
+
+    Attributes:
+        actors: rollout actors at its end.
+        dispatched: pieces of work handed to actors.
+        retried: of them, handed out again after a failure.
+        duplicated: of them, handed to an idle actor as well, since the first was slow.
+        used: answers that the learner got: one for each task.
+        discarded: answers that came second, or too late.
+        lost: pieces that were never answered.
+        failures: actors, learners and starts that failed, since the run began or was resumed.
+        learner_restarts: learners that were begun anew, likewise.
+    """
+
+    actors: int
+    dispatched: int
+    retried: int
+    duplicated: int
+    used: int
+    discarded: int
+    lost: int
+    failures: int
+    learner_restarts: int
+
+
+@dataclass(frozen=True)
 class IterationRecord:
     """One finished meta-iteration.
 
@@ -38,7 +68,7 @@ class IterationRecord:
         timings: where the time went.
         total_env_steps: environment steps since the run began, resumed parts included.
         elapsed_s: seconds of training since the run began, resumed parts included.
-        retries: assignments that were handed out again.
+        faults: what it took: the work that was handed out, and who did it.
     """
 
     iteration: int
@@ -47,7 +77,7 @@ class IterationRecord:
     timings: IterationTimings
     total_env_steps: int
     elapsed_s: float
-    retries: int
+    faults: FaultFigures
 
     @property
     def steps_per_second(self) -> float:
@@ -64,13 +94,14 @@ class IterationRecord:
             "total_env_steps": self.total_env_steps,
             "steps_per_second": self.steps_per_second,
             "elapsed_s": self.elapsed_s,
-            "retries": self.retries,
+            **asdict(self.faults),
         }
 
 
-TIMING_KEYS = frozenset(
+INCIDENTAL_KEYS = frozenset(
     {field.name for field in fields(IterationTimings)}
-    | {"rest_s", "steps_per_second", "elapsed_s", "retries"}
+    | {field.name for field in fields(FaultFigures)}
+    | {"rest_s", "steps_per_second", "elapsed_s"}
 )
 """Keys of a row that may differ between two runs of the same settings and seed."""
 

@@ -7,13 +7,14 @@ parameters, the task and the settings' seed alone, so any worker may do any work
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from maml_ray.adaptation import adapt
 from maml_ray.advantages import advantages
-from maml_ray.collection import collect
+from maml_ray.collection import BrokenSimulation, collect
 from maml_ray.config import Settings, SettingsError
 from maml_ray.meta_parameters import inner_rates, policy_part
 from maml_ray.normalisation import Normaliser
@@ -24,7 +25,7 @@ from maml_ray.seeding import Purpose, seed_sequence
 from maml_ray.simulations import Simulations
 from maml_ray.tasks.distribution import Task, TaskDistribution
 from maml_ray.tasks.lookup import resolve_tasks
-from maml_ray.trajectories import TaskRollouts, Trajectories
+from maml_ray.trajectories import TaskRollouts, Trajectories, no_trajectories
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,18 @@ def adapt_policy(
 
 
 class RolloutWorker:
-    """A batch of simulations and the inner loop around it."""
+    """A batch of simulations and the inner loop around it.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        settings: of the run.
+        told: told of every phase as it begins.
+    """
+
+    def __init__(
+        self, settings: Settings, told: Callable[[str], None] = lambda phase: None
+    ) -> None:
         self.settings = settings
+        self._told = told
         self.tasks = resolve_tasks(settings.task)
         self.spec = policy_spec(settings, self.tasks)
         self._simulations = Simulations(self.tasks, settings.task.horizon)
@@ -110,6 +119,9 @@ class RolloutWorker:
         self, parameters: PolicyParameters, assignment: Assignment
     ) -> tuple[TaskRollouts, RolloutTimings]:
         """Collect support data and adapt to it, once per inner step; then collect query data.
+
+        Where simulations break again and again, or the adapted parameters are not finite, the
+        rollouts say so, and hold what there is: one bad task does not end a run.
 
         Raises:
             ValueError: ``parameters`` are not of the version that the assignment names.
@@ -120,29 +132,53 @@ class RolloutWorker:
                 f"got version {parameters.version}"
             )
         theta = to_torch(parameters.values)
-        support: list[Trajectories] = []
+        phases: list[Trajectories] = []
+        broken: str | None = None
         collect_s = adapt_s = 0.0
-        for phase in range(self.settings.inner.steps + 1):
+        steps = self.settings.inner.steps
+        for phase in range(steps + 1):
             start = time.perf_counter()
             policy = NumpyPolicy(self.spec, to_numpy(theta), parameters.normaliser)
-            collected = self._collect(policy, assignment, phase)
+            try:
+                phases.append(self._collect(policy, assignment, phase))
+            except BrokenSimulation as error:
+                broken = f"{self._name(phase)}: {error}"
             collect_s += time.perf_counter() - start
-            if phase == self.settings.inner.steps:
+            if broken or phase == steps:
                 break
-            support.append(collected)
             start = time.perf_counter()
-            theta = adapt_policy(self.settings, self.spec, theta, collected, parameters.normaliser)
+            self._told(f"adaptation {phase + 1}")
+            theta = adapt_policy(self.settings, self.spec, theta, phases[-1], parameters.normaliser)
             adapt_s += time.perf_counter() - start
+            if not all(bool(value.isfinite().all()) for value in theta.values()):
+                broken = f"adaptation {phase + 1}: the adapted parameters are not finite"
+                break
+        phases += [self._nothing()] * (steps + 1 - len(phases))
         rollouts = TaskRollouts(
             task=assignment.task,
             task_index=assignment.task_index,
             version=assignment.version,
-            support=tuple(support),
-            query=collected,
+            support=tuple(phases[:-1]),
+            query=phases[-1],
+            broken=broken,
         )
         return rollouts, RolloutTimings(collect_s, adapt_s)
 
+    def _name(self, phase: int) -> str:
+        return "query" if phase == self.settings.inner.steps else f"support {phase + 1}"
+
+    def _nothing(self) -> Trajectories:
+        """In the place of a phase that could not be collected."""
+        spec, settings = self.spec, self.settings
+        return no_trajectories(
+            settings.meta_batch.episodes,
+            settings.task.horizon,
+            spec.observation_size,
+            spec.recorded_action_size,
+        )
+
     def _collect(self, policy: NumpyPolicy, assignment: Assignment, phase: int) -> Trajectories:
+        self._told(self._name(phase))
         seed = seed_sequence(
             self.settings.run.seed,
             Purpose.ROLLOUT,

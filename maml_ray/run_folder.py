@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +57,11 @@ class RunFolder:
         return self.path / "evaluation.mp4"
 
     @property
+    def adapted(self) -> Path:
+        """Folder of adapted policies, one folder each."""
+        return self.path / "adapted"
+
+    @property
     def report(self) -> Path:
         """The self-contained report."""
         return self.path / "report.html"
@@ -64,11 +71,52 @@ def open_run(run: str | Path) -> RunFolder:
     """An existing run folder.
 
     Raises:
-        RunFolderError: there is none at ``run``.
+        RunFolderError: there is none at ``run``, or a link in it leads out of it.
     """
     folder = RunFolder(Path(run))
-    if not folder.path.is_dir():
+    # os.path and not Path: what can be no path at all is not there either, and no error.
+    if not os.path.isdir(folder.path):
         raise RunFolderError(f"there is no run folder {run}")
-    if not folder.settings.is_file():
+    check_inside(folder.path, *_places(folder))
+    if not os.path.isfile(folder.settings):
         raise RunFolderError(f"{run} is not a run folder: it has no {folder.settings.name}")
     return folder
+
+
+def check_inside(folder: Path, *places: Path) -> None:
+    """Nothing is read or written outside: a run folder may come from somebody else.
+
+    Raises:
+        RunFolderError: one of ``places`` is a link out of ``folder``, which may be a link itself,
+            or a pipe or a device.
+    """
+    real = os.path.realpath(folder)
+    for place in places:
+        target = os.path.realpath(place)
+        if os.path.commonpath((real, target)) != real:
+            raise RunFolderError(
+                f"{place} leads out of the run folder, to {target}: put what it stands for there"
+            )
+        if os.path.exists(target) and not (os.path.isfile(target) or os.path.isdir(target)):
+            raise RunFolderError(f"{place} is neither a file nor a folder: reading it may not end")
+
+
+def check_writable(*places: Path) -> None:
+    """Files can be replaced and folders be filled: found out before the work and not after it.
+
+    Raises:
+        RunFolderError: a file is in the place of a folder, or the other way round.
+    """
+    for place in places:
+        kind, right = ("file", os.path.isfile) if place.suffix else ("folder", os.path.isdir)
+        if os.path.lexists(place) and not right(place):
+            raise RunFolderError(f"{place} is not a {kind}: move it out of the way")
+
+
+def _places(folder: RunFolder) -> Iterator[Path]:
+    """Everything that a run puts into its folder, and the checkpoints' own files."""
+    yield from (folder.settings, folder.metrics, folder.evaluation, folder.episodes)
+    yield from (folder.report, folder.video, folder.plots, folder.tensorboard, folder.adapted)
+    yield folder.checkpoints
+    for path, folders, files in os.walk(folder.checkpoints):
+        yield from (Path(path) / name for name in (*folders, *files))

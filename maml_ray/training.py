@@ -2,40 +2,40 @@
 
     learner publishes parameters -> actors collect, adapt, collect -> learner updates -> again
 
-The loop moves references and figures; it holds neither trajectories nor gradients.
+The loop moves references and figures; it holds neither trajectories nor gradients. What it does
+hold is the learner's last state, which is small: whoever dies, training goes on from there, and to
+the same bits, since every random number is named by what it is for.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ray
 
-from maml_ray.checkpoint import Checkpoint, save_checkpoint
-from maml_ray.config import Settings, dump_settings
-from maml_ray.distributed.cluster import connected, dashboard_url, plan_resources
-from maml_ray.distributed.learner_client import LearnerClient
-from maml_ray.distributed.pool import Collected, RolloutPool
-from maml_ray.errors import Interrupted, RunFolderError
+from maml_ray.checkpoint import Score
+from maml_ray.checkpoint_files import Checkpoint
+from maml_ray.checkpoint_writer import CheckpointWriter
+from maml_ray.config import Settings
+from maml_ray.distributed.cluster import connected, dashboard_url
+from maml_ray.distributed.crew import Crew, crew
+from maml_ray.distributed.pool import Collected
+from maml_ray.errors import Interrupted, TrainingFailed
+from maml_ray.health import hopeless
 from maml_ray.learner import UpdateMetrics
-from maml_ray.policy import PolicySpec
 from maml_ray.records import IterationRecord, IterationTimings, Observer, StartReport
 from maml_ray.rollout import Assignment, policy_spec, sample_tasks
 from maml_ray.run_folder import RunFolder
+from maml_ray.saving import saving, settle_in
 from maml_ray.stopping import StopRequest
+from maml_ray.tasks.distribution import TaskDistribution
 from maml_ray.tasks.lookup import resolve_tasks
 
-
-@dataclass(frozen=True)
-class _Crew:
-    """The actors of a run, up and running."""
-
-    spec: PolicySpec
-    learner: LearnerClient
-    pool: RolloutPool
+HURRY_S = 5.0
+"""How long a run that is to stop waits for its last checkpoint: a job is killed soon after."""
 
 
 @dataclass(frozen=True)
@@ -64,137 +64,121 @@ def train(
 
     Raises:
         ResourceError: the cluster is not there or lacks what is asked for.
-        TrainingFailed: a piece of work cannot be done; checkpoints up to then are kept.
+        TrainingFailed: a piece of work cannot be done, or the storage does not work; what is
+            finished is safe where the message says.
         Interrupted: a signal came; the finished iterations have been checkpointed.
-        RunFolderError: the folder or a checkpoint could not be written.
+        RunFolderError: the folder could not be written.
     """
     audience = _Audience(observers)
+    tasks, spec = resolve_tasks(settings.task), policy_spec(settings)
     with (
         connected(settings.cluster.address),
         StopRequest() as stop,
-        _crew(settings, folder, audience, stop, resume) as crew,
+        crew(settings, spec, resume, on_event=audience.on_event, check_stop=stop.check) as actors,
     ):
-        position = _position_of(resume)
-        saved = position.iteration if resume else None
-        parameters = crew.learner.publish()
-        tasks = resolve_tasks(settings.task)
+        settle_in(folder, settings)
+        audience.on_start(_start_report(folder, actors, resume))
+        with saving(settings, folder) as writer:
+            _Loop(settings, tasks, actors, writer, audience, _position_of(resume)).run()
+
+
+@dataclass
+class _Loop:
+    """Iteration after iteration, from ``position`` on."""
+
+    settings: Settings
+    tasks: TaskDistribution
+    actors: Crew
+    writer: CheckpointWriter
+    audience: _Audience
+    position: _Position
+
+    def run(self) -> None:
+        """To the end of the run, or until something ends it; what is finished is saved."""
         began = time.perf_counter()
         try:
-            for iteration in range(position.iteration, settings.run.iterations):
-                assignments = [
-                    Assignment(iteration, index, task, version=iteration)
-                    for index, task in enumerate(sample_tasks(settings, tasks, iteration))
-                ]
-                collected = crew.pool.collect(parameters, assignments)
-                update, parameters = crew.learner.update(collected.rollouts)
+            for iteration in range(self.position.iteration, self.settings.run.iterations):
+                collected, update = self.actors.learn(self._assignments(iteration))
                 now = time.perf_counter()
-                record = _record(settings, position, update, collected, now - began)
+                record = self._record(update, collected, now - began)
                 began = now  # what follows, files too, is the next iteration's "rest"
-                position = _Position(iteration + 1, record.total_env_steps, record.elapsed_s)
-                audience.on_iteration(record)
-                if position.iteration % settings.run.checkpoint_every == 0:
-                    saved = _save(settings, folder, crew, position)
-        except Interrupted:
-            if saved != position.iteration:
-                saved = _save(settings, folder, crew, position)
+                self.position = _Position(iteration + 1, record.total_env_steps, record.elapsed_s)
+                self.audience.on_iteration(record)
+                self._save(update)
+        except (Interrupted, TrainingFailed):
+            self._save_last(deadline_s=HURRY_S)
             raise
-        if saved != position.iteration:
-            _save(settings, folder, crew, position)
+        self._save_last(deadline_s=self.settings.cluster.task_timeout_s)
 
+    def _assignments(self, iteration: int) -> list[Assignment]:
+        drawn = sample_tasks(self.settings, self.tasks, iteration)
+        return [
+            Assignment(iteration, index, task, version=iteration)
+            for index, task in enumerate(drawn)
+        ]
 
-@contextmanager
-def _crew(
-    settings: Settings,
-    folder: RunFolder,
-    audience: _Audience,
-    stop: StopRequest,
-    resume: Checkpoint | None,
-) -> Iterator[_Crew]:
-    """Start the actors, say so, and end them whatever happens."""
-    plan = plan_resources(settings.cluster, ray.cluster_resources())
-    spec = policy_spec(settings)
-    namespace = f"maml_ray/{settings.run.name}/{ray.get_runtime_context().get_job_id()}"
-    learner = LearnerClient(settings, spec, plan, namespace, check_stop=stop.check)
-    pool = RolloutPool(
-        settings,
-        plan.rollout_actors,
-        namespace,
-        on_event=audience.on_event,
-        check_stop=stop.check,
-    )
-    try:
-        description = learner.wait_until_ready()
-        pool.wait_until_ready()
-        if resume is not None:
-            learner.load(resume.learner)
-        _settle_in(folder, settings)
-        audience.on_start(
-            StartReport(
-                run_directory=str(folder.path),
-                first_iteration=resume.iteration if resume else 0,
-                rollout_actors=plan.rollout_actors,
-                learner=description,
-                ray_address=ray.get_runtime_context().gcs_address,
-                dashboard_url=dashboard_url(),
-            )
+    def _record(
+        self, update: UpdateMetrics, collected: Collected, wall_s: float
+    ) -> IterationRecord:
+        at_work = max(1, min(collected.actors, self.settings.meta_batch.tasks))
+        timings = [one.timings for one in collected.rollouts]
+        return IterationRecord(
+            iteration=self.position.iteration,
+            iterations=self.settings.run.iterations,
+            update=update,
+            timings=IterationTimings(
+                wall_s=wall_s,
+                collect_s=sum(one.collect_s for one in timings) / at_work,
+                adapt_s=sum(one.adapt_s for one in timings) / at_work,
+                learn_s=update.learn_s,
+            ),
+            total_env_steps=self.position.total_env_steps + update.env_steps,
+            elapsed_s=self.position.elapsed_s + wall_s,
+            faults=self.actors.figures(collected),
         )
-        yield _Crew(spec, learner, pool)
-    finally:
-        pool.close()
-        learner.close()
+
+    def _save(self, update: UpdateMetrics) -> None:
+        """A checkpoint, when it is time for one; what there is to tell of those before it.
+
+        Raises:
+            TrainingFailed: the storage has failed too often, or too many numbers went wrong.
+        """
+        if math.isfinite(update.return_after):
+            self.writer.note_score(Score(update.version - 1, update.return_after))
+        if self.position.iteration % self.settings.run.checkpoint_every == 0:
+            self.writer.submit(self._checkpoint())
+        for message in self.writer.news():
+            self.audience.on_event(message)
+        problem = hopeless(update, self.settings.faults)
+        if problem is not None:
+            raise TrainingFailed(problem)
+
+    def _save_last(self, deadline_s: float) -> None:
+        """See to it that all that is finished is safe."""
+        if self.position.iteration > (self.writer.submitted or 0):
+            self.writer.submit(self._checkpoint())
+        self.writer.flush(deadline_s)
+
+    def _checkpoint(self) -> Checkpoint:
+        return Checkpoint(
+            iteration=self.position.iteration,
+            total_env_steps=self.position.total_env_steps,
+            elapsed_s=self.position.elapsed_s,
+            spec=self.actors.spec,
+            learner=self.actors.learner.state,
+            learner_threads=self.actors.learner.threads,
+        )
 
 
-def _settle_in(folder: RunFolder, settings: Settings) -> None:
-    """Make the run folder, now that the run can begin: a refused one leaves nothing behind."""
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        folder.settings.write_text(dump_settings(settings), encoding="utf-8")
-    except OSError as error:
-        raise RunFolderError(
-            f"cannot write to the run folder {folder.path}: {error.strerror}"
-        ) from None
-
-
-def _record(
-    settings: Settings,
-    position: _Position,
-    update: UpdateMetrics,
-    collected: Collected,
-    wall_s: float,
-) -> IterationRecord:
-    actors = min(collected.actors, settings.meta_batch.tasks)
-    return IterationRecord(
-        iteration=position.iteration,
-        iterations=settings.run.iterations,
-        update=update,
-        timings=IterationTimings(
-            wall_s=wall_s,
-            collect_s=sum(timing.collect_s for timing in collected.timings) / actors,
-            adapt_s=sum(timing.adapt_s for timing in collected.timings) / actors,
-            learn_s=update.learn_s,
-        ),
-        total_env_steps=position.total_env_steps + update.env_steps,
-        elapsed_s=position.elapsed_s + wall_s,
-        retries=collected.retries,
+def _start_report(folder: RunFolder, actors: Crew, resume: Checkpoint | None) -> StartReport:
+    return StartReport(
+        run_directory=str(folder.path),
+        first_iteration=resume.iteration if resume else 0,
+        rollout_actors=len(actors.places),
+        learner=actors.learner_place,
+        ray_address=ray.get_runtime_context().gcs_address,
+        dashboard_url=dashboard_url(),
     )
-
-
-def _save(settings: Settings, folder: RunFolder, crew: _Crew, position: _Position) -> int:
-    """Write a checkpoint of the finished iterations; how many they are."""
-    checkpoint = Checkpoint(
-        iteration=position.iteration,
-        total_env_steps=position.total_env_steps,
-        elapsed_s=position.elapsed_s,
-        spec=crew.spec,
-        learner=crew.learner.state(),
-    )
-    try:
-        save_checkpoint(folder.checkpoints, checkpoint, keep=settings.run.keep_checkpoints)
-    except OSError as error:
-        raise RunFolderError(
-            f"cannot write a checkpoint to {folder.checkpoints}: {error.strerror or error}"
-        ) from None
-    return position.iteration
 
 
 def _position_of(resume: Checkpoint | None) -> _Position:

@@ -31,6 +31,7 @@ class Trajectories:
             if not known.
         speeds: (K,) float32, mean over an episode of what the environment calls its ``speed``, in
             m/s; None where it tells none.
+        discarded: how many broken episodes were discarded and drawn again to get these.
 
     Raises:
         ValueError: the arrays' shapes or dtypes do not fit together.
@@ -44,6 +45,7 @@ class Trajectories:
     final_observations: Float32 | None = None
     terminated: Bool | None = None
     speeds: Float32 | None = None
+    discarded: int = 0
 
     def __post_init__(self) -> None:
         episodes_steps = self.rewards.shape
@@ -103,6 +105,8 @@ class TaskRollouts:
         version: the version of the parameters that it was collected with.
         support: one element per inner step, each collected by the policy before that step.
         query: collected by the policy after the last inner step.
+        broken: why nothing can be learned from this task, in a sentence; None where it can. Phases
+            that could not be collected then hold no steps.
     """
 
     task: Task
@@ -110,8 +114,32 @@ class TaskRollouts:
     version: int
     support: tuple[Trajectories, ...]
     query: Trajectories
+    broken: str | None = None
+
+    @property
+    def discarded(self) -> int:
+        """Broken episodes in all phases together, each discarded and drawn again."""
+        return sum(phase.discarded for phase in self.support) + self.query.discarded
 
     @property
     def env_steps(self) -> int:
         """Environment steps in all phases together."""
         return sum(phase.env_steps for phase in self.support) + self.query.env_steps
+
+
+def no_trajectories(episodes: int, steps: int, observation_size: int, actions: int) -> Trajectories:
+    """Episodes of no steps: in the place of what could not be collected.
+
+    Args:
+        episodes: K.
+        steps: T; all of them are masked.
+        observation_size: D.
+        actions: A, or 1 for discrete ones.
+    """
+    return Trajectories(
+        observations=np.zeros((episodes, steps, observation_size), np.float32),
+        actions=np.zeros((episodes, steps, actions), np.float32),
+        log_probs=np.zeros((episodes, steps), np.float32),
+        rewards=np.zeros((episodes, steps), np.float32),
+        mask=np.zeros((episodes, steps), np.bool_),
+    )

@@ -49,18 +49,21 @@ def record_video(agent: Agent, replays: Sequence[tuple[Episode, Episode]], path:
     """
     if sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")
+    # Aside, and by this suffix, which tells the format; what is at ``path`` stays until then.
+    aside = path.with_name(f".{path.stem[:100]}.{os.getpid()}.partial.mp4")
     try:
         import imageio.v2 as imageio  # here, since it is slow to import and rarely needed
 
         tasks = resolve_tasks(agent.settings.task)
         rows = [[_filmed(agent, tasks, episode) for episode in pair] for pair in replays]
         fps = max(film.frames_per_second for row in rows for film in row)
-        writer: Any = imageio.get_writer(path, fps=fps, macro_block_size=2)
+        writer: Any = imageio.get_writer(aside, fps=fps, macro_block_size=2)
         with writer:
             for frame in _composed([[film.frames for film in row] for row in rows]):
                 writer.append_data(frame)
+        os.replace(aside, path)
     except Exception as error:  # OpenGL's failures are of many kinds, none of them ours
-        path.unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
         told = " ".join(str(error).split())[:200] or type(error).__name__
         raise VideoUnavailable(
             f"no video: this machine cannot render ({told}); install an OpenGL library "

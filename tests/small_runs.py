@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from maml_ray.agent import Agent
-from maml_ray.checkpoint import Checkpoint, save_checkpoint
+from maml_ray.checkpoint import save_checkpoint
+from maml_ray.checkpoint_files import Checkpoint
 from maml_ray.config import Settings, dump_settings, validate_settings
 from maml_ray.learner import MetaLearner
 from maml_ray.rollout import policy_spec
 from maml_ray.run_folder import RunFolder
+from maml_ray.storage import LocalStorage
 
 
 def settings(family: str = "point-navigation", **sections: Any) -> Settings:
@@ -38,5 +40,5 @@ def run_of(chosen: Settings, path: Path) -> RunFolder:
     path.mkdir(parents=True)
     folder.settings.write_text(dump_settings(chosen), encoding="utf-8")
     state = MetaLearner(chosen, spec).state()
-    save_checkpoint(folder.checkpoints, Checkpoint(1, 10, 1.0, spec, state), keep=1)
+    save_checkpoint(LocalStorage(folder.path), Checkpoint(1, 10, 1.0, spec, state), keep=1)
     return folder

@@ -1,26 +1,39 @@
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from maml_ray.checkpoint import (
+    Score,
+    load_chosen,
+    load_newest,
+    read_best,
+    save_checkpoint,
+)
+from maml_ray.checkpoint_files import (
     BrokenCheckpoint,
     Checkpoint,
+    checkpoint_files,
     load_checkpoint,
-    load_newest,
-    save_checkpoint,
 )
 from maml_ray.errors import RunFolderError
 from maml_ray.learner import LearnerState
 from maml_ray.normalisation import RunningStatistics
 from maml_ray.outer_update import OptimiserState
 from maml_ray.policy import NumpyParameters, PolicySpec
+from maml_ray.storage import LocalStorage
 
+FOLDER = "checkpoints"
 SPEC = PolicySpec(3, 2, (4,), "tanh", 0.0, -3.0)
 
 
@@ -59,99 +72,181 @@ def assert_equal(one: Checkpoint, other: Checkpoint) -> None:
             np.testing.assert_array_equal(found[name], wanted[name])
 
 
-def test_what_is_saved_is_what_is_loaded_to_the_last_bit(tmp_path: Path) -> None:
-    path = save_checkpoint(tmp_path, checkpoint(7), keep=3)
-    assert_equal(load_checkpoint(path), checkpoint(7))
+@pytest.fixture
+def storage(tmp_path: Path) -> LocalStorage:
+    return LocalStorage(tmp_path)
 
 
-def test_what_kind_of_policy_it_is_is_kept(tmp_path: Path) -> None:
+def test_what_is_saved_is_what_is_loaded_to_the_last_bit(storage: LocalStorage) -> None:
+    state = replace(checkpoint(7).learner, skipped_in_a_row=2, discarded_episodes=5)
+    point = replace(checkpoint(7), learner=state, learner_threads=3)
+    loaded = load_checkpoint(storage, save_checkpoint(storage, point, keep=3))
+    assert_equal(loaded, point)
+    assert loaded.learner_threads == 3
+    assert (loaded.learner.skipped_in_a_row, loaded.learner.discarded_episodes) == (2, 5)
+
+
+def test_what_kind_of_policy_it_is_is_kept(storage: LocalStorage) -> None:
     kinds = (
         replace(SPEC, discrete=True, first_action=-2),
         replace(SPEC, action_scale=0.1, hidden_sizes=()),
     )
     for iteration, spec in enumerate(kinds, 1):
-        path = save_checkpoint(tmp_path, checkpoint(iteration, spec), keep=3)
-        assert_equal(load_checkpoint(path), checkpoint(iteration, spec))
+        name = save_checkpoint(storage, checkpoint(iteration, spec), keep=3)
+        assert_equal(load_checkpoint(storage, name), checkpoint(iteration, spec))
 
 
-def test_an_optimiser_that_remembers_nothing_is_saved(tmp_path: Path) -> None:
+def test_an_optimiser_that_remembers_nothing_is_saved(storage: LocalStorage) -> None:
     full = checkpoint(3)
     state = replace(full.learner, optimiser=OptimiserState(0, {}, {}))
-    path = save_checkpoint(tmp_path, replace(full, learner=state), keep=1)
-    assert load_checkpoint(path).learner.optimiser == OptimiserState(0, {}, {})
+    name = save_checkpoint(storage, replace(full, learner=state), keep=1)
+    assert load_checkpoint(storage, name).learner.optimiser == OptimiserState(0, {}, {})
 
 
-def test_the_parameters_are_a_plain_safetensors_file(tmp_path: Path) -> None:
-    path = save_checkpoint(tmp_path, checkpoint(1), keep=3)
-    arrays = load_file(path / "parameters.safetensors")
+def test_the_parameters_are_a_plain_safetensors_file(storage: LocalStorage) -> None:
+    name = save_checkpoint(storage, checkpoint(1), keep=3)
+    arrays = load_file(storage.path / name / "parameters.safetensors")
     np.testing.assert_array_equal(arrays["log_std"], checkpoint(1).learner.parameters["log_std"])
 
 
-def test_the_newest_are_kept_and_nothing_else_is_left(tmp_path: Path) -> None:
+def test_the_newest_are_kept_and_nothing_else_is_left(storage: LocalStorage) -> None:
     for iteration in range(1, 6):
-        save_checkpoint(tmp_path, checkpoint(iteration), keep=2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000004", "00000005"]
-    newest, warnings = load_newest(tmp_path)
+        save_checkpoint(storage, checkpoint(iteration), keep=2)
+    assert storage.names(FOLDER) == ["00000004", "00000005"]
+    newest, warnings = load_newest(storage)
     assert (newest.iteration, warnings) == (5, [])
+
+
+def test_the_best_stays_beside_the_newest_and_can_be_asked_for(storage: LocalStorage) -> None:
+    values = [1.0, 5.0, 3.0, 4.0, 2.0, 0.0]
+    for iteration in range(1, 7):
+        known = [Score(i, v) for i, v in enumerate(values[: iteration - 1], 1)]
+        save_checkpoint(storage, checkpoint(iteration), keep=2, scores=known)
+    assert storage.names(FOLDER) == ["00000002", "00000005", "00000006", "best.json"]
+    assert read_best(storage) == Score(2, 5.0)
+    assert [load_chosen(storage, which)[0].iteration for which in ("best", "newest", "5")] == [
+        2,
+        6,
+        5,
+    ]
+
+
+def test_a_score_of_a_checkpoint_that_is_not_there_is_no_news(storage: LocalStorage) -> None:
+    save_checkpoint(storage, checkpoint(10), keep=2)
+    save_checkpoint(storage, checkpoint(20), keep=2, scores=[Score(13, 9.0), Score(10, 1.0)])
+    assert read_best(storage) is None
+    save_checkpoint(storage, checkpoint(30), keep=2, scores=[Score(10, 1.0)])
+    assert read_best(storage) == Score(10, 1.0)
+
+
+@pytest.mark.parametrize("which", ["7", "last", "best", "-1", "²", "9" * 30])
+def test_a_checkpoint_that_is_not_there_is_a_sentence(storage: LocalStorage, which: str) -> None:
+    save_checkpoint(storage, checkpoint(1), keep=2)
+    with pytest.raises(RunFolderError):
+        load_chosen(storage, which)
 
 
 FILES = ["manifest.json", "parameters.safetensors", "learner.safetensors"]
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("harm", ["missing", "truncated", "flipped", "empty"])
+@pytest.mark.parametrize("harm", ["missing", "folder", "empty"])
 def test_a_harmed_checkpoint_is_recognised_and_the_one_before_it_used(
-    tmp_path: Path, name: str, harm: str
+    storage: LocalStorage, name: str, harm: str
 ) -> None:
-    save_checkpoint(tmp_path, checkpoint(1), keep=3)
-    file = save_checkpoint(tmp_path, checkpoint(2), keep=3) / name
-    content = file.read_bytes()
-    if harm == "missing":
-        file.unlink()
-    elif harm == "truncated":
-        file.write_bytes(content[: len(content) // 2])
-    elif harm == "flipped":
-        middle = content.index(b"sha256") + 90 if name == "manifest.json" else len(content) - 3
-        file.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
-    else:
+    save_checkpoint(storage, checkpoint(1), keep=3)
+    file = storage.path / save_checkpoint(storage, checkpoint(2), keep=3) / name
+    file.unlink()
+    if harm == "folder":
+        file.mkdir()
+    elif harm == "empty":
         file.write_bytes(b"")
-    newest, warnings = load_newest(tmp_path)
+    newest, warnings = load_newest(storage)
     assert_equal(newest, checkpoint(1))
     assert len(warnings) == 1
     assert "00000002" in warnings[0]
 
 
-@pytest.mark.parametrize("content", ["[]", "3", "{}", '{"format": 1}', "[" * 100_000])
-def test_a_manifest_of_another_shape_is_refused_in_a_sentence(tmp_path: Path, content: str) -> None:
-    path = save_checkpoint(tmp_path, checkpoint(1), keep=1)
-    (path / "manifest.json").write_text(content)
+@pytest.mark.parametrize("name", FILES)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_bit_that_is_altered_is_seen(
+    tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject
+) -> None:
+    storage = LocalStorage(tmp_path_factory.mktemp("altered"))
+    save_checkpoint(storage, checkpoint(1), keep=3)
+    file = storage.path / save_checkpoint(storage, checkpoint(2), keep=3) / name
+    content = bytearray(file.read_bytes())
+    place = data.draw(st.integers(0, len(content) - 1))
+    how = data.draw(st.sampled_from(["flip", "cut", "longer"]))
+    if how == "flip":
+        content[place] ^= data.draw(st.integers(1, 255))
+    elif how == "cut":
+        del content[place:]
+    else:
+        content[place:place] = data.draw(st.binary(min_size=1, max_size=9))
+    file.write_bytes(content)
+    newest, warnings = load_newest(storage)
+    if name == "manifest.json" and newest.iteration == 2:  # white space means nothing in JSON
+        assert_equal(newest, checkpoint(2))
+    else:
+        assert_equal(newest, checkpoint(1))
+        assert len(warnings) == 1
+
+
+class Trap:
+    """What a pickle would run."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("trapped",)
+
+
+def test_nothing_that_lies_in_the_place_of_a_file_is_executed(
+    storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = checkpoint_files(checkpoint(2))
+    payload = pickle.dumps(Trap())
+    manifest = json.loads(files["manifest.json"])
+    manifest["sha256"]["learner.safetensors"] = hashlib.sha256(payload).hexdigest()
+    del manifest["seal"]
+    sealed = json.dumps(manifest, sort_keys=True).encode()
+    manifest["seal"] = hashlib.sha256(sealed).hexdigest()
+    folder = "checkpoints/00000002"
+    storage.write(f"{folder}/parameters.safetensors", files["parameters.safetensors"])
+    storage.write(f"{folder}/learner.safetensors", payload)
+    storage.write(f"{folder}/manifest.json", json.dumps(manifest).encode())
+    with pytest.raises(BrokenCheckpoint, match="does not hold a checkpoint"):
+        load_checkpoint(storage, folder)
+    assert not (tmp_path / "trapped").exists()
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "{}", '{"format": "2"}', "[" * 100_000])
+def test_a_manifest_of_another_shape_is_refused_in_a_sentence(
+    storage: LocalStorage, content: str
+) -> None:
+    name = save_checkpoint(storage, checkpoint(1), keep=1)
+    (storage.path / name / "manifest.json").write_text(content)
     with pytest.raises(BrokenCheckpoint):
-        load_checkpoint(path)
+        load_checkpoint(storage, name)
 
 
-def test_another_format_version_is_refused_and_named(tmp_path: Path) -> None:
-    path = save_checkpoint(tmp_path, checkpoint(1), keep=1)
-    manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
-    with pytest.raises(BrokenCheckpoint, match="format 99"):
-        load_checkpoint(path)
+def test_another_format_version_is_refused_and_named(storage: LocalStorage) -> None:
+    save_checkpoint(storage, checkpoint(1), keep=3)
+    name = save_checkpoint(storage, checkpoint(2), keep=3)
+    file = storage.path / name / "manifest.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "format": 99}))
+    with pytest.raises(RunFolderError, match="format 99"):
+        load_newest(storage)
 
 
-def test_a_checkpoint_half_written_by_a_killed_program_is_not_seen(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, checkpoint(1), keep=3)
-    torn = tmp_path / ".00000002.123.partial"
-    torn.mkdir()
-    (torn / "parameters.safetensors").write_bytes(b"half")
-    assert load_newest(tmp_path)[0].iteration == 1
-
-
-def test_saving_over_a_broken_checkpoint_mends_it(tmp_path: Path) -> None:
-    path = save_checkpoint(tmp_path, checkpoint(3), keep=3)
-    (path / "parameters.safetensors").write_bytes(b"")
-    save_checkpoint(tmp_path, checkpoint(3), keep=3)
-    assert_equal(load_checkpoint(path), checkpoint(3))
+def test_saving_over_a_broken_checkpoint_mends_it(storage: LocalStorage) -> None:
+    name = save_checkpoint(storage, checkpoint(3), keep=3)
+    (storage.path / name / "parameters.safetensors").write_bytes(b"")
+    save_checkpoint(storage, checkpoint(3), keep=3)
+    assert_equal(load_checkpoint(storage, name), checkpoint(3))
 
 
 def test_no_checkpoint_at_all_is_said(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="no checkpoint"):
-        load_newest(tmp_path / "nowhere")
+        load_newest(LocalStorage(tmp_path / "nowhere"))

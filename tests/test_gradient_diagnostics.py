@@ -18,7 +18,7 @@ from maml_ray.config import Settings, validate_settings
 from maml_ray.gradient_diagnostics import diagnose_gradient, task_gradients
 from maml_ray.meta_objective import MetaBatch
 from maml_ray.policy import PolicySpec
-from maml_ray.records import IterationRecord, IterationTimings
+from maml_ray.records import FaultFigures, IterationRecord, IterationTimings
 from maml_ray.report.metrics import MetricsLog, read_metrics
 from maml_ray.run_folder import RunFolder
 from tests import meta_oracles, oracles
@@ -142,7 +142,7 @@ def rows_of(settings: Settings, folder: RunFolder, iterations: int) -> list[dict
                 timings=IterationTimings(1.0, 0.5, 0.1, 0.2),
                 total_env_steps=10 * (iteration + 1),
                 elapsed_s=1.0,
-                retries=0,
+                faults=FaultFigures(2, 10, 0, 0, 10, 0, 0, 0, 0),
             )
         )
     log.close()

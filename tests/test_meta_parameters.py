@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from maml_ray.agent import Agent
-from maml_ray.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from maml_ray.checkpoint import save_checkpoint
+from maml_ray.checkpoint_files import Checkpoint, load_checkpoint
 from maml_ray.config import InnerSettings, Settings
 from maml_ray.learner import MetaLearner
 from maml_ray.meta_parameters import (
@@ -24,6 +25,7 @@ from maml_ray.meta_parameters import (
 )
 from maml_ray.policy import PolicySpec, initial_parameters, to_torch
 from maml_ray.rollout import adapt_policy
+from maml_ray.storage import LocalStorage
 from tests import meta_oracles, oracles
 from tests.learning_runs import Run, change, same, same_state
 
@@ -137,9 +139,10 @@ def test_rates_are_published_saved_and_restored_to_the_bit(
     state = run.learner.state()
     assert set(state.parameters) == set(meta_parameter_shapes(run.learner.spec, run.settings.inner))
     assert same(run.learner.publish().values, state.parameters)
-    path = save_checkpoint(tmp_path, Checkpoint(1, 1, 1.0, run.learner.spec, state), keep=1)
+    storage = LocalStorage(tmp_path)
+    name = save_checkpoint(storage, Checkpoint(1, 1, 1.0, run.learner.spec, state), keep=1)
     restored = MetaLearner(run.settings, run.learner.spec)
-    restored.load(load_checkpoint(path).learner)
+    restored.load(load_checkpoint(storage, name).learner)
     assert same_state(restored.state(), state)
     assert list(restored.parameters) == list(run.learner.parameters)
 

@@ -14,9 +14,10 @@ from maml_ray.checkpoint import load_newest
 from maml_ray.config import Settings, validate_settings
 from maml_ray.errors import Interrupted
 from maml_ray.learner import MetaLearner
-from maml_ray.records import TIMING_KEYS, IterationRecord, StartReport
+from maml_ray.records import INCIDENTAL_KEYS, IterationRecord, StartReport
 from maml_ray.rollout import Assignment, RolloutWorker, sample_tasks
 from maml_ray.run_folder import RunFolder
+from maml_ray.storage import LocalStorage
 from maml_ray.tasks.lookup import resolve_tasks
 from maml_ray.training import train
 
@@ -77,7 +78,7 @@ def trained(chosen: Settings, path: Path, **kwargs: object) -> tuple[Recorder, R
 
 
 def assert_same_result(one: RunFolder, other: RunFolder) -> None:
-    first, second = (load_newest(folder.checkpoints)[0] for folder in (one, other))
+    first, second = (load_newest(LocalStorage(folder.path))[0] for folder in (one, other))
     assert (first.iteration, first.total_env_steps) == (second.iteration, second.total_env_steps)
     one_moved, other_moved = first.learner.optimiser, second.learner.optimiser
     for a, b in (
@@ -92,7 +93,9 @@ def assert_same_result(one: RunFolder, other: RunFolder) -> None:
 
 def learning_figures(recorder: Recorder) -> list[dict[str, object]]:
     rows = [record.as_row() for record in recorder.records]
-    return [{k: v for k, v in row.items() if k not in {*TIMING_KEYS, "learn_s"}} for row in rows]
+    return [
+        {k: v for k, v in row.items() if k not in {*INCIDENTAL_KEYS, "learn_s"}} for row in rows
+    ]
 
 
 def test_one_actor_and_two_give_the_same_parameters_to_the_last_bit(tmp_path: Path) -> None:
@@ -116,7 +119,7 @@ def test_ray_adds_nothing_to_the_mathematics(tmp_path: Path) -> None:
             for index, task in enumerate(sample_tasks(chosen, tasks, iteration))
         ]
         learner.update([worker.roll_out(theta, assignment)[0] for assignment in work])
-    distributed = load_newest(folder.checkpoints)[0].learner.parameters
+    distributed = load_newest(LocalStorage(folder.path))[0].learner.parameters
     for name, value in learner.publish().values.items():
         np.testing.assert_array_equal(distributed[name], value)
 
@@ -127,7 +130,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(tmp_path: Path, stop_afte
     broken = RunFolder(tmp_path / "broken")
     with pytest.raises(Interrupted):
         train(settings(), broken, observers=[Recorder(stop_after)])
-    checkpoint, _ = load_newest(broken.checkpoints)
+    checkpoint, _ = load_newest(LocalStorage(broken.path))
     assert checkpoint.iteration == stop_after
     resumed, _ = trained(settings(), tmp_path / "broken", resume=checkpoint)
     assert [r.iteration for r in resumed.records] == list(range(stop_after, 4))

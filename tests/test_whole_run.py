@@ -19,6 +19,7 @@ from maml_ray.checkpoint import load_newest
 from maml_ray.errors import RunFolderError
 from maml_ray.report.metrics import read_metrics
 from maml_ray.run_folder import RunFolder
+from maml_ray.storage import LocalStorage
 from maml_ray.tasks.half_cheetah import HalfCheetahBackward
 
 SMALL = {
@@ -64,7 +65,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_a_run_leaves_everything_that_was_promised(whole: tuple[Path, str]) -> None:
     folder = RunFolder(whole[0])
     assert [row["iteration"] for row in read_metrics(folder.metrics)] == [0, 1, 2, 3]
-    assert load_newest(folder.checkpoints)[0].iteration == 4
+    assert load_newest(LocalStorage(folder.path))[0].iteration == 4
     assert len(list(folder.plots.glob("*.png"))) == 4
     assert len(folder.episodes.read_text().splitlines()) == 1 + 4 * 6
     evaluation = json.loads(folder.evaluation.read_text())
@@ -175,12 +176,12 @@ def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on_to_the_same_end(
     assert process.returncode == 128 + number, complaints
     assert "--resume run" in said + complaints
     assert "Traceback" not in complaints
-    done = load_newest(RunFolder(tmp_path / "run").checkpoints)[0].iteration
+    done = load_newest(LocalStorage(RunFolder(tmp_path / "run").path))[0].iteration
     assert 1 <= done < 4
     resumed = finished([sys.executable, "-m", "maml_ray.cli", "train", "--resume", "run"], tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     ours, theirs = (
-        load_newest(RunFolder(path).checkpoints)[0].learner.parameters
+        load_newest(LocalStorage(RunFolder(path).path))[0].learner.parameters
         for path in (tmp_path / "run", whole[0])
     )
     for name in theirs:

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import dataclass
+from typing import Any
 
 import ray
 import torch
 
 from maml_ray.adaptation import warm_up
 from maml_ray.config import Settings
+from maml_ray.distributed.activity import Activity, ActivityLog, Place, Receipt
 from maml_ray.learner import LearnerState, MetaLearner, UpdateMetrics
 from maml_ray.policy import PolicyParameters, PolicySpec
-from maml_ray.rollout import Assignment, RolloutTimings, RolloutWorker
+from maml_ray.rollout import Assignment, RolloutWorker
 from maml_ray.trajectories import TaskRollouts
 
 
-@dataclass(frozen=True)
-class Receipt:
-    """What the driver learns of finished work; the rollouts themselves go to the learner."""
-
-    task_index: int
-    timings: RolloutTimings
+def watched(kind: type) -> Any:
+    """``kind`` as a Ray actor with a second thread, which answers while the first one works."""
+    remote: Any = ray.remote  # its annotations do not know of concurrency groups
+    return remote(concurrency_groups={"watch": 1})(kind)
 
 
 class RolloutActor:
@@ -32,30 +31,42 @@ class RolloutActor:
         torch.set_num_threads(1)  # one actor a CPU
         warm_up()
         self._name = name
-        self._worker = RolloutWorker(settings)
+        self._activity = ActivityLog()
+        self._worker = RolloutWorker(settings, told=self._activity.now)
 
     def __repr__(self) -> str:
         # Ray's dashboard asks once, after the start: what an actor does now stands with its tasks.
         settings = self._worker.settings
         return f"{self._name}: {settings.meta_batch.episodes} episodes of {settings.task.name}"
 
-    def ready(self) -> str:
-        """The node that this actor runs on; answers once the simulations can be made."""
-        return f"{platform.node()} (pid {os.getpid()})"
+    def ready(self) -> Place:
+        """Where this actor runs; answers once the simulations can be made."""
+        return _place()
+
+    @ray.method(concurrency_group="watch")
+    def activity(self) -> Activity:
+        """What the actor is at, told from another thread."""
+        return self._activity.tell()
 
     def roll_out(
         self, parameters: PolicyParameters, assignment: Assignment
     ) -> tuple[TaskRollouts, Receipt]:
         """One task's support and query trajectories, and a receipt for the driver."""
-        rollouts, timings = self._worker.roll_out(parameters, assignment)
-        return rollouts, Receipt(assignment.task_index, timings)
+        with self._activity.at(str(assignment)):
+            rollouts, timings = self._worker.roll_out(parameters, assignment)
+        return rollouts, Receipt(assignment, timings, _place().node_id)
 
 
 class LearnerActor:
     """Owns the meta-learner; turns a meta-batch into the next version of the parameters."""
 
     def __init__(
-        self, settings: Settings, spec: PolicySpec, device: str, threads: int | None
+        self,
+        settings: Settings,
+        spec: PolicySpec,
+        device: str,
+        threads: int | None,
+        state: LearnerState | None,
     ) -> None:
         # Ray gives a process without CPUs one thread; the learner works while the actors wait.
         self._threads = threads or _usable_cpus()
@@ -63,7 +74,10 @@ class LearnerActor:
         warm_up()
         insisted = settings.cluster.learner_device == "cuda"
         self._device, self._remark = choose_device(device, insisted=insisted)
+        self._activity = ActivityLog()
         self._learner = MetaLearner(settings, spec, self._device)
+        if state is not None:
+            self._learner.load(state)
 
     def __repr__(self) -> str:
         outer = self._learner.settings.outer
@@ -75,22 +89,28 @@ class LearnerActor:
             return f"{torch.cuda.get_device_name(self._device)} (Ray GPU {ray.get_gpu_ids()})"
         return f"CPU, {self._threads} thread{'s' if self._threads > 1 else ''}{self._remark}"
 
-    def load(self, state: LearnerState) -> None:
-        """Go on from a checkpointed state."""
-        self._learner.load(state)
-
-    def publish(self) -> PolicyParameters:
-        """The current parameters."""
-        return self._learner.publish()
-
-    def update(self, *rollouts: TaskRollouts) -> tuple[UpdateMetrics, PolicyParameters]:
-        """One meta-update; its figures, and the new parameters as an object of their own."""
-        metrics = self._learner.update(rollouts)
-        return metrics, self._learner.publish()
+    def threads(self) -> int:
+        """CPU threads that it computes with: how sums are rounded depends on their number."""
+        return self._threads
 
     def state(self) -> LearnerState:
-        """What a checkpoint holds of the learner."""
+        """What a learner needs to go on; the driver keeps it."""
         return self._learner.state()
+
+    def update(self, *rollouts: TaskRollouts) -> tuple[UpdateMetrics, LearnerState]:
+        """One meta-update; its figures, and the state after it."""
+        with self._activity.at(f"meta-update of version {self._learner.version}"):
+            metrics = self._learner.update(rollouts)
+            return metrics, self._learner.state()
+
+    @ray.method(concurrency_group="watch")
+    def activity(self) -> Activity:
+        """What the learner is at, told from another thread."""
+        return self._activity.tell()
+
+
+def _place() -> Place:
+    return Place(ray.get_runtime_context().get_node_id(), platform.node(), os.getpid())
 
 
 def _usable_cpus() -> int:

@@ -22,7 +22,7 @@ class ResourcePlan:
     """How a run divides a cluster.
 
     Attributes:
-        rollout_actors: number of rollout actors, one CPU each.
+        rollout_actors: how many rollout actors there is room for now, one CPU each.
         learner_gpus: 1 if the learner takes a GPU, else 0.
         learner_device: ``"cuda"`` or ``"cpu"``.
     """
@@ -41,14 +41,12 @@ def plan_resources(settings: ClusterSettings, available: Mapping[str, float]) ->
         ResourceError: more is asked for than there is.
     """
     cpus, gpus = int(available.get("CPU", 0)), int(available.get("GPU", 0))
-    wanted = settings.rollout_actors
-    if wanted is not None and wanted > cpus:
+    least, most = settings.min_rollout_actors, settings.rollout_actors
+    if cpus < least:
         raise ResourceError(
-            f"cluster.rollout_actors = {wanted}, but the cluster has {cpus} CPUs and an actor "
-            f"takes one: ask for at most {cpus}, or leave the setting out to use them all"
+            f"the cluster has {cpus} CPUs, cluster.min_rollout_actors is {least}, and a rollout "
+            "actor takes a CPU: add nodes with CPUs" + (", or ask for fewer" if least > 1 else "")
         )
-    if cpus < 1:
-        raise ResourceError("the cluster has no CPUs for rollout actors: add a node with CPUs")
     if settings.learner_device == "cuda" and gpus < 1:
         raise ResourceError(
             "cluster.learner_device = 'cuda', but the cluster has no GPU: add a node with one, "
@@ -56,7 +54,7 @@ def plan_resources(settings: ClusterSettings, available: Mapping[str, float]) ->
         )
     on_gpu = settings.learner_device == "cuda" or (settings.learner_device == "auto" and gpus > 0)
     return ResourcePlan(
-        rollout_actors=wanted or cpus,
+        rollout_actors=cpus if most is None else min(most, cpus),
         learner_gpus=int(on_gpu),
         learner_device="cuda" if on_gpu else "cpu",
     )

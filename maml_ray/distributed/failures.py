@@ -1,32 +1,40 @@
-"""From what was observed of a piece of work to what is done about it: values, no side effects.
+"""From what was observed of a failure to what is done about it: values, no side effects.
 
-Infrastructure fails at random, so its work is handed out again; an error that the work itself
-raised would come back with the same seeds, so it stops the run.
+Infrastructure fails at random, so its work is handed out again, within a budget; an error that
+the work itself raised would come back with the same seeds, so it stops the run.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from enum import Enum
 
+from maml_ray.config import FaultSettings
+
 
 class Failure(Enum):
-    """How a piece of work did not succeed."""
+    """How a piece of work, or its actor, did not succeed."""
 
     ACTOR_DIED = "its actor died"
     TIMED_OUT = "it did not finish in time"
+    STALLED = "nothing has finished for too long"
+    PREEMPTED = "its node was announced to go away"
+    START_FAILED = "it could not start"
+    ROLLOUTS_LOST = "the node that held its rollouts has gone"
     WORK_RAISED = "it raised an error"
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What was seen of one assignment.
+    """What was seen of one failure.
 
     Attributes:
         failure: how it failed.
-        work: the assignment, readable.
+        work: what was being done, readable.
         actor: the actor's name.
-        attempts: how often it has been begun, this time included.
+        attempts: how often this work has failed in a row, this time included; 0 where the work is
+            not to blame.
         error: the error's text, or the deadline that passed.
     """
 
@@ -51,19 +59,58 @@ class Stop:
     message: str
 
 
-def decide(observation: Observation, *, max_attempts: int) -> Retry | Stop:
-    """What to do about a failure.
+class FaultLog:
+    """What has failed so far, against the budgets of the settings.
 
     Args:
-        observation: what happened.
-        max_attempts: after that many attempts a piece of work ends the run.
+        budgets: how much may fail.
+        max_attempts: after so many failures in a row a piece of work ends the run.
     """
-    told = (
-        f"{observation.work} failed on {observation.actor}: {observation.failure.value} "
-        f"({observation.error})"
-    )
-    if observation.failure is Failure.WORK_RAISED:
-        return Stop(told)
-    if observation.attempts >= max_attempts:
-        return Stop(f"{told}; that was attempt {observation.attempts} of {max_attempts}")
-    return Retry(f"{told}; handed out again")
+
+    def __init__(self, budgets: FaultSettings, max_attempts: int) -> None:
+        self._budgets = budgets
+        self._max_attempts = max_attempts
+        self._seen: Counter[tuple[Failure, str]] = Counter()
+
+    def decide(self, observation: Observation) -> Retry | Stop:
+        """Note a failure; what to do about it."""
+        self._seen[observation.failure, observation.actor] += 1
+        told = (
+            f"{observation.work} failed on {observation.actor}: {observation.failure.value} "
+            f"({observation.error})"
+        )
+        if observation.failure is Failure.WORK_RAISED:
+            return Stop(told)
+        preempted = observation.failure is Failure.PREEMPTED
+        if not preempted and observation.attempts >= self._max_attempts:
+            return Stop(f"{told}; that was attempt {observation.attempts} of {self._max_attempts}")
+        name = "preemptions" if preempted else "infrastructure"
+        budget, spent = getattr(self._budgets, name), self._spent(preempted)
+        if spent > budget:
+            return Stop(
+                f"{told}; that was failure {spent}, and faults.{name} allows {budget}:\n"
+                f"{self.table()}"
+            )
+        return Retry(f"{told}; done again")
+
+    @property
+    def total(self) -> int:
+        """How many failures there were, of all kinds."""
+        return sum(self._seen.values())
+
+    def table(self) -> str:
+        """What happened: a line for each kind of failure and actor."""
+        lines = [
+            f"{count:6d}  {actor}: {failure.value}"
+            for (failure, actor), count in sorted(
+                self._seen.items(), key=lambda item: (-item[1], item[0][1], item[0][0].name)
+            )
+        ]
+        return "\n".join(lines)
+
+    def _spent(self, preempted: bool) -> int:
+        return sum(
+            count
+            for (failure, _), count in self._seen.items()
+            if (failure is Failure.PREEMPTED) == preempted
+        )

@@ -1,4 +1,8 @@
-"""The driver's side of the learner actor: every wait has a deadline and says what it is for."""
+"""The driver's side of the learner actor: it is watched, and begun anew where it died.
+
+The driver keeps the learner's last state, in its own memory: the learner's death, or its node's,
+does not take it along.
+"""
 
 from __future__ import annotations
 
@@ -7,30 +11,42 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
 from maml_ray.config import Settings
-from maml_ray.distributed.actors import LearnerActor
+from maml_ray.distributed.actors import LearnerActor, watched
 from maml_ray.distributed.cluster import ResourcePlan
-from maml_ray.distributed.pool import FETCH_S, POLL_S, reason
-from maml_ray.errors import ResourceError, TrainingFailed
+from maml_ray.distributed.failures import Failure, FaultLog, Observation, Stop
+from maml_ray.distributed.members import describe_activity, reason
+from maml_ray.distributed.pool import FETCH_S, POLL_S
+from maml_ray.errors import Interrupted, ResourceError, TrainingFailed
 from maml_ray.learner import LearnerState, UpdateMetrics
 from maml_ray.policy import PolicySpec
 
 PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
 """OpenMP threads that wait give up their core: spinning ones make an update several times longer
 as soon as anything else wants it (0.45 s against 1.2 to 1.7 s with one core busy)."""
+GRACE_S = 5.0
+"""How long a request to stop lets an update finish that is under way."""
+
+
+class RolloutsLost(Exception):
+    """The learner could not get some of the rollouts: the node that held them has gone."""
 
 
 class LearnerClient:
-    """Starts the learner actor and speaks to it.
+    """Starts the learner actor, speaks to it, and starts another where it dies.
 
     Args:
         settings: of the run.
         spec: the policy's sizes.
         plan: whether the learner takes a GPU.
         namespace: Ray namespace of the actor's name.
-        check_stop: called while waiting for the start; may raise to abandon it.
+        state: where the learner goes on; None to begin.
+        threads: CPU threads of the learner; None for all of its machine.
+        faults: where failures are noted and decided on.
+        on_event: told of every failure that was mended.
+        check_stop: called while waiting; may raise to abandon the wait.
     """
 
     def __init__(
@@ -40,21 +56,35 @@ class LearnerClient:
         plan: ResourcePlan,
         namespace: str,
         *,
+        state: LearnerState | None,
+        threads: int | None,
+        faults: FaultLog,
+        on_event: Callable[[str], None],
         check_stop: Callable[[], None],
     ) -> None:
-        self._settings = settings
-        self._check_stop = check_stop
-        self._actor: Any = (
-            ray.remote(LearnerActor)
-            .options(
-                name="learner",
-                namespace=namespace,
-                num_cpus=0,
-                num_gpus=plan.learner_gpus,
-                runtime_env={"env_vars": PATIENT_THREADS},
-            )
-            .remote(settings, spec, plan.learner_device, settings.cluster.learner_threads)
-        )
+        self._settings, self._spec, self._plan = settings, spec, plan
+        self._namespace = namespace
+        self._state, self._threads = state, threads
+        self._faults, self._on_event, self._check_stop = faults, on_event, check_stop
+        self._generation = 0
+        self._actor: Any = self._start()
+
+    @property
+    def state(self) -> LearnerState:
+        """The learner's last state; there from the first :meth:`wait_until_ready` on."""
+        assert self._state is not None
+        return self._state
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of the learner, on which the last bits of its sums depend."""
+        assert self._threads is not None
+        return self._threads
+
+    @property
+    def restarts(self) -> int:
+        """How often another learner was begun."""
+        return self._generation
 
     def wait_until_ready(self) -> str:
         """Wait for the learner; where it computes, in words.
@@ -73,49 +103,96 @@ class LearnerClient:
                 )
         try:
             description: str = ray.get(ref, timeout=FETCH_S)
+            self._threads = ray.get(self._actor.threads.remote(), timeout=FETCH_S)
+            self._state = ray.get(self._actor.state.remote(), timeout=FETCH_S)
         except RayError as error:
             raise ResourceError(f"the learner could not start: {reason(error)}") from None
         return description
 
-    def load(self, state: LearnerState) -> None:
-        """Have the learner go on from a checkpointed state."""
-        self._get(self._actor.load.remote(state), "loading a checkpoint")
-
-    def publish(self) -> ray.ObjectRef[Any]:
-        """The current parameters, as a reference that the driver owns."""
-        ref: ray.ObjectRef[Any] = self._actor.publish.remote()
-        return ref
-
-    def update(
-        self, rollouts: Sequence[ray.ObjectRef[Any]]
-    ) -> tuple[UpdateMetrics, ray.ObjectRef[Any]]:
-        """One meta-update; its figures, and the new parameters as a reference.
+    def update(self, rollouts: Sequence[ray.ObjectRef[Any]]) -> UpdateMetrics:
+        """One meta-update, by another learner where the first one dies at it.
 
         The rollouts go from the actors' nodes to the learner's; the driver never holds them.
-        """
-        metrics, parameters = self._actor.update.options(name="meta-update", num_returns=2).remote(
-            *rollouts
-        )
-        result: UpdateMetrics = self._get(metrics, "the meta-update")
-        return result, parameters
 
-    def state(self) -> LearnerState:
-        """What a checkpoint holds of the learner."""
-        result: LearnerState = self._get(self._actor.state.remote(), "the learner's state")
-        return result
+        Raises:
+            RolloutsLost: they are not all there any more.
+            TrainingFailed: the update raised, or failed too often.
+            Interrupted: a request to stop came, and the update did not end soon after.
+        """
+        work, attempts = f"the meta-update of version {self.state.version}", 0
+        while True:
+            metrics, state = self._actor.update.options(name="meta-update", num_returns=2).remote(
+                *rollouts
+            )
+            try:
+                failed = self._wait_for(metrics)
+                if failed is None:
+                    result: UpdateMetrics = ray.get(metrics, timeout=FETCH_S)
+                    self._state = ray.get(state, timeout=FETCH_S)
+                    return result
+            except RayTaskError as error:
+                if isinstance(error, ObjectLostError) or isinstance(error.cause, ObjectLostError):
+                    raise RolloutsLost(reason(error)) from None
+                raise TrainingFailed(f"{work} failed: {reason(error)}") from None
+            except RayError as error:
+                failed = (Failure.ACTOR_DIED, reason(error))
+            attempts += 1
+            self._begin_anew(Observation(failed[0], work, self._name(), attempts, failed[1]))
 
     def close(self) -> None:
         """End the learner."""
         ray.kill(self._actor)
 
-    def _get(self, ref: ray.ObjectRef[Any], what: str) -> Any:
-        """Wait without heeding a request to stop: what the learner has begun, it finishes."""
-        timeout = self._settings.cluster.task_timeout_s
-        try:
-            return ray.get(ref, timeout=timeout)
-        except ray.exceptions.GetTimeoutError:
-            raise TrainingFailed(
-                f"{what} took longer than {timeout:.0f} s (cluster.task_timeout_s)"
-            ) from None
-        except RayError as error:
-            raise TrainingFailed(f"{what} failed: {reason(error)}") from None
+    def _start(self) -> Any:
+        return (
+            watched(LearnerActor)
+            .options(
+                name=self._name(),
+                namespace=self._namespace,
+                num_cpus=0,
+                num_gpus=self._plan.learner_gpus,
+                runtime_env={"env_vars": PATIENT_THREADS},
+            )
+            .remote(
+                self._settings,
+                self._spec,
+                self._plan.learner_device,
+                self._threads,
+                self._state,
+            )
+        )
+
+    def _name(self) -> str:
+        return "learner" + (f"-replacement-{self._generation}" if self._generation else "")
+
+    def _begin_anew(self, observation: Observation) -> None:
+        """Another learner, from the last state, if the budgets allow."""
+        decision = self._faults.decide(observation)
+        if isinstance(decision, Stop):
+            raise TrainingFailed(decision.message)
+        self._on_event(decision.message)
+        ray.kill(self._actor)
+        self._generation += 1
+        self._actor = self._start()
+
+    def _wait_for(self, ref: ray.ObjectRef[Any]) -> tuple[Failure, str] | None:
+        """Wait for an update; why it is given up, or None when it is there."""
+        limits, began = self._settings.cluster, time.monotonic()
+        told, stop_by = began, None
+        while not ray.wait([ref], timeout=POLL_S)[0]:
+            now = time.monotonic()
+            try:
+                self._check_stop()
+            except Interrupted:
+                stop_by = stop_by or now + GRACE_S
+                if now > stop_by:
+                    raise
+            if now - told > limits.stall_s:
+                told = now
+                self._on_event(
+                    f"the meta-update has taken {now - began:.0f} s so far:\n"
+                    f"{describe_activity({self._name(): self._actor})}"
+                )
+            if now - began > limits.task_timeout_s:
+                return Failure.TIMED_OUT, f"cluster.task_timeout_s is {limits.task_timeout_s:.0f}"
+        return None

@@ -1,7 +1,7 @@
 """A queue of work over rollout actors: dispatch, watch, hand out again, replace.
 
-Work is keyed by iteration and task, and a worker's result depends on the key alone, so handing
-a piece out twice is harmless. The driver sees receipts; the rollouts stay references.
+The pool follows the cluster: it has an actor for every CPU that is there, between the least and
+the most of the settings. The driver sees receipts; the rollouts stay references.
 """
 
 from __future__ import annotations
@@ -9,15 +9,19 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from maml_ray.config import Settings
-from maml_ray.distributed.actors import Receipt, RolloutActor
-from maml_ray.distributed.failures import Failure, Observation, Stop, decide
+from maml_ray.distributed.activity import Place, Receipt
+from maml_ray.distributed.batch import Batch, WorkCounts
+from maml_ray.distributed.capacity import Capacity
+from maml_ray.distributed.failures import Failure, FaultLog, Observation, Stop
+from maml_ray.distributed.members import InFlight, Member, Recruiter, describe_activity, reason
 from maml_ray.errors import ResourceError, TrainingFailed
 from maml_ray.rollout import Assignment, RolloutTimings
 
@@ -25,48 +29,34 @@ POLL_S = 0.5
 """Longest single wait: how soon a request to stop is heard."""
 FETCH_S = 30.0
 """Deadline for bringing over a small answer that is known to be there."""
+TELL_EVERY_S = 10.0
+"""Seconds between two lines that say what is waited for."""
+_STALL_FACTOR = 10.0
+"""An actor that is at a piece of work for so many times the usual time is taken to hang."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One task's rollouts, as a reference, and what is known of them here."""
+
+    rollouts: ray.ObjectRef[Any]
+    timings: RolloutTimings
+    node_id: str
 
 
 @dataclass(frozen=True)
 class Collected:
-    """The rollouts of one meta-batch, as references in the order of their tasks."""
+    """The rollouts of one meta-batch, in the order of their tasks.
 
-    rollouts: tuple[ray.ObjectRef[Any], ...]
-    timings: tuple[RolloutTimings, ...]
+    Attributes:
+        rollouts: one of each task.
+        actors: how many actors there are.
+        counts: what became of the work.
+    """
+
+    rollouts: tuple[Rollout, ...]
     actors: int
-    retries: int
-
-
-@dataclass
-class _InFlight:
-    assignment: Assignment
-    rollouts: ray.ObjectRef[Any]
-    receipt: ray.ObjectRef[Any]
-    began: float
-
-
-@dataclass
-class _Member:
-    """One place in the pool: an actor, and what it has been given, first first."""
-
-    name: str
-    place: int
-    generation: int
-    actor: Any
-    ready: ray.ObjectRef[Any] | None
-    began: float
-    work: deque[_InFlight] = field(default_factory=deque)
-
-
-@dataclass
-class _Batch:
-    """The state of one meta-batch while it is collected."""
-
-    parameters: ray.ObjectRef[Any]
-    queue: deque[Assignment]
-    attempts: dict[int, int] = field(default_factory=dict)
-    done: dict[int, tuple[ray.ObjectRef[Any], RolloutTimings]] = field(default_factory=dict)
-    retries: int = 0
+    counts: WorkCounts
 
 
 class RolloutPool:
@@ -74,78 +64,99 @@ class RolloutPool:
 
     Args:
         settings: of the run.
-        count: how many actors.
         namespace: Ray namespace of the actors' names.
-        on_event: told of every failure that was mended.
+        faults: where failures are noted and decided on.
+        on_event: told of every failure that was mended, and of what is waited for.
         check_stop: called at least every half second while waiting; may raise to abandon the wait.
     """
 
     def __init__(
         self,
         settings: Settings,
-        count: int,
         namespace: str,
         *,
+        faults: FaultLog,
         on_event: Callable[[str], None],
         check_stop: Callable[[], None],
     ) -> None:
-        self._settings = settings
-        self._namespace = namespace
+        self._cluster = settings.cluster
+        self._faults = faults
         self._on_event = on_event
         self._check_stop = check_stop
-        self._settings_ref = ray.put(settings)
-        self._members = [self._recruit(place) for place in range(count)]
+        self._recruiter = Recruiter(settings, namespace)
+        self._capacity = Capacity(settings.cluster)
+        self._members: list[Member] = []
+        self._usual: deque[float] = deque(maxlen=64)
+        self._failed_starts = 0
+        self._empty_since: float | None = None
+        self._told_at = self._finished_at = time.monotonic()
 
-    def wait_until_ready(self) -> tuple[str, ...]:
-        """Wait for every actor's first answer; where each runs.
+    def wait_until_ready(self) -> tuple[Place, ...]:
+        """Start the actors and wait for the first answer of each; where they run.
 
         Raises:
-            ResourceError: one was not up within ``cluster.start_timeout_s``.
+            ResourceError: fewer than ``cluster.min_rollout_actors`` were up within
+                ``cluster.start_timeout_s``.
         """
-        timeout = self._settings.cluster.start_timeout_s
+        timeout, least = self._cluster.start_timeout_s, self._cluster.min_rollout_actors
         deadline = time.monotonic() + timeout
-        pending = {member.ready: member for member in self._members if member.ready is not None}
-        places: list[str] = []
-        while pending:
+        self._fill_up(self._capacity.wanted())
+        while any(member.ready is not None for member in self._members):
             self._check_stop()
-            ready, _ = ray.wait(list(pending), timeout=POLL_S)
-            for ref in ready:
-                member = pending.pop(ref)
-                places.append(self._first_answer(member))
-                member.ready = None
-            if pending and time.monotonic() > deadline:
-                names = ", ".join(sorted(member.name for member in pending.values()))
-                raise ResourceError(
-                    f"{names} did not start within {timeout:.0f} s (cluster.start_timeout_s); "
-                    f"asked for {len(self._members)} CPUs, free are "
-                    f"{ray.available_resources().get('CPU', 0):.0f} of "
-                    f"{ray.cluster_resources().get('CPU', 0):.0f}: free some, or lower "
-                    "cluster.rollout_actors"
-                )
-        return tuple(places)
+            for member, _ in self._wait():
+                self._greet(member)
+            if time.monotonic() > deadline:
+                break
+        ready = [member.place for member in self._members if member.place is not None]
+        if len(ready) >= least:
+            return tuple(ready)
+        names = ", ".join(member.name for member in self._members if member.ready is not None)
+        raise ResourceError(
+            f"{names or 'rollout actors'} did not start within {timeout:.0f} s "
+            f"(cluster.start_timeout_s); {len(ready)} of at least {least} rollout actors are up, "
+            f"free CPUs are {ray.available_resources().get('CPU', 0):.0f} of "
+            f"{ray.cluster_resources().get('CPU', 0):.0f}: free some, or lower "
+            "cluster.min_rollout_actors"
+        )
 
     def collect(
-        self, parameters: ray.ObjectRef[Any], assignments: Sequence[Assignment]
+        self,
+        parameters: ray.ObjectRef[Any],
+        assignments: Sequence[Assignment],
+        before: Collected | None = None,
     ) -> Collected:
         """Have every assignment rolled out with ``parameters``, by whoever is free.
 
+        Args:
+            parameters: a reference to them.
+            assignments: one of each task.
+            before: what was collected of the same assignments, and may have been lost: only what
+                lies on nodes that are gone is collected again, or all where none is gone.
+
         Raises:
-            TrainingFailed: a piece of work raised, or failed too often.
+            TrainingFailed: a piece of work raised or failed too often, a budget for faults is
+                spent, or no actor was left for ``cluster.empty_timeout_s``.
         """
-        batch = _Batch(parameters, deque(assignments))
-        while len(batch.done) < len(assignments):
+        kept = self._still_there(before) if before else {}
+        batch: Batch[Rollout] = Batch(assignments, kept)
+        self._finished_at = time.monotonic()
+        while not batch.finished:
             self._check_stop()
-            self._dispatch(batch)
+            self._follow_cluster()
+            self._dispatch(parameters, batch)
             for member, ref in self._wait():
                 self._handle(batch, member, ref)
             self._enforce_deadlines(batch)
-        order = sorted(batch.done)
-        return Collected(
-            rollouts=tuple(batch.done[index][0] for index in order),
-            timings=tuple(batch.done[index][1] for index in order),
-            actors=len(self._members),
-            retries=batch.retries,
-        )
+        counts = batch.counts
+        if before:
+            again = len(assignments) - len(kept)
+            counts += before.counts + WorkCounts(used=-again, lost=again)
+        return Collected(batch.results(), len(self._members), counts)
+
+    @property
+    def in_flight(self) -> int:
+        """Pieces of work that actors have and have not answered: late ones, between batches."""
+        return sum(len(member.work) for member in self._members)
 
     def close(self) -> None:
         """End all actors."""
@@ -153,60 +164,106 @@ class RolloutPool:
             ray.kill(member.actor)
         self._members = []
 
-    def _recruit(self, place: int, generation: int = 0) -> _Member:
-        # A killed actor gives its name back late, so a replacement has one of its own.
-        name = f"rollout-{place}" + (f"-replacement-{generation}" if generation else "")
-        actor: Any = (
-            ray.remote(RolloutActor)
-            .options(
-                name=name,
-                namespace=self._namespace,
-                num_cpus=1,
-                num_gpus=0,
-                scheduling_strategy="SPREAD",
-                max_restarts=0,  # the pool replaces, so that a lost node and a lost process are one
-            )
-            .remote(name, self._settings_ref)
-        )
-        return _Member(name, place, generation, actor, actor.ready.remote(), time.monotonic())
+    def _still_there(self, before: Collected) -> dict[int, Rollout]:
+        living = self._capacity.living()
+        kept = {i: one for i, one in enumerate(before.rollouts) if one.node_id in living}
+        return kept if len(kept) < len(before.rollouts) else {}
 
-    def _first_answer(self, member: _Member) -> str:
+    def _follow_cluster(self) -> None:
+        """As many actors as the cluster has room for; a deadline when it has room for none."""
+        wanted = self._capacity.wanted()
+        surplus = len(self._members) - wanted
+        for member in [one for one in reversed(self._members) if one.ready is not None]:
+            if surplus > 0:  # it waits for a CPU that is not there any more
+                self._dismiss(member)
+                surplus -= 1
+        self._fill_up(wanted)
+        now = time.monotonic()
+        if any(member.ready is None for member in self._members):
+            self._empty_since = None
+        elif self._empty_since is None:
+            self._empty_since = self._told_at = now
+        else:
+            self._wait_for_nodes(now - self._empty_since, wanted)
+
+    def _wait_for_nodes(self, waited_s: float, cpus: int) -> None:
+        limit = self._cluster.empty_timeout_s
+        told = (
+            f"no rollout actor is up: waiting for a node with a free CPU, for {waited_s:.0f} s of "
+            f"{limit:.0f} s (cluster.empty_timeout_s); the cluster has room for {cpus}"
+        )
+        if waited_s > limit:
+            raise TrainingFailed(told)
+        if time.monotonic() - self._told_at > TELL_EVERY_S:
+            self._told_at = time.monotonic()
+            self._on_event(told)
+
+    def _fill_up(self, wanted: int) -> None:
+        while len(self._members) < wanted:
+            self._members.append(self._recruiter.recruit(self._members))
+
+    def _dismiss(self, member: Member) -> None:
+        ray.kill(member.actor)
+        self._members.remove(member)
+
+    def _greet(self, member: Member) -> None:
+        """Take a new actor in, if its first answer is one."""
         assert member.ready is not None
         try:
-            place: str = ray.get(member.ready, timeout=FETCH_S)
+            member.place = ray.get(member.ready, timeout=FETCH_S)
         except RayError as error:
-            raise TrainingFailed(f"{member.name} could not start: {reason(error)}") from None
-        return place
+            self._dismiss(member)
+            if getattr(error, "actor_init_failed", False):
+                raise TrainingFailed(f"{member.name} could not start: {reason(error)}") from None
+            self._failed_starts += 1
+            self._settle(
+                Observation(
+                    failure=_how_it_died(error, Failure.START_FAILED),
+                    work="the start",
+                    actor=member.name,
+                    attempts=self._failed_starts,
+                    error=reason(error),
+                )
+            )
+        else:
+            member.ready = None
+            self._failed_starts = 0
 
-    def _dispatch(self, batch: _Batch) -> None:
+    def _dispatch(self, parameters: ray.ObjectRef[Any], batch: Batch[Rollout]) -> None:
         """Give free actors work; a second piece ahead, while there is plenty, hides the way."""
         for depth in (1, 2):
             for member in self._members:
-                plenty = depth == 1 or len(batch.queue) > len(self._members)
-                if member.ready is None and len(member.work) < depth and batch.queue and plenty:
-                    self._assign(batch, member, batch.queue.popleft())
+                plenty = depth == 1 or batch.waiting > len(self._members)
+                if member.ready is None and len(member.work) < depth and batch.waiting and plenty:
+                    member.give(parameters, batch.hand_out())
+        factor = self._cluster.straggler_factor
+        if factor is None or batch.waiting or not self._usual:
+            return
+        slow = max(POLL_S, factor * median(self._usual))
+        idle = [member for member in self._members if member.ready is None and not member.work]
+        for straggler in sorted(self._members, key=Member.head_age, reverse=True):
+            for item in straggler.work:
+                if idle and straggler.head_age() > slow and batch.may_duplicate(item.assignment):
+                    idle.pop().give(parameters, item.assignment)
+                    batch.duplicate(item.assignment)
 
-    def _assign(self, batch: _Batch, member: _Member, assignment: Assignment) -> None:
-        rollouts, receipt = member.actor.roll_out.options(
-            name=f"collect[{assignment}]", num_returns=2
-        ).remote(batch.parameters, assignment)
-        member.work.append(_InFlight(assignment, rollouts, receipt, time.monotonic()))
-
-    def _wait(self) -> list[tuple[_Member, ray.ObjectRef[Any]]]:
-        """What has been answered: receipts, and first words of replacements."""
-        waiting: dict[ray.ObjectRef[Any], _Member] = {}
+    def _wait(self) -> list[tuple[Member, ray.ObjectRef[Any]]]:
+        """What has been answered: receipts, and first words of new actors."""
+        waiting: dict[ray.ObjectRef[Any], Member] = {}
         for member in self._members:
             if member.ready is not None:
                 waiting[member.ready] = member
             for item in member.work:
                 waiting[item.receipt] = member
+        if not waiting:
+            time.sleep(POLL_S)  # nobody is there who could answer
+            return []
         answered, _ = ray.wait(list(waiting), timeout=POLL_S)
         return [(waiting[ref], ref) for ref in answered]
 
-    def _handle(self, batch: _Batch, member: _Member, ref: ray.ObjectRef[Any]) -> None:
+    def _handle(self, batch: Batch[Rollout], member: Member, ref: ray.ObjectRef[Any]) -> None:
         if ref == member.ready:
-            self._first_answer(member)
-            member.ready = None
+            self._greet(member)
             return
         item = next((item for item in member.work if item.receipt == ref), None)
         if item is None:  # its actor has been replaced while this answer was under way
@@ -216,56 +273,70 @@ class RolloutPool:
         except RayTaskError as error:
             self._fail(batch, member, Failure.WORK_RAISED, reason(error), item)
         except RayError as error:
-            self._fail(batch, member, Failure.ACTOR_DIED, reason(error))
+            self._fail(batch, member, _how_it_died(error, Failure.ACTOR_DIED), reason(error))
         else:
-            member.work.remove(item)
-            if member.work:
-                member.work[0].began = time.monotonic()
-            batch.done[receipt.task_index] = (item.rollouts, receipt.timings)
+            self._usual.append(member.answered(item))
+            self._finished_at = time.monotonic()
+            batch.finish(item.assignment, Rollout(item.rollouts, receipt.timings, receipt.node_id))
 
-    def _enforce_deadlines(self, batch: _Batch) -> None:
-        now, limits = time.monotonic(), self._settings.cluster
+    def _enforce_deadlines(self, batch: Batch[Rollout]) -> None:
+        limits = self._cluster
         for member in list(self._members):
-            if member.work and now - member.work[0].began > limits.task_timeout_s:
-                told = f"cluster.task_timeout_s is {limits.task_timeout_s:.0f}"
-                self._fail(batch, member, Failure.TIMED_OUT, told)
-            elif member.ready is not None and now - member.began > limits.start_timeout_s:
-                raise TrainingFailed(
-                    f"the replacement of {member.name} did not start within "
-                    f"{limits.start_timeout_s:.0f} s (cluster.start_timeout_s)"
-                )
+            needed = bool(member.work) and batch.needs(member.work[0].assignment)
+            limit = limits.task_timeout_s if needed else min(limits.stall_s, limits.task_timeout_s)
+            if member.head_age() > limit:
+                key = "task_timeout_s" if limit == limits.task_timeout_s else "stall_s"
+                self._fail(batch, member, Failure.TIMED_OUT, f"cluster.{key} is {limit:.0f}")
+            elif (
+                member.ready is not None
+                and time.monotonic() - member.began > limits.start_timeout_s
+            ):
+                self._dismiss(member)  # its CPU is taken or gone; another may be had
+        busy = [member for member in self._members if member.work]
+        if busy and time.monotonic() - self._finished_at > limits.stall_s:
+            self._on_stall(batch, busy)
+
+    def _on_stall(self, batch: Batch[Rollout], busy: list[Member]) -> None:
+        """Nothing has finished for long: tell who is at what, and replace those that hang."""
+        waited = time.monotonic() - self._finished_at
+        self._finished_at = time.monotonic()
+        names = {f"{member.name} on {member.place}": member.actor for member in busy}
+        self._on_event(
+            f"nothing has finished for {waited:.0f} s (cluster.stall_s):\n"
+            f"{describe_activity(names)}"
+        )
+        if not self._usual:  # how long the work takes is not known yet: task_timeout_s decides
+            return
+        hanging = max(self._cluster.stall_s, _STALL_FACTOR * median(self._usual))
+        for member in busy:
+            if member in self._members and member.head_age() > hanging:
+                usual = f"usually it takes {median(self._usual):.1f} s"
+                self._fail(batch, member, Failure.STALLED, usual)
 
     def _fail(
         self,
-        batch: _Batch,
-        member: _Member,
+        batch: Batch[Rollout],
+        member: Member,
         failure: Failure,
         error: str,
-        item: _InFlight | None = None,
+        item: InFlight | None = None,
     ) -> None:
         """Decide and act on a failure; the work at the head of the actor's queue is to blame."""
         blamed = (item or member.work[0]).assignment
-        attempts = batch.attempts[blamed.task_index] = batch.attempts.get(blamed.task_index, 0) + 1
-        observation = Observation(failure, str(blamed), member.name, attempts, error)
-        decision = decide(observation, max_attempts=self._settings.cluster.max_task_attempts)
+        attempts = batch.lose([one.assignment for one in member.work], blamed)
+        self._dismiss(member)
+        self._capacity.look_again()
+        if failure is Failure.WORK_RAISED and not batch.needs(blamed):
+            return  # of what was done already by another
+        self._settle(Observation(failure, str(blamed), member.name, attempts, error))
+
+    def _settle(self, observation: Observation) -> None:
+        decision = self._faults.decide(observation)
         if isinstance(decision, Stop):
             raise TrainingFailed(decision.message)
         self._on_event(decision.message)
-        batch.queue.extendleft(item.assignment for item in reversed(member.work))
-        batch.retries += len(member.work)
-        member.work.clear()
-        ray.kill(member.actor)
-        self._members[self._members.index(member)] = self._recruit(
-            member.place, member.generation + 1
-        )
 
 
-def reason(error: BaseException) -> str:
-    """An error that crossed processes in one line: its own message, without the remote trace."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, BaseException) and str(cause):
-        return f"{type(cause).__name__}: {cause}".splitlines()[0][:300]
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (
-        (lines[-1] if isinstance(error, RayTaskError) else lines[0])[:300] if lines else repr(error)
-    )
+def _how_it_died(error: RayError, otherwise: Failure) -> Failure:
+    preempted = isinstance(error, RayActorError) and error.preempted
+    return Failure.PREEMPTED if preempted else otherwise

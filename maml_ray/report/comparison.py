@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from maml_ray.config import Settings, load_settings
 from maml_ray.errors import RunFolderError
 from maml_ray.evaluation_files import read_evaluation
 from maml_ray.report.metrics import read_metrics
-from maml_ray.report.plots import COLOURS, column, plain, smoothed
+from maml_ray.report.plots import COLOURS, column, plain, save_figure, smoothed
 from maml_ray.run_folder import RunFolder, open_run
 
 _NOT_MATHEMATICS = ("run", "cluster", "evaluation")
@@ -91,9 +92,9 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     """
     folders: list[RunFolder] = []
     for path in paths:
-        inside = sorted(path.glob("*/settings.yaml")) if path.is_dir() else []
-        if inside and not (path / "settings.yaml").is_file():
-            folders += [RunFolder(settings.parent) for settings in inside]
+        inside = sorted(path.glob("*/settings.yaml")) if os.path.isdir(path) else []
+        if inside and not os.path.lexists(path / "settings.yaml"):
+            folders += [open_run(settings.parent) for settings in inside]
         else:
             folders.append(open_run(path))
     return [_read(folder) for folder in folders]
@@ -169,7 +170,7 @@ def write_comparison(groups: Sequence[Group], output: Path) -> list[Path]:
     plot, table = output / "comparison.png", output / "comparison.csv"
     try:
         output.mkdir(parents=True, exist_ok=True)
-        comparison_figure(groups).savefig(plot, dpi=120)
+        save_figure(comparison_figure(groups), plot)
         with table.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(_COLUMNS)
@@ -185,10 +186,11 @@ def write_comparison(groups: Sequence[Group], output: Path) -> list[Path]:
 
 def _read(folder: RunFolder) -> Run:
     settings = load_settings(folder.settings)
-    rows = read_metrics(folder.metrics) if folder.metrics.exists() else []
+    rows = read_metrics(folder.metrics) if os.path.lexists(folder.metrics) else []
     if not rows:
         raise RunFolderError(f"{folder.path} has not finished an iteration")
-    evaluation = read_evaluation(folder.evaluation) if folder.evaluation.exists() else None
+    there = os.path.lexists(folder.evaluation)
+    evaluation = read_evaluation(folder.evaluation) if there else None
     return Run(folder, settings, rows, evaluation)
 
 

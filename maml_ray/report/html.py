@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
@@ -12,9 +11,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from maml_ray.config import Settings, dump_settings
+from maml_ray.files import Unreadable, read_bytes, write_whole
 from maml_ray.run_folder import RunFolder
 
 _EVALUATION_PLOT = "evaluation.png"
+_MOST_BYTES = 200_000_000
 _PLOTS = (
     ("returns.png", "Return before and after adaptation"),
     ("meta_update.png", "The meta-update"),
@@ -50,28 +51,43 @@ def write_report(
         preset=settings.run.preset,
         settings=dump_settings(settings),
         last=dict(rows[-1]) if rows else None,
+        mended=_mended(rows),
         evaluation=evaluation,
         by_task=_by_task(evaluation),
         evaluation_plot=(
-            _embedded(folder.plots / _EVALUATION_PLOT, "image/png")
-            if evaluation and (folder.plots / _EVALUATION_PLOT).is_file()
-            else None
+            _embedded(folder.plots / _EVALUATION_PLOT, "image/png") if evaluation else None
         ),
         plots=[
-            (title, _embedded(folder.plots / name, "image/png"))
+            (title, picture)
             for name, title in _PLOTS
-            if (folder.plots / name).is_file()
+            if (picture := _embedded(folder.plots / name, "image/png"))
         ],
-        video=_embedded(folder.video, "video/mp4") if folder.video.is_file() else None,
+        video=_embedded(folder.video, "video/mp4"),
         versions=versions,
         # As a shell takes them: the page offers commands to copy.
         folder=shlex.quote(str(folder.path)),
         settings_file=shlex.quote(str(folder.settings)),
     )
-    aside = folder.report.with_suffix(".partial")
-    aside.write_text(page, encoding="utf-8")
-    os.replace(aside, folder.report)
+    write_whole(folder.report, page)
     return folder.report
+
+
+_MENDED = {
+    "lost": "pieces of work lost with their actor, and done again",
+    "duplicated": "pieces of work given to a second actor",
+    "learner_restarts": "learners begun anew",
+    "discarded_episodes": "broken episodes drawn again",
+}
+
+
+def _mended(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What went wrong on the way and was mended, where anything did."""
+    counts = {key: sum(int(row.get(key) or 0) for row in rows) for key in ("lost", "duplicated")}
+    for key in ("learner_restarts", "discarded_episodes"):  # these are told since the start
+        counts[key] = int(rows[-1].get(key) or 0) if rows else 0
+    told = [f"{counts[key]} {what}" for key, what in _MENDED.items() if counts[key]]
+    skipped = sum(row.get("skipped") is not None for row in rows)
+    return [*told, f"{skipped} updates skipped"] if skipped else told
 
 
 def _by_task(evaluation: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
@@ -81,5 +97,10 @@ def _by_task(evaluation: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
     return sorted(rows, key=lambda row: row["task"]) if several else []
 
 
-def _embedded(path: Path, kind: str) -> str:
-    return f"data:{kind};base64,{b64encode(path.read_bytes()).decode()}"
+def _embedded(path: Path, kind: str) -> str | None:
+    """A picture or a video as part of the page; None where there is none that can be."""
+    try:
+        content = read_bytes(path, most=_MOST_BYTES)
+    except Unreadable:
+        return None
+    return f"data:{kind};base64,{b64encode(content).decode()}"

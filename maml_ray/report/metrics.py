@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from maml_ray.errors import RunFolderError
+from maml_ray.files import Unreadable, read_bytes, write_whole
 from maml_ray.records import IterationRecord, StartReport
 from maml_ray.run_folder import RunFolder
 
@@ -35,9 +36,20 @@ _TAGS = {
     "rest_s": "time/rest_s",
     "total_env_steps": "throughput/total_env_steps",
     "steps_per_second": "throughput/env_steps_per_second",
-    "retries": "faults/retries",
+    "skipped_in_a_row": "faults/updates_skipped_in_a_row",
+    "discarded_episodes": "faults/discarded_episodes",
+    "actors": "faults/rollout_actors",
+    "retried": "faults/work_retried",
+    "duplicated": "faults/work_duplicated",
+    "discarded": "faults/work_discarded",
+    "lost": "faults/work_lost",
+    "failures": "faults/failures",
+    "learner_restarts": "faults/learner_restarts",
 }
 """TensorBoard's name for each key of a row that it shows."""
+_ALWAYS = ("total_env_steps", "elapsed_s")
+_MOST_BYTES = 1_000_000_000
+_MOST = 1e30
 
 
 class MetricsLog:
@@ -56,7 +68,7 @@ class MetricsLog:
         self._folder = folder
         self._first_iteration = first_iteration
         self._next_iteration = first_iteration
-        self._lines: TextIO | None = None
+        self._lines: PatientLines | None = None
         self._events: Any = None
 
     def on_start(self, report: StartReport) -> None:
@@ -65,33 +77,69 @@ class MetricsLog:
 
         folder, first = self._folder, self._first_iteration
         _drop_from(folder.metrics, first)
-        self._lines = folder.metrics.open("a", encoding="utf-8")
+        self._lines = PatientLines(folder.metrics)
         self._events = SummaryWriter(str(folder.tensorboard), purge_step=first)
 
     def on_iteration(self, record: IterationRecord) -> None:
         """One line, and one point of every curve."""
         assert self._lines is not None
         row = record.as_row()
-        self._lines.write(json.dumps({key: _finite(value) for key, value in row.items()}) + "\n")
-        self._lines.flush()
-        for key, tag in _TAGS.items():
-            if row[key] is not None:
-                self._events.add_scalar(tag, row[key], record.iteration)
-        # A killed run would lose what TensorBoard holds back: by default, two minutes of it.
-        self._events.flush()
+        self._lines.append(json.dumps({key: _finite(value) for key, value in row.items()}))
+        with suppress(OSError):  # of a full disk metrics.jsonl tells, and these are for the eye
+            for key, tag in _TAGS.items():
+                if row[key] is not None:
+                    self._events.add_scalar(tag, row[key], record.iteration)
+            # A killed run would lose what TensorBoard holds back: by default, two minutes of it.
+            self._events.flush()
         self._next_iteration = record.iteration + 1
 
     def on_event(self, message: str) -> None:
         """A line of TensorBoard's text page, at the iteration under way."""
         if self._events is not None:
-            self._events.add_text("events", message, self._next_iteration)
+            with suppress(OSError):
+                self._events.add_text("events", message, self._next_iteration)
 
     def close(self) -> None:
         """Flush and close both."""
         if self._lines is not None:
             self._lines.close()
         if self._events is not None:
-            self._events.close()
+            with suppress(OSError):
+                self._events.close()
+
+
+class PatientLines:
+    """Lines appended to a file; those that a full disk refuses are kept, and tried again.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._waiting: list[str] = []
+        self._size = path.stat().st_size if path.exists() else 0
+
+    def append(self, line: str) -> None:
+        """Write ``line``, and before it what waits; or let it wait as well."""
+        self._waiting.append(f"{line}\n")
+        content = "".join(self._waiting).encode()
+        try:
+            # Whatever half of a line the last attempt left is overwritten.
+            with self._path.open("r+b" if self._path.exists() else "wb") as file:
+                file.seek(self._size)
+                file.write(content)
+                file.truncate()
+        except OSError:
+            return
+        self._size += len(content)
+        self._waiting = []
+
+    def close(self) -> None:
+        """Try once more to write what waits."""
+        if self._waiting:
+            last = self._waiting.pop()
+            self.append(last.removesuffix("\n"))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -101,19 +149,22 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     to disk, and may lose the last lines before them.
 
     Raises:
-        RunFolderError: another line is not a row, or an iteration is told out of order.
+        RunFolderError: the file cannot be read, another line is not a row, or an iteration is told
+            out of order.
     """
+    try:
+        content = read_bytes(path, most=_MOST_BYTES)
+    except Unreadable as error:
+        raise RunFolderError(f"cannot read {path}: {error}") from None
     rows: list[dict[str, Any]] = []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = content.decode("utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            in_order = row["iteration"] > (rows[-1]["iteration"] if rows else -1)
-        except (ValueError, TypeError, KeyError, RecursionError):
+        row = _row(line)
+        if row is None:
             if number == len(lines):
                 break
-            raise RunFolderError(f"line {number} of {path} is not a row of metrics") from None
-        if not in_order:
+            raise RunFolderError(f"line {number} of {path} is not a row of metrics")
+        if rows and row["iteration"] <= rows[-1]["iteration"]:
             raise RunFolderError(
                 f"line {number} of {path} tells iteration {row['iteration']} out of order"
             )
@@ -121,17 +172,35 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _row(line: str) -> dict[str, Any] | None:
+    """A row whose figures can be drawn, or None if the line is none."""
+    row: Any = None
+    with suppress(ValueError, RecursionError):
+        row = json.loads(line)
+    if not isinstance(row, dict):
+        return None
+    iteration = row.get("iteration")
+    counts = isinstance(iteration, int) and not isinstance(iteration, bool)
+    told = all(_drawable(row.get(key)) for key in ("iteration", *_ALWAYS))
+    others = all(_missing(row.get(key)) or _drawable(row[key], -_MOST) for key in _TAGS)
+    return row if counts and told and others else None
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _drawable(value: Any, least: float = 0.0) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and least <= value <= _MOST
+
+
 def _drop_from(path: Path, first_iteration: int) -> None:
     """Rewrite the file, whole or not at all, without ``first_iteration`` and what follows."""
     if not path.exists():
         return
     kept = [row for row in read_metrics(path) if row["iteration"] < first_iteration]
-    aside = path.with_suffix(".partial")
-    with aside.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in kept)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 def _finite(value: Any) -> Any:

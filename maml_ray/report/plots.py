@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,23 @@ def write_plots(rows: Rows, evaluation: Mapping[str, Any] | None, folder: RunFol
     folder.plots.mkdir(parents=True, exist_ok=True)
     paths = [folder.plots / name for name in figures]
     for path, figure in zip(paths, figures.values(), strict=True):
-        figure.savefig(path, dpi=_DPI)
+        save_figure(figure, path)
     return paths
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure aside and put it in place: whatever lies at ``path`` is not written through.
+
+    Raises:
+        OSError: the storage failed.
+    """
+    aside = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        figure.savefig(aside, dpi=_DPI)
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def returns_figure(rows: Rows) -> Figure:

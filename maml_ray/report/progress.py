@@ -93,7 +93,7 @@ class TerminalProgress:
         table.add_row(
             "learning",
             f"meta-loss {update.loss:+.4f}   gradient {update.gradient_norm:.3f}"
-            f"   entropy {update.entropy:.2f} nats",
+            f"   entropy {update.entropy:.2f} nats{skipped(update)}",
         )
         table.add_row(
             "speed",
@@ -160,7 +160,13 @@ def iteration_line(record: IterationRecord, left_s: float) -> str:
         f"{speeds(update)}  loss {update.loss:+.4f}  {record.steps_per_second:,.0f} steps/s"
         f"  {time_shares(record)}"
         f"  elapsed {clock(record.elapsed_s)} left {clock(left_s)}"
+        f"{skipped(update)}"
     )
+
+
+def skipped(update: UpdateMetrics) -> str:
+    """That the update was skipped, and why; nothing where it was not."""
+    return "" if update.skipped is None else f"  update skipped: {update.skipped}"
 
 
 def speeds(update: UpdateMetrics) -> str:

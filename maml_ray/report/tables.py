@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 _FEW_TASKS = 6  # more would scroll the overall figures away; the report and the CSV have them all
@@ -39,7 +40,7 @@ def print_comparison(console: Console, summaries: Sequence[Any]) -> None:
     for summary in summaries:
         cells = [_return(summary, step) for step in steps]
         table.add_row(
-            summary.label,
+            escape(summary.label),
             f"{summary.seeds}",
             f"{summary.env_steps / 1e6:.1f} M",
             f"{summary.minutes:.1f}",
@@ -70,7 +71,7 @@ def _add_rows(table: Table, rows: Sequence[Mapping[str, Any]], first: Any) -> No
         head = first(row)
         speed = row["speed"]
         table.add_row(
-            *([] if head is None else [head]),
+            *([] if head is None else [escape(head)]),
             f"{row['steps']}",
             row["actions"],
             f"{row['mean']:.1f}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,15 +47,17 @@ def _factory(name: str) -> type[TaskDistribution]:
     module_name, separator, class_name = target.partition(":")
     if not separator or not module_name or not class_name:
         raise SettingsError(
-            f"task.name = {name!r} is not known{nearest(name, BUILT_IN)} "
+            f"task.name = {name!r:.80} is not known{nearest(name, BUILT_IN)} "
             f"(built in: {', '.join(sorted(BUILT_IN))}; your own: 'module:Class')"
         )
     try:
         factory = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise SettingsError(f"task.name = {name!r} cannot be loaded: {error}") from None
+    except Exception as error:  # whatever a person's own module does while it is loaded
+        raise SettingsError(f"task.name = {name!r:.80} cannot be loaded: {_told(error)}") from error
     if not (isinstance(factory, type) and issubclass(factory, TaskDistribution)):
-        raise SettingsError(f"task.name = {name!r} is not a subclass of maml_ray.TaskDistribution")
+        raise SettingsError(
+            f"task.name = {name!r:.80} is not a subclass of maml_ray.TaskDistribution"
+        )
     return factory
 
 
@@ -76,10 +79,19 @@ def _made(
         raise SettingsError(explain(error, prefix=("task", "options"))) from None
     except ValueError as error:
         raise SettingsError(f"task.options are not allowed: {error}") from None
-    except TypeError as error:
+    except Exception as error:  # a person's own class
         raise SettingsError(
-            f"task.name = {name!r} cannot be made with options {dict(options)}: {error}"
-        ) from None
+            f"task.name = {name!r:.80} cannot be made with task.options = "
+            f"{dict(options)!r:.80}: {_told(error)}"
+        ) from error
+
+
+def _told(error: Exception) -> str:
+    """What went wrong in a person's own code, and where."""
+    words = f"{type(error).__name__}: {str(error)[:200]}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "importlib" not in frame.filename][1:]
+    return f"{words} ({own[-1].filename}, line {own[-1].lineno})" if own else words
 
 
 def _keywords(factory: type[TaskDistribution]) -> list[str] | None:

@@ -18,7 +18,13 @@ from gymnasium.envs.mujoco import MujocoEnv
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from maml_ray.tasks.batch_env import BatchEnv, Float64
+from maml_ray.tasks.batch_env import BatchEnv, Bool, Float64
+
+_GIVEN_UP = (
+    mujoco.mjtWarning.mjWARN_BADQPOS,
+    mujoco.mjtWarning.mjWARN_BADQVEL,
+    mujoco.mjtWarning.mjWARN_BADQACC,
+)
 
 
 class MujocoVectorEnv(BatchEnv, ABC):
@@ -83,6 +89,16 @@ class MujocoVectorEnv(BatchEnv, ABC):
         self.positions, self.positions_before = self.positions_before, self.positions
         np.concatenate(self._position_views, out=self.positions.reshape(-1))
         np.concatenate(self._velocity_views, out=self.velocities.reshape(-1))
+
+    def broken(self) -> Bool:
+        """(K,) which simulations MuJoCo has given up, since their reset, and begun anew by itself.
+
+        It does so without a word where a state or an acceleration is no number or beyond all
+        bounds; what is observed afterwards is finite, and of another episode.
+        """
+        return np.array(
+            [any(data.warning[kind].number for kind in _GIVEN_UP) for data in self._simulations]
+        )
 
     def reset_one(self, i: int) -> None:
         """The single environment resets whatever simulation it is lent."""

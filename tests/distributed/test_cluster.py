@@ -15,6 +15,7 @@ from maml_ray.errors import ResourceError
         ({}, {"CPU": 4.0}, ResourcePlan(4, 0, "cpu")),
         ({}, {"CPU": 4.0, "GPU": 2.0}, ResourcePlan(4, 1, "cuda")),
         ({"rollout_actors": 3}, {"CPU": 4.0}, ResourcePlan(3, 0, "cpu")),
+        ({"rollout_actors": 5}, {"CPU": 4.0}, ResourcePlan(4, 0, "cpu")),
         ({"learner_device": "cpu"}, {"CPU": 4.0, "GPU": 2.0}, ResourcePlan(4, 0, "cpu")),
         ({"learner_device": "cuda"}, {"CPU": 1.0, "GPU": 1.0}, ResourcePlan(1, 1, "cuda")),
     ],
@@ -28,9 +29,9 @@ def test_a_plan_takes_a_cpu_an_actor_and_a_gpu_where_there_is_one(
 @pytest.mark.parametrize(
     ("settings", "available", "words"),
     [
-        ({"rollout_actors": 5}, {"CPU": 4.0}, ["cluster.rollout_actors = 5", "4 CPUs"]),
+        ({"min_rollout_actors": 5}, {"CPU": 4.0}, ["cluster.min_rollout_actors is 5", "4 CPUs"]),
         ({"learner_device": "cuda"}, {"CPU": 4.0}, ["cluster.learner_device", "no GPU"]),
-        ({}, {"memory": 1.0}, ["no CPUs"]),
+        ({}, {"memory": 1.0}, ["has 0 CPUs"]),
     ],
 )
 def test_what_is_not_there_is_refused_with_the_setting_and_the_remedy(

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import pytest
 
 from maml_ray.learner import UpdateMetrics
-from maml_ray.records import IterationRecord, IterationTimings
+from maml_ray.records import FaultFigures, IterationRecord, IterationTimings
 
 
 class MakeRecord(Protocol):
@@ -44,7 +44,7 @@ def record() -> MakeRecord:
             timings=IterationTimings(wall_s, 0.5 * wall_s, 0.125 * wall_s, 0.25 * wall_s),
             total_env_steps=4000 * (iteration + 1),
             elapsed_s=wall_s * (iteration + 1),
-            retries=0,
+            faults=FaultFigures(2, 10, 0, 0, 10, 0, 0, 0, 0),
         )
 
     return make

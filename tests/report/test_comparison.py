@@ -43,7 +43,13 @@ def make_run(tmp_path: Path, record: MakeRecord) -> MakeRun:
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / "metrics.jsonl").write_text(lines)
         if evaluated is not None:
-            figures = {"tasks": 1, "episodes": 1, "rows": evaluation_rows(evaluated)}
+            figures = {
+                "tasks": 1,
+                "episodes": 1,
+                "rows": evaluation_rows(evaluated),
+                "rows_by_task": [],
+                "beside": {},
+            }
             (folder / "evaluation.json").write_text(json.dumps(figures))
         return folder
 
@@ -51,8 +57,9 @@ def make_run(tmp_path: Path, record: MakeRecord) -> MakeRun:
 
 
 def evaluation_rows(value: float) -> list[dict[str, Any]]:
+    plain = {"task": None, "low": value, "high": value, "speed": 2.0 * value, "episodes": 1}
     return [
-        {"steps": step, "actions": actions, "mean": value + step + extra, "speed": 2.0 * value}
+        {"steps": step, "actions": actions, "mean": value + step + extra, **plain}
         for step in (0, 1, 2)
         for actions, extra in (("stochastic", 0.0), ("mean", 500.0))
     ]

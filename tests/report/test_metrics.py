@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from maml_ray.errors import RunFolderError
 from maml_ray.records import StartReport
-from maml_ray.report.metrics import MetricsLog, read_metrics
+from maml_ray.report.metrics import MetricsLog, PatientLines, read_metrics
 from maml_ray.run_folder import RunFolder
 from tests.report.conftest import MakeRecord
 
@@ -119,3 +120,31 @@ def test_a_damaged_line_that_is_not_the_last_is_refused_and_named(
     folder.metrics.write_text("\n".join([lines[0], line, lines[2]]) + "\n")
     with pytest.raises(RunFolderError, match="line 2"):
         read_metrics(folder.metrics)
+
+
+def test_lines_that_a_full_disk_refuses_are_written_when_it_has_room_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, room = tmp_path / "metrics.jsonl", [True]
+    opened = Path.open
+
+    def open_or_fail(self: Path, *args: Any, **kwargs: Any) -> Any:
+        if not room[0]:
+            with opened(self, "ab") as file:  # half of a line, as a disk that fills up leaves it
+                file.write(b'{"iter')
+            raise OSError(28, "No space left on device")
+        return opened(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", open_or_fail)
+    lines = PatientLines(path)
+    lines.append("one")
+    room[0] = False
+    lines.append("two")
+    lines.append("three")
+    room[0] = True
+    lines.append("four")
+    room[0] = False
+    lines.append("five")
+    room[0] = True
+    lines.close()
+    assert path.read_text().splitlines() == ["one", "two", "three", "four", "five"]

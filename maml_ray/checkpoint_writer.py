@@ -1,0 +1,220 @@
+"""Writing checkpoints while training goes on: in the background, patiently, and not in vain.
+
+Storage that is full, away or slow never stops training by itself. A write that fails is tried
+again with growing pauses; a checkpoint that has been overtaken by a newer one before it was
+written is missed; and after so many missed in a row the run stops, with all that it has in memory
+written to another folder.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from maml_ray.checkpoint import Score, save_checkpoint
+from maml_ray.checkpoint_files import Checkpoint
+from maml_ray.errors import TrainingFailed
+from maml_ray.storage import Storage
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
+SLOW_S = 30.0
+"""A write that lasts so long is trouble, though it has not failed."""
+_SCORES = 1000
+"""Checkpoints of which the score is remembered: far more than are ever kept."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """The newest checkpoint that is safe: its number, and when it was written (Unix time)."""
+
+    iteration: int
+    at: float
+
+
+class CheckpointWriter:
+    """A thread that writes the newest checkpoint that it was given.
+
+    Args:
+        storage: of the run.
+        keep: how many of the newest are kept.
+        missed_allowed: so many checkpoints in a row may be missed.
+        save_elsewhere: writes a checkpoint, and what else a run needs, to where it is safe when the
+            storage is not; returns the place, for people.
+        beside: brings the rest of the run's files up to date in the storage, before a checkpoint.
+        pause: waits between two attempts, or until it is woken.
+        slow_s: seconds after which a write that lasts is trouble.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        keep: int,
+        missed_allowed: int,
+        save_elsewhere: Callable[[Checkpoint], str],
+        beside: Callable[[], None] = lambda: None,
+        pause: Callable[[threading.Event, float], object] = threading.Event.wait,
+        slow_s: float = SLOW_S,
+    ) -> None:
+        self._storage, self._keep, self._beside = storage, keep, beside
+        self._missed_allowed, self._save_elsewhere = missed_allowed, save_elsewhere
+        self._pause, self._slow_s = pause, slow_s
+        self._lock = threading.Condition()
+        self._pending: Checkpoint | None = None
+        self._newest: Checkpoint | None = None
+        self._scores: deque[Score] = deque(maxlen=_SCORES)
+        self._news: list[str] = []
+        self._written: Written | None = None
+        self._missed = 0
+        self._trouble: str | None = None
+        self._began: float | None = None
+        self._closing = False
+        self._woken = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
+        self._thread.start()
+
+    @property
+    def written(self) -> Written | None:
+        """The newest checkpoint that is safe; None where none is yet."""
+        with self._lock:
+            return self._written
+
+    @property
+    def missed(self) -> int:
+        """How many checkpoints in a row were overtaken before they were written."""
+        with self._lock:
+            return self._missed
+
+    @property
+    def submitted(self) -> int | None:
+        """The number of the newest checkpoint that was handed over; None where none was."""
+        with self._lock:
+            return None if self._newest is None else self._newest.iteration
+
+    def submit(self, checkpoint: Checkpoint) -> None:
+        """Have ``checkpoint`` written; returns at once."""
+        with self._lock:
+            self._look_whether_slow()
+            if self._pending is not None and self._trouble is not None:
+                self._missed += 1
+            self._pending = self._newest = checkpoint
+            self._lock.notify_all()
+
+    def note_score(self, score: Score) -> None:
+        """Tell how good the parameters of a checkpoint are."""
+        with self._lock:
+            self._scores.append(score)
+
+    def news(self) -> list[str]:
+        """What there is to tell since the last call: trouble, and its end.
+
+        Raises:
+            TrainingFailed: too many were missed; the newest has been saved elsewhere.
+        """
+        with self._lock:
+            told, self._news = self._news, []
+            hopeless = self._missed > self._missed_allowed
+            missed, trouble, newest = self._missed, self._trouble, self._newest
+        if hopeless and newest is not None:
+            raise TrainingFailed(
+                f"{missed} checkpoints in a row could not be written to {self._storage} "
+                f"({trouble}), and faults.missed_checkpoints allows {self._missed_allowed}; "
+                f"{self._rescue(newest)}"
+            )
+        return told
+
+    def flush(self, deadline_s: float) -> None:
+        """Wait until the newest checkpoint is safe.
+
+        Raises:
+            TrainingFailed: it is not within ``deadline_s``; it has been saved elsewhere.
+        """
+        self._woken.set()  # whoever pauses tries at once
+        with self._lock:
+            if self._lock.wait_for(self._is_safe, timeout=deadline_s):
+                return
+            newest, trouble = self._newest, self._trouble or "the storage is slow"
+        assert newest is not None
+        raise TrainingFailed(
+            f"the last checkpoint could not be written to {self._storage} within "
+            f"{deadline_s:.0f} s ({trouble}); {self._rescue(newest)}"
+        )
+
+    def close(self) -> None:
+        """End the thread; a write that hangs is left behind."""
+        with self._lock:
+            self._closing = True
+            self._lock.notify_all()
+        self._woken.set()
+        self._thread.join(timeout=1.0)
+
+    def _look_whether_slow(self) -> None:
+        if self._began is not None and time.monotonic() - self._began >= self._slow_s:
+            self._note_trouble(f"it has taken more than {self._slow_s:.0f} s")
+
+    def _is_safe(self) -> bool:
+        if self._newest is None:
+            return True
+        return self._written is not None and self._written.iteration == self._newest.iteration
+
+    def _rescue(self, checkpoint: Checkpoint) -> str:
+        try:
+            return f"what was in memory is in {self._save_elsewhere(checkpoint)}"
+        except OSError as error:
+            return f"nor could what was in memory be saved elsewhere: {_told(error)}"
+
+    def _work(self) -> None:
+        pause = FIRST_PAUSE_S
+        while True:
+            with self._lock:
+                self._lock.wait_for(lambda: self._pending is not None or self._closing)
+                if self._closing:
+                    return
+                checkpoint, scores = self._pending, list(self._scores)
+                self._began = time.monotonic()
+            assert checkpoint is not None
+            try:
+                self._beside()
+                save_checkpoint(self._storage, checkpoint, keep=self._keep, scores=scores)
+            except Exception as error:  # a thread that died of it would do so in silence
+                with self._lock:
+                    self._began = None
+                    self._note_trouble(_told(error))
+                self._pause(self._woken, pause)
+                self._woken.clear()
+                pause = min(2.0 * pause, LONGEST_PAUSE_S)
+            else:
+                self._note_success(checkpoint)
+                pause = FIRST_PAUSE_S
+
+    def _note_trouble(self, told: str) -> None:
+        if self._trouble is None:
+            self._news.append(
+                f"a checkpoint cannot be written to {self._storage} ({told}): "
+                "training goes on, and it is tried again"
+            )
+        self._trouble = told
+
+    def _note_success(self, checkpoint: Checkpoint) -> None:
+        with self._lock:
+            if self._trouble is not None:
+                self._news.append(
+                    f"checkpoints are written to {self._storage} again; {self._missed} were missed"
+                )
+            self._began = self._trouble = None
+            self._missed = 0
+            self._written = Written(checkpoint.iteration, time.time())
+            if self._pending is checkpoint:
+                self._pending = None
+            self._lock.notify_all()
+
+
+def _told(error: Exception) -> str:
+    return (
+        getattr(error, "strerror", None)
+        or " ".join(str(error).split())[:300]
+        or type(error).__name__
+    )

@@ -1,0 +1,147 @@
+"""The work of one meta-batch while it is under way: what is left, begun, done, and how often.
+
+Work is keyed by iteration and task, and its result depends on the key alone: handing a piece out
+twice is harmless, and the first answer counts. Nothing here knows of Ray: results are opaque.
+
+A piece of work is one task with all its phases: the adapted policy that collects the query data
+never leaves the actor that has adapted it. So what is counted for a task is counted for each of
+its phases, and the learner checks that every phase of every task is there once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Generic, TypeVar
+
+from maml_ray.rollout import Assignment
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class WorkCounts:
+    """What became of the pieces of work that were handed to actors.
+
+    Attributes:
+        dispatched: handed out, all told.
+        retried: of them, handed out again after a failure.
+        duplicated: of them, handed to an idle actor as well, since the first was slow.
+        used: answers that the learner got.
+        discarded: answers that came second, or too late.
+        lost: never answered, since the actor died, hung or raised an error.
+    """
+
+    dispatched: int = 0
+    retried: int = 0
+    duplicated: int = 0
+    used: int = 0
+    discarded: int = 0
+    lost: int = 0
+
+    def __add__(self, other: WorkCounts) -> WorkCounts:
+        return WorkCounts(
+            *(getattr(self, field.name) + getattr(other, field.name) for field in fields(self))
+        )
+
+    @property
+    def unanswered(self) -> int:
+        """Pieces of which nothing has been heard yet."""
+        return self.dispatched - self.used - self.discarded - self.lost
+
+
+class Batch(Generic[Result]):
+    """One meta-batch: every task is to be done once.
+
+    Args:
+        assignments: all its work.
+        kept: results from before, by task index: only the others are worked at.
+    """
+
+    def __init__(
+        self, assignments: Sequence[Assignment], kept: dict[int, Result] | None = None
+    ) -> None:
+        self._assignments = {work.task_index: work for work in assignments}
+        self._done: dict[int, Result] = dict(kept or {})
+        self._queue = deque(work for work in assignments if work.task_index not in self._done)
+        self._copies: Counter[int] = Counter()
+        self._failures: Counter[int] = Counter()
+        self._again: set[int] = set()
+        self._counts = WorkCounts()
+
+    @property
+    def finished(self) -> bool:
+        """Whether every task is done."""
+        return len(self._done) == len(self._assignments)
+
+    @property
+    def waiting(self) -> int:
+        """How many pieces nobody has begun."""
+        return len(self._queue)
+
+    @property
+    def counts(self) -> WorkCounts:
+        """What has become of the work so far."""
+        return self._counts
+
+    def results(self) -> tuple[Result, ...]:
+        """The results in the order of their tasks, once the batch is finished."""
+        assert self.finished
+        return tuple(self._done[index] for index in sorted(self._done))
+
+    def hand_out(self) -> Assignment:
+        """The next piece that nobody has begun."""
+        work = self._queue.popleft()
+        self._copies[work.task_index] += 1
+        self._counts += WorkCounts(dispatched=1, retried=int(work.task_index in self._again))
+        return work
+
+    def needs(self, work: Assignment) -> bool:
+        """Whether ``work`` is of this batch and not yet done."""
+        index = work.task_index
+        return self._assignments.get(index) == work and index not in self._done
+
+    def may_duplicate(self, work: Assignment) -> bool:
+        """Whether ``work`` is needed, and one actor alone is at it."""
+        return self.needs(work) and self._copies[work.task_index] == 1
+
+    def duplicate(self, work: Assignment) -> None:
+        """``work`` has been handed to a second actor."""
+        self._copies[work.task_index] += 1
+        self._counts += WorkCounts(dispatched=1, duplicated=1)
+
+    def finish(self, work: Assignment, result: Result) -> None:
+        """An answer: the first to a piece of work of this batch is used."""
+        if self._assignments.get(work.task_index) != work:  # of a batch before this one
+            self._counts += WorkCounts(discarded=1)
+            return
+        self._copies[work.task_index] -= 1
+        if work.task_index in self._done:
+            self._counts += WorkCounts(discarded=1)
+            return
+        self._done[work.task_index] = result
+        self._counts += WorkCounts(used=1)
+
+    def lose(self, works: Iterable[Assignment], blamed: Assignment | None = None) -> int:
+        """Nobody answers to ``works`` any more: they are handed out again, unless done.
+
+        Args:
+            works: of one actor, in the order in which it had them.
+            blamed: of them, the one that the actor was at.
+
+        Returns:
+            How often the blamed one has failed.
+        """
+        for work in reversed(list(works)):
+            self._counts += WorkCounts(lost=1)
+            if self._assignments.get(work.task_index) != work:
+                continue
+            self._copies[work.task_index] -= 1
+            if work.task_index not in self._done and not self._copies[work.task_index]:
+                self._queue.appendleft(work)
+                self._again.add(work.task_index)
+        if blamed is None or self._assignments.get(blamed.task_index) != blamed:
+            return 0
+        self._failures[blamed.task_index] += 1
+        return self._failures[blamed.task_index]

@@ -1,0 +1,137 @@
+"""The actors of a run together: a learner, rollout actors, and the account of their work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+
+import ray
+
+from maml_ray.checkpoint_files import Checkpoint
+from maml_ray.config import Settings
+from maml_ray.distributed.activity import Place
+from maml_ray.distributed.batch import WorkCounts
+from maml_ray.distributed.cluster import plan_resources
+from maml_ray.distributed.failures import Failure, FaultLog, Observation, Stop
+from maml_ray.distributed.learner_client import LearnerClient, RolloutsLost
+from maml_ray.distributed.pool import Collected, RolloutPool
+from maml_ray.errors import TrainingFailed
+from maml_ray.learner import UpdateMetrics, published
+from maml_ray.policy import PolicySpec
+from maml_ray.records import FaultFigures
+from maml_ray.rollout import Assignment
+
+
+@dataclass
+class Crew:
+    """The actors of a run, up and running.
+
+    Attributes:
+        settings: of the run.
+        spec: the policy's sizes.
+        learner, pool: the actors.
+        learner_place: where the learner computes, in words.
+        places: where the rollout actors run, to begin with.
+    """
+
+    settings: Settings
+    spec: PolicySpec
+    learner: LearnerClient
+    pool: RolloutPool
+    learner_place: str
+    places: tuple[Place, ...]
+    _faults: FaultLog
+    _on_event: Callable[[str], None]
+    _counts: WorkCounts = field(default_factory=WorkCounts)
+
+    def learn(self, assignments: Sequence[Assignment]) -> tuple[Collected, UpdateMetrics]:
+        """Collect a meta-batch and update from it; again, where rollouts are lost in between.
+
+        Raises:
+            TrainingFailed: a piece of work failed too often, or a budget for faults is spent.
+            Interrupted: a request to stop came.
+        """
+        parameters = ray.put(published(self.settings, self.learner.state))
+        collected = self.pool.collect(parameters, assignments)
+        while True:
+            try:
+                update = self.learner.update([one.rollouts for one in collected.rollouts])
+            except RolloutsLost as lost:
+                self._note_loss(str(lost))
+                collected = self.pool.collect(parameters, assignments, collected)
+            else:
+                self._account(collected.counts, len(assignments))
+                return collected, update
+
+    def figures(self, collected: Collected) -> FaultFigures:
+        """What it took to collect, and what has failed so far."""
+        return FaultFigures(
+            actors=collected.actors,
+            **asdict(collected.counts),
+            failures=self._faults.total,
+            learner_restarts=self.learner.restarts,
+        )
+
+    def _note_loss(self, error: str) -> None:
+        """Rollouts that went with their node are a failure of the infrastructure."""
+        seen = Observation(Failure.ROLLOUTS_LOST, "the meta-update", "the learner", 0, error)
+        decision = self._faults.decide(seen)
+        if isinstance(decision, Stop):
+            raise TrainingFailed(decision.message)
+        self._on_event(decision.message)
+
+    def _account(self, counts: WorkCounts, tasks: int) -> None:
+        """Every piece of work is used once, and every other one is known to be lost or late."""
+        self._counts += counts
+        if counts.used != tasks or self._counts.unanswered != self.pool.in_flight:
+            raise TrainingFailed(
+                f"the account of the work is wrong: {counts} of {tasks} tasks; since the start "
+                f"{self._counts}, under way {self.pool.in_flight}"
+            )
+
+
+@contextmanager
+def crew(
+    settings: Settings,
+    spec: PolicySpec,
+    resume: Checkpoint | None,
+    *,
+    on_event: Callable[[str], None],
+    check_stop: Callable[[], None],
+) -> Iterator[Crew]:
+    """Start the actors, and end them whatever happens.
+
+    Args:
+        settings: of the run.
+        spec: the policy's sizes.
+        resume: where the learner goes on; None to begin.
+        on_event: told of every failure that was mended.
+        check_stop: called while waiting; may raise to abandon the wait.
+
+    Raises:
+        ResourceError: the cluster lacks what is asked for, or is too slow to give it.
+    """
+    plan = plan_resources(settings.cluster, ray.cluster_resources())
+    namespace = f"maml_ray/{settings.run.name}/{ray.get_runtime_context().get_job_id()}"
+    faults = FaultLog(settings.faults, settings.cluster.max_task_attempts)
+    learner = LearnerClient(
+        settings,
+        spec,
+        plan,
+        namespace,
+        state=resume.learner if resume else None,
+        # The number of threads decides the last bits: a run keeps the one that it began with.
+        threads=settings.cluster.learner_threads or (resume.learner_threads if resume else None),
+        faults=faults,
+        on_event=on_event,
+        check_stop=check_stop,
+    )
+    pool = RolloutPool(settings, namespace, faults=faults, on_event=on_event, check_stop=check_stop)
+    try:
+        described = learner.wait_until_ready()
+        places = pool.wait_until_ready()
+        yield Crew(settings, spec, learner, pool, described, places, faults, on_event)
+    finally:
+        pool.close()
+        learner.close()

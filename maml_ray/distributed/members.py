@@ -1,0 +1,143 @@
+"""The rollout actors of a pool: starting one, what each has been given, asking what it is at."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from maml_ray.config import Settings
+from maml_ray.distributed.activity import Place
+from maml_ray.distributed.actors import RolloutActor, watched
+from maml_ray.rollout import Assignment
+
+WATCH_S = 5.0
+"""Deadline for an actor's answer to what it is at: its other thread may be all that works."""
+
+
+@dataclass
+class InFlight:
+    """A piece of work that an actor has been given.
+
+    Attributes:
+        assignment: the work.
+        rollouts, receipt: its results to be.
+        began: when it came to the head of the actor's queue, on the driver's clock.
+    """
+
+    assignment: Assignment
+    rollouts: ray.ObjectRef[Any]
+    receipt: ray.ObjectRef[Any]
+    began: float
+
+
+@dataclass(eq=False)
+class Member:
+    """One rollout actor, and what it has been given, first first.
+
+    Attributes:
+        name: of the actor.
+        number: its place in the pool.
+        actor: the actor's handle.
+        ready: the answer that is waited for before it is given work; None once it is there.
+        began: when it was asked to start.
+        place: where it runs, once known.
+    """
+
+    name: str
+    number: int
+    actor: Any
+    ready: ray.ObjectRef[Any] | None
+    began: float
+    place: Place | None = None
+    work: deque[InFlight] = field(default_factory=deque)
+
+    def give(self, parameters: ray.ObjectRef[Any], assignment: Assignment) -> None:
+        """Have ``assignment`` rolled out, after what it has been given before."""
+        rollouts, receipt = self.actor.roll_out.options(
+            name=f"collect[{assignment}]", num_returns=2
+        ).remote(parameters, assignment)
+        self.work.append(InFlight(assignment, rollouts, receipt, time.monotonic()))
+
+    def answered(self, item: InFlight) -> float:
+        """``item`` is done; the seconds that it took, as seen from here."""
+        now = time.monotonic()
+        self.work.remove(item)
+        if self.work:
+            self.work[0].began = now
+        return now - item.began
+
+    def head_age(self) -> float:
+        """Seconds that the actor has been at the head of its queue; 0 when it has none."""
+        return time.monotonic() - self.work[0].began if self.work else 0.0
+
+
+class Recruiter:
+    """Starts rollout actors, each with a name that none before it had.
+
+    Args:
+        settings: of the run.
+        namespace: Ray namespace of the actors' names.
+    """
+
+    def __init__(self, settings: Settings, namespace: str) -> None:
+        self._settings_ref = ray.put(settings)
+        self._namespace = namespace
+        self._generations: Counter[int] = Counter()
+
+    def recruit(self, members: Iterable[Member]) -> Member:
+        """A new actor, in the first place that none of ``members`` has."""
+        taken = {member.number for member in members}
+        number = next(place for place in range(len(taken) + 1) if place not in taken)
+        generation = self._generations[number]
+        self._generations[number] += 1
+        # A killed actor gives its name back late, so a replacement has one of its own.
+        name = f"rollout-{number}" + (f"-replacement-{generation}" if generation else "")
+        actor: Any = (
+            watched(RolloutActor)
+            .options(
+                name=name,
+                namespace=self._namespace,
+                num_cpus=1,
+                num_gpus=0,
+                scheduling_strategy="SPREAD",
+                max_restarts=0,  # the pool replaces, so that a lost node and a lost process are one
+            )
+            .remote(name, self._settings_ref)
+        )
+        return Member(name, number, actor, actor.ready.remote(), time.monotonic())
+
+
+def describe_activity(actors: dict[str, Any]) -> str:
+    """What actors are at, by name: asked of each, within seconds."""
+    asked = {name: actor.activity.remote() for name, actor in actors.items()}
+    answered, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=WATCH_S)
+    lines = []
+    for name, ref in asked.items():
+        if ref not in answered:
+            told = f"no answer within {WATCH_S:.0f} s: its process hangs, or its node is away"
+        else:
+            try:
+                told = str(ray.get(ref, timeout=WATCH_S))
+            except RayError as error:
+                told = reason(error)
+        lines.append(f"  {name}: {told}")
+    return "\n".join(lines)
+
+
+def reason(error: BaseException) -> str:
+    """An error that crossed processes in one line: its own message, without the remote trace."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, BaseException) and str(cause):
+        return f"{type(cause).__name__}: {cause}".splitlines()[0][:300]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return repr(error)
+    deaths = [line for line in lines if "dead because" in line]
+    told = lines[-1] if isinstance(error, RayTaskError) else (deaths or lines)[0]
+    return told[:300]

@@ -1,0 +1,92 @@
+"""Files read and written with no surprises, whatever lies at a path.
+
+Reading neither hangs (a pipe), nor fills the memory (``/dev/zero``, a video); writing leaves the
+whole file or the old one, and follows no link.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+
+class Unreadable(Exception):
+    """A file cannot be read; the words say why, and go behind its name."""
+
+
+def read_bytes(path: Path, *, most: int | None = None) -> bytes:
+    """The content of a regular file.
+
+    A pipe is refused, and so is ``<(...)`` of a shell: it can be read but once, and the file's
+    name is kept for later. A file on standard input, ``/dev/stdin``, is a file.
+
+    Args:
+        path: of the file.
+        most: bytes that it may have.
+
+    Raises:
+        Unreadable: it is not there, no regular file, larger, or the storage fails.
+    """
+    try:
+        with open(path, "rb", opener=_without_waiting) as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise Unreadable("it is not a regular file")
+            if most is None:
+                return file.read()
+            content = file.read(most + 1) if found.st_size <= most else b""
+    except OSError as error:
+        raise Unreadable(error.strerror or str(error)) from None
+    except ValueError as error:  # a name with a null byte in it, or half of a character
+        raise Unreadable(f"no file can have that name ({error})") from None
+    if found.st_size > most or len(content) > most:
+        raise Unreadable(f"it is larger than {most:,} bytes")
+    return content
+
+
+def read_text(path: Path, *, most: int) -> str:
+    """The same, as UTF-8 text.
+
+    Raises:
+        Unreadable: as above, or it is not UTF-8.
+    """
+    try:
+        return read_bytes(path, most=most).decode("utf-8")
+    except UnicodeDecodeError:
+        raise Unreadable("it is not UTF-8 text") from None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write ``text`` to ``path``, whole or not at all; half a character is written escaped.
+
+    Raises:
+        OSError: the storage failed; what was there is there.
+    """
+    descriptor, aside = tempfile.mkstemp(
+        prefix=f".{path.name}.", suffix=".partial", dir=path.parent
+    )
+    try:
+        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            file.write(text)
+            os.fchmod(file.fileno(), 0o666 & ~_umask())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(aside)
+        raise
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _umask() -> int:
+    """What this process takes away from new files' permissions: it can only be read by setting."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

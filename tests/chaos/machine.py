@@ -1,0 +1,116 @@
+"""A Ray cluster of several nodes on this machine, and the processes that a run has on it."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+
+HEALTH = {
+    "RAY_health_check_initial_delay_ms": "0",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+}
+"""A lost node is noticed within seconds, where Ray's own patience is half a minute."""
+NODES, CPUS = 3, 1
+ROLLOUT, LEARNER = ("RolloutActor", "collect["), ("LearnerActor", "meta-update")
+"""Beginnings of the titles that Ray gives the workers of each kind: at rest, and at work."""
+
+
+class Machine:
+    """A head without CPUs for work, and nodes that come and go.
+
+    Args:
+        nodes: how many nodes with a CPU to begin with.
+    """
+
+    def __init__(self, nodes: int = NODES) -> None:
+        from ray.cluster_utils import Cluster
+
+        self._cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 0, "object_store_memory": 120_000_000},
+        )
+        self._nodes: list[Any] = []
+        for _ in range(nodes):
+            self.add_node()
+
+    @property
+    def address(self) -> str:
+        """Of the cluster."""
+        return str(self._cluster.address)
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes there are, beside the head."""
+        return len(self._nodes)
+
+    def add_node(self) -> None:
+        """One more node."""
+        self._nodes.append(self._cluster.add_node(num_cpus=CPUS, object_store_memory=100_000_000))
+
+    def remove_node(self, rng: random.Random) -> None:
+        """A node goes without a word, and all its processes with it."""
+        node = self._nodes.pop(rng.randrange(len(self._nodes)))
+        self._cluster.remove_node(node, allow_graceful=False)
+
+    def remove_nodes(self, ids: set[str]) -> None:
+        """The nodes of these ids go, likewise."""
+        for node in [node for node in self._nodes if node.node_id in ids]:
+            self._nodes.remove(node)
+            self._cluster.remove_node(node, allow_graceful=False)
+
+    def workers(self, kind: tuple[str, str]) -> list[psutil.Process]:
+        """The living processes of ``kind`` on all nodes."""
+        found = []
+        for node in (self._cluster.head_node, *self._nodes):
+            raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+            found += [child for child in raylet.children(recursive=True) if _is(child, kind)]
+        return sorted(found, key=lambda process: process.pid)
+
+    def hit(self, kind: tuple[str, str], number: signal.Signals, rng: random.Random) -> int | None:
+        """Send a signal to one of the workers; its process id, None where there is none."""
+        there = self.workers(kind)
+        if not there:
+            return None
+        chosen = rng.choice(there)
+        try:
+            chosen.send_signal(number)
+        except psutil.NoSuchProcess:
+            return None
+        return int(chosen.pid)
+
+    def close(self) -> None:
+        """Stop all of it."""
+        self._cluster.shutdown()
+
+
+@contextmanager
+def machine(nodes: int = NODES) -> Iterator[Machine]:
+    """A cluster for the time of the block; its nodes' health is looked at every second."""
+    before = {name: os.environ.get(name) for name in HEALTH}
+    os.environ.update(HEALTH)
+    made = Machine(nodes)
+    try:
+        yield made
+    finally:
+        made.close()
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _is(process: psutil.Process, kind: tuple[str, str]) -> bool:
+    try:
+        title = " ".join(process.cmdline()).removeprefix("ray::")
+        return title.startswith(kind) and process.status() not in (
+            psutil.STATUS_ZOMBIE,
+            psutil.STATUS_STOPPED,
+        )
+    except psutil.Error:
+        return False

@@ -1,0 +1,42 @@
+"""What a run comes to when nothing happens to it: the same mathematics, in one process."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from maml_ray.config import Settings
+from maml_ray.learner import LearnerState, MetaLearner
+from maml_ray.rollout import Assignment, RolloutWorker, sample_tasks
+from maml_ray.tasks.lookup import resolve_tasks
+
+
+def undisturbed(settings: Settings) -> LearnerState:
+    """The learner's state after all iterations, without Ray."""
+    assert settings.cluster.learner_threads == torch.get_num_threads()
+    worker, tasks = RolloutWorker(settings), resolve_tasks(settings.task)
+    learner = MetaLearner(settings, worker.spec)
+    for iteration in range(settings.run.iterations):
+        theta = learner.publish()
+        learner.update(
+            [
+                worker.roll_out(theta, Assignment(iteration, index, task, iteration))[0]
+                for index, task in enumerate(sample_tasks(settings, tasks, iteration))
+            ]
+        )
+    return learner.state()
+
+
+def fingerprint(parameters: Mapping[str, NDArray[Any]]) -> str:
+    """SHA-256 of parameters: their names, shapes and bits."""
+    digest = hashlib.sha256()
+    for name in sorted(parameters):
+        value = np.ascontiguousarray(parameters[name])
+        digest.update(f"{name} {value.dtype} {value.shape}".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()

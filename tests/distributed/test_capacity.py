@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from maml_ray.config import ClusterSettings
+from maml_ray.distributed.capacity import Capacity, wanted_actors
+
+
+def node(name: str, *, cpus: float | None = 2.0, alive: bool = True) -> dict[str, Any]:
+    resources = {"memory": 1e9} if cpus is None else {"CPU": cpus}
+    return {"NodeID": name, "Alive": alive, "Resources": resources}
+
+
+@pytest.mark.parametrize(
+    ("most", "nodes", "wanted"),
+    [
+        (None, [node("a"), node("b", cpus=3.0)], 5),
+        (None, [node("a"), node("b", alive=False)], 2),
+        (None, [node("head", cpus=0.0), node("b", cpus=None)], 0),
+        (3, [node("a"), node("b")], 3),
+        (3, [node("a")], 2),
+        (None, [node("a", cpus=1.5)], 1),
+    ],
+)
+def test_an_actor_for_each_cpu_of_living_nodes_and_no_more_than_the_most(
+    most: int | None, nodes: list[dict[str, Any]], wanted: int
+) -> None:
+    assert wanted_actors(ClusterSettings(rollout_actors=most), nodes) == wanted
+
+
+def test_the_cluster_is_not_asked_at_every_turn_but_after_a_death() -> None:
+    looks: list[int] = []
+
+    def nodes() -> list[dict[str, Any]]:
+        looks.append(1)
+        return [node("a", cpus=float(len(looks)))]
+
+    capacity = Capacity(ClusterSettings(), nodes)
+    assert [capacity.wanted() for _ in range(3)] == [1, 1, 1]
+    capacity.look_again()
+    assert capacity.wanted() == 2
+
+
+def test_living_nodes_are_told_by_their_id() -> None:
+    capacity = Capacity(ClusterSettings(), lambda: [node("a"), node("b", alive=False)])
+    assert capacity.living() == {"a"}

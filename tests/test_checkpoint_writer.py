@@ -1,0 +1,209 @@
+"""Training goes on whatever its storage does, and nothing that can be saved is lost."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from maml_ray.checkpoint import Score, load_newest, read_best
+from maml_ray.checkpoint_writer import LONGEST_PAUSE_S, CheckpointWriter
+from maml_ray.errors import TrainingFailed
+from maml_ray.storage import LocalStorage
+from tests.test_checkpoint import assert_equal, checkpoint
+
+WAIT_S = 30.0
+
+
+class Disk(LocalStorage):
+    """A folder that can be full, or slow, when told so."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.full = False
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
+        self.reached = threading.Event()
+
+    def write(self, name: str, content: bytes) -> None:
+        self.reached.set()
+        assert self.may_go_on.wait(WAIT_S)
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().write(name, content)
+
+
+class Pauses:
+    """In the place of waiting: notes for how long, and lets the test decide when it is over."""
+
+    def __init__(self) -> None:
+        self.lengths: list[float] = []
+        self.begun = threading.Semaphore(0)
+        self.over = threading.Semaphore(0)
+
+    def __call__(self, woken: threading.Event, seconds: float) -> None:
+        self.lengths.append(seconds)
+        self.begun.release()
+        assert self.over.acquire(timeout=WAIT_S)
+
+    def let_pass(self, count: int = 1) -> None:
+        """Let the writer try again, so many times; returns when it pauses anew."""
+        for _ in range(count):
+            self.over.release()
+            self.wait_for_one()
+
+    def wait_for_one(self) -> None:
+        assert self.begun.acquire(timeout=WAIT_S)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Disk:
+    return Disk(tmp_path / "run")
+
+
+@pytest.fixture
+def pauses() -> Pauses:
+    return Pauses()
+
+
+Opener = Callable[..., CheckpointWriter]
+
+
+@pytest.fixture
+def open_writer(disk: Disk, pauses: Pauses, tmp_path: Path) -> Iterator[Opener]:
+    opened: list[CheckpointWriter] = []
+
+    def opener(missed_allowed: int = 2, slow_s: float = 1e9) -> CheckpointWriter:
+        def elsewhere(point: object) -> str:
+            (tmp_path / "elsewhere").write_text(str(getattr(point, "iteration", None)))
+            return "a safe place"
+
+        opened.append(
+            CheckpointWriter(
+                disk,
+                keep=2,
+                missed_allowed=missed_allowed,
+                save_elsewhere=elsewhere,
+                pause=pauses,
+                slow_s=slow_s,
+            )
+        )
+        return opened[-1]
+
+    yield opener
+    disk.may_go_on.set()
+    for writer in opened:
+        pauses.over.release()
+        writer.close()
+    assert "checkpoints" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_checkpoints_are_written_and_the_best_is_noted(open_writer: Opener, disk: Disk) -> None:
+    writer = open_writer()
+    for iteration in (1, 2, 3):
+        writer.submit(checkpoint(iteration))
+        writer.note_score(Score(iteration, float(iteration == 1)))
+        writer.flush(WAIT_S)
+    assert writer.written is not None
+    assert writer.written.iteration == 3
+    assert_equal(load_newest(disk)[0], checkpoint(3))
+    assert read_best(disk) == Score(1, 1.0)
+    assert writer.news() == []
+
+
+def test_a_full_disk_is_told_once_and_tried_again_with_growing_pauses(
+    open_writer: Opener, disk: Disk, pauses: Pauses
+) -> None:
+    writer = open_writer()
+    disk.full = True
+    writer.submit(checkpoint(1))
+    pauses.wait_for_one()
+    pauses.let_pass(9)
+    assert (
+        pauses.lengths
+        == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, LONGEST_PAUSE_S] + [LONGEST_PAUSE_S] * 2
+    )
+    (told,) = writer.news()
+    assert "No space left on device" in told
+    assert "training goes on" in told
+    disk.full = False
+    pauses.over.release()
+    writer.flush(WAIT_S)
+    (told,) = writer.news()
+    assert "written to" in told
+    assert "again" in told
+    assert_equal(load_newest(disk)[0], checkpoint(1))
+
+
+def test_what_is_overtaken_while_the_disk_is_full_is_missed_and_the_newest_is_written(
+    open_writer: Opener, disk: Disk, pauses: Pauses
+) -> None:
+    writer = open_writer()
+    disk.full = True
+    writer.submit(checkpoint(1))
+    pauses.wait_for_one()
+    writer.submit(checkpoint(2))
+    writer.submit(checkpoint(3))
+    assert writer.missed == 2
+    disk.full = False
+    pauses.over.release()
+    writer.flush(WAIT_S)
+    assert writer.missed == 0
+    assert disk.names("checkpoints") == ["00000003"]
+
+
+def test_too_many_missed_in_a_row_end_the_run_with_all_of_it_in_a_safe_place(
+    open_writer: Opener, disk: Disk, pauses: Pauses, tmp_path: Path
+) -> None:
+    writer = open_writer(missed_allowed=2)
+    disk.full = True
+    for iteration in (1, 2, 3):
+        writer.submit(checkpoint(iteration))
+        if iteration == 1:
+            pauses.wait_for_one()
+        writer.news()
+    writer.submit(checkpoint(4))
+    with pytest.raises(TrainingFailed, match=r"3 checkpoints.*No space.*allows 2; .*a safe place"):
+        writer.news()
+    assert (tmp_path / "elsewhere").read_text() == "4"
+
+
+def test_a_slow_disk_holds_nobody_up_and_is_trouble_when_it_stays_slow(
+    open_writer: Opener, disk: Disk
+) -> None:
+    writer = open_writer(missed_allowed=1, slow_s=0.0)
+    disk.may_go_on.clear()
+    writer.submit(checkpoint(1))
+    assert disk.reached.wait(WAIT_S)
+    writer.submit(checkpoint(2))  # returns although the disk does not
+    assert writer.missed == 1
+    assert any("taken more than" in told for told in writer.news())
+    writer.submit(checkpoint(3))
+    with pytest.raises(TrainingFailed, match="a safe place"):
+        writer.news()
+
+
+def test_slow_but_not_too_slow_is_no_news(open_writer: Opener, disk: Disk) -> None:
+    writer = open_writer(missed_allowed=0)
+    disk.may_go_on.clear()
+    for iteration in (1, 2, 3):
+        writer.submit(checkpoint(iteration))
+        assert disk.reached.wait(WAIT_S)
+    assert (writer.missed, writer.news()) == (0, [])
+    disk.may_go_on.set()
+    writer.flush(WAIT_S)
+    assert_equal(load_newest(disk)[0], checkpoint(3))
+
+
+def test_a_last_checkpoint_that_cannot_be_written_in_time_goes_to_the_safe_place(
+    open_writer: Opener, disk: Disk, tmp_path: Path
+) -> None:
+    writer = open_writer()
+    disk.may_go_on.clear()
+    writer.submit(checkpoint(9))
+    with pytest.raises(TrainingFailed, match=r"within 0 s .*a safe place"):
+        writer.flush(0.0)
+    assert (tmp_path / "elsewhere").read_text() == "9"
