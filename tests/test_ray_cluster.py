@@ -131,7 +131,7 @@ def test_a_run_is_submitted_as_a_job_and_its_actors_and_tasks_can_be_read(
 
     assert {"learner", "rollout-0", "rollout-1"} <= {actor["name"] for actor in listed("actors")}
     tasks = {task["name"] for task in listed("tasks")}
-    assert {"collect[iteration 0, task 0]", "collect[iteration 1, task 1]", "meta-update"} <= tasks
+    assert {"collect[task 0]", "collect[task 1]", "meta-update"} <= tasks
 
 
 @pytest.mark.parametrize(

@@ -59,8 +59,10 @@ class Member:
 
     def give(self, parameters: ray.ObjectRef[Any], assignment: Assignment) -> None:
         """Have ``assignment`` rolled out, after what it has been given before."""
+        # Not named after the iteration: Ray keeps figures of every name that it has seen, in the
+        # driver and in the actors, which grew by 50 KB with each.
         rollouts, receipt = self.actor.roll_out.options(
-            name=f"collect[{assignment}]", num_returns=2
+            name=f"collect[task {assignment.task_index}]", num_returns=2
         ).remote(parameters, assignment)
         self.work.append(InFlight(assignment, rollouts, receipt, time.monotonic()))
 
