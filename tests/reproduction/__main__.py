@@ -32,7 +32,7 @@ def main() -> None:
     done: dict[str, list[Path]] = {}
     for experiment, seed in work:
         folder = train(arguments.runs, experiment, seed)
-        evaluate(folder)
+        evaluate(folder, experiment.steps)
         done.setdefault(experiment.name, []).append(folder.path)
         table = write_results(done, arguments.output)
         print(table.read_text(encoding="utf-8"), flush=True)

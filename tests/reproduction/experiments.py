@@ -16,12 +16,14 @@ class Experiment:
         preset: where its settings begin.
         env_steps: what it may spend, support and query together.
         overrides: of the preset.
+        steps: gradient steps that it is judged after.
     """
 
     name: str
     preset: str
     env_steps: int
     overrides: tuple[str, ...] = ()
+    steps: int = 3
 
     def settings(self, seed: int) -> Settings:
         """The run's settings, with as many iterations as the budget allows."""
@@ -74,7 +76,8 @@ COMPARED = (
     Experiment("direction-first-order", "direction", DIRECTION, ("outer.order=first",)),
     Experiment("direction-no-adaptation", "direction", DIRECTION, _NO_ADAPTATION),
     Experiment("direction-oracle", "direction", DIRECTION, _ORACLE),
-    Experiment("velocity-no-adaptation", "velocity", VELOCITY, _NO_ADAPTATION),
-    Experiment("velocity-oracle", "velocity", VELOCITY, _ORACLE),
+    # Trained without steps, these two have no rates of their own, and 0.1 is too much for more.
+    Experiment("velocity-no-adaptation", "velocity", VELOCITY, _NO_ADAPTATION, steps=1),
+    Experiment("velocity-oracle", "velocity", VELOCITY, _ORACLE, steps=1),
 )
 """What meta-learning is held against: first order, pre-training, and a policy told its task."""

@@ -13,8 +13,8 @@ from maml_ray.report.metrics import read_metrics
 from maml_ray.run_folder import RunFolder
 from tests.reproduction.experiments import Experiment
 
-STEPS, TASKS, EPISODES = 3, 40, 20
-"""The protocol, as Finn et al. 2017, figure 5: return after 0 to 3 gradient steps."""
+TASKS, EPISODES = 40, 20
+"""The protocol, as Finn et al. 2017, figure 5, whose policies take up to 3 gradient steps."""
 
 
 def run_folder(base: Path, experiment: Experiment, seed: int) -> RunFolder:
@@ -37,13 +37,13 @@ def train(base: Path, experiment: Experiment, seed: int) -> RunFolder:
     return folder
 
 
-def evaluate(folder: RunFolder) -> None:
-    """Judge a run by the protocol, once."""
+def evaluate(folder: RunFolder, steps: int) -> None:
+    """Judge a run by the protocol, once, after 0 to ``steps`` gradient steps."""
     if folder.evaluation.exists():
         figures = json.loads(folder.evaluation.read_text(encoding="utf-8"))
         if (figures["tasks"], figures["episodes"]) == (TASKS, EPISODES):
             return
-    counts = ("--steps", str(STEPS), "--tasks", str(TASKS), "--episodes", str(EPISODES))
+    counts = ("--steps", str(steps), "--tasks", str(TASKS), "--episodes", str(EPISODES))
     _maml_ray("evaluate", str(folder.path), *counts)
 
 
