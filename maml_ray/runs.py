@@ -95,6 +95,7 @@ def _chosen(
         folder = RunFolder(Path(run_dir)) if run_dir is not None else _new_folder(settings)
         _check_free(folder)
     resolve_tasks(settings.task)  # a name that is not there costs nothing yet
+    run_storage(folder, settings)  # nor does a URL that is none
     return folder, settings
 
 

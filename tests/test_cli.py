@@ -163,3 +163,12 @@ def test_any_file_is_either_settings_or_one_sentence(tmp_path_factory, data) -> 
     except SettingsError as error:
         told = str(error)
     assert "\n" not in told
+
+
+def test_storage_of_an_unknown_kind_is_refused_before_anything_starts(  # type: ignore[no-untyped-def]
+    cli, tmp_path: Path
+) -> None:
+    place = tmp_path / "run"
+    outcome = cli("train", "--run-dir", str(place), "--set", "run.storage=nope://bucket")
+    assert_refused(outcome, "nope://bucket", "Protocol not known")
+    assert not place.exists()

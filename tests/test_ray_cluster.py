@@ -137,7 +137,7 @@ def test_a_run_is_submitted_as_a_job_and_its_actors_and_tasks_can_be_read(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--set", "cluster.rollout_actors=3"], "the cluster has 2 CPUs"),
+        (["--set", "cluster.min_rollout_actors=3"], "the cluster has 2 CPUs"),
         (["--set", "cluster.learner_device=cuda"], "no GPU"),
     ],
 )
