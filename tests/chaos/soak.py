@@ -70,7 +70,7 @@ def settings_for(faults: int) -> Settings:
             "run": {
                 "name": "soak",
                 "seed": 7,
-                "iterations": (faults + 1) * (APART + 4),
+                "iterations": 60 + 25 * faults,  # it goes on while a node starts
                 "checkpoint_every": 1,
                 "keep_checkpoints": 3,
             },
@@ -106,7 +106,7 @@ def soak(
             victim.wait_for_progress(iterations=APART)
             for number, fault in enumerate(faults, 1):
                 told(f"{number:3d}/{len(faults)} at iteration {victim.iterations()}: {fault.kind}")
-                time.sleep(rng.random())  # at any moment of an iteration
+                time.sleep(0.5 * rng.random())  # at any moment of an iteration
                 fault.do(victim, rng)
                 done[fault.kind] += 1
                 victim.wait_for_progress(iterations=APART)
