@@ -135,6 +135,7 @@ class InnerSettings(_Section):
     learning_rate: Positive = 0.1
     learn_rates: bool = False
     objective: Literal["ratio", "dice", "log_prob"] = "ratio"
+    max_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
     l2: NonNegative = 0.0
 
 
