@@ -10,7 +10,8 @@ from torch import Tensor
 from maml_ray.adaptation import Order
 from maml_ray.batching import selected
 from maml_ray.config import Settings
-from maml_ray.meta_objective import Diagnostics, MetaBatch, meta_loss
+from maml_ray.meta_gradient import meta_gradient
+from maml_ray.meta_objective import Diagnostics, MetaBatch
 from maml_ray.meta_parameters import LOG_RATE
 from maml_ray.outer_update import OptimiserState, OuterStep
 from maml_ray.policy import Parameters, PolicySpec, project, to_numpy
@@ -40,19 +41,19 @@ class GradientUpdate:
         first: tuple[Diagnostics, float] | None = None
         steps = 0
         for minibatch in self._minibatches(batch, version):
-            loss, diagnostics = meta_loss(
+            loss, diagnostics, gradient = meta_gradient(
                 self._settings, self._spec, self._parameters, minibatch, order=order
             )
             if steps and self._far_enough(diagnostics):  # before the first step it is rounding
                 break
-            norm = self._step(loss)
+            norm = self._step(gradient)
             steps += 1
             first = first or (diagnostics, norm)
         assert first is not None  # there is at least one epoch of one mini-batch
         return OuterStep(
             before=first[0],
             after=diagnostics,
-            loss=float(loss.detach()),
+            loss=float(loss),
             gradient_norm=first[1],
             steps=steps,
             learning_rate=learning_rate,
@@ -86,10 +87,10 @@ class GradientUpdate:
                 "exp_avg_sq": torch.tensor(state.second_moments[name], device=device),
             }
 
-    def _step(self, loss: Tensor) -> float:
-        """One step of the optimiser down ``loss``; the norm of its gradient before clipping."""
-        self._adam.zero_grad(set_to_none=True)
-        loss.backward()
+    def _step(self, gradient: Parameters) -> float:
+        """One step of the optimiser down ``gradient``; its norm before clipping."""
+        for name, parameter in self._parameters.items():
+            parameter.grad = gradient[name]
         limit = self._settings.outer.max_gradient_norm
         norm = torch.nn.utils.clip_grad_norm_(
             list(self._parameters.values()), float("inf") if limit is None else limit

@@ -87,10 +87,13 @@ def meta_loss(
     losses, diagnostics = torch.func.vmap(
         lambda task_batch: task_loss(settings, spec, parameters, task_batch, order=order)
     )(batch)
-    averaged = Diagnostics(*(field.mean() for field in diagnostics))
-    return losses.mean(), averaged._replace(
-        largest_ratio_error=diagnostics.largest_ratio_error.max()
-    )
+    return losses.mean(), averaged(diagnostics)
+
+
+def averaged(diagnostics: Diagnostics) -> Diagnostics:
+    """Over tasks, the leading axis; of the largest error the largest."""
+    means = Diagnostics(*(field.mean() for field in diagnostics))
+    return means._replace(largest_ratio_error=diagnostics.largest_ratio_error.max())
 
 
 def adapted_query_policy(
@@ -122,7 +125,7 @@ def task_loss(
         settings, spec, parameters, batch, order=order
     )
     log_probs = log_probs_of(query_policy, batch.query)
-    inner_kl = _inner_kl(support_policies, batch)
+    inner_kl = inner_kl_of(support_policies, batch)
     if outer.objective == "ppo":
         loss = clipped_loss(log_probs, batch.query, outer.clip)
         loss = loss + outer.inner_kl_coefficient * inner_kl
@@ -134,39 +137,48 @@ def task_loss(
         for policy, samples in zip(support_policies, batch.support, strict=True):
             term = sampling_loss(log_probs_of(policy, samples), samples, batch.credit)
             loss = loss + outer.sampling_coefficient * term
-    return loss, _diagnose(settings, inner_kl, log_probs, query_policy, batch)
+    return loss, diagnose(settings, inner_kl, log_probs, query_policy, batch)
 
 
-def _inner_kl(policies: Sequence[ActionDistribution], batch: MetaBatch) -> Tensor:
+def inner_kl_of(policies: Sequence[ActionDistribution], batch: MetaBatch) -> Tensor:
     """Mean over inner steps of the KL from the collecting policies; zero without inner steps."""
     if not policies:
-        return torch.zeros((), device=batch.credit.device)
+        return torch.zeros_like(batch.credit)
     return torch.stack(
         [
             _mean_kl(old, new, samples)
             for old, new, samples in zip(batch.collectors, policies, batch.support, strict=True)
         ]
-    ).mean()
+    ).mean(dim=0)
 
 
 def _mean_kl(old: ActionDistribution, new: ActionDistribution, samples: Samples) -> Tensor:
-    return (kl_divergence(old, new) * samples.weights.flatten()).sum()
+    return (kl_divergence(old, new) * samples.weights.flatten(start_dim=-2)).sum(-1)
 
 
-def _diagnose(
+def diagnose(
     settings: Settings,
     inner_kl: Tensor,
     log_probs: Tensor,
     policy: ActionDistribution,
     batch: MetaBatch,
 ) -> Diagnostics:
-    query = batch.query
+    """What is to be told of one task, or of each of many: all axes but those of steps are kept.
+
+    Args:
+        settings: of the run.
+        inner_kl: (...) of :func:`inner_kl_of`.
+        log_probs: (..., K, T) of the query actions.
+        policy: the adapted policy at the query data.
+        batch: one task's, or with a leading axis of tasks.
+    """
+    query, steps = batch.query, (-2, -1)
     error = torch.exp((log_probs - query.log_probs).detach()) - 1.0
     taken = query.weights > 0.0
     return Diagnostics(
         inner_kl=inner_kl.detach(),
         query_kl=_mean_kl(batch.query_collector, policy, query).detach(),
-        clip_fraction=((error.abs() > settings.outer.clip) * query.weights).sum(),
-        largest_ratio_error=torch.where(taken, error.abs(), 0.0).max(),
-        entropy=(entropy(policy).detach() * query.weights.flatten()).sum(),
+        clip_fraction=((error.abs() > settings.outer.clip) * query.weights).sum(steps),
+        largest_ratio_error=torch.where(taken, error.abs(), 0.0).amax(steps),
+        entropy=(entropy(policy).detach() * query.weights.flatten(start_dim=-2)).sum(-1),
     )

@@ -101,14 +101,14 @@ def policy_gradient_loss(
         new_log_probs: (K, T) under the parameters to differentiate, recomputed from the samples'
             observations and actions.
         samples: the steps.
-        max_ratio: of ``ratio``: no step weighs more than this, see :func:`_truncated`.
+        max_ratio: of ``ratio``: no step weighs more than this, see :func:`truncated`.
 
     Returns:
         A scalar.
     """
     _check_same_shape(new_log_probs, samples)
     if kind == "ratio":
-        score = torch.exp(_truncated(new_log_probs - samples.log_probs, max_ratio))
+        score = torch.exp(truncated(new_log_probs - samples.log_probs, max_ratio))
     elif kind == "dice":
         score = _dice_score(new_log_probs, samples)
     else:
@@ -116,7 +116,7 @@ def policy_gradient_loss(
     return -(score * samples.advantages * samples.weights).sum()
 
 
-def _truncated(log_ratio: Tensor, max_ratio: float | None) -> Tensor:
+def truncated(log_ratio: Tensor, max_ratio: float | None) -> Tensor:
     """``log_ratio``, lowered by a constant where its exponential would exceed ``max_ratio``.
 
     Truncated importance sampling (Ionides 2008, https://doi.org/10.1198/106186008X320456): a step
@@ -205,9 +205,7 @@ def inner_loss(
         A scalar, and the distribution at the samples' observations.
     """
     policy = distribution(spec, parameters, samples.observations)
-    loss = policy_gradient_loss(
-        kind, log_probs_of(policy, samples), samples, max_ratio=max_ratio
-    )
+    loss = policy_gradient_loss(kind, log_probs_of(policy, samples), samples, max_ratio=max_ratio)
     if l2 > 0.0:
         loss = loss + l2 * sum(value.square().sum() for value in parameters.values())
     return loss, policy

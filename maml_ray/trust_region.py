@@ -17,6 +17,7 @@ from torch import Tensor
 
 from maml_ray.adaptation import Order
 from maml_ray.config import Settings, TrustRegionSettings
+from maml_ray.meta_gradient import meta_gradient
 from maml_ray.meta_objective import MetaBatch, adapted_query_policy, meta_loss
 from maml_ray.outer_update import OptimiserState, OuterStep
 from maml_ray.policy import Parameters, PolicySpec, fisher_product, project
@@ -124,13 +125,12 @@ class TrustRegionUpdate:
         """A step that lowers the loss and keeps ``max_kl``, or none."""
         settings, parameters = self._settings, self._parameters
         limits = settings.outer.trust_region
-        loss, before = meta_loss(settings, self._spec, parameters, batch, order=order)
-        leaves = list(parameters.values())
-        gradient = _joined(torch.autograd.grad(loss, leaves, materialize_grads=True))
+        loss, before, slopes = meta_gradient(settings, self._spec, parameters, batch, order=order)
+        gradient, leaves = _joined(list(slopes.values())), list(parameters.values())
         product = fisher_of_adapted_policies(settings, self._spec, parameters, batch, order=order)
         step = natural_step(gradient, product, limits)
         start = _joined([leaf.detach() for leaf in leaves])
-        after, lowest, taken = before, float(loss.detach()), 0
+        after, lowest, taken = before, float(loss), 0
         for shortened in range(limits.max_backtracks if bool(step.any()) else 0):
             self._place(start + limits.backtrack_ratio**shortened * step)
             with torch.no_grad():

@@ -187,7 +187,7 @@ def test_weight_decay_pulls_the_policy_to_zero_and_leaves_the_rates_alone() -> N
     parameters = fresh(settings)
     update = GradientUpdate(settings, SPEC, parameters)
     before = {name: value.detach().clone() for name, value in parameters.items()}
-    update._step(sum(0.0 * value.sum() for value in parameters.values()))  # type: ignore[arg-type]
+    update._step({name: torch.zeros_like(value) for name, value in parameters.items()})
     for name, value in parameters.items():
         if name.startswith(LOG_RATE):
             assert torch.equal(value.detach(), before[name]), name

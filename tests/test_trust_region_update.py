@@ -14,6 +14,7 @@ from torch import Tensor
 
 from maml_ray import trust_region
 from maml_ray.config import Settings, TrustRegionSettings
+from maml_ray.meta_gradient import meta_gradient
 from maml_ray.meta_objective import Diagnostics, MetaBatch, meta_loss
 from maml_ray.outer_update import OptimiserState
 from maml_ray.policy import LOG_STD
@@ -96,20 +97,26 @@ Judge = Callable[[int, float, float], tuple[float, float]]
 
 
 class Judged:
-    """Stands for the meta-loss; tells of the n-th candidate what ``judge`` makes of it."""
+    """Stands for the meta-loss; tells of the n-th candidate what ``judge`` makes of it.
+
+    ``seen`` are the parameters that were looked at, those before the step first.
+    """
 
     def __init__(self, judge: Judge) -> None:
         self.seen: list[Tensor] = []
-        self._judge, self._real = judge, meta_loss
+        self._judge = judge
         self._start = 0.0
 
-    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Diagnostics]:
-        loss, diagnostics = self._real(*args, **kwargs)
+    def gradient(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Diagnostics, Parameters]:
+        loss, diagnostics, gradient = meta_gradient(*args, **kwargs)
         self.seen.append(oracles.flat(args[2]))
-        if len(self.seen) == 1:
-            self._start = float(loss.detach())
-            return loss, diagnostics
-        told, kl = self._judge(len(self.seen) - 2, self._start, 0.02)
+        self._start = float(loss)
+        return loss, diagnostics, gradient
+
+    def loss(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Diagnostics]:
+        _, diagnostics = meta_loss(*args, **kwargs)
+        told, kl = self._judge(len(self.seen) - 1, self._start, 0.02)
+        self.seen.append(oracles.flat(args[2]))
         return torch.tensor(told), diagnostics._replace(query_kl=torch.tensor(kl))
 
 
@@ -118,7 +125,8 @@ def judged_run(
 ) -> tuple[Run, list[TaskRollouts], Judged]:
     run, judged = Run(by_trust_region(settings, max_kl=0.02, backtrack_ratio=0.5)), Judged(judge)
     rollouts = run.collect()
-    monkeypatch.setattr(trust_region, "meta_loss", judged)
+    monkeypatch.setattr(trust_region, "meta_gradient", judged.gradient)
+    monkeypatch.setattr(trust_region, "meta_loss", judged.loss)
     return run, rollouts, judged
 
 
