@@ -40,7 +40,7 @@ Rates = float | Mapping[str, Tensor]
 
 
 def is_covered(settings: Settings, spec: PolicySpec) -> bool:
-    """Whether :func:`analytic_meta_gradient` covers these settings; autograd covers all."""
+    """Whether this module covers these settings; autograd covers all."""
     return (
         not spec.discrete
         and settings.inner.objective in ("ratio", "log_prob")
@@ -62,12 +62,8 @@ def analytic_meta_gradient(
     What :func:`~maml_ray.meta_objective.meta_loss` and its derivative are, to rounding.
     """
     inner, outer = settings.inner, settings.outer
-    rates, steps = inner_rates(inner, parameters), list[_InnerStep]()
-    theta = policy_part(parameters)
-    batch = _with_axis_of_steps(batch)
-    for support, collector in zip(batch.support, batch.collectors, strict=True):
-        steps.append(_inner_step(spec, inner, theta, support, collector))
-        theta = _moved(theta, steps[-1].gradient, rates)
+    rates, batch = inner_rates(inner, parameters), _with_axis_of_steps(batch)
+    steps, theta = _adapted(spec, inner, policy_part(parameters), batch.support, rates)
     query = _policy_at(spec, theta, batch.query)
     losses, slope = _outer_loss(outer, query.log_probs, batch.query)
     inner_kl = inner_kl_of([step.policy.distribution for step in steps], batch)
@@ -76,11 +72,33 @@ def analytic_meta_gradient(
     losses = losses + kl_weight * inner_kl
     adjoint = _gradient(query, _slopes(query, slope))[1]
     slopes_of_rates = _no_slopes(rates)
-    for step in reversed(steps):
+    for step, collector in zip(reversed(steps), reversed(batch.collectors), strict=True):
         _note_rates(slopes_of_rates, adjoint, step.gradient, rates)
-        adjoint = _before(step, adjoint, rates, inner, kl_weight / len(steps), order)
+        beside = _kl_slopes(step, collector, kl_weight / len(steps)) if kl_weight else None
+        adjoint = _before(step, adjoint, rates, inner, beside, order)
     gradient = {name: value.mean(dim=0) for name, value in adjoint.items()} | slopes_of_rates
     return losses.mean(), averaged(told), {name: gradient[name] for name in parameters}
+
+
+@torch.no_grad()
+def collecting_policies(
+    settings: Settings,
+    spec: PolicySpec,
+    parameters: Parameters,
+    support: tuple[Samples, ...],
+    query: Samples,
+) -> tuple[tuple[Gaussian, ...], Gaussian]:
+    """The policies of each inner step at its support data, and the adapted one at the query data.
+
+    Means (N, S, A) and log standard deviations (N, A).
+    """
+    rates = inner_rates(settings.inner, parameters)
+    steps, theta = _adapted(spec, settings.inner, policy_part(parameters), support, rates)
+    found = [step.policy.distribution for step in steps]
+    found.append(_policy_at(spec, theta, query).distribution)
+    tasks = len(query.weights)
+    flat = [Gaussian(one.mean, one.log_std[:, 0].expand(tasks, -1)) for one in found]
+    return tuple(flat[:-1]), flat[-1]
 
 
 class _Slopes(NamedTuple):
@@ -119,7 +137,6 @@ class _InnerStep:
     Attributes:
         policy: before it, at the support data.
         samples: the support data.
-        collector: the policy that collected them.
         weight: (N, S) slope of the inner loss with respect to each log-probability.
         passed: the pass back of the inner loss.
         gradient: of the inner loss (N, ...).
@@ -127,7 +144,6 @@ class _InnerStep:
 
     policy: _Policy
     samples: Samples
-    collector: ActionDistribution
     weight: Tensor
     passed: Backward
     gradient: Parameters
@@ -165,12 +181,26 @@ def _gradient(policy: _Policy, slopes: _Slopes) -> tuple[Backward, Parameters]:
     return passed, {**passed.gradient, LOG_STD: slopes.log_std * policy.free}
 
 
-def _inner_step(
+def _adapted(
     spec: PolicySpec,
     inner: InnerSettings,
     theta: Parameters,
-    samples: Samples,
-    collector: ActionDistribution,
+    support: tuple[Samples, ...],
+    rates: Rates,
+) -> tuple[list[_InnerStep], Parameters]:
+    """The inner steps from ``theta``, and where they lead."""
+    steps: list[_InnerStep] = []
+    for samples in support:
+        steps.append(_inner_step(spec, inner, theta, samples))
+        theta = {
+            name: value - _rate(rates, name) * steps[-1].gradient[name]
+            for name, value in theta.items()
+        }
+    return steps, theta
+
+
+def _inner_step(
+    spec: PolicySpec, inner: InnerSettings, theta: Parameters, samples: Samples
 ) -> _InnerStep:
     policy = _policy_at(spec, theta, samples)
     weight = -samples.advantages * samples.weights
@@ -182,11 +212,7 @@ def _inner_step(
     passed, gradient = _gradient(policy, _slopes(policy, weight))
     if inner.l2 > 0.0:
         gradient = {name: value + 2.0 * inner.l2 * theta[name] for name, value in gradient.items()}
-    return _InnerStep(policy, samples, collector, weight, passed, gradient)
-
-
-def _moved(theta: Parameters, gradient: Parameters, rates: Rates) -> Parameters:
-    return {name: value - _rate(rates, name) * gradient[name] for name, value in theta.items()}
+    return _InnerStep(policy, samples, weight, passed, gradient)
 
 
 def _rate(rates: Rates, name: str) -> float | Tensor:
@@ -230,11 +256,10 @@ def _before(
     adjoint: Parameters,
     rates: Rates,
     inner: InnerSettings,
-    kl_weight: float,
+    beside: _Slopes | None,
     order: Order,
 ) -> Parameters:
-    """The adjoint before ``step``, from that behind it."""
-    beside = _kl_slopes(step, kl_weight) if kl_weight else None
+    """The adjoint before ``step``, from that behind it and what else depends on its policy."""
     if order == "second":
         direction = {name: -_rate(rates, name) * value for name, value in adjoint.items()}
         change = _hessian_product(step, direction, inner, beside)
@@ -277,9 +302,9 @@ def _hessian_product(
     return product
 
 
-def _kl_slopes(step: _InnerStep, weight: float) -> _Slopes:
+def _kl_slopes(step: _InnerStep, collector: ActionDistribution, weight: float) -> _Slopes:
     """Slopes of ``weight`` times the mean KL(collector || policy) on support data."""
-    old, new = step.collector, step.policy.distribution
+    old, new = collector, step.policy.distribution
     assert isinstance(old, Gaussian)  # a discrete policy is not covered
     each = weight * step.samples.weights.flatten(start_dim=1)[..., None]
     precision = torch.exp(-2.0 * new.log_std)

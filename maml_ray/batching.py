@@ -11,6 +11,7 @@ from torch import Tensor
 
 from maml_ray.adaptation import adapt
 from maml_ray.advantages import advantages
+from maml_ray.analytic_gradient import collecting_policies, is_covered
 from maml_ray.config import Settings
 from maml_ray.meta_objective import MetaBatch
 from maml_ray.meta_parameters import inner_rates, policy_part
@@ -86,6 +87,8 @@ def _collectors(
 
     They are today's parameters and their adaptations, since the version was checked.
     """
+    if is_covered(settings, spec):
+        return collecting_policies(settings, spec, parameters, support, query)
     frozen = {name: value.detach() for name, value in parameters.items()}
     rates = inner_rates(settings.inner, frozen)
 

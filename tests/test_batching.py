@@ -86,12 +86,16 @@ def test_samples_are_the_tasks_in_their_order_and_the_phases_in_theirs(run: Run)
             )
 
 
+@pytest.mark.parametrize("steps", [0, 1, 2])
+@pytest.mark.parametrize("objective", ["ratio", "dice"])  # by hand, and by autograd
 @pytest.mark.parametrize("learn_rates", [False, True])
 def test_collectors_are_the_policies_that_collected(
-    small_settings: Settings, learn_rates: bool
+    small_settings: Settings, learn_rates: bool, objective: str, steps: int
 ) -> None:
     """Today's and its adaptations, by the reference; they carry no graph."""
-    run = Run(change(small_settings, "inner", learn_rates=learn_rates, objective="dice"))
+    run = Run(
+        change(small_settings, "inner", learn_rates=learn_rates, objective=objective, steps=steps)
+    )
     run.learner.update(run.collect())
     batch = run.learner.prepare(run.collect())
     theta = {name: value.detach() for name, value in run.learner.parameters.items()}
@@ -104,6 +108,12 @@ def test_collectors_are_the_policies_that_collected(
             torch.testing.assert_close(
                 meta_oracles.as_torch(ours).base_dist.mean,
                 theirs.base_dist.mean.detach(),
+                rtol=1e-4,
+                atol=1e-5,
+            )
+            torch.testing.assert_close(
+                meta_oracles.as_torch(ours).base_dist.stddev.detach(),
+                theirs.base_dist.stddev.detach(),
                 rtol=1e-4,
                 atol=1e-5,
             )
