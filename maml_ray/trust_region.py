@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from maml_ray.adaptation import Order
+from maml_ray.analytic_gradient import analytic_fisher, is_covered
 from maml_ray.config import Settings, TrustRegionSettings
 from maml_ray.meta_gradient import meta_gradient
 from maml_ray.meta_objective import MetaBatch, adapted_query_policy, meta_loss
@@ -79,9 +80,25 @@ def fisher_of_adapted_policies(
 
     ``J^T F J`` with ``J`` the derivative of the adapted policies' outputs at the query data with
     respect to the meta-parameters, inner steps included, and ``F`` the Fisher matrix of those
-    outputs: exact, and no third derivative is needed. ``J^T u`` is linear in ``u``, so its
-    derivative is ``J``: two backward passes a product, through graphs that are built once.
+    outputs: exact, and no third derivative is needed.
     """
+    if not is_covered(settings, spec):
+        return _fisher_by_autograd(settings, spec, parameters, batch, order)
+    by_name = analytic_fisher(settings, spec, parameters, batch, order=order)
+    leaves = list(parameters.values())
+
+    def product(vector: Tensor) -> Tensor:
+        pieces = by_name(dict(zip(parameters, _split(vector, leaves), strict=True)))
+        return _joined(list(pieces.values()))
+
+    return product
+
+
+def _fisher_by_autograd(
+    settings: Settings, spec: PolicySpec, parameters: Parameters, batch: MetaBatch, order: Order
+) -> Product:
+    """``J^T u`` is linear in ``u``, so its derivative is ``J``: two backward passes a product,
+    through graphs that are built once."""
     leaves = list(parameters.values())
     tasks = batch.credit.shape[0]
     weights = batch.query.weights.flatten(start_dim=1) / tasks

@@ -19,7 +19,7 @@ from maml_ray.policy import PolicySpec
 from maml_ray.trust_region import conjugate_gradient, fisher_of_adapted_policies, natural_step
 from tests import meta_oracles, oracles
 from tests.meta_oracles import Parameters
-from tests.test_meta_gradient import GAUSSIAN, ORDERS, POLICIES, everything, make_settings, problem
+from tests.test_meta_gradient import GAUSSIAN, ORDERS, POLICIES, make_settings, problem
 
 
 def symmetric(eigenvalues: list[float], rng: np.random.Generator) -> Tensor:
@@ -166,15 +166,16 @@ def hessian_product(
 
 
 @pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("sampling", [0.0, 0.7])  # without it by hand, for Gaussians and ratios
 @pytest.mark.parametrize(
     ("inner", "steps"), [("ratio", 0), ("ratio", 1), ("ratio", 2), ("dice", 1), ("dice", 2)]
 )
 @pytest.mark.parametrize("spec", POLICIES)
 def test_the_fisher_product_is_the_hessian_of_the_kl_after_adaptation(
-    spec: PolicySpec, inner: str, steps: int, order: Order
+    spec: PolicySpec, inner: str, steps: int, sampling: float, order: Order
 ) -> None:
     """With learned rates: with respect to their logarithms, too."""
-    settings = everything("trpo", inner, steps)
+    settings = make_settings("trpo", inner, steps, learn_rates=True, sampling_coefficient=sampling)
     parameters, batch = problem(settings, spec)
     product = fisher_of_adapted_policies(settings, spec, leaves_of(parameters), batch, order=order)
     rng = np.random.default_rng(3)
@@ -187,7 +188,7 @@ def test_the_fisher_product_is_the_hessian_of_the_kl_after_adaptation(
 
 @pytest.mark.parametrize("spec", POLICIES)
 def test_the_fisher_matrix_is_linear_symmetric_and_not_negative(spec: PolicySpec) -> None:
-    settings = everything("trpo", "ratio", 1)
+    settings = make_settings("trpo", "ratio", 1, learn_rates=True)
     parameters, batch = problem(settings, spec)
     product = fisher_of_adapted_policies(
         settings, spec, leaves_of(parameters), batch, order="second"
