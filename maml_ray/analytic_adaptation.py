@@ -27,7 +27,7 @@ from torch import Tensor
 from maml_ray.adaptation import Order
 from maml_ray.config import InnerSettings
 from maml_ray.meta_parameters import LOG_RATE, inner_rates, policy_part
-from maml_ray.objectives import Samples, truncated
+from maml_ray.objectives import Samples
 from maml_ray.perceptron import Backward, Forward, backward, forward, push, push_backward
 from maml_ray.policy import LOG_STD, Gaussian, Parameters, PolicySpec, log_prob
 
@@ -201,9 +201,7 @@ def _inner_step(
     policy = policy_at(spec, theta, samples)
     weight = -samples.advantages * samples.weights
     if inner.objective == "ratio":
-        weight = weight * torch.exp(
-            truncated(policy.log_probs - samples.log_probs, inner.max_ratio)
-        )
+        weight = weight * torch.exp(policy.log_probs - samples.log_probs)
     weight = weight.flatten(start_dim=1)
     passed, gradient = gradient_of(policy, slopes_of(policy, weight))
     if inner.l2 > 0.0:

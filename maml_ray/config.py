@@ -135,7 +135,6 @@ class InnerSettings(_Section):
     learning_rate: Positive = 0.1
     learn_rates: bool = False
     objective: Literal["ratio", "dice", "log_prob"] = "ratio"
-    max_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
     l2: NonNegative = 0.0
 
 
@@ -161,12 +160,20 @@ class OuterSettings(_Section):
     tasks_per_minibatch: Count | None = 2
     clip: Positive = 0.3
     max_query_kl: Positive | None = 0.05
+    backtracks: Annotated[int, Field(ge=0)] = 0
     inner_kl_coefficient: NonNegative = 5e-4
     sampling_coefficient: NonNegative = 0.0
     weight_decay: NonNegative = 0.0
     max_gradient_norm: Positive | None = None
     trust_region: TrustRegionSettings = TrustRegionSettings()
     diagnose_every: Count | None = 10
+
+    @field_validator("backtracks")
+    @classmethod
+    def _has_a_limit(cls, value: int, info: ValidationInfo) -> int:
+        if value and info.data.get("max_query_kl") is None:
+            raise ValueError("no step goes too far with outer.max_query_kl = null")
+        return value
 
     @field_validator("first_order_iterations")
     @classmethod

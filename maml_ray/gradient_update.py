@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,13 @@ from maml_ray.meta_parameters import LOG_RATE
 from maml_ray.outer_update import OptimiserState, OuterStep
 from maml_ray.policy import Parameters, PolicySpec, project, to_numpy
 from maml_ray.seeding import Purpose, generator
+
+
+class _Place(NamedTuple):
+    """Where the optimiser has been, to go back to."""
+
+    parameters: Parameters
+    adam: OptimiserState
 
 
 class GradientUpdate:
@@ -34,19 +42,25 @@ class GradientUpdate:
         self._adam = self._make_adam()
 
     def update(self, batch: MetaBatch, version: int, *, order: Order) -> OuterStep:
-        """``outer.epochs`` passes over the meta-batch, or fewer where the policies went far."""
-        learning_rate = self._learning_rate(version)
-        for group in self._adam.param_groups:
-            group["lr"] = learning_rate
+        """``outer.epochs`` passes over the meta-batch, or fewer where the policies went far.
+
+        The step that went too far is taken back, up to ``outer.backtracks`` times: the update goes
+        on from before it, at half the rate.
+        """
+        start_rate, left = self._learning_rate(version), self._settings.outer.backtracks
+        rate, steps = start_rate, 0
         first: tuple[Diagnostics, float] | None = None
-        steps = 0
+        before: _Place | None = None
         for minibatch in self._minibatches(batch, version):
-            loss, diagnostics, gradient = meta_gradient(
-                self._settings, self._spec, self._parameters, minibatch, order=order
-            )
+            loss, diagnostics, gradient = self._look(minibatch, order)
             if steps and self._far_enough(diagnostics):  # before the first step it is rounding
-                break
-            norm = self._step(gradient)
+                if before is None:
+                    break
+                self._go_back(before)
+                steps, rate, left = steps - 1, 0.5 * rate, left - 1
+                loss, diagnostics, gradient = self._look(minibatch, order)
+            before = self._here() if left else None
+            norm = self._step(gradient, rate)
             steps += 1
             first = first or (diagnostics, norm)
         assert first is not None  # there is at least one epoch of one mini-batch
@@ -56,7 +70,7 @@ class GradientUpdate:
             loss=float(loss),
             gradient_norm=first[1],
             steps=steps,
-            learning_rate=learning_rate,
+            learning_rate=start_rate,
         )
 
     def state(self) -> OptimiserState:
@@ -87,8 +101,22 @@ class GradientUpdate:
                 "exp_avg_sq": torch.tensor(state.second_moments[name], device=device),
             }
 
-    def _step(self, gradient: Parameters) -> float:
+    def _look(self, minibatch: MetaBatch, order: Order) -> tuple[Tensor, Diagnostics, Parameters]:
+        return meta_gradient(self._settings, self._spec, self._parameters, minibatch, order=order)
+
+    def _here(self) -> _Place:
+        return _Place({n: p.detach().clone() for n, p in self._parameters.items()}, self.state())
+
+    def _go_back(self, place: _Place) -> None:
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.copy_(place.parameters[name])
+        self.load(place.adam)
+
+    def _step(self, gradient: Parameters, rate: float) -> float:
         """One step of the optimiser down ``gradient``; its norm before clipping."""
+        for group in self._adam.param_groups:
+            group["lr"] = rate
         for name, parameter in self._parameters.items():
             parameter.grad = gradient[name]
         limit = self._settings.outer.max_gradient_norm

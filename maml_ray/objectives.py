@@ -19,7 +19,6 @@ which is what the meta-gradient sees. With ``s_t`` the score, the gradient of ``
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
@@ -87,13 +86,7 @@ def log_probs_of(policy: ActionDistribution, samples: Samples) -> Tensor:
     return log_prob(policy, samples.actions).reshape(samples.log_probs.shape)
 
 
-def policy_gradient_loss(
-    kind: InnerObjective,
-    new_log_probs: Tensor,
-    samples: Samples,
-    *,
-    max_ratio: float | None = None,
-) -> Tensor:
+def policy_gradient_loss(kind: InnerObjective, new_log_probs: Tensor, samples: Samples) -> Tensor:
     """A loss whose gradient, at the policy that collected ``samples``, is the policy gradient.
 
     Args:
@@ -101,32 +94,18 @@ def policy_gradient_loss(
         new_log_probs: (K, T) under the parameters to differentiate, recomputed from the samples'
             observations and actions.
         samples: the steps.
-        max_ratio: of ``ratio``: no step weighs more than this, see :func:`truncated`.
 
     Returns:
         A scalar.
     """
     _check_same_shape(new_log_probs, samples)
     if kind == "ratio":
-        score = torch.exp(truncated(new_log_probs - samples.log_probs, max_ratio))
+        score = torch.exp(new_log_probs - samples.log_probs)
     elif kind == "dice":
         score = _dice_score(new_log_probs, samples)
     else:
         score = new_log_probs
     return -(score * samples.advantages * samples.weights).sum()
-
-
-def truncated(log_ratio: Tensor, max_ratio: float | None) -> Tensor:
-    """``log_ratio``, lowered by a constant where its exponential would exceed ``max_ratio``.
-
-    Truncated importance sampling (Ionides 2008, https://doi.org/10.1198/106186008X320456): a step
-    that today's policy finds a thousand times likelier than the one that collected it would decide
-    the gradient alone. Unlike PPO's clip it leaves such a step its gradient, which is what the
-    inner step is made of. At the collecting policy, where every ratio is 1, nothing is changed.
-    """
-    if max_ratio is None:
-        return log_ratio
-    return log_ratio - (log_ratio.detach() - math.log(max_ratio)).clamp(min=0.0)
 
 
 def _dice_score(new_log_probs: Tensor, samples: Samples) -> Tensor:
@@ -189,7 +168,6 @@ def inner_loss(
     *,
     kind: InnerObjective,
     l2: float,
-    max_ratio: float | None = None,
 ) -> tuple[Tensor, ActionDistribution]:
     """The loss of one inner step on support data, and the action distribution it went through.
 
@@ -199,13 +177,12 @@ def inner_loss(
         samples: support steps of one task, collected with these parameters.
         kind: which policy-gradient loss.
         l2: weight on the sum of squares of all parameters, as in the source notebook.
-        max_ratio: the most that a step weighs, of kind ``ratio``.
 
     Returns:
         A scalar, and the distribution at the samples' observations.
     """
     policy = distribution(spec, parameters, samples.observations)
-    loss = policy_gradient_loss(kind, log_probs_of(policy, samples), samples, max_ratio=max_ratio)
+    loss = policy_gradient_loss(kind, log_probs_of(policy, samples), samples)
     if l2 > 0.0:
         loss = loss + l2 * sum(value.square().sum() for value in parameters.values())
     return loss, policy
@@ -221,14 +198,7 @@ def inner_losses(
 def _inner_loss_at(
     spec: PolicySpec, settings: InnerSettings, samples: Samples, parameters: Parameters
 ) -> tuple[Tensor, ActionDistribution]:
-    return inner_loss(
-        spec,
-        parameters,
-        samples,
-        kind=settings.objective,
-        l2=settings.l2,
-        max_ratio=settings.max_ratio,
-    )
+    return inner_loss(spec, parameters, samples, kind=settings.objective, l2=settings.l2)
 
 
 def _check_same_shape(new_log_probs: Tensor, samples: Samples) -> None:

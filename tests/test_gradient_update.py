@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from maml_ray.meta_objective import MetaBatch, meta_loss
 from maml_ray.meta_parameters import LOG_RATE, initial_meta_parameters
 from maml_ray.policy import LOG_STD, PolicySpec
 from tests import meta_oracles, oracles
-from tests.learning_runs import Run, change, same
+from tests.learning_runs import Run, change, same, same_state
 
 SPEC = PolicySpec(3, 2, (4,), "tanh", 0.0, -3.0)
 
@@ -171,6 +173,45 @@ def test_an_update_that_has_moved_too_far_takes_no_more_steps(
         assert 0.02 < metrics.query_kl < 0.1
 
 
+def with_rate(settings: Settings, rate: float, **outer: Any) -> Settings:
+    return change(
+        settings,
+        "outer",
+        **{"learning_rate": rate, "final_learning_rate": None, "max_query_kl": 0.02, **outer},
+    )
+
+
+@pytest.mark.parametrize(("epochs", "backtracks"), [(3, 9), (40, 2)])
+def test_a_step_that_went_too_far_is_taken_back_and_taken_at_half_the_rate(
+    small_settings: Settings, epochs: int, backtracks: int
+) -> None:
+    """At a rate so large that each of the first steps goes too far, up to that of a quarter.
+
+    What is left is that one step, as if it had been the first; no other follows, either since the
+    epochs are over or since it went too far as well and nothing more is taken back.
+    """
+    tried = Run(with_rate(small_settings, 2.0, epochs=epochs, backtracks=backtracks))
+    plain = Run(with_rate(small_settings, 0.5, epochs=1))
+    rollouts = tried.collect()
+    told, expected = tried.learner.update(rollouts), plain.learner.update(rollouts)
+    assert (told.gradient_steps, told.learning_rate) == (1, 2.0)
+    assert same_state(tried.learner.state(), plain.learner.state())
+    assert told.gradient_norm == expected.gradient_norm
+    # It is the only one at a quarter: the two before it did go too far.
+    for rate in (2.0, 1.0):
+        once = Run(with_rate(small_settings, rate, epochs=2, max_query_kl=None))
+        assert once.learner.update(rollouts).query_kl > 0.02
+
+
+def test_with_steps_that_are_taken_back_an_update_makes_use_of_its_epochs(
+    small_settings: Settings,
+) -> None:
+    run = Run(with_rate(small_settings, 2.0, epochs=40, backtracks=30))
+    metrics = run.learner.update(run.collect())
+    assert metrics.gradient_steps > 10
+    assert metrics.query_kl <= 0.02
+
+
 def test_an_update_takes_its_first_step_whatever_rounding_says_of_its_distance(
     small_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,7 +228,7 @@ def test_weight_decay_pulls_the_policy_to_zero_and_leaves_the_rates_alone() -> N
     parameters = fresh(settings)
     update = GradientUpdate(settings, SPEC, parameters)
     before = {name: value.detach().clone() for name, value in parameters.items()}
-    update._step({name: torch.zeros_like(value) for name, value in parameters.items()})
+    update._step({name: torch.zeros_like(value) for name, value in parameters.items()}, 1e-3)
     for name, value in parameters.items():
         if name.startswith(LOG_RATE):
             assert torch.equal(value.detach(), before[name]), name
