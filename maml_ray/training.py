@@ -135,6 +135,7 @@ class _Loop:
             total_env_steps=self.position.total_env_steps + update.env_steps,
             elapsed_s=self.position.elapsed_s + wall_s,
             faults=self.actors.figures(collected),
+            checkpoint_age_s=self.writer.age_s,
         )
 
     def _save(self, update: UpdateMetrics) -> None:
