@@ -49,7 +49,7 @@ Checkpoint = Annotated[
 ]
 Record = Annotated[bool, typer.Option(help="Record the video.")]
 RunOrNone = Annotated[
-    Path | None, typer.Argument(metavar="[RUN]", help="A run folder that 'train' has made.")
+    Path | None, typer.Argument(metavar="RUN", help="A run folder that 'train' has made.")
 ]
 Follow = Annotated[
     str | None,
@@ -58,7 +58,7 @@ Follow = Annotated[
 Every = Annotated[int, typer.Option(min=1, help="Of a run followed: every so many versions.")]
 Output = Annotated[
     Path | None,
-    typer.Option(help="Of a run followed: folder of rows.  [default: runs/NAME-followed-TIME]"),
+    typer.Option(help="Of a run followed: folder of its rows; runs/NAME-followed-TIME by default."),
 ]
 
 

@@ -27,8 +27,8 @@ _REFRESH_S = 2.0
 Address = Annotated[
     str | None,
     typer.Option(
-        help="Ray cluster: 'auto', host:port or ray://host:port.  [default: the one on this "
-        "machine; in a submitted job, its own]"
+        help="Ray cluster: 'auto', host:port or ray://host:port. Without one, that of this "
+        "machine; a submitted job uses its own."
     ),
 ]
 

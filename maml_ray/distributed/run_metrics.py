@@ -19,8 +19,9 @@ from maml_ray.distributed.run_name import own_name
 from maml_ray.records import IterationRecord, StartReport
 
 Kind = Literal["gauge", "counter"]
-TAGS = ("run", "job")
-"""Of every metric: ``run.name``, and the id of Ray's job, which tells two runs of a name apart."""
+TAGS = ("run", "job_id")
+"""Of every metric: ``run.name``, and Ray's job id, which tells two runs of a name apart (``job`` is
+Prometheus' own)."""
 _NOTHING = sys.float_info.min
 """What a counter begins with. It must be there before anything is counted, or ``increase()`` misses
 the first time; Ray's takes no 0; and 1 plus this is 1."""
@@ -152,7 +153,7 @@ class RayMetrics:
 
     def __init__(self, run: str) -> None:
         name = own_name(run)
-        self._tags = {"run": name.run, "job": name.job}
+        self._tags = {"run": name.run, "job_id": name.job}
         self._published = [_Published(metric, self._tags) for metric in METRICS]
 
     def on_start(self, report: StartReport) -> None:
