@@ -103,13 +103,13 @@ def follow_run(
     from maml_ray.stopping import StopRequest
 
     console = Console()
-    os.nice(19)  # what trains on the same machine goes first
     with joined(address), StopRequest() as stop:
         run = find_run(name)
         stamp = time.strftime("%Y%m%d-%H%M%S")
         folder = output or Path("runs") / f"{run.run}-followed-{stamp}"
         with closing(FollowLog(folder)) as log:
             _print(console, f"following {run}, rows go to {folder}")
+            os.nice(19)  # what trains on the same machine goes first
 
             def on_judged(judged: Any) -> None:
                 log.add(judged)

@@ -26,8 +26,8 @@ def runs_table(seen: Sequence[RunSeen]) -> RenderableType:
     """One line a run, and a sentence for each that does not tell how it stands."""
     if not seen:
         return Text("no run trains on this cluster")
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    table.add_column("run", overflow="fold")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("run", overflow="fold", min_width=12)
     for column in _COLUMNS:
         table.add_column(column, justify="right", no_wrap=True)
     same = Counter(one.name.run for one in seen)
@@ -50,8 +50,15 @@ def _cells(status: RunStatus, told_s_ago: float) -> list[str]:
         _number(status.steps_per_second, ",.0f"),
         str(status.actors),
         "" if age is None else f"{clock(age + told_s_ago)} ago",
-        time.strftime("%d %b %H:%M", time.localtime(status.began_at)),
+        _since(status.began_at),
     ]
+
+
+def _since(began_at: float) -> str:
+    """The hour, of a day before today the date."""
+    began, today = time.localtime(began_at), time.localtime()
+    same_day = began[:3] == today[:3]
+    return time.strftime("%H:%M" if same_day else "%d %b", began)
 
 
 def _number(value: float | None, form: str) -> str:
