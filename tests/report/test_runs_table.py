@@ -31,7 +31,7 @@ def shown(*seen: RunSeen) -> list[str]:
     console = Console(file=io.StringIO(), width=80)
     console.print(runs_table(seen))
     assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue().splitlines()
+    return [line.strip() for line in console.file.getvalue().splitlines()]
 
 
 def test_large_figures_and_a_long_name_fit_80_columns() -> None:
