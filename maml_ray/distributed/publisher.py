@@ -119,7 +119,7 @@ class Publisher:
             return
         if ray.wait([self._under_way], timeout=0)[0]:
             try:
-                ray.get(self._under_way, timeout=0)
+                ray.get(self._under_way, timeout=1.0)
             except RayError as error:
                 self._give_up(reason(error))
             else:
@@ -140,5 +140,6 @@ class Publisher:
         remote: Any = ray.remote
         options = {"name": str(self._name), "namespace": NAMESPACE, "num_cpus": 0, "num_gpus": 0}
         # A killed actor gives its name back late: the next update tries again.
-        with suppress(ValueError):
-            self._actor = remote(RunService).options(**options).remote((self._described,))
+        with suppress(ValueError, RayError):
+            made = remote(RunService).options(**options)
+            self._actor = made.remote(str(self._name), (self._described,))

@@ -73,15 +73,19 @@ class RunService:
     """The actor: told by the run, asked by others.
 
     Args:
+        name: of the run.
         described: one reference to the run's settings and its policy's sizes.
     """
 
-    def __init__(self, described: tuple[ray.ObjectRef[Any]]) -> None:
-        self._described = described
+    def __init__(self, name: str, described: tuple[ray.ObjectRef[Any]]) -> None:
+        self._name, self._described = name, described
         self._status: RunStatus | None = None
         self._told_at = time.monotonic()
         self._kept: deque[Snapshot] = deque(maxlen=KEPT)
         self._news = asyncio.Condition()
+
+    def __repr__(self) -> str:
+        return f"service of {self._name}"
 
     async def tell(self, status: RunStatus, snapshot: Snapshot) -> None:
         """How the run stands now, and its newest parameters."""

@@ -37,7 +37,7 @@ def snapshot(version: int) -> Snapshot:
 
 
 def told(*versions: int) -> RunService:
-    service = RunService((None,))  # type: ignore[arg-type]
+    service = RunService("a/01000000", (None,))  # type: ignore[arg-type]
     for version in versions:
         asyncio.run(service.tell(STATUS, snapshot(version)))
     return service
@@ -57,7 +57,7 @@ def test_the_newest_version_that_suits_is_given_and_the_last_few_are_kept(
 
 def test_who_waits_is_woken_by_the_version_that_it_waits_for() -> None:
     async def scene() -> Snapshot | None:
-        service = RunService((None,))  # type: ignore[arg-type]
+        service = RunService("a/01000000", (None,))  # type: ignore[arg-type]
         waiting = asyncio.create_task(service.snapshot(newer_than=2, every=2, timeout_s=60.0))
         for version in (1, 2, 3, 4):
             await service.tell(STATUS, snapshot(version))
@@ -208,7 +208,9 @@ def test_old_parameters_are_let_go(run: Run) -> None:
 def test_two_runs_of_one_name_are_both_there_and_must_be_named_in_full(run: Run) -> None:
     other: Any = ray.remote(RunService)
     name = RunName("told", "ff000000")
-    second = other.options(name=str(name), namespace=NAMESPACE, num_cpus=0).remote((None,))
+    second = other.options(name=str(name), namespace=NAMESPACE, num_cpus=0).remote(
+        str(name), (None,)
+    )
     try:
         assert names_of_runs() == sorted([run.name, name])
         with pytest.raises(Exception, match=f"name one of {run.name}, {name}"):
