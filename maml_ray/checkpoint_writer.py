@@ -83,6 +83,12 @@ class CheckpointWriter:
             return self._written
 
     @property
+    def age_s(self) -> float | None:
+        """Seconds since the newest checkpoint that is safe was written; None where none is yet."""
+        written = self.written
+        return None if written is None else max(0.0, time.time() - written.at)
+
+    @property
     def missed(self) -> int:
         """How many checkpoints in a row were overtaken before they were written."""
         with self._lock:

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from maml_ray.errors import UserError
 from maml_ray.limits import MOST_ADAPTATION_STEPS
+from maml_ray.watching_cli import Address
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that 'train' has made.")]
 _LARGEST_SEED = 2**63 - 1
@@ -47,6 +48,18 @@ Checkpoint = Annotated[
     typer.Option(metavar="WHICH", help="newest, best (while it was trained), or its number."),
 ]
 Record = Annotated[bool, typer.Option(help="Record the video.")]
+RunOrNone = Annotated[
+    Path | None, typer.Argument(metavar="RUN", help="A run folder that 'train' has made.")
+]
+Follow = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Evaluate a run that trains on a cluster: its run.name."),
+]
+Every = Annotated[int, typer.Option(min=1, help="Of a run followed: every so many versions.")]
+Output = Annotated[
+    Path | None,
+    typer.Option(help="Of a run followed: folder of its rows; runs/NAME-followed-TIME by default."),
+]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -56,7 +69,7 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def evaluate(
-    run: Run,
+    run: RunOrNone = None,
     steps: Steps = None,
     tasks: Tasks = None,
     episodes: Episodes = None,
@@ -67,6 +80,10 @@ def evaluate(
     checkpoint: Checkpoint = "newest",
     video: Video = None,
     record: Record = True,
+    follow: Follow = None,
+    every: Every = 1,
+    address: Address = None,
+    output: Output = None,
 ) -> None:
     """Measure a trained policy before and after adaptation.
 
@@ -75,11 +92,17 @@ def evaluate(
     RUN/evaluation.json, every episode to RUN/evaluation.csv, all of it into the report, and a
     video shows the policy before and after adaptation, side by side.
 
+    With --follow a run is evaluated while it trains on a cluster, version after version, from a
+    process of its own that takes one core, at the lowest priority, and reserves none; a line and a
+    row of followed.jsonl each, TensorBoard events, until the run ends.
+
     [bold]Examples[/bold]
 
       maml-ray evaluate runs/direction-20260101-120000 --steps 0..3 --tasks 40 --episodes 20
 
       maml-ray evaluate runs/direction-20260101-120000 --beside runs/pretrained
+
+      maml-ray evaluate --follow direction --tasks 10 --every 10
     """
     from maml_ray.evaluation_run import Protocol, evaluate_run
     from maml_ray.report.tables import print_evaluation, print_notes
@@ -101,6 +124,15 @@ def evaluate(
         video=record,
         video_path=video,
     )
+    if follow is not None:
+        if run is not None or beside or video is not None or checkpoint != "newest":
+            raise UserError("--follow takes no RUN, --beside, --video or --checkpoint beside it")
+        from maml_ray.watching_cli import follow_run
+
+        follow_run(follow, protocol, every=every, address=address, output=output)
+        return
+    if run is None:
+        raise UserError("name a run folder, or a run on a cluster with --follow")
     console = Console()
     result = evaluate_run(open_run(run), protocol, console=console)
     print_evaluation(console, result.figures)

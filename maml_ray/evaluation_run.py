@@ -89,9 +89,9 @@ def evaluate_run(
             learned and cannot be replaced.
         RunFolderError: a run cannot be read, or a file not be written.
     """
-    agent = _with_rate(load(folder.path, checkpoint=protocol.checkpoint), protocol.inner_rate)
+    agent = with_rate(load(folder.path, checkpoint=protocol.checkpoint), protocol.inner_rate)
     check_fits_task(agent, folder.path)
-    _check_size(agent, protocol)
+    check_size(agent, protocol)
     check_writable(folder.evaluation, folder.episodes, folder.plots, folder.report)
     _rows(folder)
     others = _beside(agent, protocol)
@@ -141,7 +141,12 @@ def _rows(folder: RunFolder) -> list[dict[str, Any]]:
     return read_metrics(folder.metrics) if os.path.lexists(folder.metrics) else []
 
 
-def _check_size(agent: Agent, protocol: Protocol) -> None:
+def check_size(agent: Agent, protocol: Protocol) -> None:
+    """Refuse an evaluation that would never end.
+
+    Raises:
+        SettingsError: ``protocol`` asks for too much.
+    """
     judged, horizon = agent.settings.evaluation, agent.settings.task.horizon
     tasks, episodes = protocol.tasks or judged.tasks, protocol.episodes or judged.episodes
     problem = limits.evaluation(tasks, episodes, protocol.steps or 0, horizon, prefix="--")
@@ -149,7 +154,12 @@ def _check_size(agent: Agent, protocol: Protocol) -> None:
         raise SettingsError(problem)
 
 
-def _with_rate(agent: Agent, rate: float | None) -> Agent:
+def with_rate(agent: Agent, rate: float | None) -> Agent:
+    """``agent`` with another inner rate, if one is given.
+
+    Raises:
+        SettingsError: the run has learned its rates.
+    """
     if rate is None:
         return agent
     if agent.settings.inner.learn_rates:

@@ -69,6 +69,8 @@ class IterationRecord:
         total_env_steps: environment steps since the run began, resumed parts included.
         elapsed_s: seconds of training since the run began, resumed parts included.
         faults: what it took: the work that was handed out, and who did it.
+        checkpoint_age_s: seconds since the newest checkpoint that is safe was written; None before
+            the first of this process.
     """
 
     iteration: int
@@ -78,6 +80,7 @@ class IterationRecord:
     total_env_steps: int
     elapsed_s: float
     faults: FaultFigures
+    checkpoint_age_s: float | None = None
 
     @property
     def steps_per_second(self) -> float:
@@ -95,13 +98,14 @@ class IterationRecord:
             "steps_per_second": self.steps_per_second,
             "elapsed_s": self.elapsed_s,
             **asdict(self.faults),
+            "checkpoint_age_s": self.checkpoint_age_s,
         }
 
 
 INCIDENTAL_KEYS = frozenset(
     {field.name for field in fields(IterationTimings)}
     | {field.name for field in fields(FaultFigures)}
-    | {"rest_s", "steps_per_second", "elapsed_s"}
+    | {"rest_s", "steps_per_second", "elapsed_s", "checkpoint_age_s"}
 )
 """Keys of a row that may differ between two runs of the same settings and seed."""
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import ray
@@ -23,6 +24,8 @@ from maml_ray.config import Settings
 from maml_ray.distributed.cluster import connected, dashboard_url
 from maml_ray.distributed.crew import Crew, crew
 from maml_ray.distributed.pool import Collected
+from maml_ray.distributed.publisher import Publisher
+from maml_ray.distributed.run_metrics import RayMetrics
 from maml_ray.errors import Interrupted, TrainingFailed
 from maml_ray.health import hopeless
 from maml_ray.learner import UpdateMetrics
@@ -75,7 +78,9 @@ def train(
         connected(settings.cluster.address),
         StopRequest() as stop,
         crew(settings, spec, resume, on_event=audience.on_event, check_stop=stop.check) as actors,
+        closing(Publisher(settings, spec, actors.newest, audience.on_event)) as service,
     ):
+        audience.join(RayMetrics(settings.run.name), service)
         settle_in(folder, settings)
         audience.on_start(_start_report(folder, actors, resume))
         with saving(settings, folder) as writer:
@@ -135,6 +140,7 @@ class _Loop:
             total_env_steps=self.position.total_env_steps + update.env_steps,
             elapsed_s=self.position.elapsed_s + wall_s,
             faults=self.actors.figures(collected),
+            checkpoint_age_s=self.writer.age_s,
         )
 
     def _save(self, update: UpdateMetrics) -> None:
@@ -191,7 +197,10 @@ class _Audience:
     """All observers as one."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
-        self._observers = observers
+        self._observers = list(observers)
+
+    def join(self, *observers: Observer) -> None:
+        self._observers += observers
 
     def on_start(self, report: StartReport) -> None:
         for observer in self._observers:

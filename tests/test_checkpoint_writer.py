@@ -103,6 +103,7 @@ def open_writer(disk: Disk, pauses: Pauses, tmp_path: Path) -> Iterator[Opener]:
 
 def test_checkpoints_are_written_and_the_best_is_noted(open_writer: Opener, disk: Disk) -> None:
     writer = open_writer()
+    assert writer.age_s is None
     for iteration in (1, 2, 3):
         writer.submit(checkpoint(iteration))
         writer.note_score(Score(iteration, float(iteration == 1)))
@@ -112,6 +113,29 @@ def test_checkpoints_are_written_and_the_best_is_noted(open_writer: Opener, disk
     assert_equal(load_newest(disk)[0], checkpoint(3))
     assert read_best(disk) == Score(1, 1.0)
     assert writer.news() == []
+
+
+def test_the_age_is_of_what_is_safe_and_not_of_what_waits(
+    open_writer: Opener, disk: Disk, pauses: Pauses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("maml_ray.checkpoint_writer.time.time", lambda: now[0])
+    writer = open_writer()
+    writer.submit(checkpoint(1))
+    writer.flush(WAIT_S)
+    now[0] += 7.0
+    assert writer.age_s == 7.0
+    disk.full = True
+    writer.submit(checkpoint(2))
+    pauses.wait_for_one()
+    now[0] += 5.0
+    assert writer.age_s == 12.0
+    disk.full = False
+    pauses.over.release()
+    writer.flush(WAIT_S)
+    assert writer.age_s == 0.0
+    now[0] -= 100.0  # the clock has been set back
+    assert writer.age_s == 0.0
 
 
 def test_a_full_disk_is_told_once_and_tried_again_with_growing_pauses(

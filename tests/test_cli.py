@@ -65,6 +65,11 @@ def assert_refused(outcome: Outcome, *words: str) -> None:
         (["evaluate", "x", "--steps", "1000"], ["up to 100"]),
         (["evaluate", "x", "--inner-rate", "0"], ["--inner-rate"]),
         (["evaluate", "x", "--inner-rate", "nan"], ["--inner-rate"]),
+        (["evaluate"], ["a run folder", "--follow"]),
+        (["evaluate", "x", "--follow", "y"], ["--follow takes no RUN"]),
+        (["evaluate", "--follow", "y", "--address", "127.0.0.1:1"], ["no Ray cluster answers"]),
+        (["evaluate", "--follow", "y", "--every", "0"], ["--every"]),
+        (["status", "--address", "nonsense"], ["nonsense", "host:port"]),
         (["adapt", "x"], ["--task"]),
         (["adapt", "x", "--task", "{direction: 1}"], ["cannot be read", "write JSON"]),
         (["adapt", "x", "--task", "[1]"], ["not an object of numbers"]),
@@ -107,7 +112,7 @@ def test_adapt_and_compare_from_the_command_line(  # type: ignore[no-untyped-def
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "evaluate", "adapt", "compare", "report", "check", "version"]
+    "command", ["train", "evaluate", "adapt", "compare", "report", "status", "check", "version"]
 )
 def test_every_command_has_a_help_page_with_what_it_is_for(cli, command: str) -> None:  # type: ignore[no-untyped-def]
     outcome = cli(command, "--help")

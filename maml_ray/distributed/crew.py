@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import ray
 
@@ -16,6 +17,7 @@ from maml_ray.distributed.cluster import plan_resources
 from maml_ray.distributed.failures import Failure, FaultLog, Observation, Stop
 from maml_ray.distributed.learner_client import LearnerClient, RolloutsLost
 from maml_ray.distributed.pool import Collected, RolloutPool
+from maml_ray.distributed.run_name import own_name
 from maml_ray.errors import TrainingFailed
 from maml_ray.learner import UpdateMetrics, published
 from maml_ray.policy import PolicySpec
@@ -33,6 +35,7 @@ class Crew:
         learner, pool: the actors.
         learner_place: where the learner computes, in words.
         places: where the rollout actors run, to begin with.
+        parameters: a reference to the newest ones, for the actors and for whoever follows the run.
     """
 
     settings: Settings
@@ -41,6 +44,7 @@ class Crew:
     pool: RolloutPool
     learner_place: str
     places: tuple[Place, ...]
+    parameters: ray.ObjectRef[Any]
     _faults: FaultLog
     _on_event: Callable[[str], None]
     _counts: WorkCounts = field(default_factory=WorkCounts)
@@ -52,17 +56,21 @@ class Crew:
             TrainingFailed: a piece of work failed too often, or a budget for faults is spent.
             Interrupted: a request to stop came.
         """
-        parameters = ray.put(published(self.settings, self.learner.state))
-        collected = self.pool.collect(parameters, assignments)
+        collected = self.pool.collect(self.parameters, assignments)
         while True:
             try:
                 update = self.learner.update([one.rollouts for one in collected.rollouts])
             except RolloutsLost as lost:
                 self._note_loss(str(lost))
-                collected = self.pool.collect(parameters, assignments, collected)
+                collected = self.pool.collect(self.parameters, assignments, collected)
             else:
                 self._account(collected.counts, len(assignments))
+                self.parameters = ray.put(published(self.settings, self.learner.state))
                 return collected, update
+
+    def newest(self) -> tuple[int, ray.ObjectRef[Any]]:
+        """The newest version of the parameters, and a reference to them."""
+        return self.learner.state.version, self.parameters
 
     def figures(self, collected: Collected) -> FaultFigures:
         """What it took to collect, and what has failed so far."""
@@ -113,7 +121,7 @@ def crew(
         ResourceError: the cluster lacks what is asked for, or is too slow to give it.
     """
     plan = plan_resources(settings.cluster, ray.cluster_resources())
-    namespace = f"maml_ray/{settings.run.name}/{ray.get_runtime_context().get_job_id()}"
+    namespace = own_name(settings.run.name).namespace
     faults = FaultLog(settings.faults, settings.cluster.max_task_attempts)
     learner = LearnerClient(
         settings,
@@ -131,7 +139,8 @@ def crew(
     try:
         described = learner.wait_until_ready()
         places = pool.wait_until_ready()
-        yield Crew(settings, spec, learner, pool, described, places, faults, on_event)
+        parameters = ray.put(published(settings, learner.state))
+        yield Crew(settings, spec, learner, pool, described, places, parameters, faults, on_event)
     finally:
         pool.close()
         learner.close()

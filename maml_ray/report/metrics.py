@@ -45,6 +45,7 @@ _TAGS = {
     "lost": "faults/work_lost",
     "failures": "faults/failures",
     "learner_restarts": "faults/learner_restarts",
+    "checkpoint_age_s": "time/checkpoint_age_s",
 }
 """TensorBoard's name for each key of a row that it shows."""
 _ALWAYS = ("total_env_steps", "elapsed_s")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from maml_ray.errors import RunFolderError
-from maml_ray.records import StartReport
+from maml_ray.records import INCIDENTAL_KEYS, StartReport
 from maml_ray.report.metrics import MetricsLog, PatientLines, read_metrics
 from maml_ray.run_folder import RunFolder
 from tests.report.conftest import MakeRecord
@@ -108,6 +109,23 @@ def test_tensorboard_shows_a_run_that_is_not_over(tmp_path: Path, record: MakeRe
     assert event.tensor_proto.string_val == [b"rollout-1 was replaced"]
     log.close()
     log.close()
+
+
+def test_the_age_of_the_last_checkpoint_is_told_once_there_is_one(
+    tmp_path: Path, record: MakeRecord
+) -> None:
+    log = MetricsLog(RunFolder(tmp_path))
+    log.on_start(START)
+    for iteration, age in enumerate((None, 0.25, 7.5)):
+        log.on_iteration(replace(record(iteration), checkpoint_age_s=age))
+    log.close()
+    rows = read_metrics(RunFolder(tmp_path).metrics)
+    assert [row["checkpoint_age_s"] for row in rows] == [None, 0.25, 7.5]
+    assert "checkpoint_age_s" in INCIDENTAL_KEYS
+    events = EventAccumulator(str(RunFolder(tmp_path).tensorboard))
+    events.Reload()
+    points = events.Scalars("time/checkpoint_age_s")
+    assert [(point.step, point.value) for point in points] == [(1, 0.25), (2, 7.5)]
 
 
 @pytest.mark.parametrize("line", ["nonsense", "[1]", '{"loss": 1}', '{"iteration": 0}'])
