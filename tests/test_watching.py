@@ -136,23 +136,8 @@ def watched(
         seen = wait_for(
             "a status", lambda: [one for one in status() if one.get("iteration")], *programs
         )
-        programs.append(
-            Program(
-                cluster,
-                place,
-                "evaluate",
-                "--follow",
-                "watched",
-                "--output",
-                "followed",
-                "--tasks",
-                "2",
-                "--episodes",
-                "3",
-                "--every",
-                "4",
-            )  # fmt: skip
-        )
+        judge = ["--output", "followed", "--tasks", "2", "--episodes", "3", "--every", "4"]
+        programs.append(Program(cluster, place, "evaluate", "--follow", "watched", *judge))
         wait_for("rows", lambda: rows.exists() and rows.read_text().count("\n") > 2, *programs)
         programs[0].process.send_signal(signal.SIGINT)
         codes = [programs[0].code()]
