@@ -192,7 +192,7 @@ def test_a_service_that_hangs_is_not_waited_for_and_is_begun_anew(run: Run) -> N
 
 
 def test_a_return_that_is_no_number_is_none(run: Run) -> None:
-    made, run.make_record = run.make_record, lambda i: made(i, return_after=float("nan"))  # type: ignore[assignment,misc]
+    made, run.make_record = run.make_record, lambda i: made(i, return_after=float("nan"))  # type: ignore[assignment]
     run.iterate_until(run.arrived)
     run.iterate()
     run.iterate_until(run.arrived)
