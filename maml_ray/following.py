@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from maml_ray.agent import Agent
+from maml_ray.config import SettingsError
 from maml_ray.errors import RunFolderError, UserError
 from maml_ray.evaluation import Evaluation, EvaluationRow, evaluate
 from maml_ray.evaluation_run import Protocol as EvaluationProtocol
@@ -109,7 +110,8 @@ def follow(
             not finite. The next one may be better.
 
     Raises:
-        SettingsError: the protocol asks for too much, or for a rate that the run has learned.
+        SettingsError: the protocol asks for too much, or for a rate that the run has learned; or
+            the run's tasks cannot be had here.
     """
     version, judged = -1, 0
     while (found := source.next(version, every)) is not None:
@@ -125,6 +127,8 @@ def follow(
                 seed=protocol.seed,
                 on_task=lambda task, tasks: check_stop(),
             )
+        except SettingsError:
+            raise  # of a family that is not installed here, say: no other version would do
         except UserError as error:
             on_problem(version, str(error))
         else:

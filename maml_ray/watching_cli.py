@@ -50,7 +50,7 @@ def status(
     """Show the runs that train on a cluster: how far they are, and how well they do.
 
     Iteration, return before and after adaptation, steps a second, rollout actors, the age of the
-    last safe checkpoint, and for how long each has trained. An answer takes seconds at most.
+    last safe checkpoint, and since when each has trained. An answer takes seconds.
 
     [bold]Examples[/bold]
 

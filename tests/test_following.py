@@ -70,6 +70,15 @@ def test_a_version_that_cannot_be_judged_is_told_and_the_next_one_is() -> None:
     assert "not finite" in told
 
 
+def test_tasks_that_are_not_here_end_it_at_once() -> None:
+    found = version(1)
+    named = found.agent.settings.task.model_copy(update={"name": "not_installed_here:Tasks"})
+    elsewhere = found.agent.settings.model_copy(update={"task": named})
+    source = Versions([replace(found, agent=replace(found.agent, settings=elsewhere)), version(2)])
+    with pytest.raises(SettingsError, match="not_installed_here"):
+        judge(source)
+
+
 def test_a_request_to_stop_ends_it_between_two_tasks() -> None:
     asked = iter([False, True])
 

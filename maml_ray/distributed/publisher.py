@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -82,8 +83,8 @@ class Publisher:
             self._status,
             iteration=record.iteration + 1,
             version=record.update.version,
-            return_before=record.update.return_before,
-            return_after=record.update.return_after,
+            return_before=_finite(record.update.return_before),
+            return_after=_finite(record.update.return_after),
             steps_per_second=record.steps_per_second,
             actors=record.faults.actors,
             failures=record.faults.failures,
@@ -143,3 +144,8 @@ class Publisher:
         with suppress(ValueError, RayError):
             made = remote(RunService).options(**options)
             self._actor = made.remote(str(self._name), (self._described,))
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN, which a skipped update may leave."""
+    return value if math.isfinite(value) else None

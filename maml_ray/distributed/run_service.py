@@ -32,7 +32,8 @@ class RunStatus:
         iteration: finished iterations.
         iterations: how many there are to be.
         version: of the newest parameters.
-        return_before, return_after: of the last iteration; None before the first.
+        return_before, return_after: of the last iteration; None before the first, and where it had
+            none that is finite.
         steps_per_second: likewise.
         actors: rollout actors there are.
         failures: of actors and learners, since this part began.

@@ -191,6 +191,17 @@ def test_a_service_that_hangs_is_not_waited_for_and_is_begun_anew(run: Run) -> N
     assert len(run.events) == 1
 
 
+def test_a_return_that_is_no_number_is_none(run: Run) -> None:
+    made, run.make_record = run.make_record, lambda i: made(i, return_after=float("nan"))  # type: ignore[assignment]
+    run.iterate_until(run.arrived)
+    run.iterate()
+    run.iterate_until(run.arrived)
+    (seen,) = look_at_runs()
+    assert seen.status is not None
+    assert seen.status.return_after is None
+    assert seen.status.return_before == 10.0 * run.iteration
+
+
 def test_old_parameters_are_let_go(run: Run) -> None:
     references = []
     for _ in range(10):
