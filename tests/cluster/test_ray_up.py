@@ -85,6 +85,14 @@ def test_compute_engine_knows_every_key_of_the_machines() -> None:
         assert disk["initializeParams"]["diskType"].startswith(f"zones/{zone}/")
 
 
+def test_the_machine_image_has_a_driver_for_cuda_13() -> None:
+    for machine in config("gcp")["available_node_types"].values():
+        (disk,) = machine["node_config"]["disks"]
+        driver = re.search(r"-nvidia-(\d+)$", disk["initializeParams"]["sourceImage"])
+        assert driver is not None
+        assert int(driver[1]) >= 580
+
+
 @pytest.mark.parametrize("name", CLOUDS)
 def test_the_head_has_the_learners_gpu_and_spot_machines_the_rollouts(name: str) -> None:
     found = config(name)
