@@ -8,8 +8,8 @@ set -euo pipefail
 set -m # each background job is a process group of its own, so that it can be ended as a whole
 cd "$(dirname "$0")/.."
 
-START_S=180 # a node has so long to come up,
-STOP_S=30   # and whatever is stopped so long to go by itself
+START_S=180 # nodes and actors have so long to come up,
+STOP_S=30   # and whatever is stopped has so long to go by itself
 
 if [ -d .venv/bin ]; then PATH="$PWD/.venv/bin:$PATH"; fi
 for command in ray maml-ray; do
@@ -100,7 +100,8 @@ echo "dashboard http://127.0.0.1:$dashboard (its token: $(cat "$folder/token"))"
 # In the background and waited for: so a signal is heard at once.
 maml-ray train deploy.yaml --address "127.0.0.1:$port" \
   --set run.iterations=5 --set meta_batch.tasks=6 \
-  --set cluster.min_rollout_actors=3 --set evaluation.video=false "$@" &
+  --set cluster.min_rollout_actors=3 --set cluster.start_timeout_s="$START_S" \
+  --set evaluation.video=false "$@" &
 groups+=("$!")
 wait "${groups[-1]}"
 

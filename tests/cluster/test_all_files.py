@@ -16,8 +16,8 @@ HERE = {
     "Dockerfile": "test_dockerfile",
     "local.sh": "test_local",
 }
-ELSEWHERE = ("grafana/", "prometheus/", "serve.yaml")
-"""Validated with what they belong to: the metrics, and the serving."""
+ELSEWHERE = ("grafana/", "prometheus/", "serve.yaml", "runtime-env.yaml")
+"""Validated with what they belong to: the metrics, the serving, and the jobs."""
 
 
 def test_every_file_is_validated_by_a_test() -> None:

@@ -246,7 +246,26 @@ def test_the_service_serves_what_serve_deploy_does() -> None:
         for application in config["applications"]:
             application["args"].pop("run")  # each names a run of its own
         config.pop("http_options", None)  # loopback there, the pods' addresses here
+        config.pop("proxy_location", None)
     assert ours == theirs
+
+
+def test_ray_serve_knows_every_key_of_the_service() -> None:
+    schema = pytest.importorskip("ray.serve.schema", reason="Ray Serve is not installed")
+    found = yaml.safe_load(manifest("rayservice")["spec"]["serveConfigV2"])
+    schema.ServeDeploySchema.model_validate(found)
+    assert set(found) <= set(schema.ServeDeploySchema.model_fields)  # it lets others pass
+    for application in found["applications"]:
+        assert set(application) <= set(schema.ServeApplicationSchema.model_fields)
+        for deployment in application["deployments"]:
+            assert set(deployment) <= set(schema.DeploymentSchema.model_fields)
+
+
+def test_the_service_has_a_token_of_its_own() -> None:
+    for group in groups("rayservice"):
+        (variable,) = group["template"]["spec"]["containers"][0]["env"]
+        assert variable["name"] == "MAML_RAY_SERVE_TOKEN"
+        assert variable["valueFrom"]["secretKeyRef"]["name"] != "maml-ray-token"
 
 
 def test_the_service_listens_on_the_pods_addresses() -> None:
