@@ -60,16 +60,20 @@ give_up() {
   exit 1
 }
 
-read -r port dashboard client agent_1 agent_2 agent_3 < <(python - <<'PYTHON'
+read -r port dashboard client agent_1 agent_2 agent_3 < <(python - "$folder/token" <<'PYTHON'
+import os
+import secrets
 import socket
+import sys
 
+with os.fdopen(os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+    file.write(secrets.token_hex(32))
 probes = [socket.socket() for _ in range(6)]
 for probe in probes:
     probe.bind(("127.0.0.1", 0))
 print(*(probe.getsockname()[1] for probe in probes))
 PYTHON
 )
-(umask 077 && python -c 'import secrets; print(secrets.token_hex(32), end="")' >"$folder/token")
 
 # start_node NAME OPTIONS...
 start_node() {
@@ -79,7 +83,7 @@ start_node() {
     --node-ip-address=127.0.0.1 --object-store-memory=100000000 \
     --min-worker-port=0 --max-worker-port=0 "$@" >"$folder/$name.log" 2>&1 &
   groups+=("$!")
-  until grep -q "Ray runtime started" "$folder/$name.log"; do
+  until grep -qs "Ray runtime started" "$folder/$name.log"; do
     if ! is_up "${groups[-1]}"; then
       cat "$folder/$name.log" >&2
       give_up "$name has ended: its last words are above"
@@ -105,23 +109,16 @@ maml-ray train deploy.yaml --address "127.0.0.1:$port" \
 groups+=("$!")
 wait "${groups[-1]}"
 
-for what in nodes actors; do
-  ray list "$what" --address "http://127.0.0.1:$dashboard" --detail --limit 1000 \
-    --format json >"$folder/$what.json"
-done
-python - "$folder" <<'PYTHON'
-import json
-import pathlib
+python - "http://127.0.0.1:$dashboard" <<'PYTHON'
 import sys
 
-nodes, actors = (
-    json.loads(pathlib.Path(sys.argv[1], f"{what}.json").read_text()) for what in ("nodes", "actors")
-)
-names = {node["node_id"]: node["node_name"] for node in nodes}
+from ray.util.state import list_actors, list_nodes
+
+names = {node.node_id: node.node_name for node in list_nodes(sys.argv[1])}
 places = {
-    actor["name"]: names[actor["node_id"]]
-    for actor in actors
-    if actor["name"] == "learner" or actor["name"].startswith("rollout-")
+    actor.name: names[actor.node_id]
+    for actor in list_actors(sys.argv[1])
+    if actor.name == "learner" or actor.name.startswith("rollout-")
 }
 for actor, node in sorted(places.items()):
     print(f"{actor:12} was on {node}")

@@ -28,6 +28,7 @@ class Command:
         return f"{self.source}: {shlex.join(self.words)[:90]}"
 
 
+_IN_FULL = re.compile(r"(maml-ray|ray|make|pip|kubectl|docker) .*( --|=|\.yaml)", re.S)
 _FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 
 
@@ -35,7 +36,7 @@ def in_markdown(path: Path) -> Iterator[Command]:
     """Each command of the code blocks that are marked with no language."""
     for language, block in _FENCED.findall(path.read_text(encoding="utf-8")):
         if not language:
-            for line in block.splitlines():
+            for line in block.replace("\\\n", " ").splitlines():
                 yield from in_line(line, path.name)
 
 
@@ -43,7 +44,7 @@ def in_inline_code(path: Path) -> Iterator[Command]:
     """Each command between single backquotes that has options or files, not a name alone."""
     text = _FENCED.sub("", path.read_text(encoding="utf-8"))
     for code in re.findall(r"`([^`]+)`", text):
-        if re.match(r"(maml-ray|ray|make|kubectl) .*( --|=|\.yaml)", code, re.S):
+        if _IN_FULL.match(code):
             yield from in_line(code.replace("\n", " "), path.name)
 
 
@@ -61,7 +62,7 @@ def in_comments(path: Path) -> Iterator[Command]:
         comment = line.partition("# ")[2] if line.lstrip().startswith("#") else ""
         if comment.startswith("  "):
             yield from in_line(comment.strip(), path.name)
-        for code in re.findall(r"`((?:maml-ray|ray|pip|docker) [^`]* [^`]*)`", comment):
+        for code in filter(_IN_FULL.match, re.findall(r"`([^`]+)`", comment)):
             yield from in_line(code, path.name)
 
 
