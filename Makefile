@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 SETTINGS ?= deploy.yaml
 ARGS ?=
 
-.PHONY: help install train test lint types verify-backward reproduce chaos bench clean
+.PHONY: help install train test lint types cluster test-cluster verify-backward reproduce chaos bench clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -34,6 +34,12 @@ lint: install
 
 types: install
 	$(BIN)/mypy
+
+cluster: install ## Three Ray nodes on this machine, one short run over them, all stopped again (ARGS=).
+	cluster/local.sh $(ARGS)
+
+test-cluster: install ## Tests that start Ray clusters of several nodes, and end them: about two minutes.
+	$(BIN)/python -m pytest -m cluster
 
 verify-backward: install ## Train seeds 0 to 2 in full and check the returns: about 15 minutes.
 	$(BIN)/python -m pytest -m learning -s tests/test_learning.py

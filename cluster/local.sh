@@ -1,0 +1,128 @@
+#!/usr/bin/env bash
+# Multi-node on one machine: a head and two more nodes of one CPU each, with Ray's token
+# authentication on, one short run over all three, and the names of the nodes that its actors were
+# on. Everything it has started is stopped again, whatever happens, and no other Ray is touched.
+#
+#   cluster/local.sh [--set KEY.PATH=VALUE | --run-dir FOLDER | ...]    as for `maml-ray train`
+set -euo pipefail
+set -m # each background job is a process group of its own, so that it can be ended as a whole
+cd "$(dirname "$0")/.."
+
+START_S=180 # nodes and actors have so long to come up,
+STOP_S=30   # and whatever is stopped has so long to go by itself
+
+if [ -d .venv/bin ]; then PATH="$PWD/.venv/bin:$PATH"; fi
+for command in ray maml-ray; do
+  if ! command -v "$command" >/dev/null; then
+    echo "cluster/local.sh: there is no '$command': run 'make install' first" >&2
+    exit 2
+  fi
+done
+
+# Nothing of another cluster's settings; a token, a folder and ports of its own. The folder's name
+# is short, since the names of Ray's local sockets have to fit into 107 bytes.
+for name in ${!RAY_@}; do unset "$name"; done
+folder="$(mktemp -d /tmp/mr.XXXXXX)"
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$folder/token"
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # nobody is served here who would have to move away
+export RAY_USAGE_STATS_ENABLED=0
+groups=()
+
+is_up() { kill -0 -- "-$1" 2>/dev/null; }
+
+# End process groups: ask, wait, insist.
+end() {
+  local group deadline=$((SECONDS + STOP_S))
+  for group in "$@"; do kill -TERM -- "-$group" 2>/dev/null || true; done
+  for group in "$@"; do
+    while is_up "$group" && ((SECONDS < deadline)); do sleep 0.2; done
+    kill -KILL -- "-$group" 2>/dev/null || true
+  done
+}
+
+stop() {
+  local code=$? each
+  trap '' INT TERM
+  trap - EXIT
+  echo "stopping"
+  # The last one that was started goes first: the run, the nodes, the head.
+  for ((each = ${#groups[@]} - 1; each >= 0; each--)); do end "${groups[each]}"; done
+  wait || true
+  rm -rf "$folder"
+  exit "$code"
+}
+trap stop EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+give_up() {
+  echo "cluster/local.sh: $1" >&2
+  exit 1
+}
+
+read -r port dashboard client agent_1 agent_2 agent_3 < <(python - "$folder/token" <<'PYTHON'
+import os
+import secrets
+import socket
+import sys
+
+with os.fdopen(os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+    file.write(secrets.token_hex(32))
+probes = [socket.socket() for _ in range(6)]
+for probe in probes:
+    probe.bind(("127.0.0.1", 0))
+print(*(probe.getsockname()[1] for probe in probes))
+PYTHON
+)
+
+# start_node NAME OPTIONS...
+start_node() {
+  local name="$1" deadline=$((SECONDS + START_S))
+  shift
+  ray start --block --node-name="$name" --num-cpus=1 --num-gpus=0 \
+    --node-ip-address=127.0.0.1 --object-store-memory=100000000 \
+    --min-worker-port=0 --max-worker-port=0 "$@" >"$folder/$name.log" 2>&1 &
+  groups+=("$!")
+  until grep -qs "Ray runtime started" "$folder/$name.log"; do
+    if ! is_up "${groups[-1]}"; then
+      cat "$folder/$name.log" >&2
+      give_up "$name has ended: its last words are above"
+    fi
+    if ((SECONDS > deadline)); then give_up "$name was not up after $START_S s"; fi
+    sleep 0.5
+  done
+  echo "node $name is up"
+}
+
+start_node head --head --port="$port" --dashboard-host=127.0.0.1 \
+  --dashboard-port="$dashboard" --ray-client-server-port="$client" \
+  --dashboard-agent-listen-port="$agent_1" --temp-dir="$folder/ray"
+start_node node-1 --address="127.0.0.1:$port" --dashboard-agent-listen-port="$agent_2"
+start_node node-2 --address="127.0.0.1:$port" --dashboard-agent-listen-port="$agent_3"
+echo "dashboard http://127.0.0.1:$dashboard (its token: $(cat "$folder/token"))"
+
+# In the background and waited for: so a signal is heard at once.
+maml-ray train deploy.yaml --address "127.0.0.1:$port" \
+  --set run.iterations=5 --set meta_batch.tasks=6 \
+  --set cluster.min_rollout_actors=3 --set cluster.start_timeout_s="$START_S" \
+  --set evaluation.video=false "$@" &
+groups+=("$!")
+wait "${groups[-1]}"
+
+python - "http://127.0.0.1:$dashboard" <<'PYTHON'
+import sys
+
+from ray.util.state import list_actors, list_nodes
+
+names = {node.node_id: node.node_name for node in list_nodes(sys.argv[1])}
+places = {
+    actor.name: names[actor.node_id]
+    for actor in list_actors(sys.argv[1])
+    if actor.name == "learner" or actor.name.startswith("rollout-")
+}
+for actor, node in sorted(places.items()):
+    print(f"{actor:12} was on {node}")
+where = sorted(set(places.values()))
+print(f"actors were on {len(where)} nodes: {', '.join(where)}")
+sys.exit(len(where) < 3)
+PYTHON

@@ -1,0 +1,242 @@
+"""Every command in cluster/ and in the READMEs is one that its program takes."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import typer
+from pip._internal.commands import create_command
+from ray.autoscaler.sdk import request_resources
+from ray.scripts.scripts import cli as ray_cli
+from typer.exceptions import TyperException
+
+from maml_ray.cli import app
+from maml_ray.config import load_settings
+from tests.cluster.commands import (
+    Command,
+    in_comments,
+    in_inline_code,
+    in_line,
+    in_markdown,
+    in_yaml,
+)
+from tests.cluster.files import CLUSTER, ROOT, load
+
+PENDING = frozenset({"submit", "doctor", "status", "serve"})
+"""Commands of `maml-ray` that are written about here and not there yet: empty, once they are."""
+PENDING_FILES = frozenset(
+    {
+        "cluster/grafana",
+        "cluster/grafana/README.md",
+        "cluster/grafana/maml_ray.json",
+        "cluster/prometheus/prometheus.yaml",
+        "cluster/runtime-env.yaml",
+    }
+)
+"""Files that are written about here and not there yet: empty, once they are."""
+
+README = CLUSTER / "README.md"
+SECRET = re.compile(r"secretKeyRef: {name: (\S+), key: (\S+)}")
+SETTINGS_FILES = (Path("deploy.yaml"), Path("/etc/maml-ray/deploy.yaml"))
+OURS = ("maml-ray", "ray", "pip")
+MANIFESTS = sorted(CLUSTER.glob("*.yaml")) + sorted((CLUSTER / "kubernetes").glob("*.yaml"))
+
+
+def program(command: Command) -> str:
+    return Path(command.words[0]).name
+
+
+def of_ours(commands: Iterator[Command]) -> list[Command]:
+    """Those of the programs that are checked in texts which are not commands alone."""
+    return [command for command in commands if program(command) in OURS]
+
+
+def all_commands() -> list[Command]:
+    found = [*in_markdown(README), *in_inline_code(README)]
+    found += of_ours(in_markdown(ROOT / "README.md"))
+    for path in MANIFESTS:
+        found += of_ours(in_yaml(path)) + list(in_comments(path))
+    return found + list(in_comments(CLUSTER / "Dockerfile"))
+
+
+def check_maml_ray(arguments: list[str]) -> None:
+    """By the command line itself; and its settings by the settings."""
+    group: Any = typer.main.get_command(app)  # not click's own class
+    name, *rest = arguments
+    command = group.commands.get(name)
+    if command is None and name in PENDING:
+        pytest.skip(f"maml-ray {name} is not there yet")
+    assert command is not None, f"there is no maml-ray {name}"
+    context = command.make_context(name, list(rest))
+    assert context.params.get("settings_file") in (None, *SETTINGS_FILES)
+    overrides = context.params.get("overrides") or ()
+    real = [override for override in overrides if override != "key.path=value"]
+    load_settings(ROOT / "deploy.yaml", overrides=real)
+
+
+def check_ray(arguments: list[str]) -> None:
+    """By Ray's own command line; what a job runs, and Python that it is given, as well."""
+    command: click.Command = ray_cli
+    while isinstance(command, click.Group):
+        name, *arguments = arguments
+        assert name in command.commands, f"there is no ray {name}"
+        command = command.commands[name]
+    if "--" in arguments:
+        where = arguments.index("--")
+        check_maml_ray(arguments[where + 2 :])
+    command.make_context(str(command.name), list(arguments))
+    if command.name == "exec":
+        check_python(arguments[-1])
+
+
+def check_python(line: str) -> None:
+    """``python -c '...'`` with a call of request_resources."""
+    (command,) = in_line(line, "ray exec")
+    assert command.words[:2] == ("python", "-c")
+    (call,) = (node for node in ast.walk(ast.parse(command.words[2])) if isinstance(node, ast.Call))
+    inspect.signature(request_resources).bind(**{key.arg: 0 for key in call.keywords if key.arg})
+
+
+def check_make(arguments: list[str]) -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    assert arguments[0] in targets
+
+
+def check_pip(arguments: list[str]) -> None:
+    name, *rest = arguments
+    create_command(name).parse_args(rest)
+
+
+def check_docker(arguments: list[str]) -> None:
+    images = {
+        image
+        for path in (CLUSTER / "kubernetes").glob("*.yaml")
+        for image in re.findall(r"registry\.example\.com/maml-ray:\S+", path.read_text("utf-8"))
+    }
+    name, *rest = arguments
+    assert name in ("build", "push")
+    if name == "push":
+        assert rest == [rest[0]]
+        assert rest[0] in images
+        return
+    options = dict(zip(rest[::2], rest[1::2], strict=False))
+    assert set(options) == {"-f", "--build-arg", "-t", "."} - {"."}
+    assert rest[-1] == "."
+    dockerfile = (ROOT / options["-f"]).read_text(encoding="utf-8")
+    argument, value = options["--build-arg"].split("=")
+    assert re.search(rf"^ARG {argument}=", dockerfile, re.M)
+    assert f" AS device-{value}\n" in dockerfile
+    tag = options["-t"].removeprefix("registry.example.com/")
+    assert f"registry.example.com/{tag}" in images
+    assert tag.endswith(f"-{value}")
+
+
+def check_kubectl(arguments: list[str]) -> None:
+    """The files are there, and services and jobs are those of the manifests."""
+    assert arguments[0] in ("apply", "create", "delete", "label", "logs", "port-forward")
+    check_files(arguments)
+    names = {
+        found["kind"]: found["metadata"]["name"]
+        for found in map(load, (CLUSTER / "kubernetes").glob("*.yaml"))
+    }
+    services = {f"{names['RayCluster']}-head-svc", f"{names['RayService']}-serve-svc"}
+    for word in arguments:
+        if word.startswith("service/"):
+            assert word.removeprefix("service/") in services
+        if word.startswith("job-name="):
+            assert word == f"job-name={names['RayJob']}"
+    if arguments[:3] == ["create", "secret", "generic"]:
+        assert (arguments[3], arguments[4].split("=")[1]) in secrets()
+
+
+def secrets() -> set[tuple[str, str]]:
+    """Names and keys of the secrets that the manifests read; KubeRay reads ``auth_token``."""
+    found = {
+        (name, key)
+        for path in (CLUSTER / "kubernetes").glob("*.yaml")
+        for name, key in SECRET.findall(path.read_text(encoding="utf-8"))
+    }
+    spec = load(CLUSTER / "kubernetes" / "raycluster.yaml")["spec"]
+    return {*found, (spec["authOptions"]["secretName"], "auth_token")}
+
+
+def check_files(arguments: list[str]) -> None:
+    """Paths within the repository are there."""
+    for word in arguments:
+        path = word.removeprefix("--from-file=").removeprefix("--config.file=")
+        if path.startswith("cluster/") or path.endswith("deploy.yaml"):
+            assert (ROOT / path).exists() or path in PENDING_FILES, f"there is no {path}"
+
+
+CHECKS: dict[str, Callable[[list[str]], None]] = {
+    "maml-ray": check_maml_ray,
+    "ray": check_ray,
+    "make": check_make,
+    "pip": check_pip,
+    "docker": check_docker,
+    "kubectl": check_kubectl,
+    "cp": check_files,
+    "prometheus": check_files,
+    "sed": check_files,
+    "export": lambda arguments: None,
+}
+
+
+@pytest.mark.parametrize("command", all_commands(), ids=str)
+def test_the_command_is_taken(command: Command) -> None:
+    CHECKS[program(command)](list(command.words[1:]))
+    if program(command) == "ray":
+        check_files([word for word in command.words if " " not in word])
+
+
+def test_commands_are_found_in_every_kind_of_text() -> None:
+    sources = {command.source for command in all_commands()}
+    assert {"README.md", "aws.yaml", "rayjob.yaml", "Dockerfile"} <= sources
+    assert len(all_commands()) > 60
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "maml-ray train deploy.yaml --no-such-option",
+        "maml-ray no-such-command",
+        "maml-ray train --set cluster.no_such_key=1",
+        "maml-ray train no-such-file.yaml",
+        "ray up --no-such-option cluster/aws.yaml",
+        "ray job submit --no-such-option -- maml-ray train",
+        "ray job submit -- maml-ray train --no-such-option",
+        "ray exec cluster/aws.yaml \"python -c 'request_resources(num_gpus=1)'\"",
+        "make no-such-target",
+        "pip wheel --no-such-option .",
+        "docker push registry.example.com/maml-ray:1.0.0-cpu",
+        "docker build -f cluster/Dockerfile --build-arg DEVICES=cpu -t maml-ray:2.60.0-cpu .",
+        "kubectl apply -f cluster/kubernetes/no-such-file.yaml",
+        "kubectl port-forward service/no-such-svc 8265",
+        "kubectl create secret generic maml-ray-token --from-literal=token=x",
+    ],
+)
+def test_a_wrong_command_is_caught(wrong: str) -> None:
+    (command,) = in_line(wrong, "here")
+    refusals = (click.ClickException, TyperException, AssertionError, ValueError, TypeError)
+    with pytest.raises((*refusals, SystemExit)):
+        CHECKS[program(command)](list(command.words[1:]))
+
+
+def test_what_the_readme_links_to_is_there() -> None:
+    links = re.findall(r"\]\((?!https:)([^)]+)\)", README.read_text(encoding="utf-8"))
+    assert len(links) >= 6
+    check_files([f"cluster/{link}" for link in links])
+
+
+def test_what_is_pending_is_not_there_yet() -> None:
+    group: Any = typer.main.get_command(app)
+    assert not PENDING & set(group.commands), "take it out of PENDING"
+    there = {path for path in PENDING_FILES if (ROOT / path).exists()}
+    assert not there, "take it out of PENDING_FILES"

@@ -1,0 +1,112 @@
+"""cluster/local.sh, run: three nodes, a run over them, and nothing left of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import psutil
+import pytest
+
+from maml_ray.report.metrics import read_metrics
+from maml_ray.run_folder import RunFolder
+from tests.cluster.files import CLUSTER
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+
+SCRIPT = str(CLUSTER / "local.sh")
+SMALL = ["run.iterations=2", "task.horizon=20", "meta_batch.episodes=2", "evaluation.tasks=1"]
+DEADLINE_S = 400.0
+
+
+class Mark:
+    """A variable that all processes of a script inherit, so that they are found afterwards."""
+
+    def __init__(self) -> None:
+        self.name, self.value = "MAML_RAY_TEST_MARK", uuid.uuid4().hex
+
+    def processes(self) -> list[str]:
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(self.name) == self.value:
+                    found.append(" ".join(process.cmdline()) or process.name())
+            except (psutil.Error, OSError):
+                continue  # it has ended, or belongs to somebody else
+        return found
+
+
+def start(home: Path, mark: Mark, *arguments: str) -> subprocess.Popen[str]:
+    environment = {
+        **os.environ,
+        mark.name: mark.value,
+        "HOME": str(home),  # where a token would be that is none of the script's business
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "RAY_ADDRESS": "192.0.2.1:6379",  # another cluster's, which must not be asked
+    }
+    return subprocess.Popen(
+        [SCRIPT, *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def folders() -> set[Path]:
+    return set(Path("/tmp").glob("mr.*"))
+
+
+def test_a_run_is_seen_on_three_nodes_and_nothing_is_left(tmp_path: Path) -> None:
+    home, run, mark, before = tmp_path / "home", tmp_path / "run", Mark(), folders()
+    home.mkdir()
+    settings = [part for setting in SMALL for part in ("--set", setting)]
+    script = start(home, mark, "--run-dir", str(run), *settings)
+    output, _ = script.communicate(timeout=DEADLINE_S)
+    assert script.returncode == 0, output
+    assert "actors were on 3 nodes: head, node-1, node-2\n" in output
+    where = dict(re.findall(r"^(\S+) +was on (\S+)$", output, re.M))
+    assert set(where) == {"learner", "rollout-0", "rollout-1", "rollout-2"}
+    assert {where[f"rollout-{i}"] for i in range(3)} == {"head", "node-1", "node-2"}
+    assert len(read_metrics(RunFolder(run).metrics)) == 2
+    assert mark.processes() == []
+    assert folders() <= before
+    assert not (home / ".ray").exists()
+
+
+def test_a_failed_run_is_told_and_nothing_is_left(tmp_path: Path) -> None:
+    mark, before = Mark(), folders()
+    script = start(tmp_path, mark, "--set", "outer.no_such_key=1")
+    output, _ = script.communicate(timeout=DEADLINE_S)
+    assert script.returncode == 2, output
+    assert "outer.no_such_key" in output
+    assert mark.processes() == []
+    assert folders() <= before
+
+
+def test_a_signal_on_the_way_leaves_nothing(tmp_path: Path) -> None:
+    mark, before = Mark(), folders()
+    script = start(
+        tmp_path, mark, "--run-dir", str(tmp_path / "run"), "--set", "run.iterations=999"
+    )
+    assert script.stdout is not None
+    lines: list[str] = []
+    began = time.monotonic()
+    while not any(line.startswith("iteration") for line in lines):
+        lines.append(script.stdout.readline())
+        assert lines[-1], "".join(lines)
+        assert time.monotonic() - began < DEADLINE_S
+    assert len(mark.processes()) > 10
+    script.send_signal(signal.SIGTERM)
+    output, _ = script.communicate(timeout=DEADLINE_S)
+    assert script.returncode == 128 + signal.SIGTERM, output
+    assert mark.processes() == []
+    assert folders() <= before
+    # The run had the time to write down what it had finished.
+    assert "go on with: maml-ray train --resume" in output
