@@ -66,6 +66,7 @@ class CheckpointWriter:
         self._pending: Checkpoint | None = None
         self._newest: Checkpoint | None = None
         self._scores: deque[Score] = deque(maxlen=_SCORES)
+        self._sound: set[str] = set()
         self._news: list[str] = []
         self._written: Written | None = None
         self._missed = 0
@@ -184,7 +185,9 @@ class CheckpointWriter:
             assert checkpoint is not None
             try:
                 self._beside()
-                save_checkpoint(self._storage, checkpoint, keep=self._keep, scores=scores)
+                save_checkpoint(
+                    self._storage, checkpoint, keep=self._keep, scores=scores, sound=self._sound
+                )
             except Exception as error:  # a thread that died of it would do so in silence
                 with self._lock:
                     self._began = None
