@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
-
 _MODES = {"wb": "w+", "ab": "a+", "r+b": "r+"}
 
 
