@@ -101,6 +101,34 @@ def load_newest(storage: Storage) -> tuple[Checkpoint, list[str]]:
     raise RunFolderError(f"{storage}/{FOLDER} holds no checkpoint that can be read{found}")
 
 
+def newest_of(places: Sequence[Storage]) -> tuple[Storage, Checkpoint | None, list[str]]:
+    """The newest checkpoint of a run that may have some in several places.
+
+    Returns:
+        Where it is, the checkpoint and warnings; the first place and None where there is none.
+
+    Raises:
+        RunFolderError: none can be read, though some may be there.
+    """
+    found: list[tuple[Storage, Checkpoint]] = []
+    warnings: list[str] = []
+    problems: list[RunFolderError] = []
+    for place in places:
+        try:
+            if has_checkpoints(place):
+                checkpoint, told = load_newest(place)
+                warnings += told
+                found.append((place, checkpoint))
+        except RunFolderError as error:
+            problems.append(error)
+    if not found:
+        if problems:
+            raise problems[0]
+        return places[0], None, warnings
+    place, newest = max(found, key=lambda each: each[1].iteration)
+    return place, newest, warnings + [str(problem) for problem in problems]
+
+
 def has_checkpoints(storage: Storage) -> bool:
     """Whether there is anything to go on from, sound or not.
 

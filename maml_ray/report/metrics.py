@@ -131,6 +131,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         content = read_bytes(path, most=_MOST_BYTES)
     except Unreadable as error:
         raise RunFolderError(f"cannot read {path}: {error}") from None
+    return rows_of(content, str(path))
+
+
+def rows_of(content: bytes, path: str) -> list[dict[str, Any]]:
+    """The rows in what a file of metrics holds; ``path`` is for the sentence.
+
+    Raises:
+        RunFolderError: as above.
+    """
     rows: list[dict[str, Any]] = []
     lines = content.decode("utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, 1):
