@@ -10,9 +10,10 @@ What is guaranteed, where a listing shows a file as soon as it has been written 
 Google's and Azure's object stores, MinIO):
 
 - Once an attempt's note is there, no older attempt begins another write or removal.
-- The one request that an older attempt may have under way at that moment does no harm: a checkpoint
-  of the same run and number is the same bits, whoever writes it; a checkpoint that is removed has
-  newer ones after it; and the next score mends a note of the best that was put back.
+- The one request that an older attempt may have under way at that moment does no harm: parameters
+  and learner of the same run and number are the same bits, whoever writes them (and from another
+  kind of CPU they do not match the manifest, and the checkpoint before is used); a checkpoint that
+  is removed has newer ones after it; and the next score mends a note of the best put back.
 - Of attempts that begin at the same moment exactly one stays. Notes have names of their own, so
   that none replaces another: no compare-and-swap is needed, which not every store has.
 

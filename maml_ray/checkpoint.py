@@ -70,9 +70,10 @@ def save_checkpoint(
         for file, content in checkpoint_files(checkpoint).items():  # the manifest comes last
             storage.write(f"{name}/{file}", content)
     sound.add(name)
-    best = _note_best(storage, scores)
+    there = _folders(storage)
+    best = _note_best(storage, scores, there)
     # What is newer than this one is a leftover: of a write that was killed, or altered later.
-    older, counted = [one for one in _folders(storage) if one < name], 1
+    older, counted = [one for one in there if one < name], 1
     for one in older:
         if counted < keep and (one in sound or _is_whole(storage, one)):
             sound.add(one)
@@ -201,11 +202,12 @@ def _is_whole(storage: Storage, name: str) -> bool:
     return True
 
 
-def _note_best(storage: Storage, scores: Sequence[Score]) -> Score | None:
-    """The best checkpoint so far, written down where it is a new one."""
+def _note_best(storage: Storage, scores: Sequence[Score], there: Sequence[str]) -> Score | None:
+    """The best checkpoint of those that are ``there``, written down where it is a new one."""
     best = read_best(storage)
+    if best is not None and _name(best.iteration) not in there:
+        best = None
     better = [score for score in scores if best is None or score.value > best.value]
-    there = set(_folders(storage)) if better else set()
     rivals = [score for score in better if _name(score.iteration) in there]
     if not rivals:
         return best

@@ -47,6 +47,7 @@ class CheckpointWriter:
         save_elsewhere: writes a checkpoint, and what else a run needs, to where it is safe when the
             storage is not; returns the place, for people.
         beside: brings the rest of the run's files up to date in the storage, before a checkpoint.
+        on_superseded: told, in the thread, that a newer attempt at the run has begun.
         pause: waits between two attempts, or until it is woken.
         slow_s: seconds after which a write that lasts is trouble.
     """
@@ -59,10 +60,12 @@ class CheckpointWriter:
         missed_allowed: int,
         save_elsewhere: Callable[[Checkpoint], str],
         beside: Callable[[], None] = lambda: None,
+        on_superseded: Callable[[Superseded], None] = lambda error: None,
         pause: Callable[[threading.Event, float], object] = threading.Event.wait,
         slow_s: float = SLOW_S,
     ) -> None:
         self._storage, self._keep, self._beside = storage, keep, beside
+        self._on_superseded = on_superseded
         self._missed_allowed, self._save_elsewhere = missed_allowed, save_elsewhere
         self._pause, self._slow_s = pause, slow_s
         self._lock = threading.Condition()
@@ -219,6 +222,7 @@ class CheckpointWriter:
                 with self._lock:
                     self._superseded = error
                     self._lock.notify_all()
+                self._on_superseded(error)
                 return
             except Exception as error:  # a thread that died of it would do so in silence
                 with self._lock:

@@ -10,6 +10,7 @@ import os
 import stat
 import tempfile
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 
@@ -117,6 +118,7 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
+@cache  # while it is read, files that other threads make are readable by nobody else
 def _umask() -> int:
     """What this process takes away from new files' permissions: it can only be read by setting."""
     mask = os.umask(0o077)

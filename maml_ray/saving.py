@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -13,7 +13,7 @@ from maml_ray.checkpoint import Score, load_chosen, read_best, save_checkpoint
 from maml_ray.checkpoint_files import Checkpoint
 from maml_ray.checkpoint_writer import CheckpointWriter
 from maml_ray.config import Settings, dump_settings
-from maml_ray.errors import RunFolderError, told
+from maml_ray.errors import RunFolderError, Superseded, told
 from maml_ray.run_folder import RunFolder
 from maml_ray.run_storage import (
     Mirror,
@@ -67,7 +67,10 @@ def settle_in(
 
 @contextmanager
 def saving(
-    settings: Settings, folder: RunFolder, storage: FencedStorage
+    settings: Settings,
+    folder: RunFolder,
+    storage: FencedStorage,
+    on_superseded: Callable[[Superseded], None] = lambda error: None,
 ) -> Iterator[CheckpointWriter]:
     """A writer of the run's checkpoints, for the time of the block."""
     chosen = settings.faults.fallback_directory
@@ -89,6 +92,7 @@ def saving(
         missed_allowed=settings.faults.missed_checkpoints,
         save_elsewhere=elsewhere,
         beside=Mirror(folder, storage),
+        on_superseded=on_superseded,
     )
     try:
         yield writer

@@ -82,7 +82,7 @@ def train(
         storage = settle_in(folder, settings, resume, new=new)
         attempt = storage.attempt.number
         audience.on_start(_start_report(folder, actors, resume, attempt))
-        with saving(settings, folder, storage) as writer:
+        with saving(settings, folder, storage, stop.give_way) as writer:
             position = _position_of(resume)
             _Loop(settings, tasks, actors, writer, audience, stop.check, attempt, position).run()
 

@@ -181,6 +181,14 @@ def test_a_damaged_note_of_the_best_is_written_anew_from_the_scores_that_are_kno
     assert storage.names(FOLDER) == ["00000001", "00000003", "best.json"]
 
 
+def test_a_best_checkpoint_that_is_gone_is_not_the_best_for_ever(storage: LocalStorage) -> None:
+    for iteration in (1, 2, 3):
+        save_checkpoint(storage, checkpoint(iteration), keep=3, scores=[Score(1, 9.0)])
+    storage.remove(f"{FOLDER}/00000001")
+    save_checkpoint(storage, checkpoint(4), keep=3, scores=[Score(1, 9.0), Score(3, 1.0)])
+    assert read_best(storage) == Score(3, 1.0)
+
+
 def test_broken_ones_are_not_counted_among_those_that_are_kept(storage: LocalStorage) -> None:
     for iteration in (1, 2, 3, 4):
         save_checkpoint(storage, checkpoint(iteration), keep=4)

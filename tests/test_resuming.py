@@ -309,9 +309,9 @@ def test_other_settings_under_the_same_name_are_refused(
 
 
 def test_from_the_command_line(training: MadeUpTraining, tmp_path: Path) -> None:
-    small = ("--preset", "point-navigation", "--resume", "auto", "--set", "run.iterations=2")
-    small += ("--set", "evaluation.tasks=1", "--set", "evaluation.episodes=1")
-    small += ("--set", "evaluation.video=false", "--set", "run.name=mine")
+    small = ["--preset", "point-navigation", "--resume", "auto", "--set", "run.iterations=2"]
+    small += ["--set", "evaluation.tasks=1", "--set", "evaluation.episodes=1"]
+    small += ["--set", "evaluation.video=false", "--set", "run.name=mine"]
     first, second = run("train", *small), run("train", *small)
     assert (first.code, second.code) == (0, 0), first.err + second.err
     assert "runs/mine is done: it has 2 iterations" in second.out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,13 +86,16 @@ class MetricsLog:
 
         folder, first = self._folder, self._first_iteration
         try:
-            _drop_from(folder.metrics, first)
+            kept = _drop_from(folder.metrics, first)
             self._lines = PatientFile(folder.metrics)
-            self._events = EventLog(folder.tensorboard, first)
+            fetched = not folder.tensorboard.exists()  # from storage, where curves are not kept
+            self._events = EventLog(folder.tensorboard, 0 if fetched else first)
         except OSError as error:
             raise RunFolderError(
                 f"cannot write to the run folder {folder.path}: {error.strerror}"
             ) from None
+        for row in kept if fetched else ():
+            self._events.add_scalars(_shown(row), row["iteration"])
 
     def on_iteration(self, record: IterationRecord) -> None:
         """One line, and one point of every curve."""
@@ -100,8 +104,7 @@ class MetricsLog:
         row = record.as_row()
         line = json.dumps({key: _finite(value) for key, value in row.items()})
         self._lines.append(f"{line}\n".encode())
-        shown = {tag: row[key] for key, tag in _TAGS.items() if row[key] is not None}
-        self._events.add_scalars(shown, record.iteration)
+        self._events.add_scalars(_shown(row), record.iteration)
         self._next_iteration = record.iteration + 1
 
     def on_event(self, message: str) -> None:
@@ -179,12 +182,22 @@ def _drawable(value: Any, least: float = 0.0) -> bool:
     return number and least <= value <= _MOST
 
 
-def _drop_from(path: Path, first_iteration: int) -> None:
-    """Rewrite the file, whole or not at all, without ``first_iteration`` and what follows."""
+def _shown(row: Mapping[str, Any]) -> dict[str, float]:
+    """What TensorBoard shows of a row."""
+    return {tag: row[key] for key, tag in _TAGS.items() if row.get(key) is not None}
+
+
+def _drop_from(path: Path, first_iteration: int) -> list[dict[str, Any]]:
+    """Rewrite the file, whole or not at all, without ``first_iteration`` and what follows.
+
+    Returns:
+        The rows that are left.
+    """
     if not path.exists():
-        return
+        return []
     kept = [row for row in read_metrics(path) if row["iteration"] < first_iteration]
     write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
+    return kept
 
 
 def _finite(value: Any) -> Any:

@@ -158,3 +158,19 @@ def test_curves_go_on_when_a_full_disk_has_room_again(tmp_path: Path, record: Ma
     assert [(point.step, point.value) for point in points] == [(i, 12.0 * i) for i in range(9)]
     told = [event.tensor_proto.string_val[0] for event in events.Tensors("events/text_summary")]
     assert told == [f"event {iteration}".encode() for iteration in range(9)]
+
+
+def test_a_run_fetched_from_storage_shows_its_whole_curves(
+    tmp_path: Path, record: MakeRecord
+) -> None:
+    here, there = RunFolder(tmp_path / "here"), RunFolder(tmp_path / "there")
+    here.path.mkdir()
+    write(here, record, 0, 4)
+    there.path.mkdir()
+    there.metrics.write_bytes(here.metrics.read_bytes())
+    write(there, record, 3, 6)
+    events = EventAccumulator(str(there.tensorboard))
+    events.Reload()
+    points = events.Scalars("return/after_adaptation")
+    assert [(point.step, point.value) for point in points] == [(i, 12.0 * i) for i in range(6)]
+    assert len(events.Scalars("meta/gradient_snr")) == 3  # every other row has none
