@@ -22,7 +22,7 @@ from maml_ray.checkpoint_files import (
     load_checkpoint,
 )
 from maml_ray.errors import RunFolderError
-from maml_ray.storage import Storage
+from maml_ray.storage import Storage, is_partial
 
 FOLDER = "checkpoints"
 _BEST = f"{FOLDER}/best.json"
@@ -70,7 +70,10 @@ def save_checkpoint(
         for file, content in checkpoint_files(checkpoint).items():  # the manifest comes last
             storage.write(f"{name}/{file}", content)
     sound.add(name)
-    there = _folders(storage)
+    names = storage.names(FOLDER)
+    for left in (one for one in names if is_partial(one)):  # by a write that was killed
+        storage.remove(f"{FOLDER}/{left}")
+    there = _checkpoints(names)
     best = _note_best(storage, scores, there)
     # What is newer than this one is a leftover: of a write that was killed, or altered later.
     older, counted = [one for one in there if one < name], 1
@@ -223,5 +226,9 @@ def _name(iteration: int) -> str:
 
 def _folders(storage: Storage) -> list[str]:
     """Names of the checkpoints' folders, newest first."""
-    names = [name for name in storage.names(FOLDER) if name.isascii() and name.isdigit()]
-    return [f"{FOLDER}/{name}" for name in sorted(names, reverse=True)]
+    return _checkpoints(storage.names(FOLDER))
+
+
+def _checkpoints(names: Sequence[str]) -> list[str]:
+    numbers = [name for name in names if name.isascii() and name.isdigit()]
+    return [f"{FOLDER}/{number}" for number in sorted(numbers, reverse=True)]

@@ -77,6 +77,11 @@ def open_storage(place: str | Path) -> Storage:
     return LocalStorage(Path(rest))
 
 
+def is_partial(name: str) -> bool:
+    """Whether a file is what a write that was killed has left in a folder."""
+    return name.startswith(".") and name.endswith(_PARTIAL)
+
+
 def same_place(one: Storage, other: Storage) -> bool:
     """Whether two storages are one."""
     if isinstance(one, LocalStorage) and isinstance(other, LocalStorage):

@@ -87,7 +87,7 @@ def test_killed_at_every_operation_of_a_storage(tmp_path: Path, torn: bool) -> N
         except Killed:
             assert_survived(storage, k)
         else:
-            # a read, three files, a listing, a read and a write of best.json, three reads, a removal
+            # a read, 3 files, a listing, best.json read and written, 3 reads, a removal
             assert k == 12
             return
     raise AssertionError("saving never came to its end")
