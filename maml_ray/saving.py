@@ -48,9 +48,9 @@ def settle_in(
     places = places_of(folder, settings) if folder.settings.exists() else ()
     storage = run_storage(folder, settings)
     try:
-        fenced = _begin(storage, places[1:], new)
+        fenced = _begin(storage, places[1:], new and not is_at(storage, folder))
         if not is_at(storage, folder):
-            keep_settings(fenced, settings)
+            _keep_settings(fenced, settings, new)
         if resume is not None:
             _bring_along(resume, places[1:], fenced, settings)
     except OSError as error:
@@ -74,10 +74,11 @@ def saving(
 ) -> Iterator[CheckpointWriter]:
     """A writer of the run's checkpoints, for the time of the block."""
     chosen = settings.faults.fallback_directory
-    base = Path(chosen) if chosen else Path(tempfile.gettempdir()) / "maml_ray-fallback"
 
     @cache  # what is there already is another run's, or an earlier misfortune of this one
     def place() -> RunFolder:
+        # The temporary folder is everybody's: there, one that nobody else can have made.
+        base = Path(chosen or tempfile.mkdtemp(prefix="maml_ray-fallback-"))
         return free_folder(base, folder.path.resolve().name)
 
     def elsewhere(checkpoint: Checkpoint) -> str:
@@ -107,6 +108,17 @@ def _begin(storage: Storage, former: tuple[Storage, ...], new: bool) -> FencedSt
         with suppress(OSError):  # it may be why another is taken
             above = claim(place).number - 1  # it is one attempt, wherever it is noted
     return FencedStorage(storage, claim(storage, above=above, new=new))
+
+
+def _keep_settings(storage: FencedStorage, settings: Settings, new: bool) -> None:
+    """The settings into the storage; a new run that cannot even do that leaves no trace."""
+    try:
+        keep_settings(storage, settings)
+    except OSError:
+        if new:
+            with suppress(OSError):
+                storage.remove(storage.attempt.name)
+        raise
 
 
 def _bring_along(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,38 @@ def test_what_lies_in_the_fallback_folder_is_another_runs_and_is_left_alone(
     assert load_newest(LocalStorage(saved.path))[0].iteration == 2
     assert load_settings(saved.settings).run.storage is None
     assert saved.metrics.read_text() == "{}\n"
+
+
+def test_the_temporary_folder_is_shared_with_others_who_are_not_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder, chosen = RunFolder(tmp_path / "run"), settings()
+    attempt = settle_in(folder, chosen).attempt
+    with saving(chosen, folder, FencedStorage(Full(folder.path), attempt)) as writer:
+        writer.submit(checkpoint_of(chosen, 1))
+        with pytest.raises(TrainingFailed, match="what was in memory is in"):
+            writer.flush(0.0)
+    (base,) = tmp_path.glob("maml_ray-fallback-*")
+    assert base.stat().st_mode & 0o777 == 0o700
+    assert load_newest(LocalStorage(base / "run"))[0].iteration == 1
+
+
+def test_a_new_run_that_cannot_be_begun_can_be_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for name, storage in (("one", None), ("two", str(tmp_path / "kept"))):
+        chosen, folder = settings(run={"storage": storage}), RunFolder(tmp_path / name)
+        with monkeypatch.context() as patches:
+            patches.setattr("maml_ray.saving.dump_settings", full)
+            patches.setattr("maml_ray.run_storage.dump_settings", full)
+            with pytest.raises(RunFolderError, match="No space left"):
+                settle_in(folder, chosen, new=True)
+        assert not folder.settings.exists()
+        settle_in(folder, chosen, new=True)
 
 
 def test_parameters_are_saved_though_the_curves_cannot_be_read(tmp_path: Path) -> None:
