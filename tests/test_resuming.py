@@ -224,7 +224,7 @@ def test_machines_that_take_turns_lose_no_metrics(
     pieces = sorted((kept / "shared" / "metrics").iterdir())
     told = [line for piece in pieces for line in piece.read_text().splitlines()]
     assert [len(pieces), len(told)] == [4, 11]
-    (kept / "shared" / "metrics" / ".000000.jsonl.4711.partial").write_text('{"torn')
+    (kept / "shared" / "metrics" / ".000000.jsonl.4711.partial").write_text('{"torn\n' * 2)
     shutil.rmtree(tmp_path / "one")
     train(chosen(12, kept, run=one), resume="auto")
     assert iterations_told(tmp_path / "one" / "shared") == list(range(12))
