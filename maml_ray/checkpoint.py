@@ -11,6 +11,7 @@ the one whose parameters had the highest return after adaptation.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from maml_ray.checkpoint_files import (
     load_checkpoint,
 )
 from maml_ray.errors import RunFolderError
-from maml_ray.storage import Storage
+from maml_ray.storage import Storage, is_partial
 
 FOLDER = "checkpoints"
 _BEST = f"{FOLDER}/best.json"
@@ -41,15 +42,22 @@ class Score:
 
 
 def save_checkpoint(
-    storage: Storage, checkpoint: Checkpoint, *, keep: int, scores: Sequence[Score] = ()
+    storage: Storage,
+    checkpoint: Checkpoint,
+    *,
+    keep: int,
+    scores: Sequence[Score] = (),
+    sound: set[str] | None = None,
 ) -> str:
-    """Write ``checkpoint``; remove all but the newest ``keep`` and the best.
+    """Write ``checkpoint``; remove all but the newest ``keep`` sound ones and the best.
 
     Args:
         storage: of the run.
         checkpoint: what is to be kept.
-        keep: how many of the newest stay.
+        keep: how many of the newest stay; broken ones are not counted.
         scores: of checkpoints that were written before.
+        sound: names of those that are known to be; what is found out is added. Without it all that
+            are to be kept are looked at.
 
     Returns:
         The name of the checkpoint's folder in the storage.
@@ -57,16 +65,23 @@ def save_checkpoint(
     Raises:
         OSError: the storage failed; no earlier checkpoint has been touched.
     """
-    name = _name(checkpoint.iteration)
+    name, sound = _name(checkpoint.iteration), set() if sound is None else sound
     if not _is_whole(storage, name):
         for file, content in checkpoint_files(checkpoint).items():  # the manifest comes last
             storage.write(f"{name}/{file}", content)
-    best = _note_best(storage, scores)
-    kept = {_name(best.iteration)} if best else set()
+    sound.add(name)
+    names = storage.names(FOLDER)
+    for left in (one for one in names if is_partial(one)):  # by a write that was killed
+        storage.remove(f"{FOLDER}/{left}")
+    there = _checkpoints(names)
+    best = _note_best(storage, scores, there)
     # What is newer than this one is a leftover: of a write that was killed, or altered later.
-    older = [one for one in _folders(storage) if one < name]
-    for one in older[max(0, keep - 1) :]:
-        if one not in kept:
+    older, counted = [one for one in there if one < name], 1
+    for one in older:
+        if counted < keep and (one in sound or _is_whole(storage, one)):
+            sound.add(one)
+            counted += 1
+        elif best is None or one != _name(best.iteration):
             storage.remove(one)
     return name
 
@@ -88,6 +103,34 @@ def load_newest(storage: Storage) -> tuple[Checkpoint, list[str]]:
         raise RunFolderError(f"cannot read the checkpoints in {storage}: {error}") from None
     found = f"; broken: {'; '.join(warnings)}" if warnings else ""
     raise RunFolderError(f"{storage}/{FOLDER} holds no checkpoint that can be read{found}")
+
+
+def newest_of(places: Sequence[Storage]) -> tuple[Storage, Checkpoint | None, list[str]]:
+    """The newest checkpoint of a run that may have some in several places.
+
+    Returns:
+        Where it is, the checkpoint and warnings; the first place and None where there is none.
+
+    Raises:
+        RunFolderError: none can be read, though some may be there.
+    """
+    found: list[tuple[Storage, Checkpoint]] = []
+    warnings: list[str] = []
+    problems: list[RunFolderError] = []
+    for place in places:
+        try:
+            if has_checkpoints(place):
+                checkpoint, told = load_newest(place)
+                warnings += told
+                found.append((place, checkpoint))
+        except RunFolderError as error:
+            problems.append(error)
+    if not found:
+        if problems:
+            raise problems[0]
+        return places[0], None, warnings
+    place, newest = max(found, key=lambda each: each[1].iteration)
+    return place, newest, warnings + [str(problem) for problem in problems]
 
 
 def has_checkpoints(storage: Storage) -> bool:
@@ -115,7 +158,12 @@ def load_chosen(storage: Storage, which: str) -> tuple[Checkpoint, list[str]]:
     if which == "newest":
         return load_newest(storage)
     if which == "best":
-        best = read_best(storage)
+        try:
+            best = read_best(storage)
+        except OSError as error:
+            raise RunFolderError(
+                f"cannot read the note of the best in {storage}: {error}"
+            ) from None
         if best is None:
             raise RunFolderError(f"{storage} does not know its best checkpoint yet: take newest")
         which = str(best.iteration)
@@ -135,13 +183,17 @@ def load_chosen(storage: Storage, which: str) -> tuple[Checkpoint, list[str]]:
 
 
 def read_best(storage: Storage) -> Score | None:
-    """The best checkpoint that is known; None where none is, or the note is damaged."""
+    """The best checkpoint that is known; None where none is, or the note is damaged.
+
+    Raises:
+        OSError: the storage fails. That is not to know of none: the best would be cleared away.
+    """
     try:
         content = json.loads(storage.read(_BEST))
         score = Score(int(content["iteration"]), float(content["score"]))
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (FileNotFoundError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
-    return score
+    return score if math.isfinite(score.value) else None
 
 
 def _is_whole(storage: Storage, name: str) -> bool:
@@ -153,14 +205,16 @@ def _is_whole(storage: Storage, name: str) -> bool:
     return True
 
 
-def _note_best(storage: Storage, scores: Sequence[Score]) -> Score | None:
-    """The best checkpoint so far, written down where it is a new one."""
+def _note_best(storage: Storage, scores: Sequence[Score], there: Sequence[str]) -> Score | None:
+    """The best checkpoint of those that are ``there``, written down where it is a new one."""
     best = read_best(storage)
-    challenger = max(scores, key=lambda score: score.value, default=None)
-    if challenger is None or (best is not None and best.value >= challenger.value):
+    if best is not None and _name(best.iteration) not in there:
+        best = None
+    better = [score for score in scores if best is None or score.value > best.value]
+    rivals = [score for score in better if _name(score.iteration) in there]
+    if not rivals:
         return best
-    if _name(challenger.iteration) not in _folders(storage):
-        return best
+    challenger = max(rivals, key=lambda score: score.value)
     content = {"iteration": challenger.iteration, "score": challenger.value}
     storage.write(_BEST, json.dumps(content).encode())
     return challenger
@@ -172,5 +226,9 @@ def _name(iteration: int) -> str:
 
 def _folders(storage: Storage) -> list[str]:
     """Names of the checkpoints' folders, newest first."""
-    names = [name for name in storage.names(FOLDER) if name.isascii() and name.isdigit()]
-    return [f"{FOLDER}/{name}" for name in sorted(names, reverse=True)]
+    return _checkpoints(storage.names(FOLDER))
+
+
+def _checkpoints(names: Sequence[str]) -> list[str]:
+    numbers = [name for name in names if name.isascii() and name.isdigit()]
+    return [f"{FOLDER}/{number}" for number in sorted(numbers, reverse=True)]

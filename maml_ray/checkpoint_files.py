@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 
-from maml_ray.errors import RunFolderError
+from maml_ray.errors import RunFolderError, told
 from maml_ray.learner import LearnerState
 from maml_ray.normalisation import RunningStatistics
 from maml_ray.outer_update import OptimiserState
@@ -162,7 +162,7 @@ def _read_verified(storage: Storage, name: str, digest: str) -> bytes:
     try:
         content = storage.read(name)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        raise BrokenCheckpoint(f"{storage}/{name} cannot be read: {error.strerror}") from None
+        raise BrokenCheckpoint(f"{storage}/{name} cannot be read: {told(error)}") from None
     if hashlib.sha256(content).hexdigest() != digest:
         raise BrokenCheckpoint(f"{storage}/{name} does not match its checksum")
     return content

@@ -3,7 +3,8 @@
 Storage that is full, away or slow never stops training by itself. A write that fails is tried
 again with growing pauses; a checkpoint that has been overtaken by a newer one before it was
 written is missed; and after so many missed in a row the run stops, with all that it has in memory
-written to another folder.
+written to another folder. Where a newer attempt at the run has begun, this one stops as well, and
+writes nothing anywhere.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from dataclasses import dataclass
 
 from maml_ray.checkpoint import Score, save_checkpoint
 from maml_ray.checkpoint_files import Checkpoint
-from maml_ray.errors import TrainingFailed
+from maml_ray.errors import Superseded, TrainingFailed, told
 from maml_ray.storage import Storage
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
 SLOW_S = 30.0
 """A write that lasts so long is trouble, though it has not failed."""
+_LOOK_S = 0.2
+"""Between two looks at whether a wait is to be abandoned."""
 _SCORES = 1000
 """Checkpoints of which the score is remembered: far more than are ever kept."""
 
@@ -44,6 +47,7 @@ class CheckpointWriter:
         save_elsewhere: writes a checkpoint, and what else a run needs, to where it is safe when the
             storage is not; returns the place, for people.
         beside: brings the rest of the run's files up to date in the storage, before a checkpoint.
+        on_superseded: told, in the thread, that a newer attempt at the run has begun.
         pause: waits between two attempts, or until it is woken.
         slow_s: seconds after which a write that lasts is trouble.
     """
@@ -56,20 +60,26 @@ class CheckpointWriter:
         missed_allowed: int,
         save_elsewhere: Callable[[Checkpoint], str],
         beside: Callable[[], None] = lambda: None,
+        on_superseded: Callable[[Superseded], None] = lambda error: None,
         pause: Callable[[threading.Event, float], object] = threading.Event.wait,
         slow_s: float = SLOW_S,
     ) -> None:
         self._storage, self._keep, self._beside = storage, keep, beside
+        self._on_superseded = on_superseded
         self._missed_allowed, self._save_elsewhere = missed_allowed, save_elsewhere
         self._pause, self._slow_s = pause, slow_s
         self._lock = threading.Condition()
         self._pending: Checkpoint | None = None
         self._newest: Checkpoint | None = None
         self._scores: deque[Score] = deque(maxlen=_SCORES)
+        self._sound: set[str] = set()
         self._news: list[str] = []
         self._written: Written | None = None
         self._missed = 0
         self._trouble: str | None = None
+        self._superseded: Superseded | None = None
+        self._rescued: Checkpoint | None = None
+        self._hurry = False
         self._began: float | None = None
         self._closing = False
         self._woken = threading.Event()
@@ -119,9 +129,11 @@ class CheckpointWriter:
 
         Raises:
             TrainingFailed: too many were missed; the newest has been saved elsewhere.
+            Superseded: a newer attempt at the run has begun.
         """
         with self._lock:
-            told, self._news = self._news, []
+            self._check_superseded()
+            news, self._news = self._news, []
             hopeless = self._missed > self._missed_allowed
             missed, trouble, newest = self._missed, self._trouble, self._newest
         if hopeless and newest is not None:
@@ -130,17 +142,29 @@ class CheckpointWriter:
                 f"({trouble}), and faults.missed_checkpoints allows {self._missed_allowed}; "
                 f"{self._rescue(newest)}"
             )
-        return told
+        return news
 
-    def flush(self, deadline_s: float) -> None:
-        """Wait until the newest checkpoint is safe.
+    def flush(self, deadline_s: float, check: Callable[[], None] = lambda: None) -> None:
+        """Wait until the newest checkpoint is safe: here, or saved elsewhere before.
+
+        Args:
+            deadline_s: seconds to wait.
+            check: called meanwhile; may raise to abandon the wait.
 
         Raises:
             TrainingFailed: it is not within ``deadline_s``; it has been saved elsewhere.
+            Superseded: a newer attempt at the run has begun.
         """
+        deadline = time.monotonic() + deadline_s
+        self._hurry = True
         self._woken.set()  # whoever pauses tries at once
         with self._lock:
-            if self._lock.wait_for(self._is_safe, timeout=deadline_s):
+            while not self._lock.wait_for(self._is_over, timeout=min(_LOOK_S, deadline_s)):
+                check()
+                if time.monotonic() >= deadline:
+                    break
+            else:
+                self._check_superseded()
                 return
             newest, trouble = self._newest, self._trouble or "the storage is slow"
         assert newest is not None
@@ -161,16 +185,23 @@ class CheckpointWriter:
         if self._began is not None and time.monotonic() - self._began >= self._slow_s:
             self._note_trouble(f"it has taken more than {self._slow_s:.0f} s")
 
-    def _is_safe(self) -> bool:
-        if self._newest is None:
+    def _check_superseded(self) -> None:
+        if self._superseded is not None:
+            raise self._superseded
+
+    def _is_over(self) -> bool:
+        """Whether there is nothing to wait for: the newest is safe, or may not be written."""
+        if self._newest is None or self._newest is self._rescued or self._superseded is not None:
             return True
         return self._written is not None and self._written.iteration == self._newest.iteration
 
     def _rescue(self, checkpoint: Checkpoint) -> str:
         try:
-            return f"what was in memory is in {self._save_elsewhere(checkpoint)}"
+            place = self._save_elsewhere(checkpoint)
         except OSError as error:
-            return f"nor could what was in memory be saved elsewhere: {_told(error)}"
+            return f"nor could what was in memory be saved elsewhere: {told(error)}"
+        self._rescued = checkpoint
+        return f"what was in memory is in {place}"
 
     def _work(self) -> None:
         pause = FIRST_PAUSE_S
@@ -184,25 +215,33 @@ class CheckpointWriter:
             assert checkpoint is not None
             try:
                 self._beside()
-                save_checkpoint(self._storage, checkpoint, keep=self._keep, scores=scores)
+                save_checkpoint(
+                    self._storage, checkpoint, keep=self._keep, scores=scores, sound=self._sound
+                )
+            except Superseded as error:
+                with self._lock:
+                    self._superseded = error
+                    self._lock.notify_all()
+                self._on_superseded(error)
+                return
             except Exception as error:  # a thread that died of it would do so in silence
                 with self._lock:
                     self._began = None
-                    self._note_trouble(_told(error))
-                self._pause(self._woken, pause)
+                    self._note_trouble(told(error))
+                self._pause(self._woken, FIRST_PAUSE_S if self._hurry else pause)
                 self._woken.clear()
                 pause = min(2.0 * pause, LONGEST_PAUSE_S)
             else:
                 self._note_success(checkpoint)
                 pause = FIRST_PAUSE_S
 
-    def _note_trouble(self, told: str) -> None:
+    def _note_trouble(self, trouble: str) -> None:
         if self._trouble is None:
             self._news.append(
-                f"a checkpoint cannot be written to {self._storage} ({told}): "
+                f"a checkpoint cannot be written to {self._storage} ({trouble}): "
                 "training goes on, and it is tried again"
             )
-        self._trouble = told
+        self._trouble = trouble
 
     def _note_success(self, checkpoint: Checkpoint) -> None:
         with self._lock:
@@ -216,11 +255,3 @@ class CheckpointWriter:
             if self._pending is checkpoint:
                 self._pending = None
             self._lock.notify_all()
-
-
-def _told(error: Exception) -> str:
-    return (
-        getattr(error, "strerror", None)
-        or " ".join(str(error).split())[:300]
-        or type(error).__name__
-    )

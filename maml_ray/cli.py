@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from maml_ray.config import Settings, dump_settings, load_settings
-from maml_ray.errors import Interrupted, TrainingFailed, UserError
+from maml_ray.errors import Interrupted, Superseded, TrainingFailed, UserError
 from maml_ray.evaluation_cli import add_commands
 from maml_ray.presets import PRESETS
 from maml_ray.report.tables import print_evaluation, print_notes
@@ -58,7 +58,11 @@ def train(
     ] = None,
     resume: Annotated[
         str | None,
-        typer.Option(metavar="RUN", help="Go on with a run: its folder, or its URL in storage."),
+        typer.Option(
+            metavar="RUN",
+            help="Go on with a run: its folder, or its URL in storage. 'auto': the run of run.name "
+            "in run.storage, or in run.directory; it is begun if it is not there yet.",
+        ),
     ] = None,
 ) -> None:
     """Meta-train a policy, evaluate it, and write a report.
@@ -77,6 +81,8 @@ def train(
       maml-ray train deploy.yaml --address auto
 
       maml-ray train --resume runs/half-cheetah-backward-20260101-120000
+
+      maml-ray train deploy.yaml --resume auto
     """
     console = Console()
     extra = list(overrides or [])
@@ -84,13 +90,13 @@ def train(
         extra.append(f"cluster.address={json.dumps(address)}")
     if resume is not None and run_dir is not None:
         raise UserError("--resume names the run folder already: leave --run-dir out")
-    if resume is not None and preset is not None:
+    if resume not in (None, "auto") and preset is not None:
         raise UserError("--resume takes the run's own settings: leave --preset out")
     from maml_ray.runs import find_run  # imports torch and Ray: not for --help
     from maml_ray.runs import train as run
 
     source = settings_file
-    if resume is not None and source is None:
+    if resume not in (None, "auto") and source is None:
         source = find_run(resume).settings
     settings = load_settings(source, preset=preset, overrides=extra)
     result = run(settings, run_dir=run_dir, resume=resume, console=console)
@@ -173,7 +179,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         app()
-    except UserError as error:
+    except (UserError, Superseded) as error:
         print(f"maml-ray: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except TrainingFailed as error:

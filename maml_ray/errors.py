@@ -47,9 +47,31 @@ class Interrupted(Exception):
         self.exit_code = 128 + signal_number
 
 
+class Superseded(Exception):
+    """A newer attempt at the same run has begun: this one has stopped, and may write no more.
+
+    Nothing is to be done, and the run is not to be gone on with from here: hence an exit code of
+    its own.
+    """
+
+    exit_code = 3
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(one_line(sentence))
+
+
 def one_line(text: str) -> str:
     """``text`` with every character that does not print written as an escape."""
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
         for letter in text
+    )
+
+
+def told(error: Exception) -> str:
+    """What went wrong, in a few words for a sentence."""
+    return (
+        getattr(error, "strerror", None)
+        or " ".join(str(error).split())[:300]
+        or type(error).__name__
     )

@@ -62,13 +62,13 @@ class RunResult:
 
     Attributes:
         folder: where everything is.
-        evaluation: of the trained policy.
+        evaluation: of the trained policy; None where a run that was done had been evaluated before.
         figures: the content of ``evaluation.json``.
         notes: sentences that a person should read, such as why there is no video.
     """
 
     folder: RunFolder
-    evaluation: Evaluation
+    evaluation: Evaluation | None
     figures: dict[str, Any]
     notes: tuple[str, ...]
 

@@ -10,6 +10,7 @@ import os
 import stat
 import tempfile
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 
@@ -81,10 +82,43 @@ def write_whole(path: Path, text: str) -> None:
         raise
 
 
+class PatientFile:
+    """A file that grows; what a full disk refuses of it is kept, and tried again.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._waiting = b""
+        self._size = path.stat().st_size if path.exists() else 0
+
+    def append(self, content: bytes) -> None:
+        """Write ``content``, and before it what waits; or let it wait as well."""
+        self._waiting += content
+        try:
+            # Whatever half of it the last attempt left is overwritten.
+            with self._path.open("r+b" if self._path.exists() else "wb") as file:
+                file.seek(self._size)
+                file.write(self._waiting)
+                file.truncate()
+        except OSError:
+            return
+        self._size += len(self._waiting)
+        self._waiting = b""
+
+    def close(self) -> None:
+        """Try once more to write what waits."""
+        if self._waiting:
+            self.append(b"")
+
+
 def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
+@cache  # while it is read, files that other threads make are readable by nobody else
 def _umask() -> int:
     """What this process takes away from new files' permissions: it can only be read by setting."""
     mask = os.umask(0o077)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from maml_ray.agent import Agent
 from maml_ray.checkpoint import load_chosen
-from maml_ray.config import load_settings
+from maml_ray.checkpoint_files import Checkpoint
+from maml_ray.config import Settings, load_settings
 from maml_ray.fitting import check_fits
 from maml_ray.policy_folder import DESCRIPTION, load_policy
 from maml_ray.run_folder import open_run
@@ -31,13 +32,27 @@ def load(folder: str | Path, *, checkpoint: str = "newest") -> Agent:
     run = open_run(folder)
     settings = load_settings(run.settings)
     found, _ = load_chosen(run_storage(run, settings), checkpoint)
-    state = found.learner
+    return agent_of(settings, found, run.checkpoints)
+
+
+def agent_of(settings: Settings, checkpoint: Checkpoint, place: Path) -> Agent:
+    """The policy of a checkpoint.
+
+    Args:
+        settings: of its run.
+        checkpoint: as it was read.
+        place: where from, for the sentence.
+
+    Raises:
+        RunFolderError: it does not fit the settings.
+    """
+    state = checkpoint.learner
     normalise = settings.policy.normalise_observations
     agent = Agent(
         settings=settings,
-        spec=found.spec,
+        spec=checkpoint.spec,
         parameters=dict(state.parameters),
         normaliser=state.observations.normaliser() if normalise else None,
     )
-    check_fits(agent, run.checkpoints)
+    check_fits(agent, place)
     return agent

@@ -71,6 +71,7 @@ class IterationRecord:
         faults: what it took: the work that was handed out, and who did it.
         checkpoint_age_s: seconds since the newest checkpoint that is safe was written; None before
             the first of this process.
+        attempt: which attempt at the run it was done in.
     """
 
     iteration: int
@@ -81,6 +82,7 @@ class IterationRecord:
     elapsed_s: float
     faults: FaultFigures
     checkpoint_age_s: float | None = None
+    attempt: int = 1
 
     @property
     def steps_per_second(self) -> float:
@@ -99,13 +101,14 @@ class IterationRecord:
             "elapsed_s": self.elapsed_s,
             **asdict(self.faults),
             "checkpoint_age_s": self.checkpoint_age_s,
+            "attempt": self.attempt,
         }
 
 
 INCIDENTAL_KEYS = frozenset(
     {field.name for field in fields(IterationTimings)}
     | {field.name for field in fields(FaultFigures)}
-    | {"rest_s", "steps_per_second", "elapsed_s", "checkpoint_age_s"}
+    | {"rest_s", "steps_per_second", "elapsed_s", "checkpoint_age_s", "attempt"}
 )
 """Keys of a row that may differ between two runs of the same settings and seed."""
 
@@ -121,6 +124,7 @@ class StartReport:
         learner: where the learner computes, in words, e.g. ``"CPU, 2 threads"``.
         ray_address: of the cluster.
         dashboard_url: of Ray's dashboard; None where there is none.
+        attempt: how many programs have carried on the run, this one included.
     """
 
     run_directory: str
@@ -129,6 +133,7 @@ class StartReport:
     learner: str
     ray_address: str
     dashboard_url: str | None
+    attempt: int = 1
 
 
 class Observer(Protocol):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from maml_ray.errors import RunFolderError
+
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Ray sets it for the program of a submitted job, and for no other."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Folder of checkpoints, one folder each."""
         return self.path / "checkpoints"
+
+    @property
+    def attempts(self) -> Path:
+        """Folder of notes, one for each program that has carried on the run."""
+        return self.path / "attempts"
 
     @property
     def metrics(self) -> Path:
@@ -65,6 +73,22 @@ class RunFolder:
     def report(self) -> Path:
         """The self-contained report."""
         return self.path / "report.html"
+
+
+def base_directory(directory: str, environment: Mapping[str, str], home: Path) -> Path:
+    """Where run folders are made.
+
+    A submitted job's working directory is a copy that Ray removes: there a relative directory is
+    one of the node's user.
+
+    Args:
+        directory: as ``run.directory`` has it.
+        environment: of the process; Ray sets a variable in a job's.
+        home: of the user.
+    """
+    if JOB_VARIABLE in environment and not Path(directory).is_absolute():
+        return home / "maml_ray" / directory
+    return Path(directory)
 
 
 def open_run(run: str | Path) -> RunFolder:
@@ -117,6 +141,6 @@ def _places(folder: RunFolder) -> Iterator[Path]:
     """Everything that a run puts into its folder, and the checkpoints' own files."""
     yield from (folder.settings, folder.metrics, folder.evaluation, folder.episodes)
     yield from (folder.report, folder.video, folder.plots, folder.tensorboard, folder.adapted)
-    yield folder.checkpoints
+    yield from (folder.attempts, folder.checkpoints)
     for path, folders, files in os.walk(folder.checkpoints):
         yield from (Path(path) / name for name in (*folders, *files))

@@ -9,30 +9,29 @@ from pathlib import Path
 
 from rich.console import Console
 
-from maml_ray.checkpoint import has_checkpoints, load_newest
 from maml_ray.checkpoint_files import Checkpoint
-from maml_ray.config import Settings, SettingsError, load_settings
+from maml_ray.config import Settings, load_settings
 from maml_ray.errors import Interrupted, RunFolderError, TrainingFailed
+from maml_ray.evaluation_files import read_evaluation
 from maml_ray.evaluation_run import Protocol, RunResult, evaluate_run
-from maml_ray.fitting import check_fits_task
-from maml_ray.loading import load
 from maml_ray.records import Observer
-from maml_ray.report.metrics import MetricsLog, read_metrics
+from maml_ray.report.metrics import MetricsLog
 from maml_ray.report.progress import make_progress
-from maml_ray.run_folder import RunFolder, check_writable, open_run
+from maml_ray.resuming import check_free, point_of_return, say
+from maml_ray.run_folder import RunFolder, base_directory, open_run
 from maml_ray.run_lock import run_lock
-from maml_ray.run_storage import fetch_run, run_storage
+from maml_ray.run_storage import (
+    fetch_run,
+    is_at,
+    run_storage,
+    stored_settings,
+)
+from maml_ray.saving import settle_in
 from maml_ray.tasks.lookup import resolve_tasks
 from maml_ray.training import train as train_on_ray
 
-FREE_ON_RESUME = (
-    "run.iterations",
-    "run.checkpoint_every",
-    "run.keep_checkpoints",
-    "run.directory",
-    "run.storage",
-)
-"""What a resumed run may change, beside all of ``cluster``, ``faults`` and ``evaluation``."""
+AUTO = "auto"
+"""In the place of a run to go on with: the one that the settings name, begun if need be."""
 
 
 def train(
@@ -47,32 +46,42 @@ def train(
     Args:
         settings: of the run; all defaults if None, or the resumed run's own.
         run_dir: the run folder; a new one under ``run.directory`` by default.
-        resume: a run folder to go on with.
+        resume: a run to go on with: its folder, its URL in storage, or ``"auto"``: the run of
+            ``run.name`` in ``run.storage`` or ``run.directory``, begun if it is not there yet.
         console: where progress is shown; the terminal by default.
 
     Raises:
         SettingsError: the settings do not fit the run that is to be resumed, or name no task.
-        RunFolderError: the folder cannot be used, or a living run uses it.
+        RunFolderError: the folder or the storage cannot be used, or is another run's.
         ResourceError: the cluster is not there or lacks what is asked for.
         TrainingFailed: a piece of work could not be done.
+        Superseded: a newer attempt at the run has begun elsewhere.
         Interrupted: Ctrl-C or SIGTERM; finished iterations are checkpointed.
     """
     console = console or Console()
-    folder, settings = _chosen(settings, run_dir, resume)
+    folder, settings = _chosen(settings, run_dir, resume, console)
     with run_lock(folder.path):  # and only then look at what the folder holds
-        checkpoint = _begun(folder, settings, console) if resume is not None else None
-        if resume is None:
-            _check_free(folder)
+        if resume is None or not os.path.lexists(folder.settings):
+            check_free(folder, settings)
+            return _run(folder, settings, None, console, new=resume is None)
+        checkpoint = point_of_return(folder, settings, console)
+        if checkpoint is not None and checkpoint.iteration >= settings.run.iterations:
+            return _done(folder, settings, checkpoint, console, again=resume != AUTO)
         return _run(folder, settings, checkpoint, console)
 
 
 def _run(
-    folder: RunFolder, settings: Settings, checkpoint: Checkpoint | None, console: Console
+    folder: RunFolder,
+    settings: Settings,
+    checkpoint: Checkpoint | None,
+    console: Console,
+    *,
+    new: bool = False,
 ) -> RunResult:
     first = checkpoint.iteration if checkpoint else 0
     observers: list[Observer] = [MetricsLog(folder, first), make_progress(console)]
     try:
-        train_on_ray(settings, folder, observers=observers, resume=checkpoint)
+        train_on_ray(settings, folder, observers=observers, resume=checkpoint, new=new)
     except (Interrupted, TrainingFailed) as error:
         if folder.settings.exists():
             error.run = str(folder.path)
@@ -83,17 +92,47 @@ def _run(
     return evaluate_run(folder, Protocol(video=settings.evaluation.video), console=console)
 
 
+def _done(
+    folder: RunFolder, settings: Settings, checkpoint: Checkpoint, console: Console, *, again: bool
+) -> RunResult:
+    """What is left to do of a run that has all its iterations: no Ray is needed for it."""
+    say(console, f"{folder.path} is done: it has {checkpoint.iteration} iterations")
+    if load_settings(folder.settings) != settings:
+        settle_in(folder, settings, checkpoint)
+    if not again and _is_evaluated(folder):
+        return RunResult(folder, None, read_evaluation(folder.evaluation), ())
+    return evaluate_run(folder, Protocol(video=settings.evaluation.video), console=console)
+
+
+def _is_evaluated(folder: RunFolder) -> bool:
+    """Whether there is an evaluation, of these iterations, and the report that comes after it."""
+    try:
+        read_evaluation(folder.evaluation)
+        written = folder.evaluation.stat().st_mtime
+        return folder.report.exists() and written >= folder.metrics.stat().st_mtime
+    except (OSError, RunFolderError):
+        return False
+
+
 def _chosen(
-    settings: Settings | None, run_dir: str | Path | None, resume: str | Path | None
+    settings: Settings | None,
+    run_dir: str | Path | None,
+    resume: str | Path | None,
+    console: Console,
 ) -> tuple[RunFolder, Settings]:
     """The run folder, which need not be there yet, and the settings."""
-    if resume is not None:
+    if resume is not None and resume != AUTO:
         folder = find_run(resume)
-        settings = settings or load_settings(folder.settings)
+        settings = _placed(settings or load_settings(folder.settings))
     else:
-        settings = settings or Settings()
-        folder = RunFolder(Path(run_dir)) if run_dir is not None else _new_folder(settings)
-        _check_free(folder)
+        settings = _placed(settings or Settings())
+        if resume == AUTO:
+            folder = _named(settings, console)
+        else:
+            folder = RunFolder(Path(run_dir)) if run_dir is not None else _new_folder(settings)
+            check_free(folder, settings)
+        if run_dir is None:
+            _tell_directory(settings, console)
     resolve_tasks(settings.task)  # a name that is not there costs nothing yet
     run_storage(folder, settings)  # nor does a URL that is none
     return folder, settings
@@ -107,26 +146,46 @@ def find_run(run: str | Path) -> RunFolder:
         StorageError: there can be none at that URL.
     """
     if "://" in str(run):
-        return fetch_run(str(run), Path(Settings().run.directory))
+        return fetch_run(str(run), _directory(Settings()))
     return open_run(run)
 
 
-def _begun(folder: RunFolder, settings: Settings, console: Console) -> Checkpoint | None:
-    """Where a run goes on; None where it was ended before its first checkpoint."""
-    _check_resumable(load_settings(folder.settings), settings)
-    check_writable(folder.checkpoints, folder.tensorboard, folder.plots)
-    check_writable(folder.metrics, folder.evaluation, folder.episodes, folder.report)
-    if os.path.lexists(folder.metrics):
-        read_metrics(folder.metrics)  # before Ray is started, not after
-    storage = run_storage(folder, settings)
-    if not has_checkpoints(storage):
-        console.print(f"{storage} has no checkpoint yet: the run begins anew", style="yellow")
-        return None
-    check_fits_task(load(folder.path), folder.path)
-    checkpoint, warnings = load_newest(storage)
-    for warning in warnings:
-        console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
-    return checkpoint
+def _named(settings: Settings, console: Console) -> RunFolder:
+    """The run folder of ``run.name``, without a time stamp: fetched, if it is only in storage."""
+    folder = RunFolder(_directory(settings) / settings.run.name)
+    if not os.path.lexists(folder.settings):
+        storage = run_storage(folder, settings)
+        if not is_at(storage, folder) and stored_settings(storage) is not None:
+            say(console, f"going on with the run that is kept in {storage}")
+            return fetch_run(str(storage), folder.path.parent)
+        return folder
+    return open_run(folder.path)
+
+
+def _directory(settings: Settings) -> Path:
+    return base_directory(settings.run.directory, os.environ, Path.home())
+
+
+def _tell_directory(settings: Settings, console: Console) -> None:
+    """Say so, where run folders are not made where the settings say."""
+    directory = _directory(settings)
+    if directory != Path(settings.run.directory):
+        say(
+            console,
+            f"run.directory is {directory} here: the working directory of a job is a copy that "
+            "Ray removes",
+        )
+
+
+def _placed(settings: Settings) -> Settings:
+    """Settings whose storage does not depend on where the next command is typed."""
+    storage = settings.run.storage
+    if storage is None or "://" in storage:
+        return settings
+    path = base_directory(storage, os.environ, Path.home()).absolute()
+    return settings.model_copy(
+        update={"run": settings.run.model_copy(update={"storage": str(path)})}
+    )
 
 
 def _new_folder(settings: Settings) -> RunFolder:
@@ -134,28 +193,5 @@ def _new_folder(settings: Settings) -> RunFolder:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     name = f"{settings.run.name}-{stamp}"
     names = (name if number == 1 else f"{name}-{number}" for number in count(1))
-    paths = (Path(settings.run.directory) / each for each in names)
+    paths = (_directory(settings) / each for each in names)
     return RunFolder(next(path for path in paths if not os.path.lexists(path)))
-
-
-def _check_free(folder: RunFolder) -> None:
-    if os.path.lexists(folder.settings):
-        raise RunFolderError(
-            f"{folder.path} already holds a run: go on with it by --resume {folder.path}, "
-            "or name another folder"
-        )
-
-
-def _check_resumable(recorded: Settings, asked: Settings) -> None:
-    """Refuse to go on with other mathematics than the run began with."""
-    for section in type(recorded).model_fields:
-        if section in ("cluster", "faults", "evaluation"):
-            continue
-        before, after = getattr(recorded, section), getattr(asked, section)
-        for key in type(before).model_fields:
-            name, old, new = f"{section}.{key}", getattr(before, key), getattr(after, key)
-            if old != new and name not in FREE_ON_RESUME:
-                raise SettingsError(
-                    f"{name} = {new!r}, but the run to resume has {old!r}: a resumed run keeps "
-                    "its settings; start a new run to change them"
-                )

@@ -1,4 +1,4 @@
-"""Requests to stop: Ctrl-C and SIGTERM, heard between steps and obeyed in good order."""
+"""Requests to stop: Ctrl-C, SIGTERM and a newer attempt, heard between steps and obeyed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-from maml_ray.errors import Interrupted
+from maml_ray.errors import Interrupted, Superseded
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -22,6 +22,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._signal: int | None = None
+        self._superseded: Superseded | None = None
         self._before: dict[int, Any] = {}
 
     def check(self) -> None:
@@ -29,9 +30,16 @@ class StopRequest:
 
         Raises:
             Interrupted: a signal has come.
+            Superseded: a newer attempt at the run has begun.
         """
+        if self._superseded is not None:
+            raise self._superseded
         if self._signal is not None:
             raise Interrupted(self._signal)
+
+    def give_way(self, superseded: Superseded) -> None:
+        """Stop, since a newer attempt has begun; from any thread."""
+        self._superseded = superseded
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():

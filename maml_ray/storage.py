@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -62,15 +63,30 @@ def open_storage(place: str | Path) -> Storage:
     """The storage at a path or URL; nothing is made or asked of it yet.
 
     Raises:
-        StorageError: the URL's protocol is not known, or its package is not installed.
+        StorageError: the URL's protocol is not known, or its package is not installed; or it names
+            a file by half of its path.
     """
     url = str(place)
     protocol, separator, rest = url.partition("://")
     if not separator:
         return LocalStorage(Path(url))
-    if protocol in ("file", "local"):
-        return LocalStorage(Path(rest))
-    return RemoteStorage(url)
+    if protocol not in ("file", "local"):
+        return RemoteStorage(url)
+    if not rest.startswith("/"):
+        raise StorageError(f"there is no storage at {url!r}: write {protocol}:///{rest}")
+    return LocalStorage(Path(rest))
+
+
+def is_partial(name: str) -> bool:
+    """Whether a file is what a write that was killed has left in a folder."""
+    return name.startswith(".") and name.endswith(_PARTIAL)
+
+
+def same_place(one: Storage, other: Storage) -> bool:
+    """Whether two storages are one."""
+    if isinstance(one, LocalStorage) and isinstance(other, LocalStorage):
+        return one.path.resolve() == other.path.resolve()
+    return type(one) is type(other) and str(one) == str(other)
 
 
 def checked_name(name: str) -> str:
@@ -101,7 +117,8 @@ class LocalStorage:
         """See :meth:`Storage.write`; after a power cut too."""
         path = self.path / checked_name(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
+        # Random: programs in containers that share the folder may have the same process id.
+        aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_PARTIAL}")
         try:
             with aside.open("wb") as file:
                 file.write(content)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -56,6 +56,7 @@ def train(
     *,
     observers: Sequence[Observer] = (),
     resume: Checkpoint | None = None,
+    new: bool = False,
 ) -> None:
     """Meta-train on Ray, with a checkpoint every so often and at the end.
 
@@ -64,13 +65,15 @@ def train(
         folder: where settings and checkpoints go; made once the actors are up.
         observers: told of the start, of every iteration and of events; closed by their owner.
         resume: where to go on; None to begin.
+        new: nobody else may have begun this run.
 
     Raises:
         ResourceError: the cluster is not there or lacks what is asked for.
         TrainingFailed: a piece of work cannot be done, or the storage does not work; what is
             finished is safe where the message says.
         Interrupted: a signal came; the finished iterations have been checkpointed.
-        RunFolderError: the folder could not be written.
+        Superseded: a newer attempt at the run has begun.
+        RunFolderError: the folder or the storage could not be written, or is another run's.
     """
     audience = _Audience(observers)
     tasks, spec = resolve_tasks(settings.task), policy_spec(settings)
@@ -81,10 +84,12 @@ def train(
         closing(Publisher(settings, spec, actors.newest, audience.on_event)) as service,
     ):
         audience.join(RayMetrics(settings.run.name), service)
-        settle_in(folder, settings)
-        audience.on_start(_start_report(folder, actors, resume))
-        with saving(settings, folder) as writer:
-            _Loop(settings, tasks, actors, writer, audience, _position_of(resume)).run()
+        storage = settle_in(folder, settings, resume, new=new)
+        attempt = storage.attempt.number
+        audience.on_start(_start_report(folder, actors, resume, attempt))
+        with saving(settings, folder, storage, stop.give_way) as writer:
+            position = _position_of(resume)
+            _Loop(settings, tasks, actors, writer, audience, stop.check, attempt, position).run()
 
 
 @dataclass
@@ -96,24 +101,33 @@ class _Loop:
     actors: Crew
     writer: CheckpointWriter
     audience: _Audience
+    check_stop: Callable[[], None]
+    attempt: int
     position: _Position
 
     def run(self) -> None:
-        """To the end of the run, or until something ends it; what is finished is saved."""
-        began = time.perf_counter()
+        """To the end of the run, or until something ends it; what is finished is saved.
+
+        Not where a newer attempt has begun: then nothing more is written.
+        """
         try:
-            for iteration in range(self.position.iteration, self.settings.run.iterations):
-                collected, update = self.actors.learn(self._assignments(iteration))
-                now = time.perf_counter()
-                record = self._record(update, collected, now - began)
-                began = now  # what follows, files too, is the next iteration's "rest"
-                self.position = _Position(iteration + 1, record.total_env_steps, record.elapsed_s)
-                self.audience.on_iteration(record)
-                self._save(update)
+            self._iterate()
+            self._save_last(self.settings.cluster.task_timeout_s, self.check_stop)
+            self.check_stop()
         except (Interrupted, TrainingFailed):
-            self._save_last(deadline_s=HURRY_S)
+            self._save_last(HURRY_S)
             raise
-        self._save_last(deadline_s=self.settings.cluster.task_timeout_s)
+
+    def _iterate(self) -> None:
+        began = time.perf_counter()
+        for iteration in range(self.position.iteration, self.settings.run.iterations):
+            collected, update = self.actors.learn(self._assignments(iteration))
+            now = time.perf_counter()
+            record = self._record(update, collected, now - began)
+            began = now  # what follows, files too, is the next iteration's "rest"
+            self.position = _Position(iteration + 1, record.total_env_steps, record.elapsed_s)
+            self.audience.on_iteration(record)
+            self._save(update)
 
     def _assignments(self, iteration: int) -> list[Assignment]:
         drawn = sample_tasks(self.settings, self.tasks, iteration)
@@ -141,6 +155,7 @@ class _Loop:
             elapsed_s=self.position.elapsed_s + wall_s,
             faults=self.actors.figures(collected),
             checkpoint_age_s=self.writer.age_s,
+            attempt=self.attempt,
         )
 
     def _save(self, update: UpdateMetrics) -> None:
@@ -159,11 +174,11 @@ class _Loop:
         if problem is not None:
             raise TrainingFailed(problem)
 
-    def _save_last(self, deadline_s: float) -> None:
+    def _save_last(self, deadline_s: float, check: Callable[[], None] = lambda: None) -> None:
         """See to it that all that is finished is safe."""
         if self.position.iteration > (self.writer.submitted or 0):
             self.writer.submit(self._checkpoint())
-        self.writer.flush(deadline_s)
+        self.writer.flush(deadline_s, check)
 
     def _checkpoint(self) -> Checkpoint:
         return Checkpoint(
@@ -176,7 +191,9 @@ class _Loop:
         )
 
 
-def _start_report(folder: RunFolder, actors: Crew, resume: Checkpoint | None) -> StartReport:
+def _start_report(
+    folder: RunFolder, actors: Crew, resume: Checkpoint | None, attempt: int
+) -> StartReport:
     return StartReport(
         run_directory=str(folder.path),
         first_iteration=resume.iteration if resume else 0,
@@ -184,6 +201,7 @@ def _start_report(folder: RunFolder, actors: Crew, resume: Checkpoint | None) ->
         learner=actors.learner_place,
         ray_address=ray.get_runtime_context().gcs_address,
         dashboard_url=dashboard_url(),
+        attempt=attempt,
     )
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+from matplotlib.figure import Figure
 
 from maml_ray.agent import Agent
 from maml_ray.checkpoint import save_checkpoint
@@ -42,3 +47,17 @@ def run_of(chosen: Settings, path: Path) -> RunFolder:
     state = MetaLearner(chosen, spec).state()
     save_checkpoint(LocalStorage(folder.path), Checkpoint(1, 10, 1.0, spec, state), keep=1)
     return folder
+
+
+@contextmanager
+def quick_pictures() -> Iterator[None]:
+    """Figures are made, but neither drawn to pixels nor resampled ten thousand times."""
+
+    def save(figure: Figure, path: Path, **keywords: Any) -> None:
+        Path(path).write_bytes(b"no picture")
+
+    with (
+        mock.patch.object(Figure, "savefig", save),
+        mock.patch("maml_ray.bootstrap.RESAMPLES", 10),
+    ):
+        yield

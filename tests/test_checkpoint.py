@@ -133,10 +133,69 @@ def test_the_best_stays_beside_the_newest_and_can_be_asked_for(storage: LocalSto
 
 def test_a_score_of_a_checkpoint_that_is_not_there_is_no_news(storage: LocalStorage) -> None:
     save_checkpoint(storage, checkpoint(10), keep=2)
-    save_checkpoint(storage, checkpoint(20), keep=2, scores=[Score(13, 9.0), Score(10, 1.0)])
+    save_checkpoint(storage, checkpoint(20), keep=2, scores=[Score(13, 9.0)])
     assert read_best(storage) is None
-    save_checkpoint(storage, checkpoint(30), keep=2, scores=[Score(10, 1.0)])
-    assert read_best(storage) == Score(10, 1.0)
+    save_checkpoint(storage, checkpoint(30), keep=2, scores=[Score(13, 9.0), Score(20, 1.0)])
+    assert read_best(storage) == Score(20, 1.0)
+
+
+class Forgetful(LocalStorage):
+    """A folder whose notes cannot be read now and then."""
+
+    fails = False
+
+    def read(self, name: str) -> bytes:
+        if self.fails and name.endswith("best.json"):
+            raise OSError(5, "Input/output error")
+        return super().read(name)
+
+
+def test_a_note_of_the_best_that_cannot_be_read_now_is_a_failed_save_and_costs_nothing(
+    tmp_path: Path,
+) -> None:
+    storage = Forgetful(tmp_path)
+    for iteration in (1, 2, 3):
+        scores = [Score(1, 9.0)] if iteration == 2 else []
+        save_checkpoint(storage, checkpoint(iteration), keep=1, scores=scores)
+    storage.fails = True
+    with pytest.raises(OSError, match="Input/output"):
+        save_checkpoint(storage, checkpoint(4), keep=1, scores=[Score(3, 1.0)])
+    with pytest.raises(RunFolderError, match="cannot read"):
+        load_chosen(storage, "best")
+    storage.fails = False
+    save_checkpoint(storage, checkpoint(4), keep=1, scores=[Score(3, 1.0)])
+    assert storage.names(FOLDER) == ["00000001", "00000004", "best.json"]
+    assert read_best(storage) == Score(1, 9.0)
+
+
+@pytest.mark.parametrize("note", [b"torn", b'{"iteration": 2, "score": NaN}', b"[1]", b"\xff"])
+def test_a_damaged_note_of_the_best_is_written_anew_from_the_scores_that_are_known(
+    storage: LocalStorage, note: bytes
+) -> None:
+    scores = [Score(1, 9.0), Score(2, 1.0), Score(17, 99.0)]
+    save_checkpoint(storage, checkpoint(1), keep=1)
+    save_checkpoint(storage, checkpoint(2), keep=1, scores=scores[:1])
+    storage.write(f"{FOLDER}/best.json", note)
+    save_checkpoint(storage, checkpoint(3), keep=1, scores=scores)
+    assert read_best(storage) == Score(1, 9.0)
+    assert storage.names(FOLDER) == ["00000001", "00000003", "best.json"]
+
+
+def test_a_best_checkpoint_that_is_gone_is_not_the_best_for_ever(storage: LocalStorage) -> None:
+    for iteration in (1, 2, 3):
+        save_checkpoint(storage, checkpoint(iteration), keep=3, scores=[Score(1, 9.0)])
+    storage.remove(f"{FOLDER}/00000001")
+    save_checkpoint(storage, checkpoint(4), keep=3, scores=[Score(1, 9.0), Score(3, 1.0)])
+    assert read_best(storage) == Score(3, 1.0)
+
+
+def test_broken_ones_are_not_counted_among_those_that_are_kept(storage: LocalStorage) -> None:
+    for iteration in (1, 2, 3, 4):
+        save_checkpoint(storage, checkpoint(iteration), keep=4)
+    for iteration in (3, 4):
+        (storage.path / FOLDER / f"0000000{iteration}" / "learner.safetensors").write_bytes(b"")
+    save_checkpoint(storage, checkpoint(6), keep=2)
+    assert storage.names(FOLDER) == ["00000002", "00000006"]
 
 
 @pytest.mark.parametrize("which", ["7", "last", "best", "-1", "²", "9" * 30])

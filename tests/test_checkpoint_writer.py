@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from maml_ray.attempts import FencedStorage, claim
 from maml_ray.checkpoint import Score, load_newest, read_best
-from maml_ray.checkpoint_writer import LONGEST_PAUSE_S, CheckpointWriter
-from maml_ray.errors import TrainingFailed
+from maml_ray.checkpoint_writer import FIRST_PAUSE_S, LONGEST_PAUSE_S, CheckpointWriter
+from maml_ray.errors import Interrupted, Superseded, TrainingFailed
 from maml_ray.storage import LocalStorage
 from tests.test_checkpoint import assert_equal, checkpoint
 
@@ -78,6 +79,7 @@ def open_writer(disk: Disk, pauses: Pauses, tmp_path: Path) -> Iterator[Opener]:
 
     def opener(missed_allowed: int = 2, slow_s: float = 1e9) -> CheckpointWriter:
         def elsewhere(point: object) -> str:
+            assert not (tmp_path / "elsewhere").exists(), "once is enough"
             (tmp_path / "elsewhere").write_text(str(getattr(point, "iteration", None)))
             return "a safe place"
 
@@ -193,6 +195,7 @@ def test_too_many_missed_in_a_row_end_the_run_with_all_of_it_in_a_safe_place(
     with pytest.raises(TrainingFailed, match=r"3 checkpoints.*No space.*allows 2; .*a safe place"):
         writer.news()
     assert (tmp_path / "elsewhere").read_text() == "4"
+    writer.flush(0.0)  # it is safe there: the run may end
 
 
 def test_a_slow_disk_holds_nobody_up_and_is_trouble_when_it_stays_slow(
@@ -231,3 +234,60 @@ def test_a_last_checkpoint_that_cannot_be_written_in_time_goes_to_the_safe_place
     with pytest.raises(TrainingFailed, match=r"within 0 s .*a safe place"):
         writer.flush(0.0)
     assert (tmp_path / "elsewhere").read_text() == "9"
+
+
+def test_at_the_end_a_storage_that_fails_is_tried_again_without_long_pauses(
+    open_writer: Opener, disk: Disk, pauses: Pauses
+) -> None:
+    writer = open_writer()
+    disk.full = True
+    writer.submit(checkpoint(1))
+    pauses.wait_for_one()
+    pauses.let_pass(6)
+    assert pauses.lengths[-1] == 32.0
+    with pytest.raises(TrainingFailed):
+        writer.flush(0.0)
+    pauses.let_pass(2)
+    assert pauses.lengths[-2:] == [FIRST_PAUSE_S, FIRST_PAUSE_S]
+
+
+def test_waiting_for_the_last_checkpoint_is_abandoned_on_request(
+    open_writer: Opener, disk: Disk, tmp_path: Path
+) -> None:
+    def check() -> None:
+        raise Interrupted(15)
+
+    writer = open_writer()
+    disk.may_go_on.clear()
+    writer.submit(checkpoint(1))
+    with pytest.raises(Interrupted):
+        writer.flush(1e9, check)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_newer_attempt_ends_it_and_nothing_is_written_anywhere(
+    disk: Disk, tmp_path: Path
+) -> None:
+    def elsewhere(point: object) -> str:
+        raise AssertionError("the newer attempt has it all")
+
+    told: list[Superseded] = []
+    writer = CheckpointWriter(
+        FencedStorage(disk, claim(disk)),
+        keep=2,
+        missed_allowed=0,
+        save_elsewhere=elsewhere,
+        on_superseded=told.append,
+    )
+    writer.submit(checkpoint(1))
+    writer.flush(WAIT_S)
+    claim(disk)
+    for iteration in (2, 3, 4):
+        writer.submit(checkpoint(iteration))
+        with pytest.raises(Superseded, match="this one, attempt 1, stops"):
+            writer.flush(WAIT_S)
+        with pytest.raises(Superseded):
+            writer.news()
+    writer.close()
+    assert disk.names("checkpoints") == ["00000001"]
+    assert len(told) == 1

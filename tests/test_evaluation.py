@@ -137,6 +137,7 @@ def test_files_agree_with_the_figures_and_with_each_other(tmp_path: Path) -> Non
     )
     figures = json.loads(folder.evaluation.read_text(), parse_constant=pytest.fail)
     assert figures == read_evaluation(folder.evaluation)
+    assert result.evaluation is not None
     assert figures["rows"][2]["mean"] == result.evaluation.row(1, "stochastic").mean
     assert set(figures["beside"]) == {"random"}
     assert (figures["task"], figures["horizon"], figures["tasks"]) == ("point-navigation", 8, 3)
@@ -210,6 +211,7 @@ def test_the_video_shows_both_tasks_before_and_after_side_by_side(tmp_path: Path
     result = evaluate_run(folder, Protocol(tasks=4, episodes=1, steps=1))
     assert result.notes == ()
     frames = iio.imread(folder.video).astype(int)
+    assert result.evaluation is not None
     steps = max(len(episode.actions) for pair in result.evaluation.replays for episode in pair)
     assert frames.shape[0] == steps + 1
     height, width = frames.shape[1] // 2, frames.shape[2] // 2

@@ -24,6 +24,7 @@ def test_the_default_run_ends_above_800_after_one_adaptation_step(
     start = time.monotonic()
     result = train(settings, run_dir=tmp_path / "run", console=Console(quiet=True))
     minutes = (time.monotonic() - start) / 60
+    assert result.evaluation is not None
     for row in result.evaluation.rows:
         print(
             f"\nseed {seed}: {row.steps} steps, {row.actions:<10} {row.mean:7.1f} "

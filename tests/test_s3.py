@@ -13,12 +13,13 @@ import pytest
 import s3fs
 from moto.server import ThreadedMotoServer
 
+from maml_ray.attempts import FencedStorage, claim
 from maml_ray.checkpoint import Score, load_chosen, load_newest, save_checkpoint
-from maml_ray.errors import RunFolderError
+from maml_ray.errors import RunFolderError, Superseded
 from maml_ray.loading import load
 from maml_ray.report.metrics import _ALWAYS, read_metrics
 from maml_ray.run_folder import RunFolder
-from maml_ray.run_storage import Mirror, fetch_run, run_storage
+from maml_ray.run_storage import Mirror, fetch_metrics, fetch_run, keep_settings, run_storage
 from maml_ray.storage import open_storage
 from tests.small_runs import agent_of, run_of, settings
 from tests.test_checkpoint import assert_equal, checkpoint
@@ -89,6 +90,7 @@ def test_a_run_is_fetched_whole_from_where_it_is_kept(bucket: str, tmp_path: Pat
     here = run_of(chosen, tmp_path / "here" / "small-1")
     storage = run_storage(here, chosen)
     assert str(storage) == f"{bucket}/runs/small-1"
+    keep_settings(storage, chosen)
     mirror = Mirror(here, storage)
     with here.metrics.open("a") as lines:
         for iteration in range(250):
@@ -100,6 +102,7 @@ def test_a_run_is_fetched_whole_from_where_it_is_kept(bucket: str, tmp_path: Pat
     assert storage.names("metrics") == ["000000.jsonl", "000001.jsonl", "000002.jsonl"]
     save_checkpoint(storage, checkpoint(3), keep=1)
     there = fetch_run(f"{bucket}/runs/small-1", tmp_path / "there")
+    fetch_metrics(storage, there, before=250)
     assert there.settings.read_bytes() == here.settings.read_bytes()
     assert read_metrics(there.metrics) == read_metrics(here.metrics)
     assert_equal(load_newest(run_storage(there, chosen))[0], checkpoint(3))
@@ -109,6 +112,22 @@ def test_a_url_without_a_run_is_a_sentence(bucket: str, tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="no run at"):
         fetch_run(f"{bucket}/runs/nobody", tmp_path)
     assert not (tmp_path / "nobody").exists()
+
+
+def test_of_two_attempts_in_a_bucket_the_older_one_writes_no_more(bucket: str) -> None:
+    storage = open_storage(f"{bucket}/runs/a")
+    older = FencedStorage(storage, claim(storage))
+    save_checkpoint(older, checkpoint(1), keep=2)
+    with pytest.raises(RunFolderError, match="belongs to another run"):
+        claim(storage, new=True)
+    newer = FencedStorage(storage, claim(storage))
+    with pytest.raises(Superseded, match="attempt 2 of this run began on"):
+        save_checkpoint(older, checkpoint(2), keep=2)
+    with pytest.raises(Superseded):
+        older.remove("checkpoints/00000001")
+    assert storage.names("checkpoints") == ["00000001"]
+    save_checkpoint(newer, checkpoint(2), keep=2)
+    assert storage.names("checkpoints") == ["00000001", "00000002"]
 
 
 def test_a_run_killed_on_one_machine_goes_on_from_the_bucket_on_another(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,14 @@ import fsspec
 import pytest
 
 from maml_ray.checkpoint import load_newest, save_checkpoint
-from maml_ray.storage import LocalStorage, RemoteStorage, Storage, StorageError, open_storage
+from maml_ray.storage import (
+    LocalStorage,
+    RemoteStorage,
+    Storage,
+    StorageError,
+    open_storage,
+    same_place,
+)
 from tests.test_checkpoint import assert_equal, checkpoint
 
 
@@ -74,6 +82,45 @@ def test_a_write_that_fails_leaves_what_was_there(
 def test_a_protocol_that_is_not_known_is_a_sentence(url: str) -> None:
     with pytest.raises(StorageError, match="no storage at"):
         open_storage(url)
+
+
+@pytest.mark.parametrize("url", ["file://mnt/shared", "local://runs", "file://"])
+def test_half_a_path_is_not_taken_for_one_from_here(url: str) -> None:
+    with pytest.raises(StorageError, match=r"write (file|local):///"):
+        open_storage(url)
+
+
+def test_programs_that_share_a_folder_and_a_process_id_do_not_mix_their_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one writes the same file while ours is under way."""
+    ours, theirs = LocalStorage(tmp_path), LocalStorage(tmp_path)
+    sync, inside = os.fsync, [False]
+
+    def fsync(descriptor: int) -> None:
+        if not inside[0]:
+            inside[0] = True
+            theirs.write("file", b"theirs, which is longer")
+        sync(descriptor)
+
+    monkeypatch.setattr("os.fsync", fsync)
+    ours.write("file", b"ours")
+    assert ours.read("file") == b"ours"
+    assert ours.names(".") == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("runs/a", "runs/b/../a", True),
+        ("/runs/a", "file:///runs/a/", True),
+        ("memory://runs/a", "memory://runs/a/", True),
+        ("memory://runs/a", "memory://runs/b", False),
+        ("/runs/a", "memory://runs/a", False),
+    ],
+)
+def test_two_names_of_one_place(one: str, other: str, same: bool) -> None:
+    assert same_place(open_storage(one), open_storage(other)) is same
 
 
 def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

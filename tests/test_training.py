@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import ray
 
+from maml_ray.attempts import claim
 from maml_ray.checkpoint import load_newest
 from maml_ray.config import Settings, validate_settings
-from maml_ray.errors import Interrupted
+from maml_ray.errors import Interrupted, Superseded
 from maml_ray.learner import MetaLearner
 from maml_ray.records import INCIDENTAL_KEYS, IterationRecord, StartReport
 from maml_ray.rollout import Assignment, RolloutWorker, sample_tasks
@@ -58,10 +59,10 @@ class Recorder:
         pass
 
 
-def settings(actors: int = 2, threads: int = 1) -> Settings:
+def settings(actors: int = 2, threads: int = 1, run: dict[str, str] | None = None) -> Settings:
     return validate_settings(
         {
-            "run": {"seed": 5, "iterations": 4, "checkpoint_every": 2},
+            "run": {"seed": 5, "iterations": 4, "checkpoint_every": 2, **(run or {})},
             "task": {"horizon": 30},
             "policy": {"hidden_sizes": [16]},
             "meta_batch": {"tasks": 4, "episodes": 3},
@@ -136,6 +137,31 @@ def test_an_interrupted_run_goes_on_to_the_same_result(tmp_path: Path, stop_afte
     assert [r.iteration for r in resumed.records] == list(range(stop_after, 4))
     assert resumed.starts[0].first_iteration == stop_after
     assert_same_result(whole, broken)
+
+
+def test_a_run_that_is_begun_elsewhere_stops_here_and_ends_there_with_the_same_bits(
+    tmp_path: Path,
+) -> None:
+    kept = {"storage": str(tmp_path / "kept")}
+    here, there = RunFolder(tmp_path / "here" / "run"), RunFolder(tmp_path / "there" / "run")
+    storage = LocalStorage(tmp_path / "kept" / "run")
+
+    class Overtaken(Recorder):
+        def on_iteration(self, record: IterationRecord) -> None:
+            super().on_iteration(record)
+            if record.iteration == 1:  # its checkpoint, the first one, is yet to be written
+                claim(storage)
+
+    _, whole = trained(settings(), tmp_path / "whole")
+    older = Overtaken()
+    with pytest.raises(Superseded, match=r"attempt 2 .* this one, attempt 1, stops"):
+        train(settings(run=kept), here, observers=[older])
+    assert storage.names("checkpoints") == []
+    assert older.starts[0].attempt == 1
+    newer, _ = trained(settings(run=kept), there.path)
+    assert newer.starts[0].attempt == 3
+    assert {record.attempt for record in newer.records} == {3}
+    assert_same_result(whole, RunFolder(storage.path))
 
 
 def test_the_parts_of_an_iteration_add_up_to_its_wall_time(tmp_path: Path) -> None:

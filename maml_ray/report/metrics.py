@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from maml_ray.errors import RunFolderError
-from maml_ray.files import Unreadable, read_bytes, write_whole
+from maml_ray.files import PatientFile, Unreadable, read_bytes, write_whole
 from maml_ray.records import IterationRecord, StartReport
 from maml_ray.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from maml_ray.report.events import EventLog
 
 _TAGS = {
     "return_before": "return/before_adaptation",
@@ -69,78 +73,51 @@ class MetricsLog:
         self._folder = folder
         self._first_iteration = first_iteration
         self._next_iteration = first_iteration
-        self._lines: PatientLines | None = None
-        self._events: Any = None
+        self._lines: PatientFile | None = None
+        self._events: EventLog | None = None
 
     def on_start(self, report: StartReport) -> None:
-        """Open the files."""
-        from torch.utils.tensorboard import SummaryWriter  # slow to import
+        """Open the files.
+
+        Raises:
+            RunFolderError: they cannot be written.
+        """
+        from maml_ray.report.events import EventLog  # slow to import
 
         folder, first = self._folder, self._first_iteration
-        _drop_from(folder.metrics, first)
-        self._lines = PatientLines(folder.metrics)
-        self._events = SummaryWriter(str(folder.tensorboard), purge_step=first)
+        try:
+            kept = _drop_from(folder.metrics, first)
+            self._lines = PatientFile(folder.metrics)
+            fetched = not folder.tensorboard.exists()  # from storage, where curves are not kept
+            self._events = EventLog(folder.tensorboard, 0 if fetched else first)
+        except OSError as error:
+            raise RunFolderError(
+                f"cannot write to the run folder {folder.path}: {error.strerror}"
+            ) from None
+        for row in kept if fetched else ():
+            self._events.add_scalars(_shown(row), row["iteration"])
 
     def on_iteration(self, record: IterationRecord) -> None:
         """One line, and one point of every curve."""
         assert self._lines is not None
+        assert self._events is not None
         row = record.as_row()
-        self._lines.append(json.dumps({key: _finite(value) for key, value in row.items()}))
-        with suppress(OSError):  # of a full disk metrics.jsonl tells, and these are for the eye
-            for key, tag in _TAGS.items():
-                if row[key] is not None:
-                    self._events.add_scalar(tag, row[key], record.iteration)
-            # A killed run would lose what TensorBoard holds back: by default, two minutes of it.
-            self._events.flush()
+        line = json.dumps({key: _finite(value) for key, value in row.items()})
+        self._lines.append(f"{line}\n".encode())
+        self._events.add_scalars(_shown(row), record.iteration)
         self._next_iteration = record.iteration + 1
 
     def on_event(self, message: str) -> None:
         """A line of TensorBoard's text page, at the iteration under way."""
         if self._events is not None:
-            with suppress(OSError):
-                self._events.add_text("events", message, self._next_iteration)
+            self._events.add_text("events", message, self._next_iteration)
 
     def close(self) -> None:
         """Flush and close both."""
         if self._lines is not None:
             self._lines.close()
         if self._events is not None:
-            with suppress(OSError):
-                self._events.close()
-
-
-class PatientLines:
-    """Lines appended to a file; those that a full disk refuses are kept, and tried again.
-
-    Args:
-        path: of the file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._waiting: list[str] = []
-        self._size = path.stat().st_size if path.exists() else 0
-
-    def append(self, line: str) -> None:
-        """Write ``line``, and before it what waits; or let it wait as well."""
-        self._waiting.append(f"{line}\n")
-        content = "".join(self._waiting).encode()
-        try:
-            # Whatever half of a line the last attempt left is overwritten.
-            with self._path.open("r+b" if self._path.exists() else "wb") as file:
-                file.seek(self._size)
-                file.write(content)
-                file.truncate()
-        except OSError:
-            return
-        self._size += len(content)
-        self._waiting = []
-
-    def close(self) -> None:
-        """Try once more to write what waits."""
-        if self._waiting:
-            last = self._waiting.pop()
-            self.append(last.removesuffix("\n"))
+            self._events.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -157,6 +134,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         content = read_bytes(path, most=_MOST_BYTES)
     except Unreadable as error:
         raise RunFolderError(f"cannot read {path}: {error}") from None
+    return rows_of(content, str(path))
+
+
+def rows_of(content: bytes, path: str) -> list[dict[str, Any]]:
+    """The rows in what a file of metrics holds; ``path`` is for the sentence.
+
+    Raises:
+        RunFolderError: as above.
+    """
     rows: list[dict[str, Any]] = []
     lines = content.decode("utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, 1):
@@ -196,12 +182,22 @@ def _drawable(value: Any, least: float = 0.0) -> bool:
     return number and least <= value <= _MOST
 
 
-def _drop_from(path: Path, first_iteration: int) -> None:
-    """Rewrite the file, whole or not at all, without ``first_iteration`` and what follows."""
+def _shown(row: Mapping[str, Any]) -> dict[str, float]:
+    """What TensorBoard shows of a row."""
+    return {tag: row[key] for key, tag in _TAGS.items() if row.get(key) is not None}
+
+
+def _drop_from(path: Path, first_iteration: int) -> list[dict[str, Any]]:
+    """Rewrite the file, whole or not at all, without ``first_iteration`` and what follows.
+
+    Returns:
+        The rows that are left.
+    """
     if not path.exists():
-        return
+        return []
     kept = [row for row in read_metrics(path) if row["iteration"] < first_iteration]
     write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
+    return kept
 
 
 def _finite(value: Any) -> Any:

@@ -147,6 +147,8 @@ def describe_start(report: StartReport) -> list[str]:
         lines.append(f"dashboard   {report.dashboard_url} (its token: ray get-auth-token)")
     if report.first_iteration:
         lines.append(f"resuming    at iteration {report.first_iteration}")
+    if report.attempt > 1:
+        lines.append(f"attempt     {report.attempt} at this run; older ones write no more")
     return lines
 
 

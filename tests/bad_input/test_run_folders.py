@@ -5,16 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib.figure import Figure
 
 import maml_ray
 from maml_ray.adapting import adapt_to
@@ -32,7 +28,7 @@ from tests.bad_input.command_line import (
     training_refused,
 )
 from tests.bad_input.test_settings import cases
-from tests.small_runs import run_of, settings
+from tests.small_runs import quick_pictures, run_of, settings
 
 ROW = {
     "return_before": -1.0,
@@ -93,20 +89,6 @@ def use(command: str, folder: Path) -> Outcome:
         if command == "resume":
             return run("train", "--resume", name)
         return run(command, name, *arguments[command])
-
-
-@contextmanager
-def quick_pictures() -> Iterator[None]:
-    """Figures are made, but neither drawn to pixels nor resampled ten thousand times."""
-
-    def save(figure: Figure, path: Path, **keywords: Any) -> None:
-        Path(path).write_bytes(b"no picture")
-
-    with (
-        mock.patch.object(Figure, "savefig", save),
-        mock.patch("maml_ray.bootstrap.RESAMPLES", 10),
-    ):
-        yield
 
 
 WRITTEN = ("evaluation.json", "evaluation.csv", "report.html", "plots", ".lock")

@@ -3,15 +3,15 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from maml_ray.errors import RunFolderError
 from maml_ray.records import INCIDENTAL_KEYS, StartReport
-from maml_ray.report.metrics import MetricsLog, PatientLines, read_metrics
+from maml_ray.report.metrics import MetricsLog, read_metrics
 from maml_ray.run_folder import RunFolder
+from tests.full_disk import full_disk
 from tests.report.conftest import MakeRecord
 
 START = StartReport("run", 0, 2, "CPU, 2 threads", "127.0.0.1:6379", None)
@@ -140,29 +140,37 @@ def test_a_damaged_line_that_is_not_the_last_is_refused_and_named(
         read_metrics(folder.metrics)
 
 
-def test_lines_that_a_full_disk_refuses_are_written_when_it_has_room_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_curves_go_on_when_a_full_disk_has_room_again(tmp_path: Path, record: MakeRecord) -> None:
+    folder = RunFolder(tmp_path)
+    log = MetricsLog(folder)
+    log.on_start(START)
+    with full_disk() as disk:
+        for iteration in range(9):
+            disk.full = iteration in (3, 4, 8)
+            log.on_iteration(record(iteration))
+            log.on_event(f"event {iteration}")
+        disk.full = False
+        log.close()
+    assert [row["iteration"] for row in read_metrics(folder.metrics)] == list(range(9))
+    events = EventAccumulator(str(folder.tensorboard), size_guidance={"tensors": 0})
+    events.Reload()
+    points = events.Scalars("return/after_adaptation")
+    assert [(point.step, point.value) for point in points] == [(i, 12.0 * i) for i in range(9)]
+    told = [event.tensor_proto.string_val[0] for event in events.Tensors("events/text_summary")]
+    assert told == [f"event {iteration}".encode() for iteration in range(9)]
+
+
+def test_a_run_fetched_from_storage_shows_its_whole_curves(
+    tmp_path: Path, record: MakeRecord
 ) -> None:
-    path, room = tmp_path / "metrics.jsonl", [True]
-    opened = Path.open
-
-    def open_or_fail(self: Path, *args: Any, **kwargs: Any) -> Any:
-        if not room[0]:
-            with opened(self, "ab") as file:  # half of a line, as a disk that fills up leaves it
-                file.write(b'{"iter')
-            raise OSError(28, "No space left on device")
-        return opened(self, *args, **kwargs)
-
-    monkeypatch.setattr(Path, "open", open_or_fail)
-    lines = PatientLines(path)
-    lines.append("one")
-    room[0] = False
-    lines.append("two")
-    lines.append("three")
-    room[0] = True
-    lines.append("four")
-    room[0] = False
-    lines.append("five")
-    room[0] = True
-    lines.close()
-    assert path.read_text().splitlines() == ["one", "two", "three", "four", "five"]
+    here, there = RunFolder(tmp_path / "here"), RunFolder(tmp_path / "there")
+    here.path.mkdir()
+    write(here, record, 0, 4)
+    there.path.mkdir()
+    there.metrics.write_bytes(here.metrics.read_bytes())
+    write(there, record, 3, 6)
+    events = EventAccumulator(str(there.tensorboard))
+    events.Reload()
+    points = events.Scalars("return/after_adaptation")
+    assert [(point.step, point.value) for point in points] == [(i, 12.0 * i) for i in range(6)]
+    assert len(events.Scalars("meta/gradient_snr")) == 3  # every other row has none
