@@ -16,6 +16,7 @@ from maml_ray.errors import Interrupted, TrainingFailed, UserError
 from maml_ray.evaluation_cli import add_commands
 from maml_ray.presets import PRESETS
 from maml_ray.report.tables import print_evaluation, print_notes
+from maml_ray.stopping import EndOnSignal
 
 app = typer.Typer(
     name="maml-ray",
@@ -170,7 +171,8 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # a file's name may be no text at all
             stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        with EndOnSignal():
+            app()
     except UserError as error:
         print(f"maml-ray: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

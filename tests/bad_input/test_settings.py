@@ -34,12 +34,12 @@ from tests.bad_input.odd import (
 
 SENTENCE = 1000
 """Characters of the longest sentence that a person would read."""
-THOUSANDS = int(os.environ.get("BAD_INPUT", "1"))
-"""Factor on the number of cases, for a long night."""
+FACTOR = int(os.environ.get("FUZZ", "1"))
+"""On the number of cases, for a long night: `make fuzz`."""
 
 
 def cases(number: int) -> settings:
-    return settings(max_examples=number * THOUSANDS)
+    return settings(max_examples=number * FACTOR)
 
 
 def put(tree: dict[str, Any], place: tuple[str, ...], value: Any) -> dict[str, Any]:
