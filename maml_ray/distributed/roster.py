@@ -61,8 +61,9 @@ class Roster:
 
     @property
     def at_work(self) -> list[Member]:
-        """Those that are up and stay: they may be given work."""
-        return [member for member in self._members if member.ready is None and self._stays(member)]
+        """Those that may be given work: on nodes that stay, as long as anybody is up there."""
+        up = [member for member in self._members if member.ready is None]
+        return [member for member in up if self._stays(member)] or up
 
     @property
     def starting(self) -> list[Member]:
@@ -70,10 +71,14 @@ class Roster:
         return [member for member in self._members if member.ready is not None]
 
     def follow_cluster(self) -> None:
-        """As many actors as the cluster has room for, and none idle on a node that is to go."""
-        wanted = self._capacity.wanted()
+        """As many actors as the cluster has room for.
+
+        Those on a node that is to go leave it when they have done what they have, and others are up
+        elsewhere: a node that nobody works on may go without a loss.
+        """
+        wanted, at_work = self._capacity.wanted(), self.at_work
         for member in self:
-            if member.ready is None and not member.work and not self._stays(member):
+            if member.ready is None and not member.work and member not in at_work:
                 self.dismiss(member)
                 self._settle(Observation(Failure.PREEMPTED, "", member.name, 0, "it was idle"))
         missing = wanted - sum(map(self._stays, self._members))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from maml_ray.distributed.activity import Place
 from maml_ray.distributed.pool import RolloutPool
 from maml_ray.records import IterationRecord
 from maml_ray.run_folder import RunFolder
@@ -20,33 +21,39 @@ NO_OTHER = {"infrastructure": 0, "preemptions": 10}
 """A single failure that is not counted as a pre-emption ends the run."""
 
 
-def test_an_announced_node_gets_no_more_work_and_nothing_is_lost(
+def test_an_announced_node_is_left_when_another_is_there_and_nothing_is_lost(
     cluster: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Announced in iteration 1, while its actor works; there is another node by then."""
-    chosen, folder = settings(iterations=4, faults=NO_OTHER), RunFolder(tmp_path / "run")
+    """Announced in iteration 1, while its actor works; another node has come by iteration 2."""
+    chosen, folder = settings(iterations=5, faults=NO_OTHER), RunFolder(tmp_path / "run")
     (first,) = cluster.ids
     cluster.add_node(cpus=0, gpus=1)  # for the learner, which would be anywhere otherwise
     dispatch = RolloutPool._dispatch
-    calls: list[int] = []
+    pools: list[RolloutPool] = []
 
     def dispatching(pool: RolloutPool, parameters: Any, batch: Any) -> None:
         dispatch(pool, parameters, batch)
-        if len(watcher.records) == 1 and not calls:
-            calls.append(len([member for member in pool._roster if member.work]))
-            cluster.add_node()
+        if len(watcher.records) == 1 and not pools:
+            assert any(member.work for member in pool._roster)
             cluster.announce(first)
             pool._capacity.look_again()
+            pools.append(pool)
 
+    def another(record: IterationRecord) -> None:
+        if record.iteration == 2:
+            cluster.add_node()
+            pools[0]._capacity.look_again()
+            places.extend(pools[0].wait_until_ready())
+
+    places: list[Place] = []
     monkeypatch.setattr(RolloutPool, "_dispatch", dispatching)
-    watcher = Watcher()
+    watcher = Watcher(another)
     train(chosen, folder, observers=[watcher])
-    assert calls == [1]
-    assert [record.faults.lost for record in watcher.records] == [0, 0, 0, 0]
-    assert [record.faults.failures for record in watcher.records] == [0, 1, 1, 1]
-    assert [
-        event for event in watcher.events if "rollout-0 is lost: its node was announced" in event
-    ]
+    assert [place.node_id for place in places] == [cluster.ids[-1]]
+    assert [record.faults.lost for record in watcher.records] == [0] * 5
+    assert [record.faults.failures for record in watcher.records] == [0, 0, 0, 1, 1]
+    (told,) = watcher.preempted
+    assert told.startswith("rollout-0 is lost: ")
     assert_undisturbed(chosen, folder)
 
 
