@@ -138,7 +138,9 @@ class LearnerClient:
             except RayTaskError as error:
                 if isinstance(error, ObjectLostError) or isinstance(error.cause, ObjectLostError):
                     raise RolloutsLost(reason(error)) from None
-                raise TrainingFailed(f"{work} failed: {reason(error)}") from None
+                if not isinstance(error.cause, RayError):
+                    raise TrainingFailed(f"{work} failed: {reason(error)}") from None
+                failed = (Failure.DATA_LOST, reason(error))
             except RayError as error:
                 failed = (self._how_it_died(error), reason(error))
             attempts += 1
