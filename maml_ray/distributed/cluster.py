@@ -92,12 +92,17 @@ def connected(address: str | None) -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        with _own_sigterm():
+            ray.shutdown()
 
 
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Ray puts a handler of its own in the place of the program's: it leaves with code 15."""
+    """The program's own handler comes back after Ray's start, and after its end.
+
+    At its start Ray puts one in its place that leaves with code 15, at its end it takes all away,
+    below Python, where only setting the handler anew helps.
+    """
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
