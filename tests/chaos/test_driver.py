@@ -155,7 +155,9 @@ def test_a_signal_while_the_actors_start(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["gate"]
 
 
-@BOTH
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.soak)]
+)
 def test_a_signal_during_the_evaluation(tmp_path: Path, number: signal.Signals) -> None:
     program = command("train", "--run-dir", "run", run__iterations="1", evaluation__tasks="400")
     with driver(program, tmp_path) as process:
@@ -166,6 +168,7 @@ def test_a_signal_during_the_evaluation(tmp_path: Path, number: signal.Signals) 
     assert not (tmp_path / "run" / "evaluation.json").exists()
 
 
+@pytest.mark.soak
 def test_a_second_signal_ends_the_driver_at_once(tmp_path: Path) -> None:
     """The first one waits for the last checkpoint, and its storage never answers."""
     with silent_bucket() as there, driver(on_the_bucket(tmp_path), tmp_path, **there) as process:
@@ -187,6 +190,8 @@ def test_a_signal_while_the_storage_hangs(tmp_path: Path) -> None:
     assert load_newest(LocalStorage(saved))[0].iteration >= 2
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(900)
 def test_a_driver_killed_twice_in_the_same_iteration_comes_to_the_same_end(tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     gate = tmp_path / "gate"
