@@ -202,23 +202,6 @@ def test_an_actor_that_dies_at_its_start_has_another_in_its_place_before_the_run
     assert "the start failed on rollout-0" in events[0]
 
 
-def test_actors_that_were_begun_together_and_die_together_are_one_failure_in_a_row(
-    open_pool: Opener,
-) -> None:
-    """As those of a node that goes while they start: more of them than a task has attempts."""
-    events: list[str] = []
-    pool = open_pool(2, settings(max_task_attempts=2), on_event=events.append)
-
-    def kill_the_first_two() -> None:
-        for member in pool._roster:
-            if "replacement" not in member.name:
-                ray.kill(member.actor)
-
-    pool._check_stop = kill_the_first_two
-    assert len(pool.wait_until_ready()) == 2
-    assert len(events) == 2
-
-
 def test_a_request_to_stop_ends_the_wait_for_work_that_never_ends(open_pool: Opener) -> None:
     chosen = settings()
     asked = iter([False] * 3)
