@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 SETTINGS ?= deploy.yaml
 ARGS ?=
 
-.PHONY: help install train test lint types cluster test-cluster verify-backward reproduce chaos bench clean
+.PHONY: help install train test lint types cluster test-cluster verify-backward reproduce chaos fuzz bench clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -49,6 +49,9 @@ reproduce: install ## Train and judge the papers' experiments: about three hours
 
 chaos: install ## Kill, hang and unplug a run 56 times; see that it ends with the same bits (20 minutes).
 	$(BIN)/python -m pytest -m soak -s tests/chaos
+
+fuzz: install ## Ten times the cases of damaged settings, arguments and folders, new ones every time (FACTOR=).
+	FUZZ=$(or $(FACTOR),10) $(BIN)/python -m pytest --timeout 3600 tests/bad_input $(ARGS)
 
 bench: install ## Measure speed as ratios within one run (ARGS=--json for keeping).
 	$(BIN)/python -m tests.benchmarks $(ARGS)

@@ -16,6 +16,7 @@ from maml_ray.errors import Interrupted, Superseded, TrainingFailed, UserError
 from maml_ray.evaluation_cli import add_commands
 from maml_ray.presets import PRESETS
 from maml_ray.report.tables import print_evaluation, print_notes
+from maml_ray.stopping import EndOnSignal
 from maml_ray.watching_cli import add_commands as add_watching_commands
 
 app = typer.Typer(
@@ -178,7 +179,8 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # a file's name may be no text at all
             stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        with EndOnSignal():
+            app()
     except (UserError, Superseded) as error:
         print(f"maml-ray: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

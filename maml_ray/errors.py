@@ -37,13 +37,15 @@ class TrainingFailed(Exception):
 class Interrupted(Exception):
     """A signal asked the run to stop; it has stopped in good order.
 
-    ``run`` is the run folder, where one is known: to go on with.
+    ``run`` is the run folder, where one is known: to go on with. ``remark`` says what did not go
+    as it should on the way out.
     """
 
     run: str | None = None
 
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(f"stopped by signal {signal_number}")
+    def __init__(self, signal_number: int, remark: str = "") -> None:
+        super().__init__(f"stopped by signal {signal_number}" + (f"; {remark}" if remark else ""))
+        self.signal_number = signal_number
         self.exit_code = 128 + signal_number
 
 

@@ -1,4 +1,4 @@
-"""Requests to stop: Ctrl-C, SIGTERM and a newer attempt, heard between steps and obeyed."""
+"""Requests to stop: Ctrl-C, SIGTERM and a newer attempt, obeyed in good order and in time."""
 
 from __future__ import annotations
 
@@ -10,38 +10,19 @@ from typing import Any
 
 from maml_ray.errors import Interrupted, Superseded
 
+LAST_RESORT_S = 9.5
+"""A program that was asked to end has ended by then, whatever it waits for."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class StopRequest:
-    """While entered, turns the first signal into a flag; a second signal ends the process at once.
-
-    Must be entered after ``ray.init``, which puts its own SIGTERM handler in place. In a thread
-    other than the main one, where Python allows no handlers, it never sees a request.
-    """
+class _Handler:
+    """While entered, hears the signals; in a thread other than the main one it never does."""
 
     def __init__(self) -> None:
         self._signal: int | None = None
-        self._superseded: Superseded | None = None
         self._before: dict[int, Any] = {}
 
-    def check(self) -> None:
-        """Go on, or stop.
-
-        Raises:
-            Interrupted: a signal has come.
-            Superseded: a newer attempt at the run has begun.
-        """
-        if self._superseded is not None:
-            raise self._superseded
-        if self._signal is not None:
-            raise Interrupted(self._signal)
-
-    def give_way(self, superseded: Superseded) -> None:
-        """Stop, since a newer attempt has begun; from any thread."""
-        self._superseded = superseded
-
-    def __enter__(self) -> StopRequest:
+    def __enter__(self) -> Any:
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 self._before[number] = signal.signal(number, self._hear)
@@ -60,3 +41,69 @@ class StopRequest:
         if self._signal is not None:
             os._exit(128 + number)
         self._signal = number
+
+
+class StopRequest(_Handler):
+    """While entered, turns the first signal into a flag; a second signal ends the process at once.
+
+    For a loop that has something to finish. Must be entered after ``ray.init``, which puts its own
+    SIGTERM handler in place.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._superseded: Superseded | None = None
+
+    def give_way(self, superseded: Superseded) -> None:
+        """Stop, since a newer attempt has begun; from any thread."""
+        self._superseded = superseded
+
+    def check(self) -> None:
+        """Go on, or stop.
+
+        Raises:
+            Interrupted: a signal has come.
+            Superseded: a newer attempt at the run has begun.
+        """
+        if self._superseded is not None:
+            raise self._superseded
+        if self._signal is not None:
+            raise Interrupted(self._signal)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        super()._hear(number, frame)
+        if EndOnSignal.current is not None:
+            EndOnSignal.current.note(number)
+
+
+class EndOnSignal(_Handler):
+    """While entered, the first signal ends the program, and a second one does so at once.
+
+    For all that a program does beside a loop of :class:`StopRequest`: its start, and what follows.
+    What is open is closed on the way out; what does not close in time is left behind.
+    """
+
+    current: EndOnSignal | None = None
+
+    def __enter__(self) -> EndOnSignal:
+        super().__enter__()
+        EndOnSignal.current = self
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        EndOnSignal.current = None
+        super().__exit__(*raised)
+
+    def note(self, number: int) -> None:
+        """A signal was heard, here or within: the next one ends the program at once."""
+        self._signal = number
+        last_resort = threading.Timer(LAST_RESORT_S, os._exit, (128 + number,))
+        last_resort.daemon = True
+        last_resort.start()
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        super()._hear(number, frame)
+        self.note(number)
+        # Not print: the signal may have come in the middle of another one.
+        os.write(2, f"maml-ray: stopped by signal {number}\n".encode())
+        raise SystemExit(128 + number)

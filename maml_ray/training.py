@@ -37,7 +37,7 @@ from maml_ray.stopping import StopRequest
 from maml_ray.tasks.distribution import TaskDistribution
 from maml_ray.tasks.lookup import resolve_tasks
 
-HURRY_S = 5.0
+HURRY_S = 4.0
 """How long a run that is to stop waits for its last checkpoint: a job is killed soon after."""
 
 
@@ -114,8 +114,8 @@ class _Loop:
             self._iterate()
             self._save_last(self.settings.cluster.task_timeout_s, self.check_stop)
             self.check_stop()
-        except (Interrupted, TrainingFailed):
-            self._save_last(HURRY_S)
+        except (Interrupted, TrainingFailed) as ended:
+            self._save_in_a_hurry(ended)
             raise
 
     def _iterate(self) -> None:
@@ -173,6 +173,15 @@ class _Loop:
         problem = hopeless(update, self.settings.faults)
         if problem is not None:
             raise TrainingFailed(problem)
+
+    def _save_in_a_hurry(self, ended: Interrupted | TrainingFailed) -> None:
+        """Save what there is; what ended the run is still told where that does not work."""
+        try:
+            self._save_last(HURRY_S)
+        except TrainingFailed as unsaved:
+            if isinstance(ended, Interrupted):
+                raise Interrupted(ended.signal_number, str(unsaved)) from None
+            raise TrainingFailed(f"{ended}; {unsaved}") from None
 
     def _save_last(self, deadline_s: float, check: Callable[[], None] = lambda: None) -> None:
         """See to it that all that is finished is safe."""

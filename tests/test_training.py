@@ -27,6 +27,7 @@ from maml_ray.training import train
 def _ray() -> Iterator[None]:
     if not ray.is_initialized():
         ray.init(
+            address="local",  # not one that somebody has left running here
             num_cpus=2,
             include_dashboard=False,
             object_store_memory=150_000_000,

@@ -89,6 +89,10 @@ class LearnerActor:
             return f"{torch.cuda.get_device_name(self._device)} (Ray GPU {ray.get_gpu_ids()})"
         return f"CPU, {self._threads} thread{'s' if self._threads > 1 else ''}{self._remark}"
 
+    def place(self) -> Place:
+        """Where this actor runs; answers once it is up."""
+        return _place()
+
     def threads(self) -> int:
         """CPU threads that it computes with: how sums are rounded depends on their number."""
         return self._threads

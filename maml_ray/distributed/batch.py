@@ -131,7 +131,7 @@ class Batch(Generic[Result]):
             blamed: of them, the one that the actor was at.
 
         Returns:
-            How often the blamed one has failed.
+            How often the blamed one has failed; 0 where it is not needed any more.
         """
         for work in reversed(list(works)):
             self._counts += WorkCounts(lost=1)
@@ -141,7 +141,7 @@ class Batch(Generic[Result]):
             if work.task_index not in self._done and not self._copies[work.task_index]:
                 self._queue.appendleft(work)
                 self._again.add(work.task_index)
-        if blamed is None or self._assignments.get(blamed.task_index) != blamed:
-            return 0
+        if blamed is None or not self.needs(blamed):
+            return 0  # what another has done already kills nobody
         self._failures[blamed.task_index] += 1
         return self._failures[blamed.task_index]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ import grpc
 import ray
 
 from maml_ray.config import ClusterSettings
-from maml_ray.errors import ResourceError
+from maml_ray.errors import Interrupted, ResourceError
 
 CONNECT_TIMEOUT_S = 10.0
 
@@ -70,6 +72,7 @@ def connected(address: str | None) -> Iterator[None]:
 
     Raises:
         ResourceError: there is no cluster at the address, or Ray cannot be started.
+        Interrupted: SIGTERM came while Ray was starting.
     """
     if ray.is_initialized():
         yield
@@ -79,16 +82,37 @@ def connected(address: str | None) -> Iterator[None]:
     if address is None and not os.environ.get("RAY_ADDRESS"):
         address = "local"
     try:
-        if address is None:
-            ray.init(logging_level=logging.WARNING)  # a job's settings come from Ray itself
-        else:
-            ray.init(address=address, logging_level=logging.WARNING)
+        with _own_sigterm():
+            if address is None:
+                ray.init(logging_level=logging.WARNING)  # a job's settings come from Ray itself
+            else:
+                ray.init(address=address, logging_level=logging.WARNING)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise ResourceError(_explain(address, error)) from None
     try:
         yield
     finally:
-        ray.shutdown()
+        with _own_sigterm():
+            ray.shutdown()
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """The program's own handler comes back after Ray's start, and after its end.
+
+    At its start Ray puts one in its place that leaves with code 15, at its end it takes all away,
+    below Python, where only setting the handler anew helps.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit as leaving:
+        if leaving.code == signal.SIGTERM:
+            raise Interrupted(signal.SIGTERM) from None
+        raise
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def dashboard_url() -> str | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import ray
@@ -13,8 +14,9 @@ from maml_ray.checkpoint_files import Checkpoint
 from maml_ray.config import Settings
 from maml_ray.distributed.activity import Place
 from maml_ray.distributed.batch import WorkCounts
+from maml_ray.distributed.capacity import Capacity
 from maml_ray.distributed.cluster import plan_resources
-from maml_ray.distributed.failures import Failure, FaultLog, Observation, Stop
+from maml_ray.distributed.failures import FaultLog, Observation, settle
 from maml_ray.distributed.learner_client import LearnerClient, RolloutsLost
 from maml_ray.distributed.pool import Collected, RolloutPool
 from maml_ray.distributed.run_name import own_name
@@ -46,7 +48,7 @@ class Crew:
     places: tuple[Place, ...]
     parameters: ray.ObjectRef[Any]
     _faults: FaultLog
-    _on_event: Callable[[str], None]
+    _settle: Callable[[Observation], None]
     _counts: WorkCounts = field(default_factory=WorkCounts)
 
     def learn(self, assignments: Sequence[Assignment]) -> tuple[Collected, UpdateMetrics]:
@@ -61,7 +63,9 @@ class Crew:
             try:
                 update = self.learner.update([one.rollouts for one in collected.rollouts])
             except RolloutsLost as lost:
-                self._note_loss(str(lost))
+                failure = self.pool.how_lost(collected)
+                seen = Observation(failure, "the meta-update", "the learner", 0, str(lost))
+                self._settle(seen)
                 collected = self.pool.collect(self.parameters, assignments, collected)
             else:
                 self._account(collected.counts, len(assignments))
@@ -80,14 +84,6 @@ class Crew:
             failures=self._faults.total,
             learner_restarts=self.learner.restarts,
         )
-
-    def _note_loss(self, error: str) -> None:
-        """Rollouts that went with their node are a failure of the infrastructure."""
-        seen = Observation(Failure.ROLLOUTS_LOST, "the meta-update", "the learner", 0, error)
-        decision = self._faults.decide(seen)
-        if isinstance(decision, Stop):
-            raise TrainingFailed(decision.message)
-        self._on_event(decision.message)
 
     def _account(self, counts: WorkCounts, tasks: int) -> None:
         """Every piece of work is used once, and every other one is known to be lost or late."""
@@ -123,24 +119,29 @@ def crew(
     plan = plan_resources(settings.cluster, ray.cluster_resources())
     namespace = own_name(settings.run.name).namespace
     faults = FaultLog(settings.faults, settings.cluster.max_task_attempts)
-    learner = LearnerClient(
-        settings,
-        spec,
-        plan,
-        namespace,
-        state=resume.learner if resume else None,
-        # The number of threads decides the last bits: a run keeps the one that it began with.
-        threads=settings.cluster.learner_threads or (resume.learner_threads if resume else None),
-        faults=faults,
-        on_event=on_event,
-        check_stop=check_stop,
-    )
-    pool = RolloutPool(settings, namespace, faults=faults, on_event=on_event, check_stop=check_stop)
-    try:
+    told_of = partial(settle, faults, on_event=on_event)
+    capacity = Capacity(settings.cluster)
+    # The number of threads decides the last bits: a run keeps the one that it began with.
+    threads = settings.cluster.learner_threads or (resume.learner_threads if resume else None)
+    with ExitStack() as closing:
+        learner = LearnerClient(
+            settings,
+            spec,
+            plan,
+            namespace,
+            capacity,
+            state=resume.learner if resume else None,
+            threads=threads,
+            settle=told_of,
+            on_event=on_event,
+            check_stop=check_stop,
+        )
+        closing.callback(learner.close)
+        pool = RolloutPool(
+            settings, namespace, capacity, settle=told_of, on_event=on_event, check_stop=check_stop
+        )
+        closing.callback(pool.close)
         described = learner.wait_until_ready()
         places = pool.wait_until_ready()
         parameters = ray.put(published(settings, learner.state))
-        yield Crew(settings, spec, learner, pool, described, places, parameters, faults, on_event)
-    finally:
-        pool.close()
-        learner.close()
+        yield Crew(settings, spec, learner, pool, described, places, parameters, faults, told_of)

@@ -7,10 +7,15 @@ the work itself raised would come back with the same seeds, so it stops the run.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
 from maml_ray.config import FaultSettings
+from maml_ray.errors import TrainingFailed
+
+REPLACEMENT = "-replacement-"
+"""Stands in an actor's name between its place and the number of actors before it there."""
 
 
 class Failure(Enum):
@@ -21,6 +26,7 @@ class Failure(Enum):
     STALLED = "nothing has finished for too long"
     PREEMPTED = "its node was announced to go away"
     START_FAILED = "it could not start"
+    DATA_LOST = "Ray could not keep or bring its data"
     ROLLOUTS_LOST = "the node that held its rollouts has gone"
     WORK_RAISED = "it raised an error"
 
@@ -31,7 +37,7 @@ class Observation:
 
     Attributes:
         failure: how it failed.
-        work: what was being done, readable.
+        work: what was being done, readable; empty where the actor was idle.
         actor: the actor's name.
         attempts: how often this work has failed in a row, this time included; 0 where the work is
             not to blame.
@@ -43,6 +49,11 @@ class Observation:
     actor: str
     attempts: int
     error: str
+
+    def told(self) -> str:
+        """All of it, for people."""
+        subject = f"{self.work} failed on {self.actor}" if self.work else f"{self.actor} is lost"
+        return f"{subject}: {self.failure.value} ({self.error})"
 
 
 @dataclass(frozen=True)
@@ -74,11 +85,9 @@ class FaultLog:
 
     def decide(self, observation: Observation) -> Retry | Stop:
         """Note a failure; what to do about it."""
-        self._seen[observation.failure, observation.actor] += 1
-        told = (
-            f"{observation.work} failed on {observation.actor}: {observation.failure.value} "
-            f"({observation.error})"
-        )
+        place = observation.actor.partition(REPLACEMENT)[0]
+        self._seen[observation.failure, place] += 1
+        told = observation.told()
         if observation.failure is Failure.WORK_RAISED:
             return Stop(told)
         preempted = observation.failure is Failure.PREEMPTED
@@ -91,7 +100,7 @@ class FaultLog:
                 f"{told}; that was failure {spent}, and faults.{name} allows {budget}:\n"
                 f"{self.table()}"
             )
-        return Retry(f"{told}; done again")
+        return Retry(f"{told}; done again" if observation.work else told)
 
     @property
     def total(self) -> int:
@@ -99,14 +108,13 @@ class FaultLog:
         return sum(self._seen.values())
 
     def table(self) -> str:
-        """What happened: a line for each kind of failure and actor."""
-        lines = [
-            f"{count:6d}  {actor}: {failure.value}"
-            for (failure, actor), count in sorted(
-                self._seen.items(), key=lambda item: (-item[1], item[0][1], item[0][0].name)
-            )
-        ]
-        return "\n".join(lines)
+        """What happened: a line for each kind of failure and actor, its replacements included."""
+        ordered = sorted(
+            self._seen.items(), key=lambda item: (-item[1], item[0][1], item[0][0].name)
+        )
+        return "\n".join(
+            f"{count:6d}  {actor}: {failure.value}" for (failure, actor), count in ordered
+        )
 
     def _spent(self, preempted: bool) -> int:
         return sum(
@@ -114,3 +122,15 @@ class FaultLog:
             for (failure, _), count in self._seen.items()
             if (failure is Failure.PREEMPTED) == preempted
         )
+
+
+def settle(faults: FaultLog, observation: Observation, on_event: Callable[[str], None]) -> None:
+    """Note a failure, and tell of it where the run goes on.
+
+    Raises:
+        TrainingFailed: it does not.
+    """
+    decision = faults.decide(observation)
+    if isinstance(decision, Stop):
+        raise TrainingFailed(decision.message)
+    on_event(decision.message)

@@ -11,14 +11,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError, RayError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
 
 from maml_ray.config import Settings
+from maml_ray.distributed.activity import Place
 from maml_ray.distributed.actors import LearnerActor, watched
+from maml_ray.distributed.capacity import Capacity
 from maml_ray.distributed.cluster import ResourcePlan
-from maml_ray.distributed.failures import Failure, FaultLog, Observation, Stop
+from maml_ray.distributed.failures import REPLACEMENT, Failure, Observation
 from maml_ray.distributed.members import describe_activity, reason
-from maml_ray.distributed.pool import FETCH_S, POLL_S
+from maml_ray.distributed.pool import POLL_S
+from maml_ray.distributed.roster import FETCH_S
 from maml_ray.errors import Interrupted, ResourceError, TrainingFailed
 from maml_ray.learner import LearnerState, UpdateMetrics
 from maml_ray.policy import PolicySpec
@@ -26,7 +29,7 @@ from maml_ray.policy import PolicySpec
 PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
 """OpenMP threads that wait give up their core: spinning ones make an update several times longer
 as soon as anything else wants it (0.45 s against 1.2 to 1.7 s with one core busy)."""
-GRACE_S = 5.0
+GRACE_S = 3.0
 """How long a request to stop lets an update finish that is under way."""
 
 
@@ -42,10 +45,11 @@ class LearnerClient:
         spec: the policy's sizes.
         plan: whether the learner takes a GPU.
         namespace: Ray namespace of the actor's name.
+        capacity: tells which nodes were announced to go away.
         state: where the learner goes on; None to begin.
         threads: CPU threads of the learner; None for all of its machine.
-        faults: where failures are noted and decided on.
-        on_event: told of every failure that was mended.
+        settle: notes a failure; may raise to end the run.
+        on_event: told of what is waited for.
         check_stop: called while waiting; may raise to abandon the wait.
     """
 
@@ -55,17 +59,18 @@ class LearnerClient:
         spec: PolicySpec,
         plan: ResourcePlan,
         namespace: str,
+        capacity: Capacity,
         *,
         state: LearnerState | None,
         threads: int | None,
-        faults: FaultLog,
+        settle: Callable[[Observation], None],
         on_event: Callable[[str], None],
         check_stop: Callable[[], None],
     ) -> None:
         self._settings, self._spec, self._plan = settings, spec, plan
-        self._namespace = namespace
+        self._namespace, self._capacity = namespace, capacity
         self._state, self._threads = state, threads
-        self._faults, self._on_event, self._check_stop = faults, on_event, check_stop
+        self._settle, self._on_event, self._check_stop = settle, on_event, check_stop
         self._generation = 0
         self._actor: Any = self._start()
 
@@ -125,7 +130,7 @@ class LearnerClient:
                 *rollouts
             )
             try:
-                failed = self._wait_for(metrics)
+                failed = self._wait_for(metrics, state)
                 if failed is None:
                     result: UpdateMetrics = ray.get(metrics, timeout=FETCH_S)
                     self._state = ray.get(state, timeout=FETCH_S)
@@ -133,9 +138,11 @@ class LearnerClient:
             except RayTaskError as error:
                 if isinstance(error, ObjectLostError) or isinstance(error.cause, ObjectLostError):
                     raise RolloutsLost(reason(error)) from None
-                raise TrainingFailed(f"{work} failed: {reason(error)}") from None
+                if not isinstance(error.cause, RayError):
+                    raise TrainingFailed(f"{work} failed: {reason(error)}") from None
+                failed = (Failure.DATA_LOST, reason(error))
             except RayError as error:
-                failed = (Failure.ACTOR_DIED, reason(error))
+                failed = (self._how_it_died(error), reason(error))
             attempts += 1
             self._begin_anew(Observation(failed[0], work, self._name(), attempts, failed[1]))
 
@@ -144,7 +151,7 @@ class LearnerClient:
         ray.kill(self._actor)
 
     def _start(self) -> Any:
-        return (
+        actor = (
             watched(LearnerActor)
             .options(
                 name=self._name(),
@@ -161,26 +168,38 @@ class LearnerClient:
                 self._state,
             )
         )
+        self._place = actor.place.remote()  # answered once it is up, and then known here
+        return actor
 
     def _name(self) -> str:
-        return "learner" + (f"-replacement-{self._generation}" if self._generation else "")
+        return "learner" + (f"{REPLACEMENT}{self._generation}" if self._generation else "")
 
     def _begin_anew(self, observation: Observation) -> None:
         """Another learner, from the last state, if the budgets allow."""
-        decision = self._faults.decide(observation)
-        if isinstance(decision, Stop):
-            raise TrainingFailed(decision.message)
-        self._on_event(decision.message)
+        self._settle(observation)
         ray.kill(self._actor)
         self._generation += 1
         self._actor = self._start()
 
-    def _wait_for(self, ref: ray.ObjectRef[Any]) -> tuple[Failure, str] | None:
-        """Wait for an update; why it is given up, or None when it is there."""
+    def _how_it_died(self, error: RayError) -> Failure:
+        told = isinstance(error, RayActorError) and error.preempted
+        return Failure.PREEMPTED if told or self._announced() else Failure.ACTOR_DIED
+
+    def _announced(self) -> bool:
+        """Whether the learner's node was announced to go away."""
+        try:
+            place: Place = ray.get(self._place, timeout=0)
+        except RayError:  # it never came up
+            return False
+        return self._capacity.announced(place.node_id)
+
+    def _wait_for(self, *refs: ray.ObjectRef[Any]) -> tuple[Failure, str] | None:
+        """Wait for an update; why it is given up, or None when all of it is there."""
         limits, began = self._settings.cluster, time.monotonic()
         told, stop_by = began, None
-        while not ray.wait([ref], timeout=POLL_S)[0]:
+        while ray.wait(list(refs), num_returns=len(refs), timeout=POLL_S)[1]:
             now = time.monotonic()
+            self._capacity.look()  # the end of the learner's node may be announced meanwhile
             try:
                 self._check_stop()
             except Interrupted:

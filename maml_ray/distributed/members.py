@@ -14,9 +14,10 @@ from ray.exceptions import RayError, RayTaskError
 from maml_ray.config import Settings
 from maml_ray.distributed.activity import Place
 from maml_ray.distributed.actors import RolloutActor, watched
+from maml_ray.distributed.failures import REPLACEMENT
 from maml_ray.rollout import Assignment
 
-WATCH_S = 5.0
+WATCH_S = 2.0
 """Deadline for an actor's answer to what it is at: its other thread may be all that works."""
 
 
@@ -45,7 +46,7 @@ class Member:
         number: its place in the pool.
         actor: the actor's handle.
         ready: the answer that is waited for before it is given work; None once it is there.
-        began: when it was asked to start.
+        began: when it was asked for that answer.
         place: where it runs, once known.
     """
 
@@ -56,6 +57,15 @@ class Member:
     began: float
     place: Place | None = None
     work: deque[InFlight] = field(default_factory=deque)
+
+    @property
+    def node_id(self) -> str | None:
+        """Of the node where it runs, once known."""
+        return self.place.node_id if self.place else None
+
+    def ask_again(self) -> None:
+        """Have it show that it is alive before it is given anything."""
+        self.ready, self.began = self.actor.ready.remote(), time.monotonic()
 
     def give(self, parameters: ray.ObjectRef[Any], assignment: Assignment) -> None:
         """Have ``assignment`` rolled out, after what it has been given before."""
@@ -99,7 +109,7 @@ class Recruiter:
         generation = self._generations[number]
         self._generations[number] += 1
         # A killed actor gives its name back late, so a replacement has one of its own.
-        name = f"rollout-{number}" + (f"-replacement-{generation}" if generation else "")
+        name = f"rollout-{number}" + (f"{REPLACEMENT}{generation}" if generation else "")
         actor: Any = (
             watched(RolloutActor)
             .options(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tests.chaos.machine import LEARNER, ROLLOUT
-from tests.chaos.victim import Victim
+from tests.chaos.victim import RunDied, Victim
 
 Deed = Callable[[Victim, random.Random], None]
 
@@ -54,12 +54,25 @@ def _grow_and_shrink(victim: Victim, rng: random.Random) -> None:
     victim.machine.remove_node(rng)
 
 
+def _preempt(victim: Victim, rng: random.Random) -> None:
+    """A node's end is announced, and it comes, while the run goes on."""
+    node_id = victim.machine.announce_one(rng)
+    victim.wait_for_progress()
+    victim.machine.remove_nodes({node_id})
+    victim.machine.add_node()
+
+
 def _kill_driver_twice(victim: Victim, rng: random.Random) -> None:
+    """Killed, and killed again before it has finished the iteration that it came back to."""
     victim.end(signal.SIGKILL)
-    victim.resume()
-    victim.wait_until_started()
-    victim.end(signal.SIGKILL)
-    victim.resume()
+    for _ in range(10):  # an iteration is short: it may be over before the second kill
+        newest = victim.newest_checkpoint()
+        victim.begin_again()
+        victim.wait_until_started()
+        victim.end(signal.SIGKILL)
+        if victim.newest_checkpoint() == newest:
+            return victim.resume()
+    raise RunDied("ten times the second kill came too late")
 
 
 def _end_driver(number: signal.Signals) -> Deed:
@@ -92,6 +105,7 @@ KINDS: Sequence[Fault] = (
     Fault("learner hangs", _to_workers(LEARNER, signal.SIGSTOP), weight=1),
     Fault("node lost, another added", _swap_node),
     Fault("node added, one lost", _grow_and_shrink),
+    Fault("node pre-empted, another added", _preempt),
     Fault("driver killed", _end_driver(signal.SIGKILL), weight=2),
     Fault("driver killed twice in an iteration", _kill_driver_twice, weight=1),
     Fault("driver told to stop (SIGTERM)", _end_driver(signal.SIGTERM), weight=1),

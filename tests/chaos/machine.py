@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import random
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import psutil
+import ray
+from ray.core.generated import autoscaler_pb2
 
 HEALTH = {
     "RAY_health_check_initial_delay_ms": "0",
@@ -51,9 +54,32 @@ class Machine:
         """How many nodes there are, beside the head."""
         return len(self._nodes)
 
-    def add_node(self) -> None:
-        """One more node."""
-        self._nodes.append(self._cluster.add_node(num_cpus=CPUS, object_store_memory=100_000_000))
+    @property
+    def ids(self) -> list[str]:
+        """Of the nodes, beside the head's."""
+        return [str(node.node_id) for node in self._nodes]
+
+    def add_node(self, cpus: int = CPUS, gpus: int = 0) -> str:
+        """One more node, with CPUs and GPUs by name; its id."""
+        made = self._cluster.add_node(num_cpus=cpus, num_gpus=gpus, object_store_memory=100_000_000)
+        self._nodes.append(made)
+        return str(made.node_id)
+
+    def announce(self, node_id: str, within_s: float = 60.0) -> None:
+        """Tell Ray, as a cloud's watcher does, that a node will be taken away."""
+        kinds: Any = autoscaler_pb2
+        reason = kinds.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        moment_ms = int((time.time() + within_s) * 1000)
+        core: Any = ray
+        head = core._raylet.GcsClient(address=self.address)
+        accepted, why = head.drain_node(node_id, reason, "a spot machine", moment_ms)
+        assert accepted, why
+
+    def announce_one(self, rng: random.Random) -> str:
+        """The end of any node is announced; its id."""
+        node_id = str(rng.choice(self._nodes).node_id)
+        self.announce(node_id)
+        return node_id
 
     def remove_node(self, rng: random.Random) -> None:
         """A node goes without a word, and all its processes with it."""

@@ -25,6 +25,7 @@ MIB = 2.0**20
 @pytest.fixture
 def _ray() -> Iterator[None]:
     ray.init(
+        address="local",  # not one that somebody has left running here
         num_cpus=2,
         include_dashboard=False,
         object_store_memory=150_000_000,

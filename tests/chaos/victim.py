@@ -82,10 +82,19 @@ class Victim:
         if number != signal.SIGKILL:
             self.farewells.append(took)
 
-    def resume(self) -> None:
-        """Begin again where it was."""
-        before, began = self.iterations(), time.monotonic()
+    def begin_again(self) -> None:
+        """Begin again where it was, and do not wait for anything."""
         self._driver = self._start("--resume", str(self.folder.path))
+
+    def newest_checkpoint(self) -> int:
+        """The number of the newest checkpoint: where a resumed run begins."""
+        whole = self.folder.checkpoints.glob("*/manifest.json")  # what is written last
+        return max(int(path.parent.name) for path in whole if path.parent.name.isdigit())
+
+    def resume(self) -> None:
+        """Begin again where it was, and see it finish an iteration."""
+        before, began = self.iterations(), time.monotonic()
+        self.begin_again()
         self.wait_until_started()
         self._wait(lambda: self.iterations() > before, "no iteration after a resume")
         self.resumes.append(time.monotonic() - began)

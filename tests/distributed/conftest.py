@@ -12,6 +12,7 @@ import ray
 @pytest.fixture(scope="package")
 def local_ray() -> Iterator[None]:
     ray.init(
+        address="local",  # not one that somebody has left running here
         num_cpus=2,
         include_dashboard=False,
         object_store_memory=150_000_000,

@@ -54,6 +54,17 @@ def test_only_the_work_that_an_actor_was_at_is_blamed() -> None:
     assert batch.lose(works, blamed=works[1]) == 1
 
 
+def test_a_copy_that_is_lost_after_another_has_answered_is_nobodys_fault() -> None:
+    batch: Batch[str] = Batch(assignments(2))
+    work = batch.hand_out()
+    assert batch.lose([work], blamed=work) == 1
+    assert batch.hand_out() == work
+    batch.duplicate(work)
+    batch.finish(work, "first")
+    assert batch.lose([work], blamed=work) == 0
+    assert batch.counts == WorkCounts(dispatched=3, retried=1, duplicated=1, used=1, lost=2)
+
+
 def test_work_that_a_second_actor_is_at_is_not_handed_to_a_third() -> None:
     batch: Batch[str] = Batch(assignments(1))
     work = batch.hand_out()

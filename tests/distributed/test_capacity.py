@@ -37,12 +37,28 @@ def test_the_cluster_is_not_asked_at_every_turn_but_after_a_death() -> None:
         looks.append(1)
         return [node("a", cpus=float(len(looks)))]
 
-    capacity = Capacity(ClusterSettings(), nodes)
+    capacity = Capacity(ClusterSettings(), nodes, tuple)
     assert [capacity.wanted() for _ in range(3)] == [1, 1, 1]
     capacity.look_again()
     assert capacity.wanted() == 2
 
 
+def test_a_node_that_was_announced_to_go_away_has_room_for_nobody_and_is_remembered() -> None:
+    draining = {"b"}
+    nodes = [node("a"), node("b")]
+    capacity = Capacity(ClusterSettings(), lambda: nodes, lambda: draining)
+    assert capacity.wanted() == 2
+    assert capacity.announced("b")
+    assert not capacity.announced("a")
+    assert not capacity.announced(None)
+    assert capacity.living() == {"a", "b"}
+    draining.clear()  # as Ray tells it once the node is gone
+    nodes[1] = node("b", alive=False)
+    capacity.look_again()
+    assert capacity.wanted() == 2
+    assert capacity.announced("b")
+
+
 def test_living_nodes_are_told_by_their_id() -> None:
-    capacity = Capacity(ClusterSettings(), lambda: [node("a"), node("b", alive=False)])
+    capacity = Capacity(ClusterSettings(), lambda: [node("a"), node("b", alive=False)], tuple)
     assert capacity.living() == {"a"}

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from maml_ray.config import FaultSettings
-from maml_ray.distributed.failures import Failure, FaultLog, Observation, Retry, Stop
+from maml_ray.distributed.failures import Failure, FaultLog, Observation, Retry, Stop, settle
+from maml_ray.errors import TrainingFailed
 
 MENDED = [failure for failure in Failure if failure is not Failure.WORK_RAISED]
 
@@ -67,3 +68,20 @@ def test_each_kind_has_a_budget_of_its_own() -> None:
     assert faults.total == 2
     for failure in (Failure.STALLED, Failure.PREEMPTED):
         assert isinstance(faults.decide(observed(failure)), Stop)
+
+
+def test_an_actor_that_was_idle_is_named_without_work_and_its_replacements_with_it() -> None:
+    faults = log(infrastructure=1)
+    told = faults.decide(Observation(Failure.ACTOR_DIED, "", "rollout-1-replacement-1", 0, "gone"))
+    assert told == Retry("rollout-1-replacement-1 is lost: its actor died (gone)")
+    ended = faults.decide(Observation(Failure.ACTOR_DIED, "", "rollout-1-replacement-2", 0, "gone"))
+    assert ended.message.splitlines()[1:] == ["     2  rollout-1: its actor died"]
+
+
+def test_a_failure_is_settled_by_a_word_or_by_the_end_of_the_run() -> None:
+    faults, told = log(infrastructure=1), list[str]()
+    settle(faults, observed(Failure.ACTOR_DIED), told.append)
+    assert len(told) == 1
+    with pytest.raises(TrainingFailed, match=r"faults\.infrastructure allows 1"):
+        settle(faults, observed(Failure.ACTOR_DIED), told.append)
+    assert len(told) == 1

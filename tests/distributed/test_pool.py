@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import ray
+from ray.exceptions import ObjectStoreFullError
 
 from maml_ray.config import Settings, validate_settings
-from maml_ray.distributed.failures import FaultLog
+from maml_ray.distributed.capacity import Capacity
+from maml_ray.distributed.failures import FaultLog, settle
 from maml_ray.distributed.pool import Collected, RolloutPool
 from maml_ray.errors import Interrupted, TrainingFailed
 from maml_ray.learner import MetaLearner
@@ -26,7 +29,10 @@ TASKS = 5
 
 
 class FlawedTasks(HalfCheetahBackwardTasks):
-    """Task ``raises`` raises, task ``kills`` kills its process, ``hangs`` never answers."""
+    """Task ``raises`` raises, ``kills`` kills its process, ``hangs`` never answers.
+
+    Task ``full`` finds no room in the object store.
+    """
 
     def make_vector_env(self, task: Task, *, num_envs: int, horizon: int) -> Any:
         if task.name == "raises":
@@ -35,6 +41,8 @@ class FlawedTasks(HalfCheetahBackwardTasks):
             os.kill(os.getpid(), signal.SIGKILL)
         if task.name == "hangs":
             signal.pause()
+        if task.name == "full":
+            raise ObjectStoreFullError("no room for the rollouts")
         return super().make_vector_env(task, num_envs=num_envs, horizon=horizon)
 
     def retarget(self, env: Any, task: Task) -> bool:
@@ -70,8 +78,9 @@ def open_pool() -> Iterator[Opener]:
             update={"cluster": chosen.cluster.model_copy(update={"rollout_actors": count})}
         )
         faults = FaultLog(chosen.faults, chosen.cluster.max_task_attempts)
-        name = f"test-{len(pools)}-{os.getpid()}"
-        pools.append(RolloutPool(chosen, name, faults=faults, **callbacks))
+        told_of = partial(settle, faults, on_event=callbacks["on_event"])
+        name, capacity = f"test-{len(pools)}-{os.getpid()}", Capacity(chosen.cluster)
+        pools.append(RolloutPool(chosen, name, capacity, settle=told_of, **callbacks))
         return pools[-1]
 
     yield opener
@@ -153,6 +162,44 @@ def test_an_error_of_the_work_is_told_with_its_own_words(open_pool: Opener) -> N
     pool.wait_until_ready()
     with pytest.raises(TrainingFailed, match="RuntimeError: the simulator is on fire"):
         pool.collect(parameters(chosen), assignments("raises"))
+
+
+def test_what_ray_raises_around_the_work_is_not_the_works_own_error(open_pool: Opener) -> None:
+    chosen = settings(max_task_attempts=2)
+    pool = open_pool(1, chosen)
+    pool.wait_until_ready()
+    with pytest.raises(TrainingFailed, match=r"keep or bring its data .*no room.*attempt 2 of 2"):
+        pool.collect(parameters(chosen), assignments("full"))
+
+
+def test_idle_actors_that_died_unseen_are_not_given_the_same_work_one_after_the_other(
+    open_pool: Opener,
+) -> None:
+    """Two actors die while nothing is asked of them; the work may not be begun twice in vain."""
+    chosen = settings(max_task_attempts=2)
+    pool = open_pool(2, chosen)
+    for place in pool.wait_until_ready():
+        os.kill(place.pid, signal.SIGKILL)
+    work = assignments("backward")
+    collected = pool.collect(parameters(chosen), work)
+    assert_same(queries(collected), expected(chosen, work))
+    assert (collected.counts.dispatched, collected.counts.lost) == (2, 1)
+
+
+def test_an_actor_that_dies_at_its_start_has_another_in_its_place_before_the_run_begins(
+    open_pool: Opener,
+) -> None:
+    events: list[str] = []
+    pool = open_pool(1, settings(), on_event=events.append)
+
+    def kill_the_first() -> None:
+        if not events:
+            for member in pool._roster:
+                ray.kill(member.actor)
+
+    pool._check_stop = kill_the_first
+    assert len(pool.wait_until_ready()) == 1
+    assert "the start failed on rollout-0" in events[0]
 
 
 def test_a_request_to_stop_ends_the_wait_for_work_that_never_ends(open_pool: Opener) -> None:

@@ -1,0 +1,260 @@
+"""The driver is asked to stop, or killed, at moments that are chosen: the program as it is run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from maml_ray.checkpoint import load_newest
+from maml_ray.run_folder import RunFolder
+from maml_ray.storage import LocalStorage
+from maml_ray.tasks.distribution import Task
+from maml_ray.tasks.half_cheetah import HalfCheetahBackwardTasks
+
+BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+DEADLINE_S = 120
+"""For what is waited for; the program's own deadline on its way out is 9.5 seconds."""
+
+
+class GatedTasks(HalfCheetahBackwardTasks):
+    """Ray's workers write their process ids into the pipe ``options.gate``, and stop there.
+
+    Args:
+        gate: the named pipe; without one, nothing is special.
+        at: ``start``: where the simulations are made; ``work``: at every piece of work.
+    """
+
+    def __init__(self, *, gate: str | None = None, at: str = "work") -> None:
+        super().__init__()
+        self._gate = Path(gate) if gate else None
+        if at == "start":
+            self._stop_here()
+
+    def retarget(self, env: Any, task: Task) -> bool:
+        self._stop_here()
+        return super().retarget(env, task)
+
+    def make_vector_env(self, task: Task, *, num_envs: int, horizon: int) -> Any:
+        self._stop_here()
+        return super().make_vector_env(task, num_envs=num_envs, horizon=horizon)
+
+    def _stop_here(self) -> None:
+        in_a_worker = Path(sys.argv[0]).name == "default_worker.py"
+        if in_a_worker and self._gate is not None and self._gate.exists():
+            with self._gate.open("w") as pipe:
+                pipe.write(f"{os.getpid()}\n")
+            threading.Event().wait()
+
+
+SMALL = {
+    "run.iterations": "3",
+    "task.horizon": "20",
+    "meta_batch.tasks": "2",
+    "meta_batch.episodes": "2",
+    "policy.hidden_sizes": "[8]",
+    "evaluation.tasks": "1",
+    "evaluation.episodes": "1",
+    "evaluation.video": "false",
+    "cluster.rollout_actors": "1",
+}
+
+
+def command(*arguments: str, **changes: str) -> list[str]:
+    chosen = {**SMALL, **{key.replace("__", "."): value for key, value in changes.items()}}
+    sets = [part for key, value in chosen.items() for part in ("--set", f"{key}={value}")]
+    return [sys.executable, "-m", "maml_ray.cli", *arguments, *sets]
+
+
+@contextmanager
+def driver(program: list[str], cwd: Path, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    root = str(Path(__file__).parents[2])  # the task family below is imported from there
+    with subprocess.Popen(
+        program,
+        cwd=cwd,
+        env={**environment, **variables, "PYTHONUNBUFFERED": "1", "PYTHONPATH": root},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        watchdog = threading.Timer(DEADLINE_S, process.kill)
+        watchdog.start()
+        try:
+            yield process
+        finally:
+            watchdog.cancel()
+            process.kill()
+
+
+def wait_for(process: subprocess.Popen[str], word: str) -> None:
+    """Until the driver has printed a line with ``word`` in it."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if word in line:
+            return
+    raise AssertionError(f"no {word!r}: {process.stderr and process.stderr.read()}")
+
+
+def assert_ended(process: subprocess.Popen[str], number: signal.Signals) -> str:
+    """In good order, after the signal; all that it said."""
+    said, complaints = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 128 + number, complaints
+    assert f"stopped by signal {int(number)}" in complaints
+    assert "Traceback" not in complaints
+    return said + complaints
+
+
+def gate_of(folder: Path) -> Path:
+    os.mkfifo(folder / "gate")
+    return folder / "gate"
+
+
+def somebody_at(gate: Path) -> int:
+    """Wait for a worker to come to the gate; its process id. It will stay there."""
+    found: list[str] = []
+    reader = threading.Thread(target=lambda: found.append(gate.read_text()), daemon=True)
+    reader.start()
+    reader.join(DEADLINE_S)
+    assert found, "nobody came to the gate"
+    return int(found[0].splitlines()[0])
+
+
+def gated(gate: Path, **options: str) -> dict[str, str]:
+    told = ", ".join(f"{key}: {value}" for key, value in {"gate": str(gate), **options}.items())
+    return {"task__name": "tests.chaos.test_driver:GatedTasks", "task__options": f"{{{told}}}"}
+
+
+@BOTH
+def test_a_signal_while_ray_starts(tmp_path: Path, number: signal.Signals) -> None:
+    with driver(command("train", "--run-dir", "run"), tmp_path) as process:
+        lock = tmp_path / "run" / ".lock"
+        _until(lock.exists, process)  # the last thing before Ray
+        process.send_signal(number)
+        assert_ended(process, number)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_signal_while_the_actors_start(tmp_path: Path) -> None:
+    gate = gate_of(tmp_path)
+    program = command("train", "--run-dir", "run", **gated(gate, at="start"))
+    with driver(program, tmp_path) as process:
+        somebody_at(gate)
+        process.send_signal(signal.SIGTERM)
+        assert_ended(process, signal.SIGTERM)
+    assert [path.name for path in tmp_path.iterdir()] == ["gate"]
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.soak)]
+)
+def test_a_signal_during_the_evaluation(tmp_path: Path, number: signal.Signals) -> None:
+    program = command("train", "--run-dir", "run", run__iterations="1", evaluation__tasks="400")
+    with driver(program, tmp_path) as process:
+        wait_for(process, "evaluating")
+        process.send_signal(number)
+        assert_ended(process, number)
+    assert load_newest(LocalStorage(tmp_path / "run"))[0].iteration == 1
+    assert not (tmp_path / "run" / "evaluation.json").exists()
+
+
+@pytest.mark.soak
+def test_a_second_signal_ends_the_driver_at_once(tmp_path: Path) -> None:
+    """The first one waits for the last checkpoint, and its storage never answers."""
+    with silent_bucket() as there, driver(on_the_bucket(tmp_path), tmp_path, **there) as process:
+        wait_for(process, "iteration 2/")
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=DEADLINE_S)
+    assert process.returncode in (130, 143)  # two signals at once may be told in either order
+    assert not (tmp_path / "fallback").exists()
+
+
+def test_a_signal_while_the_storage_hangs(tmp_path: Path) -> None:
+    with silent_bucket() as there, driver(on_the_bucket(tmp_path), tmp_path, **there) as process:
+        wait_for(process, "iteration 2/")
+        process.send_signal(signal.SIGTERM)
+        said = assert_ended(process, signal.SIGTERM)
+    (saved,) = (tmp_path / "fallback").iterdir()
+    assert str(saved) in said
+    assert load_newest(LocalStorage(saved))[0].iteration >= 2
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_a_driver_killed_twice_in_the_same_iteration_comes_to_the_same_end(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    gate = tmp_path / "gate"
+    options = gated(gate)  # no pipe there yet: nobody stops
+    with driver(command("train", "--run-dir", str(whole), **options), tmp_path) as process:
+        process.communicate(timeout=DEADLINE_S)
+        assert process.returncode == 0
+    with driver(command("train", "--run-dir", str(broken), **options), tmp_path) as process:
+        wait_for(process, "iteration 1/")
+        killed = [_killed_at(gate_of(tmp_path), process, broken)]
+    resume = [sys.executable, "-m", "maml_ray.cli", "train", "--resume", str(broken)]
+    with driver(resume, tmp_path) as process:
+        killed.append(_killed_at(gate, process, broken))
+    gate.unlink()
+    assert killed[0] == killed[1] < 3
+    with driver(resume, tmp_path) as process:
+        process.communicate(timeout=DEADLINE_S)
+        assert process.returncode == 0
+    ours, theirs = (load_newest(LocalStorage(path))[0].learner for path in (broken, whole))
+    assert set(ours.parameters) == set(theirs.parameters)
+    for name in theirs.parameters:
+        np.testing.assert_array_equal(ours.parameters[name], theirs.parameters[name])
+
+
+def _killed_at(gate: Path, process: subprocess.Popen[str], run: Path) -> int:
+    """Kill the driver while its only actor stands at the gate; the iteration that it was in."""
+    somebody_at(gate)
+    _until(lambda: len(RunFolder(run).metrics.read_text().splitlines()) == _newest(run), process)
+    process.kill()
+    process.wait(timeout=DEADLINE_S)
+    return _newest(run)
+
+
+def _newest(run: Path) -> int:
+    return load_newest(LocalStorage(run))[0].iteration
+
+
+def _until(there: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Until it is, or the driver has ended."""
+    pause = threading.Event()
+    while not there():
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        pause.wait(0.02)
+
+
+@contextmanager
+def silent_bucket() -> Iterator[dict[str, str]]:
+    """The environment of a bucket on a server that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+        yield {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.getsockname()[1]}",
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+
+def on_the_bucket(folder: Path) -> list[str]:
+    return command(
+        "train",
+        "--run-dir",
+        "run",
+        run__iterations="1000",
+        run__storage="s3://bucket/runs",
+        faults__fallback_directory=str(folder / "fallback"),
+    )

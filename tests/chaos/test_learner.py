@@ -1,0 +1,57 @@
+"""The learner dies in the middle of an update, alone or with its node."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from maml_ray.distributed.learner_client import LearnerClient
+from maml_ray.run_folder import RunFolder
+from maml_ray.training import train
+from tests.chaos.machine import Machine
+from tests.chaos.watched import Watcher, assert_undisturbed, settings
+
+
+def wait_until_in_the_middle(learner: LearnerClient) -> None:
+    """Until the learner itself says that it is at an update."""
+    while True:
+        activity = ray.get(learner._actor.activity.remote(), timeout=60)
+        if activity.work is not None:
+            return
+
+
+def test_a_learner_that_dies_in_an_update_costs_that_update_and_nothing_else(
+    cluster: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In iteration 1 its process is killed, in iteration 2 its node goes."""
+    chosen, folder = settings(iterations=4, outer={"epochs": 200}), RunFolder(tmp_path / "run")
+    nodes = [cluster.add_node(cpus=0, gpus=1)]  # the learner asks for the GPU: it has to be there
+    wait = LearnerClient._wait_for
+    hit: list[int] = []
+
+    def waiting(learner: LearnerClient, *refs: Any) -> Any:
+        version = learner.state.version
+        if version in (1, 2) and version not in hit:
+            hit.append(version)
+            place = ray.get(learner._place, timeout=60)
+            assert place.node_id == nodes[-1]
+            wait_until_in_the_middle(learner)
+            if version == 1:
+                os.kill(place.pid, signal.SIGKILL)
+            else:
+                cluster.remove_nodes({place.node_id})
+                nodes.append(cluster.add_node(cpus=0, gpus=1))
+        return wait(learner, *refs)
+
+    monkeypatch.setattr(LearnerClient, "_wait_for", waiting)
+    watcher = Watcher()
+    train(chosen, folder, observers=[watcher])
+    assert hit == [1, 2]
+    assert [record.faults.learner_restarts for record in watcher.records] == [0, 1, 2, 2]
+    assert [record.faults.lost for record in watcher.records] == [0, 0, 0, 0]
+    assert_undisturbed(chosen, folder)

@@ -1,0 +1,120 @@
+"""Nodes that are announced to go away: heeded, counted apart, and without effect on the result."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maml_ray.distributed.activity import Place
+from maml_ray.distributed.pool import RolloutPool
+from maml_ray.records import IterationRecord
+from maml_ray.run_folder import RunFolder
+from maml_ray.training import train
+from tests.chaos.machine import Machine
+from tests.chaos.watched import Watcher, assert_undisturbed, settings
+
+NO_OTHER = {"infrastructure": 0, "preemptions": 10}
+"""A single failure that is not counted as a pre-emption ends the run."""
+
+
+def test_an_announced_node_is_left_when_another_is_there_and_nothing_is_lost(
+    cluster: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Announced in iteration 1, while its actor works; another node has come by iteration 2."""
+    chosen, folder = settings(iterations=5, faults=NO_OTHER), RunFolder(tmp_path / "run")
+    (first,) = cluster.ids
+    cluster.add_node(cpus=0, gpus=1)  # for the learner, which would be anywhere otherwise
+    dispatch = RolloutPool._dispatch
+    pools: list[RolloutPool] = []
+
+    def dispatching(pool: RolloutPool, parameters: Any, batch: Any) -> None:
+        dispatch(pool, parameters, batch)
+        if len(watcher.records) == 1 and not pools:
+            assert any(member.work for member in pool._roster)
+            cluster.announce(first)
+            pool._capacity.look_again()
+            pools.append(pool)
+
+    def another(record: IterationRecord) -> None:
+        if record.iteration == 2:
+            cluster.add_node()
+            pools[0]._capacity.look_again()
+            places.extend(pools[0].wait_until_ready())
+
+    places: list[Place] = []
+    monkeypatch.setattr(RolloutPool, "_dispatch", dispatching)
+    watcher = Watcher(another)
+    train(chosen, folder, observers=[watcher])
+    assert [place.node_id for place in places] == [cluster.ids[-1]]
+    assert [record.faults.lost for record in watcher.records] == [0] * 5
+    assert [record.faults.failures for record in watcher.records] == [0, 0, 0, 1, 1]
+    (told,) = watcher.preempted
+    assert told.startswith("rollout-0 is lost: ")
+    assert_undisturbed(chosen, folder)
+
+
+def test_an_announced_node_that_goes_with_work_under_way_is_a_pre_emption(
+    cluster: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In iteration 1 with work in flight; in iteration 3 with rollouts that are not yet used."""
+    chosen, folder = settings(iterations=5, faults=NO_OTHER), RunFolder(tmp_path / "run")
+    cluster.add_node(cpus=0, gpus=1)  # for the learner
+    dispatch, collect = RolloutPool._dispatch, RolloutPool.collect
+    gone: list[str] = []
+
+    def take_away(pool: RolloutPool, node_id: str) -> None:
+        cluster.announce(node_id)
+        pool._capacity.look_again()
+        pool._capacity.look()
+        cluster.remove_nodes({node_id})
+        cluster.add_node()
+        gone.append(node_id)
+
+    def dispatching(pool: RolloutPool, parameters: Any, batch: Any) -> None:
+        dispatch(pool, parameters, batch)
+        if len(watcher.records) == 1 and not gone:
+            (member,) = (member for member in pool._roster if member.work)
+            assert member.place is not None
+            os.kill(member.place.pid, signal.SIGSTOP)  # it will not have finished by then
+            take_away(pool, member.place.node_id)
+
+    def collecting(pool: RolloutPool, *args: Any) -> Any:
+        collected = collect(pool, *args)
+        if len(watcher.records) == 3 and len(gone) == 1:
+            take_away(pool, collected.rollouts[0].node_id)
+        return collected
+
+    monkeypatch.setattr(RolloutPool, "_dispatch", dispatching)
+    monkeypatch.setattr(RolloutPool, "collect", collecting)
+    watcher = Watcher()
+    train(chosen, folder, observers=[watcher])
+    assert len(gone) == 2
+    faults = [record.faults for record in watcher.records]
+    assert faults[1].lost >= 1
+    assert faults[3].lost >= 4
+    assert all(figures.used == 4 for figures in faults)
+    assert faults[-1].failures == len(watcher.preempted) >= 2
+    assert_undisturbed(chosen, folder)
+
+
+def test_a_learner_whose_announced_node_goes_is_a_pre_emption_too(
+    cluster: Machine, tmp_path: Path
+) -> None:
+    chosen = settings(iterations=3, faults=NO_OTHER)
+    folder, learners_node = RunFolder(tmp_path / "run"), cluster.add_node(cpus=0, gpus=1)
+
+    def take_away(record: IterationRecord) -> None:
+        if record.iteration == 0:
+            cluster.announce(learners_node, within_s=0.0)
+            cluster.remove_nodes({learners_node})
+            cluster.add_node(cpus=0, gpus=1)
+
+    watcher = Watcher(take_away)
+    train(chosen, folder, observers=[watcher])
+    assert [record.faults.learner_restarts for record in watcher.records] == [0, 1, 1]
+    assert [event for event in watcher.preempted if "the meta-update of version 1" in event]
+    assert_undisturbed(chosen, folder)

@@ -1,0 +1,63 @@
+"""A run in this process on a cluster, with something done to it on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from maml_ray.checkpoint import load_newest
+from maml_ray.config import Settings, validate_settings
+from maml_ray.distributed.failures import Failure
+from maml_ray.records import IterationRecord, StartReport
+from maml_ray.run_folder import RunFolder
+from maml_ray.storage import LocalStorage
+from tests.chaos.undisturbed import fingerprint, undisturbed
+
+
+class Watcher:
+    """An observer that does something after every iteration."""
+
+    def __init__(self, then: Callable[[IterationRecord], None] = lambda record: None) -> None:
+        self.records: list[IterationRecord] = []
+        self.events: list[str] = []
+        self._then = then
+
+    def on_start(self, report: StartReport) -> None:
+        pass
+
+    def on_iteration(self, record: IterationRecord) -> None:
+        self.records.append(record)
+        self._then(record)
+
+    def on_event(self, message: str) -> None:
+        self.events.append(message)
+
+    @property
+    def preempted(self) -> list[str]:
+        """Events that tell of a pre-emption."""
+        return [event for event in self.events if Failure.PREEMPTED.value in event]
+
+    def close(self) -> None:
+        pass
+
+
+def settings(iterations: int, **sections: Any) -> Settings:
+    """A small run; its sections as they are, beside the number of iterations."""
+    cluster = sections.pop("cluster", {})
+    return validate_settings(
+        {
+            "run": {"seed": 11, "iterations": iterations},
+            # Beyond 100 KB, where Ray keeps an answer on its node and not with the driver.
+            "task": {"horizon": 100},
+            "policy": {"hidden_sizes": [16]},
+            "meta_batch": {"tasks": 4, "episodes": 10},
+            "outer": {"epochs": 2},
+            "cluster": {"learner_threads": 1, **cluster},
+            **sections,
+        }
+    )
+
+
+def assert_undisturbed(chosen: Settings, folder: RunFolder) -> None:
+    found = load_newest(LocalStorage(folder.path))[0].learner
+    assert fingerprint(found.parameters) == fingerprint(undisturbed(chosen).parameters)

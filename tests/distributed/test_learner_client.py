@@ -1,0 +1,108 @@
+"""The driver's side of the learner: what it makes of an update that does not come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from ray.exceptions import ObjectLostError, ObjectStoreFullError
+
+from maml_ray.config import Settings
+from maml_ray.distributed.actors import LearnerActor
+from maml_ray.distributed.capacity import Capacity
+from maml_ray.distributed.cluster import ResourcePlan
+from maml_ray.distributed.failures import FaultLog, settle
+from maml_ray.distributed.learner_client import LearnerClient, RolloutsLost
+from maml_ray.errors import TrainingFailed
+from maml_ray.learner import LearnerState, MetaLearner, UpdateMetrics
+from maml_ray.rollout import RolloutWorker
+from maml_ray.trajectories import TaskRollouts
+from tests.distributed.test_pool import assignments, settings
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+class FlawedLearner(LearnerActor):
+    """Its update does what the file ``flaw`` says, and once only: the file is gone then."""
+
+    def update(self, *rollouts: TaskRollouts) -> tuple[UpdateMetrics, LearnerState]:
+        flaw = Path(self._learner.settings.run.directory) / "flaw"
+        done = super().update(*rollouts)
+        if not flaw.exists():
+            return done
+        kind = flaw.read_text()
+        flaw.unlink()
+        raise {
+            "full": ObjectStoreFullError("no room for the state"),
+            "lost": ObjectLostError("0" * 56, None, ""),
+            "own": ValueError("the mathematics is on fire"),
+        }[kind]
+
+
+@pytest.fixture
+def chosen(tmp_path: Path) -> Settings:
+    before = settings(learner_threads=1)
+    run = before.run.model_copy(update={"directory": str(tmp_path)})
+    return before.model_copy(update={"run": run})
+
+
+@pytest.fixture
+def client(chosen: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[LearnerClient]:
+    monkeypatch.setattr("maml_ray.distributed.learner_client.LearnerActor", FlawedLearner)
+    faults = FaultLog(chosen.faults, chosen.cluster.max_task_attempts)
+    made = LearnerClient(
+        chosen,
+        RolloutWorker(chosen).spec,
+        ResourcePlan(1, 0, "cpu"),
+        "test-learner",
+        Capacity(chosen.cluster),
+        state=None,
+        threads=1,
+        settle=partial(settle, faults, on_event=lambda message: None),
+        on_event=lambda message: None,
+        check_stop=lambda: None,
+    )
+    made.wait_until_ready()
+    yield made
+    made.close()
+
+
+def rollouts_for(chosen: Settings) -> list[TaskRollouts]:
+    worker = RolloutWorker(chosen)
+    theta = MetaLearner(chosen, worker.spec).publish()
+    return [worker.roll_out(theta, work)[0] for work in assignments(*["backward"] * 5)]
+
+
+def test_an_update_whose_answer_finds_no_room_is_made_again_from_the_state_before_it(
+    client: LearnerClient, chosen: Settings, tmp_path: Path
+) -> None:
+    (tmp_path / "flaw").write_text("full")
+    collected = rollouts_for(chosen)
+    metrics = client.update([ray.put(one) for one in collected])
+    oracle = MetaLearner(chosen, RolloutWorker(chosen).spec)
+    assert oracle.update(collected).loss == metrics.loss
+    for name, value in oracle.state().parameters.items():
+        np.testing.assert_array_equal(client.state.parameters[name], value)
+    assert client.restarts == 1
+
+
+@pytest.mark.parametrize(
+    ("flaw", "raised", "words"),
+    [("own", TrainingFailed, "the mathematics is on fire"), ("lost", RolloutsLost, "")],
+)
+def test_an_error_of_its_own_ends_the_run_and_lost_rollouts_are_said(
+    client: LearnerClient,
+    chosen: Settings,
+    tmp_path: Path,
+    flaw: str,
+    raised: type[Exception],
+    words: str,
+) -> None:
+    (tmp_path / "flaw").write_text(flaw)
+    with pytest.raises(raised, match=words):
+        client.update([ray.put(one) for one in rollouts_for(chosen)])
+    assert client.restarts == 0
