@@ -28,6 +28,16 @@ def load(folder: str | Path, *, checkpoint: str = "newest") -> Agent:
     """
     if os.path.lexists(Path(folder) / DESCRIPTION):
         return load_policy(Path(folder))
+    return load_checkpointed(folder, checkpoint)[0]
+
+
+def load_checkpointed(folder: str | Path, checkpoint: str = "newest") -> tuple[Agent, int]:
+    """The meta-trained policy of a run, and the number of iterations that it was trained for.
+
+    Raises:
+        RunFolderError: as :func:`load`.
+        SettingsError: as :func:`load`.
+    """
     run = open_run(folder)
     settings = load_settings(run.settings)
     found, _ = load_chosen(run_storage(run, settings), checkpoint)
@@ -40,4 +50,4 @@ def load(folder: str | Path, *, checkpoint: str = "newest") -> Agent:
         normaliser=state.observations.normaliser() if normalise else None,
     )
     check_fits(agent, run.checkpoints)
-    return agent
+    return agent, found.iteration
