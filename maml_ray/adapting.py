@@ -89,16 +89,21 @@ class Outcome:
     """An adaptation in simulation.
 
     Attributes:
-        agent: the adapted one.
+        agents: the one before, and the one after each inner step.
         support: what each inner step was taken on.
         before, after: mean return of fresh episodes, sampled actions; NaN where none were asked
             for.
     """
 
-    agent: Agent
+    agents: tuple[Agent, ...]
     support: tuple[Trajectories, ...]
     before: float
     after: float
+
+    @property
+    def agent(self) -> Agent:
+        """The adapted one."""
+        return self.agents[-1]
 
     @property
     def steps(self) -> int:
@@ -130,15 +135,16 @@ def adapt_on(
     """
     with agent.simulations() as simulations:
         before = mean_return(agent, task, seed, BEFORE, measured, simulations)
-        adapted, support = agent, []
+        agents, supports = [agent], []
         for step in range(steps or max(1, agent.settings.inner.steps)):
             stream = seed_sequence(seed, Purpose.EVALUATION, _SUPPORT, step)
-            support.append(
-                adapted.collect(task, episodes=episodes, seed=stream, simulations=simulations)
+            support = agents[-1].collect(
+                task, episodes=episodes, seed=stream, simulations=simulations
             )
-            adapted = adapted.adapt(support[-1])
-        after = mean_return(adapted, task, seed, AFTER, measured, simulations)
-    return Outcome(adapted, tuple(support), before, after)
+            supports.append(support)
+            agents.append(agents[-1].adapt(support))
+        after = mean_return(agents[-1], task, seed, AFTER, measured, simulations)
+    return Outcome(tuple(agents), tuple(supports), before, after)
 
 
 def mean_return(
