@@ -28,7 +28,7 @@ def store_of(agent: Agent, most: int = 50) -> PolicyStore:
 
 
 def service_of(agent: Agent, store: PolicyStore | None = None) -> Service:
-    kept = store or store_of(agent)
+    kept = store_of(agent) if store is None else store
 
     async def ask(name: str, have: str | None) -> Found | Refusal:
         try:
