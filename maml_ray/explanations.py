@@ -21,7 +21,7 @@ def explain(
     *,
     prefix: Sequence[str] = (),
     known_at: Callable[[tuple[str, ...]], Sequence[str]] = lambda location: (),
-    noun: str = "setting",
+    noun: str = "a setting",
 ) -> str:
     """The first problem of a validation error as one sentence, and how many more there are.
 
@@ -29,7 +29,7 @@ def explain(
         error: what pydantic found.
         prefix: keys above the place that was validated.
         known_at: the keys that may stand at a place.
-        noun: what a key is.
+        noun: what a key is, with its article.
     """
     problems = error.errors(include_url=False)
     first = problems[0]
@@ -38,7 +38,7 @@ def explain(
     if first["type"] == "extra_forbidden":
         known = known_at(location[:-1])
         hint = nearest(location[-1], known)
-        sentence = f"{key} is not a {noun}{hint}"
+        sentence = f"{key} is not {noun}{hint}"
         if not hint:
             sentence += f"; known here: {', '.join(known)}"
     elif first["type"] == "missing":

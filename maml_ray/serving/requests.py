@@ -210,7 +210,7 @@ def _sentence(error: ValidationError, kind: type[BaseModel]) -> str:
         return "the body must be a JSON object"
     return explain(
         error,
-        noun="field",
+        noun="a field",
         known_at=lambda place: list((SupportBody if place else kind).model_fields),
     )
 

@@ -70,7 +70,7 @@ def serve_settings(arguments: Mapping[str, Any]) -> ServeSettings:
         return ServeSettings.model_validate(dict(arguments))
     except ValidationError as error:
         known = list(ServeSettings.model_fields)
-        raise SettingsError(explain(error, known_at=lambda place: known, noun="argument")) from None
+        raise SettingsError(explain(error, known_at=lambda place: known, noun="an argument")) from None
 
 
 def checkpoint_choice(user_config: Any) -> CheckpointChoice:
