@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import sys
 from pathlib import Path
@@ -9,11 +10,15 @@ from unittest import mock
 
 import pytest
 
+from maml_ray.rollout import policy_spec
 from maml_ray.serving.policies import load_base
+from maml_ray.serving.requests import read_act, read_adapt
 from maml_ray.serving.token import VARIABLE
 from maml_ray.serving_cli import _lines
 from tests.bad_input.command_line import assert_refused, run
 from tests.small_runs import run_of, settings
+
+README = Path(__file__).parent.parent / "README.md"
 
 
 @pytest.fixture
@@ -84,3 +89,17 @@ def test_what_is_printed_can_be_typed(folder: str) -> None:
     assert not any("warning" in line for line in lines)
     open_to_all = _lines(base, folder, endpoint, guarded=False, loopback=False)
     assert any("--token-file" in line for line in open_to_all)
+
+
+def test_the_readmes_requests_are_ones_that_are_read() -> None:
+    section = README.read_text(encoding="utf-8").partition("\n## Serve\n")[2].partition("\n## ")[0]
+    bodies = re.findall(r"localhost:8000/(act|adapt) +-d '(.*?)'", section)
+    assert [route for route, _ in bodies] == ["act", "adapt", "act"]
+    spec = policy_spec(settings("half-cheetah-direction"))
+    assert read_act(bodies[0][1].encode(), spec).single
+    assert read_adapt(bodies[1][1].encode()).task == {"direction": -1.0}
+    command = section.partition("maml-ray serve RUN ")[2].splitlines()[0]
+    options = re.findall(r"--[a-z-]+", command)
+    assert len(options) == 4
+    help_page = run("serve", "--help").out
+    assert all(option in help_page for option in options)

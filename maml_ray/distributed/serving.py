@@ -154,10 +154,14 @@ class Api:
 
     async def _adapt_from(self, policy: ServedPolicy, request: AdaptBody) -> Adaptation | Refusal:
         deadline = self._settings.adapt_timeout_s
-        return await _answer(self._adapter.adapt.remote(policy, request), "adapter", deadline)
+        response = self._adapter.adapt.remote(policy, request)
+        adapted: Adaptation | Refusal = await _answer(response, "adapter", deadline)
+        return adapted
 
     async def _find(self, name: str, have: str | None) -> Found | Refusal:
-        return await _answer(self._store.find.remote(name, have), "store of policies", ANSWER_S)
+        response = self._store.find.remote(name, have)
+        found: Found | Refusal = await _answer(response, "store of policies", ANSWER_S)
+        return found
 
     async def _keep(self, policy: ServedPolicy) -> float:
         return float(await _answer(self._store.keep.remote(policy), "store of policies", ANSWER_S))
@@ -174,7 +178,7 @@ def build_app(args: Mapping[str, Any]) -> serve.Application:
     """
     settings = serve_settings(args)
     digest = token_digest(settings.token_file)
-    store = serve.deployment(
+    store = _deployed(
         Store,
         name="PolicyStore",
         num_replicas=1,  # what it keeps is nowhere else
@@ -182,7 +186,7 @@ def build_app(args: Mapping[str, Any]) -> serve.Application:
         max_ongoing_requests=10 * _AT_ONCE,
         user_config={"checkpoint": settings.checkpoint},
     ).bind(settings)
-    adapter = serve.deployment(
+    adapter = _deployed(
         Adapter,
         name="Adapter",
         num_replicas=settings.adapters,
@@ -190,14 +194,18 @@ def build_app(args: Mapping[str, Any]) -> serve.Application:
         max_ongoing_requests=1,
         max_queued_requests=settings.max_waiting,
     ).bind(settings)
-    api = serve.deployment(
+    app: serve.Application = _deployed(
         serve.ingress()(Api),
         name="PolicyApi",
         num_replicas=settings.replicas,
         ray_actor_options={"num_cpus": 1},
         max_ongoing_requests=_AT_ONCE,
-    )
-    return api.bind(settings, digest, store, adapter)
+    ).bind(settings, digest, store, adapter)
+    return app
+
+
+def _deployed(kind: type, **options: Any) -> Any:
+    return serve.deployment(**options)(kind)
 
 
 async def _answer(response: Any, name: str, deadline_s: float) -> Any:

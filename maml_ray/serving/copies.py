@@ -64,7 +64,7 @@ class Copies:
         found = await self._ask(name, copy.policy.name if copy else None)
         if isinstance(found, Refusal):
             raise found
-        policy = found.policy or (copy and copy.policy)
+        policy = found.policy if copy is None else found.policy or copy.policy
         assert policy is not None, "the store leaves out only what is here"
         lease = LEASE_S if found.expires_in_s is None else min(LEASE_S, found.expires_in_s)
         self._copies[name] = _Copy(policy, asked + lease)

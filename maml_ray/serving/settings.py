@@ -70,7 +70,8 @@ def serve_settings(arguments: Mapping[str, Any]) -> ServeSettings:
         return ServeSettings.model_validate(dict(arguments))
     except ValidationError as error:
         known = list(ServeSettings.model_fields)
-        raise SettingsError(explain(error, known_at=lambda place: known, noun="an argument")) from None
+        message = explain(error, known_at=lambda place: known, noun="an argument")
+        raise SettingsError(message) from None
 
 
 def checkpoint_choice(user_config: Any) -> CheckpointChoice:

@@ -54,8 +54,8 @@ def test_requests_of_two_policies_in_one_batch(agents: tuple[Agent, Agent]) -> N
 
 def test_alone_it_is_the_agents_own_to_the_bit(agents: tuple[Agent, Agent]) -> None:
     agent = agents[1]
-    observations = np.random.default_rng(1).standard_normal((5, agent.spec.observation_size))
-    observations = observations.astype(np.float32)
+    size = (5, agent.spec.observation_size)
+    observations = np.random.default_rng(1).standard_normal(size).astype(np.float32)
     for explore in (False, True):
         request = ask(observations, explore=explore, seed=7)
         (answer,) = act_together([(ServedPolicy("p", agent), request)])
