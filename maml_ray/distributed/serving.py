@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
@@ -100,12 +102,13 @@ class Adapter:
         torch.set_num_threads(1)
         warm_up()
         self._most_env_steps = settings.max_env_steps
+        # One thread: a request that its caller has given up still ends before the next begins.
+        self._thread = ThreadPoolExecutor(1)
 
     async def adapt(self, start: ServedPolicy, request: AdaptBody) -> Adaptation | Refusal:
         """An adapted policy, or why there is none; in a thread, so that Serve sees it alive."""
-        return await asyncio.to_thread(
-            adapt_for, start, request, most_env_steps=self._most_env_steps
-        )
+        adapt = partial(adapt_for, start, request, most_env_steps=self._most_env_steps)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, adapt)
 
 
 class Api:

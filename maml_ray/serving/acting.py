@@ -55,11 +55,12 @@ def _act(policy: ServedPolicy, requests: Sequence[ActRequest]) -> list[Acted | R
     )
     with np.errstate(all="ignore"):  # what is not finite is told to who asked for it
         outputs = policy.policy.outputs(batch)
-        ends = np.cumsum([len(request.observations) for request in requests])
-        parts = np.split(outputs, ends[:-1])
-        return [
-            _answer(policy, request, part) for request, part in zip(requests, parts, strict=True)
-        ]
+        answers, begin = [], 0
+        for request in requests:
+            end = begin + len(request.observations)
+            answers.append(_answer(policy, request, outputs[begin:end]))
+            begin = end
+    return answers
 
 
 def _answer(
