@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import ray
 import maml_ray
 from maml_ray.config import Settings, SettingsError, validate_settings
 from maml_ray.distributed.tuning import tune_objective, with_config
+from maml_ray.errors import UserError
 from tests.test_worked_example import code
 
 
@@ -75,6 +77,13 @@ def test_a_trial_asks_for_what_its_actors_take(
     asked = tune_objective(validate_settings({"cluster": cluster}))._resources
     assert asked.required_resources == resources
     assert asked.head_bundle_is_empty  # whoever waits in the trial takes nothing
+
+
+def test_without_the_extra_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(ray, "tune", raising=False)
+    monkeypatch.setitem(sys.modules, "ray.tune", None)
+    with pytest.raises(UserError, match=r"pip install 'maml-ray\[tune\]'"):
+        tune_objective()
 
 
 def test_a_config_names_settings_by_their_path() -> None:

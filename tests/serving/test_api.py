@@ -262,6 +262,14 @@ def test_policies_beyond_the_number_are_gone_with_a_sentence(agent: Agent) -> No
         assert requests.get(f"{url}/policy/{second}", timeout=30).status_code == 200
 
 
+def test_what_one_replica_adapts_another_acts_with(agent: Agent) -> None:
+    store = store_of(agent)
+    with served(service_of(agent, store)) as one, served(service_of(agent, store)) as other:
+        name = post(one, "/adapt", {"task": {"direction": 1}}).json()["policy"]
+        body = {"observations": OBSERVATION, "policy": name}
+        assert post(other, "/act", body).json() == post(one, "/act", body).json()
+
+
 def test_the_examples_of_the_documentation_work(url: str) -> None:
     paths = requests.get(url + "/openapi.json", timeout=30).json()["paths"]
     for path in ("/act", "/adapt"):
