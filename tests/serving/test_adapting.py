@@ -155,6 +155,9 @@ def test_what_lies_behind_an_episodes_end_changes_nothing() -> None:
                 old = bodies[1][name][episode][step]
                 bodies[1][name][episode][step] = [1e30] * len(old) if type(old) is list else -1e30
     first, second = (done(agent, trajectories=body).policy.agent for body in bodies)
+    found = support_of(SupportBody.model_validate(bodies[1]), agent)
+    for array in (found.observations, found.actions, found.rewards, found.log_probs):
+        assert not array[~mask].any()  # as Trajectories promise
     assert_same(first, second)
 
 
