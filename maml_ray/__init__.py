@@ -1,7 +1,7 @@
 """maml_ray: meta-reinforcement learning on Ray.
 
-The public API. Ray is imported by :func:`train` alone, when it is first called: a trained policy
-can be loaded, adapted and evaluated on a machine without it.
+The public API. Ray is imported by :func:`train` and :func:`tune_objective` alone, when they are
+first asked for: a trained policy can be loaded, adapted and evaluated on a machine without it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from maml_ray.agent import Agent
     from maml_ray.config import Settings, SettingsError, load_settings
+    from maml_ray.distributed.tuning import tune_objective
     from maml_ray.evaluation import Evaluation, evaluate
     from maml_ray.evaluation_run import RunResult
     from maml_ray.loading import load
@@ -41,6 +42,7 @@ _HOMES = {
     "save_policy": "policy_folder",
     "show_video": "notebook",
     "train": "runs",
+    "tune_objective": "distributed.tuning",
 }
 
 __version__ = own_version()
@@ -60,6 +62,7 @@ __all__ = [
     "save_policy",
     "show_video",
     "train",
+    "tune_objective",
 ]
 
 

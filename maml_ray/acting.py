@@ -27,6 +27,9 @@ class Sampler(Protocol):
     def act(self, step: int, observations: Float32) -> Float32:
         """Actions (K, n) at ``observations`` (K, D), as recorded."""
 
+    def choose(self, step: int, outputs: Float32) -> Float32:
+        """The same of the policy's ``outputs`` (K, A) there, which may be written to."""
+
     def log_probs(self) -> Float32:
         """Log-probabilities (T, K) of the actions chosen."""
 
@@ -54,6 +57,17 @@ def for_environment(spec: PolicySpec, actions: Float32) -> NDArray[Any]:
     return actions if spec.action_scale == 1.0 else actions * np.float32(spec.action_scale)
 
 
+def as_recorded(spec: PolicySpec, actions: NDArray[Any]) -> Float32:
+    """The other way round: what an environment was given, (..., A) or integers (...), as recorded.
+
+    To the bit where the scale is a power of two, and else up to rounding.
+    """
+    if spec.discrete:
+        return (actions - spec.first_action)[..., None].astype(np.float32)
+    recorded = actions.astype(np.float32)
+    return recorded if spec.action_scale == 1.0 else recorded / np.float32(spec.action_scale)
+
+
 class _GaussianSampler:
     def __init__(
         self, policy: NumpyPolicy, steps: int, episodes: int, rng: np.random.Generator | None
@@ -65,9 +79,11 @@ class _GaussianSampler:
         self._deviations = self._noise * policy.std
 
     def act(self, step: int, observations: Float32) -> Float32:
-        actions = self._policy.outputs(observations)
-        actions += self._deviations[step]
-        return actions
+        return self.choose(step, self._policy.outputs(observations))
+
+    def choose(self, step: int, outputs: Float32) -> Float32:
+        outputs += self._deviations[step]
+        return outputs
 
     def log_probs(self) -> Float32:
         noise, policy = self._noise, self._policy
@@ -92,11 +108,13 @@ class _CategoricalSampler:
         self._rows = np.arange(episodes)
 
     def act(self, step: int, observations: Float32) -> Float32:
-        logits = self._policy.outputs(observations)
-        chosen = np.argmax(logits + self._noise[step], axis=1)
-        largest = logits.max(axis=1)
-        total = np.log(np.exp(logits - largest[:, None]).sum(axis=1))
-        self._log_probs[step] = logits[self._rows, chosen] - largest - total
+        return self.choose(step, self._policy.outputs(observations))
+
+    def choose(self, step: int, outputs: Float32) -> Float32:
+        chosen = np.argmax(outputs + self._noise[step], axis=1)
+        largest = outputs.max(axis=1)
+        total = np.log(np.exp(outputs - largest[:, None]).sum(axis=1))
+        self._log_probs[step] = outputs[self._rows, chosen] - largest - total
         actions: Float32 = chosen[:, None].astype(np.float32)
         return actions
 

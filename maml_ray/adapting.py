@@ -16,11 +16,13 @@ from maml_ray.fitting import check_fits_task
 from maml_ray.loading import load
 from maml_ray.policy_folder import save_policy
 from maml_ray.seeding import Purpose, seed_sequence
+from maml_ray.simulations import Simulations
 from maml_ray.tasks.distribution import Task
 from maml_ray.tasks.lookup import resolve_tasks
+from maml_ray.trajectories import Trajectories
 
-_BEFORE, _AFTER, _SUPPORT = range(3)
-_MEASURED_EPISODES = 20
+BEFORE, AFTER, _SUPPORT = range(3)
+MEASURED_EPISODES = 20
 _LONGEST_NAME = 100
 
 
@@ -73,32 +75,104 @@ def adapt_to(
     problem = limits.episodes_at_once(episodes or 1, horizon, "--episodes")
     if problem:
         raise UserError(problem)
-    task = _task(agent, parameters)
+    task = named_task(agent, parameters)
     folder = output or run / "adapted" / _slug(task)
     if os.path.lexists(folder):  # before the work, not after it
         raise RunFolderError(f"{folder} is there already: name another folder with --output")
-    steps = steps or max(1, agent.settings.inner.steps)
-    adapted = agent
+    outcome = adapt_on(agent, task, steps=steps, episodes=episodes, seed=seed)
+    save_policy(outcome.agent, folder, task)
+    return Adapted(folder, task, outcome.steps, outcome.before, outcome.after)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """An adaptation in simulation.
+
+    Attributes:
+        agents: the one before, and the one after each inner step.
+        support: what each inner step was taken on.
+        before, after: mean return of fresh episodes, sampled actions; NaN where none were asked
+            for.
+    """
+
+    agents: tuple[Agent, ...]
+    support: tuple[Trajectories, ...]
+    before: float
+    after: float
+
+    @property
+    def agent(self) -> Agent:
+        """The adapted one."""
+        return self.agents[-1]
+
+    @property
+    def steps(self) -> int:
+        """Inner steps taken."""
+        return len(self.support)
+
+
+def adapt_on(
+    agent: Agent,
+    task: Task,
+    *,
+    steps: int | None = None,
+    episodes: int | None = None,
+    seed: int = 0,
+    measured: int = MEASURED_EPISODES,
+) -> Outcome:
+    """Collect support data of ``task`` and take an inner step, once or more; measure around it.
+
+    Args:
+        agent: whom to adapt; stays as it is.
+        task: to what.
+        steps: inner steps; ``inner.steps`` of the settings by default, and at least one.
+        episodes: of each support set; as in training by default.
+        seed: of everything that is drawn.
+        measured: episodes that the return is measured on, before and after.
+
+    Raises:
+        UserError: the simulations or the adapted parameters break.
+    """
     with agent.simulations() as simulations:
-
-        def measured(policy: Agent, stream: int) -> float:
-            seeds = seed_sequence(seed, Purpose.EVALUATION, stream)
-            episodes = policy.collect(
-                task, episodes=_MEASURED_EPISODES, seed=seeds, simulations=simulations
-            )
-            return float(episodes.returns.mean())
-
-        before = measured(agent, _BEFORE)
-        for step in range(steps):
+        before = mean_return(agent, task, seed, BEFORE, measured, simulations)
+        agents, supports = [agent], []
+        for step in range(steps or max(1, agent.settings.inner.steps)):
             stream = seed_sequence(seed, Purpose.EVALUATION, _SUPPORT, step)
-            support = adapted.collect(task, episodes=episodes, seed=stream, simulations=simulations)
-            adapted = adapted.adapt(support)
-        after = measured(adapted, _AFTER)
-    save_policy(adapted, folder, task)
-    return Adapted(folder, task, steps, before, after)
+            support = agents[-1].collect(
+                task, episodes=episodes, seed=stream, simulations=simulations
+            )
+            supports.append(support)
+            agents.append(agents[-1].adapt(support))
+        after = mean_return(agents[-1], task, seed, AFTER, measured, simulations)
+    return Outcome(tuple(agents), tuple(supports), before, after)
 
 
-def _task(agent: Agent, parameters: Mapping[str, float]) -> Task:
+def mean_return(
+    agent: Agent, task: Task, seed: int, stream: int, episodes: int, simulations: Simulations
+) -> float:
+    """Mean return of fresh episodes with sampled actions; NaN of none.
+
+    Args:
+        agent: who acts.
+        task: on what.
+        seed: of what is drawn.
+        stream: :data:`BEFORE` or :data:`AFTER` adaptation: each has episodes of its own.
+        episodes: how many.
+        simulations: to be used.
+    """
+    if episodes == 0:
+        return math.nan
+    seeds = seed_sequence(seed, Purpose.EVALUATION, stream)
+    collected = agent.collect(task, episodes=episodes, seed=seeds, simulations=simulations)
+    return float(collected.returns.mean())
+
+
+def named_task(agent: Agent, parameters: Mapping[str, float]) -> Task:
+    """The task of the agent's family that has these parameters.
+
+    Raises:
+        UserError: there is none; the sentence says what there is.
+    """
     for key, value in parameters.items():
         if not math.isfinite(value):
             raise UserError(f"the task's {key} = {value} is not a number")

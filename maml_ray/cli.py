@@ -16,6 +16,7 @@ from maml_ray.errors import Interrupted, Superseded, TrainingFailed, UserError
 from maml_ray.evaluation_cli import add_commands
 from maml_ray.presets import PRESETS
 from maml_ray.report.tables import print_evaluation, print_notes
+from maml_ray.serving_cli import add_commands as add_serving_commands
 from maml_ray.stopping import EndOnSignal
 from maml_ray.watching_cli import add_commands as add_watching_commands
 
@@ -171,6 +172,7 @@ def _print_next_steps(console: Console, path: Path) -> None:
 
 add_commands(app)
 add_watching_commands(app)
+add_serving_commands(app)
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ def explain(
     *,
     prefix: Sequence[str] = (),
     known_at: Callable[[tuple[str, ...]], Sequence[str]] = lambda location: (),
+    noun: str = "a setting",
 ) -> str:
     """The first problem of a validation error as one sentence, and how many more there are.
 
@@ -28,6 +29,7 @@ def explain(
         error: what pydantic found.
         prefix: keys above the place that was validated.
         known_at: the keys that may stand at a place.
+        noun: what a key is, with its article.
     """
     problems = error.errors(include_url=False)
     first = problems[0]
@@ -36,9 +38,11 @@ def explain(
     if first["type"] == "extra_forbidden":
         known = known_at(location[:-1])
         hint = nearest(location[-1], known)
-        sentence = f"{key} is not a setting{hint}"
+        sentence = f"{key} is not {noun}{hint}"
         if not hint:
             sentence += f"; known here: {', '.join(known)}"
+    elif first["type"] == "missing":
+        sentence = f"{key} is missing"
     else:
         message = first["msg"].removeprefix("Value error, ")
         message = message[:1].lower() + message[1:]

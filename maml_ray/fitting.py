@@ -43,7 +43,7 @@ def check_fits(agent: Agent, place: Path) -> None:
         raise RunFolderError(f"the policy in {place} does not fit its settings: {problem}")
 
 
-def check_fits_task(agent: Agent, place: Path) -> None:
+def check_fits_task(agent: Agent, place: Path | str) -> None:
     """The policy sees and does what the task of its settings shows and takes.
 
     Raises:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +15,7 @@ from maml_ray.errors import RunFolderError, UserError
 from maml_ray.evaluation import Evaluation, EvaluationRow, evaluate
 from maml_ray.evaluation_run import Protocol as EvaluationProtocol
 from maml_ray.evaluation_run import check_size, with_rate
-from maml_ray.report.metrics import PatientLines
+from maml_ray.files import PatientFile
 
 ROWS = "followed.jsonl"
 
@@ -148,30 +147,29 @@ class FollowLog:
     """
 
     def __init__(self, folder: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import
+        from maml_ray.report.events import EventLog  # slow to import
 
         if (folder / ROWS).exists():
             raise RunFolderError(f"{folder} holds {ROWS} already: name another folder")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._events: Any = SummaryWriter(str(folder / "tensorboard"))
+            self._events = EventLog(folder / "tensorboard")
         except OSError as error:
             raise RunFolderError(f"cannot write to {folder}: {error.strerror}") from None
-        self._lines = PatientLines(folder / ROWS)
+        self._lines = PatientFile(folder / ROWS)
 
     def add(self, judged: Judged) -> None:
         """One line, and one point of every curve, at the version."""
-        self._lines.append(json.dumps(judged.as_row()))
-        with suppress(OSError):
-            for row in judged.evaluation.rows:
-                tag = f"evaluation/after_{row.steps}_steps_{row.actions}"
-                self._events.add_scalar(f"{tag}_return", row.mean, judged.version)
-                if row.speed is not None:
-                    self._events.add_scalar(f"{tag}_m_per_s", row.speed, judged.version)
-            self._events.flush()
+        self._lines.append(f"{json.dumps(judged.as_row())}\n".encode())
+        points: dict[str, float] = {}
+        for row in judged.evaluation.rows:
+            tag = f"evaluation/after_{row.steps}_steps_{row.actions}"
+            points[f"{tag}_return"] = row.mean
+            if row.speed is not None:
+                points[f"{tag}_m_per_s"] = row.speed
+        self._events.add_scalars(points, judged.version)
 
     def close(self) -> None:
         """Write what waits."""
         self._lines.close()
-        with suppress(OSError):
-            self._events.close()
+        self._events.close()

@@ -29,10 +29,20 @@ def load(folder: str | Path, *, checkpoint: str = "newest") -> Agent:
     """
     if os.path.lexists(Path(folder) / DESCRIPTION):
         return load_policy(Path(folder))
+    return load_checkpointed(folder, checkpoint)[0]
+
+
+def load_checkpointed(folder: str | Path, checkpoint: str = "newest") -> tuple[Agent, int]:
+    """The meta-trained policy of a run, and the number of iterations that it was trained for.
+
+    Raises:
+        RunFolderError: as :func:`load`.
+        SettingsError: as :func:`load`.
+    """
     run = open_run(folder)
     settings = load_settings(run.settings)
     found, _ = load_chosen(run_storage(run, settings), checkpoint)
-    return agent_of(settings, found, run.checkpoints)
+    return agent_of(settings, found, run.checkpoints), found.iteration
 
 
 def agent_of(settings: Settings, checkpoint: Checkpoint, place: Path) -> Agent:

@@ -47,6 +47,22 @@ def save_policy(agent: Agent, folder: Path, task: Task | None = None) -> None:
     Raises:
         RunFolderError: the folder is there, or cannot be written.
     """
+    files = policy_files(agent, task)
+    if os.path.lexists(folder):
+        raise RunFolderError(f"{folder} is there already: name another folder")
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        aside.mkdir(parents=True)
+        for name, content in files.items():
+            (aside / name).write_bytes(content)
+        os.replace(aside, folder)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise RunFolderError(f"cannot write the policy to {folder}: {error.strerror}") from None
+
+
+def policy_files(agent: Agent, task: Task | None = None) -> dict[str, bytes]:
+    """Names and contents of the files of a policy's folder; the same policy gives the same."""
     arrays = dict(agent.parameters)
     if agent.normaliser is not None:
         arrays |= {_MEAN: agent.normaliser.mean, _SCALE: agent.normaliser.scale}
@@ -59,17 +75,7 @@ def save_policy(agent: Agent, folder: Path, task: Task | None = None) -> None:
         "settings": agent.settings.model_dump(mode="json"),
         "sha256": {PARAMETERS: hashlib.sha256(content).hexdigest()},
     }
-    if os.path.lexists(folder):
-        raise RunFolderError(f"{folder} is there already: name another folder")
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    try:
-        aside.mkdir(parents=True)
-        (aside / PARAMETERS).write_bytes(content)
-        (aside / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", "utf-8")
-        os.replace(aside, folder)
-    except OSError as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise RunFolderError(f"cannot write the policy to {folder}: {error.strerror}") from None
+    return {PARAMETERS: content, DESCRIPTION: (json.dumps(description, indent=2) + "\n").encode()}
 
 
 def load_policy(folder: Path) -> Agent:

@@ -10,6 +10,8 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.util.placement_group import get_current_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from maml_ray.config import Settings
 from maml_ray.distributed.activity import Place
@@ -117,12 +119,21 @@ class Recruiter:
                 namespace=self._namespace,
                 num_cpus=1,
                 num_gpus=0,
-                scheduling_strategy="SPREAD",
+                scheduling_strategy=_strategy(),
                 max_restarts=0,  # the pool replaces, so that a lost node and a lost process are one
             )
             .remote(name, self._settings_ref)
         )
         return Member(name, number, actor, actor.ready.remote(), time.monotonic())
+
+
+def _strategy() -> Any:
+    """Over the nodes; but in the placement group of whoever trains, as a trial of Ray Tune has one.
+
+    It holds the CPUs that the actors were promised: outside it there may be none.
+    """
+    group = get_current_placement_group()
+    return "SPREAD" if group is None else PlacementGroupSchedulingStrategy(group)
 
 
 def describe_activity(actors: dict[str, Any]) -> str:

@@ -1,0 +1,93 @@
+"""What stands before the service: the token, the size of a body, and a last net for errors.
+
+Plain ASGI, so that a body that is too large is refused while it arrives.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import orjson
+
+from maml_ray.serving.refusal import Refusal
+from maml_ray.serving.token import is_right
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+OPEN_PATHS = frozenset({"/healthz", "/docs", "/openapi.json"})
+"""Asked by probes and read by people, who have no token: they tell nothing of the policies."""
+
+_log = logging.getLogger(__name__)
+
+
+class Guard:
+    """ASGI middleware.
+
+    Args:
+        app: what is guarded.
+        digest: of the token; None to ask for none.
+        max_body_bytes: of a request.
+    """
+
+    def __init__(self, app: Any, *, digest: bytes | None, max_body_bytes: int) -> None:
+        self._app, self._digest, self._most = app, digest, max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through, or answer in the service's place."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = False
+
+        async def sending(message: MutableMapping[str, Any]) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            self._check(scope)
+            await self._app(scope, self._counted(receive), sending)
+        except Refusal as refusal:
+            await _refuse(send, refusal)
+        except Exception:
+            _log.exception("%s %s failed", scope["method"], scope["path"])
+            if not started:
+                await _refuse(send, Refusal(500, "the service failed; its log says why"))
+
+    def _check(self, scope: Scope) -> None:
+        headers = dict(scope["headers"])
+        if self._digest is not None and scope["path"] not in OPEN_PATHS:
+            given = headers.get(b"authorization", b"")
+            if not is_right(given, self._digest):
+                raise Refusal(401, "a token is needed: send the header 'Authorization: Bearer ...'")
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self._most:
+            raise self._too_large()
+
+    def _counted(self, receive: Receive) -> Receive:
+        seen = 0
+
+        async def receiving() -> MutableMapping[str, Any]:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self._most:
+                raise self._too_large()
+            return message
+
+        return receiving
+
+    def _too_large(self) -> Refusal:
+        return Refusal(413, f"the body is larger than {self._most:,} bytes")
+
+
+async def _refuse(send: Send, refusal: Refusal) -> None:
+    headers = [(b"content-type", b"application/json")]
+    if refusal.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.body", "body": orjson.dumps({"error": refusal.sentence})})

@@ -1,0 +1,100 @@
+"""Where adapted policies are kept: so many at most, and so long at most."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from maml_ray.serving.policies import BASE, ServedPolicy
+from maml_ray.serving.refusal import Refusal
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """A policy that is there.
+
+    Attributes:
+        name: its own; that of a checkpoint where the base was asked for.
+        expires_in_s: seconds until it is removed; None of the base.
+        policy: itself; None where the asker has it already.
+    """
+
+    name: str
+    expires_in_s: float | None
+    policy: ServedPolicy | None
+
+
+class PolicyStore:
+    """The base policy, and the adapted ones: past the number, the least recently used one goes.
+
+    Args:
+        base: what adaptations begin from.
+        most: how many adapted policies are kept.
+        max_age_s: seconds from when a policy was made to when it is removed.
+        clock: tells seconds.
+    """
+
+    def __init__(
+        self,
+        base: ServedPolicy,
+        *,
+        most: int,
+        max_age_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._base = base
+        self._most, self._max_age_s, self._clock = most, max_age_s, clock
+        self._kept: OrderedDict[str, tuple[ServedPolicy, float]] = OrderedDict()
+
+    def __len__(self) -> int:
+        self._forget_old()
+        return len(self._kept)
+
+    def replace_base(self, base: ServedPolicy) -> None:
+        """Put another checkpoint live; the one before can be asked for by its name for a while."""
+        before, self._base = self._base, base
+        self._kept.pop(base.name, None)
+        if before.name != base.name:
+            self.keep(before)
+
+    def keep(self, policy: ServedPolicy) -> float:
+        """Keep a policy; seconds that it is kept for at most."""
+        self._kept[policy.name] = (policy, self._clock())
+        self._kept.move_to_end(policy.name)
+        self._forget_old()
+        while len(self._kept) > self._most:
+            self._kept.popitem(last=False)
+        return self._max_age_s
+
+    def find(self, name: str, have: str | None = None) -> Found:
+        """A policy by its name; ``base`` is whichever checkpoint is live.
+
+        Args:
+            name: of the policy.
+            have: the name of a policy that the asker has, which need not be sent again.
+
+        Raises:
+            Refusal: there is none, or there no longer is.
+        """
+        if name in (BASE, self._base.name):
+            policy, left = self._base, None
+        else:
+            self._forget_old()
+            if name not in self._kept:
+                raise Refusal(
+                    404,
+                    f"policy: there is no {name!r:.80}: it was never here, or is gone (the "
+                    f"{self._most:,} most recently used are kept, for {self._max_age_s:,.0f} s): "
+                    "POST /adapt gives a new one",
+                )
+            policy, made = self._kept[name]
+            self._kept.move_to_end(name)
+            left = self._max_age_s - (self._clock() - made)
+        return Found(policy.name, left, None if policy.name == have else policy)
+
+    def _forget_old(self) -> None:
+        oldest = self._clock() - self._max_age_s
+        for name in [name for name, (_, made) in self._kept.items() if made <= oldest]:
+            del self._kept[name]

@@ -1,0 +1,26 @@
+"""Episodes as a caller sends them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from maml_ray.acting import for_environment
+from maml_ray.agent import Agent
+from maml_ray.trajectories import Trajectories
+
+
+def body_of(agent: Agent, support: Trajectories) -> dict[str, Any]:
+    """``support`` of ``agent`` as JSON, everything in it."""
+    arrays = {
+        "observations": support.observations,
+        "actions": for_environment(agent.spec, support.actions),
+        "rewards": support.rewards,
+        "mask": support.mask,
+        "log_probs": support.log_probs,
+        "final_observations": support.final_observations,
+        "terminated": support.terminated,
+    }
+    sent: dict[str, Any] = orjson.loads(orjson.dumps(arrays, option=orjson.OPT_SERIALIZE_NUMPY))
+    return sent

@@ -1,0 +1,323 @@
+"""The routes through real HTTP, without Ray: answers, refusals, the token, what is published."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import orjson
+import pytest
+import requests
+import schemathesis
+import torch
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+
+import maml_ray
+from maml_ray.agent import Agent
+from maml_ray.serving.policies import ServedPolicy
+from maml_ray.serving.requests import MOST_OBSERVATIONS, AdaptBody
+from tests.serving.bodies import body_of
+from tests.serving.local_service import served, service_of, store_of
+from tests.small_runs import agent_of, settings
+from tests.test_worked_example import code
+
+TOKEN = "correct horse battery staple"
+LIMIT = 200_000
+
+
+@pytest.fixture(scope="module")
+def agent() -> Agent:
+    return agent_of(settings("half-cheetah-direction", policy={"action_scale": 1.0}))
+
+
+@pytest.fixture(scope="module")
+def url(agent: Agent) -> Iterator[str]:
+    with served(service_of(agent), max_body_bytes=LIMIT) as found:
+        yield found
+
+
+def post(url: str, path: str, body: Any, **options: Any) -> requests.Response:
+    content = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+    return requests.post(url + path, data=content, timeout=30, **options)
+
+
+def observations(count: int) -> Any:
+    return np.random.default_rng(0).standard_normal((count, 17)).astype(np.float32)
+
+
+def test_actions_cross_http_to_the_bit(url: str, agent: Agent) -> None:
+    seen = observations(3)
+    answer = post(url, "/act", {"observations": seen}).json()
+    assert answer["policy"] == "checkpoint-1"
+    np.testing.assert_array_equal(np.float32(answer["actions"]), agent.act(seen))
+    one = post(url, "/act", {"observations": seen[1]}).json()
+    np.testing.assert_array_equal(np.float32(one["actions"]), agent.act(seen[1]))
+    assert "log_probs" not in one
+    body = {"observations": seen[1], "explore": True, "seed": 3}
+    sampled = post(url, "/act", body).json()
+    expected = agent.act(seen[1], explore=True, rng=np.random.default_rng(3))
+    np.testing.assert_array_equal(np.float32(sampled["actions"]), expected)
+    assert isinstance(sampled["log_probs"], float)
+    other = post(url, "/act", {**body, "seed": None}).json()
+    assert other["actions"] != sampled["actions"]
+
+
+def test_a_robots_own_loop_collect_adapt_act(url: str, agent: Agent) -> None:
+    """Sampled by /act, handed to /adapt with its log-probabilities, acted with afterwards."""
+    seen = np.random.default_rng(1).standard_normal((2, 4, 17)).astype(np.float32)
+    acted = post(url, "/act", {"observations": seen.reshape(8, 17), "explore": True}).json()
+    rewards = np.random.default_rng(2).standard_normal((2, 4)).astype(np.float32)
+    support = maml_ray.Trajectories(
+        seen,
+        np.float32(acted["actions"]).reshape(2, 4, 6),
+        np.float32(acted["log_probs"]).reshape(2, 4),
+        rewards,
+        np.ones((2, 4), np.bool_),
+    )
+    body = {name: value for name, value in body_of(agent, support).items() if value is not None}
+    answer = post(url, "/adapt", {"policy": acted["policy"], "trajectories": body})
+    assert answer.status_code == 200, answer.text
+    told = answer.json()
+    expected = agent.adapt(support)
+    again = post(url, "/act", {"observations": seen[0], "policy": told["policy"]}).json()
+    assert again["policy"] == told["policy"]
+    np.testing.assert_array_equal(np.float32(again["actions"]), expected.act(seen[0]))
+    assert told["adapted_from"] == "checkpoint-1"
+    assert told["steps"][0]["support_return"] == pytest.approx(rewards.sum(1).mean())
+    further = post(url, "/adapt", {"policy": told["policy"], "task": {"direction": -1}}).json()
+    assert further["adapted_from"] == told["policy"]
+    assert further["task"] == {"direction": -1.0}
+    assert isinstance(further["return_after"], float)
+
+
+def test_a_policy_is_published_as_the_folder_that_maml_ray_and_plain_torch_read(
+    url: str, agent: Agent, tmp_path: Path
+) -> None:
+    name = post(url, "/adapt", {"task": {"direction": -1}, "seed": 4}).json()["policy"]
+    for path, file in (("", "parameters.safetensors"), ("/policy.json", "policy.json")):
+        answer = requests.get(f"{url}/policy/{name}{path}", timeout=30)
+        assert answer.status_code == 200
+        (tmp_path / file).write_bytes(answer.content)
+    loaded = maml_ray.load(tmp_path)
+    seen = observations(5)
+    acted = post(url, "/act", {"observations": seen, "policy": name}).json()
+    np.testing.assert_array_equal(np.float32(acted["actions"]), loaded.act(seen))
+    assert loaded.adaptation_steps == 1
+    names: dict[str, Any] = {"folder": str(tmp_path)}
+    exec(code("safetensors.torch"), names)
+    theirs = names["act"](torch.from_numpy(seen)).numpy()
+    np.testing.assert_allclose(theirs, np.float32(acted["actions"]), rtol=1e-5, atol=1e-6)
+
+
+OBSERVATION = [0.0] * 17
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "words"),
+    [
+        ("/act", {"observations": [0.0] * 16}, 422, ["observations", "(n, 17)", "(16,)"]),
+        ("/act", {"observations": [[OBSERVATION]]}, 422, ["observations", "(n, 17)"]),
+        ("/act", {"observations": [1e39] * 17}, 422, ["observations", "finite"]),
+        ("/act", {"observations": ["1"] * 17}, 422, ["observations", "numbers"]),
+        ("/act", {}, 422, ["observations is missing"]),
+        ("/act", [], 422, ["JSON object"]),
+        ("/act", {"observations": OBSERVATION, "polcy": "x"}, 422, ["polcy", "'policy'"]),
+        ("/act", {"observations": OBSERVATION, "policy": "x"}, 404, ["'x'", "/adapt"]),
+        ("/act", {"observations": OBSERVATION, "policy": 3}, 422, ["policy = 3"]),
+        ("/act", {"observations": OBSERVATION, "seed": -1}, 422, ["seed = -1"]),
+        ("/act", {"observations": OBSERVATION, "explore": 1}, 422, ["explore = 1"]),
+        ("/adapt", {}, 422, ["a task, or trajectories"]),
+        ("/adapt", {"task": {"direction": 2}}, 422, ["no such task"]),
+        ("/adapt", {"task": {"direction": "left"}}, 422, ["task.direction"]),
+        ("/adapt", {"task": {"direction": 1}, "steps": 0}, 422, ["steps = 0"]),
+        ("/adapt", {"task": {"direction": 1}, "policy": "x"}, 404, ["'x'"]),
+        ("/adapt", {"trajectories": {"reward": []}}, 422, ["trajectories."]),
+        ("/adapt", {"trajectories": {}, "task": None}, 422, ["trajectories.observations"]),
+    ],
+)
+def test_a_mistake_is_one_sentence_that_names_the_field(
+    url: str, path: str, body: Any, status: int, words: list[str]
+) -> None:
+    answer = post(url, path, body)
+    assert answer.status_code == status, answer.text
+    assert set(answer.json()) == {"error"}
+    for word in words:
+        assert word in answer.json()["error"]
+
+
+def test_own_trajectories_take_one_step(url: str) -> None:
+    body = {
+        "steps": 2,
+        "trajectories": {
+            "observations": [[OBSERVATION]],
+            "actions": [[[0.0] * 6]],
+            "rewards": [[1.0]],
+        },
+    }
+    assert "there is one step" in post(url, "/adapt", body).json()["error"]
+
+
+def test_too_many_observations_and_too_large_bodies(url: str) -> None:
+    few = agent_of(settings())  # of two numbers each: many fit into a body
+    with served(service_of(few)) as small:
+        many = np.zeros((MOST_OBSERVATIONS + 1, 2), np.float32)
+        assert "4,097 at once" in post(small, "/act", {"observations": many}).json()["error"]
+        assert post(small, "/act", {"observations": many[1:]}).status_code == 200
+    fits = b'{"observations": ' + json.dumps(OBSERVATION).encode() + b"}"
+    exactly = requests.post(url + "/act", data=fits.ljust(LIMIT), timeout=30)
+    assert exactly.status_code == 200
+    over = requests.post(url + "/act", data=fits.ljust(LIMIT + 1), timeout=30)
+    assert (over.status_code, over.json()) == (
+        413,
+        {"error": "the body is larger than 200,000 bytes"},
+    )
+    chunks = iter([fits.ljust(LIMIT), b" "])  # no length is told
+    chunked = requests.post(url + "/act", data=chunks, timeout=30)
+    assert chunked.status_code == 413
+
+
+def test_a_body_that_is_told_to_be_too_large_is_not_waited_for(url: str) -> None:
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
+    connection.putrequest("POST", "/act")
+    connection.putheader("Content-Length", str(10**12))
+    connection.endheaders()  # and nothing follows
+    assert connection.getresponse().status == 413
+    connection.close()
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b'{"observations": NaN}', b"[" * 100_000])
+def test_what_is_no_json_is_told_so(url: str, body: bytes) -> None:
+    answer = requests.post(url + "/act", data=body, timeout=30)
+    assert answer.status_code == 400
+    assert "not JSON" in answer.json()["error"]
+
+
+def test_paths_and_methods_that_are_not_there(url: str) -> None:
+    assert requests.get(url + "/nowhere", timeout=30).status_code == 404
+    wrong = requests.get(url + "/act", timeout=30)
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+    assert set(wrong.json()) == {"error"}
+    assert requests.get(url + "/policy/nobody", timeout=30).status_code == 404
+
+
+def test_the_token_is_asked_for_everywhere_but_where_probes_look(agent: Agent) -> None:
+    digest = hashlib.sha256(TOKEN.encode()).digest()
+    with served(service_of(agent), digest=digest) as url:
+        body = {"observations": OBSERVATION}
+        for headers in (
+            {},
+            {"Authorization": TOKEN},
+            {"Authorization": "Bearer "},
+            {"Authorization": f"Bearer {TOKEN[:-1]}"},
+            {"Authorization": f"Bearer {TOKEN}x"},
+            {"Authorization": f"Basic {TOKEN}"},
+        ):
+            for answer in (
+                post(url, "/act", body, headers=headers),
+                post(url, "/adapt", {}, headers=headers),
+                requests.get(url + "/policy/base", headers=headers, timeout=30),
+                requests.get(url + "/nowhere", headers=headers, timeout=30),
+            ):
+                assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+                assert TOKEN not in answer.text
+        right = {"Authorization": f"Bearer {TOKEN}"}
+        assert post(url, "/act", body, headers=right).status_code == 200
+        assert requests.get(url + "/policy/base", headers=right, timeout=30).status_code == 200
+        for path in ("/healthz", "/docs", "/openapi.json"):
+            assert requests.get(url + path, timeout=30).status_code == 200
+        schema = requests.get(url + "/openapi.json", timeout=30).json()
+        assert schema["paths"]["/act"]["post"]["security"] == [{"token": []}]
+        assert "security" not in schema["paths"]["/healthz"]["get"]
+
+
+def test_an_error_of_ours_is_no_traceback(agent: Agent) -> None:
+    async def broken(policy: ServedPolicy, request: AdaptBody) -> Any:
+        raise RuntimeError("a secret of ours")
+
+    service = replace(service_of(agent), adapt_from=broken)
+    with served(service) as url:
+        answer = post(url, "/adapt", {"task": {"direction": 1}})
+        assert (answer.status_code, answer.json()) == (
+            500,
+            {"error": "the service failed; its log says why"},
+        )
+        assert post(url, "/act", {"observations": OBSERVATION}).status_code == 200
+
+
+def test_policies_beyond_the_number_are_gone_with_a_sentence(agent: Agent) -> None:
+    with served(service_of(agent, store_of(agent, most=1))) as url:
+        body = {"task": {"direction": 1}, "measured_episodes": 0}
+        first, second = (post(url, "/adapt", body).json()["policy"] for _ in range(2))
+        gone = requests.get(f"{url}/policy/{first}", timeout=30)
+        assert gone.status_code == 404
+        assert "is gone" in gone.json()["error"]
+        assert requests.get(f"{url}/policy/{second}", timeout=30).status_code == 200
+
+
+def test_what_one_replica_adapts_another_acts_with(agent: Agent) -> None:
+    store = store_of(agent)
+    with served(service_of(agent, store)) as one, served(service_of(agent, store)) as other:
+        name = post(one, "/adapt", {"task": {"direction": 1}}).json()["policy"]
+        body = {"observations": OBSERVATION, "policy": name}
+        assert post(other, "/act", body).json() == post(one, "/act", body).json()
+
+
+def test_the_examples_of_the_documentation_work(url: str) -> None:
+    paths = requests.get(url + "/openapi.json", timeout=30).json()["paths"]
+    for path in ("/act", "/adapt"):
+        content = paths[path]["post"]["requestBody"]["content"]["application/json"]
+        answer = post(url, path, content["example"])
+        assert answer.status_code == 200, answer.text
+    health = requests.get(url + "/healthz", timeout=30).json()
+    assert health == {
+        "status": "ok",
+        "policy": "checkpoint-1",
+        "task": "half-cheetah-direction",
+    }
+
+
+def test_whatever_the_schema_allows_or_forbids_gets_an_answer_that_it_describes(
+    agent: Agent,
+) -> None:
+    """Schemathesis: hundreds of requests made up from OpenAPI, right ones and wrong ones."""
+    with served(service_of(agent), max_body_bytes=100_000_000) as url:
+        _check_against_schema(url)
+
+
+def _check_against_schema(url: str) -> None:
+    schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
+    results: Any = schema.get_all_operations()
+    operations = [result.ok() for result in results]
+    assert len(operations) == 5
+    seen: dict[str, set[int]] = {operation.label: set() for operation in operations}
+    for operation in operations:
+        for mode in schemathesis.GenerationMode:
+            if operation.method == "post" or mode == schemathesis.GenerationMode.POSITIVE:
+                # Of a path alone nothing can be wrong.
+                strategy = operation.as_strategy(generation_mode=mode)
+                _ask_for_whatever(strategy, seen[operation.label])
+    assert {200, 422} <= seen["POST /act"]
+    assert 422 in seen["POST /adapt"]
+    assert 404 in seen["GET /policy/{name}"]
+
+
+def _ask_for_whatever(strategy: Any, seen: set[int]) -> None:
+    # A task or a name that the schema allows need not be there.
+    beyond_a_schema = [schemathesis.checks.positive_data_acceptance]
+
+    @hypothesis_settings(max_examples=40, suppress_health_check=list(HealthCheck))
+    @given(strategy)
+    def ask(case: Any) -> None:
+        answer = case.call_and_validate(excluded_checks=beyond_a_schema, timeout=30)
+        seen.add(answer.status_code)
+        assert "Traceback" not in answer.text
+
+    ask()

@@ -1,0 +1,138 @@
+"""What a service is told: every argument checked, the config file in agreement with the code."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+from ray.serve.schema import ServeDeploySchema
+
+from maml_ray.config import SettingsError
+from maml_ray.distributed.serving import build_app
+from maml_ray.errors import UserError
+from maml_ray.serving.settings import ServeSettings, checkpoint_choice, serve_settings
+from maml_ray.serving.token import VARIABLE, is_right, token_digest
+
+FILE = Path(__file__).parents[2] / "cluster" / "serve.yaml"
+TOKEN = "0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({}, ["run is missing"]),
+        ({"run": "x", "replica": 2}, ["replica is not an argument", "'replicas'"]),
+        ({"run": "x", "replicas": 0}, ["replicas = 0"]),
+        ({"run": "x", "replicas": "two"}, ["replicas = 'two'"]),
+        ({"run": ""}, ["run = ''"]),
+        ({"run": "x", "max_age_s": "inf"}, ["max_age_s"]),
+        ({"run": "x", "max_body_bytes": 10}, ["max_body_bytes = 10"]),
+    ],
+)
+def test_an_argument_that_is_not_allowed_is_named(
+    arguments: dict[str, Any], words: list[str]
+) -> None:
+    for check in (serve_settings, build_app):
+        with pytest.raises(SettingsError) as caught:
+            check(arguments)
+        assert all(word in str(caught.value) for word in words)
+
+
+def test_arguments_may_be_text_as_serve_run_hands_them_over() -> None:
+    settings = serve_settings({"run": "x", "replicas": "2", "max_age_s": "60", "checkpoint": 120})
+    assert (settings.replicas, settings.max_age_s, settings.checkpoint) == (2, 60.0, "120")
+
+
+def test_a_user_config_is_checked() -> None:
+    assert checkpoint_choice({"checkpoint": 120}).checkpoint == "120"
+    for wrong in ({"checkpint": 1}, {"checkpoint": None}, {"checkpoint": ""}, 3):
+        with pytest.raises(SettingsError, match="user_config"):
+            checkpoint_choice(wrong)
+
+
+def test_the_config_file_spells_out_what_there_is_and_nothing_else() -> None:
+    content = yaml.safe_load(FILE.read_text())
+    _assert_known(content, ServeDeploySchema)
+    deployed = ServeDeploySchema.model_validate(content)
+    (application,) = deployed.applications
+    assert application.args.keys() == ServeSettings.model_fields.keys() - {
+        "checkpoint",  # what follows stands under deployments, where it can be changed
+        "replicas",
+        "adapters",
+    }
+    settings = serve_settings(application.args)
+    defaults = ServeSettings(run=settings.run)
+    assert settings == defaults
+    names = {one.name: one for one in application.deployments}
+    assert checkpoint_choice(names["PolicyStore"].user_config).checkpoint == defaults.checkpoint
+    app = build_app(application.args)
+    assert set(names) == set(_deployments(app))
+    module, _, name = application.import_path.partition(":")
+    assert (module, name) == (build_app.__module__, build_app.__name__)
+    assert deployed.http_options.host == "127.0.0.1"
+
+
+def _deployments(app: Any) -> dict[str, Any]:
+    """Names and deployments of an application, those that it is handed included."""
+    deployment = app._bound_deployment
+    found = {deployment.name: deployment}
+    for argument in deployment.init_args:
+        if hasattr(argument, "_bound_deployment"):
+            found |= _deployments(argument)
+    return found
+
+
+def _assert_known(content: Any, model: type[BaseModel]) -> None:
+    """Ray's own schema lets pass what it does not know: every key is one of its fields."""
+    for key, value in content.items():
+        assert key in model.model_fields, f"{key} is not a key of {model.__name__}"
+        kinds = [
+            one
+            for one in _models(model.model_fields[key].annotation)
+            if isinstance(value, dict) or (isinstance(value, list) and value)
+        ]
+        for part in value if isinstance(value, list) else [value]:
+            if kinds and isinstance(part, dict):
+                _assert_known(part, kinds[0])
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in getattr(annotation, "__args__", ()) for model in _models(part)]
+
+
+def test_a_token_comes_from_a_file_or_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert token_digest(None) is None
+    file = tmp_path / "token"
+    file.write_text(TOKEN + "\n")
+    digest = token_digest(str(file))
+    assert digest == hashlib.sha256(TOKEN.encode()).digest()
+    monkeypatch.setenv(VARIABLE, "f" * 32)
+    assert token_digest(None) == hashlib.sha256(b"f" * 32).digest()
+    assert token_digest(str(file)) == digest  # what is named goes before what lies about
+    assert is_right(b"Bearer " + TOKEN.encode(), digest)
+    assert is_right(b"bearer  " + TOKEN.encode(), digest)
+    for wrong in (b"", b"Bearer", TOKEN.encode(), b"Basic " + TOKEN.encode(), b"Bearer \xff"):
+        assert not is_right(wrong, digest)
+
+
+def test_what_is_no_token_is_refused_rather_than_taken_for_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for content in ("", "  \n", "short", "ä" * 20):
+        monkeypatch.setenv(VARIABLE, content)
+        with pytest.raises(UserError, match="16 ASCII characters"):
+            token_digest(None)
+        (tmp_path / "token").write_text(content)
+        with pytest.raises(UserError, match="token file"):
+            token_digest(str(tmp_path / "token"))
+    with pytest.raises(UserError, match="No such file"):
+        token_digest(str(tmp_path / "nowhere"))

@@ -1,0 +1,97 @@
+"""Adapted policies are kept in a bounded number, for a bounded time."""
+
+from __future__ import annotations
+
+import pytest
+
+from maml_ray.agent import Agent
+from maml_ray.serving.policies import ServedPolicy
+from maml_ray.serving.refusal import Refusal
+from maml_ray.serving.store import PolicyStore
+from tests.small_runs import agent_of, settings
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture(scope="module")
+def agent() -> Agent:
+    return agent_of(settings())
+
+
+def a_store(agent: Agent, most: int = 3, age: float = 10.0) -> tuple[PolicyStore, Clock]:
+    clock = Clock()
+    base = ServedPolicy("checkpoint-5", agent)
+    return PolicyStore(base, most=most, max_age_s=age, clock=clock), clock
+
+
+def is_gone(store: PolicyStore, name: str) -> bool:
+    try:
+        return store.find(name).name != name
+    except Refusal as refusal:
+        return refusal.status == 404 and name in refusal.sentence
+
+
+def test_past_the_number_the_least_recently_used_goes(agent: Agent) -> None:
+    store, _ = a_store(agent)
+    for name in ("a", "b", "c"):
+        store.keep(ServedPolicy(name, agent))
+    assert store.find("a").name == "a"  # used: now "b" is the oldest
+    store.keep(ServedPolicy("d", agent))
+    assert [is_gone(store, name) for name in "abcd"] == [False, True, False, False]
+    assert len(store) == 3
+
+
+def test_age_counts_from_when_a_policy_was_made_however_often_it_is_used(agent: Agent) -> None:
+    store, clock = a_store(agent)
+    assert store.keep(ServedPolicy("a", agent)) == 10.0
+    clock.now = 4.0
+    store.keep(ServedPolicy("b", agent))
+    clock.now = 9.0
+    assert store.find("a").expires_in_s == 1.0
+    clock.now = 10.0
+    assert is_gone(store, "a")
+    assert not is_gone(store, "b")
+    clock.now = 14.0
+    assert is_gone(store, "b")
+    assert len(store) == 0
+
+
+def test_the_base_stays_and_is_found_by_both_names(agent: Agent) -> None:
+    store, clock = a_store(agent, most=1)
+    for name in "abcdef":
+        store.keep(ServedPolicy(name, agent))
+    clock.now = 1e9
+    for name in ("base", "checkpoint-5"):
+        found = store.find(name)
+        assert (found.name, found.expires_in_s) == ("checkpoint-5", None)
+
+
+def test_a_new_checkpoint_is_live_at_once_and_the_old_one_ages(agent: Agent) -> None:
+    store, clock = a_store(agent)
+    store.keep(ServedPolicy("a", agent))
+    store.replace_base(ServedPolicy("checkpoint-6", agent))
+    assert store.find("base").name == "checkpoint-6"
+    assert store.find("checkpoint-5").expires_in_s == 10.0
+    assert not is_gone(store, "a")
+    clock.now = 10.0
+    assert is_gone(store, "checkpoint-5")
+    store.replace_base(ServedPolicy("checkpoint-5", agent))  # and back
+    assert store.find("checkpoint-5").expires_in_s is None
+    store.replace_base(ServedPolicy("checkpoint-5", agent))
+    assert len(store) == 1  # checkpoint-6 alone
+
+
+def test_what_the_asker_has_is_not_sent_again(agent: Agent) -> None:
+    store, _ = a_store(agent)
+    adapted = ServedPolicy("a", agent)
+    store.keep(adapted)
+    assert store.find("a").policy is adapted
+    assert store.find("a", have="a").policy is None
+    assert store.find("base", have="checkpoint-4").policy is not None
+    assert store.find("base", have="checkpoint-5").policy is None
