@@ -172,7 +172,7 @@ def test_a_signal_during_the_evaluation(tmp_path: Path, number: signal.Signals) 
 def test_a_second_signal_ends_the_driver_at_once(tmp_path: Path) -> None:
     """The first one waits for the last checkpoint, and its storage never answers."""
     with silent_bucket() as there, driver(on_the_bucket(tmp_path), tmp_path, **there) as process:
-        wait_for(process, "iteration 2/")
+        wait_for(process, "/1000")
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=DEADLINE_S)
@@ -182,12 +182,12 @@ def test_a_second_signal_ends_the_driver_at_once(tmp_path: Path) -> None:
 
 def test_a_signal_while_the_storage_hangs(tmp_path: Path) -> None:
     with silent_bucket() as there, driver(on_the_bucket(tmp_path), tmp_path, **there) as process:
-        wait_for(process, "iteration 2/")
+        wait_for(process, "/1000")
         process.send_signal(signal.SIGTERM)
         said = assert_ended(process, signal.SIGTERM)
     (saved,) = (tmp_path / "fallback").iterdir()
     assert str(saved) in said
-    assert load_newest(LocalStorage(saved))[0].iteration >= 2
+    assert load_newest(LocalStorage(saved))[0].iteration >= 1
 
 
 @pytest.mark.soak
