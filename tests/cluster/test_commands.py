@@ -97,10 +97,13 @@ def check_ray(arguments: list[str]) -> None:
 
 
 def check_python(line: str) -> None:
-    """``python -c '...'`` with a call of request_resources."""
+    """``python -c '...'`` with a call of request_resources, which wants Ray to be initialised."""
     (command,) = in_line(line, "ray exec")
     assert command.words[:2] == ("python", "-c")
-    (call,) = (node for node in ast.walk(ast.parse(command.words[2])) if isinstance(node, ast.Call))
+    nodes = ast.walk(ast.parse(command.words[2]))
+    connect, call = (node for node in nodes if isinstance(node, ast.Call))
+    assert ast.unparse(connect) == "ray.init()"
+    assert ast.unparse(call.func) == "request_resources"
     inspect.signature(request_resources).bind(**{key.arg: 0 for key in call.keywords if key.arg})
 
 
@@ -212,7 +215,8 @@ def test_commands_are_found_in_every_kind_of_text() -> None:
         "ray up --no-such-option cluster/aws.yaml",
         "ray job submit --no-such-option -- maml-ray train",
         "ray job submit -- maml-ray train --no-such-option",
-        "ray exec cluster/aws.yaml \"python -c 'request_resources(num_gpus=1)'\"",
+        "ray exec cluster/aws.yaml \"python -c 'request_resources(num_cpus=1)'\"",
+        "ray exec cluster/aws.yaml \"python -c 'ray.init(); request_resources(num_gpus=1)'\"",
         "make no-such-target",
         "pip wheel --no-such-option .",
         "docker push registry.example.com/maml-ray:1.0.0-cpu",

@@ -1,0 +1,158 @@
+"""How the loop ends: with everything safe, or in the hands of a newer attempt. Without Ray."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from maml_ray.attempts import FencedStorage, claim
+from maml_ray.checkpoint import load_newest
+from maml_ray.config import Settings
+from maml_ray.distributed.crew import Crew
+from maml_ray.errors import Interrupted, Superseded, TrainingFailed
+from maml_ray.records import FaultFigures
+from maml_ray.run_folder import RunFolder
+from maml_ray.saving import saving, settle_in
+from maml_ray.stopping import StopRequest
+from maml_ray.storage import LocalStorage
+from maml_ray.training import _Audience, _Loop, _Position
+from tests.made_up_training import checkpoint_of
+from tests.report.conftest import made_up_record
+from tests.small_runs import settings
+
+WAIT_S = 30.0
+
+
+class Gate(LocalStorage):
+    """A folder that makes whoever writes a checkpoint wait, or fail, when told so."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.open = threading.Event()
+        self.open.set()
+        self.reached = threading.Event()
+        self.full = False
+
+    def write(self, name: str, content: bytes) -> None:
+        self.reached.set()
+        assert self.open.wait(WAIT_S)
+        if self.full:
+            raise OSError(28, "No space left on device")
+        super().write(name, content)
+
+
+@dataclass
+class MadeUpCrew:
+    """Learns nothing, in no time, and lets something happen in each iteration."""
+
+    settings: Settings
+    during: Callable[[int], object]
+
+    def __post_init__(self) -> None:
+        state = checkpoint_of(self.settings, 0)
+        self.spec = state.spec
+        self.learner = SimpleNamespace(state=state.learner, threads=1)
+
+    def learn(self, assignments: Any) -> Any:
+        iteration = assignments[0].iteration
+        self.during(iteration)
+        self.learner.state = replace(self.learner.state, version=iteration + 1)
+        return SimpleNamespace(actors=1, rollouts=[]), made_up_record(iteration).update
+
+    def figures(self, collected: Any) -> FaultFigures:
+        return FaultFigures(1, 1, 0, 0, 1, 0, 0, 0, 0)
+
+
+@dataclass
+class Run:
+    """A loop that is ready to go."""
+
+    loop: _Loop
+    gate: Gate
+    stop: StopRequest
+    folder: RunFolder
+
+
+@contextmanager
+def a_run(path: Path, during: Callable[[int], object] = lambda iteration: None) -> Iterator[Run]:
+    """Three iterations in a folder; another attempt can be claimed in it."""
+    chosen = settings(run={"iterations": 3}, faults={"fallback_directory": str(path / "fallback")})
+    folder, stop = RunFolder(path / "run"), StopRequest()
+    gate = Gate(folder.path)
+    storage = FencedStorage(gate, settle_in(folder, chosen).attempt)
+    with saving(chosen, folder, storage, stop.give_way) as writer:
+        crew = cast(Crew, MadeUpCrew(chosen, during))
+        tasks: Any = SimpleNamespace(sample=lambda rng, count: [None] * count)
+        audience = _Audience([])
+        yield Run(
+            _Loop(chosen, tasks, crew, writer, audience, stop.check, 1, _Position()),
+            gate,
+            stop,
+            folder,
+        )
+        gate.open.set()
+
+
+def test_a_run_ends_with_its_last_checkpoint_safe(tmp_path: Path) -> None:
+    with a_run(tmp_path) as run:
+        run.loop.run()
+    assert load_newest(LocalStorage(run.folder.path))[0].iteration == 3
+
+
+@pytest.mark.timeout(90)  # of a run that does not hear
+def test_a_signal_while_the_last_checkpoint_is_waited_for_is_obeyed(tmp_path: Path) -> None:
+    """The storage is slow, and the run would wait for it for minutes."""
+
+    def during(iteration: int) -> None:
+        if iteration == 2:
+            run.loop.writer.flush(WAIT_S)
+            run.gate.open.clear()
+            run.stop._signal = 15  # what the handler does
+
+    with a_run(tmp_path, during) as run:
+        looked = threading.Event()
+
+        def check() -> None:
+            looked.set()
+            run.gate.open.set()  # and then it is fast again
+            run.stop.check()
+
+        run.loop.check_stop = check
+        with pytest.raises(Interrupted):
+            run.loop.run()
+        assert looked.is_set()
+    assert load_newest(LocalStorage(run.folder.path))[0].iteration == 3
+
+
+def test_a_run_that_is_stopped_by_its_storage_is_saved_elsewhere_once(tmp_path: Path) -> None:
+    with a_run(tmp_path) as run:
+        run.gate.full = True
+        patient = run.loop.settings.cluster.model_copy(update={"task_timeout_s": 0.5})
+        run.loop.settings = run.loop.settings.model_copy(update={"cluster": patient})
+        with pytest.raises(TrainingFailed, match=r"within 0 s .*No space left .*fallback/run:"):
+            run.loop.run()
+    assert [path.name for path in (tmp_path / "fallback").iterdir()] == ["run"]
+    assert load_newest(LocalStorage(tmp_path / "fallback" / "run"))[0].iteration == 3
+
+
+@pytest.mark.parametrize("when", [0, 1, 2])
+def test_a_newer_attempt_ends_it_without_a_last_checkpoint(tmp_path: Path, when: int) -> None:
+    def during(iteration: int) -> None:
+        if iteration == when:
+            run.loop.writer.flush(WAIT_S)
+            claim(LocalStorage(run.folder.path))
+
+    with a_run(tmp_path, during) as run, pytest.raises(Superseded, match="attempt 2 of this run"):
+        run.loop.run()
+    kept = [name for name in LocalStorage(run.folder.path).names("checkpoints") if name.isdigit()]
+    assert [int(name) for name in kept][-1:] == [when][: when > 0]
+    assert not (tmp_path / "fallback").exists()
+    with pytest.raises(Superseded):  # whoever waits for actors hears of it too
+        run.stop.check()
