@@ -30,16 +30,28 @@ class Capacity:
     Args:
         settings: least and most actors.
         nodes: tells the cluster's nodes, as ``ray.nodes()``.
+        demanded: how many actors an autoscaler is asked for; 0 without one.
     """
 
-    def __init__(self, settings: ClusterSettings, nodes: Callable[[], Nodes] = ray.nodes) -> None:
+    def __init__(
+        self,
+        settings: ClusterSettings,
+        nodes: Callable[[], Nodes] = ray.nodes,
+        *,
+        demanded: int = 0,
+    ) -> None:
         self._settings = settings
+        self._demanded = demanded
         self._nodes = nodes
         self._looked = float("-inf")
         self._wanted = 0
 
     def wanted(self) -> int:
-        """How many actors there should be, from a look that is at most two seconds old."""
+        """How many actors there should be: those that there is room for, or is to be."""
+        return max(self.room(), self._demanded)
+
+    def room(self) -> int:
+        """How many actors there is room for, from a look that is at most two seconds old."""
         now = time.monotonic()
         if now - self._looked >= LOOK_EVERY_S:
             self._wanted = wanted_actors(self._settings, self._nodes())

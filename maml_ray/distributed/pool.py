@@ -20,6 +20,7 @@ from maml_ray.config import Settings
 from maml_ray.distributed.activity import Place, Receipt
 from maml_ray.distributed.batch import Batch, WorkCounts
 from maml_ray.distributed.capacity import Capacity
+from maml_ray.distributed.demand import demanded_actors, describe_free
 from maml_ray.distributed.failures import Failure, FaultLog, Observation, Stop
 from maml_ray.distributed.members import InFlight, Member, Recruiter, describe_activity, reason
 from maml_ray.errors import ResourceError, TrainingFailed
@@ -31,6 +32,8 @@ FETCH_S = 30.0
 """Deadline for bringing over a small answer that is known to be there."""
 TELL_EVERY_S = 10.0
 """Seconds between two lines that say what is waited for."""
+_NAMES = 4
+"""As many actors are named in a line; of a hundred the number is enough."""
 _STALL_FACTOR = 10.0
 """An actor that is at a piece of work for so many times the usual time is taken to hang."""
 
@@ -84,7 +87,8 @@ class RolloutPool:
         self._on_event = on_event
         self._check_stop = check_stop
         self._recruiter = Recruiter(settings, namespace)
-        self._capacity = Capacity(settings.cluster)
+        demanded = demanded_actors(settings.cluster, settings.meta_batch.tasks)
+        self._capacity = Capacity(settings.cluster, demanded=demanded)
         self._members: list[Member] = []
         self._usual: deque[float] = deque(maxlen=64)
         self._failed_starts = 0
@@ -92,31 +96,32 @@ class RolloutPool:
         self._told_at = self._finished_at = time.monotonic()
 
     def wait_until_ready(self) -> tuple[Place, ...]:
-        """Start the actors and wait for the first answer of each; where they run.
+        """Start the actors and wait for the first answer of each that there is room for.
+
+        Returns:
+            Where they run. Those that wait for an autoscaler's nodes join later.
 
         Raises:
             ResourceError: fewer than ``cluster.min_rollout_actors`` were up within
                 ``cluster.start_timeout_s``.
         """
         timeout, least = self._cluster.start_timeout_s, self._cluster.min_rollout_actors
-        deadline = time.monotonic() + timeout
+        began = self._told_at = time.monotonic()
         self._fill_up(self._capacity.wanted())
-        while any(member.ready is not None for member in self._members):
+        while len(ready := self._places()) < max(least, min(len(self._members), self._room())):
             self._check_stop()
+            waited = time.monotonic() - began
+            if waited > timeout:
+                break
+            self._tell_start(waited)
             for member, _ in self._wait():
                 self._greet(member)
-            if time.monotonic() > deadline:
-                break
-        ready = [member.place for member in self._members if member.place is not None]
         if len(ready) >= least:
             return tuple(ready)
-        names = ", ".join(member.name for member in self._members if member.ready is not None)
         raise ResourceError(
-            f"{names or 'rollout actors'} did not start within {timeout:.0f} s "
+            f"{self._pending()} did not start within {timeout:.0f} s "
             f"(cluster.start_timeout_s); {len(ready)} of at least {least} rollout actors are up, "
-            f"free CPUs are {ray.available_resources().get('CPU', 0):.0f} of "
-            f"{ray.cluster_resources().get('CPU', 0):.0f}: free some, or lower "
-            "cluster.min_rollout_actors"
+            f"{describe_free()}: free some, or lower cluster.min_rollout_actors"
         )
 
     def collect(
@@ -163,6 +168,29 @@ class RolloutPool:
         for member in self._members:
             ray.kill(member.actor)
         self._members = []
+
+    def _places(self) -> list[Place]:
+        return [member.place for member in self._members if member.place is not None]
+
+    def _room(self) -> int:
+        """How many actors there is room for; more of them are asked for as it grows."""
+        self._fill_up(self._capacity.wanted())
+        return self._capacity.room()
+
+    def _pending(self) -> str:
+        """The actors that have not started, for people."""
+        names = [member.name for member in self._members if member.ready is not None]
+        more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
+        return (", ".join(names[:_NAMES]) or "rollout actors") + more
+
+    def _tell_start(self, waited_s: float) -> None:
+        if time.monotonic() - self._told_at > TELL_EVERY_S:
+            self._told_at = time.monotonic()
+            limit = self._cluster.start_timeout_s
+            self._on_event(
+                f"waiting for {self._pending()} to start, for {waited_s:.0f} s of {limit:.0f} s "
+                f"(cluster.start_timeout_s); {describe_free()}"
+            )
 
     def _still_there(self, before: Collected) -> dict[int, Rollout]:
         living = self._capacity.living()
