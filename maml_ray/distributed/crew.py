@@ -15,6 +15,7 @@ from maml_ray.distributed.batch import WorkCounts
 from maml_ray.distributed.cluster import plan_resources
 from maml_ray.distributed.failures import Failure, FaultLog, Observation, Stop
 from maml_ray.distributed.learner_client import LearnerClient, RolloutsLost
+from maml_ray.distributed.observing import first_look
 from maml_ray.distributed.pool import Collected, RolloutPool
 from maml_ray.errors import TrainingFailed
 from maml_ray.learner import UpdateMetrics, published
@@ -113,6 +114,8 @@ def crew(
         ResourceError: the cluster lacks what is asked for, or is too slow to give it.
     """
     plan = plan_resources(settings.cluster, ray.cluster_resources())
+    for finding in first_look(settings):
+        on_event(str(finding))
     namespace = f"maml_ray/{settings.run.name}/{ray.get_runtime_context().get_job_id()}"
     faults = FaultLog(settings.faults, settings.cluster.max_task_attempts)
     learner = LearnerClient(
