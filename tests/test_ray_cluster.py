@@ -253,9 +253,8 @@ def test_a_missing_token_is_said(cluster: Cluster, tmp_path: Path) -> None:
     assert done.returncode == 4
     assert "RAY_AUTH_MODE=token" in done.stderr
     assert "Traceback" not in done.stderr
-    sent = cluster.run(
-        *SUBMIT, "--address", cluster.dashboard, cwd=tmp_path, RAY_AUTH_MODE="disabled"
-    )
+    submit = [*SUBMIT, "--address", cluster.dashboard, "--set", f"run.directory={tmp_path}"]
+    sent = cluster.run(*submit, cwd=tmp_path, RAY_AUTH_MODE="disabled")
     assert sent.returncode == 4
     assert "RAY_AUTH_MODE=token" in sent.stderr
     assert "Traceback" not in sent.stderr
