@@ -110,24 +110,18 @@ def see_storage(settings: Settings, deadline_s: float) -> StorageSeen:
 
 
 def first_look(settings: Settings, deadline_s: float = 10.0) -> list[Finding]:
-    """What a run that begins is told of, and nothing where all is well: cheap questions only."""
-    findings = []
-    if settings.run.storage is not None:
-        storage, name = open_storage(settings.run.storage), f".start-{secrets.token_hex(4)}"
-        error = ""
-        try:
-            _within(deadline_s, lambda: storage.write(name, b""))
-            _within(deadline_s, lambda: storage.remove(name))
-        except OSError as failed:
-            error = " ".join(str(failed).split())[:300]
-        findings += diagnosis.judge_storage(StorageSeen(settings.run.storage, error))
-    here = ray.get_runtime_context().get_node_id()
-    for node in living_nodes():
-        if node["NodeID"] == here:
-            store = int(node.get("Resources", {}).get("object_store_memory", 0))
-            seen = NodeSeen(node_name(node), {}, "", store, shared_memory())
-            findings += diagnosis.judge_memory([seen], 0)
-    return [finding for finding in findings if finding.level is not diagnosis.Level.OK]
+    """Problems that a run that begins is told of: with its storage, which it goes on without."""
+    if settings.run.storage is None:
+        return []
+    storage, name = open_storage(settings.run.storage), f".start-{secrets.token_hex(4)}"
+    error = ""
+    try:
+        _within(deadline_s, lambda: storage.write(name, b""))
+        _within(deadline_s, lambda: storage.remove(name))
+    except OSError as failed:
+        error = " ".join(str(failed).split())[:300]
+    findings = diagnosis.judge_storage(StorageSeen(settings.run.storage, error))
+    return [finding for finding in findings if finding.level is diagnosis.Level.PROBLEM]
 
 
 def shared_memory() -> int | None:
