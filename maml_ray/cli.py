@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from maml_ray import cluster_cli
 from maml_ray.config import Settings, dump_settings, load_settings
 from maml_ray.errors import Interrupted, Superseded, TrainingFailed, UserError
 from maml_ray.evaluation_cli import add_commands
@@ -170,6 +171,7 @@ def _print_next_steps(console: Console, path: Path) -> None:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
+cluster_cli.add_commands(app)
 add_commands(app)
 add_watching_commands(app)
 add_serving_commands(app)

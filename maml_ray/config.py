@@ -200,7 +200,8 @@ class ClusterSettings(_Section):
     min_rollout_actors: Count = 1
     learner_device: Literal["auto", "cpu", "cuda"] = "auto"
     learner_threads: Annotated[int, Field(ge=1, le=4096)] | None = None
-    start_timeout_s: Seconds = 60.0
+    autoscaler: bool = False
+    start_timeout_s: Seconds = 600.0
     task_timeout_s: Seconds = 300.0
     max_task_attempts: Count = 3
     straggler_factor: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = 3.0

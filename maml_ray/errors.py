@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something the user can mend: told in one sentence, exit code 2, no traceback.
+    """Something the user can mend: told in one sentence, without a traceback; exit code 2.
 
     What would break the line or move the terminal's cursor, in a name that is quoted, is written
     as an escape.
@@ -17,7 +17,9 @@ class UserError(Exception):
 
 
 class ResourceError(UserError):
-    """The cluster is not there, or lacks what the run asks for."""
+    """The cluster is not there, or lacks what the run asks for: exit code 4."""
+
+    exit_code = 4
 
 
 class RunFolderError(UserError):

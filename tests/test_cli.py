@@ -79,6 +79,14 @@ def assert_refused(outcome: Outcome, *words: str) -> None:
         (["adapt", "x", "--task", '{"a": 1}'], ["no run folder x"]),
         (["compare"], ["RUN"]),
         (["compare", "nowhere"], ["no run folder nowhere"]),
+        (["submit"], ["run.directory = 'runs'", "--set run.directory"]),
+        (["submit", "nowhere.yaml"], ["nowhere.yaml", "No such file"]),
+        (["submit", "--set", "outer.epoch=3"], ["outer.epoch", "did you mean 'epochs'"]),
+        (["submit", "--set", "run.storage=nope://bucket"], ["nope://bucket"]),
+        (["doctor", "--set", "run.seed=-1"], ["run.seed", "-1"]),
+        (["doctor", "--deadline-s", "0"], ["--deadline-s"]),
+        (["doctor", "--working-dir", "nowhere"], ["nowhere is not a folder"]),
+        (["doctor", "--address", "nonsense"], ["cluster.address = 'nonsense'", "host:port"]),
         (["train", "--no-such-option"], ["--no-such-option"]),
         (["no-such-command"], ["no-such-command"]),
     ],
@@ -89,6 +97,25 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(  # type: ignore[no-untyped-d
     monkeypatch.chdir(tmp_path)
     assert_refused(cli(*arguments), *words)
     assert not list(tmp_path.iterdir()), "a refused command must leave nothing behind"
+
+
+def test_no_cluster_is_an_exit_code_of_its_own(  # type: ignore[no-untyped-def]
+    cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")  # and back afterwards
+    place = ["--address", "http://127.0.0.1:1", "--set", f"run.directory={tmp_path}"]
+    for command in (["submit"], ["submit", "--resume"], ["doctor"]):
+        outcome = cli(*command, *place)
+        assert outcome.code == 4, outcome.err
+        assert "no job server answers" in outcome.err
+        assert "Traceback" not in outcome.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_task_of_one_s_own_is_not_sent_without_its_module(cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    own = "task.name=tests.distributed.test_pool:FlawedTasks"
+    outcome = cli("submit", "--set", own, "--set", f"run.directory={tmp_path}")
+    assert_refused(outcome, "--working-dir")
 
 
 def test_adapt_and_compare_from_the_command_line(  # type: ignore[no-untyped-def]
@@ -112,7 +139,9 @@ def test_adapt_and_compare_from_the_command_line(  # type: ignore[no-untyped-def
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "evaluate", "adapt", "compare", "report", "status", "check", "version"]
+    "command",
+    ["train", "evaluate", "adapt", "compare", "report", "status", "serve"]
+    + ["check", "version", "submit", "doctor"],
 )
 def test_every_command_has_a_help_page_with_what_it_is_for(cli, command: str) -> None:  # type: ignore[no-untyped-def]
     outcome = cli(command, "--help")

@@ -44,6 +44,7 @@ class Capacity:
         settings: least and most actors.
         nodes: tells the cluster's nodes, as ``ray.nodes()``.
         draining: tells the ids of those that were announced to go away and are still there.
+        demanded: how many actors an autoscaler is asked for; 0 without one.
     """
 
     def __init__(
@@ -51,18 +52,25 @@ class Capacity:
         settings: ClusterSettings,
         nodes: Callable[[], Nodes] = ray.nodes,
         draining: Callable[[], Collection[str]] = draining_nodes,
+        *,
+        demanded: int = 0,
     ) -> None:
         self._settings = settings
+        self._demanded = demanded
         self._nodes = nodes
         self._draining = draining
         self._looked = float("-inf")
-        self._wanted = 0
+        self._room = 0
         self._announced: set[str] = set()
 
     def wanted(self) -> int:
-        """How many actors there should be, from a look that is at most two seconds old."""
+        """How many actors there should be: those that there is room for, or is to be."""
+        return max(self.room(), self._demanded)
+
+    def room(self) -> int:
+        """How many actors there is room for, from a look that is at most two seconds old."""
         self.look()
-        return self._wanted
+        return self._room
 
     def announced(self, node_id: str | None) -> bool:
         """Whether a node was announced to go away; also when it has gone since."""
@@ -78,7 +86,7 @@ class Capacity:
         if now - self._looked < LOOK_EVERY_S:
             return
         self._announced.update(self._draining())  # of a node that has gone Ray says so no more
-        self._wanted = wanted_actors(self._settings, self._nodes(), self._announced)
+        self._room = wanted_actors(self._settings, self._nodes(), self._announced)
         self._looked = now
 
     def look_again(self) -> None:

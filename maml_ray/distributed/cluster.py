@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -13,10 +14,16 @@ from dataclasses import dataclass
 import grpc
 import ray
 
-from maml_ray.config import ClusterSettings
+from maml_ray.config import ClusterSettings, SettingsError
 from maml_ray.errors import Interrupted, ResourceError
 
 CONNECT_TIMEOUT_S = 10.0
+_VERSIONS = re.compile(
+    r"cluster was started with:\s*Ray: (\S+)\s*Python: (\S+)\s*"
+    r"This process on .*? was started with:\s*Ray: (\S+)\s*Python: (\S+)",
+    re.DOTALL,
+)
+"""How Ray tells that a driver's versions are not those of its cluster."""
 
 
 @dataclass(frozen=True)
@@ -37,22 +44,26 @@ class ResourcePlan:
 def plan_resources(settings: ClusterSettings, available: Mapping[str, float]) -> ResourcePlan:
     """Fit the settings' wishes to the cluster's resources, as ``ray.cluster_resources()`` has them.
 
-    The learner asks for no CPU: it and the actors take turns.
+    The learner asks for no CPU: it and the actors take turns. With ``cluster.autoscaler`` what is
+    not there may come, and is waited for; ``auto`` takes a GPU that is there now.
 
     Raises:
         ResourceError: more is asked for than there is.
     """
     cpus, gpus = int(available.get("CPU", 0)), int(available.get("GPU", 0))
     least, most = settings.min_rollout_actors, settings.rollout_actors
-    if cpus < least:
+    growing = "; or set cluster.autoscaler=true if it adds them by itself"
+    if cpus < least and not settings.autoscaler:
         raise ResourceError(
             f"the cluster has {cpus} CPUs, cluster.min_rollout_actors is {least}, and a rollout "
-            "actor takes a CPU: add nodes with CPUs" + (", or ask for fewer" if least > 1 else "")
+            "actor takes a CPU: add nodes with CPUs"
+            + (", or ask for fewer" if least > 1 else "")
+            + growing
         )
-    if settings.learner_device == "cuda" and gpus < 1:
+    if settings.learner_device == "cuda" and gpus < 1 and not settings.autoscaler:
         raise ResourceError(
             "cluster.learner_device = 'cuda', but the cluster has no GPU: add a node with one, "
-            "or set cluster.learner_device to auto or cpu"
+            f"or set cluster.learner_device to auto or cpu{growing}"
         )
     on_gpu = settings.learner_device == "cuda" or (settings.learner_device == "auto" and gpus > 0)
     return ResourcePlan(
@@ -71,14 +82,16 @@ def connected(address: str | None) -> Iterator[None]:
     connection.
 
     Raises:
-        ResourceError: there is no cluster at the address, or Ray cannot be started.
+        SettingsError: the address is none.
+        ResourceError: there is no cluster at the address, its versions are others, or Ray cannot
+            be started.
         Interrupted: SIGTERM came while Ray was starting.
     """
     if ray.is_initialized():
         yield
         return
     if address not in (None, "auto", "local"):
-        _check_reachable(str(address))
+        check_reachable(str(address))
     if address is None and not os.environ.get("RAY_ADDRESS"):
         address = "local"
     try:
@@ -121,13 +134,18 @@ def dashboard_url() -> str | None:
     return f"http://{url}" if url else None
 
 
-def _check_reachable(address: str) -> None:
-    """Refuse within seconds what ``ray.init`` would try for two minutes."""
+def check_reachable(address: str) -> None:
+    """Refuse within seconds what ``ray.init`` would try for two minutes.
+
+    Raises:
+        SettingsError: it is no address.
+        ResourceError: nobody listens there.
+    """
     target = address.removeprefix("ray://")
     host, separator, port = target.rpartition(":")
     if not (separator and host and port.isdigit()):
-        raise ResourceError(
-            f"the address {address!r} is not of the form host:port, ray://host:port or auto"
+        raise SettingsError(
+            f"cluster.address = {address!r} is not of the form host:port, ray://host:port or auto"
         )
     if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
         return  # a plain channel would be refused by a healthy cluster
@@ -144,6 +162,9 @@ def _check_reachable(address: str) -> None:
 
 def _explain(address: str | None, error: Exception) -> str:
     reason = " ".join(str(error).split())
+    versions = _VERSIONS.search(str(error))
+    if versions is not None:
+        return _explain_versions(*versions.groups())
     if address == "auto" and isinstance(error, ConnectionError):
         return (
             "no Ray cluster runs on this machine: start one with 'ray start --head', "
@@ -159,3 +180,11 @@ def _explain(address: str | None, error: Exception) -> str:
         else f"join the Ray cluster at {address!r}"
     )
     return f"cannot {where}: {reason[-300:]}"
+
+
+def _explain_versions(theirs: str, their_python: str, ours: str, our_python: str) -> str:
+    return (
+        f"the cluster runs Ray {theirs} on Python {their_python}, and this program Ray {ours} on "
+        f"Python {our_python}, which must be the same: run it in an environment like the "
+        "cluster's, or there, as a job (maml-ray submit)"
+    )

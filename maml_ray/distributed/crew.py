@@ -16,8 +16,10 @@ from maml_ray.distributed.activity import Place
 from maml_ray.distributed.batch import WorkCounts
 from maml_ray.distributed.capacity import Capacity
 from maml_ray.distributed.cluster import plan_resources
+from maml_ray.distributed.demand import demanded_actors
 from maml_ray.distributed.failures import FaultLog, Observation, settle
 from maml_ray.distributed.learner_client import LearnerClient, RolloutsLost
+from maml_ray.distributed.observing import first_look
 from maml_ray.distributed.pool import Collected, RolloutPool
 from maml_ray.distributed.run_name import own_name
 from maml_ray.errors import TrainingFailed
@@ -117,10 +119,13 @@ def crew(
         ResourceError: the cluster lacks what is asked for, or is too slow to give it.
     """
     plan = plan_resources(settings.cluster, ray.cluster_resources())
+    for finding in first_look(settings):
+        on_event(str(finding))
     namespace = own_name(settings.run.name).namespace
     faults = FaultLog(settings.faults, settings.cluster.max_task_attempts)
     told_of = partial(settle, faults, on_event=on_event)
-    capacity = Capacity(settings.cluster)
+    demanded = demanded_actors(settings.cluster, settings.meta_batch.tasks)
+    capacity = Capacity(settings.cluster, demanded=demanded)
     # The number of threads decides the last bits: a run keeps the one that it began with.
     threads = settings.cluster.learner_threads or (resume.learner_threads if resume else None)
     with ExitStack() as closing:

@@ -18,10 +18,11 @@ from maml_ray.distributed.activity import Place
 from maml_ray.distributed.actors import LearnerActor, watched
 from maml_ray.distributed.capacity import Capacity
 from maml_ray.distributed.cluster import ResourcePlan
+from maml_ray.distributed.demand import describe_free
 from maml_ray.distributed.failures import REPLACEMENT, Failure, Observation
 from maml_ray.distributed.members import describe_activity, reason
 from maml_ray.distributed.pool import POLL_S
-from maml_ray.distributed.roster import FETCH_S
+from maml_ray.distributed.roster import FETCH_S, TELL_EVERY_S
 from maml_ray.errors import Interrupted, ResourceError, TrainingFailed
 from maml_ray.learner import LearnerState, UpdateMetrics
 from maml_ray.policy import PolicySpec
@@ -98,13 +99,22 @@ class LearnerClient:
             ResourceError: it was not up within ``cluster.start_timeout_s``, or could not start.
         """
         timeout = self._settings.cluster.start_timeout_s
-        ref, deadline = self._actor.describe.remote(), time.monotonic() + timeout
+        ref, began = self._actor.describe.remote(), time.monotonic()
+        told = began
         while not ray.wait([ref], timeout=POLL_S)[0]:
             self._check_stop()
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if now - began > timeout:
                 raise ResourceError(
-                    f"the learner did not start within {timeout:.0f} s (cluster.start_timeout_s): "
-                    "its GPU may be taken by another job"
+                    f"the learner did not start within {timeout:.0f} s (cluster.start_timeout_s); "
+                    f"{describe_free()}: its GPU may be taken by another job"
+                )
+            if now - told > TELL_EVERY_S:
+                told = now
+                gpu = " and its GPU" if self._plan.learner_gpus else ""
+                self._on_event(
+                    f"waiting for the learner{gpu}, for {now - began:.0f} s of {timeout:.0f} s "
+                    f"(cluster.start_timeout_s); {describe_free()}"
                 )
         try:
             description: str = ray.get(ref, timeout=FETCH_S)

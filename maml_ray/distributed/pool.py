@@ -20,14 +20,17 @@ from maml_ray.config import Settings
 from maml_ray.distributed.activity import Place, Receipt
 from maml_ray.distributed.batch import Batch, WorkCounts
 from maml_ray.distributed.capacity import Capacity
+from maml_ray.distributed.demand import describe_free
 from maml_ray.distributed.failures import Failure, Observation
 from maml_ray.distributed.members import InFlight, Member, describe_activity, reason
-from maml_ray.distributed.roster import FETCH_S, Roster
+from maml_ray.distributed.roster import FETCH_S, TELL_EVERY_S, Roster
 from maml_ray.errors import ResourceError
 from maml_ray.rollout import Assignment, RolloutTimings
 
 POLL_S = 0.5
 """Longest single wait: how soon a request to stop is heard."""
+_NAMES = 4
+"""As many actors are named in a line; of a hundred the number is enough."""
 _STALL_FACTOR = 10.0
 """An actor that is at a piece of work for so many times the usual time is taken to hang."""
 
@@ -83,33 +86,36 @@ class RolloutPool:
         self._settle, self._on_event, self._check_stop = settle, on_event, check_stop
         self._roster = Roster(settings, namespace, capacity, settle=settle, on_event=on_event)
         self._usual: deque[float] = deque(maxlen=64)
-        self._finished_at = time.monotonic()
+        self._told_at = self._finished_at = time.monotonic()
 
     def wait_until_ready(self) -> tuple[Place, ...]:
-        """Start the actors and wait for the first answer of each; where they run.
+        """Start the actors and wait for the first answer of each that there is room for.
+
+        Returns:
+            Where they run. Those that wait for an autoscaler's nodes join later.
 
         Raises:
             ResourceError: fewer than ``cluster.min_rollout_actors`` were up within
                 ``cluster.start_timeout_s``.
         """
         timeout, least = self._limits.start_timeout_s, self._limits.min_rollout_actors
-        deadline = time.monotonic() + timeout
+        began = self._told_at = time.monotonic()
         self._roster.follow_cluster()
-        while self._roster.starting and time.monotonic() < deadline:
+        while len(ready := self._roster.places) < max(least, self._expected()):
             self._check_stop()
+            waited = time.monotonic() - began
+            if waited > timeout:
+                break
+            self._tell_start(waited)
             for member, _ in self._wait():
                 self._roster.greet(member)
             self._roster.follow_cluster()
-        ready = [member.place for member in self._roster if member.place is not None]
         if len(ready) >= least:
             return tuple(ready)
-        names = ", ".join(member.name for member in self._roster.starting)
         raise ResourceError(
-            f"{names or 'rollout actors'} did not start within {timeout:.0f} s "
+            f"{self._pending()} did not start within {timeout:.0f} s "
             f"(cluster.start_timeout_s); {len(ready)} of at least {least} rollout actors are up, "
-            f"free CPUs are {ray.available_resources().get('CPU', 0):.0f} of "
-            f"{ray.cluster_resources().get('CPU', 0):.0f}: free some, or lower "
-            "cluster.min_rollout_actors"
+            f"{describe_free()}: free some, or lower cluster.min_rollout_actors"
         )
 
     def collect(
@@ -163,6 +169,25 @@ class RolloutPool:
     def close(self) -> None:
         """End all actors."""
         self._roster.close()
+
+    def _expected(self) -> int:
+        """How many of the actors there is room for; the others wait for nodes."""
+        return min(len(self._roster), self._capacity.room())
+
+    def _pending(self) -> str:
+        """The actors that have not started, for people."""
+        names = [member.name for member in self._roster.starting]
+        more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
+        return (", ".join(names[:_NAMES]) or "rollout actors") + more
+
+    def _tell_start(self, waited_s: float) -> None:
+        if time.monotonic() - self._told_at > TELL_EVERY_S:
+            self._told_at = time.monotonic()
+            limit = self._limits.start_timeout_s
+            self._on_event(
+                f"waiting for {self._pending()} to start, for {waited_s:.0f} s of {limit:.0f} s "
+                f"(cluster.start_timeout_s); {describe_free()}"
+            )
 
     def _still_there(self, before: Collected) -> dict[int, Rollout]:
         living = self._capacity.living()

@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from maml_ray.config import Settings
+from maml_ray.distributed.activity import Place
 from maml_ray.distributed.capacity import Capacity
 from maml_ray.distributed.failures import Failure, Observation
 from maml_ray.distributed.members import Member, Recruiter, reason
@@ -56,6 +57,9 @@ class Roster:
     def __iter__(self) -> Iterator[Member]:
         return iter(tuple(self._members))  # some may leave meanwhile
 
+    def __len__(self) -> int:
+        return len(self._members)
+
     def __contains__(self, member: Member) -> bool:
         return member in self._members
 
@@ -64,6 +68,11 @@ class Roster:
         """Those that may be given work: on nodes that stay, as long as anybody is up there."""
         up = [member for member in self._members if member.ready is None]
         return [member for member in up if self._stays(member)] or up
+
+    @property
+    def places(self) -> list[Place]:
+        """Where those run that have answered."""
+        return [member.place for member in self._members if member.place is not None]
 
     @property
     def starting(self) -> list[Member]:
@@ -105,7 +114,7 @@ class Roster:
         told = (
             f"no rollout actor is up: waiting for a node with a free CPU, for {waited:.0f} s of "
             f"{limit:.0f} s (cluster.empty_timeout_s); the cluster has room for "
-            f"{self._capacity.wanted()}"
+            f"{self._capacity.room()}"
         )
         if waited > limit:
             raise TrainingFailed(told)

@@ -62,3 +62,10 @@ def test_a_node_that_was_announced_to_go_away_has_room_for_nobody_and_is_remembe
 def test_living_nodes_are_told_by_their_id() -> None:
     capacity = Capacity(ClusterSettings(), lambda: [node("a"), node("b", alive=False)], tuple)
     assert capacity.living() == {"a"}
+
+
+def test_actors_are_wanted_for_what_is_demanded_and_for_what_there_is() -> None:
+    capacity = Capacity(ClusterSettings(), lambda: [node("a", cpus=2.0)], demanded=3)
+    assert (capacity.room(), capacity.wanted()) == (2, 3)
+    capacity = Capacity(ClusterSettings(), lambda: [node("a", cpus=8.0)], demanded=3)
+    assert (capacity.room(), capacity.wanted()) == (8, 8)

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import platform
 import time
 
 import pytest
+import ray
+from ray._private.utils import check_version_info
 
-from maml_ray.config import ClusterSettings
+from maml_ray.config import ClusterSettings, SettingsError
 from maml_ray.distributed.cluster import ResourcePlan, connected, plan_resources
 from maml_ray.errors import ResourceError
 
@@ -52,5 +55,35 @@ def test_an_address_where_nothing_listens_is_refused_within_seconds(address: str
 
 @pytest.mark.parametrize("address", ["nonsense", "host:", ":6379", "host:port", "http://host:8265"])
 def test_an_address_of_another_form_is_refused(address: str) -> None:
-    with pytest.raises(ResourceError, match="address"), connected(address):
+    with pytest.raises(SettingsError, match=r"cluster\.address"), connected(address):
         pass
+
+
+def test_what_an_autoscaler_may_bring_is_not_refused_and_a_gpu_is_waited_for() -> None:
+    settings = ClusterSettings(autoscaler=True, min_rollout_actors=3, learner_device="cuda")
+    assert plan_resources(settings, {"CPU": 1.0}) == ResourcePlan(1, 1, "cuda")
+    unsure = ClusterSettings(autoscaler=True)
+    assert plan_resources(unsure, {}) == ResourcePlan(0, 0, "cpu")
+
+
+@pytest.mark.parametrize("changed", ["ray_version", "python_version"])
+def test_other_versions_than_the_cluster_s_are_told_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    ours = {"ray_version": ray.__version__, "python_version": platform.python_version()}
+    theirs = {**ours, changed: "1.2.3"}
+
+    def refuse(**options: object) -> None:  # as ray.init does once it knows the cluster's record
+        check_version_info(theirs, "node 10.0.0.1")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr("maml_ray.distributed.cluster.check_reachable", lambda address: None)
+    with pytest.raises(ResourceError) as caught, connected("head:6379"):
+        pass
+    told = str(caught.value)
+    assert f"Ray {theirs['ray_version']} on Python {theirs['python_version']}" in told
+    assert f"Ray {ours['ray_version']} on Python {ours['python_version']}" in told
+    assert "maml-ray submit" in told
+    assert "\n" not in told
+    assert caught.value.exit_code == 4

@@ -15,11 +15,14 @@ from ray.exceptions import ObjectStoreFullError
 
 from maml_ray.config import Settings, validate_settings
 from maml_ray.distributed.capacity import Capacity
+from maml_ray.distributed.cluster import ResourcePlan
+from maml_ray.distributed.demand import demanded_actors
 from maml_ray.distributed.failures import FaultLog, settle
+from maml_ray.distributed.learner_client import LearnerClient
 from maml_ray.distributed.pool import Collected, RolloutPool
-from maml_ray.errors import Interrupted, TrainingFailed
+from maml_ray.errors import Interrupted, ResourceError, TrainingFailed
 from maml_ray.learner import MetaLearner
-from maml_ray.rollout import Assignment, RolloutWorker
+from maml_ray.rollout import Assignment, RolloutWorker, policy_spec
 from maml_ray.tasks.distribution import Task
 from maml_ray.tasks.half_cheetah import HalfCheetahBackwardTasks
 from maml_ray.trajectories import TaskRollouts
@@ -79,7 +82,11 @@ def open_pool() -> Iterator[Opener]:
         )
         faults = FaultLog(chosen.faults, chosen.cluster.max_task_attempts)
         told_of = partial(settle, faults, on_event=callbacks["on_event"])
-        name, capacity = f"test-{len(pools)}-{os.getpid()}", Capacity(chosen.cluster)
+        demanded = demanded_actors(chosen.cluster, TASKS)
+        name, capacity = (
+            f"test-{len(pools)}-{os.getpid()}",
+            Capacity(chosen.cluster, demanded=demanded),
+        )
         pools.append(RolloutPool(chosen, name, capacity, settle=told_of, **callbacks))
         return pools[-1]
 
@@ -200,6 +207,59 @@ def test_an_actor_that_dies_at_its_start_has_another_in_its_place_before_the_run
     pool._check_stop = kill_the_first
     assert len(pool.wait_until_ready()) == 1
     assert "the start failed on rollout-0" in events[0]
+
+
+def test_with_an_autoscaler_a_run_begins_with_those_that_there_is_room_for(
+    open_pool: Opener,
+) -> None:
+    chosen, work = settings(autoscaler=True), assignments(*["backward"] * TASKS)
+    pool = open_pool(4, chosen)  # the cluster has two CPUs
+    assert len(pool.wait_until_ready()) == 2
+    assert len(pool._roster.starting) == 2  # for the autoscaler to see
+    assert_same(queries(pool.collect(parameters(chosen), work)), expected(chosen, work))
+
+
+def test_what_is_waited_for_is_told_and_given_up_in_time(
+    open_pool: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("maml_ray.distributed.pool.TELL_EVERY_S", 0.1)
+    events: list[str] = []
+    chosen = settings(autoscaler=True, min_rollout_actors=3, start_timeout_s=8.0)
+    pool = open_pool(3, chosen, on_event=events.append)
+    with pytest.raises(ResourceError) as caught:
+        pool.wait_until_ready()
+    told = str(caught.value)
+    assert "rollout-2 did not start within 8 s" in told
+    assert "2 of at least 3 rollout actors are up" in told
+    assert "of 2 CPUs on 1 node" in told
+    assert "of 8 s (cluster.start_timeout_s); free are" in events[-1]
+    assert events[-1].startswith("waiting for rollout-2 to start")
+
+
+def test_a_learner_that_waits_for_a_gpu_says_so_and_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("maml_ray.distributed.learner_client.TELL_EVERY_S", 0.1)
+    events: list[str] = []
+    chosen = settings(start_timeout_s=2.0)
+    client = LearnerClient(
+        chosen,
+        policy_spec(chosen),
+        ResourcePlan(2, 1, "cuda"),
+        "test-learner",
+        Capacity(chosen.cluster),
+        state=None,
+        threads=1,
+        settle=lambda observation: None,
+        on_event=events.append,
+        check_stop=lambda: None,
+    )
+    try:
+        with pytest.raises(ResourceError, match=r"did not start within 2 s.*of 2 CPUs"):
+            client.wait_until_ready()
+    finally:
+        client.close()
+    assert events[0].startswith("waiting for the learner and its GPU")
 
 
 def test_a_request_to_stop_ends_the_wait_for_work_that_never_ends(open_pool: Opener) -> None:
