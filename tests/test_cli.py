@@ -67,7 +67,6 @@ def assert_refused(outcome: Outcome, *words: str) -> None:
         (["evaluate", "x", "--inner-rate", "nan"], ["--inner-rate"]),
         (["evaluate"], ["a run folder", "--follow"]),
         (["evaluate", "x", "--follow", "y"], ["--follow takes no RUN"]),
-        (["evaluate", "--follow", "y", "--address", "127.0.0.1:1"], ["no Ray cluster answers"]),
         (["evaluate", "--follow", "y", "--every", "0"], ["--every"]),
         (["status", "--address", "nonsense"], ["nonsense", "host:port"]),
         (["adapt", "x"], ["--task"]),
@@ -109,6 +108,9 @@ def test_no_cluster_is_an_exit_code_of_its_own(  # type: ignore[no-untyped-def]
         assert outcome.code == 4, outcome.err
         assert "no job server answers" in outcome.err
         assert "Traceback" not in outcome.err
+    followed = cli("evaluate", "--follow", "y", "--address", "127.0.0.1:1")
+    assert (followed.code, followed.out) == (4, "")
+    assert "no Ray cluster answers" in followed.err
     assert not list(tmp_path.iterdir())
 
 
@@ -140,8 +142,19 @@ def test_adapt_and_compare_from_the_command_line(  # type: ignore[no-untyped-def
 
 @pytest.mark.parametrize(
     "command",
-    ["train", "evaluate", "adapt", "compare", "report", "status", "serve"]
-    + ["check", "version", "submit", "doctor"],
+    [
+        "train",
+        "evaluate",
+        "adapt",
+        "compare",
+        "report",
+        "status",
+        "serve",
+        "check",
+        "version",
+        "submit",
+        "doctor",
+    ],
 )
 def test_every_command_has_a_help_page_with_what_it_is_for(cli, command: str) -> None:  # type: ignore[no-untyped-def]
     outcome = cli(command, "--help")

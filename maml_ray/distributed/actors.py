@@ -30,13 +30,14 @@ class RolloutActor:
     def __init__(self, name: str, settings: Settings) -> None:
         torch.set_num_threads(1)  # one actor a CPU
         warm_up()
-        self._name = name
+        self._name, self._settings = name, settings
         self._activity = ActivityLog()
         self._worker = RolloutWorker(settings, told=self._activity.now)
 
     def __repr__(self) -> str:
         # Ray's dashboard asks once, after the start: what an actor does now stands with its tasks.
-        settings = self._worker.settings
+        # Also of an actor that could not start: its error is told with its name.
+        settings = self._settings
         return f"{self._name}: {settings.meta_batch.episodes} episodes of {settings.task.name}"
 
     def ready(self) -> Place:

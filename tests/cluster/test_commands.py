@@ -29,19 +29,6 @@ from tests.cluster.commands import (
 )
 from tests.cluster.files import CLUSTER, ROOT, load
 
-PENDING = frozenset({"submit", "doctor", "status", "serve"})
-"""Commands of `maml-ray` that are written about here and not there yet: empty, once they are."""
-PENDING_FILES = frozenset(
-    {
-        "cluster/grafana",
-        "cluster/grafana/README.md",
-        "cluster/grafana/maml_ray.json",
-        "cluster/prometheus/prometheus.yaml",
-        "cluster/runtime-env.yaml",
-    }
-)
-"""Files that are written about here and not there yet: empty, once they are."""
-
 README = CLUSTER / "README.md"
 SECRET = re.compile(r"secretKeyRef: {name: (\S+), key: (\S+)}")
 SETTINGS_FILES = (Path("deploy.yaml"), Path("/etc/maml-ray/deploy.yaml"))
@@ -71,8 +58,6 @@ def check_maml_ray(arguments: list[str]) -> None:
     group: Any = typer.main.get_command(app)  # not click's own class
     name, *rest = arguments
     command = group.commands.get(name)
-    if command is None and name in PENDING:
-        pytest.skip(f"maml-ray {name} is not there yet")
     assert command is not None, f"there is no maml-ray {name}"
     context = command.make_context(name, list(rest))
     assert context.params.get("settings_file") in (None, *SETTINGS_FILES)
@@ -175,7 +160,7 @@ def check_files(arguments: list[str]) -> None:
     for word in arguments:
         path = word.removeprefix("--from-file=").removeprefix("--config.file=")
         if path.startswith("cluster/") or path.endswith("deploy.yaml"):
-            assert (ROOT / path).exists() or path in PENDING_FILES, f"there is no {path}"
+            assert (ROOT / path).exists(), f"there is no {path}"
 
 
 CHECKS: dict[str, Callable[[list[str]], None]] = {
@@ -237,10 +222,3 @@ def test_what_the_readme_links_to_is_there() -> None:
     links = re.findall(r"\]\((?!https:)([^)]+)\)", README.read_text(encoding="utf-8"))
     assert len(links) >= 6
     check_files([f"cluster/{link}" for link in links])
-
-
-def test_what_is_pending_is_not_there_yet() -> None:
-    group: Any = typer.main.get_command(app)
-    assert not PENDING & set(group.commands), "take it out of PENDING"
-    there = {path for path in PENDING_FILES if (ROOT / path).exists()}
-    assert not there, "take it out of PENDING_FILES"

@@ -17,8 +17,6 @@ from dockerfile_parse import DockerfileParser
 from tests.cluster.files import CLUSTER, ROOT, pin, python_tag
 
 DOCKERFILE = CLUSTER / "Dockerfile"
-PENDING_EXTRAS = frozenset({"serve"})
-"""Extras of the package that are not in pyproject.toml yet: empty, once they are."""
 
 
 def instructions(name: str) -> list[str]:
@@ -71,8 +69,7 @@ def test_the_extras_are_the_packages() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     there = set(project["project"]["optional-dependencies"])
     (named,) = re.findall(r"'\.\[([a-z0-9,]+)\]'", "\n".join(instructions("RUN")))
-    assert set(named.split(",")) <= there | PENDING_EXTRAS
-    assert not PENDING_EXTRAS & there, "take it out of PENDING_EXTRAS"
+    assert set(named.split(",")) <= there
 
 
 def test_egl_is_there_and_nobody_is_root_in_the_end() -> None:
