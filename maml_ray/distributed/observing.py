@@ -27,7 +27,6 @@ from maml_ray.rollout import policy_spec
 from maml_ray.storage import open_storage
 from maml_ray.versions import versions
 
-SHM = "/dev/shm"
 VIDEO_S = 30.0
 """Deadline for a picture: where OpenGL is broken it may hang."""
 _PICTURE = "import mujoco; c = mujoco.GLContext(64, 64); c.make_current(); c.free()"
@@ -122,14 +121,6 @@ def first_look(settings: Settings, deadline_s: float = 10.0) -> list[Finding]:
         error = " ".join(str(failed).split())[:300]
     findings = diagnosis.judge_storage(StorageSeen(settings.run.storage, error))
     return [finding for finding in findings if finding.level is diagnosis.Level.PROBLEM]
-
-
-def shared_memory() -> int | None:
-    """Bytes of this machine's shared memory; None where it has no such file system."""
-    if not os.path.isdir(SHM):
-        return None
-    state = os.statvfs(SHM)
-    return state.f_frsize * state.f_blocks
 
 
 def see_video(deadline_s: float = VIDEO_S) -> str | None:
