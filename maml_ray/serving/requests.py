@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from maml_ray.acting import as_recorded
 from maml_ray.agent import Agent
@@ -28,8 +28,15 @@ from maml_ray.trajectories import Trajectories
 MOST_OBSERVATIONS = 4096
 """In one request to act: it holds up all that are answered together with it."""
 
+
+def _whole(value: Any) -> Any:
+    """1.0 is an integer to JSON Schema, and a float to Python."""
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
+_WHOLE = BeforeValidator(_whole)
 Name = Annotated[str, Field(min_length=1, max_length=80)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Seed = Annotated[int, Field(ge=0, lt=2**63), _WHOLE]
 Float = Annotated[float, Field(allow_inf_nan=False)]
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -68,9 +75,9 @@ class AdaptBody(_Body):
     policy: Name = BASE
     task: Annotated[dict[Name, Float], Field(max_length=1000)] | None = None
     trajectories: SupportBody | None = None
-    steps: Annotated[int, Field(ge=1, le=MOST_ADAPTATION_STEPS)] | None = None
-    episodes: Annotated[int, Field(ge=1)] | None = None
-    measured_episodes: Annotated[int, Field(ge=0)] = 20
+    steps: Annotated[int, Field(ge=1, le=MOST_ADAPTATION_STEPS), _WHOLE] | None = None
+    episodes: Annotated[int, Field(ge=1), _WHOLE] | None = None
+    measured_episodes: Annotated[int, Field(ge=0), _WHOLE] = 20
     seed: Seed = 0
 
     @model_validator(mode="after")
