@@ -204,8 +204,10 @@ def _self_portrait() -> Callable[..., dict[str, Any]]:
 
         found = {"python": platform.python_version()}
         for name in names:
+            if name in found:
+                continue
             try:
-                found.setdefault(name, metadata.version(name))
+                found[name] = metadata.version(name)
             except metadata.PackageNotFoundError:
                 found[name] = ""
         try:  # a job's upload is not installed, and is what is imported

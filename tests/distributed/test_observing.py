@@ -130,7 +130,8 @@ def test_a_node_without_this_package_answers_too(tmp_path: Path) -> None:
     program = (
         "import sys, cloudpickle\n"
         "sys.modules['maml_ray'] = None\n"
-        f"print(cloudpickle.load(open({str(file)!r}, 'rb'))(['numpy', 'nonsense'])['versions'])"
+        f"question = cloudpickle.load(open({str(file)!r}, 'rb'))\n"
+        "print(question(['python', 'numpy', 'nonsense'])['versions'])"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -140,4 +141,5 @@ def test_a_node_without_this_package_answers_too(tmp_path: Path) -> None:
         timeout=60,
     )
     assert "'maml-ray': ''" in done.stdout, done.stderr
+    assert f"'python': '{platform.python_version()}'" in done.stdout
     assert "'nonsense': ''" in done.stdout
