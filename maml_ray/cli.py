@@ -15,9 +15,9 @@ from maml_ray import cluster_cli
 from maml_ray.config import Settings, dump_settings, load_settings
 from maml_ray.errors import Interrupted, Superseded, TrainingFailed, UserError
 from maml_ray.evaluation_cli import add_commands
-from maml_ray.presets import PRESETS
 from maml_ray.report.tables import print_evaluation, print_notes
 from maml_ray.serving_cli import add_commands as add_serving_commands
+from maml_ray.settings_options import Overrides, Preset, SettingsFile
 from maml_ray.stopping import EndOnSignal
 from maml_ray.watching_cli import add_commands as add_watching_commands
 
@@ -30,18 +30,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-SettingsFile = Annotated[
-    Path | None,
-    typer.Argument(metavar="[DEPLOY.YAML]", help="Settings file; all defaults without one."),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change one setting; may be repeated."),
-]
-Preset = Annotated[
-    str | None, typer.Option(help=f"Start from a named preset: {', '.join(sorted(PRESETS))}.")
-]
 
 
 @app.command()

@@ -9,24 +9,13 @@ import typer
 
 from maml_ray.config import Settings, load_settings
 from maml_ray.errors import ResourceError
-from maml_ray.presets import PRESETS
+from maml_ray.settings_options import Overrides, Preset, SettingsFile
 
 if TYPE_CHECKING:
     from maml_ray.distributed.diagnosis import Finding
     from maml_ray.distributed.jobs import JobServer
     from maml_ray.distributed.upload import Upload
 
-SettingsFile = Annotated[
-    Path | None,
-    typer.Argument(metavar="[DEPLOY.YAML]", help="Settings file; all defaults without one."),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change one setting; may be repeated."),
-]
-Preset = Annotated[
-    str | None, typer.Option(help=f"Start from a named preset: {', '.join(sorted(PRESETS))}.")
-]
 WorkingDir = Annotated[
     Path | None,
     typer.Option(help="Folder to send along, e.g. with a task module of your own."),
