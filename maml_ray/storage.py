@@ -9,12 +9,16 @@ import errno
 import os
 import secrets
 import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from maml_ray.errors import UserError
 
+ANSWER_S, WRITE_S = 30.0, 600.0
+"""How long a remote storage may take for a small answer, and for taking in a file."""
 _PARTIAL = ".partial"
 Result = TypeVar("Result")
 
@@ -193,7 +197,7 @@ class RemoteStorage:
                 self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
             self._files.pipe_file(path, content)
 
-        self._do(f"write {name}", put)
+        self._do(f"write {name}", put, WRITE_S)
 
     def read(self, name: str) -> bytes:
         """See :meth:`Storage.read`."""
@@ -222,16 +226,44 @@ class RemoteStorage:
     def _path(self, name: str) -> str:
         return f"{self._root}/{checked_name(name)}"
 
-    def _do(self, what: str, action: Callable[[], Result]) -> Result:
-        """Every library behind fsspec has exceptions of its own; here they are all OSErrors."""
+    def _do(self, what: str, action: Callable[[], Result], limit_s: float | None = None) -> Result:
+        """Every library behind fsspec has exceptions of its own; here they are all OSErrors.
+
+        And a patience of its own: some ask a server that never answers for an hour.
+        """
+        self._files.invalidate_cache()
+        limit = ANSWER_S if limit_s is None else limit_s
         try:
-            self._files.invalidate_cache()
-            return action()
+            return within(limit, action)
         except FileNotFoundError:
             raise
         except Exception as error:
             told = " ".join(str(error).split())[:300] or type(error).__name__
             raise OSError(f"cannot {what} in {self._url}: {told}") from None
+
+
+def within(limit_s: float, action: Callable[[], Result]) -> Result:
+    """What ``action`` gives, in a thread that is left behind where it does not come back.
+
+    Raises:
+        TimeoutError: it has not within ``limit_s``.
+        Exception: whatever it raises.
+    """
+    answer: Future[Result] = Future()
+
+    def act() -> None:
+        try:
+            answer.set_result(action())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=act, name="storage", daemon=True).start()
+    try:
+        return answer.result(timeout=limit_s)
+    except TimeoutError:
+        if answer.done():  # it has raised one itself
+            raise
+        raise TimeoutError(f"no answer within {limit_s:.0f} s") from None
 
 
 def _is_object_store(files: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -130,3 +131,28 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("fsspec.core.url_to_fs", missing)
     with pytest.raises(StorageError, match=r"pip install 'maml-ray\[s3\]'"):
         RemoteStorage("s3://bucket/runs")
+
+
+def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage, never = open_storage("memory://silent"), threading.Event()
+    assert isinstance(storage, RemoteStorage)
+    monkeypatch.setattr("maml_ray.storage.ANSWER_S", 0.05)
+    monkeypatch.setattr(storage._files, "ls", lambda *args, **kwargs: never.wait())
+    try:
+        with pytest.raises(OSError, match=r"cannot list a in memory://silent: no answer within"):
+            storage.names("a")
+    finally:
+        never.set()
+
+
+def test_what_a_server_takes_too_long_for_by_its_own_word_is_told_in_its_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def slow(*args: object, **kwargs: object) -> None:
+        raise TimeoutError("the bucket is asleep")
+
+    storage = open_storage("memory://slow")
+    assert isinstance(storage, RemoteStorage)
+    monkeypatch.setattr(storage._files, "cat_file", slow)
+    with pytest.raises(OSError, match=r"cannot read a in memory://slow: the bucket is asleep"):
+        storage.read("a")

@@ -10,9 +10,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import boto3
+import botocore.config
 import numpy as np
 import pytest
 
@@ -170,9 +173,8 @@ def test_a_signal_during_the_evaluation(tmp_path: Path, number: signal.Signals) 
 
 @pytest.mark.soak
 def test_a_second_signal_ends_the_driver_at_once(tmp_path: Path) -> None:
-    """The first one waits for the last checkpoint, and its storage never answers."""
-    with silent_bucket() as there, driver(on_the_bucket(tmp_path), tmp_path, **there) as process:
-        wait_for(process, "/1000")
+    """The first one waits for the last checkpoint, and its storage does not answer any more."""
+    with training_on_a_bucket_that_fell_silent(tmp_path) as process:
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=DEADLINE_S)
@@ -181,8 +183,7 @@ def test_a_second_signal_ends_the_driver_at_once(tmp_path: Path) -> None:
 
 
 def test_a_signal_while_the_storage_hangs(tmp_path: Path) -> None:
-    with silent_bucket() as there, driver(on_the_bucket(tmp_path), tmp_path, **there) as process:
-        wait_for(process, "/1000")
+    with training_on_a_bucket_that_fell_silent(tmp_path) as process:
         process.send_signal(signal.SIGTERM)
         said = assert_ended(process, signal.SIGTERM)
     (saved,) = (tmp_path / "fallback").iterdir()
@@ -237,20 +238,54 @@ def _until(there: Callable[[], bool], process: subprocess.Popen[str]) -> None:
         pause.wait(0.02)
 
 
+@dataclass(frozen=True)
+class Bucket:
+    """A bucket on a server of its own, which can be made to answer no more.
+
+    Attributes:
+        server: its process.
+        environment: of programs that speak to it.
+    """
+
+    server: subprocess.Popen[bytes]
+    environment: dict[str, str]
+
+    def fall_silent(self) -> None:
+        """Connections are taken by the machine from now on, and nobody says a word."""
+        self.server.send_signal(signal.SIGSTOP)
+
+
 @contextmanager
-def silent_bucket() -> Iterator[dict[str, str]]:
-    """The environment of a bucket on a server that takes connections and never says a word."""
-    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
-        yield {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.getsockname()[1]}",
-            "AWS_ACCESS_KEY_ID": "key",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
+def bucket() -> Iterator[Bucket]:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    program = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            client = boto3.client(
+                "s3",
+                endpoint_url=environment["AWS_ENDPOINT_URL"],
+                aws_access_key_id="key",
+                aws_secret_access_key="secret",
+                region_name="us-east-1",
+                config=botocore.config.Config(retries={"max_attempts": 20, "mode": "standard"}),
+            )
+            client.create_bucket(Bucket="bucket")
+            yield Bucket(server, environment)
+        finally:
+            server.kill()
 
 
-def on_the_bucket(folder: Path) -> list[str]:
-    return command(
+@contextmanager
+def training_on_a_bucket_that_fell_silent(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A run whose storage has answered until its first iteration, and is asked in vain since."""
+    program = command(
         "train",
         "--run-dir",
         "run",
@@ -258,3 +293,9 @@ def on_the_bucket(folder: Path) -> list[str]:
         run__storage="s3://bucket/runs",
         faults__fallback_directory=str(folder / "fallback"),
     )
+    with bucket() as storage, driver(program, folder, **storage.environment) as process:
+        wait_for(process, "iteration    1/1000")
+        storage.fall_silent()
+        for _ in range(3):  # what is under way may still have been answered
+            wait_for(process, "/1000")
+        yield process
