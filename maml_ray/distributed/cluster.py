@@ -143,7 +143,7 @@ def check_reachable(address: str) -> None:
     """
     target = address.removeprefix("ray://")
     host, separator, port = target.rpartition(":")
-    if not (separator and host and port.isdigit()):
+    if not (separator and host and port.isdigit()) or "/" in host:  # http:// is the dashboard's
         raise SettingsError(
             f"cluster.address = {address!r} is not of the form host:port, ray://host:port or auto"
         )

@@ -101,7 +101,7 @@ class RolloutPool:
         timeout, least = self._limits.start_timeout_s, self._limits.min_rollout_actors
         began = self._told_at = time.monotonic()
         self._roster.follow_cluster()
-        while len(ready := self._roster.places) < max(least, self._expected()):
+        while self._roster.settled < max(least, self._expected()):
             self._check_stop()
             waited = time.monotonic() - began
             if waited > timeout:
@@ -110,6 +110,7 @@ class RolloutPool:
             for member, _ in self._wait():
                 self._roster.greet(member)
             self._roster.follow_cluster()
+        ready = self._roster.places
         if len(ready) >= least:
             return tuple(ready)
         raise ResourceError(

@@ -70,9 +70,14 @@ class Roster:
         return [member for member in up if self._stays(member)] or up
 
     @property
+    def settled(self) -> int:
+        """How many are up on nodes that stay."""
+        return sum(member.ready is None and self._stays(member) for member in self._members)
+
+    @property
     def places(self) -> list[Place]:
-        """Where those run that have answered."""
-        return [member.place for member in self._members if member.place is not None]
+        """Where those run that may be given work."""
+        return [member.place for member in self.at_work if member.place is not None]
 
     @property
     def starting(self) -> list[Member]:

@@ -29,6 +29,7 @@ def test_actors_follow_the_nodes_and_rollouts_that_went_with_one_are_made_again(
         if len(batches) == 1:
             cluster.add_node()
             pool._capacity.look_again()
+            pool.wait_until_ready()
         collected = collect(pool, *args)
         batches.append(collected)
         if len(batches) == 4:

@@ -65,7 +65,7 @@ def test_living_nodes_are_told_by_their_id() -> None:
 
 
 def test_actors_are_wanted_for_what_is_demanded_and_for_what_there_is() -> None:
-    capacity = Capacity(ClusterSettings(), lambda: [node("a", cpus=2.0)], demanded=3)
+    capacity = Capacity(ClusterSettings(), lambda: [node("a", cpus=2.0)], tuple, demanded=3)
     assert (capacity.room(), capacity.wanted()) == (2, 3)
-    capacity = Capacity(ClusterSettings(), lambda: [node("a", cpus=8.0)], demanded=3)
+    capacity = Capacity(ClusterSettings(), lambda: [node("a", cpus=8.0)], tuple, demanded=3)
     assert (capacity.room(), capacity.wanted()) == (8, 8)
