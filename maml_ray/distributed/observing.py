@@ -177,7 +177,8 @@ def ask_nodes(
 def _remote(question: Callable[..., Any], *arguments: Any, **options: Any) -> ray.ObjectRef[Any]:
     remote: Any = ray.remote(question)
     name = f"doctor[{question.__name__.strip('_')}]"
-    asked: ray.ObjectRef[Any] = remote.options(name=name, max_retries=0, **options).remote(
+    # Once more where the worker was still ending with a question that was given up.
+    asked: ray.ObjectRef[Any] = remote.options(name=name, max_retries=1, **options).remote(
         *arguments
     )
     return asked
