@@ -73,6 +73,13 @@ class RunSettings(_Section):
     keep_checkpoints: Count = 3
     preset: str | None = None
 
+    @field_validator("preset")
+    @classmethod
+    def _is_known(cls, value: str | None) -> str | None:
+        if value is not None and value not in PRESETS:
+            raise ValueError(f"is not known; there is: {', '.join(sorted(PRESETS))}")
+        return value
+
 
 class TaskSettings(_Section):
     """What is to be learned."""

@@ -26,6 +26,7 @@ def ray_of_two_cpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     ray.shutdown()
     ray.init(
+        "local",
         num_cpus=2,
         include_dashboard=False,
         object_store_memory=150_000_000,
