@@ -102,6 +102,7 @@ def test_no_cluster_is_an_exit_code_of_its_own(  # type: ignore[no-untyped-def]
     cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")  # and back afterwards
+    monkeypatch.setattr("maml_ray.distributed.cluster.CONNECT_TIMEOUT_S", 1.0)
     place = ["--address", "http://127.0.0.1:1", "--set", f"run.directory={tmp_path}"]
     for command in (["submit"], ["submit", "--resume"], ["doctor"]):
         outcome = cli(*command, *place)

@@ -156,6 +156,8 @@ def test_a_run_is_submitted_as_a_job_and_its_actors_and_tasks_can_be_read(
     assert "meta-update" in summary
 
 
+@pytest.mark.cluster
+@pytest.mark.timeout(600)
 def test_a_run_is_submitted_from_elsewhere_stopped_and_gone_on_with(
     cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -246,6 +248,7 @@ def test_what_the_cluster_lacks_is_said_and_nothing_is_left_behind(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.cluster
 def test_a_missing_token_is_said(cluster: Cluster, tmp_path: Path) -> None:
     done = cluster.run(
         "maml-ray", "train", "--address", cluster.address, cwd=tmp_path, RAY_AUTH_MODE="disabled"

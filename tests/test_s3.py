@@ -130,6 +130,7 @@ def test_of_two_attempts_in_a_bucket_the_older_one_writes_no_more(bucket: str) -
     assert storage.names("checkpoints") == ["00000001", "00000002"]
 
 
+@pytest.mark.cluster
 def test_a_run_killed_on_one_machine_goes_on_from_the_bucket_on_another(
     bucket: str, tmp_path: Path
 ) -> None:

@@ -25,6 +25,7 @@ def wait_until_in_the_middle(learner: LearnerClient) -> None:
             return
 
 
+@pytest.mark.cluster
 def test_a_learner_that_dies_in_an_update_costs_that_update_and_nothing_else(
     cluster: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,6 +57,7 @@ def test_an_announced_node_is_left_when_another_is_there_and_nothing_is_lost(
     assert_undisturbed(chosen, folder)
 
 
+@pytest.mark.cluster
 def test_an_announced_node_that_goes_with_work_under_way_is_a_pre_emption(
     cluster: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +102,7 @@ def test_an_announced_node_that_goes_with_work_under_way_is_a_pre_emption(
     assert_undisturbed(chosen, folder)
 
 
+@pytest.mark.cluster
 def test_a_learner_whose_announced_node_goes_is_a_pre_emption_too(
     cluster: Machine, tmp_path: Path
 ) -> None:
