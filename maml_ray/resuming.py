@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
+import secrets
 
 from rich.console import Console
 
 from maml_ray.checkpoint import has_checkpoints, newest_of
 from maml_ray.checkpoint_files import Checkpoint
 from maml_ray.config import Settings, SettingsError, load_settings
-from maml_ray.errors import RunFolderError
+from maml_ray.errors import RunFolderError, told
 from maml_ray.fitting import check_fits_task
 from maml_ray.loading import agent_of
 from maml_ray.report.metrics import read_metrics
 from maml_ray.run_folder import RunFolder, check_writable
 from maml_ray.run_storage import fetch_metrics, is_at, places_of, run_storage, stored_settings
-from maml_ray.storage import Storage
+from maml_ray.storage import Storage, open_storage
 
 FREE_ON_RESUME = (
     "run.iterations",
@@ -49,6 +50,25 @@ def check_free(folder: RunFolder, settings: Settings) -> None:
             f"{storage} holds checkpoints of another run, without its settings: move them away, "
             "or name another folder"
         )
+
+
+def check_takes_files(settings: Settings) -> None:
+    """Refuse to begin, or to go on, with a storage that takes nothing: before Ray is started.
+
+    Raises:
+        RunFolderError: a marker cannot be written there, or not be removed.
+    """
+    if settings.run.storage is None:
+        return
+    storage, marker = open_storage(settings.run.storage), f".start-{secrets.token_hex(4)}"
+    try:
+        storage.write(marker, b"")
+        storage.remove(marker)
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot write to run.storage = {settings.run.storage} ({told(error)}): mend it, or "
+            "set run.storage to a place that can be written"
+        ) from None
 
 
 def point_of_return(folder: RunFolder, settings: Settings, console: Console) -> Checkpoint | None:

@@ -17,7 +17,7 @@ from maml_ray.evaluation_run import Protocol, RunResult, evaluate_run
 from maml_ray.records import Observer
 from maml_ray.report.metrics import MetricsLog
 from maml_ray.report.progress import make_progress
-from maml_ray.resuming import check_free, point_of_return, say
+from maml_ray.resuming import check_free, check_takes_files, point_of_return, say
 from maml_ray.run_folder import RunFolder, base_directory, open_run
 from maml_ray.run_lock import run_lock
 from maml_ray.run_storage import (
@@ -63,10 +63,12 @@ def train(
     with run_lock(folder.path):  # and only then look at what the folder holds
         if resume is None or not os.path.lexists(folder.settings):
             check_free(folder, settings)
+            check_takes_files(settings)
             return _run(folder, settings, None, console, new=resume is None)
         checkpoint = point_of_return(folder, settings, console)
         if checkpoint is not None and checkpoint.iteration >= settings.run.iterations:
             return _done(folder, settings, checkpoint, console, again=resume != AUTO)
+        check_takes_files(settings)
         return _run(folder, settings, checkpoint, console)
 
 

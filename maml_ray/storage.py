@@ -231,9 +231,9 @@ class RemoteStorage:
 
         And a patience of its own: some ask a server that never answers for an hour.
         """
-        self._files.invalidate_cache()
         limit = ANSWER_S if limit_s is None else limit_s
         try:
+            self._files.invalidate_cache()
             return within(limit, action)
         except FileNotFoundError:
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
@@ -89,6 +90,28 @@ def test_a_run_goes_on_from_its_old_storage_and_writes_to_the_new_one(
     assert training.spans[-1][0] == 5
     assert (newest(b / "run"), newest(folder)) == (5, 6)
     assert iterations_told(folder) == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("failing", ["write", "remove"])
+def test_a_storage_that_takes_nothing_is_refused_before_training(
+    training: MadeUpTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """It can be read: only writing finds it out, of a new run as of one that goes on."""
+    begun, other = tmp_path / "begun", tmp_path / "other"
+    train(chosen(2), run_dir=begun)
+
+    def full(storage: LocalStorage, name: str, *content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(LocalStorage, failing, full)
+    settings = chosen(4, tmp_path / "kept")
+    refusal = rf"cannot write to run\.storage = {tmp_path}/kept \(No space left on device\)"
+    for place in ({"run_dir": other}, {"resume": begun}):
+        with pytest.raises(RunFolderError, match=refusal):
+            train(settings, **place)
+    assert len(training.spans) == 1
+    assert not other.exists()
+    assert load_settings(begun / "settings.yaml").run.storage is None
 
 
 def test_a_new_storage_holds_what_the_run_goes_on_from_before_the_settings_name_it(

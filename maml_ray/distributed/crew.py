@@ -19,7 +19,6 @@ from maml_ray.distributed.cluster import plan_resources
 from maml_ray.distributed.demand import demanded_actors
 from maml_ray.distributed.failures import FaultLog, Observation, settle
 from maml_ray.distributed.learner_client import LearnerClient, RolloutsLost
-from maml_ray.distributed.observing import first_look
 from maml_ray.distributed.pool import Collected, RolloutPool
 from maml_ray.distributed.run_name import own_name
 from maml_ray.errors import TrainingFailed
@@ -119,8 +118,6 @@ def crew(
         ResourceError: the cluster lacks what is asked for, or is too slow to give it.
     """
     plan = plan_resources(settings.cluster, ray.cluster_resources())
-    for finding in first_look(settings):
-        on_event(str(finding))
     namespace = own_name(settings.run.name).namespace
     faults = FaultLog(settings.faults, settings.cluster.max_task_attempts)
     told_of = partial(settle, faults, on_event=on_event)

@@ -8,7 +8,6 @@ import os
 import secrets
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -24,7 +23,7 @@ from maml_ray.distributed import diagnosis
 from maml_ray.distributed.diagnosis import Finding, GpuSeen, NodeSeen, StorageSeen
 from maml_ray.distributed.members import reason
 from maml_ray.rollout import policy_spec
-from maml_ray.storage import open_storage
+from maml_ray.storage import open_storage, within
 from maml_ray.versions import versions
 
 VIDEO_S = 30.0
@@ -96,9 +95,9 @@ def see_storage(settings: Settings, deadline_s: float) -> StorageSeen:
     storage = open_storage(place)
     others = len(living_nodes()) > 1
     try:
-        _within(deadline_s, lambda: storage.write(f"{folder}/driver", folder.encode()))
+        within(deadline_s, lambda: storage.write(f"{folder}/driver", folder.encode()))
         away = _storage_of_nodes(place, folder, deadline_s) if others else {}
-        _within(deadline_s, lambda: storage.remove(folder))
+        within(deadline_s, lambda: storage.remove(folder))
     except OSError as error:
         return StorageSeen(place, " ".join(str(error).split())[:300], shared=shared)
     finally:
@@ -106,21 +105,6 @@ def see_storage(settings: Settings, deadline_s: float) -> StorageSeen:
             with suppress(OSError):  # not there, or not empty any more: somebody's run
                 path.rmdir()
     return StorageSeen(place, "", away, shared)
-
-
-def first_look(settings: Settings, deadline_s: float = 10.0) -> list[Finding]:
-    """Problems that a run that begins is told of: with its storage, which it goes on without."""
-    if settings.run.storage is None:
-        return []
-    storage, name = open_storage(settings.run.storage), f".start-{secrets.token_hex(4)}"
-    error = ""
-    try:
-        _within(deadline_s, lambda: storage.write(name, b""))
-        _within(deadline_s, lambda: storage.remove(name))
-    except OSError as failed:
-        error = " ".join(str(failed).split())[:300]
-    findings = diagnosis.judge_storage(StorageSeen(settings.run.storage, error))
-    return [finding for finding in findings if finding.level is diagnosis.Level.PROBLEM]
 
 
 def see_video(deadline_s: float = VIDEO_S) -> str | None:
@@ -261,27 +245,3 @@ def _missing(path: Path) -> list[Path]:
         missing.append(path)
         path = path.parent
     return missing
-
-
-def _within(deadline_s: float, action: Callable[[], None]) -> None:
-    """``action``, which is left behind where it takes longer.
-
-    Raises:
-        OSError: it failed, or was too slow.
-    """
-    errors: list[Exception] = []
-    done = threading.Event()
-
-    def act() -> None:
-        try:
-            action()
-        except Exception as error:  # told where it is waited for
-            errors.append(error)
-        finally:
-            done.set()
-
-    threading.Thread(target=act, name="doctor", daemon=True).start()
-    if not done.wait(deadline_s):
-        raise OSError(f"nothing within {deadline_s:.0f} s")
-    for error in errors:
-        raise OSError(f"{type(error).__name__}: {error}") from error
