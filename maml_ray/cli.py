@@ -11,15 +11,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from maml_ray import cluster_cli
+from maml_ray import cluster_cli, evaluation_cli, serving_cli, watching_cli
 from maml_ray.config import Settings, dump_settings, load_settings
 from maml_ray.errors import Interrupted, Superseded, TrainingFailed, UserError
-from maml_ray.evaluation_cli import add_commands
 from maml_ray.report.tables import print_evaluation, print_notes
-from maml_ray.serving_cli import add_commands as add_serving_commands
 from maml_ray.settings_options import Overrides, Preset, SettingsFile
 from maml_ray.stopping import EndOnSignal
-from maml_ray.watching_cli import add_commands as add_watching_commands
 
 app = typer.Typer(
     name="maml-ray",
@@ -159,10 +156,8 @@ def _print_next_steps(console: Console, path: Path) -> None:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
-cluster_cli.add_commands(app)
-add_commands(app)
-add_watching_commands(app)
-add_serving_commands(app)
+for group in (cluster_cli, evaluation_cli, watching_cli, serving_cli):
+    group.add_commands(app)
 
 
 def main() -> None:

@@ -131,6 +131,8 @@ def evaluate(
 
         follow_run(follow, protocol, every=every, address=address, output=output)
         return
+    if every != 1 or address is not None or output is not None:
+        raise UserError("--every, --address and --output are for a run that is followed: --follow")
     if run is None:
         raise UserError("name a run folder, or a run on a cluster with --follow")
     console = Console()
