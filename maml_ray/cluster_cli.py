@@ -66,7 +66,7 @@ def submit(
     """
     settings = _settings(settings_file, overrides, preset)
     from maml_ray import submission
-    from maml_ray.distributed import following, jobs, upload  # Ray, which is slow to import
+    from maml_ray.distributed import job_follower, jobs, upload  # Ray, which is slow to import
 
     submission.check_lasting(settings)
     submission.check_task_goes_along(settings, with_folder=working_dir is not None)
@@ -77,8 +77,8 @@ def submit(
     command = submission.train_command(settings, upload.SETTINGS, resume=resume)
     job_id = _send(server, command, settings, files, _requirements(install, pip))
     if follow:
-        raise typer.Exit(following.follow(server, job_id))
-    following.say(f"follow it by: ray job logs --follow {job_id}")
+        raise typer.Exit(job_follower.follow(server, job_id))
+    job_follower.say(f"follow it by: ray job logs --follow {job_id}")
 
 
 def doctor(
@@ -111,7 +111,7 @@ def doctor(
     """
     settings = _settings(settings_file, overrides, preset)
     from maml_ray import submission
-    from maml_ray.distributed import diagnosis, following, jobs, observing, upload
+    from maml_ray.distributed import diagnosis, job_follower, jobs, observing, upload
     from maml_ray.distributed.cluster import connected
 
     findings: list[Finding] = []
@@ -125,7 +125,7 @@ def doctor(
             look = submission.entrypoint("doctor", upload.SETTINGS, "--deadline-s", str(deadline_s))
             server = jobs.JobServer(address)
             job_id = _send(server, look, settings, files, _requirements(install, None), "doctor-")
-            raise typer.Exit(following.follow(server, job_id))
+            raise typer.Exit(job_follower.follow(server, job_id))
     with connected(address or settings.cluster.address):
         for finding in observing.examine(settings, deadline_s):
             findings.append(finding)
@@ -157,12 +157,12 @@ def _send(
 ) -> str:
     """Begin a job; its id."""
     from maml_ray import submission
-    from maml_ray.distributed import following, jobs, upload
+    from maml_ray.distributed import job_follower, jobs, upload
 
     job_id = submission.job_id(settings, kind)
     request = jobs.JobRequest(entrypoint, files, requirements, submission.metadata(settings))
     server.send(request, job_id)
-    following.say(
+    job_follower.say(
         f"job {job_id} submitted to {server.get_address()} ({upload.megabytes(files.size)})"
     )
     return job_id
@@ -170,11 +170,11 @@ def _send(
 
 def _tell_shortage(server: JobServer, settings: Settings) -> None:
     """What the cluster lacks now is said; whether more may come, the job finds out."""
-    from maml_ray.distributed import diagnosis, following
+    from maml_ray.distributed import diagnosis, job_follower
 
     finding = diagnosis.judge_resources(settings.cluster, server.resources())
     if finding.level is not diagnosis.Level.OK:
-        following.say(str(finding))
+        job_follower.say(str(finding))
 
 
 def _requirements(install: bool, more: list[str] | None) -> tuple[str, ...]:

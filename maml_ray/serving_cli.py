@@ -122,17 +122,10 @@ def _lines(
     if size <= _LONGEST_EXAMPLE:
         body = json.dumps({"observations": [0] * size})
         lines.append(f"  curl{header} {endpoint.url}/act -d '{body}'")
-    task = _example_task(base)
+    task = base.example_task
     if task is not None:
         lines.append(f"  curl{header} {endpoint.url}/adapt -d '{json.dumps({'task': task})}'")
     return [*lines, "Ctrl-C ends it"]
-
-
-def _example_task(base: ServedPolicy) -> dict[str, float] | None:
-    try:
-        return dict(base.agent.sample_tasks(1)[0].parameters)
-    except UserError:  # the family is not installed here
-        return None
 
 
 def _is_loopback(host: str) -> bool:

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Mapping
 
 from maml_ray.config import Settings, SettingsError, dump_settings
+from maml_ray.run_folder import JOB_VARIABLE
 from maml_ray.storage import open_storage
 from maml_ray.tasks.lookup import BUILT_IN
 from maml_ray.versions import own_version
@@ -15,7 +16,7 @@ from maml_ray.versions import own_version
 
 def in_job() -> bool:
     """Whether this program is a job's command: Ray sets a variable for those."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    return JOB_VARIABLE in os.environ
 
 
 def job_id(settings: Settings, kind: str = "") -> str:

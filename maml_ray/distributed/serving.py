@@ -25,7 +25,6 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from maml_ray.adaptation import warm_up
-from maml_ray.errors import UserError
 from maml_ray.serving.acting import Acted, act_together
 from maml_ray.serving.adapting import Adaptation, adapt_for
 from maml_ray.serving.api import make_app
@@ -137,7 +136,7 @@ class Api:
         base = await self._copies.get(BASE)
         service = Service(
             base.agent.spec,
-            _example_task(base),
+            base.example_task,
             self._copies,
             act_on=self._act_on,
             adapt_from=self._adapt_from,
@@ -227,10 +226,3 @@ async def _answer(response: Any, name: str, deadline_s: float) -> Any:
         if isinstance(getattr(error, "cause", None), Exception):
             raise  # a defect there: it belongs in the log
         raise Refusal(503, f"the {name} is away: try again later") from None
-
-
-def _example_task(base: ServedPolicy) -> dict[str, float] | None:
-    try:
-        return dict(base.agent.sample_tasks(1)[0].parameters)
-    except UserError:  # the family is not installed here
-        return None

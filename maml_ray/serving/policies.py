@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from maml_ray.agent import Agent
+from maml_ray.errors import UserError
 from maml_ray.loading import load, load_checkpointed
 from maml_ray.numpy_policy import NumpyPolicy
 from maml_ray.policy_folder import DESCRIPTION, PARAMETERS, policy_files
@@ -38,6 +39,14 @@ class ServedPolicy:
     def policy(self) -> NumpyPolicy:
         """For acting; of one thread."""
         return self.agent.policy
+
+    @property
+    def example_task(self) -> dict[str, float] | None:
+        """Parameters of a task of its run; None where the family is not installed here."""
+        try:
+            return dict(self.agent.sample_tasks(1)[0].parameters)
+        except UserError:
+            return None
 
     @property
     def parameters(self) -> bytes:

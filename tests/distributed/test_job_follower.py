@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from ray.job_submission import JobStatus
 
-from maml_ray.distributed import following
-from maml_ray.distributed.following import exit_code, follow
+from maml_ray.distributed import job_follower
+from maml_ray.distributed.job_follower import exit_code, follow
 from maml_ray.errors import ResourceError
 
 
@@ -72,8 +72,8 @@ def following_count() -> int:
 @pytest.fixture(autouse=True)
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     SAID.clear()
-    monkeypatch.setattr(following, "say", SAID.append)
-    monkeypatch.setattr(following, "_POLL_S", 0.01)
+    monkeypatch.setattr(job_follower, "say", SAID.append)
+    monkeypatch.setattr(job_follower, "_POLL_S", 0.01)
     return SAID
 
 
@@ -112,7 +112,7 @@ def test_a_second_ctrl_c_stops_the_job_and_its_end_is_waited_for(
 def test_one_ctrl_c_alone_leaves_the_job_to_itself_and_says_how_to_follow_it(
     said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(following, "SECOND_WITHIN_S", 0.1)
+    monkeypatch.setattr(job_follower, "SECOND_WITHIN_S", 0.1)
     server = Server(["a\n", "ctrl-c", "for ever"])
     assert run(server) == 130
     assert not server.stopped.is_set()
@@ -133,8 +133,8 @@ def test_a_job_that_never_began_is_a_matter_of_resources() -> None:
 
 
 def test_a_server_that_is_gone_is_given_up_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(following, "SILENCE_S", 0.2)
-    monkeypatch.setattr(following, "TELL_EVERY_S", 0.05)
+    monkeypatch.setattr(job_follower, "SILENCE_S", 0.2)
+    monkeypatch.setattr(job_follower, "TELL_EVERY_S", 0.05)
     server = Server(["for ever"])
     server.lost = True
     with pytest.raises(ResourceError, match=r"http://there.*has not answered"):
@@ -144,7 +144,7 @@ def test_a_server_that_is_gone_is_given_up_after_a_while(monkeypatch: pytest.Mon
 def test_a_job_that_waits_says_so_and_what_for(
     said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(following, "TELL_EVERY_S", 0.02)
+    monkeypatch.setattr(job_follower, "TELL_EVERY_S", 0.02)
     server = Server(["for ever"])
     server.status, server.message = JobStatus.PENDING, "its environment\nis set up"
 
@@ -152,7 +152,7 @@ def test_a_job_that_waits_says_so_and_what_for(
         SAID.append(text)
         server.status = JobStatus.SUCCEEDED
 
-    monkeypatch.setattr(following, "say", tell)
+    monkeypatch.setattr(job_follower, "say", tell)
     assert run(server) == 0
     assert "has not begun" in said[0]
     assert "its environment is set up" in said[0]
