@@ -36,7 +36,7 @@ class RolloutActor:
 
     def __repr__(self) -> str:
         # Ray's dashboard asks once, after the start: what an actor does now stands with its tasks.
-        # Also of an actor that could not start: its error is told with its name.
+        # An actor that could not start is asked as well: what it raised is told with its name.
         settings = self._settings
         return f"{self._name}: {settings.meta_batch.episodes} episodes of {settings.task.name}"
 
@@ -69,26 +69,31 @@ class LearnerActor:
         threads: int | None,
         state: LearnerState | None,
     ) -> None:
+        self._outer, self._where = settings.outer, "a machine that it cannot start on"
         # Ray gives a process without CPUs one thread; the learner works while the actors wait.
         self._threads = threads or _usable_cpus()
         torch.set_num_threads(self._threads)
         warm_up()
         insisted = settings.cluster.learner_device == "cuda"
-        self._device, self._remark = choose_device(device, insisted=insisted)
+        chosen, remark = choose_device(device, insisted=insisted)
+        self._where = self._described(chosen, remark)
         self._activity = ActivityLog()
-        self._learner = MetaLearner(settings, spec, self._device)
+        self._learner = MetaLearner(settings, spec, chosen)
         if state is not None:
             self._learner.load(state)
 
     def __repr__(self) -> str:
-        outer = self._learner.settings.outer
-        return f"learner: {outer.objective}, {outer.order} order, on {self.describe()}"
+        # Ray asks a learner that could not start as well: what it raised is told with its name.
+        return f"learner: {self._outer.objective}, {self._outer.order} order, on {self._where}"
 
     def describe(self) -> str:
         """Where the learner computes, in words."""
-        if self._device.type == "cuda":
-            return f"{torch.cuda.get_device_name(self._device)} (Ray GPU {ray.get_gpu_ids()})"
-        return f"CPU, {self._threads} thread{'s' if self._threads > 1 else ''}{self._remark}"
+        return self._where
+
+    def _described(self, device: torch.device, remark: str) -> str:
+        if device.type == "cuda":
+            return f"{torch.cuda.get_device_name(device)} (Ray GPU {ray.get_gpu_ids()})"
+        return f"CPU, {self._threads} thread{'s' if self._threads > 1 else ''}{remark}"
 
     def place(self) -> Place:
         """Where this actor runs; answers once it is up."""

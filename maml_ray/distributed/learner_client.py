@@ -95,12 +95,34 @@ class LearnerClient:
     def wait_until_ready(self) -> str:
         """Wait for the learner; where it computes, in words.
 
+        One that dies at its start, with its process or its node, is begun anew.
+
         Raises:
             ResourceError: it was not up within ``cluster.start_timeout_s``, or could not start.
+            TrainingFailed: it died too often.
         """
+        attempts = 0
+        while True:
+            ref = self._actor.describe.remote()
+            self._wait_for_start(ref)
+            try:
+                description: str = ray.get(ref, timeout=FETCH_S)
+                self._threads = ray.get(self._actor.threads.remote(), timeout=FETCH_S)
+                self._state = ray.get(self._actor.state.remote(), timeout=FETCH_S)
+            except RayError as error:
+                own = getattr(error, "actor_init_failed", False)  # the next would fail alike
+                if own or not isinstance(error, RayActorError):
+                    raise ResourceError(f"the learner could not start: {reason(error)}") from None
+                attempts += 1
+                failure = self._how_it_died(error, Failure.START_FAILED)
+                told = Observation(failure, "the start", self._name(), attempts, reason(error))
+                self._begin_anew(told)
+            else:
+                return description
+
+    def _wait_for_start(self, ref: ray.ObjectRef[Any]) -> None:
         timeout = self._settings.cluster.start_timeout_s
-        ref, began = self._actor.describe.remote(), time.monotonic()
-        told = began
+        began = told = time.monotonic()
         while not ray.wait([ref], timeout=POLL_S)[0]:
             self._check_stop()
             now = time.monotonic()
@@ -116,13 +138,6 @@ class LearnerClient:
                     f"waiting for the learner{gpu}, for {now - began:.0f} s of {timeout:.0f} s "
                     f"(cluster.start_timeout_s); {describe_free()}"
                 )
-        try:
-            description: str = ray.get(ref, timeout=FETCH_S)
-            self._threads = ray.get(self._actor.threads.remote(), timeout=FETCH_S)
-            self._state = ray.get(self._actor.state.remote(), timeout=FETCH_S)
-        except RayError as error:
-            raise ResourceError(f"the learner could not start: {reason(error)}") from None
-        return description
 
     def update(self, rollouts: Sequence[ray.ObjectRef[Any]]) -> UpdateMetrics:
         """One meta-update, by another learner where the first one dies at it.
@@ -152,7 +167,7 @@ class LearnerClient:
                     raise TrainingFailed(f"{work} failed: {reason(error)}") from None
                 failed = (Failure.DATA_LOST, reason(error))
             except RayError as error:
-                failed = (self._how_it_died(error), reason(error))
+                failed = (self._how_it_died(error, Failure.ACTOR_DIED), reason(error))
             attempts += 1
             self._begin_anew(Observation(failed[0], work, self._name(), attempts, failed[1]))
 
@@ -191,9 +206,9 @@ class LearnerClient:
         self._generation += 1
         self._actor = self._start()
 
-    def _how_it_died(self, error: RayError) -> Failure:
+    def _how_it_died(self, error: RayError, otherwise: Failure) -> Failure:
         told = isinstance(error, RayActorError) and error.preempted
-        return Failure.PREEMPTED if told or self._announced() else Failure.ACTOR_DIED
+        return Failure.PREEMPTED if told or self._announced() else otherwise
 
     def _announced(self) -> bool:
         """Whether the learner's node was announced to go away."""

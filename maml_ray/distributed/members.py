@@ -162,5 +162,6 @@ def reason(error: BaseException) -> str:
     if not lines:
         return repr(error)
     deaths = [line for line in lines if "dead because" in line]
-    told = lines[-1] if isinstance(error, RayTaskError) else (deaths or lines)[0]
+    raised = isinstance(error, RayTaskError) or getattr(error, "actor_init_failed", False)
+    told = lines[-1] if raised else (deaths or lines)[0]
     return told[:300]

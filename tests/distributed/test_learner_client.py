@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import signal
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import ray
+import torch
 from ray.exceptions import ObjectLostError, ObjectStoreFullError
 
 from maml_ray.config import Settings
@@ -17,17 +21,30 @@ from maml_ray.distributed.capacity import Capacity
 from maml_ray.distributed.cluster import ResourcePlan
 from maml_ray.distributed.failures import FaultLog, settle
 from maml_ray.distributed.learner_client import LearnerClient, RolloutsLost
-from maml_ray.errors import TrainingFailed
+from maml_ray.errors import ResourceError, TrainingFailed
 from maml_ray.learner import LearnerState, MetaLearner, UpdateMetrics
 from maml_ray.rollout import RolloutWorker
 from maml_ray.trajectories import TaskRollouts
 from tests.distributed.test_pool import assignments, settings
 
 pytestmark = pytest.mark.usefixtures("local_ray")
+Begin = Callable[..., LearnerClient]
 
 
 class FlawedLearner(LearnerActor):
-    """Its update does what the file ``flaw`` says, and once only: the file is gone then."""
+    """It does what the file ``flaw`` says, at its start or its update, and once only."""
+
+    def __init__(self, chosen: Settings, spec: Any, device: str, *others: Any) -> None:
+        flaw = Path(chosen.run.directory) / "flaw"
+        kind = flaw.read_text() if flaw.exists() else ""
+        if kind == "dies":
+            flaw.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if kind == "blind":  # as where Ray has a GPU, and PyTorch is a build without
+            torch.cuda.is_available = lambda: False
+            insisting = chosen.cluster.model_copy(update={"learner_device": "cuda"})
+            chosen, device = chosen.model_copy(update={"cluster": insisting}), "cuda"
+        super().__init__(chosen, spec, device, *others)
 
     def update(self, *rollouts: TaskRollouts) -> tuple[UpdateMetrics, LearnerState]:
         flaw = Path(self._learner.settings.run.directory) / "flaw"
@@ -51,24 +68,60 @@ def chosen(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def client(chosen: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[LearnerClient]:
+def begun(chosen: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Begin]:
     monkeypatch.setattr("maml_ray.distributed.learner_client.LearnerActor", FlawedLearner)
     faults = FaultLog(chosen.faults, chosen.cluster.max_task_attempts)
-    made = LearnerClient(
-        chosen,
-        RolloutWorker(chosen).spec,
-        ResourcePlan(1, 0, "cpu"),
-        "test-learner",
-        Capacity(chosen.cluster),
-        state=None,
-        threads=1,
-        settle=partial(settle, faults, on_event=lambda message: None),
-        on_event=lambda message: None,
-        check_stop=lambda: None,
-    )
+    made: list[LearnerClient] = []
+
+    def begin(on_event: Callable[[str], None] = lambda message: None) -> LearnerClient:
+        client = LearnerClient(
+            chosen,
+            RolloutWorker(chosen).spec,
+            ResourcePlan(1, 0, "cpu"),
+            "test-learner",
+            Capacity(chosen.cluster),
+            state=None,
+            threads=1,
+            settle=partial(settle, faults, on_event=on_event),
+            on_event=on_event,
+            check_stop=lambda: None,
+        )
+        made.append(client)
+        return client
+
+    yield begin
+    for client in made:
+        client.close()
+
+
+@pytest.fixture
+def client(begun: Begin) -> LearnerClient:
+    made = begun()
     made.wait_until_ready()
-    yield made
-    made.close()
+    return made
+
+
+def test_a_learner_that_dies_at_its_start_is_begun_anew(
+    begun: Begin, chosen: Settings, tmp_path: Path
+) -> None:
+    (tmp_path / "flaw").write_text("dies")
+    events: list[str] = []
+    client = begun(events.append)
+    assert client.wait_until_ready() == "CPU, 1 thread"
+    assert client.restarts == 1
+    (told,) = events
+    assert "the start failed on learner: it could not start" in told
+    first = MetaLearner(chosen, RolloutWorker(chosen).spec).state()
+    for name, value in first.parameters.items():
+        np.testing.assert_array_equal(client.state.parameters[name], value)
+
+
+def test_a_learner_that_cannot_start_is_not_begun_again(begun: Begin, tmp_path: Path) -> None:
+    (tmp_path / "flaw").write_text("blind")
+    client = begun()
+    with pytest.raises(ResourceError, match=r"RuntimeError: .* sees none: install a CUDA"):
+        client.wait_until_ready()
+    assert client.restarts == 0
 
 
 def rollouts_for(chosen: Settings) -> list[TaskRollouts]:
