@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -95,7 +95,7 @@ def connected(address: str | None) -> Iterator[None]:
     if address is None and not os.environ.get("RAY_ADDRESS"):
         address = "local"
     try:
-        with _own_sigterm():
+        with _sigterm_heard():
             if address is None:
                 ray.init(logging_level=logging.WARNING)  # a job's settings come from Ray itself
             else:
@@ -105,13 +105,13 @@ def connected(address: str | None) -> Iterator[None]:
     try:
         yield
     finally:
-        with _own_sigterm():
+        with _handler_kept():
             ray.shutdown()
 
 
 @contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """The program's own handler comes back after Ray's start, and after its end.
+def _handler_kept() -> Iterator[None]:
+    """The program's own handler of SIGTERM comes back after Ray's start, and after its end.
 
     At its start Ray puts one in its place that leaves with code 15, at its end it takes all away,
     below Python, where only setting the handler anew helps.
@@ -119,13 +119,55 @@ def _own_sigterm() -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
-    except SystemExit as leaving:
-        if leaving.code == signal.SIGTERM:
-            raise Interrupted(signal.SIGTERM) from None
-        raise
     finally:
         if callable(before) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _sigterm_heard() -> Iterator[None]:
+    """Raise :class:`Interrupted` for a SIGTERM that comes while Ray starts.
+
+    Ray's handler leaves by an exception, which is lost where Python drops exceptions, in a
+    destructor: so what came is noted beside it.
+    """
+    with _handler_kept(), _signals_noted() as came:
+        try:
+            yield
+        except SystemExit as leaving:
+            if leaving.code != signal.SIGTERM:
+                raise
+            raise Interrupted(signal.SIGTERM) from None
+        if signal.SIGTERM in came():
+            raise Interrupted(signal.SIGTERM)
+
+
+@contextmanager
+def _signals_noted() -> Iterator[Callable[[], bytes]]:
+    """Tells the numbers of the signals that have come, whatever their handlers made of them.
+
+    In a thread other than the main one, where Python handles none, nothing comes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: b""
+        return
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    os.set_blocking(writing, False)
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+
+    def came() -> bytes:
+        try:
+            return os.read(reading, 4096)
+        except BlockingIOError:
+            return b""
+
+    try:
+        yield came
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(reading)
+        os.close(writing)
 
 
 def dashboard_url() -> str | None:

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 import platform
+import signal
 
 import pytest
 import ray
 from ray._private.utils import check_version_info
 
 from maml_ray.config import ClusterSettings, SettingsError
-from maml_ray.distributed.cluster import ResourcePlan, connected, plan_resources
-from maml_ray.errors import ResourceError
+from maml_ray.distributed.cluster import (
+    ResourcePlan,
+    _sigterm_heard,
+    connected,
+    plan_resources,
+)
+from maml_ray.errors import Interrupted, ResourceError
 
 
 @pytest.mark.parametrize(
@@ -88,3 +94,29 @@ def test_other_versions_than_the_cluster_s_are_told_in_one_sentence(
     assert "maml-ray submit" in told
     assert "\n" not in told
     assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_sigterm_while_ray_starts_is_heard_also_where_its_exception_is_lost(lost: bool) -> None:
+    """Ray's own handler leaves with code 15; raised in a destructor, that goes no further."""
+
+    def own(number: int, frame: object) -> None:
+        pytest.fail("it has been replaced")
+
+    def rays(number: int, frame: object) -> None:
+        if not lost:
+            raise SystemExit(number)
+
+    def starting() -> None:
+        signal.signal(signal.SIGTERM, rays)
+        signal.raise_signal(signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, own)
+    try:
+        with pytest.raises(Interrupted), _sigterm_heard():
+            starting()
+        assert signal.getsignal(signal.SIGTERM) is own
+        with _sigterm_heard():
+            pass  # nothing has come this time
+    finally:
+        signal.signal(signal.SIGTERM, before)
