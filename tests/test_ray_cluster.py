@@ -87,6 +87,7 @@ def cluster() -> Iterator[Cluster]:
         "HOME": str(home),
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # nobody is left who would have to move away
     }
     token = [str(BIN / "ray"), "get-auth-token", "--generate"]
     subprocess.run(token, env=environment, check=True, capture_output=True, timeout=60)

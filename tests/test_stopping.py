@@ -21,8 +21,9 @@ def say(word):
     print(word, flush=True)
 
 def hang():
+    # In short waits: a signal that comes just before a long one is heard only after it.
     while True:
-        threading.Event().wait(60)
+        threading.Event().wait(0.02)
 
 """
 
