@@ -38,7 +38,7 @@ types: install
 cluster: install ## Three Ray nodes on this machine, one short run over them, all stopped again (ARGS=).
 	cluster/local.sh $(ARGS)
 
-test-cluster: install ## Jobs, nodes and machines that come and go: about ten minutes.
+test-cluster: install ## Jobs, nodes and machines that come and go: about a quarter of an hour.
 	$(BIN)/python -m pytest -m cluster
 
 verify-backward: install ## Train seeds 0 to 2 in full and check the returns: about 15 minutes.

@@ -126,7 +126,10 @@ def test_ray_adds_nothing_to_the_mathematics(tmp_path: Path) -> None:
         np.testing.assert_array_equal(distributed[name], value)
 
 
-@pytest.mark.parametrize("stop_after", [1, 2, 3])
+@pytest.mark.parametrize(
+    "stop_after",
+    [pytest.param(1, marks=pytest.mark.cluster), pytest.param(2, marks=pytest.mark.cluster), 3],
+)
 def test_an_interrupted_run_goes_on_to_the_same_result(tmp_path: Path, stop_after: int) -> None:
     _, whole = trained(settings(), tmp_path / "whole")
     broken = RunFolder(tmp_path / "broken")
@@ -140,6 +143,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(tmp_path: Path, stop_afte
     assert_same_result(whole, broken)
 
 
+@pytest.mark.cluster
 def test_a_run_that_is_begun_elsewhere_stops_here_and_ends_there_with_the_same_bits(
     tmp_path: Path,
 ) -> None:

@@ -153,9 +153,8 @@ def test_a_resumed_run_keeps_its_settings(whole: tuple[Path, str]) -> None:
     assert "outer.epochs = 7, but the run to resume has 4" in refused.stderr
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.cluster)]
-)
+@pytest.mark.cluster
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on_to_the_same_end(
     whole: tuple[Path, str], tmp_path: Path, number: signal.Signals
 ) -> None:

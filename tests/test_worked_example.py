@@ -20,6 +20,7 @@ def code(marker: str) -> str:
     return found
 
 
+@pytest.mark.cluster
 def test_from_training_to_an_adapted_policy_and_a_plot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

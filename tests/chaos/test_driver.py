@@ -159,7 +159,11 @@ def test_a_signal_while_the_actors_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.soak)]
+    "number",
+    [
+        pytest.param(signal.SIGTERM, marks=pytest.mark.cluster),
+        pytest.param(signal.SIGINT, marks=pytest.mark.soak),
+    ],
 )
 def test_a_signal_during_the_evaluation(tmp_path: Path, number: signal.Signals) -> None:
     program = command("train", "--run-dir", "run", run__iterations="1", evaluation__tasks="400")
@@ -182,6 +186,7 @@ def test_a_second_signal_ends_the_driver_at_once(tmp_path: Path) -> None:
     assert not (tmp_path / "fallback").exists()
 
 
+@pytest.mark.cluster
 def test_a_signal_while_the_storage_hangs(tmp_path: Path) -> None:
     with training_on_a_bucket_that_fell_silent(tmp_path) as process:
         process.send_signal(signal.SIGTERM)

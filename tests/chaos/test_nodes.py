@@ -17,6 +17,7 @@ from tests.chaos.machine import Machine
 from tests.chaos.watched import Watcher, assert_undisturbed, settings
 
 
+@pytest.mark.cluster
 def test_actors_follow_the_nodes_and_rollouts_that_went_with_one_are_made_again(
     cluster: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ NO_OTHER = {"infrastructure": 0, "preemptions": 10}
 """A single failure that is not counted as a pre-emption ends the run."""
 
 
+@pytest.mark.cluster
 def test_an_announced_node_is_left_when_another_is_there_and_nothing_is_lost(
     cluster: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,7 @@ def ray_of_two_cpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.mark.cluster
 @pytest.mark.usefixtures("ray_of_two_cpus")
 def test_the_readmes_sweep_stops_what_is_hopeless_and_finds_the_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
