@@ -17,6 +17,7 @@ from torch import Tensor
 
 from maml_ray.adaptation import Order
 from maml_ray.analytic_adaptation import (
+    Adaptation,
     InnerStep,
     Slopes,
     adaptation,
@@ -55,18 +56,30 @@ def analytic_meta_gradient(
     outer, tasks = settings.outer, len(batch.credit)
     batch = _with_axis_of_steps(batch)
     adapted = adaptation(spec, settings.inner, parameters, batch.support, batch.query)
-    steps, query = adapted.steps, adapted.query
-    losses, slope = _outer_loss(outer, query.log_probs, batch.query)
-    inner_kl = inner_kl_of([step.policy.distribution for step in steps], batch)
-    told = diagnose(settings, inner_kl, query.log_probs, query.distribution, batch)
+    loss, told, slope = _judged(settings, adapted, batch)
+    steps = adapted.steps
     beside: list[Slopes | None] = [None] * len(steps)
     if outer.objective == "ppo" and steps:
-        losses = losses + outer.inner_kl_coefficient * inner_kl
         weight = outer.inner_kl_coefficient / len(steps)
         beside = [_kl_slopes(*pair, weight) for pair in zip(steps, batch.collectors, strict=True)]
-    gradient = pull_back(adapted, slopes_of(query, slope), beside, order=order)
+    gradient = pull_back(adapted, slopes_of(adapted.query, slope), beside, order=order)
     mean = {name: gradient[name] / tasks for name in parameters}
-    return losses.mean(), averaged(told), mean
+    return loss, told, mean
+
+
+@torch.no_grad()
+def analytic_meta_loss(
+    settings: Settings,
+    spec: PolicySpec,
+    parameters: Parameters,
+    batch: MetaBatch,
+    *,
+    order: Order,
+) -> tuple[Tensor, Diagnostics]:
+    """The meta-loss () and what it tells, averaged over tasks; the ``order`` changes neither."""
+    batch = _with_axis_of_steps(batch)
+    adapted = adaptation(spec, settings.inner, parameters, batch.support, batch.query)
+    return _judged(settings, adapted, batch)[:2]
 
 
 @torch.no_grad()
@@ -120,6 +133,19 @@ def collecting_policies(
         for one in (policy.distribution for policy in policies)
     ]
     return tuple(found[:-1]), found[-1]
+
+
+def _judged(
+    settings: Settings, adapted: Adaptation, batch: MetaBatch
+) -> tuple[Tensor, Diagnostics, Tensor]:
+    """The mean loss, what there is to tell, and each loss's slope by its log-probabilities."""
+    outer, query = settings.outer, adapted.query
+    losses, slope = _outer_loss(outer, query.log_probs, batch.query)
+    inner_kl = inner_kl_of([step.policy.distribution for step in adapted.steps], batch)
+    told = diagnose(settings, inner_kl, query.log_probs, query.distribution, batch)
+    if outer.objective == "ppo" and adapted.steps:
+        losses = losses + outer.inner_kl_coefficient * inner_kl
+    return losses.mean(), averaged(told), slope
 
 
 def _outer_loss(outer: OuterSettings, log_probs: Tensor, samples: Samples) -> tuple[Tensor, Tensor]:

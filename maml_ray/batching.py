@@ -10,14 +10,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from maml_ray.adaptation import adapt
-from maml_ray.advantages import advantages
 from maml_ray.analytic_gradient import collecting_policies, is_covered
 from maml_ray.config import Settings
 from maml_ray.meta_objective import MetaBatch
 from maml_ray.meta_parameters import inner_rates, policy_part
 from maml_ray.normalisation import Normaliser
 from maml_ray.objectives import Samples, inner_losses, make_samples
+from maml_ray.passes import WHOLE, Passes
 from maml_ray.policy import ActionDistribution, Parameters, PolicySpec, distribution
+from maml_ray.tensor_trees import mapped
 from maml_ray.trajectories import TaskRollouts, Trajectories
 
 
@@ -56,22 +57,23 @@ def make_batch(
     parameters: Parameters,
     normaliser: Normaliser | None,
     rollouts: Sequence[TaskRollouts],
+    passes: Passes = WHOLE,
 ) -> MetaBatch:
-    """Advantages, flattening and stacking: rollouts to tensors on the parameters' device."""
+    """Flattening and stacking: rollouts to tensors on the parameters' device."""
     device = next(iter(parameters.values())).device
 
-    def stacked(phase: Sequence[Trajectories]) -> Samples:
-        tasks = [
-            make_samples(trajectories, advantages(trajectories, settings.advantages), normaliser)
-            for trajectories in phase
-        ]
+    def stacked(phases: Sequence[tuple[Trajectories, NDArray[np.float32]]]) -> Samples:
+        tasks = [make_samples(*phase, normaliser) for phase in phases]
         return Samples(*(torch.stack(field).to(device) for field in zip(*tasks, strict=True)))
 
     support = tuple(
-        stacked([task.support[step] for task in rollouts]) for step in range(settings.inner.steps)
+        stacked([(task.support[step], task.support_advantages[step]) for task in rollouts])
+        for step in range(settings.inner.steps)
     )
-    query = stacked([task.query for task in rollouts])
-    collectors, query_collector = _collectors(settings, spec, parameters, support, query)
+    query = stacked([(task.query, task.query_advantages) for task in rollouts])
+    collectors, query_collector = passes.joined(
+        lambda phases: _collectors(settings, spec, parameters, *phases), (support, query)
+    )
     credit = torch.from_numpy(_credit([task.query for task in rollouts])).to(device)
     return MetaBatch(support, collectors, query, query_collector, credit)
 
@@ -115,7 +117,4 @@ def _credit(queries: Sequence[Trajectories]) -> NDArray[np.float32]:
 
 def selected(batch: MetaBatch, indices: Tensor) -> MetaBatch:
     """The tasks of ``indices`` (n,) alone."""
-    result: MetaBatch = torch.utils._pytree.tree_map(
-        lambda tensor: tensor.index_select(0, indices), batch
-    )
-    return result
+    return mapped(lambda tensor: tensor.index_select(0, indices), batch)

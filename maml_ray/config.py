@@ -207,6 +207,7 @@ class ClusterSettings(_Section):
     min_rollout_actors: Count = 1
     learner_device: Literal["auto", "cpu", "cuda"] = "auto"
     learner_threads: Annotated[int, Field(ge=1, le=4096)] | None = None
+    learner_memory_gib: Annotated[float, Field(gt=0.0, le=4096.0)] | None = None
     autoscaler: bool = False
     start_timeout_s: Seconds = 600.0
     task_timeout_s: Seconds = 300.0

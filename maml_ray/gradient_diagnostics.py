@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from maml_ray.adaptation import Order
 from maml_ray.config import Settings
-from maml_ray.meta_objective import MetaBatch, task_loss
+from maml_ray.meta_gradient import task_gradients
+from maml_ray.meta_objective import MetaBatch
+from maml_ray.passes import WHOLE, Passes
 from maml_ray.policy import Parameters, PolicySpec
 
 
@@ -29,11 +29,18 @@ class GradientDiagnostics:
 
 
 def diagnose_gradient(
-    settings: Settings, spec: PolicySpec, parameters: Parameters, batch: MetaBatch
+    settings: Settings,
+    spec: PolicySpec,
+    parameters: Parameters,
+    batch: MetaBatch,
+    passes: Passes = WHOLE,
 ) -> GradientDiagnostics:
     """Per-task meta-gradients in both orders; about the cost of two epochs."""
-    second = task_gradients(settings, spec, parameters, batch, order="second")
-    first = task_gradients(settings, spec, parameters, batch, order="first").mean(dim=0)
+    second, first_order = (
+        task_gradients(settings, spec, parameters, batch, order=order, passes=passes)
+        for order in ("second", "first")
+    )
+    first = first_order.mean(dim=0)
     mean, tasks = second.mean(dim=0), second.shape[0]
     snr = None
     if tasks > 1:
@@ -43,21 +50,3 @@ def diagnose_gradient(
         snr=snr,
         order_cosine=float(torch.nn.functional.cosine_similarity(mean, first, dim=0)),
     )
-
-
-def task_gradients(
-    settings: Settings,
-    spec: PolicySpec,
-    parameters: Parameters,
-    batch: MetaBatch,
-    *,
-    order: Order,
-) -> Tensor:
-    """The meta-gradient (N, P) of every task alone; their mean is the meta-batch's."""
-    frozen = {name: value.detach() for name, value in parameters.items()}
-
-    def loss_of(theta: Parameters, task: MetaBatch) -> Tensor:
-        return task_loss(settings, spec, theta, task, order=order)[0]
-
-    gradients = torch.func.vmap(torch.func.grad(loss_of), in_dims=(None, 0))(frozen, batch)
-    return torch.cat([gradient.flatten(start_dim=1) for gradient in gradients.values()], dim=1)

@@ -15,6 +15,7 @@ from maml_ray.meta_gradient import meta_gradient
 from maml_ray.meta_objective import Diagnostics, MetaBatch
 from maml_ray.meta_parameters import LOG_RATE
 from maml_ray.outer_update import OptimiserState, OuterStep
+from maml_ray.passes import WHOLE, Passes
 from maml_ray.policy import Parameters, PolicySpec, project, to_numpy
 from maml_ray.seeding import Purpose, generator
 
@@ -33,12 +34,20 @@ class GradientUpdate:
         settings: of the run.
         spec: the policy's sizes.
         parameters: leaves, which are moved in place.
+        passes: in which tasks go through the arithmetic.
     """
 
-    def __init__(self, settings: Settings, spec: PolicySpec, parameters: Parameters) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        spec: PolicySpec,
+        parameters: Parameters,
+        passes: Passes = WHOLE,
+    ) -> None:
         self._settings = settings
         self._spec = spec
         self._parameters = parameters
+        self._passes = passes
         self._adam = self._make_adam()
 
     def update(self, batch: MetaBatch, version: int, *, order: Order) -> OuterStep:
@@ -102,7 +111,14 @@ class GradientUpdate:
             }
 
     def _look(self, minibatch: MetaBatch, order: Order) -> tuple[Tensor, Diagnostics, Parameters]:
-        return meta_gradient(self._settings, self._spec, self._parameters, minibatch, order=order)
+        return meta_gradient(
+            self._settings,
+            self._spec,
+            self._parameters,
+            minibatch,
+            order=order,
+            passes=self._passes,
+        )
 
     def _here(self) -> _Place:
         return _Place({n: p.detach().clone() for n, p in self._parameters.items()}, self.state())

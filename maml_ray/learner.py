@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from maml_ray.adaptation import Order
@@ -21,6 +20,7 @@ from maml_ray.meta_objective import MetaBatch
 from maml_ray.meta_parameters import initial_meta_parameters, meta_parameter_shapes
 from maml_ray.normalisation import Normaliser, RunningStatistics
 from maml_ray.outer_update import OptimiserState, OuterOptimiser, OuterStep
+from maml_ray.passes import passes_on
 from maml_ray.policy import NumpyParameters, Parameters, PolicyParameters, PolicySpec, to_numpy
 from maml_ray.seeding import Purpose, generator
 from maml_ray.trajectories import TaskRollouts, Trajectories
@@ -117,14 +117,20 @@ class MetaLearner:
         settings: of the run.
         spec: the policy's sizes.
         device: where to compute.
+        threads: CPU threads to compute with; their number changes no bit.
     """
 
     def __init__(
-        self, settings: Settings, spec: PolicySpec, device: torch.device | str = "cpu"
+        self,
+        settings: Settings,
+        spec: PolicySpec,
+        device: torch.device | str = "cpu",
+        threads: int = 1,
     ) -> None:
         self.settings = settings
         self.spec = spec
         self.device = torch.device(device)
+        self._passes = passes_on(self.device, settings, spec, threads=threads)
         self.version = 0
         rng = generator(settings.run.seed, Purpose.PARAMETERS)
         self.parameters = self._leaves(initial_meta_parameters(spec, settings.inner, rng))
@@ -161,7 +167,7 @@ class MetaLearner:
         self._discarded_episodes += sum(task.discarded for task in ordered)
         if sound:
             # Only now: within a version the actors and the meta-gradient see the same constants.
-            self._observations = self._observations.merged(_observations_of(sound))
+            self._observations = sum((task.observed for task in sound), self._observations)
         first = [task.support[0] if task.support else task.query for task in sound]
         last = [task.query for task in sound]
         return UpdateMetrics(
@@ -205,7 +211,8 @@ class MetaLearner:
 
     def prepare(self, rollouts: Sequence[TaskRollouts]) -> MetaBatch:
         """Rollouts, in the order of their tasks, as tensors on the learner's device."""
-        return make_batch(self.settings, self.spec, self.parameters, self._normaliser(), rollouts)
+        told = (self.settings, self.spec, self.parameters, self._normaliser())
+        return make_batch(*told, rollouts, self._passes)
 
     def state(self) -> LearnerState:
         """A copy of everything that :meth:`load` needs."""
@@ -243,7 +250,7 @@ class MetaLearner:
         every = self.settings.outer.diagnose_every
         if every is None or self.version % every:
             return None
-        return diagnose_gradient(self.settings, self.spec, self.parameters, batch)
+        return diagnose_gradient(self.settings, self.spec, self.parameters, batch, self._passes)
 
     def _order(self) -> Order:
         """The order of this update's meta-gradient; hybrid begins with the cheaper one."""
@@ -260,18 +267,12 @@ class MetaLearner:
     def _make_optimiser(self) -> OuterOptimiser:
         trust = self.settings.outer.objective == "trpo"
         kind = TrustRegionUpdate if trust else GradientUpdate
-        return kind(self.settings, self.spec, self.parameters)
+        return kind(self.settings, self.spec, self.parameters, self._passes)
 
     def _leaves(self, values: Mapping[str, Tensor]) -> Parameters:
         return {
             name: value.to(self.device).clone().requires_grad_() for name, value in values.items()
         }
-
-
-def _observations_of(rollouts: Sequence[TaskRollouts]) -> NDArray[np.float32]:
-    """All observations (n, D) of a meta-batch, those after an episode's end left out."""
-    phases = [phase for task in rollouts for phase in (*task.support, task.query)]
-    return np.concatenate([phase.observations[phase.mask] for phase in phases])
 
 
 def _first_broken(rollouts: Sequence[TaskRollouts]) -> str:

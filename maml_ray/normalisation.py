@@ -62,13 +62,21 @@ class RunningStatistics:
         if len(observations) == 0:
             return self
         batch = observations.astype(np.float64)
-        n, batch_mean = float(len(batch)), batch.mean(axis=0)
-        total, delta = self.count + n, batch_mean - self.mean
-        squares = self.squares + np.square(batch - batch_mean).sum(axis=0)
+        mean = batch.mean(axis=0)
+        squares = np.square(batch - mean).sum(axis=0)
+        return self + RunningStatistics(float(len(batch)), mean, squares)
+
+    def __add__(self, other: RunningStatistics) -> RunningStatistics:
+        """The statistics of what either has seen."""
+        total, delta = self.count + other.count, other.mean - self.mean
+        if total == 0.0:
+            return self
         return RunningStatistics(
             count=total,
-            mean=self.mean + delta * (n / total),
-            squares=squares + np.square(delta) * (self.count * n / total),
+            mean=self.mean + delta * (other.count / total),
+            squares=self.squares
+            + other.squares
+            + np.square(delta) * (self.count * other.count / total),
         )
 
     def normaliser(self) -> Normaliser:

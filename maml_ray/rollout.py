@@ -7,19 +7,20 @@ parameters, the task and the settings' seed alone, so any worker may do any work
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from maml_ray.adaptation import adapt
 from maml_ray.advantages import advantages
 from maml_ray.collection import BrokenSimulation, collect
 from maml_ray.config import Settings, SettingsError
 from maml_ray.meta_parameters import inner_rates, policy_part
-from maml_ray.normalisation import Normaliser
+from maml_ray.normalisation import Normaliser, RunningStatistics
 from maml_ray.numpy_policy import NumpyPolicy
-from maml_ray.objectives import inner_losses, make_samples
+from maml_ray.objectives import Samples, inner_losses, make_samples
 from maml_ray.policy import Parameters, PolicyParameters, PolicySpec, to_numpy, to_torch
 from maml_ray.seeding import Purpose, seed_sequence
 from maml_ray.simulations import Simulations
@@ -91,11 +92,24 @@ def adapt_policy(
 
     Takes and gives all meta-parameters: learned inner rates come back as they were.
     """
-    samples = make_samples(support, advantages(support, settings.advantages), normaliser)
+    estimates = advantages(support, settings.advantages)
+    return adapt_to(settings, spec, parameters, make_samples(support, estimates, normaliser))
+
+
+def adapt_to(
+    settings: Settings, spec: PolicySpec, parameters: Parameters, samples: Samples
+) -> Parameters:
+    """One inner step on ``samples``: see :func:`adapt_policy`."""
     losses = inner_losses(spec, settings.inner, (samples,))
     rates = inner_rates(settings.inner, parameters)
     adapted, _ = adapt(policy_part(parameters), losses, rates, order="first")
     return {**parameters, **{name: value.detach() for name, value in adapted.items()}}
+
+
+def _observed(phases: Sequence[Trajectories]) -> RunningStatistics:
+    """Of all observations, those after an episode's end left out."""
+    seen = np.concatenate([phase.observations[phase.mask] for phase in phases])
+    return RunningStatistics.empty(seen.shape[1]).merged(seen)
 
 
 class RolloutWorker:
@@ -133,6 +147,7 @@ class RolloutWorker:
             )
         theta = to_torch(parameters.values)
         phases: list[Trajectories] = []
+        estimates: list[NDArray[np.float32]] = []
         broken: str | None = None
         collect_s = adapt_s = 0.0
         steps = self.settings.inner.steps
@@ -148,21 +163,30 @@ class RolloutWorker:
                 break
             start = time.perf_counter()
             self._told(f"adaptation {phase + 1}")
-            theta = adapt_policy(self.settings, self.spec, theta, phases[-1], parameters.normaliser)
+            estimates.append(advantages(phases[-1], self.settings.advantages))
+            samples = make_samples(phases[-1], estimates[-1], parameters.normaliser)
+            theta = adapt_to(self.settings, self.spec, theta, samples)
             adapt_s += time.perf_counter() - start
             if not all(bool(value.isfinite().all()) for value in theta.values()):
                 broken = f"adaptation {phase + 1}: the adapted parameters are not finite"
                 break
+        start = time.perf_counter()
         phases += [self._nothing()] * (steps + 1 - len(phases))
+        if broken is None:
+            estimates.append(advantages(phases[-1], self.settings.advantages))
+        estimates += [np.zeros_like(phase.rewards) for phase in phases[len(estimates) :]]
         rollouts = TaskRollouts(
             task=assignment.task,
             task_index=assignment.task_index,
             version=assignment.version,
             support=tuple(phases[:-1]),
             query=phases[-1],
+            support_advantages=tuple(estimates[:-1]),
+            query_advantages=estimates[-1],
+            observed=_observed(phases),
             broken=broken,
         )
-        return rollouts, RolloutTimings(collect_s, adapt_s)
+        return rollouts, RolloutTimings(collect_s, adapt_s + time.perf_counter() - start)
 
     def _name(self, phase: int) -> str:
         return "query" if phase == self.settings.inner.steps else f"support {phase + 1}"

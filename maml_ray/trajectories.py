@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from maml_ray.normalisation import RunningStatistics
 from maml_ray.tasks.distribution import Task
 
 Float32 = NDArray[np.float32]
@@ -105,6 +106,9 @@ class TaskRollouts:
         version: the version of the parameters that it was collected with.
         support: one element per inner step, each collected by the policy before that step.
         query: collected by the policy after the last inner step.
+        support_advantages: (K, T) of each support set.
+        query_advantages: (K, T) of the query set.
+        observed: statistics of the observations of all phases.
         broken: why nothing can be learned from this task, in a sentence; None where it can. Phases
             that could not be collected then hold no steps.
     """
@@ -114,6 +118,9 @@ class TaskRollouts:
     version: int
     support: tuple[Trajectories, ...]
     query: Trajectories
+    support_advantages: tuple[Float32, ...]
+    query_advantages: Float32
+    observed: RunningStatistics
     broken: str | None = None
 
     @property

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,9 +19,10 @@ from torch import Tensor
 from maml_ray.adaptation import Order
 from maml_ray.analytic_gradient import analytic_fisher, is_covered
 from maml_ray.config import Settings, TrustRegionSettings
-from maml_ray.meta_gradient import meta_gradient
-from maml_ray.meta_objective import MetaBatch, adapted_query_policy, meta_loss
+from maml_ray.meta_gradient import meta_gradient, meta_value
+from maml_ray.meta_objective import MetaBatch, adapted_query_policy
 from maml_ray.outer_update import OptimiserState, OuterStep
+from maml_ray.passes import WHOLE, Passes
 from maml_ray.policy import Parameters, PolicySpec, fisher_product, project
 
 Product = Callable[[Tensor], Tensor]
@@ -75,6 +77,7 @@ def fisher_of_adapted_policies(
     batch: MetaBatch,
     *,
     order: Order,
+    passes: Passes = WHOLE,
 ) -> Product:
     """The Hessian of the mean KL of the adapted policies, at KL zero, as a product with a vector.
 
@@ -82,8 +85,28 @@ def fisher_of_adapted_policies(
     respect to the meta-parameters, inner steps included, and ``F`` the Fisher matrix of those
     outputs: exact, and no third derivative is needed.
     """
-    if not is_covered(settings, spec):
-        return _fisher_by_autograd(settings, spec, parameters, batch, order)
+    fisher = _fisher_by_hand if is_covered(settings, spec) else _fisher_by_autograd
+    pieces = passes.each(
+        lambda piece: (
+            len(piece.credit) / len(batch.credit),
+            fisher(settings, spec, parameters, piece, order),
+        ),
+        batch,
+    )
+
+    def product(vector: Tensor) -> Tensor:
+        images = passes.run([partial(of_piece, vector) for _, of_piece in pieces])
+        total = torch.zeros_like(vector)
+        for (share, _), image in zip(pieces, images, strict=True):
+            total += share * image
+        return total
+
+    return product
+
+
+def _fisher_by_hand(
+    settings: Settings, spec: PolicySpec, parameters: Parameters, batch: MetaBatch, order: Order
+) -> Product:
     by_name = analytic_fisher(settings, spec, parameters, batch, order=order)
     leaves = list(parameters.values())
 
@@ -131,28 +154,36 @@ class TrustRegionUpdate:
         settings: of the run.
         spec: the policy's sizes.
         parameters: leaves, which are moved in place.
+        passes: in which tasks go through the arithmetic.
     """
 
-    def __init__(self, settings: Settings, spec: PolicySpec, parameters: Parameters) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        spec: PolicySpec,
+        parameters: Parameters,
+        passes: Passes = WHOLE,
+    ) -> None:
         self._settings = settings
         self._spec = spec
         self._parameters = parameters
+        self._passes = passes
 
     def update(self, batch: MetaBatch, version: int, *, order: Order) -> OuterStep:
         """A step that lowers the loss and keeps ``max_kl``, or none."""
         settings, parameters = self._settings, self._parameters
         limits = settings.outer.trust_region
-        loss, before, slopes = meta_gradient(settings, self._spec, parameters, batch, order=order)
+        told = (settings, self._spec, parameters, batch)
+        loss, before, slopes = meta_gradient(*told, order=order, passes=self._passes)
         gradient, leaves = _joined(list(slopes.values())), list(parameters.values())
-        product = fisher_of_adapted_policies(settings, self._spec, parameters, batch, order=order)
+        product = fisher_of_adapted_policies(*told, order=order, passes=self._passes)
         step = natural_step(gradient, product, limits)
         start = _joined([leaf.detach() for leaf in leaves])
         after, lowest, taken = before, float(loss), 0
         for shortened in range(limits.max_backtracks if bool(step.any()) else 0):
             self._place(start + limits.backtrack_ratio**shortened * step)
-            with torch.no_grad():
-                # The inner steps are redone from the candidate, with the same support data.
-                tried, found = meta_loss(settings, self._spec, parameters, batch, order=order)
+            # The inner steps are redone from the candidate, with the same support data.
+            tried, found = meta_value(*told, order=order, passes=self._passes)
             # NaN is neither lower nor within the bound.
             if float(tried) < lowest and float(found.query_kl) <= limits.max_kl:
                 after, lowest, taken = found, float(tried), 1

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
+from maml_ray.advantages import advantages
 from maml_ray.config import Settings
 from maml_ray.learner import LearnerState, MetaLearner
 from maml_ray.rollout import Assignment, RolloutWorker, sample_tasks
@@ -34,6 +35,12 @@ class Run:
             self.worker.roll_out(published, Assignment(iteration, i, task, published.version))[0]
             for i, task in enumerate(tasks)
         ]
+
+
+def rewarded(settings: Settings, task: TaskRollouts, rewards: Any) -> TaskRollouts:
+    """``task`` with other rewards in its query data, and the advantages that they give."""
+    query = replace(task.query, rewards=rewards)
+    return replace(task, query=query, query_advantages=advantages(query, settings.advantages))
 
 
 def same(first: Any, second: Any) -> bool:

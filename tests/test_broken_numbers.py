@@ -20,6 +20,7 @@ from maml_ray.policy import initial_parameters, to_numpy
 from maml_ray.rollout import Assignment, RolloutWorker, policy_spec, sample_tasks
 from maml_ray.tasks.lookup import resolve_tasks
 from maml_ray.trajectories import TaskRollouts, Trajectories
+from tests.learning_runs import rewarded
 
 EPISODES, HORIZON = 4, 12
 SEED = np.random.SeedSequence(5, spawn_key=(2, 3))
@@ -206,8 +207,8 @@ def test_numbers_that_are_not_finite_within_an_update_undo_it_and_the_next_one_i
     learner.update(rollouts_of(settings, learner))
     before, rollouts = learner.state(), rollouts_of(settings, learner)
     query = rollouts[1].query
-    spoilt = replace(query, rewards=np.where(query.mask, np.float32(math.nan), query.rewards))
-    metrics = learner.update([rollouts[0], replace(rollouts[1], query=spoilt)])
+    spoilt = np.where(query.mask, np.float32(math.nan), query.rewards)
+    metrics = learner.update([rollouts[0], rewarded(settings, rollouts[1], spoilt)])
     assert metrics.skipped is not None
     after = learner.state()
     assert_only_counters_moved(before, after)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from maml_ray.adaptation import Order
 from maml_ray.config import Settings, validate_settings
-from maml_ray.gradient_diagnostics import diagnose_gradient, task_gradients
+from maml_ray.gradient_diagnostics import diagnose_gradient
+from maml_ray.meta_gradient import task_gradients
 from maml_ray.meta_objective import MetaBatch
 from maml_ray.policy import PolicySpec
 from maml_ray.records import FaultFigures, IterationRecord, IterationTimings

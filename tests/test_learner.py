@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from maml_ray.meta_objective import meta_loss
 from maml_ray.policy import LOG_STD
 from maml_ray.trajectories import TaskRollouts
 from tests import meta_oracles, oracles
-from tests.learning_runs import Run, change, same, same_state, without_time
+from tests.learning_runs import Run, change, rewarded, same, same_state, without_time
 
 
 @pytest.fixture
@@ -82,9 +82,7 @@ def test_the_gradient_of_real_data_is_the_references(run: Run) -> None:
 def test_changing_the_query_data_changes_the_update(run: Run) -> None:
     rollouts = run.collect()
     other = Run(run.settings)
-    flipped = [
-        replace(task, query=replace(task.query, rewards=-task.query.rewards)) for task in rollouts
-    ]
+    flipped = [rewarded(run.settings, task, -task.query.rewards) for task in rollouts]
     run.learner.update(rollouts)
     other.learner.update(flipped)
     assert not same(run.learner.publish().values, other.learner.publish().values)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,13 @@ from torch import Tensor
 
 from maml_ray import trust_region
 from maml_ray.config import Settings, TrustRegionSettings
-from maml_ray.meta_gradient import meta_gradient
-from maml_ray.meta_objective import Diagnostics, MetaBatch, meta_loss
+from maml_ray.meta_gradient import meta_gradient, meta_value
+from maml_ray.meta_objective import Diagnostics, MetaBatch
 from maml_ray.outer_update import OptimiserState
 from maml_ray.policy import LOG_STD
 from maml_ray.trajectories import TaskRollouts
 from tests import meta_oracles, oracles
-from tests.learning_runs import Run, change, same
+from tests.learning_runs import Run, change, rewarded, same
 from tests.meta_oracles import Parameters
 
 
@@ -114,7 +113,7 @@ class Judged:
         return loss, diagnostics, gradient
 
     def loss(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Diagnostics]:
-        _, diagnostics = meta_loss(*args, **kwargs)
+        _, diagnostics = meta_value(*args, **kwargs)
         told, kl = self._judge(len(self.seen) - 1, self._start, 0.02)
         self.seen.append(oracles.flat(args[2]))
         return torch.tensor(told), diagnostics._replace(query_kl=torch.tensor(kl))
@@ -126,7 +125,7 @@ def judged_run(
     run, judged = Run(by_trust_region(settings, max_kl=0.02, backtrack_ratio=0.5)), Judged(judge)
     rollouts = run.collect()
     monkeypatch.setattr(trust_region, "meta_gradient", judged.gradient)
-    monkeypatch.setattr(trust_region, "meta_loss", judged.loss)
+    monkeypatch.setattr(trust_region, "meta_value", judged.loss)
     return run, rollouts, judged
 
 
@@ -176,11 +175,10 @@ def test_the_step_is_shortened_until_a_candidate_will_do(
     assert metrics.query_kl == pytest.approx(0.02)
 
 
-def with_query_rewards(rollouts: list[TaskRollouts], value: float) -> list[TaskRollouts]:
-    return [
-        replace(task, query=replace(task.query, rewards=np.full_like(task.query.rewards, value)))
-        for task in rollouts
-    ]
+def with_query_rewards(
+    settings: Settings, rollouts: list[TaskRollouts], value: float
+) -> list[TaskRollouts]:
+    return [rewarded(settings, task, np.full_like(task.query.rewards, value)) for task in rollouts]
 
 
 @pytest.mark.parametrize("value", [0.0, math.nan, math.inf])
@@ -190,7 +188,7 @@ def test_data_that_say_nothing_move_nothing(small_settings: Settings, value: flo
     settings = change(small_settings, "advantages", normalise=False, baseline="zero")
     run = Run(by_trust_region(settings))
     before = run.learner.publish().values
-    metrics = run.learner.update(with_query_rewards(run.collect(), value))
+    metrics = run.learner.update(with_query_rewards(run.settings, run.collect(), value))
     assert metrics.gradient_steps == 0
     assert same(run.learner.publish().values, before)
 

@@ -78,7 +78,7 @@ class LearnerActor:
         chosen, remark = choose_device(device, insisted=insisted)
         self._where = self._described(chosen, remark)
         self._activity = ActivityLog()
-        self._learner = MetaLearner(settings, spec, chosen)
+        self._learner = MetaLearner(settings, spec, chosen, self._threads)
         if state is not None:
             self._learner.load(state)
 
