@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from maml_ray.adaptation import adapt
+from maml_ray.adaptation import adapt, plain_gradient
 from maml_ray.advantages import advantages
 from maml_ray.collection import BrokenSimulation, collect
 from maml_ray.config import Settings, SettingsError
@@ -94,7 +94,9 @@ def adapt_policy(
     samples = make_samples(support, advantages(support, settings.advantages), normaliser)
     losses = inner_losses(spec, settings.inner, (samples,))
     rates = inner_rates(settings.inner, parameters)
-    adapted, _ = adapt(policy_part(parameters), losses, rates, order="first")
+    adapted, _ = adapt(
+        policy_part(parameters), losses, rates, order="first", gradient_of=plain_gradient
+    )
     return {**parameters, **{name: value.detach() for name, value in adapted.items()}}
 
 
