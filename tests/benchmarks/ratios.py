@@ -61,14 +61,14 @@ def compare(now: Mapping[str, float], kept: Mapping[str, float], tolerance: floa
         kept: those of the kept run.
         tolerance: how far a ratio may fall, as a share of the kept one.
     """
-    lines, fallen = [f"{'':<62}{'kept':>8}{'now':>8}{'change':>9}"], []
+    lines, fallen = [f"{'':<68}{'kept':>8}{'now':>8}{'change':>9}"], []
     for name in sorted({*now, *kept}):
         if name not in now or name not in kept:
             side = "not measured now" if name in kept else "not in the kept file"
-            lines.append(f"{name:<62}{side:>25}")
+            lines.append(f"{name:<68}{side:>25}")
             continue
         change = now[name] / kept[name] - 1.0
-        lines.append(f"{name:<62}{kept[name]:>8.3f}{now[name]:>8.3f}{change:>+9.1%}")
+        lines.append(f"{name:<68}{kept[name]:>8.3f}{now[name]:>8.3f}{change:>+9.1%}")
         if not change >= -tolerance:  # also where it is not a number
             fallen.append(
                 f"{name} has fallen from {kept[name]:.3f} to {now[name]:.3f}, by {-change:.1%}: "
