@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 SETTINGS ?= deploy.yaml
 ARGS ?=
 
-.PHONY: help install train test lint types cluster test-cluster verify-backward reproduce chaos fuzz bench clean
+.PHONY: help install train test lint types cluster test-cluster verify-backward reproduce chaos fuzz peers bench clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -53,7 +53,10 @@ chaos: install ## Kill, hang and unplug a run 56 times; see that it ends with th
 fuzz: install ## Ten times the cases of damaged settings, arguments and folders, new ones every time (FACTOR=).
 	FUZZ=$(or $(FACTOR),10) $(BIN)/python -m pytest --timeout 3600 tests/bad_input $(ARGS)
 
-bench: install ## Measure speed as ratios within one run (ARGS=--json for keeping).
+peers: install ## Install EnvPool and TorchRL too, to be measured by make bench.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt envpool==1.2.5 torchrl==0.14.1
+
+bench: install ## Measure speed as ratios within one run (ARGS='--json FILE' to keep, '--against FILE' to compare).
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
 clean: ## Remove the environment and caches; runs/ is kept.

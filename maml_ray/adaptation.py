@@ -17,14 +17,37 @@ from torch import Tensor
 Parameters = dict[str, Tensor]
 Aux = TypeVar("Aux")
 Order = Literal["second", "first"]
+Loss = Callable[[Parameters], tuple[Tensor, Aux]]
+
+
+def differentiable_gradient(loss: Loss[Aux], parameters: Parameters) -> tuple[Parameters, Aux]:
+    """The gradient as a function that can itself be differentiated and vectorised, and the aux."""
+    gradient, aux = torch.func.grad(loss, has_aux=True)(parameters)
+    return gradient, aux
+
+
+def plain_gradient(loss: Loss[Aux], parameters: Parameters) -> tuple[Parameters, Aux]:
+    """The same numbers and nothing more, for whoever only acts on them.
+
+    The first transform of ``torch.func`` has PyTorch import its compiler, for more than a second;
+    this does not.
+    """
+    with torch.enable_grad():
+        leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
+        value, aux = loss(leaves)
+        gradient = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
+    return dict(zip(leaves, gradient, strict=True)), aux
 
 
 def adapt(
     parameters: Parameters,
-    losses: Sequence[Callable[[Parameters], tuple[Tensor, Aux]]],
+    losses: Sequence[Loss[Aux]],
     learning_rate: float | Mapping[str, Tensor],
     *,
     order: Order = "second",
+    gradient_of: Callable[
+        [Loss[Aux], Parameters], tuple[Parameters, Aux]
+    ] = differentiable_gradient,
 ) -> tuple[Parameters, tuple[Aux, ...]]:
     """Take one gradient step per element of ``losses``: ``theta <- theta - rate * grad loss``.
 
@@ -38,6 +61,7 @@ def adapt(
             https://arxiv.org/abs/1707.09835).
         order: ``"second"`` keeps the derivative of each step's gradient; ``"first"`` drops it,
             so that the step's Jacobian is the identity (first-order MAML).
+        gradient_of: takes the gradient; :func:`plain_gradient` where no outer loop is.
 
     Returns:
         The adapted parameters, and what each loss returned beside its value.
@@ -48,7 +72,7 @@ def adapt(
         return learning_rate if isinstance(learning_rate, float) else learning_rate[name]
 
     for loss in losses:
-        gradients, aux = torch.func.grad(loss, has_aux=True)(parameters)
+        gradients, aux = gradient_of(loss, parameters)
         if order == "first":
             gradients = {name: gradient.detach() for name, gradient in gradients.items()}
         parameters = {

@@ -21,7 +21,6 @@ from maml_ray.fitting import check_fits_task
 from maml_ray.loading import load
 from maml_ray.report.html import write_report
 from maml_ray.report.metrics import read_metrics
-from maml_ray.report.plots import write_plots
 from maml_ray.run_folder import RunFolder, check_writable, open_run
 from maml_ray.versions import versions
 from maml_ray.video import VideoUnavailable, record_video
@@ -127,6 +126,8 @@ def report_run(folder: RunFolder, figures: dict[str, Any] | None) -> Path:
     Raises:
         RunFolderError: the metrics are damaged, or a file cannot be written.
     """
+    from maml_ray.report.plots import write_plots  # imports matplotlib: not before training begins
+
     rows, settings = _rows(folder), load_settings(folder.settings)
     check_writable(folder.plots, folder.report)
     try:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from maml_ray.adaptation import adapt
+from maml_ray.adaptation import adapt, plain_gradient
 from maml_ray.advantages import advantages
 from maml_ray.collection import BrokenSimulation, collect
 from maml_ray.config import Settings, SettingsError
@@ -102,7 +102,9 @@ def adapt_to(
     """One inner step on ``samples``: see :func:`adapt_policy`."""
     losses = inner_losses(spec, settings.inner, (samples,))
     rates = inner_rates(settings.inner, parameters)
-    adapted, _ = adapt(policy_part(parameters), losses, rates, order="first")
+    adapted, _ = adapt(
+        policy_part(parameters), losses, rates, order="first", gradient_of=plain_gradient
+    )
     return {**parameters, **{name: value.detach() for name, value in adapted.items()}}
 
 

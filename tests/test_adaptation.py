@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from maml_ray.adaptation import Order, adapt
+from maml_ray.adaptation import Order, adapt, plain_gradient
 
 Parameters = dict[str, Tensor]
 RATE = 0.3
@@ -83,3 +83,20 @@ def test_first_and_second_order_take_the_same_step() -> None:
     first, _ = adapt(start(), [quadratic(0.2)] * 3, RATE, order="first")
     second, _ = adapt(start(), [quadratic(0.2)] * 3, RATE, order="second")
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_plain_gradient_takes_the_same_step_to_the_last_bit(steps: int) -> None:
+    theta, losses = start(), [quadratic(0.2)] * steps
+    expected, aux = adapt(theta, losses, RATE, order="first")
+    with torch.no_grad():
+        adapted, plain_aux = adapt(theta, losses, RATE, order="first", gradient_of=plain_gradient)
+    assert all(torch.equal(adapted[name], expected[name]) for name in theta)
+    assert plain_aux == aux
+
+
+def test_parameters_that_a_loss_does_not_read_stay_as_they_are_by_the_plain_gradient() -> None:
+    adapted, _ = adapt(
+        start(), [lambda theta: (theta["a"].sum(), None)], RATE, gradient_of=plain_gradient
+    )
+    assert torch.equal(adapted["b"], start()["b"])

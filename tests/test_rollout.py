@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -9,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from maml_ray.adaptation import adapt
 from maml_ray.advantages import advantages
 from maml_ray.config import Settings, SettingsError, validate_settings
 from maml_ray.normalisation import Normaliser
+from maml_ray.objectives import inner_losses, make_samples
 from maml_ray.policy import PolicyParameters, initial_parameters, to_numpy, to_torch
 from maml_ray.rollout import (
     Assignment,
@@ -272,3 +276,41 @@ def random_rollouts(**changes: object) -> Trajectories:
 def test_trajectories_check_their_arrays(field: str, value: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         random_rollouts(**{field: value})
+
+
+def test_adapting_for_an_actor_is_to_the_bit_what_the_learner_differentiates(
+    small_settings: Settings, worker: RolloutWorker
+) -> None:
+    published, spec = parameters_of(small_settings), policy_spec(small_settings)
+    support = worker.roll_out(published, assignment())[0].support[0]
+    theta = to_torch(published.values)
+    samples = make_samples(support, advantages(support, small_settings.advantages), None)
+    losses = inner_losses(spec, small_settings.inner, (samples,))
+    rate = small_settings.inner.learning_rate
+    expected, _ = adapt(theta, losses, rate)
+    found = adapt_policy(small_settings, spec, theta, support, None)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_an_actor_does_not_import_pytorchs_compiler() -> None:
+    # It takes a second of every start, and an actor compiles nothing.
+    program = """
+import sys
+from maml_ray.config import validate_settings
+from maml_ray.distributed import actors
+from maml_ray.policy import PolicyParameters, initial_parameters, to_numpy
+from maml_ray.rollout import Assignment, RolloutWorker, sample_tasks
+import numpy as np
+settings = validate_settings(
+    {"task": {"name": "point-navigation", "horizon": 4}, "meta_batch": {"tasks": 1, "episodes": 2}}
+)
+worker = RolloutWorker(settings)
+values = to_numpy(initial_parameters(worker.spec, np.random.default_rng(0)))
+task = sample_tasks(settings, worker.tasks, 0)[0]
+worker.roll_out(PolicyParameters(0, values, None), Assignment(0, 0, task, 0))
+print([name for name in ("torch._dynamo", "matplotlib") if name in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.strip() == "[]"

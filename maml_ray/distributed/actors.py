@@ -29,7 +29,6 @@ class RolloutActor:
 
     def __init__(self, name: str, settings: Settings) -> None:
         torch.set_num_threads(1)  # one actor a CPU
-        warm_up()
         self._name, self._settings = name, settings
         self._activity = ActivityLog()
         self._worker = RolloutWorker(settings, told=self._activity.now)

@@ -143,6 +143,7 @@ def crew(
             settings, namespace, capacity, settle=told_of, on_event=on_event, check_stop=check_stop
         )
         closing.callback(pool.close)
+        pool.start()  # while the learner starts, which is waited for first
         described = learner.wait_until_ready()
         places = pool.wait_until_ready()
         parameters = ray.put(published(settings, learner.state))

@@ -88,6 +88,10 @@ class RolloutPool:
         self._usual: deque[float] = deque(maxlen=64)
         self._told_at = self._finished_at = time.monotonic()
 
+    def start(self) -> None:
+        """Have the actors begin, and wait for none: others may begin beside them."""
+        self._roster.follow_cluster()
+
     def wait_until_ready(self) -> tuple[Place, ...]:
         """Start the actors and wait for the first answer of each that there is room for.
 

@@ -24,7 +24,6 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from maml_ray.adaptation import warm_up
 from maml_ray.serving.acting import Acted, act_together
 from maml_ray.serving.adapting import Adaptation, adapt_for
 from maml_ray.serving.api import make_app
@@ -99,7 +98,6 @@ class Adapter:
 
     def __init__(self, settings: ServeSettings) -> None:
         torch.set_num_threads(1)
-        warm_up()
         self._most_env_steps = settings.max_env_steps
         # One thread: a request that its caller has given up still ends before the next begins.
         self._thread = ThreadPoolExecutor(1)

@@ -1,18 +1,23 @@
-"""``make bench``: one table of ratios. ``--json`` prints the same for keeping."""
+"""``make bench``: one table of ratios, kept as JSON, held against what was kept before."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
-import platform
+import sys
 from dataclasses import asdict
-from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 # One thread a contender: the comparison is of one core's work.
 os.environ.update({"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"})
 
-from tests.benchmarks import collection, iteration
+import torch
+
+from tests.benchmarks import collection, iteration, table
+from tests.benchmarks.machine import machine, versions
+from tests.benchmarks.ratios import Ratio, compare, medians
 
 CONTESTS = (
     ("half-cheetah-backward", 10),
@@ -23,58 +28,95 @@ CONTESTS = (
 """Families, and the episodes that are collected at once."""
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(prog="make bench")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds")
-    parser.add_argument("--iterations", type=int, default=20, help="training iterations")
-    parser.add_argument("--settings", default="deploy.yaml", help="what to train")
-    chosen = parser.parse_args()
-    collections = [collection.measure(*contest, chosen.rounds) for contest in CONTESTS]
+def main() -> int:
+    """Measure, print and compare; the exit code."""
+    chosen = _arguments()
+    kept = _kept(chosen.against) if chosen.against is not None else None
+    torch.set_num_threads(1)
+    told_machine, told_versions = machine(), versions()
+    collected = tuple(collection.measure(*contest, chosen.rounds) for contest in CONTESTS)
     whole = iteration.measure(chosen.settings, chosen.iterations)
-    if chosen.json:
-        figures = {
-            "machine": _machine(),
-            "collection": [asdict(result) for result in collections],
-            "iteration": asdict(whole),
-        }
-        print(json.dumps(figures, indent=2))
-        return
-    print(", ".join(f"{name} {value}" for name, value in _machine().items()))
-    print("\none rollout actor, policy and storage included       us/step   ratio")
-    for result in collections:
-        print(f"{result.family}, {result.episodes} episodes")
-        print(f"               physics alone{result.physics_us:>31.1f}")
-        _line("collected; share of physics speed", result.collected_us, result.ratio_to_physics)
-        _line("gymnasium sync; how much slower", result.sync_us, result.speedup_over_sync)
-        if result.envpool_us is not None and result.speedup_over_envpool is not None:
-            _line("envpool; how much slower", result.envpool_us, result.speedup_over_envpool)
-        elif result.family in collection.ENVPOOL:
-            print("               envpool: not installed")
-    print(
-        f"\na training iteration, {whole.rollout_actors} rollout actors, learner on {whole.learner}"
-    )
-    print(
-        f"     wall {whole.wall_s:.3f} s, physics {whole.physics_s:.3f} s, "
-        f"learner {whole.learn_s:.3f} s"
-    )
-    print(f"     neither physics nor learner: {whole.rest_share:.1%} of the wall time")
-    print(f"     wall time over physics:      {whole.wall_over_physics:.2f}")
-
-
-def _line(name: str, microseconds: float, ratio: float) -> None:
-    print(f"               {name:<36}{microseconds:>8.1f}{ratio:>8.2f}")
-
-
-def _machine() -> dict[str, str]:
-    packages = ("mujoco", "gymnasium", "numpy", "torch", "ray")
-    return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in packages},
+    ratios: dict[str, Ratio] = {}
+    for told in (*(result.ratios() for result in collected), whole.ratios()):
+        ratios |= told
+    figures = {
+        "machine": told_machine,
+        "versions": told_versions,
+        "rounds": chosen.rounds,
+        "iterations": chosen.iterations,
+        "settings": chosen.settings,
+        "collection": [asdict(result) for result in collected],
+        "iteration": asdict(whole),
+        "ratios": {name: asdict(ratio) for name, ratio in ratios.items()},
     }
+    if chosen.json == "-":
+        print(json.dumps(figures, indent=2))
+    else:
+        _print(table.heading(told_machine, told_versions))
+        _print(table.collections(collected))
+        _print(table.iteration(whole))
+        if chosen.json is not None:
+            Path(chosen.json).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    if kept is None:
+        return 0
+    found = compare({name: ratio.median for name, ratio in ratios.items()}, kept, chosen.tolerance)
+    _print(found.lines, file=sys.stderr if chosen.json == "-" else sys.stdout)
+    for sentence in found.fallen:
+        print(sentence, file=sys.stderr)
+    return 1 if found.fallen else 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="make bench")
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="keep everything in a file beside printing the table; without a file, print JSON",
+    )
+    parser.add_argument("--rounds", type=_count, default=15, help="interleaved rounds")
+    parser.add_argument("--iterations", type=_count, default=20, help="training iterations")
+    parser.add_argument("--settings", default="deploy.yaml", help="what to train")
+    parser.add_argument(
+        "--against",
+        metavar="FILE",
+        help="compare the ratios with those that --json has kept; exit code 1 where one has fallen",
+    )
+    parser.add_argument(
+        "--tolerance", type=_share, default=0.1, help="how far, as a share (default: 0.1)"
+    )
+    return parser.parse_args()
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("at least 1 is needed")
+    return number
+
+
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0.0 <= share < 1.0:
+        raise argparse.ArgumentTypeError("a share is at least 0 and below 1")
+    return share
+
+
+def _kept(file: str) -> dict[str, float]:
+    """The medians of a kept file; one sentence and exit code 2 where there are none."""
+    try:
+        return medians(json.loads(Path(file).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        print(f"make bench: {file} cannot be compared with: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _print(lines: Any, file: Any = None) -> None:
+    for line in lines:
+        print(line, file=file)
+    print(file=file)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""How close one rollout actor comes to the physics alone, family by family.
+"""How close one rollout actor comes to the physics alone, and others beside it, by family.
 
 Episodes are kept from ending: a walker that falls would leave the collection, while the physics
 alone went on, at the price of a body that lies on the floor. So both sides simulate the same
@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-import gymnasium as gym
 import mujoco
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode
 from mujoco import rollout as mujoco_rollout
+from numpy.typing import NDArray
 
 from maml_ray.collection import collect, reset_seeds
 from maml_ray.config import Settings, TaskSettings
@@ -26,29 +27,62 @@ from maml_ray.tasks.lookup import resolve_tasks
 from maml_ray.tasks.registration import env_id
 from maml_ray.tasks.runner_tasks import RunnerTasks
 from maml_ray.tasks.runners import FallingVector, RunnerVector
+from tests.benchmarks.peers import HIDDEN, HORIZON, PEERS, Peer, Rounds, Task
+from tests.benchmarks.ratios import Ratio
 
-HORIZON = 200
 SEED = np.random.SeedSequence(0)
-ENVPOOL = {"half-cheetah-backward": "HalfCheetah-v4"}
-"""Families that EnvPool has the like of, doing the same work."""
+FULL = "half-cheetah-backward"
+"""The family of which all peers take part."""
+ENVPOOL = {FULL: "HalfCheetah-v4"}
+"""What EnvPool has the like of, doing the same work."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A peer's part in a contest.
+
+    Attributes:
+        name, does: of the peer.
+        us: microseconds a step, the median of the rounds; None where it took no part.
+        ratio: its time over ours: how many times faster we are.
+        absent: why it took no part.
+    """
+
+    name: str
+    does: str
+    us: float | None = None
+    ratio: Ratio | None = None
+    absent: str | None = None
 
 
 @dataclass(frozen=True)
 class CollectionResult:
-    """Microseconds per environment step, the median of interleaved rounds.
+    """Microseconds per environment step, medians of interleaved rounds, and their ratios.
 
-    ``ratio_to_physics`` is the median of the rounds' ratios: 1 is the physical limit.
+    Attributes:
+        family: the tasks.
+        episodes: that were collected at once.
+        physics_us: of the physics alone.
+        collected_us: ours, policy, random numbers, rewards and storage included.
+        share: the first over the second: 1 is the physical limit.
+        peers: who else took part.
     """
 
     family: str
     episodes: int
     physics_us: float
     collected_us: float
-    ratio_to_physics: float
-    sync_us: float
-    speedup_over_sync: float
-    envpool_us: float | None
-    speedup_over_envpool: float | None
+    share: Ratio
+    peers: tuple[Beside, ...]
+
+    def ratios(self) -> dict[str, Ratio]:
+        """By name; more is better."""
+        contest = f"{self.family}, {self.episodes} episodes"
+        told = {f"{contest}: share of the physics' speed": self.share}
+        for peer in self.peers:
+            if peer.ratio is not None:
+                told[f"{contest}: times as fast as {peer.name}"] = peer.ratio
+        return told
 
 
 class Contest:
@@ -68,8 +102,10 @@ class Contest:
             autoreset_mode=AutoresetMode.DISABLED,
             **self.keywords,
         )
+        settings = Settings().policy
+        assert (settings.hidden_sizes, settings.activation) == (HIDDEN, "tanh")
         spec = PolicySpec.from_spaces(
-            Settings().policy, self.env.single_observation_space, self.env.single_action_space
+            settings, self.env.single_observation_space, self.env.single_action_space
         )
         parameters = to_numpy(initial_parameters(spec, np.random.default_rng(0)))
         self.policy = NumpyPolicy(spec, parameters)
@@ -81,7 +117,7 @@ class Contest:
         """What a rollout actor does."""
         return collect(self.policy, self.env, HORIZON, SEED)
 
-    def physics(self) -> Callable[[], Any]:
+    def physics(self) -> Rounds:
         """``mujoco.rollout`` on this thread: the collection's own first states and actions."""
         env: Any = self.vector.single(**self.keywords)
         model, data = env.model, mujoco.MjData(env.model)
@@ -94,38 +130,40 @@ class Contest:
         simulator = mujoco_rollout.Rollout(nthread=0)
         return lambda: simulator.rollout(model, data, states, controls)
 
-    def sync(self) -> Callable[[], Any]:
-        """Gymnasium's synchronous vector environment, stepping alone: no policy, no storage."""
+    def task(self) -> Task:
+        """The same for the peers."""
         name = env_id(self.vector.single.__name__)
-        env = gym.make_vec(name, self.episodes, vectorization_mode="sync", **self.keywords)
-        return lambda: _step_through(env, self.actions)
+        return Task(name, self.keywords, self.actions, ENVPOOL.get(self.family))
 
 
 def measure(family: str, episodes: int, rounds: int) -> CollectionResult:
     """Time ``rounds`` rounds of every contender in turn, ``episodes`` episodes each."""
     contest = Contest(family, episodes)
-    contenders: dict[str, Callable[[], Any]] = {
-        "physics": contest.physics(),
-        "collected": contest.collected,
-        "sync": contest.sync(),
-    }
-    peer = _envpool(family, contest.actions)
-    if peer is not None:
-        contenders["envpool"] = peer
-    times = _interleaved(contenders, rounds, episodes * HORIZON)
+    task = contest.task()
+    wanted = [peer for peer in PEERS if peer.everywhere or (family == FULL and peer.fits(task))]
+    contenders: dict[str, Rounds] = {"physics": contest.physics(), "collected": contest.collected}
+    with ExitStack() as opened:
+        for peer in wanted:
+            try:
+                contenders[peer.name] = peer.prepare(task, opened)
+            except ImportError:
+                continue
+        times = _interleaved(contenders, rounds, episodes * HORIZON)
     ours = times["collected"]
-    envpool = times.get("envpool")
     return CollectionResult(
         family=family,
         episodes=episodes,
         physics_us=float(np.median(times["physics"])),
         collected_us=float(np.median(ours)),
-        ratio_to_physics=float(np.median(times["physics"] / ours)),
-        sync_us=float(np.median(times["sync"])),
-        speedup_over_sync=float(np.median(times["sync"] / ours)),
-        envpool_us=None if envpool is None else float(np.median(envpool)),
-        speedup_over_envpool=None if envpool is None else float(np.median(envpool / ours)),
+        share=Ratio.of(times["physics"] / ours),
+        peers=tuple(_beside(peer, times.get(peer.name), ours) for peer in wanted),
     )
+
+
+def _beside(peer: Peer, times: NDArray[np.float64] | None, ours: NDArray[np.float64]) -> Beside:
+    if times is None:
+        return Beside(peer.name, peer.does, absent="not installed")
+    return Beside(peer.name, peer.does, float(np.median(times)), Ratio.of(times / ours))
 
 
 def physics_alone(family: str, episodes: int, rounds: int) -> float:
@@ -137,7 +175,7 @@ def physics_alone(family: str, episodes: int, rounds: int) -> float:
 
 def _interleaved(
     contenders: dict[str, Callable[[], Any]], rounds: int, steps: int
-) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
+) -> dict[str, NDArray[np.float64]]:
     """Microseconds per step of each contender, round by round; one round warms up."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds + 1):
@@ -146,28 +184,3 @@ def _interleaved(
             contender()
             times[name].append((time.perf_counter() - start) * 1e6 / steps)
     return {name: np.asarray(values[1:]) for name, values in times.items()}
-
-
-def _step_through(env: VectorEnv[Any, Any, Any], actions: np.ndarray[Any, Any]) -> None:
-    env.reset(seed=0)
-    for step in range(actions.shape[1]):
-        env.step(actions[:, step])
-
-
-def _envpool(family: str, actions: np.ndarray[Any, Any]) -> Callable[[], Any] | None:
-    """EnvPool on one thread, stepping alone; None where it is not installed or has no like."""
-    try:
-        import envpool
-    except ImportError:
-        return None
-    if family not in ENVPOOL:
-        return None
-    env = envpool.make_gymnasium(ENVPOOL[family], num_envs=len(actions), num_threads=1)
-    wide = actions.astype(np.float64)
-
-    def step_through() -> None:
-        env.reset()
-        for step in range(wide.shape[1]):
-            env.step(wide[:, step])
-
-    return step_through

@@ -1,0 +1,192 @@
+"""What others do with the same task, batch and policy size on one core: one function a peer.
+
+All simulate episodes of :data:`HORIZON` steps of the same single environment, as many at once as
+the contest says; EnvPool brings its own half-cheetah, of another reward, which costs it nothing. A
+peer that is not installed is told so in the table. Each says what it does in a step: who only steps
+is handed the actions, and keeps nothing of what comes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from numpy.typing import NDArray
+
+HORIZON = 200
+HIDDEN = (64, 64)
+"""Of everybody's policy: two layers of tanh, and a Gaussian with a vector of log-stds."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is simulated.
+
+    Attributes:
+        env: Gymnasium's id of the single environment.
+        keywords: its arguments.
+        actions: (K, HORIZON, A), for those who are handed them.
+        envpool: EnvPool's name of the same work; None where it has none.
+    """
+
+    env: str
+    keywords: Mapping[str, Any]
+    actions: NDArray[np.float32]
+    envpool: str | None
+
+    @property
+    def episodes(self) -> int:
+        """K, how many are simulated at once."""
+        return len(self.actions)
+
+
+Rounds = Callable[[], Any]
+"""One round of a contender: HORIZON steps of every environment."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Somebody to be compared with.
+
+    Attributes:
+        name: in the table.
+        does: in a step, in words.
+        package: that it needs.
+        prepare: makes everything ready, and gives a round; what it opens goes on the stack. Raises
+            :class:`ImportError` where it is not installed.
+        fits: whether it can do the task at all.
+        everywhere: whether it takes part in every contest, not only the half-cheetah's.
+    """
+
+    name: str
+    does: str
+    package: str
+    prepare: Callable[[Task, ExitStack], Rounds]
+    fits: Callable[[Task], bool] = lambda task: True
+    everywhere: bool = False
+
+
+def _gymnasium(mode: str) -> Callable[[Task, ExitStack], Rounds]:
+    def prepare(task: Task, opened: ExitStack) -> Rounds:
+        env = gym.make_vec(task.env, task.episodes, vectorization_mode=mode, **task.keywords)
+        opened.callback(env.close)
+        return lambda: _step_through(env, task.actions)
+
+    return prepare
+
+
+def _step_through(env: VectorEnv[Any, Any, Any], actions: NDArray[np.float32]) -> None:
+    env.reset(seed=0)
+    for step in range(HORIZON):
+        env.step(actions[:, step])
+
+
+def _envpool(task: Task, opened: ExitStack) -> Rounds:
+    import envpool
+
+    env = envpool.make_gymnasium(task.envpool, num_envs=task.episodes, num_threads=1)
+    opened.callback(env.close)
+    actions = task.actions.astype(np.float64)
+
+    def step_through() -> None:
+        env.reset()
+        for step in range(HORIZON):
+            env.step(actions[:, step])
+
+    return step_through
+
+
+def _stable_baselines(task: Task, opened: ExitStack) -> Rounds:
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    env = DummyVecEnv([lambda: gym.make(task.env, **task.keywords)] * task.episodes)
+    opened.callback(env.close)
+    layers = {"pi": list(HIDDEN), "vf": []}  # what it needs beyond a policy: as little as can be
+    model = PPO(
+        "MlpPolicy",
+        env,
+        n_steps=HORIZON,
+        batch_size=HORIZON,
+        policy_kwargs={"net_arch": layers, "activation_fn": torch.nn.Tanh},
+        device="cpu",
+        seed=0,
+    )
+    _, callback = model._setup_learn(total_timesteps=1)
+    return lambda: model.collect_rollouts(env, callback, model.rollout_buffer, HORIZON)
+
+
+def _torchrl(batch: Callable[[Task], Any]) -> Callable[[Task, ExitStack], Rounds]:
+    def prepare(task: Task, opened: ExitStack) -> Rounds:
+        from torchrl.collectors import Collector
+
+        env = batch(task)
+        collector = Collector(
+            env,
+            _torchrl_policy(env, task.actions.shape[-1]),
+            frames_per_batch=task.episodes * HORIZON,
+            total_frames=-1,
+            auto_register_policy_transforms=False,
+        )
+        opened.callback(collector.shutdown)
+        batches = iter(collector)
+        return lambda: next(batches)
+
+    return prepare
+
+
+def _torchrl_serial(task: Task) -> Any:
+    from torchrl.envs import DoubleToFloat, GymWrapper, SerialEnv, TransformedEnv
+
+    def single() -> Any:
+        return GymWrapper(gym.make(task.env, **task.keywords))
+
+    return TransformedEnv(SerialEnv(task.episodes, single), DoubleToFloat())
+
+
+def _torchrl_vector(task: Task) -> Any:
+    from torchrl.envs import DoubleToFloat, GymWrapper, TransformedEnv
+
+    env = gym.make_vec(
+        task.env,
+        task.episodes,
+        vectorization_mode="sync",
+        vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},  # what TorchRL expects
+        **task.keywords,
+    )
+    return TransformedEnv(GymWrapper(env), DoubleToFloat())
+
+
+def _torchrl_policy(env: Any, actions: int) -> Any:
+    from tensordict.nn import AddStateIndependentNormalScale, TensorDictModule
+    from torchrl.modules import MLP, IndependentNormal, ProbabilisticActor
+
+    mean = MLP(out_features=actions, num_cells=HIDDEN, activation_class=torch.nn.Tanh)
+    gaussian = torch.nn.Sequential(mean, AddStateIndependentNormalScale(actions))
+    policy = ProbabilisticActor(
+        TensorDictModule(gaussian, in_keys=["observation"], out_keys=["loc", "scale"]),
+        in_keys=["loc", "scale"],
+        spec=env.action_spec,
+        distribution_class=IndependentNormal,
+        return_log_prob=True,
+    )
+    policy(env.reset())  # its first layer takes its size from what it sees
+    return policy
+
+
+PEERS = (
+    Peer("gymnasium sync", "steps only", "gymnasium", _gymnasium("sync"), everywhere=True),
+    Peer("gymnasium async", "steps only, a process each", "gymnasium", _gymnasium("async")),
+    Peer("envpool", "steps only", "envpool", _envpool, fits=lambda task: task.envpool is not None),
+    Peer("stable-baselines3", "policy, value, storage", "stable-baselines3", _stable_baselines),
+    Peer("torchrl, SerialEnv", "policy, storage", "torchrl", _torchrl(_torchrl_serial)),
+    Peer("torchrl, gymnasium sync", "policy, storage", "torchrl", _torchrl(_torchrl_vector)),
+)
+"""In the order of the table. Stable-Baselines3 is PPO's ``collect_rollouts`` on a ``DummyVecEnv``;
+TorchRL its ``Collector``, on a batch of its own and on Gymnasium's."""
