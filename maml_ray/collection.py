@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
-from maml_ray.acting import for_environment, make_sampler
+from maml_ray.acting import Sampler, for_environment, make_sampler
 from maml_ray.errors import UserError
 from maml_ray.numpy_policy import NumpyPolicy
 from maml_ray.policy import PolicySpec
@@ -85,6 +85,8 @@ def _attempt(
     record = _Record(policy.spec, horizon, episodes)
     # Gymnasium's vector environments take a list of seeds; their base class is annotated without.
     observation, _ = env.reset(seed=reset_seeds(seed, episodes))  # type: ignore[arg-type]
+    if _played(policy.spec, env, sampler, record):
+        return record.trajectories(record.last, sampler.log_probs())
     for step in range(horizon):
         seen = record.observations[step]
         seen[:] = observation
@@ -95,6 +97,25 @@ def _attempt(
         if record.note(step, outcome):
             break
     return record.trajectories(observation, sampler.log_probs())
+
+
+def _played(
+    spec: PolicySpec, env: VectorEnv[Any, Any, Any], sampler: Sampler, record: _Record
+) -> bool:
+    """Have ``env`` play whole episodes by itself, where it can; whether it could."""
+    play = getattr(env, "play", None)
+    if play is None:
+        return False
+
+    def act(step: int, observations: NDArray[np.float32]) -> NDArray[Any]:
+        actions = record.actions[step] = sampler.act(step, observations)
+        return for_environment(spec, actions)
+
+    outcome = play(act, len(record.actions), record.observations_and_last)
+    if outcome is None:
+        return False
+    record.note_all(*outcome)
+    return True
 
 
 def _broken(collected: Trajectories, env: VectorEnv[Any, Any, Any]) -> NDArray[np.bool_]:
@@ -132,7 +153,9 @@ class _Record:
 
     def __init__(self, spec: PolicySpec, horizon: int, episodes: int) -> None:
         size = spec.observation_size
-        self.observations = np.zeros((horizon, episodes, size), dtype=np.float32)
+        self.observations_and_last = np.zeros((horizon + 1, episodes, size), dtype=np.float32)
+        self.observations = self.observations_and_last[:-1]
+        self.last = self.observations_and_last[-1]
         self.actions = np.zeros((horizon, episodes, spec.recorded_action_size), dtype=np.float32)
         self._rewards = np.zeros((horizon, episodes), dtype=np.float32)
         self._speeds = np.zeros((horizon, episodes), dtype=np.float32)
@@ -158,6 +181,11 @@ class _Record:
         self._terminated |= ending & terminated
         self._alive &= ~ended
         return not self._alive.any()
+
+    def note_all(self, rewards: NDArray[Any], speeds: NDArray[Any]) -> None:
+        """Write down what all steps (T, K) gave, of episodes that have not ended."""
+        self._rewards[:], self._speeds[:] = rewards, speeds
+        self._mask[:] = self._knows_speed = True
 
     def trajectories(
         self, observation: NDArray[Any], log_probs: NDArray[np.float32]

@@ -98,19 +98,25 @@ class HalfCheetahVelocity(HalfCheetahRunner):
         gym.utils.EzPickle.__init__(self, target_speed=target_speed, **keywords)
 
 
-class HalfCheetahBackwardVector(RunnerVector):
+class HalfCheetahVector(RunnerVector):
+    """A batch of one kind of half-cheetah."""
+
+    endless = True
+
+
+class HalfCheetahBackwardVector(HalfCheetahVector):
     """A batch of :class:`HalfCheetahBackward`."""
 
     single = HalfCheetahBackward
 
 
-class HalfCheetahDirectionVector(RunnerVector):
+class HalfCheetahDirectionVector(HalfCheetahVector):
     """A batch of :class:`HalfCheetahDirection`, all in one direction."""
 
     single = HalfCheetahDirection
 
 
-class HalfCheetahVelocityVector(RunnerVector):
+class HalfCheetahVelocityVector(HalfCheetahVector):
     """A batch of :class:`HalfCheetahVelocity`, all at one target speed."""
 
     single = HalfCheetahVelocity

@@ -9,7 +9,8 @@ the physics is vectorised over the batch.
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import mujoco
@@ -19,6 +20,10 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from maml_ray.tasks.batch_env import BatchEnv, Bool, Float64
+
+Float32 = NDArray[np.float32]
+Act = Callable[[int, Float32], NDArray[Any]]
+"""Actions (K, A) of a step, from its number and the observations (K, D) before it."""
 
 _GIVEN_UP = (
     mujoco.mjtWarning.mjWARN_BADQPOS,
@@ -68,6 +73,11 @@ class MujocoVectorEnv(BatchEnv, ABC):
         self._simulations = [mujoco.MjData(model) for _ in range(num_envs)]
         # Views into the simulations, looked up once: attribute access on MjData is not free.
         self._pairs = [(simulation, simulation.ctrl) for simulation in self._simulations]
+        self._controls = [simulation.ctrl for simulation in self._simulations]
+        self._steps = [
+            partial(mujoco.mj_step, model, simulation, env.frame_skip)
+            for simulation in self._simulations
+        ]
         self._position_views = [simulation.qpos for simulation in self._simulations]
         self._velocity_views = [simulation.qvel for simulation in self._simulations]
         self.positions: Float64 = np.zeros((num_envs, model.nq))
@@ -89,6 +99,41 @@ class MujocoVectorEnv(BatchEnv, ABC):
         self.positions, self.positions_before = self.positions_before, self.positions
         np.concatenate(self._position_views, out=self.positions.reshape(-1))
         np.concatenate(self._velocity_views, out=self.velocities.reshape(-1))
+
+    def play_states(self, act: Act, steps: int, first: int, observed: Float32) -> Float64:
+        """``steps`` control steps of every simulation, and no more than must be between them.
+
+        Args:
+            act: who acts.
+            steps: T.
+            first: of the positions, the first that is observed; all velocities are.
+            observed: (T + 1, K, D) observations, to be filled in.
+
+        Returns:
+            States (T + 1, K, nq + nv): positions and velocities before each step, and at the end.
+        """
+        views = [
+            view
+            for pair in zip(self._position_views, self._velocity_views, strict=True)
+            for view in pair
+        ]
+        states = np.empty((steps + 1, self.num_envs, self._model.nq + self._model.nv))
+        rows, seen = states.reshape(steps + 1, -1), states[:, :, first:]
+        np.concatenate(views, out=rows[0])
+        observed[0] = seen[0]
+        for step in range(steps):
+            # Once for all to the controls' type: casting row by row takes longer.
+            actions = act(step, observed[step]).astype(np.float64)
+            for control, action in zip(self._controls, actions, strict=True):
+                control[:] = action
+            for advance in self._steps:
+                advance()
+            np.concatenate(views, out=rows[step + 1])
+            observed[step + 1] = seen[step + 1]
+        self.read_states()
+        self._elapsed += steps
+        self._done = self._truncations()
+        return states
 
     def broken(self) -> Bool:
         """(K,) which simulations MuJoCo has given up, since their reset, and begun anew by itself.

@@ -7,7 +7,7 @@ up the same terms in the same order, so their rewards agree to the last bit.
 from __future__ import annotations
 
 from abc import ABC
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from gymnasium.envs.mujoco import MujocoEnv
@@ -16,7 +16,7 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from maml_ray.tasks.batch_env import Bool, Float64, Transition
-from maml_ray.tasks.mujoco_vector import MujocoVectorEnv
+from maml_ray.tasks.mujoco_vector import Act, Float32, MujocoVectorEnv
 from maml_ray.tasks.scenery import follow, furnish
 from maml_ray.tasks.speed_goals import Goal
 
@@ -81,6 +81,13 @@ class Runner(MujocoEnv, EzPickle, ABC):
         return {"x_position": self.data.qpos[0]}
 
 
+class Played(NamedTuple):
+    """What T steps of K episodes were worth: ``rewards`` and ``speeds`` (T, K)."""
+
+    rewards: Float64
+    speeds: Float64
+
+
 class RunnerVector(MujocoVectorEnv):
     """A batch of one kind of :class:`Runner`; what ``gymnasium.make_vec`` gives.
 
@@ -94,6 +101,9 @@ class RunnerVector(MujocoVectorEnv):
     single: ClassVar[type[Runner]]
     velocity_limit: ClassVar[float | None] = None
     """Joint velocities are observed clipped to this, where Gymnasium's class clips them."""
+    endless: ClassVar[bool] = False
+    """A family may promise that no episode ends by itself, that positions and velocities are all
+    that is observed, and that :meth:`judge` adds nothing: it is then collected with less ado."""
 
     def __init__(
         self,
@@ -137,11 +147,44 @@ class RunnerVector(MujocoVectorEnv):
         """Columns (K, n) that a family observes between velocities and torso position."""
         return ()
 
+    def play(self, act: Act, steps: int, observed: Float32) -> Played | None:
+        """Whole episodes, of those that never end: what a step is worth is asked afterwards.
+
+        From the states that a reset has left; equal to ``steps`` calls of ``step`` to the last
+        bit. Between two steps of the physics there are then the policy and a copy of the states.
+
+        Args:
+            act: actions (K, A) of a step, from its number and the observations (K, D) there.
+            steps: T.
+            observed: (T + 1, K, D) observations, to be filled in.
+
+        Returns:
+            None, and nothing is done, where episodes may end or more is observed than states.
+        """
+        limit = self._max_episode_steps
+        if not self.endless or self._torso_views or (limit is not None and steps > limit):
+            return None
+        taken: list[NDArray[Any]] = []
+
+        def noted(step: int, observations: Float32) -> NDArray[Any]:
+            taken.append(act(step, observations))
+            return taken[-1]
+
+        states = self.play_states(noted, steps, self._first_position, observed)
+        velocities = (states[1:, :, 0] - states[:-1, :, 0]).reshape(-1) / self.dt
+        run, control = self._earned(velocities, np.concatenate(taken))
+        shape = (steps, self.num_envs)
+        return Played((run + control).reshape(shape), self.goal.speed(velocities).reshape(shape))
+
+    def _earned(self, velocities: Float64, actions: NDArray[Any]) -> tuple[Float64, NDArray[Any]]:
+        """What velocities (n,) and actions (n, A) earn: for the run, and for the control."""
+        run = self._forward_weight * self.goal.reward(velocities)
+        return run, -(self._control_weight * np.add.reduce(np.square(actions), axis=1))
+
     def assess(self, actions: NDArray[Any]) -> Transition:
         """The goal's reward, the cost of the action, and what the family adds to them."""
         velocity = self.x_velocities()
-        run = self._forward_weight * self.goal.reward(velocity)
-        control = -(self._control_weight * np.add.reduce(np.square(actions), axis=1))
+        run, control = self._earned(velocity, actions)
         infos = {
             "x_position": self.positions[:, 0].copy(),
             "x_velocity": velocity,

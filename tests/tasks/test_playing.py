@@ -1,0 +1,88 @@
+"""Whole half-cheetah episodes, played at once: equal to single steps, to the last bit."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium.vector import VectorWrapper
+
+from maml_ray.collection import collect
+from maml_ray.config import PolicySettings, TaskSettings
+from maml_ray.normalisation import Normaliser
+from maml_ray.numpy_policy import NumpyPolicy
+from maml_ray.policy import PolicySpec, initial_parameters, to_numpy
+from maml_ray.tasks.half_cheetah import HalfCheetahBackwardVector
+from maml_ray.tasks.lookup import resolve_tasks
+
+FAMILIES = ("half-cheetah-backward", "half-cheetah-direction", "half-cheetah-velocity")
+
+
+class Stepped(VectorWrapper[Any, Any, Any, Any, Any]):
+    """A batch whose ``play`` is out of reach, so that it is stepped."""
+
+    def play(self, *arguments: Any) -> None:
+        return None
+
+
+class Heard:
+    """Stands before a batch, and hears whether it was played."""
+
+    def __init__(self, env: Any) -> None:
+        self._env, self.played = env, list[bool]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._env, name)
+
+    def play(self, *arguments: Any) -> Any:
+        outcome = self._env.play(*arguments)
+        self.played.append(outcome is not None)
+        return outcome
+
+
+def policy_for(env: Any, scale: float) -> NumpyPolicy:
+    settings = PolicySettings(action_scale=scale, hidden_sizes=(8,))
+    spec = PolicySpec.from_spaces(settings, env.single_observation_space, env.single_action_space)
+    parameters = to_numpy(initial_parameters(spec, np.random.default_rng(0)))
+    rng = np.random.default_rng(1)
+    normaliser = Normaliser(
+        rng.standard_normal(17).astype(np.float32), rng.uniform(0.5, 2.0, 17).astype(np.float32)
+    )
+    return NumpyPolicy(spec, parameters, normaliser)
+
+
+@pytest.mark.parametrize("explore", [True, False])
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_played_episodes_are_those_of_single_steps(
+    family: str, scale: float, explore: bool
+) -> None:
+    tasks = resolve_tasks(TaskSettings(name=family))
+    task = tasks.sample(np.random.default_rng(3), 1)[0]
+    one, other = (tasks.make_vector_env(task, num_envs=3, horizon=25) for _ in range(2))
+    policy, played = policy_for(one, scale), Heard(one)
+    for horizon in (25, 10):
+        seed = np.random.SeedSequence(horizon)
+        mine = collect(policy, played, horizon, seed, explore=explore)  # type: ignore[arg-type]
+        theirs = collect(policy, Stepped(other), horizon, seed, explore=explore)
+        for field in fields(mine):
+            np.testing.assert_array_equal(
+                getattr(mine, field.name), getattr(theirs, field.name), field.name
+            )
+    assert played.played == [True, True]
+    # The batch is where it would be: stepped on from here, both go the same way.
+    for actions in np.random.default_rng(2).standard_normal((3, 3, 6)).astype(np.float32):
+        for mine, theirs in zip(one.step(actions), other.step(actions), strict=True):
+            if not isinstance(mine, dict):
+                np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize("keywords", [{"torso_position": True}, {"max_episode_steps": 4}])
+def test_what_cannot_be_played_is_left_alone(keywords: dict[str, Any]) -> None:
+    env = HalfCheetahBackwardVector(2, **keywords)
+    env.reset(seed=0)
+    before = env.positions.copy()
+    assert env.play(lambda *_: pytest.fail("asked"), 5, np.zeros((6, 2, 17), np.float32)) is None
+    np.testing.assert_array_equal(env.positions, before)
