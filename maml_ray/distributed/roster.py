@@ -90,7 +90,7 @@ class Roster:
         Those on a node that is to go leave it when they have done what they have, and others are up
         elsewhere: a node that nobody works on may go without a loss.
         """
-        wanted, at_work = self._capacity.wanted(), self.at_work
+        wanted, at_work = self._capacity.wanted(), set(self.at_work)
         for member in self:
             if member.ready is None and not member.work and member not in at_work:
                 self.dismiss(member)
