@@ -2,9 +2,12 @@
 
 Everything is real but the physics, which sleeps (:mod:`tests.benchmarks.sleeping`): driver, pool,
 learner, object store and checkpoints. One task an actor, so that an iteration takes the same time
-of physics whatever their number is. The processes share this machine's few cores, as they would not
-on a cluster: their CPU time is measured apart. The actors are started once, and each run adds those
-that it lacks to those of the run before.
+of physics whatever their number is.
+
+A process of Ray takes 0.6% of a core while it is idle, and with PyTorch 280 MB: 64 of them keep two
+cores busy with themselves. So several actors share a process, as threads, which mostly sleep: the
+driver has a queue, a call and a receipt for each all the same. ``--share 1`` gives every actor a
+process of its own. They are started once; each run adds those that it lacks.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from contextlib import ExitStack, contextmanager
 from cProfile import Profile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 from unittest import mock
 
@@ -29,21 +33,26 @@ import psutil
 import ray
 
 from maml_ray.config import Settings, validate_settings
+from maml_ray.distributed.activity import Place, Receipt
+from maml_ray.distributed.actors import RolloutActor
 from maml_ray.distributed.crew import Crew
 from maml_ray.distributed.learner_client import LearnerClient
 from maml_ray.distributed.members import Member, Recruiter
 from maml_ray.distributed.pool import RolloutPool
 from maml_ray.distributed.roster import Roster
+from maml_ray.policy import PolicyParameters
 from maml_ray.records import IterationRecord, StartReport
+from maml_ray.rollout import Assignment
 from maml_ray.run_folder import RunFolder
 from maml_ray.training import train
-from tests.benchmarks.sleeping import EPISODES, HIDDEN, STEPS
+from maml_ray.trajectories import TaskRollouts
+from tests.benchmarks.sleeping import EPISODES, HIDDEN, PHASES, STEPS
 
 PHASE_S = 0.25
 """Of support, and of query: half a second an iteration."""
-PHASES = 2
 WARM_UP = 3
 MOST = 64
+SHARE = 8
 
 
 @dataclass(frozen=True)
@@ -202,6 +211,13 @@ def _size(refs: Sequence[Any]) -> int:
     return sum(int(found[ref]["object_size"]) for ref in refs)
 
 
+_KINDS = {
+    "ray::RolloutActor": "actors",
+    "ray::SharedProcess": "actors",
+    "ray::LearnerActor": "learner",
+}
+
+
 def cpu_seconds() -> CpuSeconds:
     """CPU time so far of this program and of all that it has started."""
     spent = dict.fromkeys((field.name for field in fields(CpuSeconds)), 0.0)
@@ -211,8 +227,7 @@ def cpu_seconds() -> CpuSeconds:
             title, times = " ".join(process.cmdline()[:1]), process.cpu_times()
         except psutil.Error:  # it has ended meanwhile
             continue
-        kinds = {"ray::RolloutActor": "actors", "ray::LearnerActor": "learner"}
-        kind = next((kinds[key] for key in kinds if title.startswith(key)), "ray")
+        kind = next((_KINDS[key] for key in _KINDS if title.startswith(key)), "ray")
         spent[kind] += times.user + times.system
     return CpuSeconds(**spent)
 
@@ -224,21 +239,57 @@ def _per_iteration(before: CpuSeconds, after: CpuSeconds, iterations: int) -> Cp
     )
 
 
+class SharedProcess:
+    """Several rollout actors in one process; any of them does a piece of work, to the same bits."""
+
+    def __init__(self, name: str, settings: Settings, actors: int) -> None:
+        self._idle: SimpleQueue[RolloutActor] = SimpleQueue()
+        for _ in range(actors):
+            self._idle.put(RolloutActor(name, settings))
+
+    def ready(self) -> Place:
+        """As an actor says."""
+        with self._one() as actor:
+            return actor.ready()
+
+    def roll_out(
+        self, parameters: PolicyParameters, assignment: Assignment
+    ) -> tuple[TaskRollouts, Receipt]:
+        """As an actor does."""
+        with self._one() as actor:
+            return actor.roll_out(parameters, assignment)
+
+    @contextmanager
+    def _one(self) -> Iterator[RolloutActor]:
+        actor = self._idle.get()
+        try:
+            yield actor
+        finally:
+            self._idle.put(actor)
+
+
 @contextmanager
-def actors_kept() -> Iterator[None]:
-    """Rollout actors outlive their run and are taken on by the next: a start takes seconds."""
+def actors_kept(share: int = SHARE) -> Iterator[None]:
+    """Rollout actors outlive their run and are taken on by the next: a start takes seconds.
+
+    Args:
+        share: how many there are in a process.
+    """
     kept: dict[int, Any] = {}
     recruit = Recruiter.recruit
+    remote: Any = ray.remote
 
     def take_on(recruiter: Recruiter, members: Iterable[Member]) -> Member:
         taken = {member.number for member in members}
         number = next(place for place in range(len(taken) + 1) if place not in taken)
-        if number not in kept:
-            member = recruit(recruiter, members)
-            kept[member.number] = member.actor
-            return member
-        actor = kept[number]
-        return Member(f"rollout-{number}", number, actor, actor.ready.remote(), time.monotonic())
+        process, name = number // share, f"rollout-{number}"
+        if process not in kept and share == 1:
+            kept[process] = recruit(recruiter, members).actor
+        elif process not in kept:
+            made = remote(SharedProcess).options(num_cpus=share, max_concurrency=share)
+            kept[process] = made.remote(name, recruiter._settings_ref, share)
+        actor = kept[process]
+        return Member(name, number, actor, actor.ready.remote(), time.monotonic())
 
     with (
         mock.patch.object(Recruiter, "recruit", take_on),
@@ -311,18 +362,23 @@ def many_cpus(count: int) -> Iterator[None]:
 
 
 def measure(
-    most: int = MOST, iterations: int = 12, profile: str | None = None
+    most: int = MOST,
+    iterations: int = 12,
+    *,
+    share: int = SHARE,
+    profile: str | None = None,
 ) -> tuple[ScalingResult, ...]:
     """Every number of actors up to ``most``, the actors of each run kept for the next.
 
     Args:
         most: actors of the largest run.
         iterations: counted ones, of each run.
+        share: actors in a process.
         profile: file for a profile of the largest run's driver, as ``pstats`` reads it.
     """
     results = []
     sizes = sizes_up_to(most)
-    with many_cpus(sizes[-1]), actors_kept():
+    with many_cpus(max(sizes[-1], share)), actors_kept(share):
         for actors in sizes:
             profiler = Profile() if profile is not None and actors == sizes[-1] else None
             results.append(run_with(actors, iterations, profiler))
@@ -357,9 +413,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--most", type=int, default=MOST, help="rollout actors")
     parser.add_argument("--iterations", type=int, default=12, help="of each number of actors")
+    parser.add_argument("--share", type=int, default=SHARE, help="rollout actors in a process")
     parser.add_argument("--profile", help="file for a profile of the driver with the most actors")
     chosen = parser.parse_args()
-    results = measure(chosen.most, chosen.iterations, chosen.profile)
+    results = measure(chosen.most, chosen.iterations, share=chosen.share, profile=chosen.profile)
     if chosen.json:
         print(json.dumps([asdict(one) for one in results], indent=2))
     else:
