@@ -46,6 +46,9 @@ from maml_ray.rollout import Assignment
 from maml_ray.run_folder import RunFolder
 from maml_ray.training import train
 from maml_ray.trajectories import TaskRollouts
+from tests.benchmarks import scaling_model
+from tests.benchmarks.scaling_model import Assumed, Parts
+from tests.benchmarks.scaling_parts import measure_learner, parts_of
 from tests.benchmarks.sleeping import EPISODES, HIDDEN, PHASES, STEPS
 
 PHASE_S = 0.25
@@ -53,6 +56,7 @@ PHASE_S = 0.25
 WARM_UP = 3
 MOST = 64
 SHARE = 8
+FORECAST = (64, 256, 1000, 4000)
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ class ScalingResult:
         collected_s: from the first piece of work handed out to the last receipt.
         updated_s: from the rollouts' references to the learner's new state.
         driver_busy_s: CPU time of the driver's own thread.
+        driver_queued_s: it could have worked and had no core; 0 where the system does not tell.
         cpu: by process.
         rollout_bytes: put into the object store by the actors, and fetched by the learner.
         version_bytes: of one version of the parameters, put once, fetched once by each node.
@@ -106,6 +111,7 @@ class ScalingResult:
     collected_s: float
     updated_s: float
     driver_busy_s: float
+    driver_queued_s: float
     cpu: CpuSeconds
     rollout_bytes: int
     version_bytes: int
@@ -152,9 +158,9 @@ class _Watch:
     def __init__(self, iterations: int, profile: Profile | None) -> None:
         self._last, self._profile = iterations - 1, profile
         self.records: list[IterationRecord] = []
-        self.times: dict[str, list[float]] = {"collect": [], "update": [], "busy": []}
+        self.times: dict[str, list[float]] = {"collect": [], "update": [], "busy": [], "queued": []}
         self.sizes = (0, 0, 0)
-        self._busy_at = 0.0
+        self._busy_at = self._queued_at = 0.0
         self._cpu_at: CpuSeconds | None = None
         self.cpu: CpuSeconds | None = None
 
@@ -169,11 +175,12 @@ class _Watch:
             self.cpu = _per_iteration(self._cpu_at, cpu_seconds(), self._last + 1 - WARM_UP)
         self.records.append(record)
         self.times["busy"].append(time.thread_time() - self._busy_at)
+        self.times["queued"].append(_queued_s() - self._queued_at)
         if record.iteration == WARM_UP - 1:
             self._cpu_at = cpu_seconds()
             if self._profile is not None:
                 self._profile.enable()
-        self._busy_at = time.thread_time()
+        self._busy_at, self._queued_at = time.thread_time(), _queued_s()
 
     def on_event(self, message: str) -> None:
         print(message)
@@ -203,6 +210,14 @@ class _Watch:
 
     def median(self, name: str) -> float:
         return float(np.median(self.times[name][WARM_UP:]))
+
+
+def _queued_s() -> float:
+    """How long this thread has waited for a core, so far."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) * 1e-9
+    except (OSError, IndexError):  # not Linux, or not told
+        return 0.0
 
 
 def _size(refs: Sequence[Any]) -> int:
@@ -325,6 +340,7 @@ def run_with(actors: int, iterations: int, profile: Profile | None = None) -> Sc
         collected_s=watch.median("collect"),
         updated_s=watch.median("update"),
         driver_busy_s=watch.median("busy"),
+        driver_queued_s=watch.median("queued"),
         cpu=watch.cpu,
         rollout_bytes=watch.sizes[0],
         version_bytes=watch.sizes[1],
@@ -388,23 +404,39 @@ def measure(
 
 
 def describe(results: Sequence[ScalingResult]) -> str:
-    """A table for people."""
+    """A table for people: milliseconds, and CPU milliseconds by process."""
     lines = [
-        f"{PHASES * PHASE_S:.1f} s of physics an iteration, slept; one task an actor; "
-        f"all processes on {os.cpu_count()} cores",
-        "actors   wall effic. collect  adapt learner orchestration   CPU ms: driver  an actor   Ray"
-        "     MB put  KB a version",
+        f"{PHASES * PHASE_S:.1f} s of physics an iteration, slept; one task an actor; all on "
+        f"{os.cpu_count()} cores; in ms",
+        "actors   wall  effic.  collect  learner  orchestration    driver  queued   "
+        "CPU: driver  actors  learner  Ray    MB put  KB a version",
     ]
     for one in results:
+        cpu = one.cpu
         lines.append(
-            f"{one.actors:>6} {one.wall_s * 1e3:>6.0f} {one.efficiency:>6.2f} "
-            f"{one.collect_s * 1e3:>7.0f} {one.adapt_s * 1e3:>6.1f} {one.learn_s * 1e3:>7.1f} "
-            f"{one.orchestration_s * 1e3:>7.1f} {one.orchestration_share:>5.1%} "
-            f"{one.cpu.driver * 1e3:>16.1f} {one.cpu.actors / one.actors * 1e3:>9.1f} "
-            f"{one.cpu.ray * 1e3:>5.0f} {one.rollout_bytes / 1e6:>10.2f} "
+            f"{one.actors:>6} {one.wall_s * 1e3:>6.0f} {one.efficiency:>7.2f} "
+            f"{one.collect_s * 1e3:>8.0f} {one.learn_s * 1e3:>8.1f} "
+            f"{one.orchestration_s * 1e3:>7.1f} {one.orchestration_share:>6.1%} "
+            f"{one.driver_busy_s * 1e3:>9.1f} {one.driver_queued_s * 1e3:>7.1f} "
+            f"{cpu.driver * 1e3:>13.0f} {cpu.actors * 1e3:>7.0f} {cpu.learner * 1e3:>8.0f} "
+            f"{cpu.ray * 1e3:>4.0f} {one.rollout_bytes / 1e6:>9.2f} "
             f"{one.version_bytes / 1e3:>13.1f}"
         )
     return "\n".join(lines)
+
+
+def model(results: Sequence[ScalingResult]) -> Parts:
+    """The constants of the forecast: of these runs, and of a learner of the default settings."""
+    most = results[-1]
+    return parts_of(
+        [one.actors for one in results],
+        [one.driver_busy_s for one in results],
+        [one.updated_s - one.learn_s for one in results],
+        fixed_s=results[0].orchestration_s,
+        actor_s=most.physics_s,
+        bytes_each=(most.rollout_bytes / most.actors, most.version_bytes),
+        learner=measure_learner(),
+    )
 
 
 def main() -> None:
@@ -417,10 +449,18 @@ def main() -> None:
     parser.add_argument("--profile", help="file for a profile of the driver with the most actors")
     chosen = parser.parse_args()
     results = measure(chosen.most, chosen.iterations, share=chosen.share, profile=chosen.profile)
+    parts = model(results) if len(results) > 1 else None
     if chosen.json:
-        print(json.dumps([asdict(one) for one in results], indent=2))
-    else:
-        print(describe(results))
+        told = {
+            "scaling": [asdict(one) for one in results],
+            "parts": None if parts is None else asdict(parts),
+        }
+        print(json.dumps(told, indent=2))
+        return
+    print(describe(results))
+    if parts is not None:
+        for epochs in (4, 1):
+            print(f"\n{scaling_model.describe(parts, FORECAST, Assumed(epochs=epochs))}")
 
 
 if __name__ == "__main__":
