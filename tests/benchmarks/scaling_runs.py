@@ -19,7 +19,6 @@ import ray
 from maml_ray.config import Settings, validate_settings
 from maml_ray.distributed.crew import Crew
 from maml_ray.distributed.learner_client import LearnerClient
-from maml_ray.distributed.pool import RolloutPool
 from maml_ray.records import IterationRecord, StartReport
 from maml_ray.run_folder import RunFolder
 from maml_ray.training import train
@@ -42,7 +41,8 @@ class ScalingResult:
         collect_s: the actors' mean: physics, policy and storage.
         adapt_s: the actors' mean of the inner step.
         learn_s: the learner's arithmetic.
-        collected_s: from the first piece of work handed out to the last receipt.
+        collected_s: from the first piece of work handed out to the last receipt, and what the
+            driver does with the learner's state.
         updated_s: from the rollouts' references to the learner's new state.
         driver_busy_s: CPU time of the driver's own thread.
         driver_queued_s: it could have worked and had no core; 0 where the system does not tell.
@@ -108,7 +108,7 @@ class _Watch:
     def __init__(self, iterations: int, profile: Profile | None) -> None:
         self._last, self._profile = iterations - 1, profile
         self.records: list[IterationRecord] = []
-        self.times: dict[str, list[float]] = {"collect": [], "update": [], "busy": [], "queued": []}
+        self.times: dict[str, list[float]] = {"learn": [], "update": [], "busy": [], "queued": []}
         self.sizes = (0, 0, 0)
         self._busy_at = self._queued_at = 0.0
         self._cpu_at: CpuSeconds | None = None
@@ -148,8 +148,8 @@ class _Watch:
         return call
 
     def sized(self, learn: Callable[..., Any]) -> Callable[..., Any]:
-        def call(crew: Crew, *args: Any) -> Any:
-            collected, update = learn(crew, *args)
+        def call(crew: Crew, *args: Any, **keywords: Any) -> Any:
+            collected, update = learn(crew, *args, **keywords)
             if not self.sizes[0]:  # in the first iteration, which is not counted
                 rollouts = [one.rollouts for one in collected.rollouts]
                 state = len(pickle.dumps(crew.learner.state, 5))
@@ -174,9 +174,8 @@ def run_with(actors: int, iterations: int, profile: Profile | None = None) -> Sc
     watch = _Watch(total, profile)
     with ExitStack() as stack:
         for owner, name, wrapped in (
-            (RolloutPool, "collect", watch.timed("collect", RolloutPool.collect)),
             (LearnerClient, "update", watch.timed("update", LearnerClient.update)),
-            (Crew, "learn", watch.sized(Crew.learn)),
+            (Crew, "learn", watch.timed("learn", watch.sized(Crew.learn))),
         ):
             stack.enter_context(mock.patch.object(owner, name, wrapped))
         folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -191,7 +190,7 @@ def run_with(actors: int, iterations: int, profile: Profile | None = None) -> Sc
         actors=actors,
         physics_s=PHASES * PHASE_S,
         **means,
-        collected_s=watch.median("collect"),
+        collected_s=watch.median("learn") - watch.median("update"),
         updated_s=watch.median("update"),
         driver_busy_s=watch.median("busy"),
         driver_queued_s=watch.median("queued"),
