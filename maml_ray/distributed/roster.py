@@ -67,6 +67,8 @@ class Roster:
     def at_work(self) -> list[Member]:
         """Those that may be given work: on nodes that stay, as long as anybody is up there."""
         up = [member for member in self._members if member.ready is None]
+        if not self._capacity.any_announced:
+            return up
         return [member for member in up if self._stays(member)] or up
 
     @property
