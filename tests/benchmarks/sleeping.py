@@ -33,7 +33,7 @@ class SleepingEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     """The spaces of one simulation; only the batch of them is stepped."""
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
-    observation_space = gym.spaces.Box(-np.inf, np.inf, (OBSERVATIONS,), np.float64)
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (OBSERVATIONS,), np.float32)
     action_space = gym.spaces.Box(-1.0, 1.0, (ACTIONS,), np.float32)
 
 
