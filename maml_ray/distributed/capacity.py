@@ -76,6 +76,11 @@ class Capacity:
         """Whether a node was announced to go away; also when it has gone since."""
         return node_id in self._announced
 
+    @property
+    def any_announced(self) -> bool:
+        """Whether any node was; mostly none, and then there is nobody to ask about."""
+        return bool(self._announced)
+
     def living(self) -> frozenset[str]:
         """Ids of the nodes that are there now."""
         return frozenset(node["NodeID"] for node in self._nodes() if node.get("Alive", False))

@@ -202,7 +202,7 @@ class RolloutPool:
     def _dispatch(self, parameters: ray.ObjectRef[Any], batch: Batch[Rollout]) -> None:
         """Give free actors work; a second piece ahead, while there is plenty, hides the way."""
         there = self._roster.at_work
-        for depth in (1, 2):
+        for depth in (1, 2) if batch.waiting else ():
             for member in there:
                 plenty = depth == 1 or batch.waiting > len(there)
                 if len(member.work) < depth and batch.waiting and plenty:
@@ -212,9 +212,10 @@ class RolloutPool:
             return
         slow = max(POLL_S, factor * median(self._usual))
         idle = [member for member in there if not member.work]
-        for straggler in sorted(self._roster, key=Member.head_age, reverse=True):
+        late = [member for member in self._roster if member.head_age() > slow] if idle else []
+        for straggler in sorted(late, key=Member.head_age, reverse=True):
             for item in straggler.work:
-                if idle and straggler.head_age() > slow and batch.may_duplicate(item.assignment):
+                if idle and batch.may_duplicate(item.assignment):
                     idle.pop().give(parameters, item.assignment)
                     batch.duplicate(item.assignment)
 
@@ -229,10 +230,14 @@ class RolloutPool:
         if not waiting:
             time.sleep(POLL_S)  # nobody is there who could answer
             return []
-        answered, _ = ray.wait(list(waiting), timeout=POLL_S)
+        answered, others = ray.wait(list(waiting), timeout=POLL_S)
+        if answered and others:  # of a thousand actors many have answered by now: one look for all
+            answered += ray.wait(others, num_returns=len(others), timeout=0)[0]
         return [(waiting[ref], ref) for ref in answered]
 
     def _handle(self, batch: Batch[Rollout], member: Member, ref: ray.ObjectRef[Any]) -> None:
+        if member not in self._roster:
+            return  # it was let go for what it answered just before: this piece is lost, too
         if ref == member.ready:
             self._roster.greet(member)
             return
@@ -253,9 +258,12 @@ class RolloutPool:
 
     def _enforce_deadlines(self, batch: Batch[Rollout]) -> None:
         limits = self._limits
+        soonest = min(limits.stall_s, limits.task_timeout_s)
         for member in self._roster:
+            if member.head_age() <= soonest:
+                continue
             needed = bool(member.work) and batch.needs(member.work[0].assignment)
-            limit = limits.task_timeout_s if needed else min(limits.stall_s, limits.task_timeout_s)
+            limit = limits.task_timeout_s if needed else soonest
             if member.head_age() > limit:
                 key = "task_timeout_s" if limit == limits.task_timeout_s else "stall_s"
                 self._fail(batch, member, Failure.TIMED_OUT, f"cluster.{key} is {limit:.0f}")

@@ -67,6 +67,8 @@ class Roster:
     def at_work(self) -> list[Member]:
         """Those that may be given work: on nodes that stay, as long as anybody is up there."""
         up = [member for member in self._members if member.ready is None]
+        if not self._capacity.any_announced:
+            return up
         return [member for member in up if self._stays(member)] or up
 
     @property
@@ -90,7 +92,7 @@ class Roster:
         Those on a node that is to go leave it when they have done what they have, and others are up
         elsewhere: a node that nobody works on may go without a loss.
         """
-        wanted, at_work = self._capacity.wanted(), self.at_work
+        wanted, at_work = self._capacity.wanted(), set(self.at_work)
         for member in self:
             if member.ready is None and not member.work and member not in at_work:
                 self.dismiss(member)
