@@ -26,6 +26,11 @@ def checked(
 ) -> list[TaskRollouts]:
     """The rollouts in the order of their tasks.
 
+    Args:
+        rollouts: of one meta-batch.
+        settings: of the run.
+        version: of the parameters that were to collect them.
+
     Raises:
         ValueError: they are not exactly one of each task of the meta-batch, were collected with
             another version of the parameters, or lack a support set.
@@ -40,7 +45,7 @@ def checked(
         if task.version != version:
             raise ValueError(
                 f"task {task.task_index} was collected with version {task.version}, "
-                f"the learner is at version {version}"
+                f"the learner asked for version {version}"
             )
         if len(task.support) != settings.inner.steps:
             raise ValueError(
@@ -57,7 +62,10 @@ def make_batch(
     normaliser: Normaliser | None,
     rollouts: Sequence[TaskRollouts],
 ) -> MetaBatch:
-    """Advantages, flattening and stacking: rollouts to tensors on the parameters' device."""
+    """Advantages, flattening and stacking: rollouts to tensors on the parameters' device.
+
+    ``parameters`` and ``normaliser`` are those that the rollouts were collected with.
+    """
     device = next(iter(parameters.values())).device
 
     def stacked(phase: Sequence[Trajectories]) -> Samples:
@@ -71,21 +79,21 @@ def make_batch(
         stacked([task.support[step] for task in rollouts]) for step in range(settings.inner.steps)
     )
     query = stacked([task.query for task in rollouts])
-    collectors, query_collector = _collectors(settings, spec, parameters, support, query)
+    collectors, query_collector = policies_at(settings, spec, parameters, support, query)
     credit = torch.from_numpy(_credit([task.query for task in rollouts])).to(device)
     return MetaBatch(support, collectors, query, query_collector, credit)
 
 
-def _collectors(
+def policies_at(
     settings: Settings,
     spec: PolicySpec,
     parameters: Parameters,
     support: tuple[Samples, ...],
     query: Samples,
 ) -> tuple[tuple[ActionDistribution, ...], ActionDistribution]:
-    """The distributions, at all the data, of the policies that collected them.
+    """The distributions at all the data of ``parameters`` and of their adaptations.
 
-    They are today's parameters and their adaptations, since the version was checked.
+    Of the parameters that collected the data, these are the policies that did.
     """
     if is_covered(settings, spec):
         return collecting_policies(settings, spec, parameters, support, query)
