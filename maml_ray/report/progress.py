@@ -93,12 +93,12 @@ class TerminalProgress:
         table.add_row(
             "learning",
             f"meta-loss {update.loss:+.4f}   gradient {update.gradient_norm:.3f}"
-            f"   entropy {update.entropy:.2f} nats{stale(update)}{skipped(update)}",
+            f"   entropy {update.entropy:.2f} nats{skipped(update)}",
         )
         table.add_row(
             "speed",
             f"{record.steps_per_second:,.0f} env steps/s"
-            f"   {record.total_env_steps / 1e6:.2f} million so far",
+            f"   {record.total_env_steps / 1e6:.2f} million so far{stale(update)}",
         )
         table.add_row("time", time_shares(record))
         return Group(bar, table)
