@@ -138,11 +138,15 @@ def test_the_collectors_are_those_of_the_version_behind(run: Run) -> None:
             strict=True,
         )
         for found, expected in pairs:
+            assert isinstance(found, Gaussian)
+            assert isinstance(expected, Gaussian)
             torch.testing.assert_close(found.mean, expected.mean, rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(found.log_std, expected.log_std, rtol=1e-5, atol=1e-5)
         # ... which is something else than what today's would be.
         _, now = meta_oracles.adapted(run.settings, run.learner.spec, today, task)
-        assert float((as_gaussian(now[0]).mean - task.collectors[0].mean).abs().max()) > 1e-3
+        collector = task.collectors[0]
+        assert isinstance(collector, Gaussian)
+        assert float((as_gaussian(now[0]).mean - collector.mean).abs().max()) > 1e-3
 
 
 @pytest.mark.parametrize("objective", ["ppo", "trpo"])

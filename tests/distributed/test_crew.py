@@ -13,7 +13,7 @@ from maml_ray.config import Settings
 from maml_ray.distributed import crew as crew_module
 from maml_ray.distributed.batch import Batch, WorkCounts
 from maml_ray.distributed.crew import Crew
-from maml_ray.distributed.failures import Failure
+from maml_ray.distributed.failures import Failure, Observation
 from maml_ray.distributed.learner_client import RolloutsLost
 from maml_ray.errors import TrainingFailed
 from maml_ray.learner import LearnerState, published
@@ -30,11 +30,16 @@ Log = list[str]
 
 @dataclass
 class MadeUpPool:
-    """Does one piece of work in each step, of the earliest batch."""
+    """One actor: in each step it answers, and is given the next piece of the earliest batch."""
 
     log: Log
     batches: list[Batch[Any]] = field(default_factory=list)
-    in_flight = 0
+    work: list[tuple[Batch[Any], Assignment]] = field(default_factory=list)
+    forgotten: int = 0
+
+    @property
+    def in_flight(self) -> int:
+        return len(self.work) + self.forgotten
 
     def begin(self, parameters: Any, assignments: Sequence[Assignment]) -> Batch[Any]:
         batch: Batch[Any] = Batch(assignments, parameters=parameters)
@@ -43,12 +48,15 @@ class MadeUpPool:
         return batch
 
     def step(self, others: Sequence[Any] = ()) -> None:
-        batch = next((one for one in self.batches if not one.finished), None)
-        if batch is not None:
-            work = batch.hand_out()
-            assert work.version == batch.parameters.version
-            self.log.append(f"collect {work.iteration}.{work.task_index}")
+        for batch, work in self.work:
             batch.finish(work, SimpleNamespace(rollouts=work))
+        self.work = []
+        waiting = next((one for one in self.batches if one.waiting), None)
+        if waiting is not None:
+            work = waiting.hand_out()
+            assert work.version == waiting.parameters.version
+            self.log.append(f"collect {work.iteration}.{work.task_index}")
+            self.work = [(waiting, work)]
 
     def finish(self, batch: Batch[Any]) -> Any:
         while not batch.finished:
@@ -66,7 +74,7 @@ class MadeUpPool:
 
 @dataclass
 class MadeUpLearner:
-    """Needs two waits for an update; loses the rollouts of one iteration, once."""
+    """Needs one wait for an update; loses the rollouts of one iteration, once."""
 
     log: Log
     settings: Settings
@@ -79,7 +87,6 @@ class MadeUpLearner:
         assert of == {version}
         self.log.append(f"update {version}")
         if meanwhile is not None:
-            meanwhile([])
             meanwhile([])
         if self.lost == version:
             self.lost = None
@@ -105,8 +112,8 @@ def made_up_crew(
     pool: Any = MadeUpPool(log)
     newest: Any = published(chosen, state)
     faults: Any = SimpleNamespace(total=0)
-    told_of = [].append
-    return Crew(chosen, begun.spec, client, pool, "here", (), newest, faults, told_of)
+    told = list[Observation]()
+    return Crew(chosen, begun.spec, client, pool, "here", (), newest, faults, told.append)
 
 
 def learned(crew: Crew, first: int, last: int) -> None:
@@ -130,7 +137,7 @@ def test_without_overlap_collecting_and_learning_alternate() -> None:
     ]
 
 
-OVERLAPPED = {"meta_batch": {"overlap": True}}
+OVERLAPPED: dict[str, Any] = {"meta_batch": {"overlap": True}}
 
 
 def test_with_overlap_the_next_meta_batch_is_collected_during_the_update() -> None:
@@ -138,8 +145,8 @@ def test_with_overlap_the_next_meta_batch_is_collected_during_the_update() -> No
     learned(made_up_crew(settings(**OVERLAPPED), log), 0, 2)
     assert log == [
         *("begin 0 with 0", "begin 1 with 0", "collect 0.0", "collect 0.1"),
-        *("update 0", "collect 1.0", "collect 1.1", "updated 0"),
-        *("begin 2 with 1", "update 1", "collect 2.0", "collect 2.1", "updated 1"),
+        *("collect 1.0", "update 0", "collect 1.1", "updated 0"),
+        *("begin 2 with 1", "collect 2.0", "update 1", "collect 2.1", "updated 1"),
         *("update 2", "updated 2"),  # nothing is collected that nobody will learn from
     ]
 
@@ -152,7 +159,7 @@ def test_a_resumed_run_collects_what_was_under_way_again_with_the_version_behind
     learned(made_up_crew(chosen, log, before.learner.state), 2, 3)
     assert log[:4] == ["begin 2 with 1", "begin 3 with 2", "collect 2.0", "collect 2.1"]
     assert log[4:] == [
-        *("update 2", "collect 3.0", "collect 3.1", "updated 2", "update 3", "updated 3")
+        *("collect 3.0", "update 2", "collect 3.1", "updated 2", "update 3", "updated 3")
     ]
 
 
@@ -174,7 +181,7 @@ def test_work_of_which_nobody_has_heard_is_missed_in_the_account() -> None:
     crew = made_up_crew(settings(**OVERLAPPED), [])
     learned(crew, 0, 0)
     pool: Any = crew.pool
-    pool.in_flight = 1
+    pool.forgotten = 1
     with pytest.raises(TrainingFailed, match="the account of the work is wrong"):
         learned(crew, 1, 2)
     assert crew._counts == WorkCounts(dispatched=4, used=4)
