@@ -238,6 +238,8 @@ class RolloutPool:
                     if len(member.work) < depth and batch.waiting and plenty:
                         member.give(batch.parameters, batch.hand_out())
             self._duplicate(batch, [member for member in there if not member.work])
+            if batch.waiting:  # what is left of it waits for the next who is free; so does the rest
+                return
 
     def _duplicate(self, batch: Batch[Rollout], idle: list[Member]) -> None:
         """Give idle actors what others are slow at."""
