@@ -355,25 +355,19 @@ def _too_large(settings: Settings) -> str | None:
 
 
 def _unfit_for_overlap(settings: Settings) -> str | None:
-    """An objective that takes what an older version has collected for its own, where there is one.
+    """An inner step that takes for its own what an older version has collected, where there is one.
 
     A ratio to the recorded log-probabilities makes up for the difference; the others have none, and
     their gradients would be those of a policy that is not there any more.
     """
-    if not settings.meta_batch.overlap:
+    inner = settings.inner
+    if not settings.meta_batch.overlap or inner.steps == 0 or inner.objective == "ratio":
         return None
-    unfit = "with meta_batch.overlap = true the data are of the version before"
-    if settings.outer.objective == "reinforce":
-        return (
-            f"outer.objective = 'reinforce' does not weigh by ratios, and {unfit}: "
-            "take ppo or trpo, or leave overlap out"
-        )
-    if settings.inner.objective != "ratio":
-        return (
-            f"inner.objective = {settings.inner.objective!r} does not weigh by ratios, and "
-            f"{unfit}: take ratio, or leave overlap out"
-        )
-    return None
+    return (
+        f"inner.objective = {inner.objective!r} does not weigh by ratios, and with "
+        "meta_batch.overlap = true the data are of the version before: take ratio, or leave "
+        "overlap out"
+    )
 
 
 def dump_settings(settings: Settings) -> str:

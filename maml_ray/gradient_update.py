@@ -53,7 +53,7 @@ class GradientUpdate:
         before: _Place | None = None
         for minibatch in self._minibatches(batch, version):
             loss, diagnostics, gradient = self._look(minibatch, order)
-            if steps and self._far_enough(diagnostics):  # the first step is always taken
+            if steps and self._far_enough(diagnostics):  # before the first step it is rounding
                 if before is None:
                     break
                 self._go_back(before)

@@ -29,6 +29,7 @@ from maml_ray.policy import (
     to_numpy,
     to_torch,
 )
+from maml_ray.recentring import recentred
 from maml_ray.seeding import Purpose, generator
 from maml_ray.staleness import collecting_version
 from maml_ray.trajectories import TaskRollouts, Trajectories
@@ -51,8 +52,8 @@ class UpdateMetrics:
         gradient_snr: of the meta-gradient over tasks; None but every ``outer.diagnose_every``.
         order_cosine: cosine between the second- and the first-order meta-gradient; likewise.
         inner_kl: KL between the policies that collected support data and today's, mean.
-        query_kl: the same for the adapted policies on query data; with ``meta_batch.overlap`` a
-            trust region measures it from the adapted policies before the update.
+        query_kl: the same for the adapted policies on query data; where the data are of the version
+            before, from the adapted policies before the update.
         clip_fraction: share of query steps whose ratio lies outside the clip range at the end.
         collector_ratio_error: largest ``|ratio - 1|`` on query data of the adapted policies that
             collected them: what the learner's differ from the actors'. Rounding, or a defect.
@@ -220,7 +221,9 @@ class MetaLearner:
         self, rollouts: Sequence[TaskRollouts]
     ) -> tuple[OuterStep | None, GradientDiagnostics | None, str | None]:
         """One step of the optimiser: how it went, or why it is to be undone."""
-        batch = self.prepare(rollouts)
+        batch = collected = self.prepare(rollouts)
+        if self._behind is not None:
+            batch = recentred(self.settings, self.spec, self.parameters, collected)
         gradient = self._diagnosed(batch)
         step = self._optimiser.update(batch, self.version, order=self._order())
         if not math.isfinite(step.loss) or not math.isfinite(step.gradient_norm):
@@ -230,7 +233,7 @@ class MetaLearner:
         if not all(np.isfinite(value).all() for part in moved for value in part.values()):
             return None, None, "the parameters would not be finite"
         if self._behind is not None:  # what was looked at first are not the policies that collected
-            error = collector_ratio_error(batch)
+            error = collector_ratio_error(collected)
             step = replace(step, before=step.before._replace(largest_ratio_error=error))
         return step, gradient, None
 

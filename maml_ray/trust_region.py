@@ -4,12 +4,6 @@ A natural-gradient step of a given KL, found by conjugate gradient, and shortene
 falls and the KL holds (Schulman et al. 2015, https://arxiv.org/abs/1502.05477, appendix C; as the
 outer step of MAML: Finn et al. 2017, https://arxiv.org/abs/1703.03400, section 5.3).
 
-The region is one around the parameters that are moved, and the Fisher matrix is the Hessian of the
-KL from them. Where they have collected the data themselves, these are the policies that did. Where
-the version before them has (``meta_batch.overlap``), the loss still weighs by the ratio to the
-policies that collected, and the KL is measured from today's: from the others' it would be about
-``max_kl`` before any step, where its Hessian is another and its slope is not zero.
-
 Axes: P meta-parameters, as one vector.
 """
 
@@ -23,7 +17,6 @@ from torch import Tensor
 
 from maml_ray.adaptation import Order
 from maml_ray.analytic_gradient import analytic_fisher, is_covered
-from maml_ray.batching import policies_at
 from maml_ray.config import Settings, TrustRegionSettings
 from maml_ray.meta_gradient import meta_gradient
 from maml_ray.meta_objective import MetaBatch, adapted_query_policy, meta_loss
@@ -131,14 +124,6 @@ def _fisher_by_autograd(
     return product
 
 
-def around(
-    settings: Settings, spec: PolicySpec, parameters: Parameters, batch: MetaBatch
-) -> MetaBatch:
-    """``batch`` with the KL on query data measured from ``parameters``' own adapted policies."""
-    _, adapted = policies_at(settings, spec, parameters, batch.support, batch.query)
-    return batch._replace(query_collector=adapted)
-
-
 class TrustRegionUpdate:
     """One natural-gradient step on the whole meta-batch; remembers nothing between updates.
 
@@ -157,8 +142,6 @@ class TrustRegionUpdate:
         """A step that lowers the loss and keeps ``max_kl``, or none."""
         settings, parameters = self._settings, self._parameters
         limits = settings.outer.trust_region
-        if settings.meta_batch.overlap:
-            batch = around(settings, self._spec, parameters, batch)
         loss, before, slopes = meta_gradient(settings, self._spec, parameters, batch, order=order)
         gradient, leaves = _joined(list(slopes.values())), list(parameters.values())
         product = fisher_of_adapted_policies(settings, self._spec, parameters, batch, order=order)

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.distributions import kl_divergence as torch_kl
 
 from maml_ray.config import Settings, SettingsError, TrustRegionSettings, validate_settings
 from maml_ray.learner import MetaLearner
 from maml_ray.meta_gradient import meta_gradient
 from maml_ray.meta_objective import MetaBatch
 from maml_ray.policy import Gaussian
+from maml_ray.recentring import recentred
 from maml_ray.staleness import checkpoints_to_keep, collecting_version
 from tests import meta_oracles, oracles
 from tests.learning_runs import Run, change, same, same_state, without_time
@@ -78,14 +80,13 @@ def test_two_checkpoints_are_kept_where_the_last_but_one_may_be_the_best(
     assert checkpoints_to_keep(chosen) == kept
 
 
-@pytest.mark.parametrize(
-    ("section", "objective"), [("outer", "reinforce"), ("inner", "dice"), ("inner", "log_prob")]
-)
-def test_objectives_without_a_ratio_are_refused(section: str, objective: str) -> None:
-    data = {section: {"objective": objective}}
-    validate_settings(data)
-    with pytest.raises(SettingsError, match=rf"{section}\.objective = '{objective}' .*overlap"):
-        validate_settings({**data, "meta_batch": {"overlap": True}})
+@pytest.mark.parametrize("objective", ["dice", "log_prob"])
+def test_inner_steps_without_a_ratio_are_refused(objective: str) -> None:
+    behind = {"meta_batch": {"overlap": True}}
+    validate_settings({"inner": {"objective": objective}})
+    validate_settings({**behind, "inner": {"objective": objective, "steps": 0}})
+    with pytest.raises(SettingsError, match=rf"inner\.objective = '{objective}' .*overlap"):
+        validate_settings({**behind, "inner": {"objective": objective}})
 
 
 def test_versions_parameters_and_staleness(small_settings: Settings) -> None:
@@ -149,26 +150,61 @@ def test_the_collectors_are_those_of_the_version_behind(run: Run) -> None:
         assert float((as_gaussian(now[0]).mean - collector.mean).abs().max()) > 1e-3
 
 
-@pytest.mark.parametrize("objective", ["ppo", "trpo"])
+def decoupled(run: Run, batch: MetaBatch, at: meta_oracles.Parameters) -> torch.Tensor:
+    """The outer objective by hand: weighed by the ratio to who collected, clipped around today."""
+    settings, spec, losses = run.settings, run.learner.spec, []
+    outer, now = settings.outer, double(dict(run.learner.parameters))
+
+    def query_log_probs(
+        theta: meta_oracles.Parameters, task: MetaBatch
+    ) -> tuple[torch.Tensor, list[Any]]:
+        adapted, policies = meta_oracles.adapted(settings, spec, theta, task)
+        policy = meta_oracles.action_distribution(spec, adapted, task.query.observations)
+        return meta_oracles.log_probs(policy, task.query), policies
+
+    for task in by_hand(run, batch):
+        query, (new, policies) = task.query, query_log_probs(at, task)
+        today = query_log_probs(now, task)[0].detach()
+        weight, ratio = torch.exp(today - query.log_probs), torch.exp(new - today)
+        gain = ratio * query.advantages
+        if outer.objective == "ppo":
+            bounded = torch.clamp(ratio, 1 - outer.clip, 1 + outer.clip) * query.advantages
+            gain = torch.minimum(gain, bounded)
+        if outer.objective == "reinforce":
+            gain = new * query.advantages
+        loss = -(weight * gain * query.weights).sum()
+        for policy, old, support in zip(policies, task.collectors, task.support, strict=True):
+            kl = torch_kl(meta_oracles.as_torch(old), policy) * support.weights.reshape(-1)
+            if outer.objective == "ppo":
+                loss = loss + outer.inner_kl_coefficient * kl.sum() / len(policies)
+        losses.append(loss)
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("moved", [0.0, 0.05])
+@pytest.mark.parametrize("objective", ["ppo", "trpo", "reinforce"])
 def test_the_gradient_of_stale_data_is_the_references(
-    small_settings: Settings, objective: str
+    small_settings: Settings, objective: str, moved: float
 ) -> None:
-    """Ratios against what was recorded, the inner KL from the version that collected."""
-    run = begun(overlapped(small_settings, objective=objective))
+    """At today's parameters, and at some that an update has moved, where ratios are clipped."""
+    run = begun(overlapped(small_settings, objective=objective, clip=0.1))
     settings, spec = run.settings, run.learner.spec
     rollouts = run.collect()
-    batch, theta = double(run.learner.prepare(rollouts)), double(dict(run.learner.parameters))
-    tasks = by_hand(run, batch)
-
-    def reference(at: meta_oracles.Parameters) -> torch.Tensor:
-        losses = [meta_oracles.task_loss(settings, spec, at, task) for task in tasks]
-        return torch.stack(losses).mean()
-
-    expected = oracles.gradient(reference, theta)
-    _, _, found = meta_gradient(settings, spec, theta, batch, order="second")
+    batch, today = double(run.learner.prepare(rollouts)), double(dict(run.learner.parameters))
+    draw = torch.Generator().manual_seed(0)
+    theta = {
+        name: value + moved * torch.randn(value.shape, generator=draw, dtype=value.dtype)
+        for name, value in today.items()
+    }
+    seen = recentred(settings, spec, today, batch)
+    _, told, found = meta_gradient(settings, spec, theta, seen, order="second")
+    expected = oracles.gradient(lambda at: decoupled(run, batch, at), theta)
     assert oracles.relative_error(found, expected) < 1e-5  # the batch is of float32
-    told = run.learner.update(rollouts)
-    assert told.gradient_norm == pytest.approx(float(oracles.flat(expected).norm()), rel=1e-3)
+    assert (float(told.clip_fraction) > 0.05) == (moved > 0.0)
+    if not moved:
+        assert float(told.query_kl) == pytest.approx(0.0, abs=1e-9)
+        norm = run.learner.update(rollouts).gradient_norm
+        assert norm == pytest.approx(float(oracles.flat(expected).norm()), rel=1e-3)
 
 
 @pytest.mark.parametrize("objective", ["ppo", "trpo"])
