@@ -217,7 +217,15 @@ def test_that_the_learner_knows_who_collected_stays_a_check(
     batch, theta = double(run.learner.prepare(rollouts)), double(dict(run.learner.parameters))
     _, today, _ = meta_gradient(run.settings, run.learner.spec, theta, batch, order="second")
     assert float(today.largest_ratio_error) > 1e-2
+    off = [
+        replace(task, query=replace(task.query, log_probs=task.query.log_probs + np.float32(0.1)))
+        for task in rollouts
+    ]
+    other = Run(run.settings)
+    other.learner.load(run.learner.state())
     assert run.learner.update(rollouts).collector_ratio_error < 1e-4
+    told = other.learner.update(off).collector_ratio_error
+    assert told == pytest.approx(1.0 - np.exp(-0.1), abs=1e-3)
 
 
 @pytest.mark.parametrize("steps", [1, 2])
