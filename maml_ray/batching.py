@@ -27,6 +27,11 @@ def checked(
 ) -> list[TaskRollouts]:
     """The rollouts in the order of their tasks.
 
+    Args:
+        rollouts: of one meta-batch.
+        settings: of the run.
+        version: of the parameters that were to collect them.
+
     Raises:
         ValueError: they are not exactly one of each task of the meta-batch, were collected with
             another version of the parameters, or lack a support set.
@@ -41,7 +46,7 @@ def checked(
         if task.version != version:
             raise ValueError(
                 f"task {task.task_index} was collected with version {task.version}, "
-                f"the learner is at version {version}"
+                f"the learner asked for version {version}"
             )
         if len(task.support) != settings.inner.steps:
             raise ValueError(
@@ -59,7 +64,10 @@ def make_batch(
     rollouts: Sequence[TaskRollouts],
     passes: Passes = WHOLE,
 ) -> MetaBatch:
-    """Flattening and stacking: rollouts to tensors on the parameters' device."""
+    """Flattening and stacking: rollouts to tensors on the parameters' device.
+
+    ``parameters`` and ``normaliser`` are those that the rollouts were collected with.
+    """
     device = next(iter(parameters.values())).device
 
     def stacked(phases: Sequence[tuple[Trajectories, NDArray[np.float32]]]) -> Samples:
@@ -72,22 +80,22 @@ def make_batch(
     )
     query = stacked([(task.query, task.query_advantages) for task in rollouts])
     collectors, query_collector = passes.joined(
-        lambda phases: _collectors(settings, spec, parameters, *phases), (support, query)
+        lambda phases: policies_at(settings, spec, parameters, *phases), (support, query)
     )
     credit = torch.from_numpy(_credit([task.query for task in rollouts])).to(device)
     return MetaBatch(support, collectors, query, query_collector, credit)
 
 
-def _collectors(
+def policies_at(
     settings: Settings,
     spec: PolicySpec,
     parameters: Parameters,
     support: tuple[Samples, ...],
     query: Samples,
 ) -> tuple[tuple[ActionDistribution, ...], ActionDistribution]:
-    """The distributions, at all the data, of the policies that collected them.
+    """The distributions at all the data of ``parameters`` and of their adaptations.
 
-    They are today's parameters and their adaptations, since the version was checked.
+    Of the parameters that collected the data, these are the policies that did.
     """
     if is_covered(settings, spec):
         return collecting_policies(settings, spec, parameters, support, query)

@@ -15,12 +15,15 @@ from safetensors import numpy as safetensors_numpy
 
 from maml_ray.errors import RunFolderError, told
 from maml_ray.learner import LearnerState
-from maml_ray.normalisation import RunningStatistics
+from maml_ray.normalisation import Normaliser, RunningStatistics
 from maml_ray.outer_update import OptimiserState
-from maml_ray.policy import PolicySpec
+from maml_ray.policy import PolicyParameters, PolicySpec
 from maml_ray.storage import Storage
 
 FORMAT = 2
+FORMAT_BEHIND = 3
+"""As format 2, with the parameters that the next meta-batch is collected with: what reads only
+format 2 would collect it with others, so it must refuse. Written where there are any."""
 _MANIFEST = "manifest.json"
 _PARAMETERS = "parameters.safetensors"
 _LEARNER = "learner.safetensors"
@@ -91,6 +94,7 @@ def load_checkpoint(storage: Storage, name: str) -> Checkpoint:
                 ),
                 skipped_in_a_row=int(manifest["skipped_in_a_row"]),
                 discarded_episodes=int(manifest["discarded_episodes"]),
+                behind=_read_behind(manifest, arrays),
             ),
             learner_threads=_optional_int(manifest["learner_threads"]),
         )
@@ -106,13 +110,14 @@ def checkpoint_files(checkpoint: Checkpoint) -> dict[str, bytes]:
         **{f"second/{name}": value for name, value in state.optimiser.second_moments.items()},
         "observations/mean": state.observations.mean,
         "observations/squares": state.observations.squares,
+        **_behind_arrays(state.behind),
     }
     files = {
         _PARAMETERS: safetensors_numpy.save(dict(state.parameters)),
         _LEARNER: safetensors_numpy.save(arrays),
     }
     manifest = {
-        "format": FORMAT,
+        "format": FORMAT if state.behind is None else FORMAT_BEHIND,
         "iteration": checkpoint.iteration,
         "version": state.version,
         "optimiser_steps": state.optimiser.steps,
@@ -125,6 +130,8 @@ def checkpoint_files(checkpoint: Checkpoint) -> dict[str, bytes]:
         "policy": asdict(checkpoint.spec),
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
     }
+    if state.behind is not None:
+        manifest["behind_version"] = state.behind.version
     sealed = {**manifest, "seal": _seal(manifest)}
     return {**files, _MANIFEST: json.dumps(sealed, indent=2).encode()}
 
@@ -140,10 +147,10 @@ def _read_manifest(storage: Storage, name: str) -> dict[str, Any]:
         raise BrokenCheckpoint(f"the manifest of {storage}/{name} is not JSON") from None
     if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
         raise BrokenCheckpoint(f"the manifest of {storage}/{name} is not one of a checkpoint")
-    if manifest["format"] != FORMAT:
+    if manifest["format"] not in (FORMAT, FORMAT_BEHIND):
         raise RunFolderError(
-            f"{storage}/{name} is a checkpoint of format {manifest['format']}, and this version "
-            f"of maml-ray reads format {FORMAT}: use the version that wrote it"
+            f"{storage}/{name} is a checkpoint of format {manifest['format']}, and this version of "
+            f"maml-ray reads formats {FORMAT} and {FORMAT_BEHIND}: use the version that wrote it"
         )
     if manifest.pop("seal", None) != _seal(manifest):
         raise BrokenCheckpoint(f"the manifest of {storage}/{name} does not match its checksum")
@@ -166,6 +173,27 @@ def _read_verified(storage: Storage, name: str, digest: str) -> bytes:
     if hashlib.sha256(content).hexdigest() != digest:
         raise BrokenCheckpoint(f"{storage}/{name} does not match its checksum")
     return content
+
+
+def _behind_arrays(behind: PolicyParameters | None) -> dict[str, NDArray[Any]]:
+    if behind is None:
+        return {}
+    arrays = {f"behind/{name}": value for name, value in behind.values.items()}
+    if behind.normaliser is not None:
+        arrays["behind_normaliser/mean"] = behind.normaliser.mean
+        arrays["behind_normaliser/scale"] = behind.normaliser.scale
+    return arrays
+
+
+def _read_behind(manifest: Mapping[str, Any], arrays: Arrays) -> PolicyParameters | None:
+    if manifest["format"] != FORMAT_BEHIND:
+        return None
+    constants = _with_prefix(arrays, "behind_normaliser")
+    return PolicyParameters(
+        version=int(manifest["behind_version"]),
+        values=_with_prefix(arrays, "behind"),
+        normaliser=Normaliser(constants["mean"], constants["scale"]) if constants else None,
+    )
 
 
 def _optional_int(value: Any) -> int | None:

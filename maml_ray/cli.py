@@ -127,6 +127,7 @@ def _demands(settings: Settings) -> list[str]:
     phases = settings.inner.steps + 1
     steps = batch.tasks * batch.episodes * settings.task.horizon * phases
     actors = cluster.rollout_actors
+    turns = "and it works beside the actors" if batch.overlap else "it and the actors take turns"
     learner = {
         "auto": "one GPU if the cluster has any, else CPU threads",
         "cpu": "CPU threads",
@@ -135,7 +136,7 @@ def _demands(settings: Settings) -> list[str]:
     return [
         f"rollout actors: {actors or 'one for each CPU of the cluster'}, one CPU each"
         + (f" (more than {batch.tasks} would idle)" if (actors or 0) > batch.tasks else ""),
-        f"learner: {learner}; no CPU is reserved, it and the actors take turns",
+        f"learner: {learner}; no CPU is reserved, {turns}",
         f"an iteration: {batch.tasks} tasks x {batch.episodes} episodes x {settings.task.horizon} "
         f"steps x {phases} phases = {steps:,} env steps",
         f"the run: {settings.run.iterations} iterations, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,13 +16,22 @@ from maml_ray.batching import checked, make_batch
 from maml_ray.config import Settings
 from maml_ray.gradient_diagnostics import GradientDiagnostics, diagnose_gradient
 from maml_ray.gradient_update import GradientUpdate
-from maml_ray.meta_objective import MetaBatch
+from maml_ray.meta_objective import MetaBatch, collector_ratio_error
 from maml_ray.meta_parameters import initial_meta_parameters, meta_parameter_shapes
 from maml_ray.normalisation import Normaliser, RunningStatistics
 from maml_ray.outer_update import OptimiserState, OuterOptimiser, OuterStep
 from maml_ray.passes import passes_on
-from maml_ray.policy import NumpyParameters, Parameters, PolicyParameters, PolicySpec, to_numpy
+from maml_ray.policy import (
+    NumpyParameters,
+    Parameters,
+    PolicyParameters,
+    PolicySpec,
+    to_numpy,
+    to_torch,
+)
+from maml_ray.recentring import recentred
 from maml_ray.seeding import Purpose, generator
+from maml_ray.staleness import collecting_version
 from maml_ray.trajectories import TaskRollouts, Trajectories
 from maml_ray.trust_region import TrustRegionUpdate
 
@@ -43,10 +52,11 @@ class UpdateMetrics:
         gradient_snr: of the meta-gradient over tasks; None but every ``outer.diagnose_every``.
         order_cosine: cosine between the second- and the first-order meta-gradient; likewise.
         inner_kl: KL between the policies that collected support data and today's, mean.
-        query_kl: the same for the adapted policies on query data.
+        query_kl: the same for the adapted policies on query data; where the data are of the version
+            before, from the adapted policies before the update.
         clip_fraction: share of query steps whose ratio lies outside the clip range at the end.
-        collector_ratio_error: largest ``|ratio - 1|`` on query data before the first step: what
-            the learner's adapted policies differ from the actors'. Rounding, or a defect.
+        collector_ratio_error: largest ``|ratio - 1|`` on query data of the adapted policies that
+            collected them: what the learner's differ from the actors'. Rounding, or a defect.
         entropy: of the adapted policies at query data, in nats.
         gradient_steps: steps of the optimiser; fewer than planned where the policies had moved as
             far as ``outer.max_query_kl`` allows, or where no step kept the trust region.
@@ -57,6 +67,8 @@ class UpdateMetrics:
             one. What could not be computed is NaN then.
         skipped_in_a_row: updates that were skipped in a row, this one included.
         discarded_episodes: broken simulations since the run began, each redrawn.
+        staleness: how many versions behind the updated parameters those were that collected the
+            meta-batch: 0, or 1 with ``meta_batch.overlap``.
     """
 
     version: int
@@ -80,6 +92,7 @@ class UpdateMetrics:
     skipped: str | None = None
     skipped_in_a_row: int = 0
     discarded_episodes: int = 0
+    staleness: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,6 +106,7 @@ class LearnerState:
         observations: statistics of all that was seen.
         skipped_in_a_row: updates that were skipped, up to now, for want of finite numbers.
         discarded_episodes: broken simulations since the run began, each redrawn.
+        behind: what the next meta-batch is collected with, where it is the version before this one.
     """
 
     version: int
@@ -101,13 +115,19 @@ class LearnerState:
     observations: RunningStatistics
     skipped_in_a_row: int = 0
     discarded_episodes: int = 0
+    behind: PolicyParameters | None = None
 
 
 def published(settings: Settings, state: LearnerState) -> PolicyParameters:
-    """What the actors need of a learner's state."""
+    """The policy of a learner's state, as it acts."""
     normalise = settings.policy.normalise_observations
     normaliser = state.observations.normaliser() if normalise else None
     return PolicyParameters(state.version, state.parameters, normaliser)
+
+
+def collecting(settings: Settings, state: LearnerState) -> PolicyParameters:
+    """What the meta-batch is collected with that a learner in ``state`` updates from next."""
+    return state.behind or published(settings, state)
 
 
 class MetaLearner:
@@ -137,10 +157,15 @@ class MetaLearner:
         self._optimiser = self._make_optimiser()
         self._observations = RunningStatistics.empty(spec.observation_size)
         self._skipped_in_a_row = self._discarded_episodes = 0
+        self._behind: PolicyParameters | None = None
 
     def publish(self) -> PolicyParameters:
         """The current parameters, for the actors."""
         return published(self.settings, self.state())
+
+    def collecting(self) -> PolicyParameters:
+        """What the meta-batch of the next update is collected with."""
+        return collecting(self.settings, self.state())
 
     def update(self, rollouts: Sequence[TaskRollouts]) -> UpdateMetrics:
         """One meta-update from the rollouts of one meta-batch, in any order.
@@ -150,10 +175,11 @@ class MetaLearner:
 
         Raises:
             ValueError: the rollouts are not exactly one of each task of the meta-batch, or were
-                collected with another version of the parameters.
+                collected with another version of the parameters than :meth:`collecting` gives.
         """
         start = time.perf_counter()
-        ordered = checked(rollouts, self.settings, self.version)
+        collector = collecting_version(self.settings, self.version)
+        ordered = checked(rollouts, self.settings, collector)
         sound = [task for task in ordered if task.broken is None]
         before = self.state()
         if len(sound) == len(ordered):
@@ -163,6 +189,8 @@ class MetaLearner:
         if skipped is not None:
             self.load(before)
         self.version = before.version + 1
+        if self.settings.meta_batch.overlap:
+            self._behind = published(self.settings, before)
         self._skipped_in_a_row = before.skipped_in_a_row + 1 if skipped is not None else 0
         self._discarded_episodes += sum(task.discarded for task in ordered)
         if sound:
@@ -192,13 +220,17 @@ class MetaLearner:
             skipped=skipped,
             skipped_in_a_row=self._skipped_in_a_row,
             discarded_episodes=self._discarded_episodes,
+            staleness=before.version - collector,
         )
 
     def _step(
         self, rollouts: Sequence[TaskRollouts]
     ) -> tuple[OuterStep | None, GradientDiagnostics | None, str | None]:
         """One step of the optimiser: how it went, or why it is to be undone."""
-        batch = self.prepare(rollouts)
+        batch = collected = self.prepare(rollouts)
+        if self._behind is not None:
+            told = (self.settings, self.spec, self.parameters)
+            batch = self._passes.joined(lambda piece: recentred(*told, piece), collected)
         gradient = self._diagnosed(batch)
         step = self._optimiser.update(batch, self.version, order=self._order())
         if not math.isfinite(step.loss) or not math.isfinite(step.gradient_norm):
@@ -207,11 +239,18 @@ class MetaLearner:
         moved = (to_numpy(self.parameters), state.first_moments, state.second_moments)
         if not all(np.isfinite(value).all() for part in moved for value in part.values()):
             return None, None, "the parameters would not be finite"
+        if self._behind is not None:  # what was looked at first are not the policies that collected
+            error = collector_ratio_error(collected)
+            step = replace(step, before=step.before._replace(largest_ratio_error=error))
         return step, gradient, None
 
     def prepare(self, rollouts: Sequence[TaskRollouts]) -> MetaBatch:
         """Rollouts, in the order of their tasks, as tensors on the learner's device."""
-        told = (self.settings, self.spec, self.parameters, self._normaliser())
+        parameters, normaliser = self.parameters, self._normaliser()
+        if self._behind is not None:
+            values, normaliser = to_torch(self._behind.values), self._behind.normaliser
+            parameters = {name: value.to(self.device) for name, value in values.items()}
+        told = (self.settings, self.spec, parameters, normaliser)
         return make_batch(*told, rollouts, self._passes)
 
     def state(self) -> LearnerState:
@@ -223,19 +262,34 @@ class MetaLearner:
             observations=self._observations,
             skipped_in_a_row=self._skipped_in_a_row,
             discarded_episodes=self._discarded_episodes,
+            behind=self._behind,
         )
 
     def load(self, state: LearnerState) -> None:
         """Go on from ``state``, to the last bit.
 
         Raises:
-            ValueError: the state is of a policy with other parameters.
+            ValueError: the state is of a policy with other parameters, or goes on from a meta-batch
+                of another version than the settings' next one.
         """
         asked = meta_parameter_shapes(self.spec, self.settings.inner)
-        shapes = {name: tuple(value.shape) for name, value in state.parameters.items()}
-        if shapes != asked:
-            raise ValueError(f"the state holds parameters {shapes}, the settings ask for {asked}")
+        next_with = state.behind or PolicyParameters(state.version, state.parameters, None)
+        for values in (state.parameters, next_with.values):
+            shapes = {name: tuple(value.shape) for name, value in values.items()}
+            if shapes != asked:
+                raise ValueError(
+                    f"the state holds parameters {shapes}, the settings ask for {asked}"
+                )
+        version = collecting_version(self.settings, state.version)
+        if next_with.version != version:
+            raise ValueError(
+                f"the state goes on from a meta-batch of version {next_with.version}, "
+                f"the settings from one of version {version}: meta_batch.overlap is another"
+            )
         self.version = state.version
+        self._behind = state.behind and replace(
+            state.behind, values={name: state.behind.values[name] for name in asked}
+        )
         self._observations = state.observations
         self._skipped_in_a_row = state.skipped_in_a_row
         self._discarded_episodes = state.discarded_episodes

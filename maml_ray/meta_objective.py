@@ -152,6 +152,13 @@ def inner_kl_of(policies: Sequence[ActionDistribution], batch: MetaBatch) -> Ten
     ).mean(dim=0)
 
 
+def collector_ratio_error(batch: MetaBatch) -> Tensor:
+    """Largest ``|ratio - 1|`` on query data of the collectors as they were computed here."""
+    log_probs = torch.func.vmap(log_probs_of)(batch.query_collector, batch.query)
+    error = torch.exp(log_probs - batch.query.log_probs) - 1.0
+    return torch.where(batch.query.weights > 0.0, error.abs(), 0.0).max()
+
+
 def _mean_kl(old: ActionDistribution, new: ActionDistribution, samples: Samples) -> Tensor:
     return (kl_divergence(old, new) * samples.weights.flatten(start_dim=-2)).sum(-1)
 

@@ -15,7 +15,7 @@ class OuterStep:
     """One meta-update as it went.
 
     Attributes:
-        before: diagnostics at the parameters that collected the data, of the first mini-batch.
+        before: diagnostics at the parameters before the update, of the first mini-batch.
         after: the last diagnostics that were looked at.
         loss: of the last mini-batch that was looked at.
         gradient_norm: Euclidean norm of the first meta-gradient, before clipping.
@@ -44,7 +44,7 @@ class OuterOptimiser(Protocol):
     """Moves the meta-parameters, in place."""
 
     def update(self, batch: MetaBatch, version: int, *, order: Order) -> OuterStep:
-        """One meta-update from ``batch``, which parameters of ``version`` have collected."""
+        """One meta-update of the parameters of ``version`` from ``batch``."""
 
     def state(self) -> OptimiserState:
         """A copy of what it remembers."""

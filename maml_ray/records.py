@@ -13,7 +13,8 @@ class IterationTimings:
     """Where the wall time of one meta-iteration went, in seconds.
 
     ``collect_s`` and ``adapt_s`` are the actors' mean; ``rest_s`` is what no work accounts for:
-    dispatch, transport, and actors that wait for the slowest.
+    dispatch, transport, and actors that wait for the slowest. With ``meta_batch.overlap`` the parts
+    run side by side, of two meta-batches: they add up to more than the wall time.
     """
 
     wall_s: float

@@ -27,6 +27,7 @@ from maml_ray.files import write_whole
 from maml_ray.plain_yaml import YamlError, parse_yaml
 from maml_ray.report.metrics import read_metrics, rows_of
 from maml_ray.run_folder import RunFolder
+from maml_ray.staleness import checkpoints_to_keep
 from maml_ray.storage import LocalStorage, Storage, open_storage, same_place
 
 _SETTINGS = "settings.yaml"
@@ -185,7 +186,7 @@ def save_elsewhere(settings: Settings, place: RunFolder, checkpoint: Checkpoint,
     """
     here = settings.model_copy(update={"run": settings.run.model_copy(update={"storage": None})})
     storage = LocalStorage(place.path)
-    save_checkpoint(storage, checkpoint, keep=settings.run.keep_checkpoints)
+    save_checkpoint(storage, checkpoint, keep=checkpoints_to_keep(settings))
     storage.write(place.metrics.name, rows.encode())
     storage.write(place.settings.name, dump_settings(here).encode())
     return f"{place.path}: go on from it with maml-ray train --resume {place.path}"

@@ -24,6 +24,7 @@ from maml_ray.run_storage import (
     run_storage,
     save_elsewhere,
 )
+from maml_ray.staleness import checkpoints_to_keep
 from maml_ray.storage import LocalStorage, Storage
 
 
@@ -89,7 +90,7 @@ def saving(
 
     writer = CheckpointWriter(
         storage,
-        keep=settings.run.keep_checkpoints,
+        keep=checkpoints_to_keep(settings),
         missed_allowed=settings.faults.missed_checkpoints,
         save_elsewhere=elsewhere,
         beside=Mirror(folder, storage),
@@ -131,6 +132,6 @@ def _bring_along(
             best = read_best(place)
             if best is not None:
                 brought, _ = load_chosen(place, str(best.iteration))
-                save_checkpoint(storage, brought, keep=settings.run.keep_checkpoints)
+                save_checkpoint(storage, brought, keep=checkpoints_to_keep(settings))
                 scores.append(best)
-    save_checkpoint(storage, resume, keep=settings.run.keep_checkpoints, scores=scores)
+    save_checkpoint(storage, resume, keep=checkpoints_to_keep(settings), scores=scores)

@@ -5,6 +5,9 @@
 The loop moves references and figures; it holds neither trajectories nor gradients. What it does
 hold is the learner's last state, which is small: whoever dies, training goes on from there, and to
 the same bits, since every random number is named by what it is for.
+
+With ``meta_batch.overlap`` the actors collect the next meta-batch while the learner updates from
+this one: see :mod:`~maml_ray.staleness`.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from maml_ray.records import IterationRecord, IterationTimings, Observer, StartR
 from maml_ray.rollout import Assignment, policy_spec, sample_tasks
 from maml_ray.run_folder import RunFolder
 from maml_ray.saving import saving, settle_in
+from maml_ray.staleness import collecting_version
 from maml_ray.stopping import StopRequest
 from maml_ray.tasks.distribution import TaskDistribution
 from maml_ray.tasks.lookup import resolve_tasks
@@ -121,7 +125,9 @@ class _Loop:
     def _iterate(self) -> None:
         began = time.perf_counter()
         for iteration in range(self.position.iteration, self.settings.run.iterations):
-            collected, update = self.actors.learn(self._assignments(iteration))
+            collected, update = self.actors.learn(
+                self._assignments(iteration), self._ahead(iteration)
+            )
             now = time.perf_counter()
             record = self._record(update, collected, now - began)
             began = now  # what follows, files too, is the next iteration's "rest"
@@ -131,10 +137,14 @@ class _Loop:
 
     def _assignments(self, iteration: int) -> list[Assignment]:
         drawn = sample_tasks(self.settings, self.tasks, iteration)
-        return [
-            Assignment(iteration, index, task, version=iteration)
-            for index, task in enumerate(drawn)
-        ]
+        version = collecting_version(self.settings, iteration)
+        return [Assignment(iteration, index, task, version) for index, task in enumerate(drawn)]
+
+    def _ahead(self, iteration: int) -> list[Assignment]:
+        """What is collected while the learner is at ``iteration``: the next one, or nothing."""
+        last = iteration + 1 == self.settings.run.iterations
+        overlap = self.settings.meta_batch.overlap and not last
+        return self._assignments(iteration + 1) if overlap else []
 
     def _record(
         self, update: UpdateMetrics, collected: Collected, wall_s: float
@@ -165,7 +175,8 @@ class _Loop:
             TrainingFailed: the storage has failed too often, or too many numbers went wrong.
         """
         if math.isfinite(update.return_after):
-            self.writer.note_score(Score(update.version - 1, update.return_after))
+            collector = update.version - 1 - update.staleness
+            self.writer.note_score(Score(collector, update.return_after))
         if self.position.iteration % self.settings.run.checkpoint_every == 0:
             self.writer.submit(self._checkpoint())
         for message in self.writer.news():

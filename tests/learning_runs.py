@@ -29,7 +29,7 @@ class Run:
         self.learner = MetaLearner(settings, self.worker.spec)
 
     def collect(self) -> list[TaskRollouts]:
-        published, iteration = self.learner.publish(), self.learner.version
+        published, iteration = self.learner.collecting(), self.learner.version
         tasks = sample_tasks(self.settings, self.worker.tasks, iteration)
         return [
             self.worker.roll_out(published, Assignment(iteration, i, task, published.version))[0]

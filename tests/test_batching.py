@@ -54,7 +54,7 @@ def one_step_short(rollouts: list[TaskRollouts]) -> list[TaskRollouts]:
         (missing, r"got \[0, 1\]"),
         (too_many, r"got \[0, 0, 1, 2\]"),
         (foreign, r"got \[0, 1, 3\]"),
-        (stale, "task 2 was collected with version 7, the learner is at version 0"),
+        (stale, "task 2 was collected with version 7, the learner asked for version 0"),
         (one_step_short, "task 2 has 1 support sets, inner.steps is 2"),
     ],
 )

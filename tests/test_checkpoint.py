@@ -6,6 +6,7 @@ import os
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,9 +29,9 @@ from maml_ray.checkpoint_files import (
 )
 from maml_ray.errors import RunFolderError
 from maml_ray.learner import LearnerState
-from maml_ray.normalisation import RunningStatistics
+from maml_ray.normalisation import Normaliser, RunningStatistics
 from maml_ray.outer_update import OptimiserState
-from maml_ray.policy import NumpyParameters, PolicySpec
+from maml_ray.policy import NumpyParameters, PolicyParameters, PolicySpec
 from maml_ray.storage import LocalStorage
 
 FOLDER = "checkpoints"
@@ -84,6 +85,53 @@ def test_what_is_saved_is_what_is_loaded_to_the_last_bit(storage: LocalStorage) 
     assert_equal(loaded, point)
     assert loaded.learner_threads == 3
     assert (loaded.learner.skipped_in_a_row, loaded.learner.discarded_episodes) == (2, 5)
+
+
+def manifest_of(point: Checkpoint) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads(checkpoint_files(point)["manifest.json"])
+    return manifest
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_what_the_next_meta_batch_is_collected_with_is_kept_to_the_last_bit(
+    storage: LocalStorage, normalise: bool
+) -> None:
+    before, seen = checkpoint(6).learner, checkpoint(6).learner.observations
+    behind = PolicyParameters(6, before.parameters, seen.normaliser() if normalise else None)
+    point = replace(checkpoint(7), learner=replace(checkpoint(7).learner, behind=behind))
+    loaded = load_checkpoint(storage, save_checkpoint(storage, point, keep=3))
+    assert_equal(loaded, point)
+    found = loaded.learner.behind
+    assert found is not None
+    assert found.version == 6
+    assert set(found.values) == set(behind.values)
+    for name, value in behind.values.items():
+        np.testing.assert_array_equal(found.values[name], value)
+    if behind.normaliser is None:
+        assert found.normaliser is None
+        return
+    assert isinstance(found.normaliser, Normaliser)
+    for name, constant in vars(behind.normaliser).items():
+        np.testing.assert_array_equal(getattr(found.normaliser, name), constant)
+    assert manifest_of(point)["format"] == 3  # what reads only 2 would collect with others
+
+
+def test_without_anything_behind_it_is_the_format_that_it_always_was(
+    storage: LocalStorage,
+) -> None:
+    told = manifest_of(checkpoint(7))
+    assert told["format"] == 2
+    assert set(told) == {
+        *("format", "iteration", "version", "optimiser_steps", "observations_seen"),
+        *("total_env_steps", "elapsed_s", "skipped_in_a_row", "discarded_episodes"),
+        *("learner_threads", "policy", "sha256", "seal"),
+    }
+    name = save_checkpoint(storage, checkpoint(7), keep=3)
+    assert set(load_file(storage.path / name / "learner.safetensors")) == {
+        *(f"{moment}/{part}" for moment in ("first", "second") for part in SPEC.shapes()),
+        *("observations/mean", "observations/squares"),
+    }
+    assert load_checkpoint(storage, name).learner.behind is None
 
 
 def test_what_kind_of_policy_it_is_is_kept(storage: LocalStorage) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,11 +13,12 @@ from typing import Any, cast
 import pytest
 
 from maml_ray.attempts import FencedStorage, claim
-from maml_ray.checkpoint import load_newest
+from maml_ray.checkpoint import Score, load_newest, read_best
 from maml_ray.config import Settings
 from maml_ray.distributed.crew import Crew
 from maml_ray.errors import Interrupted, Superseded, TrainingFailed
 from maml_ray.records import FaultFigures
+from maml_ray.rollout import Assignment
 from maml_ray.run_folder import RunFolder
 from maml_ray.saving import saving, settle_in
 from maml_ray.stopping import StopRequest
@@ -54,20 +55,29 @@ class MadeUpCrew:
 
     settings: Settings
     during: Callable[[int], object]
+    asked: list[tuple[Any, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         state = checkpoint_of(self.settings, 0)
         self.spec = state.spec
         self.learner = SimpleNamespace(state=state.learner, threads=1)
 
-    def learn(self, assignments: Any) -> Any:
+    def learn(self, assignments: Any, ahead: Any) -> Any:
         iteration = assignments[0].iteration
+        self.asked.append((keys(assignments), keys(ahead)))
         self.during(iteration)
         self.learner.state = replace(self.learner.state, version=iteration + 1)
-        return SimpleNamespace(actors=1, rollouts=[]), made_up_record(iteration).update
+        behind = iteration - assignments[0].version
+        update = made_up_record(iteration, staleness=behind).update
+        return SimpleNamespace(actors=1, rollouts=[]), update
 
     def figures(self, collected: Any) -> FaultFigures:
         return FaultFigures(1, 1, 0, 0, 1, 0, 0, 0, 0)
+
+
+def keys(assignments: list[Assignment]) -> set[tuple[int, int]]:
+    """Iterations and versions of pieces of work."""
+    return {(one.iteration, one.version) for one in assignments}
 
 
 @dataclass
@@ -78,24 +88,29 @@ class Run:
     gate: Gate
     stop: StopRequest
     folder: RunFolder
+    crew: MadeUpCrew
 
 
 @contextmanager
-def a_run(path: Path, during: Callable[[int], object] = lambda iteration: None) -> Iterator[Run]:
+def a_run(
+    path: Path, during: Callable[[int], object] = lambda iteration: None, **sections: Any
+) -> Iterator[Run]:
     """Three iterations in a folder; another attempt can be claimed in it."""
-    chosen = settings(run={"iterations": 3}, faults={"fallback_directory": str(path / "fallback")})
+    sections = {"run": {"iterations": 3}, **sections}
+    chosen = settings(faults={"fallback_directory": str(path / "fallback")}, **sections)
     folder, stop = RunFolder(path / "run"), StopRequest()
     gate = Gate(folder.path)
     storage = FencedStorage(gate, settle_in(folder, chosen).attempt)
     with saving(chosen, folder, storage, stop.give_way) as writer:
-        crew = cast(Crew, MadeUpCrew(chosen, during))
+        crew = MadeUpCrew(chosen, during)
         tasks: Any = SimpleNamespace(sample=lambda rng, count: [None] * count)
         audience = _Audience([])
         yield Run(
-            _Loop(chosen, tasks, crew, writer, audience, stop.check, 1, _Position()),
+            _Loop(chosen, tasks, cast(Crew, crew), writer, audience, stop.check, 1, _Position()),
             gate,
             stop,
             folder,
+            crew,
         )
         gate.open.set()
 
@@ -156,3 +171,31 @@ def test_a_newer_attempt_ends_it_without_a_last_checkpoint(tmp_path: Path, when:
     assert not (tmp_path / "fallback").exists()
     with pytest.raises(Superseded):  # whoever waits for actors hears of it too
         run.stop.check()
+
+
+def test_each_meta_batch_is_collected_with_the_newest_version_and_nothing_ahead(
+    tmp_path: Path,
+) -> None:
+    with a_run(tmp_path) as run:
+        run.loop.run()
+    assert run.crew.asked == [({(i, i)}, set()) for i in range(3)]
+
+
+def test_with_overlap_the_next_one_is_asked_for_with_what_is_newest_before_the_update(
+    tmp_path: Path,
+) -> None:
+    with a_run(tmp_path, meta_batch={"overlap": True}) as run:
+        run.loop.run()
+    assert run.crew.asked == [({(0, 0)}, {(1, 0)}), ({(1, 0)}, {(2, 1)}), ({(2, 1)}, set())]
+
+
+def test_with_overlap_a_return_is_credited_to_the_version_that_collected(tmp_path: Path) -> None:
+    """Iteration 3 tells of version 2, whose checkpoint is kept for it though one is asked for."""
+
+    def during(iteration: int) -> None:
+        run.loop.writer.flush(WAIT_S)  # none is overtaken
+
+    chosen = {"meta_batch": {"overlap": True}, "run": {"iterations": 4, "keep_checkpoints": 1}}
+    with a_run(tmp_path, during, **chosen) as run:
+        run.loop.run()
+    assert read_best(LocalStorage(run.folder.path)) == Score(2, 36.0)  # made up: 12 an iteration

@@ -1,4 +1,4 @@
-"""The work of one meta-batch while it is under way: what is left, begun, done, and how often.
+"""The work of meta-batches while they are under way: what is left, begun, done, and how often.
 
 Work is keyed by iteration and task, and its result depends on the key alone: handing a piece out
 twice is harmless, and the first answer counts. Nothing here knows of Ray: results are opaque.
@@ -11,9 +11,9 @@ its phases, and the learner checks that every phase of every task is there once.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from maml_ray.rollout import Assignment
 
@@ -57,18 +57,31 @@ class Batch(Generic[Result]):
     Args:
         assignments: all its work.
         kept: results from before, by task index: only the others are worked at.
+        parameters: what the actors are to be given with each piece.
+        counts: what became of the work before.
     """
 
     def __init__(
-        self, assignments: Sequence[Assignment], kept: dict[int, Result] | None = None
+        self,
+        assignments: Sequence[Assignment],
+        kept: dict[int, Result] | None = None,
+        *,
+        parameters: Any = None,
+        counts: WorkCounts | None = None,
     ) -> None:
+        self.parameters = parameters
         self._assignments = {work.task_index: work for work in assignments}
         self._done: dict[int, Result] = dict(kept or {})
         self._queue = deque(work for work in assignments if work.task_index not in self._done)
         self._copies: Counter[int] = Counter()
         self._failures: Counter[int] = Counter()
         self._again: set[int] = set()
-        self._counts = WorkCounts()
+        self._counts = counts or WorkCounts()
+
+    @property
+    def assignments(self) -> tuple[Assignment, ...]:
+        """All its work."""
+        return tuple(self._assignments.values())
 
     @property
     def finished(self) -> bool:
@@ -97,10 +110,13 @@ class Batch(Generic[Result]):
         self._counts += WorkCounts(dispatched=1, retried=int(work.task_index in self._again))
         return work
 
+    def has(self, work: Assignment) -> bool:
+        """Whether ``work`` is of this batch."""
+        return self._assignments.get(work.task_index) == work
+
     def needs(self, work: Assignment) -> bool:
         """Whether ``work`` is of this batch and not yet done."""
-        index = work.task_index
-        return self._assignments.get(index) == work and index not in self._done
+        return self.has(work) and work.task_index not in self._done
 
     def may_duplicate(self, work: Assignment) -> bool:
         """Whether ``work`` is needed, and one actor alone is at it."""
@@ -113,7 +129,7 @@ class Batch(Generic[Result]):
 
     def finish(self, work: Assignment, result: Result) -> None:
         """An answer: the first to a piece of work of this batch is used."""
-        if self._assignments.get(work.task_index) != work:  # of a batch before this one
+        if not self.has(work):  # of a batch before this one
             self._counts += WorkCounts(discarded=1)
             return
         self._copies[work.task_index] -= 1
@@ -135,7 +151,7 @@ class Batch(Generic[Result]):
         """
         for work in reversed(list(works)):
             self._counts += WorkCounts(lost=1)
-            if self._assignments.get(work.task_index) != work:
+            if not self.has(work):
                 continue
             self._copies[work.task_index] -= 1
             if work.task_index not in self._done and not self._copies[work.task_index]:
@@ -145,3 +161,50 @@ class Batch(Generic[Result]):
             return 0  # what another has done already kills nobody
         self._failures[blamed.task_index] += 1
         return self._failures[blamed.task_index]
+
+
+class Agenda(Generic[Result]):
+    """The meta-batches under way, the most urgent first: of the earliest iteration.
+
+    What is heard of a piece of work goes to its own batch; of one whose batch is over, to the first
+    of them, which counts it. So there is at least one batch whenever anything is heard.
+    """
+
+    def __init__(self) -> None:
+        self._batches: list[Batch[Result]] = []
+
+    def __iter__(self) -> Iterator[Batch[Result]]:
+        return iter(self._batches)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every task of every batch is done."""
+        return all(batch.finished for batch in self._batches)
+
+    def begin(self, batch: Batch[Result]) -> None:
+        """Its work is to be done, after that of the iterations before it."""
+        self._batches.append(batch)
+        self._batches.sort(key=lambda one: one.assignments[0].iteration)
+
+    def end(self, batch: Batch[Result]) -> None:
+        """Nothing more is done for it."""
+        self._batches.remove(batch)
+
+    def needs(self, work: Assignment) -> bool:
+        """Whether ``work`` is of a batch under way and not yet done."""
+        return any(batch.needs(work) for batch in self._batches)
+
+    def finish(self, work: Assignment, result: Result) -> None:
+        """An answer."""
+        self._owner(work).finish(work, result)
+
+    def lose(self, works: Sequence[Assignment], blamed: Assignment) -> int:
+        """Nobody answers to ``works`` any more: see :meth:`Batch.lose`."""
+        failures = 0
+        for batch in self._batches:
+            own = [work for work in works if self._owner(work) is batch]
+            failures += batch.lose(own, blamed if blamed in own else None)
+        return failures
+
+    def _owner(self, work: Assignment) -> Batch[Result]:
+        return next((batch for batch in self._batches if batch.has(work)), self._batches[0])

@@ -44,8 +44,10 @@ class ResourcePlan:
 def plan_resources(settings: ClusterSettings, available: Mapping[str, float]) -> ResourcePlan:
     """Fit the settings' wishes to the cluster's resources, as ``ray.cluster_resources()`` has them.
 
-    The learner asks for no CPU: it and the actors take turns. With ``cluster.autoscaler`` what is
-    not there may come, and is waited for; ``auto`` takes a GPU that is there now.
+    The learner asks for no CPU: it and the actors take turns. (With ``meta_batch.overlap`` they do
+    not, and ``cluster.rollout_actors`` says how many CPUs are left to it.) With
+    ``cluster.autoscaler`` what is not there may come, and is waited for; ``auto`` takes a GPU that
+    is there now.
 
     Raises:
         ResourceError: more is asked for than there is.

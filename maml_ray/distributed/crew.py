@@ -13,13 +13,13 @@ import ray
 from maml_ray.checkpoint_files import Checkpoint
 from maml_ray.config import Settings
 from maml_ray.distributed.activity import Place
-from maml_ray.distributed.batch import WorkCounts
+from maml_ray.distributed.batch import Batch, WorkCounts
 from maml_ray.distributed.capacity import Capacity
 from maml_ray.distributed.cluster import plan_resources
 from maml_ray.distributed.demand import demanded_actors
 from maml_ray.distributed.failures import FaultLog, Observation, settle
 from maml_ray.distributed.learner_client import LearnerClient, RolloutsLost
-from maml_ray.distributed.pool import Collected, RolloutPool
+from maml_ray.distributed.pool import Collected, Rollout, RolloutPool
 from maml_ray.distributed.run_name import own_name
 from maml_ray.errors import TrainingFailed
 from maml_ray.learner import UpdateMetrics, published
@@ -51,23 +51,35 @@ class Crew:
     _faults: FaultLog
     _settle: Callable[[Observation], None]
     _counts: WorkCounts = field(default_factory=WorkCounts)
+    _ahead: Batch[Rollout] | None = None
 
-    def learn(self, assignments: Sequence[Assignment]) -> tuple[Collected, UpdateMetrics]:
+    def learn(
+        self, assignments: Sequence[Assignment], ahead: Sequence[Assignment] = ()
+    ) -> tuple[Collected, UpdateMetrics]:
         """Collect a meta-batch and update from it; again, where rollouts are lost in between.
+
+        Args:
+            assignments: the meta-batch; where it was ``ahead`` last time, it is under way already.
+            ahead: another, which the actors collect with the newest parameters as soon as they are
+                free, while the learner works. It waits for its turn, which is the next call.
 
         Raises:
             TrainingFailed: a piece of work failed too often, or a budget for faults is spent.
             Interrupted: a request to stop came.
         """
-        collected = self.pool.collect(self.parameters, assignments)
+        batch = self._ahead or self.pool.begin(self._collecting(), assignments)
+        self._ahead = self.pool.begin(self.parameters, ahead) if ahead else None
+        meanwhile = self.pool.step if ahead else None
+        collected = self.pool.finish(batch)
         while True:
             try:
-                update = self.learner.update([one.rollouts for one in collected.rollouts])
+                rollouts = [one.rollouts for one in collected.rollouts]
+                update = self.learner.update(rollouts, meanwhile)
             except RolloutsLost as lost:
                 failure = self.pool.how_lost(collected)
                 seen = Observation(failure, "the meta-update", "the learner", 0, str(lost))
                 self._settle(seen)
-                collected = self.pool.collect(self.parameters, assignments, collected)
+                collected = self.pool.collect(batch.parameters, assignments, collected)
             else:
                 self._account(collected.counts, len(assignments))
                 self.parameters = ray.put(published(self.settings, self.learner.state))
@@ -86,13 +98,19 @@ class Crew:
             learner_restarts=self.learner.restarts,
         )
 
+    def _collecting(self) -> ray.ObjectRef[Any]:
+        """What a meta-batch is collected with that is not under way: after the start."""
+        behind = self.learner.state.behind
+        return self.parameters if behind is None else ray.put(behind)
+
     def _account(self, counts: WorkCounts, tasks: int) -> None:
         """Every piece of work is used once, and every other one is known to be lost or late."""
         self._counts += counts
-        if counts.used != tasks or self._counts.unanswered != self.pool.in_flight:
+        so_far = self._counts + (self._ahead.counts if self._ahead else WorkCounts())
+        if counts.used != tasks or so_far.unanswered != self.pool.in_flight:
             raise TrainingFailed(
                 f"the account of the work is wrong: {counts} of {tasks} tasks; since the start "
-                f"{self._counts}, under way {self.pool.in_flight}"
+                f"{so_far}, under way {self.pool.in_flight}"
             )
 
 

@@ -33,6 +33,8 @@ as soon as anything else wants it (0.45 s against 1.2 to 1.7 s with one core bus
 KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 """Memory that the learner frees stays with it (glibc, mallopt(3)): to get some tens of thousands of
 pages anew in each update, zeroed by the kernel, takes up to a third of the update's time."""
+Meanwhile = Callable[[Sequence[ray.ObjectRef[Any]]], None]
+"""What is done while an update is waited for: it returns soon, or when a reference is there."""
 GRACE_S = 3.0
 """How long a request to stop lets an update finish that is under way."""
 
@@ -142,10 +144,16 @@ class LearnerClient:
                     f"(cluster.start_timeout_s); {describe_free()}"
                 )
 
-    def update(self, rollouts: Sequence[ray.ObjectRef[Any]]) -> UpdateMetrics:
+    def update(
+        self, rollouts: Sequence[ray.ObjectRef[Any]], meanwhile: Meanwhile | None = None
+    ) -> UpdateMetrics:
         """One meta-update, by another learner where the first one dies at it.
 
         The rollouts go from the actors' nodes to the learner's; the driver never holds them.
+
+        Args:
+            rollouts: references to one meta-batch's.
+            meanwhile: called over and over until the update is there; may raise to give it up.
 
         Raises:
             RolloutsLost: they are not all there any more.
@@ -158,7 +166,7 @@ class LearnerClient:
                 *rollouts
             )
             try:
-                failed = self._wait_for(metrics, state)
+                failed = self._wait_for(metrics, state, meanwhile=meanwhile)
                 if failed is None:
                     result: UpdateMetrics = ray.get(metrics, timeout=FETCH_S)
                     self._state = ray.get(state, timeout=FETCH_S)
@@ -221,11 +229,13 @@ class LearnerClient:
             return False
         return self._capacity.announced(place.node_id)
 
-    def _wait_for(self, *refs: ray.ObjectRef[Any]) -> tuple[Failure, str] | None:
+    def _wait_for(
+        self, *refs: ray.ObjectRef[Any], meanwhile: Meanwhile | None = None
+    ) -> tuple[Failure, str] | None:
         """Wait for an update; why it is given up, or None when all of it is there."""
         limits, began = self._settings.cluster, time.monotonic()
         told, stop_by = began, None
-        while ray.wait(list(refs), num_returns=len(refs), timeout=POLL_S)[1]:
+        while not _are_there(refs, meanwhile):
             now = time.monotonic()
             self._capacity.look()  # the end of the learner's node may be announced meanwhile
             try:
@@ -243,3 +253,11 @@ class LearnerClient:
             if now - began > limits.task_timeout_s:
                 return Failure.TIMED_OUT, f"cluster.task_timeout_s is {limits.task_timeout_s:.0f}"
         return None
+
+
+def _are_there(refs: Sequence[ray.ObjectRef[Any]], meanwhile: Meanwhile | None) -> bool:
+    """Whether all are there, or come within half a second."""
+    if meanwhile is not None:
+        meanwhile(refs)
+    patience = POLL_S if meanwhile is None else 0
+    return not ray.wait(list(refs), num_returns=len(refs), timeout=patience)[1]

@@ -18,7 +18,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from maml_ray.config import Settings
 from maml_ray.distributed.activity import Place, Receipt
-from maml_ray.distributed.batch import Batch, WorkCounts
+from maml_ray.distributed.batch import Agenda, Batch, WorkCounts
 from maml_ray.distributed.capacity import Capacity
 from maml_ray.distributed.demand import describe_free
 from maml_ray.distributed.failures import Failure, Observation
@@ -85,6 +85,7 @@ class RolloutPool:
         self._capacity = capacity
         self._settle, self._on_event, self._check_stop = settle, on_event, check_stop
         self._roster = Roster(settings, namespace, capacity, settle=settle, on_event=on_event)
+        self._agenda: Agenda[Rollout] = Agenda()
         self._usual: deque[float] = deque(maxlen=64)
         self._told_at = self._finished_at = time.monotonic()
 
@@ -141,22 +142,54 @@ class RolloutPool:
             TrainingFailed: a piece of work raised or failed too often, a budget for faults is
                 spent, or no actor was left for ``cluster.empty_timeout_s``.
         """
+        return self.finish(self.begin(parameters, assignments, before))
+
+    def begin(
+        self,
+        parameters: ray.ObjectRef[Any],
+        assignments: Sequence[Assignment],
+        before: Collected | None = None,
+    ) -> Batch[Rollout]:
+        """Take up a meta-batch, beside those under way: arguments as for :meth:`collect`.
+
+        Work is handed out in :meth:`step` and :meth:`finish`, of earlier iterations first.
+        """
         kept = self._still_there(before) if before else {}
-        batch: Batch[Rollout] = Batch(assignments, kept)
-        self._finished_at = time.monotonic()
-        while not batch.finished:
-            self._check_stop()
-            self._roster.follow_cluster()
-            self._roster.insist_on_somebody()
-            self._dispatch(parameters, batch)
-            for member, ref in self._wait():
-                self._handle(batch, member, ref)
-            self._enforce_deadlines(batch)
-        counts = batch.counts
+        counts = WorkCounts()
         if before:
             again = len(assignments) - len(kept)
-            counts += before.counts + WorkCounts(used=-again, lost=again)
-        return Collected(batch.results(), len(self._roster.at_work), counts)
+            counts = before.counts + WorkCounts(used=-again, lost=again)
+        batch = Batch(assignments, kept, parameters=parameters, counts=counts)
+        self._agenda.begin(batch)
+        self._finished_at = time.monotonic()
+        return batch
+
+    def finish(self, batch: Batch[Rollout]) -> Collected:
+        """See a meta-batch that was begun to its end; raises as :meth:`collect`."""
+        try:
+            while not batch.finished:
+                self._check_stop()
+                self.step()
+            return Collected(batch.results(), len(self._roster.at_work), batch.counts)
+        finally:
+            self._agenda.end(batch)
+
+    def step(self, others: Sequence[ray.ObjectRef[Any]] = ()) -> None:
+        """Hand out work, wait for what comes next, half a second at most, and act on it.
+
+        Args:
+            others: one of these that is there ends the wait as well.
+
+        Raises:
+            TrainingFailed: as :meth:`collect`.
+        """
+        self._roster.follow_cluster()
+        if not self._agenda.finished:
+            self._roster.insist_on_somebody()
+        self._dispatch()
+        for member, ref in self._wait(others):
+            self._handle(member, ref)
+        self._enforce_deadlines()
 
     @property
     def in_flight(self) -> int:
@@ -199,27 +232,35 @@ class RolloutPool:
         kept = {i: one for i, one in enumerate(before.rollouts) if one.node_id in living}
         return kept if len(kept) < len(before.rollouts) else {}
 
-    def _dispatch(self, parameters: ray.ObjectRef[Any], batch: Batch[Rollout]) -> None:
+    def _dispatch(self) -> None:
         """Give free actors work; a second piece ahead, while there is plenty, hides the way."""
         there = self._roster.at_work
-        for depth in (1, 2) if batch.waiting else ():
-            for member in there:
-                plenty = depth == 1 or batch.waiting > len(there)
-                if len(member.work) < depth and batch.waiting and plenty:
-                    member.give(parameters, batch.hand_out())
+        for batch in self._agenda:
+            for depth in (1, 2) if batch.waiting else ():
+                for member in there:
+                    plenty = depth == 1 or batch.waiting > len(there)
+                    if len(member.work) < depth and batch.waiting and plenty:
+                        member.give(batch.parameters, batch.hand_out())
+            self._duplicate(batch, [member for member in there if not member.work])
+            if batch.waiting:  # what is left of it waits for the next who is free; so does the rest
+                return
+
+    def _duplicate(self, batch: Batch[Rollout], idle: list[Member]) -> None:
+        """Give idle actors what others are slow at."""
         factor = self._limits.straggler_factor
         if factor is None or batch.waiting or not self._usual:
             return
         slow = max(POLL_S, factor * median(self._usual))
-        idle = [member for member in there if not member.work]
         late = [member for member in self._roster if member.head_age() > slow] if idle else []
         for straggler in sorted(late, key=Member.head_age, reverse=True):
             for item in straggler.work:
                 if idle and batch.may_duplicate(item.assignment):
-                    idle.pop().give(parameters, item.assignment)
+                    idle.pop().give(batch.parameters, item.assignment)
                     batch.duplicate(item.assignment)
 
-    def _wait(self) -> list[tuple[Member, ray.ObjectRef[Any]]]:
+    def _wait(
+        self, others: Sequence[ray.ObjectRef[Any]] = ()
+    ) -> list[tuple[Member, ray.ObjectRef[Any]]]:
         """What has been answered: receipts, and first words of new actors."""
         waiting: dict[ray.ObjectRef[Any], Member] = {}
         for member in self._roster:
@@ -227,15 +268,15 @@ class RolloutPool:
                 waiting[member.ready] = member
             for item in member.work:
                 waiting[item.receipt] = member
-        if not waiting:
+        if not waiting and not others:
             time.sleep(POLL_S)  # nobody is there who could answer
             return []
-        answered, others = ray.wait(list(waiting), timeout=POLL_S)
-        if answered and others:  # of a thousand actors many have answered by now: one look for all
-            answered += ray.wait(others, num_returns=len(others), timeout=0)[0]
-        return [(waiting[ref], ref) for ref in answered]
+        answered, pending = ray.wait([*waiting, *others], timeout=POLL_S)
+        if answered and pending:  # of a thousand actors many have answered by now: one look for all
+            answered += ray.wait(pending, num_returns=len(pending), timeout=0)[0]
+        return [(waiting[ref], ref) for ref in answered if ref in waiting]
 
-    def _handle(self, batch: Batch[Rollout], member: Member, ref: ray.ObjectRef[Any]) -> None:
+    def _handle(self, member: Member, ref: ray.ObjectRef[Any]) -> None:
         if member not in self._roster:
             return  # it was let go for what it answered just before: this piece is lost, too
         if ref == member.ready:
@@ -248,31 +289,32 @@ class RolloutPool:
             # What Ray raises around the work, as of a full object store, need not come again.
             own = not isinstance(error.cause, RayError)
             failure = Failure.WORK_RAISED if own else Failure.DATA_LOST
-            self._fail(batch, member, failure, reason(error), item)
+            self._fail(member, failure, reason(error), item)
         except RayError as error:
-            self._fail(batch, member, self._roster.how_it_died(member, error), reason(error))
+            self._fail(member, self._roster.how_it_died(member, error), reason(error))
         else:
             self._usual.append(member.answered(item))
             self._finished_at = time.monotonic()
-            batch.finish(item.assignment, Rollout(item.rollouts, receipt.timings, receipt.node_id))
+            rollout = Rollout(item.rollouts, receipt.timings, receipt.node_id)
+            self._agenda.finish(item.assignment, rollout)
 
-    def _enforce_deadlines(self, batch: Batch[Rollout]) -> None:
+    def _enforce_deadlines(self) -> None:
         limits = self._limits
         soonest = min(limits.stall_s, limits.task_timeout_s)
         for member in self._roster:
             if member.head_age() <= soonest:
                 continue
-            needed = bool(member.work) and batch.needs(member.work[0].assignment)
+            needed = bool(member.work) and self._agenda.needs(member.work[0].assignment)
             limit = limits.task_timeout_s if needed else soonest
             if member.head_age() > limit:
                 key = "task_timeout_s" if limit == limits.task_timeout_s else "stall_s"
-                self._fail(batch, member, Failure.TIMED_OUT, f"cluster.{key} is {limit:.0f}")
+                self._fail(member, Failure.TIMED_OUT, f"cluster.{key} is {limit:.0f}")
         self._roster.give_up_late_starts()
         busy = [member for member in self._roster if member.work]
         if busy and time.monotonic() - self._finished_at > limits.stall_s:
-            self._on_stall(batch, busy)
+            self._on_stall(busy)
 
-    def _on_stall(self, batch: Batch[Rollout], busy: list[Member]) -> None:
+    def _on_stall(self, busy: list[Member]) -> None:
         """Nothing has finished for long: tell who is at what, and replace those that hang."""
         waited = time.monotonic() - self._finished_at
         self._finished_at = time.monotonic()
@@ -287,21 +329,16 @@ class RolloutPool:
         for member in busy:
             if member.head_age() > hanging:
                 usual = f"usually it takes {median(self._usual):.1f} s"
-                self._fail(batch, member, Failure.STALLED, usual)
+                self._fail(member, Failure.STALLED, usual)
 
     def _fail(
-        self,
-        batch: Batch[Rollout],
-        member: Member,
-        failure: Failure,
-        error: str,
-        item: InFlight | None = None,
+        self, member: Member, failure: Failure, error: str, item: InFlight | None = None
     ) -> None:
         """Note and act on a failure; the work at the head of the actor's queue is to blame."""
         blamed = (item or member.work[0]).assignment
-        attempts = batch.lose([one.assignment for one in member.work], blamed)
+        attempts = self._agenda.lose([one.assignment for one in member.work], blamed)
         self._roster.dismiss(member)
         self._roster.doubt(member.node_id)
-        if failure is Failure.WORK_RAISED and not batch.needs(blamed):
+        if failure is Failure.WORK_RAISED and not self._agenda.needs(blamed):
             return  # of what was done already by another
         self._settle(Observation(failure, str(blamed), member.name, attempts, error))

@@ -88,6 +88,7 @@ METRICS = (
     _gauge("gradient_norm", "1", "Euclidean norm of the meta-gradient", "update.gradient_norm"),
     _gauge("inner_kl", "nats", "KL of today's policies from the support data's", "update.inner_kl"),
     _gauge("query_kl", "nats", "KL of the adapted policies from the query's", "update.query_kl"),
+    _gauge("staleness", "updates", "versions that the data are behind", "update.staleness"),
     _gauge("entropy", "nats", "entropy of the adapted policies", "update.entropy"),
     _counter("env_steps", "steps", "environment steps of the run", "total_env_steps", total=True),
     _gauge("env_steps_per_second", "steps/s", "of the last iteration", "steps_per_second"),

@@ -33,6 +33,7 @@ _TAGS = {
     "entropy": "policy/entropy_nats",
     "gradient_steps": "meta/gradient_steps",
     "learning_rate": "meta/learning_rate",
+    "staleness": "meta/staleness",
     "wall_s": "time/iteration_s",
     "collect_s": "time/collect_s",
     "adapt_s": "time/adapt_s",

@@ -98,7 +98,7 @@ class TerminalProgress:
         table.add_row(
             "speed",
             f"{record.steps_per_second:,.0f} env steps/s"
-            f"   {record.total_env_steps / 1e6:.2f} million so far",
+            f"   {record.total_env_steps / 1e6:.2f} million so far{stale(update)}",
         )
         table.add_row("time", time_shares(record))
         return Group(bar, table)
@@ -160,10 +160,16 @@ def iteration_line(record: IterationRecord, left_s: float) -> str:
         f"iteration {record.iteration + 1:>{width}}/{record.iterations}"
         f"  return before {update.return_before:7.1f} after {update.return_after:7.1f}"
         f"{speeds(update)}  loss {update.loss:+.4f}  {record.steps_per_second:,.0f} steps/s"
-        f"  {time_shares(record)}"
+        f"  {time_shares(record)}{stale(update)}"
         f"  elapsed {clock(record.elapsed_s)} left {clock(left_s)}"
         f"{skipped(update)}"
     )
+
+
+def stale(update: UpdateMetrics) -> str:
+    """How far behind the data are, where they are."""
+    behind = update.staleness
+    return f"  data {behind} version{'s' if behind > 1 else ''} behind" if behind else ""
 
 
 def skipped(update: UpdateMetrics) -> str:
@@ -179,7 +185,7 @@ def speeds(update: UpdateMetrics) -> str:
 
 
 def time_shares(record: IterationRecord) -> str:
-    """Where the iteration's time went."""
+    """Where the iteration's time went; what ran side by side counts twice."""
     times = record.timings
     parts = {
         "collect": times.collect_s,

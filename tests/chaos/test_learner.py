@@ -35,7 +35,7 @@ def test_a_learner_that_dies_in_an_update_costs_that_update_and_nothing_else(
     wait = LearnerClient._wait_for
     hit: list[int] = []
 
-    def waiting(learner: LearnerClient, *refs: Any) -> Any:
+    def waiting(learner: LearnerClient, *refs: Any, **others: Any) -> Any:
         version = learner.state.version
         if version in (1, 2) and version not in hit:
             hit.append(version)
@@ -47,7 +47,7 @@ def test_a_learner_that_dies_in_an_update_costs_that_update_and_nothing_else(
             else:
                 cluster.remove_nodes({place.node_id})
                 nodes.append(cluster.add_node(cpus=0, gpus=1))
-        return wait(learner, *refs)
+        return wait(learner, *refs, **others)
 
     monkeypatch.setattr(LearnerClient, "_wait_for", waiting)
     watcher = Watcher()

@@ -32,8 +32,8 @@ def test_an_announced_node_is_left_when_another_is_there_and_nothing_is_lost(
     dispatch = RolloutPool._dispatch
     pools: list[RolloutPool] = []
 
-    def dispatching(pool: RolloutPool, parameters: Any, batch: Any) -> None:
-        dispatch(pool, parameters, batch)
+    def dispatching(pool: RolloutPool) -> None:
+        dispatch(pool)
         if len(watcher.records) == 1 and not pools:
             assert any(member.work for member in pool._roster)
             cluster.announce(first)
@@ -65,7 +65,7 @@ def test_an_announced_node_that_goes_with_work_under_way_is_a_pre_emption(
     """In iteration 1 with work in flight; in iteration 3 with rollouts that are not yet used."""
     chosen, folder = settings(iterations=5, faults=NO_OTHER), RunFolder(tmp_path / "run")
     cluster.add_node(cpus=0, gpus=1)  # for the learner
-    dispatch, collect = RolloutPool._dispatch, RolloutPool.collect
+    dispatch, finish = RolloutPool._dispatch, RolloutPool.finish
     gone: list[str] = []
 
     def take_away(pool: RolloutPool, node_id: str) -> None:
@@ -76,22 +76,22 @@ def test_an_announced_node_that_goes_with_work_under_way_is_a_pre_emption(
         cluster.add_node()
         gone.append(node_id)
 
-    def dispatching(pool: RolloutPool, parameters: Any, batch: Any) -> None:
-        dispatch(pool, parameters, batch)
+    def dispatching(pool: RolloutPool) -> None:
+        dispatch(pool)
         if len(watcher.records) == 1 and not gone:
             (member,) = (member for member in pool._roster if member.work)
             assert member.place is not None
             os.kill(member.place.pid, signal.SIGSTOP)  # it will not have finished by then
             take_away(pool, member.place.node_id)
 
-    def collecting(pool: RolloutPool, *args: Any) -> Any:
-        collected = collect(pool, *args)
+    def finishing(pool: RolloutPool, batch: Any) -> Any:
+        collected = finish(pool, batch)
         if len(watcher.records) == 3 and len(gone) == 1:
             take_away(pool, collected.rollouts[0].node_id)
         return collected
 
     monkeypatch.setattr(RolloutPool, "_dispatch", dispatching)
-    monkeypatch.setattr(RolloutPool, "collect", collecting)
+    monkeypatch.setattr(RolloutPool, "finish", finishing)
     watcher = Watcher()
     train(chosen, folder, observers=[watcher])
     assert len(gone) == 2

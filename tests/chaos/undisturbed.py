@@ -22,10 +22,10 @@ def undisturbed(settings: Settings) -> LearnerState:
     worker, tasks = RolloutWorker(settings), resolve_tasks(settings.task)
     learner = MetaLearner(settings, worker.spec)
     for iteration in range(settings.run.iterations):
-        theta = learner.publish()
+        theta = learner.collecting()
         learner.update(
             [
-                worker.roll_out(theta, Assignment(iteration, index, task, iteration))[0]
+                worker.roll_out(theta, Assignment(iteration, index, task, theta.version))[0]
                 for index, task in enumerate(sample_tasks(settings, tasks, iteration))
             ]
         )

@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maml_ray.distributed.batch import Batch, WorkCounts
+from maml_ray.distributed.batch import Agenda, Batch, WorkCounts
 from maml_ray.rollout import Assignment
 from maml_ray.tasks.distribution import Task
 
@@ -130,3 +130,97 @@ def test_under_any_events_each_task_is_used_once_and_every_piece_is_accounted_fo
         assert counts.used == len(first)
     if batch.finished:
         assert batch.results() == tuple(first[index] for index in range(tasks))
+
+
+def agenda_of(*batches: Batch[str]) -> Agenda[str]:
+    agenda: Agenda[str] = Agenda()
+    for batch in batches:
+        agenda.begin(batch)
+    return agenda
+
+
+def test_of_two_batches_the_earlier_iteration_comes_first_whenever_it_was_begun() -> None:
+    ahead: Batch[str] = Batch(assignments(2, iteration=5))
+    again: Batch[str] = Batch(assignments(2, iteration=4))
+    agenda = agenda_of(ahead, again)
+    assert list(agenda) == [again, ahead]
+    agenda.end(again)
+    assert list(agenda) == [ahead]
+
+
+def test_answers_go_to_the_batch_that_they_are_of() -> None:
+    now: Batch[str] = Batch(assignments(1, iteration=4))
+    ahead: Batch[str] = Batch(assignments(1, iteration=5))
+    agenda = agenda_of(now, ahead)
+    first, second = now.hand_out(), ahead.hand_out()
+    agenda.finish(second, "five")
+    assert (agenda.needs(first), agenda.needs(second), agenda.finished) == (True, False, False)
+    agenda.finish(first, "four")
+    assert (now.results(), ahead.results()) == (("four",), ("five",))
+    assert agenda.finished
+
+
+def test_of_an_actor_that_dies_with_work_of_two_batches_the_one_it_was_at_is_blamed() -> None:
+    now: Batch[str] = Batch(assignments(2, iteration=4))
+    ahead: Batch[str] = Batch(assignments(2, iteration=5))
+    agenda = agenda_of(now, ahead)
+    works = [now.hand_out(), ahead.hand_out()]
+    assert agenda.lose(works, blamed=works[0]) == 1
+    assert agenda.lose([ahead.hand_out()], blamed=works[1]) == 1  # for the first time
+    assert now.counts == WorkCounts(dispatched=1, lost=1)
+    assert ahead.counts == WorkCounts(dispatched=2, retried=1, lost=2)
+    assert [now.hand_out(), now.hand_out()] == assignments(2, iteration=4)
+
+
+def test_what_is_heard_of_a_batch_that_is_over_is_counted_once() -> None:
+    now: Batch[str] = Batch(assignments(1, iteration=4))
+    ahead: Batch[str] = Batch(assignments(1, iteration=5))
+    agenda = agenda_of(now, ahead)
+    (late,) = assignments(1, iteration=3)
+    agenda.finish(late, "late")
+    assert agenda.lose([late], blamed=late) == 0
+    assert now.counts == WorkCounts(discarded=1, lost=1)
+    assert ahead.counts == WorkCounts()
+
+
+@settings(max_examples=300)
+@given(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=3), data=st.data())
+def test_under_any_events_of_several_batches_every_piece_is_accounted_for(
+    sizes: list[int], data: st.DataObject
+) -> None:
+    """Batches end in their order, some with copies under way, which are heard of later."""
+    batches: list[Batch[str]] = [
+        Batch(assignments(size, iteration=i)) for i, size in enumerate(sizes)
+    ]
+    agenda, under_way = agenda_of(*batches), list[Assignment]()
+    for _ in range(200):
+        left = list(agenda)
+        possible = ["end"] * left[0].finished
+        possible += ["hand out"] * any(batch.waiting for batch in left)
+        possible += ["finish", "lose"] * bool(under_way)
+        duplicable = [w for w in under_way if any(one.may_duplicate(w) for one in left)]
+        possible += ["duplicate"] * bool(duplicable)
+        event = data.draw(st.sampled_from(possible))
+        if event == "end":
+            agenda.end(left[0])
+            if len(left) == 1:
+                break
+        elif event == "hand out":
+            under_way.append(next(one for one in left if one.waiting).hand_out())
+        elif event == "duplicate":
+            next(one for one in left if one.may_duplicate(duplicable[0])).duplicate(duplicable[0])
+            under_way.append(duplicable[0])
+        elif event == "finish":
+            work = under_way.pop(data.draw(st.integers(0, len(under_way) - 1)))
+            agenda.finish(work, str(work))
+        else:
+            count = data.draw(st.integers(1, len(under_way)))
+            works, under_way = under_way[:count], under_way[count:]
+            agenda.lose(works, works[0])
+        total = sum((batch.counts for batch in batches), WorkCounts())
+        assert total.unanswered == len(under_way)
+    for batch, size in zip(batches, sizes, strict=True):
+        if batch.finished:
+            assert batch.counts.used == size
+            wanted = assignments(size, batch.assignments[0].iteration)
+            assert batch.results() == tuple(map(str, wanted))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -276,3 +277,18 @@ def test_a_request_to_stop_ends_the_wait_for_work_that_never_ends(open_pool: Ope
     pool._check_stop = stop
     with pytest.raises(Interrupted):
         pool.collect(parameters(chosen), assignments("hangs"))
+
+
+def test_of_two_meta_batches_the_later_one_is_begun_when_nothing_of_the_earlier_waits(
+    open_pool: Opener,
+) -> None:
+    """One actor, which may have a second piece ahead: in its turn, whichever batch it is of."""
+    chosen, work = settings(), assignments(*["backward"] * TASKS)
+    later = [replace(one, iteration=1) for one in work]
+    pool, theta = open_pool(1, chosen), parameters(chosen)
+    pool.wait_until_ready()
+    second, first = pool.begin(theta, later), pool.begin(theta, work)
+    collected = pool.finish(first)
+    assert second.counts.used == 0
+    assert_same(queries(collected), expected(chosen, work))
+    assert_same(queries(pool.finish(second)), expected(chosen, later))

@@ -92,28 +92,30 @@ def give(member: Member, batch: Batch[Rollout], answer: Ref) -> None:
     member.work.append(InFlight(assignment, rollouts, receipt, time.monotonic()))
 
 
-def look(pool: RolloutPool, batch: Batch[Rollout]) -> list[int]:
+def look(pool: RolloutPool) -> list[int]:
     """Act on what is there; which actors it came from."""
     answered = pool._wait()
     for member, ref in answered:
-        pool._handle(batch, member, ref)
+        pool._handle(member, ref)
     return [member.number for member, _ in answered]
 
 
 def test_a_look_brings_every_answer_that_is_there(world: World) -> None:
     pool, batch = pool_of(world, 4), batch_of(4)
+    pool._agenda.begin(batch)
     for member, there in zip(pool._roster, (True, False, True, True), strict=True):
         give(member, batch, Ref(there=there))
-    assert look(pool, batch) == [0, 2, 3]
+    assert look(pool) == [0, 2, 3]
     assert world.waits == [4, 3]
     assert (batch.counts.used, batch.counts.unanswered) == (3, 1)
 
 
 def test_what_came_with_an_actors_death_is_lost_once_and_not_used(world: World) -> None:
     pool, batch = pool_of(world, 1), batch_of(2)
+    pool._agenda.begin(batch)
     (member,) = pool._roster
     give(member, batch, Ref(ActorDiedError()))
     give(member, batch, Ref())
-    assert look(pool, batch) == [0, 0]
+    assert look(pool) == [0, 0]
     assert [seen.failure for seen in world.settled] == [Failure.ACTOR_DIED]
     assert (batch.counts.used, batch.counts.lost, batch.waiting) == (0, 2, 2)

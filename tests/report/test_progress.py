@@ -68,6 +68,18 @@ def test_speeds_stand_beside_returns_where_the_task_tells_them(record: MakeRecor
     assert "before adaptation    -0.12   after     2.50" in text(console)
 
 
+def test_data_that_are_behind_are_said_to_be(record: MakeRecord) -> None:
+    told = record(2, staleness=1)
+    assert "rest 12%  data 1 version behind  elapsed" in iteration_line(told, 0.0)
+    assert "behind" not in iteration_line(record(2), 0.0)
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    progress = TerminalProgress(console)
+    progress.on_start(START)
+    progress.on_iteration(told)
+    progress.close()
+    assert "million so far  data 1 version behind" in text(console)
+
+
 def test_the_display_shows_the_figures_and_gives_the_terminal_back(record: MakeRecord) -> None:
     _, console = consoles()
     progress = TerminalProgress(console)
