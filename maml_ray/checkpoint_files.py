@@ -45,7 +45,6 @@ class Checkpoint:
         elapsed_s: seconds of training so far.
         spec: sizes of the policy.
         learner: the learner's state.
-        learner_threads: CPU threads of the learner, on which the last bits of its sums depend.
     """
 
     iteration: int
@@ -53,7 +52,6 @@ class Checkpoint:
     elapsed_s: float
     spec: PolicySpec
     learner: LearnerState
-    learner_threads: int | None = None
 
 
 def load_checkpoint(storage: Storage, name: str) -> Checkpoint:
@@ -96,7 +94,6 @@ def load_checkpoint(storage: Storage, name: str) -> Checkpoint:
                 discarded_episodes=int(manifest["discarded_episodes"]),
                 behind=_read_behind(manifest, arrays),
             ),
-            learner_threads=_optional_int(manifest["learner_threads"]),
         )
     except (KeyError, TypeError, ValueError, OverflowError, SafetensorError) as error:
         raise BrokenCheckpoint(f"{storage}/{name} does not hold a checkpoint: {error}") from None
@@ -126,7 +123,6 @@ def checkpoint_files(checkpoint: Checkpoint) -> dict[str, bytes]:
         "elapsed_s": checkpoint.elapsed_s,
         "skipped_in_a_row": state.skipped_in_a_row,
         "discarded_episodes": state.discarded_episodes,
-        "learner_threads": checkpoint.learner_threads,
         "policy": asdict(checkpoint.spec),
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
     }
@@ -194,10 +190,6 @@ def _read_behind(manifest: Mapping[str, Any], arrays: Arrays) -> PolicyParameter
         values=_with_prefix(arrays, "behind"),
         normaliser=Normaliser(constants["mean"], constants["scale"]) if constants else None,
     )
-
-
-def _optional_int(value: Any) -> int | None:
-    return None if value is None else int(value)
 
 
 def _with_prefix(arrays: Arrays, prefix: str) -> dict[str, NDArray[np.float32]]:

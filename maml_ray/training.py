@@ -207,7 +207,6 @@ class _Loop:
             elapsed_s=self.position.elapsed_s,
             spec=self.actors.spec,
             learner=self.actors.learner.state,
-            learner_threads=self.actors.learner.threads,
         )
 
 

@@ -80,10 +80,9 @@ def storage(tmp_path: Path) -> LocalStorage:
 
 def test_what_is_saved_is_what_is_loaded_to_the_last_bit(storage: LocalStorage) -> None:
     state = replace(checkpoint(7).learner, skipped_in_a_row=2, discarded_episodes=5)
-    point = replace(checkpoint(7), learner=state, learner_threads=3)
+    point = replace(checkpoint(7), learner=state)
     loaded = load_checkpoint(storage, save_checkpoint(storage, point, keep=3))
     assert_equal(loaded, point)
-    assert loaded.learner_threads == 3
     assert (loaded.learner.skipped_in_a_row, loaded.learner.discarded_episodes) == (2, 5)
 
 
@@ -124,7 +123,7 @@ def test_without_anything_behind_it_is_the_format_that_it_always_was(
     assert set(told) == {
         *("format", "iteration", "version", "optimiser_steps", "observations_seen"),
         *("total_env_steps", "elapsed_s", "skipped_in_a_row", "discarded_episodes"),
-        *("learner_threads", "policy", "sha256", "seal"),
+        *("policy", "sha256", "seal"),
     }
     name = save_checkpoint(storage, checkpoint(7), keep=3)
     assert set(load_file(storage.path / name / "learner.safetensors")) == {

@@ -100,9 +100,11 @@ def learning_figures(recorder: Recorder) -> list[dict[str, object]]:
     ]
 
 
-def test_one_actor_and_two_give_the_same_parameters_to_the_last_bit(tmp_path: Path) -> None:
+def test_one_actor_and_two_and_any_threads_give_the_same_parameters_to_the_last_bit(
+    tmp_path: Path,
+) -> None:
     one, one_folder = trained(settings(actors=1), tmp_path / "one")
-    two, two_folder = trained(settings(actors=2), tmp_path / "two")
+    two, two_folder = trained(settings(actors=2, threads=2), tmp_path / "two")
     assert one.starts[0].rollout_actors == 1
     assert two.starts[0].rollout_actors == 2
     assert_same_result(one_folder, two_folder)

@@ -60,7 +60,7 @@ class MadeUpCrew:
     def __post_init__(self) -> None:
         state = checkpoint_of(self.settings, 0)
         self.spec = state.spec
-        self.learner = SimpleNamespace(state=state.learner, threads=1)
+        self.learner = SimpleNamespace(state=state.learner)
 
     def learn(self, assignments: Any, ahead: Any) -> Any:
         iteration = assignments[0].iteration

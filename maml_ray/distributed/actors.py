@@ -69,9 +69,10 @@ class LearnerActor:
         state: LearnerState | None,
     ) -> None:
         self._outer, self._where = settings.outer, "a machine that it cannot start on"
-        # Ray gives a process without CPUs one thread; the learner works while the actors wait.
+        # The learner works while the actors wait. Its threads take a task each, and PyTorch's own,
+        # whose number decides how it rounds, stay one.
         self._threads = threads or _usable_cpus()
-        torch.set_num_threads(self._threads)
+        torch.set_num_threads(1)
         warm_up()
         insisted = settings.cluster.learner_device == "cuda"
         chosen, remark = choose_device(device, insisted=insisted)
@@ -97,10 +98,6 @@ class LearnerActor:
     def place(self) -> Place:
         """Where this actor runs; answers once it is up."""
         return _place()
-
-    def threads(self) -> int:
-        """CPU threads that it computes with: how sums are rounded depends on their number."""
-        return self._threads
 
     def state(self) -> LearnerState:
         """What a learner needs to go on; the driver keeps it."""

@@ -141,8 +141,6 @@ def crew(
     told_of = partial(settle, faults, on_event=on_event)
     demanded = demanded_actors(settings.cluster, settings.meta_batch.tasks)
     capacity = Capacity(settings.cluster, demanded=demanded)
-    # The number of threads decides the last bits: a run keeps the one that it began with.
-    threads = settings.cluster.learner_threads or (resume.learner_threads if resume else None)
     with ExitStack() as closing:
         learner = LearnerClient(
             settings,
@@ -151,7 +149,6 @@ def crew(
             namespace,
             capacity,
             state=resume.learner if resume else None,
-            threads=threads,
             settle=told_of,
             on_event=on_event,
             check_stop=check_stop,

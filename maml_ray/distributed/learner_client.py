@@ -27,9 +27,6 @@ from maml_ray.errors import Interrupted, ResourceError, TrainingFailed
 from maml_ray.learner import LearnerState, UpdateMetrics
 from maml_ray.policy import PolicySpec
 
-PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""OpenMP threads that wait give up their core: spinning ones make an update several times longer
-as soon as anything else wants it (0.45 s against 1.2 to 1.7 s with one core busy)."""
 KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 """Memory that the learner frees stays with it (glibc, mallopt(3)): to get some tens of thousands of
 pages anew in each update, zeroed by the kernel, takes up to a third of the update's time."""
@@ -53,7 +50,6 @@ class LearnerClient:
         namespace: Ray namespace of the actor's name.
         capacity: tells which nodes were announced to go away.
         state: where the learner goes on; None to begin.
-        threads: CPU threads of the learner; None for all of its machine.
         settle: notes a failure; may raise to end the run.
         on_event: told of what is waited for.
         check_stop: called while waiting; may raise to abandon the wait.
@@ -68,14 +64,13 @@ class LearnerClient:
         capacity: Capacity,
         *,
         state: LearnerState | None,
-        threads: int | None,
         settle: Callable[[Observation], None],
         on_event: Callable[[str], None],
         check_stop: Callable[[], None],
     ) -> None:
         self._settings, self._spec, self._plan = settings, spec, plan
         self._namespace, self._capacity = namespace, capacity
-        self._state, self._threads = state, threads
+        self._state = state
         self._settle, self._on_event, self._check_stop = settle, on_event, check_stop
         self._generation = 0
         self._actor: Any = self._start()
@@ -85,12 +80,6 @@ class LearnerClient:
         """The learner's last state; there from the first :meth:`wait_until_ready` on."""
         assert self._state is not None
         return self._state
-
-    @property
-    def threads(self) -> int:
-        """CPU threads of the learner, on which the last bits of its sums depend."""
-        assert self._threads is not None
-        return self._threads
 
     @property
     def restarts(self) -> int:
@@ -112,7 +101,6 @@ class LearnerClient:
             self._wait_for_start(ref)
             try:
                 description: str = ray.get(ref, timeout=FETCH_S)
-                self._threads = ray.get(self._actor.threads.remote(), timeout=FETCH_S)
                 self._state = ray.get(self._actor.state.remote(), timeout=FETCH_S)
             except RayError as error:
                 own = getattr(error, "actor_init_failed", False)  # the next would fail alike
@@ -194,13 +182,13 @@ class LearnerClient:
                 namespace=self._namespace,
                 num_cpus=0,
                 num_gpus=self._plan.learner_gpus,
-                runtime_env={"env_vars": {**PATIENT_THREADS, **KEPT_MEMORY}},
+                runtime_env={"env_vars": KEPT_MEMORY},
             )
             .remote(
                 self._settings,
                 self._spec,
                 self._plan.learner_device,
-                self._threads,
+                self._settings.cluster.learner_threads,
                 self._state,
             )
         )

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from maml_ray.config import Settings
@@ -18,7 +17,6 @@ from maml_ray.tasks.lookup import resolve_tasks
 
 def undisturbed(settings: Settings) -> LearnerState:
     """The learner's state after all iterations, without Ray."""
-    assert settings.cluster.learner_threads == torch.get_num_threads()
     worker, tasks = RolloutWorker(settings), resolve_tasks(settings.task)
     learner = MetaLearner(settings, worker.spec)
     for iteration in range(settings.run.iterations):

@@ -81,7 +81,6 @@ def begun(chosen: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Begin]:
             "test-learner",
             Capacity(chosen.cluster),
             state=None,
-            threads=1,
             settle=partial(settle, faults, on_event=on_event),
             on_event=on_event,
             check_stop=lambda: None,

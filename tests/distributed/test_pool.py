@@ -251,7 +251,6 @@ def test_a_learner_that_waits_for_a_gpu_says_so_and_is_given_up(
         "test-learner",
         Capacity(chosen.cluster),
         state=None,
-        threads=1,
         settle=lambda observation: None,
         on_event=events.append,
         check_stop=lambda: None,
