@@ -15,7 +15,7 @@ os.environ.update({"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"})
 
 import torch
 
-from tests.benchmarks import collection, iteration, table
+from tests.benchmarks import collection, iteration, learner, table
 from tests.benchmarks.machine import machine, versions
 from tests.benchmarks.ratios import Ratio, compare, medians
 
@@ -35,10 +35,12 @@ def main() -> int:
     torch.set_num_threads(1)
     told_machine, told_versions = machine(), versions()
     collected = tuple(collection.measure(*contest, chosen.rounds) for contest in CONTESTS)
+    updates = learner.measure_both(threads=os.cpu_count() or 1)
     whole = iteration.measure(chosen.settings, chosen.iterations)
     ratios: dict[str, Ratio] = {}
-    for told in (*(result.ratios() for result in collected), whole.ratios()):
-        ratios |= told
+    told = [one.ratios() for one in collected] + [one.ratios() for one in updates]
+    for some in (*told, whole.ratios()):
+        ratios |= some
     figures = {
         "machine": told_machine,
         "versions": told_versions,
@@ -46,6 +48,7 @@ def main() -> int:
         "iterations": chosen.iterations,
         "settings": chosen.settings,
         "collection": [asdict(result) for result in collected],
+        "learner": [asdict(result) for result in updates],
         "iteration": asdict(whole),
         "ratios": {name: asdict(ratio) for name, ratio in ratios.items()},
     }
@@ -54,6 +57,7 @@ def main() -> int:
     else:
         _print(table.heading(told_machine, told_versions))
         _print(table.collections(collected))
+        _print(learner.describe(updates))
         _print(table.iteration(whole))
         if chosen.json is not None:
             Path(chosen.json).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

@@ -8,6 +8,7 @@ and everything between cost is on top of it.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -55,6 +56,23 @@ class LearnerResult:
         """By name; more is better."""
         size = f"{self.tasks}x{self.episodes}x{self.horizon}"
         return {f"learner, {self.objective}, {size}: share of arithmetic": self.floor_share}
+
+
+def measure_both(
+    *, threads: int, tasks: int = 40, episodes: int = 20, rounds: int = 3, device: str = "cpu"
+) -> list[LearnerResult]:
+    """By PPO and by TRPO; without further arguments, the meta-batch of the papers."""
+    return [
+        measure(
+            objective,
+            tasks=tasks,
+            episodes=episodes,
+            rounds=rounds,
+            device=device,
+            threads=threads,
+        )
+        for objective in ("ppo", "trpo")
+    ]
 
 
 def measure(
@@ -165,23 +183,11 @@ def main() -> int:
     """``python -m tests.benchmarks.learner``: the papers' meta-batch, by both outer steps."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.learner")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--tasks", type=int, default=40)
     parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
-    chosen = parser.parse_args()
-    results = [
-        measure(
-            objective,
-            tasks=chosen.tasks,
-            episodes=chosen.episodes,
-            rounds=chosen.rounds,
-            device=chosen.device,
-            threads=chosen.threads,
-        )
-        for objective in ("ppo", "trpo")
-    ]
-    print(*describe(results), sep="\n")
+    print(*describe(measure_both(**vars(parser.parse_args()))), sep="\n")
     return 0
 
 

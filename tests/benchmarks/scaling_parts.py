@@ -65,7 +65,7 @@ def _rollouts(settings: Settings) -> list[TaskRollouts]:
 def _update_s(epochs: int, rollouts: Sequence[TaskRollouts]) -> float:
     settings = _settings(epochs)
     worker = RolloutWorker(settings)
-    learner = MetaLearner(settings, worker.spec)
+    learner = MetaLearner(settings, worker.spec, threads=os.cpu_count() or 1)
     began = time.perf_counter()
     learner.update(rollouts)
     return time.perf_counter() - began
