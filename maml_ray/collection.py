@@ -192,9 +192,10 @@ class _Record:
     ) -> Trajectories:
         """What was collected; ``observation`` is the last one seen."""
         self._final_observations[self._alive] = observation[self._alive]
-        # What comes behind an episode's end may be anything, and NaN times zero is NaN.
-        for array in (self._rewards, self.observations, self.actions, log_probs, self._speeds):
-            array[~self._mask] = 0.0
+        if not self._mask.all():
+            # What comes behind an episode's end may be anything, and NaN times zero is NaN.
+            for array in (self._rewards, self.observations, self.actions, log_probs, self._speeds):
+                array[~self._mask] = 0.0
         lengths = self._mask.sum(axis=0, dtype=np.float32)
         return Trajectories(
             observations=_episodes_first(self.observations),
