@@ -52,5 +52,5 @@ def test_a_file_of_something_else_is_refused(parsed: object) -> None:
 
 def test_the_reference_that_is_kept_can_be_compared_with() -> None:
     kept = medians(json.loads(KEPT.read_text(encoding="utf-8")))
-    assert "half-cheetah-backward, 20 episodes: share of the physics' speed" in kept
+    assert "half-cheetah-backward, 20 episodes: share of physics speed" in kept
     assert compare(kept, kept, 0.0).fallen == ()

@@ -78,7 +78,7 @@ class CollectionResult:
     def ratios(self) -> dict[str, Ratio]:
         """By name; more is better."""
         contest = f"{self.family}, {self.episodes} episodes"
-        told = {f"{contest}: share of the physics' speed": self.share}
+        told = {f"{contest}: share of physics speed": self.share}
         for peer in self.peers:
             if peer.ratio is not None:
                 told[f"{contest}: times as fast as {peer.name}"] = peer.ratio

@@ -25,7 +25,7 @@ def collections(results: tuple[CollectionResult, ...]) -> Iterator[str]:
     for result in results:
         yield f"{result.family}, {result.episodes} episodes"
         yield _line("physics alone", "", result.physics_us)
-        yield _line("maml_ray", "share of the physics' speed", result.collected_us, result.share)
+        yield _line("maml_ray", "share of physics speed", result.collected_us, result.share)
         for peer in result.peers:
             if peer.us is None:
                 yield _line(peer.name, peer.absent or "")
