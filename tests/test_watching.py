@@ -46,6 +46,7 @@ LAST = {
     "gradient_norm": "gradient_norm",
     "inner_kl": "inner_kl",
     "query_kl": "query_kl",
+    "staleness": "staleness",
     "entropy": "entropy",
     "env_steps_per_second": "steps_per_second",
     "env_steps_total": "total_env_steps",

@@ -69,10 +69,8 @@ class MujocoVectorEnv(BatchEnv, ABC):
         self.dt = env.dt
         self._env = env
         self._model = model = env.model
-        self._frame_skip = env.frame_skip
         self._simulations = [mujoco.MjData(model) for _ in range(num_envs)]
         # Views into the simulations, looked up once: attribute access on MjData is not free.
-        self._pairs = [(simulation, simulation.ctrl) for simulation in self._simulations]
         self._controls = [simulation.ctrl for simulation in self._simulations]
         self._steps = [
             partial(mujoco.mj_step, model, simulation, env.frame_skip)
@@ -86,12 +84,10 @@ class MujocoVectorEnv(BatchEnv, ABC):
 
     def advance(self, indices: Sequence[int], actions: NDArray[Any]) -> None:
         """The physics: ``frame_skip`` sub-steps of each simulation in ``indices``."""
-        mj_step, model, frame_skip = mujoco.mj_step, self._model, self._frame_skip
-        pairs = self._pairs
+        controls, steps = self._controls, self._steps
         for i in indices:
-            simulation, control = pairs[i]
-            control[:] = actions[i]
-            mj_step(model, simulation, frame_skip)
+            controls[i][:] = actions[i]
+            steps[i]()
 
     def read_states(self) -> None:
         """Copy all positions and velocities into two arrays, in two calls."""
