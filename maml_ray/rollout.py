@@ -52,7 +52,7 @@ class Assignment:
 
 @dataclass(frozen=True)
 class RolloutTimings:
-    """Seconds that an assignment took, by kind of work."""
+    """Seconds that an assignment took: to collect, and to adapt, weigh and pack what there is."""
 
     collect_s: float
     adapt_s: float
@@ -108,6 +108,27 @@ def adapt_to(
     return {**parameters, **{name: value.detach() for name, value in adapted.items()}}
 
 
+@dataclass(frozen=True)
+class _Phase:
+    """Trajectories, and their advantages (K, T)."""
+
+    trajectories: Trajectories
+    advantages: NDArray[np.float32]
+
+
+class _Stopwatch:
+    """Adds up the seconds spent within it."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *exception: object) -> None:
+        self.seconds += time.perf_counter() - self._began
+
+
 def _observed(phases: Sequence[Trajectories]) -> RunningStatistics:
     """Of all observations, those after an episode's end left out."""
     seen = np.concatenate([phase.observations[phase.mask] for phase in phases])
@@ -147,61 +168,61 @@ class RolloutWorker:
                 f"{assignment} asks for parameters of version {assignment.version}, "
                 f"got version {parameters.version}"
             )
-        theta = to_torch(parameters.values)
-        phases: list[Trajectories] = []
-        estimates: list[NDArray[np.float32]] = []
-        broken: str | None = None
-        collect_s = adapt_s = 0.0
-        steps = self.settings.inner.steps
-        for phase in range(steps + 1):
-            start = time.perf_counter()
-            policy = NumpyPolicy(self.spec, to_numpy(theta), parameters.normaliser)
-            try:
-                phases.append(self._collect(policy, assignment, phase))
-            except BrokenSimulation as error:
-                broken = f"{self._name(phase)}: {error}"
-            collect_s += time.perf_counter() - start
-            if broken or phase == steps:
-                break
-            start = time.perf_counter()
-            self._told(f"adaptation {phase + 1}")
-            estimates.append(advantages(phases[-1], self.settings.advantages))
-            samples = make_samples(phases[-1], estimates[-1], parameters.normaliser)
-            theta = adapt_to(self.settings, self.spec, theta, samples)
-            adapt_s += time.perf_counter() - start
-            if not all(bool(value.isfinite().all()) for value in theta.values()):
-                broken = f"adaptation {phase + 1}: the adapted parameters are not finite"
-                break
-        start = time.perf_counter()
-        phases += [self._nothing()] * (steps + 1 - len(phases))
-        if broken is None:
-            estimates.append(advantages(phases[-1], self.settings.advantages))
-        estimates += [np.zeros_like(phase.rewards) for phase in phases[len(estimates) :]]
+        began, collecting = time.perf_counter(), _Stopwatch()
+        phases, broken = self._phases(parameters, assignment, collecting)
+        phases += [self._nothing()] * (self.settings.inner.steps + 1 - len(phases))
+        *support, query = phases
         rollouts = TaskRollouts(
             task=assignment.task,
             task_index=assignment.task_index,
             version=assignment.version,
-            support=tuple(phases[:-1]),
-            query=phases[-1],
-            support_advantages=tuple(estimates[:-1]),
-            query_advantages=estimates[-1],
-            observed=_observed(phases),
+            support=tuple(phase.trajectories for phase in support),
+            query=query.trajectories,
+            support_advantages=tuple(phase.advantages for phase in support),
+            query_advantages=query.advantages,
+            observed=_observed([phase.trajectories for phase in phases]),
             broken=broken,
         )
-        return rollouts, RolloutTimings(collect_s, adapt_s + time.perf_counter() - start)
+        elsewhere_s = time.perf_counter() - began - collecting.seconds
+        return rollouts, RolloutTimings(collecting.seconds, elsewhere_s)
+
+    def _phases(
+        self, parameters: PolicyParameters, assignment: Assignment, collecting: _Stopwatch
+    ) -> tuple[list[_Phase], str | None]:
+        """The phases that could be collected, and what broke at the next one."""
+        theta, phases = to_torch(parameters.values), list[_Phase]()
+        steps = self.settings.inner.steps
+        for number in range(steps + 1):
+            policy = NumpyPolicy(self.spec, to_numpy(theta), parameters.normaliser)
+            try:
+                with collecting:
+                    trajectories = self._collect(policy, assignment, number)
+            except BrokenSimulation as error:
+                return phases, f"{self._name(number)}: {error}"
+            estimates = advantages(trajectories, self.settings.advantages)
+            phases.append(_Phase(trajectories, estimates))
+            if number < steps:
+                self._told(f"adaptation {number + 1}")
+                samples = make_samples(trajectories, estimates, parameters.normaliser)
+                theta = adapt_to(self.settings, self.spec, theta, samples)
+                if not all(bool(value.isfinite().all()) for value in theta.values()):
+                    name = f"adaptation {number + 1}"
+                    return phases, f"{name}: the adapted parameters are not finite"
+        return phases, None
 
     def _name(self, phase: int) -> str:
         return "query" if phase == self.settings.inner.steps else f"support {phase + 1}"
 
-    def _nothing(self) -> Trajectories:
+    def _nothing(self) -> _Phase:
         """In the place of a phase that could not be collected."""
         spec, settings = self.spec, self.settings
-        return no_trajectories(
+        nothing = no_trajectories(
             settings.meta_batch.episodes,
             settings.task.horizon,
             spec.observation_size,
             spec.recorded_action_size,
         )
+        return _Phase(nothing, np.zeros_like(nothing.rewards))
 
     def _collect(self, policy: NumpyPolicy, assignment: Assignment, phase: int) -> Trajectories:
         self._told(self._name(phase))
