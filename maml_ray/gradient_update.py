@@ -14,7 +14,7 @@ from maml_ray.config import Settings
 from maml_ray.meta_gradient import meta_gradient
 from maml_ray.meta_objective import Diagnostics, MetaBatch
 from maml_ray.meta_parameters import LOG_RATE
-from maml_ray.outer_update import OptimiserState, OuterStep
+from maml_ray.outer_update import OptimiserState, OuterOptimiser, OuterStep
 from maml_ray.passes import WHOLE, Passes
 from maml_ray.policy import Parameters, PolicySpec, project, to_numpy
 from maml_ray.seeding import Purpose, generator
@@ -27,15 +27,8 @@ class _Place(NamedTuple):
     adam: OptimiserState
 
 
-class GradientUpdate:
-    """Adam down the meta-gradient; the inner steps are redone for every mini-batch.
-
-    Args:
-        settings: of the run.
-        spec: the policy's sizes.
-        parameters: leaves, which are moved in place.
-        passes: in which tasks go through the arithmetic.
-    """
+class GradientUpdate(OuterOptimiser):
+    """Adam down the meta-gradient; the inner steps are redone for every mini-batch."""
 
     def __init__(
         self,
@@ -44,10 +37,7 @@ class GradientUpdate:
         parameters: Parameters,
         passes: Passes = WHOLE,
     ) -> None:
-        self._settings = settings
-        self._spec = spec
-        self._parameters = parameters
-        self._passes = passes
+        super().__init__(settings, spec, parameters, passes)
         self._adam = self._make_adam()
 
     def update(self, batch: MetaBatch, version: int, *, order: Order) -> OuterStep:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 from maml_ray.adaptation import Order
+from maml_ray.config import Settings
 from maml_ray.meta_objective import Diagnostics, MetaBatch
-from maml_ray.policy import NumpyParameters
+from maml_ray.passes import WHOLE, Passes
+from maml_ray.policy import NumpyParameters, Parameters, PolicySpec
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,36 @@ class OptimiserState:
     second_moments: NumpyParameters
 
 
-class OuterOptimiser(Protocol):
-    """Moves the meta-parameters, in place."""
+class OuterOptimiser(ABC):
+    """Moves the meta-parameters, in place.
 
+    Args:
+        settings: of the run.
+        spec: the policy's sizes.
+        parameters: leaves.
+        passes: in which tasks go through the arithmetic.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        spec: PolicySpec,
+        parameters: Parameters,
+        passes: Passes = WHOLE,
+    ) -> None:
+        self._settings = settings
+        self._spec = spec
+        self._parameters = parameters
+        self._passes = passes
+
+    @abstractmethod
     def update(self, batch: MetaBatch, version: int, *, order: Order) -> OuterStep:
         """One meta-update of the parameters of ``version`` from ``batch``."""
 
+    @abstractmethod
     def state(self) -> OptimiserState:
         """A copy of what it remembers."""
 
+    @abstractmethod
     def load(self, state: OptimiserState) -> None:
         """Go on from ``state``, to the last bit."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -57,6 +57,10 @@ class Passes:
             return [call() for call in calls]
         return list(self._pool.map(lambda call: call(), calls))
 
+    def must_forget(self, batch: Batch) -> bool:
+        """Whether there is no room for what all pieces leave behind: they share one's memory."""
+        return self._pool is None and self.tasks is not None and self.tasks < length(batch)
+
     def joined(self, function: Callable[[Batch], Result], batch: Batch) -> Result:
         """The same, joined along the axis of tasks: a tree of tensors."""
         found = self.each(function, batch)
@@ -89,8 +93,10 @@ def passes_on(
     if device.type == "cpu":
         return Passes(1, threads)
     budget = settings.cluster.learner_memory_gib
-    free: Any = torch.cuda.mem_get_info(device)[0] if budget is None else None
-    available = _OF_FREE_MEMORY * free if budget is None else budget * 2**30
+    if budget is None:
+        available = _OF_FREE_MEMORY * torch.cuda.mem_get_info(device)[0]
+    else:
+        available = budget * 2**30
     return Passes(max(1, int(available / bytes_a_task(settings, spec))))
 
 

@@ -21,7 +21,7 @@ from maml_ray.analytic_gradient import analytic_fisher, is_covered
 from maml_ray.config import Settings, TrustRegionSettings
 from maml_ray.meta_gradient import meta_gradient, meta_value
 from maml_ray.meta_objective import MetaBatch, adapted_query_policy
-from maml_ray.outer_update import OptimiserState, OuterStep
+from maml_ray.outer_update import OptimiserState, OuterOptimiser, OuterStep
 from maml_ray.passes import WHOLE, Passes
 from maml_ray.policy import Parameters, PolicySpec, fisher_product, project
 
@@ -85,23 +85,17 @@ def fisher_of_adapted_policies(
     respect to the meta-parameters, inner steps included, and ``F`` the Fisher matrix of those
     outputs: exact, and no third derivative is needed.
     """
-    fisher = _fisher_by_hand if is_covered(settings, spec) else _fisher_by_autograd
-    pieces = passes.each(
-        lambda piece: (
-            len(piece.credit) / len(batch.credit),
-            fisher(settings, spec, parameters, piece, order),
-        ),
-        batch,
-    )
+    kind = _fisher_by_hand if is_covered(settings, spec) else _fisher_by_autograd
 
-    def product(vector: Tensor) -> Tensor:
-        images = passes.run([partial(of_piece, vector) for _, of_piece in pieces])
-        total = torch.zeros_like(vector)
-        for (share, _), image in zip(pieces, images, strict=True):
-            total += share * image
-        return total
+    def of_piece(piece: MetaBatch) -> Product:
+        share = len(piece.credit) / len(batch.credit)
+        unweighted = kind(settings, spec, parameters, piece, order)
+        return lambda vector: share * unweighted(vector)
 
-    return product
+    if passes.must_forget(batch):  # then each product goes through the inner steps again
+        return lambda vector: _sum(passes.each(lambda piece: of_piece(piece)(vector), batch))
+    pieces = passes.each(of_piece, batch)
+    return lambda vector: _sum(passes.run([partial(piece, vector) for piece in pieces]))
 
 
 def _fisher_by_hand(
@@ -147,27 +141,8 @@ def _fisher_by_autograd(
     return product
 
 
-class TrustRegionUpdate:
-    """One natural-gradient step on the whole meta-batch; remembers nothing between updates.
-
-    Args:
-        settings: of the run.
-        spec: the policy's sizes.
-        parameters: leaves, which are moved in place.
-        passes: in which tasks go through the arithmetic.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        spec: PolicySpec,
-        parameters: Parameters,
-        passes: Passes = WHOLE,
-    ) -> None:
-        self._settings = settings
-        self._spec = spec
-        self._parameters = parameters
-        self._passes = passes
+class TrustRegionUpdate(OuterOptimiser):
+    """One natural-gradient step on the whole meta-batch; remembers nothing between updates."""
 
     def update(self, batch: MetaBatch, version: int, *, order: Order) -> OuterStep:
         """A step that lowers the loss and keeps ``max_kl``, or none."""
@@ -212,6 +187,10 @@ class TrustRegionUpdate:
             for leaf, piece in zip(leaves, _split(vector, leaves), strict=True):
                 leaf.copy_(piece)
         project(self._spec, self._parameters)
+
+
+def _sum(vectors: list[Tensor]) -> Tensor:
+    return torch.stack(vectors).sum(dim=0)
 
 
 def _joined(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:

@@ -143,6 +143,24 @@ def test_the_estimate_of_a_tasks_memory_covers_what_it_takes(
     assert 0.6 * estimate < memory.most < estimate
 
 
+def test_a_fisher_product_in_pieces_keeps_to_the_memory_of_one() -> None:
+    """What the inner steps of the others leave behind is not kept, but worked out again."""
+    settings, spec = load_settings(), PolicySpec(17, 6, (64, 64), "tanh", 0.0, -3.0)
+    one = _one_task(settings, spec, 500)
+    batch = meta_oracles.tree_map(lambda part: torch.cat([part] * 4), one)
+    rng = np.random.default_rng(1)
+    parameters = meta_oracles.tree_map(Tensor.float, oracles.random_parameters(spec, rng))
+    direction = torch.ones_like(oracles.flat(parameters))
+
+    def needed(passes: Passes) -> float:
+        with _Memory() as memory:
+            told = (settings, spec, parameters, batch)
+            fisher_of_adapted_policies(*told, order="second", passes=passes)(direction)
+        return float(memory.most)
+
+    assert needed(Passes(1)) < 0.6 * needed(Passes())
+
+
 def _one_task(settings: Settings, spec: PolicySpec, samples: int) -> Any:
     """A batch of one task, in float32, its ten random samples repeated."""
     rng, times = np.random.default_rng(0), samples // 10
