@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -19,53 +18,21 @@ from maml_ray.distributed.learner_client import LearnerClient, RolloutsLost
 from maml_ray.distributed.pool import RolloutPool
 from maml_ray.errors import Interrupted
 from maml_ray.learner import LearnerState, MetaLearner
-from maml_ray.records import IterationRecord, StartReport
 from maml_ray.rollout import Assignment, RolloutWorker, sample_tasks
 from maml_ray.run_folder import RunFolder
 from maml_ray.storage import LocalStorage
 from maml_ray.tasks.lookup import resolve_tasks
 from maml_ray.training import train
 from tests.learning_runs import same_state
+from tests.small_ray import Recorder, small_ray
 
 ITERATIONS = 5
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _ray() -> Iterator[None]:
-    if not ray.is_initialized():
-        ray.init(
-            address="local",  # not one that somebody has left running here
-            num_cpus=2,
-            include_dashboard=False,
-            object_store_memory=150_000_000,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
-    yield
-    ray.shutdown()
-
-
-class Recorder:
-    """An observer that remembers, and can ask for a stop after some iterations."""
-
-    def __init__(self, stop_after: int | None = None) -> None:
-        self.records: list[IterationRecord] = []
-        self.events: list[str] = []
-        self._stop_after = stop_after
-
-    def on_start(self, report: StartReport) -> None:
-        pass
-
-    def on_iteration(self, record: IterationRecord) -> None:
-        self.records.append(record)
-        if len(self.records) == self._stop_after:
-            raise Interrupted(15)
-
-    def on_event(self, message: str) -> None:
-        self.events.append(message)
-
-    def close(self) -> None:
-        pass
+    with small_ray():
+        yield
 
 
 def settings(actors: int = 2) -> Settings:

@@ -2,62 +2,30 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 
 from maml_ray.attempts import claim
 from maml_ray.checkpoint import load_newest
 from maml_ray.config import Settings, validate_settings
 from maml_ray.errors import Interrupted, Superseded
 from maml_ray.learner import MetaLearner
-from maml_ray.records import INCIDENTAL_KEYS, IterationRecord, StartReport
+from maml_ray.records import INCIDENTAL_KEYS, IterationRecord
 from maml_ray.rollout import Assignment, RolloutWorker, sample_tasks
 from maml_ray.run_folder import RunFolder
 from maml_ray.storage import LocalStorage
 from maml_ray.tasks.lookup import resolve_tasks
 from maml_ray.training import train
+from tests.small_ray import Recorder, small_ray
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _ray() -> Iterator[None]:
-    if not ray.is_initialized():
-        ray.init(
-            address="local",  # not one that somebody has left running here
-            num_cpus=2,
-            include_dashboard=False,
-            object_store_memory=150_000_000,
-            logging_level=logging.ERROR,
-        )
-    yield
-    ray.shutdown()
-
-
-class Recorder:
-    """An observer that remembers, and can ask for a stop after some iterations."""
-
-    def __init__(self, stop_after: int | None = None) -> None:
-        self.starts: list[StartReport] = []
-        self.records: list[IterationRecord] = []
-        self._stop_after = stop_after
-
-    def on_start(self, report: StartReport) -> None:
-        self.starts.append(report)
-
-    def on_iteration(self, record: IterationRecord) -> None:
-        self.records.append(record)
-        if len(self.records) == self._stop_after:
-            raise Interrupted(15)
-
-    def on_event(self, message: str) -> None:
-        raise AssertionError(message)
-
-    def close(self) -> None:
-        pass
+    with small_ray():
+        yield
 
 
 def settings(actors: int = 2, threads: int = 1, run: dict[str, str] | None = None) -> Settings:
@@ -76,6 +44,7 @@ def settings(actors: int = 2, threads: int = 1, run: dict[str, str] | None = Non
 def trained(chosen: Settings, path: Path, **kwargs: object) -> tuple[Recorder, RunFolder]:
     recorder, folder = Recorder(), RunFolder(path)
     train(chosen, folder, observers=[recorder], **kwargs)  # type: ignore[arg-type]
+    assert recorder.events == []
     return recorder, folder
 
 
@@ -135,8 +104,10 @@ def test_ray_adds_nothing_to_the_mathematics(tmp_path: Path) -> None:
 def test_an_interrupted_run_goes_on_to_the_same_result(tmp_path: Path, stop_after: int) -> None:
     _, whole = trained(settings(), tmp_path / "whole")
     broken = RunFolder(tmp_path / "broken")
+    interrupted = Recorder(stop_after)
     with pytest.raises(Interrupted):
-        train(settings(), broken, observers=[Recorder(stop_after)])
+        train(settings(), broken, observers=[interrupted])
+    assert interrupted.events == []
     checkpoint, _ = load_newest(LocalStorage(broken.path))
     assert checkpoint.iteration == stop_after
     resumed, _ = trained(settings(), tmp_path / "broken", resume=checkpoint)
@@ -163,6 +134,7 @@ def test_a_run_that_is_begun_elsewhere_stops_here_and_ends_there_with_the_same_b
     older = Overtaken()
     with pytest.raises(Superseded, match=r"attempt 2 .* this one, attempt 1, stops"):
         train(settings(run=kept), here, observers=[older])
+    assert older.events == []
     assert storage.names("checkpoints") == []
     assert older.starts[0].attempt == 1
     newer, _ = trained(settings(run=kept), there.path)

@@ -15,11 +15,11 @@ import numpy as np
 import ray
 
 from maml_ray.config import Settings, load_settings
-from maml_ray.records import IterationRecord, StartReport
 from maml_ray.run_folder import RunFolder
 from maml_ray.training import train
 from tests.benchmarks.collection import physics_alone
 from tests.benchmarks.ratios import Ratio
+from tests.small_ray import Recorder
 
 WARM_UP = 3
 ROUNDS = 60
@@ -55,31 +55,13 @@ class IterationResult:
         }
 
 
-class _Recorder:
-    def __init__(self) -> None:
-        self.start: StartReport | None = None
-        self.records: list[IterationRecord] = []
-
-    def on_start(self, report: StartReport) -> None:
-        self.start = report
-
-    def on_iteration(self, record: IterationRecord) -> None:
-        self.records.append(record)
-
-    def on_event(self, message: str) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
 def measure(settings_file: str, iterations: int) -> IterationResult:
     """Run the settings file for some iterations, between two timings of the physics."""
     settings: Settings = load_settings(
         settings_file,
         overrides=[f"run.iterations={iterations + WARM_UP}", "run.checkpoint_every=1000"],
     )
-    recorder = _Recorder()
+    recorder = Recorder()
     ray.init(logging_level=logging.WARNING)
     try:
         before = _physics_on_all_cores(settings)
@@ -88,15 +70,14 @@ def measure(settings_file: str, iterations: int) -> IterationResult:
         physics_us = 0.5 * (before + _physics_on_all_cores(settings))
     finally:
         ray.shutdown()
-    assert recorder.start is not None
     steady = recorder.records[WARM_UP:]
-    actors = min(recorder.start.rollout_actors, settings.meta_batch.tasks)
+    actors = min(recorder.starts[0].rollout_actors, settings.meta_batch.tasks)
     wall = np.array([record.timings.wall_s for record in steady])
     learn = np.array([record.timings.learn_s for record in steady])
     physics = np.array([record.update.env_steps * physics_us * 1e-6 / actors for record in steady])
     return IterationResult(
         rollout_actors=actors,
-        learner=recorder.start.learner,
+        learner=recorder.starts[0].learner,
         wall_s=float(np.median(wall)),
         physics_s=float(np.median(physics)),
         learn_s=float(np.median(learn)),

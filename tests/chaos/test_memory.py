@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from maml_ray.records import IterationRecord, StartReport
 from maml_ray.report.metrics import MetricsLog
 from maml_ray.run_folder import RunFolder
 from maml_ray.training import train
+from tests.small_ray import small_ray
 
 ITERATIONS, WARM_UP = 300, 60
 MIB = 2.0**20
@@ -24,15 +24,8 @@ MIB = 2.0**20
 
 @pytest.fixture
 def _ray() -> Iterator[None]:
-    ray.init(
-        address="local",  # not one that somebody has left running here
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=150_000_000,
-        logging_level=logging.ERROR,
-    )
-    yield
-    ray.shutdown()
+    with small_ray():
+        yield
 
 
 class Scales:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ import maml_ray
 from maml_ray.config import Settings, SettingsError, validate_settings
 from maml_ray.distributed.tuning import tune_objective, with_config
 from maml_ray.errors import UserError
+from tests.small_ray import small_ray
 from tests.test_worked_example import code
 
 
@@ -25,16 +25,8 @@ def ray_of_two_cpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Of this test alone: Tune's own actors and a full cluster are no company for others."""
     monkeypatch.setenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     ray.shutdown()
-    ray.init(
-        "local",
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=150_000_000,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-    )
-    yield
-    ray.shutdown()
+    with small_ray():
+        yield
 
 
 @pytest.mark.cluster
