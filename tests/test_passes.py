@@ -44,8 +44,12 @@ def test_threads_work_side_by_side_and_each_by_itself() -> None:
         return torch.get_num_threads()
 
     before = torch.get_num_threads()
-    assert Passes(1, 2).each(meet, (torch.zeros(2),)) == [1, 1]
-    assert torch.get_num_threads() == before
+    torch.set_num_threads(3)
+    try:
+        assert Passes(1, 2).each(meet, (torch.zeros(2),)) == [1, 1]
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_an_error_in_a_thread_is_the_callers() -> None:

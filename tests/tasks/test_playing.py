@@ -63,7 +63,7 @@ def test_played_episodes_are_those_of_single_steps(
     task = tasks.sample(np.random.default_rng(3), 1)[0]
     one, other = (tasks.make_vector_env(task, num_envs=3, horizon=25) for _ in range(2))
     policy, played = policy_for(one, scale), Heard(one)
-    for horizon in (25, 10):
+    for horizon in (25, 23):
         seed = np.random.SeedSequence(horizon)
         mine = collect(policy, played, horizon, seed, explore=explore)  # type: ignore[arg-type]
         theirs = collect(policy, Stepped(other), horizon, seed, explore=explore)
@@ -72,11 +72,14 @@ def test_played_episodes_are_those_of_single_steps(
                 getattr(mine, field.name), getattr(theirs, field.name), field.name
             )
     assert played.played == [True, True]
-    # The batch is where it would be: stepped on from here, both go the same way.
+    # The batch is where it would be: stepped on from here, both go the same way, to the time limit.
+    ends = []
     for actions in np.random.default_rng(2).standard_normal((3, 3, 6)).astype(np.float32):
-        for mine, theirs in zip(one.step(actions), other.step(actions), strict=True):
-            if not isinstance(mine, dict):
-                np.testing.assert_array_equal(mine, theirs)
+        outcome = one.step(actions)
+        ends.append(bool(outcome[3].all()))
+        for mine, theirs in zip(outcome[:4], other.step(actions)[:4], strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+    assert ends[:2] == [False, True]
 
 
 @pytest.mark.parametrize("keywords", [{"torso_position": True}, {"max_episode_steps": 4}])
