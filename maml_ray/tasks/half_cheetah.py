@@ -98,25 +98,19 @@ class HalfCheetahVelocity(HalfCheetahRunner):
         gym.utils.EzPickle.__init__(self, target_speed=target_speed, **keywords)
 
 
-class HalfCheetahVector(RunnerVector):
-    """A batch of one kind of half-cheetah."""
-
-    endless = True
-
-
-class HalfCheetahBackwardVector(HalfCheetahVector):
+class HalfCheetahBackwardVector(RunnerVector):
     """A batch of :class:`HalfCheetahBackward`."""
 
     single = HalfCheetahBackward
 
 
-class HalfCheetahDirectionVector(HalfCheetahVector):
+class HalfCheetahDirectionVector(RunnerVector):
     """A batch of :class:`HalfCheetahDirection`, all in one direction."""
 
     single = HalfCheetahDirection
 
 
-class HalfCheetahVelocityVector(HalfCheetahVector):
+class HalfCheetahVelocityVector(RunnerVector):
     """A batch of :class:`HalfCheetahVelocity`, all at one target speed."""
 
     single = HalfCheetahVelocity

@@ -81,6 +81,19 @@ class Runner(MujocoEnv, EzPickle, ABC):
         return {"x_position": self.data.qpos[0]}
 
 
+_GONE_AROUND = (
+    "step",
+    "advance",
+    "read_states",
+    "observe",
+    "more_observed",
+    "assess",
+    "x_velocities",
+    "judge",
+)
+"""What a batch does in a step, and does not do when it plays whole episodes."""
+
+
 class Played(NamedTuple):
     """What T steps of K episodes were worth: ``rewards`` and ``speeds`` (T, K)."""
 
@@ -101,9 +114,6 @@ class RunnerVector(MujocoVectorEnv):
     single: ClassVar[type[Runner]]
     velocity_limit: ClassVar[float | None] = None
     """Joint velocities are observed clipped to this, where Gymnasium's class clips them."""
-    endless: ClassVar[bool] = False
-    """A family may promise that no episode ends by itself, that positions and velocities are all
-    that is observed, and that :meth:`judge` adds nothing: it is then collected with less ado."""
 
     def __init__(
         self,
@@ -148,7 +158,7 @@ class RunnerVector(MujocoVectorEnv):
         return ()
 
     def play(self, act: Act, steps: int, observed: Float32) -> Played | None:
-        """Whole episodes, of those that never end: what a step is worth is asked afterwards.
+        """Whole episodes, where none ever ends: what the steps were worth is asked afterwards.
 
         From the states that a reset has left; equal to ``steps`` calls of ``step`` to the last
         bit. Between two steps of the physics there are then the policy and a copy of the states.
@@ -159,10 +169,11 @@ class RunnerVector(MujocoVectorEnv):
             observed: (T + 1, K, D) observations, to be filled in.
 
         Returns:
-            None, and nothing is done, where episodes may end or more is observed than states.
+            None, and nothing is done, where a family has ways of its own to step, to see or to
+            judge, or where the time limit comes sooner.
         """
         limit = self._max_episode_steps
-        if not self.endless or self._torso_views or (limit is not None and steps > limit):
+        if not self._is_plain() or (limit is not None and steps > limit):
             return None
         taken: list[NDArray[Any]] = []
 
@@ -175,6 +186,12 @@ class RunnerVector(MujocoVectorEnv):
         run, control = self._earned(velocities, np.concatenate(taken))
         shape = (steps, self.num_envs)
         return Played((run + control).reshape(shape), self.goal.speed(velocities).reshape(shape))
+
+    def _is_plain(self) -> bool:
+        """Whether all that :meth:`play` goes around is as it is here: a family may differ."""
+        kind = type(self)
+        own = all(getattr(kind, name) is getattr(RunnerVector, name) for name in _GONE_AROUND)
+        return own and self.velocity_limit is None and not self._torso_views
 
     def _earned(self, velocities: Float64, actions: NDArray[Any]) -> tuple[Float64, NDArray[Any]]:
         """What velocities (n,) and actions (n, A) earn: for the run, and for the control."""

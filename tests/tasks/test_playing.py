@@ -14,6 +14,7 @@ from maml_ray.config import PolicySettings, TaskSettings
 from maml_ray.normalisation import Normaliser
 from maml_ray.numpy_policy import NumpyPolicy
 from maml_ray.policy import PolicySpec, initial_parameters, to_numpy
+from maml_ray.tasks.batch_env import Transition
 from maml_ray.tasks.half_cheetah import HalfCheetahBackwardVector
 from maml_ray.tasks.lookup import resolve_tasks
 
@@ -80,6 +81,30 @@ def test_played_episodes_are_those_of_single_steps(
         for mine, theirs in zip(outcome[:4], other.step(actions)[:4], strict=True):
             np.testing.assert_array_equal(mine, theirs)
     assert ends[:2] == [False, True]
+
+
+class Tiring(HalfCheetahBackwardVector):
+    """A family of somebody's own, whose reward is another."""
+
+    def judge(self, run: Any, control: Any, infos: dict[str, Any]) -> Transition:
+        return super().judge(run - 1.0, control, infos)
+
+
+def test_a_family_that_judges_otherwise_is_stepped() -> None:
+    own, plain = (kind(2, max_episode_steps=8) for kind in (Tiring, HalfCheetahBackwardVector))
+    policy, seed = policy_for(plain, 1.0), np.random.SeedSequence(1)
+    tired, fresh = (collect(policy, env, 8, seed) for env in (own, plain))
+    np.testing.assert_allclose(tired.rewards, fresh.rewards - 1.0, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["ant-direction", "hopper-random-dynamics"])
+def test_who_may_fall_is_stepped(family: str) -> None:
+    tasks = resolve_tasks(TaskSettings(name=family))
+    env: Any = tasks.make_vector_env(
+        tasks.sample(np.random.default_rng(0), 1)[0], num_envs=2, horizon=5
+    )
+    env.reset(seed=0)
+    assert env.play(lambda *_: pytest.fail("asked"), 5, np.zeros((6, 2, 1), np.float32)) is None
 
 
 @pytest.mark.parametrize("keywords", [{"torso_position": True}, {"max_episode_steps": 4}])
