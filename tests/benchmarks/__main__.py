@@ -15,7 +15,7 @@ os.environ.update({"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"})
 
 import torch
 
-from tests.benchmarks import collection, iteration, learner, table
+from tests.benchmarks import arguments, collection, iteration, learner, table
 from tests.benchmarks.machine import machine, versions
 from tests.benchmarks.ratios import Ratio, compare, medians
 
@@ -79,8 +79,10 @@ def _arguments() -> argparse.Namespace:
         metavar="FILE",
         help="keep everything in a file beside printing the table; without a file, print JSON",
     )
-    parser.add_argument("--rounds", type=_count, default=15, help="interleaved rounds")
-    parser.add_argument("--iterations", type=_count, default=20, help="training iterations")
+    parser.add_argument("--rounds", type=arguments.count, default=15, help="interleaved rounds")
+    parser.add_argument(
+        "--iterations", type=arguments.count, default=20, help="training iterations"
+    )
     parser.add_argument("--settings", default="deploy.yaml", help="what to train")
     parser.add_argument(
         "--against",
@@ -88,23 +90,9 @@ def _arguments() -> argparse.Namespace:
         help="compare the ratios with those that --json has kept; exit code 1 where one has fallen",
     )
     parser.add_argument(
-        "--tolerance", type=_share, default=0.1, help="how far, as a share (default: 0.1)"
+        "--tolerance", type=arguments.share, default=0.1, help="how far, as a share (default: 0.1)"
     )
     return parser.parse_args()
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("at least 1 is needed")
-    return number
-
-
-def _share(text: str) -> float:
-    share = float(text)
-    if not 0.0 <= share < 1.0:
-        raise argparse.ArgumentTypeError("a share is at least 0 and below 1")
-    return share
 
 
 def _kept(file: str) -> dict[str, float]:

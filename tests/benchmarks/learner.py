@@ -23,6 +23,7 @@ from maml_ray.learner import MetaLearner
 from maml_ray.policy import PolicySpec
 from maml_ray.rollout import Assignment, RolloutWorker, sample_tasks
 from maml_ray.trajectories import TaskRollouts
+from tests.benchmarks.arguments import count
 from tests.benchmarks.ratios import Ratio
 
 _LARGE = 2048
@@ -182,12 +183,15 @@ def describe(results: list[LearnerResult]) -> list[str]:
 def main() -> int:
     """``python -m tests.benchmarks.learner``: the papers' meta-batch, by both outer steps."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.learner")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--tasks", type=int, default=40)
-    parser.add_argument("--episodes", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=3)
-    print(*describe(measure_both(**vars(parser.parse_args()))), sep="\n")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=count, default=os.cpu_count(), help="of the CPU")
+    parser.add_argument("--tasks", type=count, default=40)
+    parser.add_argument("--episodes", type=count, default=20)
+    parser.add_argument("--rounds", type=count, default=3)
+    chosen = parser.parse_args()
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        parser.error(f"PyTorch {torch.__version__} sees no GPU: leave --device out")
+    print(*describe(measure_both(**vars(chosen))), sep="\n")
     return 0
 
 

@@ -23,6 +23,7 @@ from dataclasses import asdict
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from tests.benchmarks import scaling_model
+from tests.benchmarks.arguments import count
 from tests.benchmarks.scaling_actors import actors_kept, many_cpus
 from tests.benchmarks.scaling_model import Assumed, Parts
 from tests.benchmarks.scaling_parts import measure_learner, parts_of
@@ -105,9 +106,9 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.scaling")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    parser.add_argument("--most", type=int, default=MOST, help="rollout actors")
-    parser.add_argument("--iterations", type=int, default=12, help="of each number of actors")
-    parser.add_argument("--share", type=int, default=SHARE, help="rollout actors in a process")
+    parser.add_argument("--most", type=count, default=MOST, help="rollout actors")
+    parser.add_argument("--iterations", type=count, default=12, help="of each number of actors")
+    parser.add_argument("--share", type=count, default=SHARE, help="rollout actors in a process")
     parser.add_argument("--profile", help="file for a profile of the driver with the most actors")
     chosen = parser.parse_args()
     results = measure(chosen.most, chosen.iterations, share=chosen.share, profile=chosen.profile)

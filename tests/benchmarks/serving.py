@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 from maml_ray.config import validate_settings
+from tests.benchmarks.arguments import count
 from tests.small_runs import run_of
 
 PORT = 8127
@@ -40,8 +41,8 @@ end
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.serving")
-    parser.add_argument("--seconds", type=int, default=10, help="for each number of clients")
-    parser.add_argument("--replicas", type=int, default=1)
+    parser.add_argument("--seconds", type=count, default=10, help="for each number of clients")
+    parser.add_argument("--replicas", type=count, default=1)
     chosen = parser.parse_args()
     if shutil.which("wrk") is None:
         sys.exit("wrk is not there: apt-get install wrk")

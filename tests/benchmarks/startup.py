@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from tests.benchmarks.arguments import count
 from tests.benchmarks.machine import machine, versions
 
 HERE = Path(__file__).resolve().parents[2]
@@ -35,11 +36,15 @@ Moments = dict[tuple[str, str], float]
 def main() -> None:
     """Measure in turns, and print medians."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.startup")
-    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--repetitions", type=count, default=3)
     parser.add_argument("--beside", type=Path, help="another checkout, measured in turns")
     parser.add_argument("--settings", type=Path, default=HERE / "deploy.yaml")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     chosen = parser.parse_args()
+    if chosen.beside and not (chosen.beside / "maml_ray").is_dir():
+        parser.error(f"{chosen.beside} is no checkout: it has no folder maml_ray")
+    if not chosen.settings.is_file():
+        parser.error(f"there is no settings file {chosen.settings}")
     checkouts = {"here": HERE} | ({"beside": chosen.beside.resolve()} if chosen.beside else {})
     told = {"machine": machine(), "versions": versions()}
     measured: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
@@ -82,8 +87,8 @@ def _driver_parts(driver: Moments) -> Iterator[tuple[str, float]]:
         "ray.init": driver["end", "init"],
         "until the learner is up": driver["end", "LearnerClient.wait_until_ready"],
         "until the rollout actors are up": driver["end", "RolloutPool.wait_until_ready"],
-        "storage, dashboard link, metrics": driver["begin", "RolloutPool.collect"],
-        "first iteration: collect": driver["end", "RolloutPool.collect"],
+        "storage, dashboard link, metrics": driver["begin", "Crew.learn"],
+        "first iteration: collect": driver["begin", "LearnerClient.update"],
         "first iteration: learn": driver["end", "LearnerClient.update"],
     }
     before = 0.0

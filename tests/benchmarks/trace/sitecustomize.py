@@ -25,7 +25,8 @@ CALLS = {
         "LearnerClient.wait_until_ready",
         "LearnerClient.update",
     ),
-    "maml_ray.distributed.pool": ("RolloutPool.wait_until_ready", "RolloutPool.collect"),
+    "maml_ray.distributed.crew": ("Crew.learn",),
+    "maml_ray.distributed.pool": ("RolloutPool.wait_until_ready",),
     "ray": ("init",),
 }
 """What is wrapped once its module is there."""
