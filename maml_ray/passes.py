@@ -1,9 +1,9 @@
 """How the tasks of a meta-batch go through the learner's arithmetic: how many at once, and where.
 
-A task's arithmetic needs no other task. On a CPU each goes by itself, on one of several threads,
-each of which computes alone: its matrices stay in the core's own cache, nobody waits at a barrier
-after every operation, and how sums are rounded does not depend on the number of threads. On a GPU
-as many tasks go in one pass as its memory has room for.
+A task's arithmetic needs no other task. On a CPU each goes by itself, small ones in company, on one
+of several threads, each of which computes alone: its matrices stay in the core's own cache, nobody
+waits at a barrier after every operation, and how sums are rounded does not depend on the number of
+threads. On a GPU as many tasks go in one pass as its memory has room for.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from maml_ray.tensor_trees import joined, length, sliced
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
 
+_SAMPLES = 2000
+"""As many keep a core busy for longer than Python takes from one operation to the next."""
 _OF_FREE_MEMORY = 0.5
 """Of what is free on the GPU, where no budget is set: PyTorch keeps some for pieces of any size."""
 
@@ -91,7 +93,8 @@ def passes_on(
         threads: of the CPU.
     """
     if device.type == "cpu":
-        return Passes(1, threads)
+        samples = settings.meta_batch.episodes * settings.task.horizon
+        return Passes(max(1, _SAMPLES // samples), threads)
     budget = settings.cluster.learner_memory_gib
     if budget is None:
         available = _OF_FREE_MEMORY * torch.cuda.mem_get_info(device)[0]

@@ -80,7 +80,10 @@ def test_pieces_add_up_to_the_whole(outer: str, inner: str, order: Order, passes
 
 
 @pytest.mark.parametrize("objective", ["ppo", "trpo"])
-def test_the_number_of_threads_changes_no_bit(small_settings: Settings, objective: str) -> None:
+def test_the_number_of_threads_changes_no_bit(
+    small_settings: Settings, objective: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("maml_ray.passes._SAMPLES", 40)  # each small task by itself, as a large one
     run = Run(change(small_settings, "outer", objective=objective, tasks_per_minibatch=2))
     others = [MetaLearner(run.settings, run.learner.spec, threads=count) for count in (2, 3)]
     for _ in range(2):
@@ -89,6 +92,20 @@ def test_the_number_of_threads_changes_no_bit(small_settings: Settings, objectiv
         for other in others:
             other.update(rollouts)
             assert same_state(other.state(), run.learner.state())
+
+
+@pytest.mark.parametrize(
+    ("episodes", "horizon", "tasks"), [(10, 200, 1), (20, 200, 1), (10, 100, 2), (2, 20, 50)]
+)
+def test_on_a_cpu_small_tasks_go_in_company_whatever_the_threads(
+    episodes: int, horizon: int, tasks: int
+) -> None:
+    sizes = [f"meta_batch.episodes={episodes}", f"task.horizon={horizon}"]
+    for threads in (1, 16):
+        passes = passes_on(
+            torch.device("cpu"), load_settings(overrides=sizes), GAUSSIAN, threads=threads
+        )
+        assert (passes.tasks, passes.threads) == (tasks, threads)
 
 
 def test_a_gpus_memory_is_shared_out_among_tasks() -> None:

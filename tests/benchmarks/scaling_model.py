@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from maml_ray.config import Settings
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -47,7 +49,7 @@ class Assumed:
 
     network: float = 10e9 / 8
     actors_per_node: int = 64
-    epochs: int = 4
+    epochs: int = Settings().outer.epochs
 
 
 REMEDIES = {
