@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from maml_ray.numpy_policy import NumpyPolicy
 from maml_ray.policy import PolicySpec
+from maml_ray.policy_loops import Player, scaled
 
 Float32 = NDArray[np.float32]
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
@@ -29,6 +30,9 @@ class Sampler(Protocol):
 
     def choose(self, step: int, outputs: Float32) -> Float32:
         """The same of the policy's ``outputs`` (K, A) there, which may be written to."""
+
+    def player(self) -> Player | None:
+        """The same for a batch that plays whole episodes by itself; None where it is no such."""
 
     def log_probs(self) -> Float32:
         """Log-probabilities (T, K) of the actions chosen."""
@@ -54,7 +58,7 @@ def for_environment(spec: PolicySpec, actions: Float32) -> NDArray[Any]:
     """Recorded actions (..., n) as the environment takes them: scaled, or (...) integers."""
     if spec.discrete:
         return actions[..., 0].astype(np.int64) + spec.first_action
-    return actions if spec.action_scale == 1.0 else actions * np.float32(spec.action_scale)
+    return scaled(actions, spec.action_scale)
 
 
 def as_recorded(spec: PolicySpec, actions: NDArray[Any]) -> Float32:
@@ -84,6 +88,10 @@ class _GaussianSampler:
     def choose(self, step: int, outputs: Float32) -> Float32:
         outputs += self._deviations[step]
         return outputs
+
+    def player(self) -> Player:
+        scale = np.float32(self._policy.spec.action_scale)
+        return Player(self._policy.perceptron, self._deviations, scale)
 
     def log_probs(self) -> Float32:
         noise, policy = self._noise, self._policy
@@ -117,6 +125,9 @@ class _CategoricalSampler:
         self._log_probs[step] = outputs[self._rows, chosen] - largest - total
         actions: Float32 = chosen[:, None].astype(np.float32)
         return actions
+
+    def player(self) -> None:
+        return None
 
     def log_probs(self) -> Float32:
         return self._log_probs

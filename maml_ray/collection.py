@@ -85,7 +85,7 @@ def _attempt(
     record = _Record(policy.spec, horizon, episodes)
     # Gymnasium's vector environments take a list of seeds; their base class is annotated without.
     observation, _ = env.reset(seed=reset_seeds(seed, episodes))  # type: ignore[arg-type]
-    if _played(policy.spec, env, sampler, record):
+    if _played(env, sampler, record):
         return record.trajectories(record.last, sampler.log_probs())
     for step in range(horizon):
         seen = record.observations[step]
@@ -99,19 +99,12 @@ def _attempt(
     return record.trajectories(observation, sampler.log_probs())
 
 
-def _played(
-    spec: PolicySpec, env: VectorEnv[Any, Any, Any], sampler: Sampler, record: _Record
-) -> bool:
+def _played(env: VectorEnv[Any, Any, Any], sampler: Sampler, record: _Record) -> bool:
     """Have ``env`` play whole episodes by itself, where it can; whether it could."""
-    play = getattr(env, "play", None)
-    if play is None:
+    play, player = getattr(env, "play", None), sampler.player()
+    if play is None or player is None:
         return False
-
-    def act(step: int, observations: NDArray[np.float32]) -> NDArray[Any]:
-        actions = record.actions[step] = sampler.act(step, observations)
-        return for_environment(spec, actions)
-
-    outcome = play(act, len(record.actions), record.observations_and_last)
+    outcome = play(player, record.observations_and_last, record.actions)
     if outcome is None:
         return False
     record.note_all(*outcome)

@@ -2,21 +2,50 @@
 
 Numba (Lam et al. 2015, https://doi.org/10.1145/2833157.2833162) turns plain loops over arrays into
 machine code. Such a loop does not hold Python's lock, so threads go side by side, and between its
-operations nothing is looked up or allocated. What was compiled is kept beside the source, or in the
-user's cache where that cannot be written to: a machine compiles once.
+operations nothing is looked up or allocated.
+
+What was compiled is kept, and a machine compiles once. Numba forgets it when the loop's own file
+has changed, and does not notice a change in another file, of what the loop calls. So all loops
+stand in modules named ``*_loops``, and are kept under a name made of what is in all of these.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from numba import njit, types
+from numba import config, njit, types
 from numba.extending import overload
 
 Loop = TypeVar("Loop", bound=Callable[..., Any])
+
+
+def where_it_is_kept(package: Path) -> str | None:
+    """A folder for the loops of ``package`` as they are: beside them, or in the user's cache.
+
+    None where neither can be written to: each process then compiles for itself.
+    """
+    sources = [package / "compiling.py", *sorted(package.rglob("*_loops.py"))]
+    content = b"".join(source.read_bytes() for source in sources)
+    name = f"loops-{hashlib.sha256(content).hexdigest()[:16]}"
+    given, home = config.CACHE_DIR, os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    chosen = [given] if given else [package / "__pycache__", Path(home).expanduser() / "maml_ray"]
+    for folder in map(Path, chosen):
+        try:
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(folder / name, os.W_OK):
+            return str(folder / name)
+    return None
+
+
+_KEPT = where_it_is_kept(Path(__file__).parent)
 
 
 def compiled(loop: Loop) -> Loop:
@@ -25,9 +54,17 @@ def compiled(loop: Loop) -> Loop:
     A product and a sum may become one operation, which rounds once. Sums keep their order, and
     infinities and what is no number stay what they are.
     """
-    decorated: Loop = njit(
-        nogil=True, cache=True, fastmath={"contract"}, error_model="numpy", boundscheck=False
-    )(loop)
+    before, config.CACHE_DIR = config.CACHE_DIR, _KEPT or ""  # read when a function is decorated
+    try:
+        decorated: Loop = njit(
+            nogil=True,
+            cache=_KEPT is not None,
+            fastmath={"contract"},
+            error_model="numpy",
+            boundscheck=False,
+        )(loop)
+    finally:
+        config.CACHE_DIR = before
     return decorated
 
 

@@ -122,7 +122,7 @@ def test_an_episode_does_not_depend_on_what_the_others_see() -> None:
         for one, other in zip(
             sampled(policy, observations, 3), sampled(policy, changed, 3), strict=True
         ):
-            np.testing.assert_allclose(one[:, :2], other[:, :2], rtol=1e-5, atol=1e-6)
+            np.testing.assert_array_equal(one[:, :2], other[:, :2])
 
 
 def test_the_environment_gets_integers_from_its_own_first_one() -> None:
@@ -140,3 +140,16 @@ def test_the_environment_gets_continuous_actions_scaled() -> None:
     assert given.tolist() == [[1.25, -2.5, 5.0]]
     assert recorded.tolist() == [[0.5, -1.0, 2.0]]
     assert for_environment(GAUSSIAN, recorded).tolist() == recorded.tolist()
+
+
+def test_a_player_acts_as_its_sampler_and_who_chooses_among_actions_is_none() -> None:
+    policy, _ = policy_of(replace(GAUSSIAN, action_scale=2.5))
+    sampler = make_sampler(policy, 3, 5, np.random.default_rng(0))
+    player = sampler.player()
+    assert player is not None
+    assert player.scale == 2.5
+    observations = np.random.default_rng(1).standard_normal((5, 4)).astype(np.float32)
+    for step in range(3):
+        acted = player.perceptron.outputs(observations) + player.deviations[step]
+        np.testing.assert_array_equal(acted, sampler.act(step, observations))
+    assert make_sampler(policy_of(CATEGORICAL)[0], 3, 5, None).player() is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from maml_ray.compiling import compiled, tanh
+import maml_ray
+from maml_ray.compiling import compiled, tanh, where_it_is_kept
 
 
 @compiled
@@ -60,3 +62,46 @@ def test_tanh_of_float64_is_the_c_librarys() -> None:
     found = np.empty_like(values)
     tanh_of(values, found)
     np.testing.assert_allclose(found, np.tanh(values), rtol=1e-15)
+
+
+def test_loops_stand_where_changes_are_noticed() -> None:
+    package = Path(maml_ray.__file__).parent
+    users = [
+        source
+        for source in package.rglob("*.py")
+        if "maml_ray.compiling import" in source.read_text() and source.name != "compiling.py"
+    ]
+    assert users
+    assert all(source.name.endswith("_loops.py") for source in users)
+
+
+def test_what_was_compiled_of_other_loops_is_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    for name in ("compiling.py", "outer_loops.py", "tasks/inner_loops.py"):
+        (tmp_path / name).write_text("as it was")
+    before = where_it_is_kept(tmp_path)
+    assert before is not None
+    assert where_it_is_kept(tmp_path) == before
+    (tmp_path / "tasks" / "inner_loops.py").write_text("changed")
+    assert where_it_is_kept(tmp_path) != before
+    assert Path(before).is_dir()
+
+
+@pytest.mark.parametrize("writable", ["the user's cache", "nothing"])
+def test_where_the_package_cannot_be_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writable: str
+) -> None:
+    # By files where folders would have to be: a superuser may write to any folder.
+    package, cache = tmp_path / "package", tmp_path / "cache"
+    package.mkdir()
+    for name in ("compiling.py", "__pycache__"):
+        (package / name).write_text("a file")
+    if writable == "nothing":
+        cache.write_text("a file, too")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    kept = where_it_is_kept(package)
+    if writable == "nothing":
+        assert kept is None
+    else:
+        assert kept is not None
+        assert Path(kept).parent == cache / "maml_ray"

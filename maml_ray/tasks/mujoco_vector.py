@@ -9,7 +9,7 @@ the physics is vectorised over the batch.
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -19,11 +19,9 @@ from gymnasium.envs.mujoco import MujocoEnv
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
+from maml_ray.policy_loops import Float32, Player, scaled
+from maml_ray.tasks import physics_loops
 from maml_ray.tasks.batch_env import BatchEnv, Bool, Float64
-
-Float32 = NDArray[np.float32]
-Act = Callable[[int, Float32], NDArray[Any]]
-"""Actions (K, A) of a step, from its number and the observations (K, D) before it."""
 
 _GIVEN_UP = (
     mujoco.mjtWarning.mjWARN_BADQPOS,
@@ -96,40 +94,75 @@ class MujocoVectorEnv(BatchEnv, ABC):
         np.concatenate(self._position_views, out=self.positions.reshape(-1))
         np.concatenate(self._velocity_views, out=self.velocities.reshape(-1))
 
-    def play_states(self, act: Act, steps: int, first: int, observed: Float32) -> Float64:
-        """``steps`` control steps of every simulation, and no more than must be between them.
+    def play_states(
+        self, player: Player, first: int, observed: Float32, actions: Float32
+    ) -> Float64:
+        """Control steps of every simulation, and no more than must be between them.
 
         Args:
-            act: who acts.
-            steps: T.
+            player: who acts.
             first: of the positions, the first that is observed; all velocities are.
             observed: (T + 1, K, D) observations, to be filled in.
+            actions: (T, K, A) actions as recorded, likewise.
 
         Returns:
             States (T + 1, K, nq + nv): positions and velocities before each step, and at the end.
+
+        Raises:
+            ValueError: the player or an array is of other sizes.
         """
+        model, steps = self._model, len(actions)
+        states = np.empty((steps + 1, self.num_envs, model.nq + model.nv))
+        self._check_sizes(player, states[:, :, first:], observed, actions)
+        located = physics_loops.located(model, self._simulations, self._env.frame_skip)
+        if located is None:
+            self._play_by_steps(player, states, states[:, :, first:], observed, actions)
+        else:
+            rooms = player.perceptron.rooms(self.num_envs)
+            physics_loops.play(located, player, rooms, first, states, observed, actions)
+        self.read_states()
+        self._elapsed += steps
+        self._done = self._truncations()
+        return states
+
+    def _check_sizes(
+        self, player: Player, seen: Float64, observed: Float32, actions: Float32
+    ) -> None:
+        """A compiled loop would write beyond an array that is too small."""
+        inputs, outputs = player.perceptron.sizes[[0, -1]]
+        acted = (len(seen) - 1, self.num_envs, self._model.nu)
+        found = (observed.shape, actions.shape, player.deviations.shape, inputs, outputs)
+        wanted = (seen.shape, acted, acted, seen.shape[-1], acted[-1])
+        if found != wanted:
+            raise ValueError(
+                "observations, actions, noise, inputs and outputs must be of sizes "
+                f"{wanted}, got {found}"
+            )
+
+    def _play_by_steps(
+        self,
+        player: Player,
+        states: Float64,
+        seen: Float64,
+        observed: Float32,
+        actions: Float32,
+    ) -> None:
+        """The same where MuJoCo's library is not to be found: a step after the other from here."""
         views = [
             view
             for pair in zip(self._position_views, self._velocity_views, strict=True)
             for view in pair
         ]
-        states = np.empty((steps + 1, self.num_envs, self._model.nq + self._model.nv))
-        rows, seen = states.reshape(steps + 1, -1), states[:, :, first:]
+        rows = states.reshape(len(states), -1)
         np.concatenate(views, out=rows[0])
         observed[0] = seen[0]
-        for step in range(steps):
+        for step, deviations in enumerate(player.deviations):
+            actions[step] = player.perceptron.outputs(observed[step]) + deviations
             # Once for all to the controls' type: casting row by row takes longer.
-            actions = act(step, observed[step]).astype(np.float64)
-            for control, action in zip(self._controls, actions, strict=True):
-                control[:] = action
-            for advance in self._steps:
-                advance()
+            given = scaled(actions[step], float(player.scale)).astype(np.float64)
+            self.advance(range(self.num_envs), given)
             np.concatenate(views, out=rows[step + 1])
             observed[step + 1] = seen[step + 1]
-        self.read_states()
-        self._elapsed += steps
-        self._done = self._truncations()
-        return states
 
     def broken(self) -> Bool:
         """(K,) which simulations MuJoCo has given up, since their reset, and begun anew by itself.

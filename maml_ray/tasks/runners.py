@@ -15,8 +15,9 @@ from gymnasium.utils import EzPickle
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
+from maml_ray.policy_loops import Float32, Player, scaled
 from maml_ray.tasks.batch_env import Bool, Float64, Transition
-from maml_ray.tasks.mujoco_vector import Act, Float32, MujocoVectorEnv
+from maml_ray.tasks.mujoco_vector import MujocoVectorEnv
 from maml_ray.tasks.scenery import follow, furnish
 from maml_ray.tasks.speed_goals import Goal
 
@@ -157,33 +158,28 @@ class RunnerVector(MujocoVectorEnv):
         """Columns (K, n) that a family observes between velocities and torso position."""
         return ()
 
-    def play(self, act: Act, steps: int, observed: Float32) -> Played | None:
+    def play(self, player: Player, observed: Float32, actions: Float32) -> Played | None:
         """Whole episodes, where none ever ends: what the steps were worth is asked afterwards.
 
-        From the states that a reset has left; equal to ``steps`` calls of ``step`` to the last
-        bit. Between two steps of the physics there are then the policy and a copy of the states.
+        From the states that a reset has left; equal to as many calls of ``step`` to the last bit.
+        Between two steps of the physics there are then the policy and a copy of the states.
 
         Args:
-            act: actions (K, A) of a step, from its number and the observations (K, D) there.
-            steps: T.
+            player: who acts.
             observed: (T + 1, K, D) observations, to be filled in.
+            actions: (T, K, A) actions as recorded, likewise.
 
         Returns:
             None, and nothing is done, where a family has ways of its own to step, to see or to
             judge, or where the time limit comes sooner.
         """
-        limit = self._max_episode_steps
+        steps, limit = len(actions), self._max_episode_steps
         if not self._is_plain() or (limit is not None and steps > limit):
             return None
-        taken: list[NDArray[Any]] = []
-
-        def noted(step: int, observations: Float32) -> NDArray[Any]:
-            taken.append(act(step, observations))
-            return taken[-1]
-
-        states = self.play_states(noted, steps, self._first_position, observed)
+        states = self.play_states(player, self._first_position, observed, actions)
         velocities = (states[1:, :, 0] - states[:-1, :, 0]).reshape(-1) / self.dt
-        run, control = self._earned(velocities, np.concatenate(taken))
+        given = scaled(actions, float(player.scale))
+        run, control = self._earned(velocities, given.reshape(len(velocities), -1))
         shape = (steps, self.num_envs)
         return Played((run + control).reshape(shape), self.goal.speed(velocities).reshape(shape))
 
