@@ -83,8 +83,8 @@ def fitted_values(trajectories: Trajectories, rewards: Float64, discount: float)
     observations, taken = trajectories.observations, trajectories.mask
     x = baseline_features(observations, np.arange(observations.shape[1]))
     y = discounted_sums(rewards, discount)[taken]
-    gram = x[taken].T @ x[taken]
-    weights = _solved(gram, x[taken].T @ y)
+    seen = x[taken]
+    weights = _solved(seen.T @ seen, seen.T @ y)
     return Values(np.where(taken, x @ weights, 0.0), np.zeros(trajectories.episodes))
 
 
@@ -113,7 +113,8 @@ def bootstrapped_values(trajectories: Trajectories, rewards: Float64, discount: 
     tail = np.where(taken, float(discount) ** np.maximum(left, 0), 0.0)
     y = discounted_sums(rewards, discount)[taken]
     following = (tail[..., None] * behind[:, None, :])[taken]
-    weights = _solved(x[taken].T @ (x[taken] - following), x[taken].T @ y)
+    seen = x[taken]
+    weights = _solved(seen.T @ (seen - following), seen.T @ y)
     return Values(np.where(taken, x @ weights, 0.0), behind @ weights)
 
 

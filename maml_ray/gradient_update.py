@@ -125,10 +125,10 @@ class GradientUpdate(OuterOptimiser):
             group["lr"] = rate
         for name, parameter in self._parameters.items():
             parameter.grad = gradient[name]
+        norm = torch.nn.utils.get_total_norm(list(gradient.values()))
         limit = self._settings.outer.max_gradient_norm
-        norm = torch.nn.utils.clip_grad_norm_(
-            list(self._parameters.values()), float("inf") if limit is None else limit
-        )
+        if limit is not None:
+            torch.nn.utils.clip_grads_with_norm_(self._parameters.values(), limit, norm)
         self._adam.step()
         project(self._spec, self._parameters)
         return float(norm)
@@ -175,4 +175,4 @@ class GradientUpdate(OuterOptimiser):
         groups = [{"params": policy, "weight_decay": outer.weight_decay}]
         if rates:
             groups.append({"params": rates, "weight_decay": 0.0})
-        return torch.optim.Adam(groups, lr=outer.learning_rate)
+        return torch.optim.Adam(groups, lr=outer.learning_rate, fused=True)

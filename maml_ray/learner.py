@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maml_ray import adaptation, compiled_gradient
 from maml_ray.adaptation import Order
+from maml_ray.analytic_gradient import is_covered
 from maml_ray.batching import checked, make_batch
 from maml_ray.config import Settings
 from maml_ray.gradient_diagnostics import GradientDiagnostics, diagnose_gradient
@@ -158,6 +160,14 @@ class MetaLearner:
         self._observations = RunningStatistics.empty(spec.observation_size)
         self._skipped_in_a_row = self._discarded_episodes = 0
         self._behind: PolicyParameters | None = None
+
+    def warm_up(self) -> None:
+        """Do ahead of the first update what it would wait for: imports, and compiled loops."""
+        by_loops = is_covered(self.settings, self.spec) and self.device.type == "cpu"
+        if by_loops:
+            compiled_gradient.warm_up(self.settings, self.spec)
+        if not by_loops or self.settings.meta_batch.overlap:  # which vectorises a function
+            adaptation.warm_up()
 
     def publish(self) -> PolicyParameters:
         """The current parameters, for the actors."""

@@ -16,6 +16,7 @@ from maml_ray.analytic_gradient import (
     analytic_meta_loss,
     is_covered,
 )
+from maml_ray.compiled_gradient import compiled_meta_gradient
 from maml_ray.config import Settings
 from maml_ray.meta_objective import Diagnostics, MetaBatch, meta_loss
 from maml_ray.passes import WHOLE, Passes
@@ -37,6 +38,9 @@ def meta_gradient(
 
     Means over the tasks of ``batch``, whichever ``passes`` they go in.
     """
+    if _by_loops(settings, spec, batch):
+        told = (settings, spec, parameters, batch)
+        return compiled_meta_gradient(*told, order=order, passes=passes)
     found = passes.each(
         lambda piece: (len(piece.credit), *_of_piece(settings, spec, parameters, piece, order)),
         batch,
@@ -87,12 +91,18 @@ def task_gradients(
 def _of_piece(
     settings: Settings, spec: PolicySpec, parameters: Parameters, batch: MetaBatch, order: Order
 ) -> Found:
+    if _by_loops(settings, spec, batch):
+        return compiled_meta_gradient(settings, spec, parameters, batch, order=order)
     if is_covered(settings, spec):
         return analytic_meta_gradient(settings, spec, parameters, batch, order=order)
     leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
     loss, diagnostics = meta_loss(settings, spec, leaves, batch, order=order)
     gradient = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
     return loss.detach(), diagnostics, dict(zip(leaves, gradient, strict=True))
+
+
+def _by_loops(settings: Settings, spec: PolicySpec, batch: MetaBatch) -> bool:
+    return is_covered(settings, spec) and batch.credit.device.type == "cpu"
 
 
 def _mean(found: Sequence[tuple[int, Tensor, Diagnostics, Parameters]]) -> Found:

@@ -59,6 +59,10 @@ class Passes:
             return [call() for call in calls]
         return list(self._pool.map(lambda call: call(), calls))
 
+    def over(self, tasks: int, function: Callable[[range], object]) -> None:
+        """Have ``function`` see to all ``tasks``, some at a time."""
+        self.run([partial(function, some) for some in self._ranges(tasks)])
+
     def must_forget(self, batch: Batch) -> bool:
         """Whether there is no room for what all pieces leave behind: they share one's memory."""
         return self._pool is None and self.tasks is not None and self.tasks < length(batch)
@@ -69,11 +73,14 @@ class Passes:
         return found[0] if len(found) == 1 else joined(found)
 
     def _pieces(self, batch: Batch) -> list[Batch]:
-        tasks = length(batch)
-        size = self.tasks or tasks
-        if size >= tasks:
+        ranges = self._ranges(length(batch))
+        if len(ranges) == 1:
             return [batch]
-        return [sliced(batch, start, start + size) for start in range(0, tasks, size)]
+        return [sliced(batch, some.start, some.stop) for some in ranges]
+
+    def _ranges(self, tasks: int) -> list[range]:
+        size = self.tasks or tasks
+        return [range(start, min(start + size, tasks)) for start in range(0, tasks, size)]
 
 
 WHOLE = Passes()

@@ -168,17 +168,24 @@ def with_rates(parameters: Parameters, rng: np.random.Generator) -> Parameters:
 
 
 def random_meta_batch(
-    settings: Settings, spec: PolicySpec, parameters: Parameters, rng: np.random.Generator
+    settings: Settings,
+    spec: PolicySpec,
+    parameters: Parameters,
+    rng: np.random.Generator,
+    length: int = 5,
 ) -> MetaBatch:
-    """A float64 meta-batch of 5 and 3 steps a task, collected by policies near ``parameters``."""
-    tasks, shape = settings.meta_batch.tasks, (2, 5)
-    taken = (torch.arange(5) < torch.tensor([[5], [3]])).expand(tasks, *shape)
+    """A float64 meta-batch of two episodes a task, collected by policies near ``parameters``.
+
+    One is of ``length`` steps, the other of two less.
+    """
+    tasks, shape = settings.meta_batch.tasks, (2, length)
+    taken = (torch.arange(length) < torch.tensor([[length], [length - 2]])).expand(tasks, *shape)
 
     def normal(*sizes: int) -> Tensor:
         return torch.from_numpy(rng.standard_normal((tasks, *sizes)))
 
     def phase() -> tuple[Samples, ActionDistribution]:
-        observations = normal(10, spec.observation_size)
+        observations = normal(2 * length, spec.observation_size)
         collector = {
             name: value + 0.02 * torch.from_numpy(rng.standard_normal(value.shape))
             for name, value in parameters.items()
@@ -192,14 +199,14 @@ def random_meta_batch(
             kept: ActionDistribution = Categorical(policy.logits)
         else:
             mean, std = policy.base_dist.mean, policy.base_dist.stddev
-            actions = mean + std * normal(10, spec.action_size)
+            actions = mean + std * normal(2 * length, spec.action_size)
             recorded, kept = policy.log_prob(actions), Gaussian(mean, torch.log(std[:, 0]))
         samples = Samples(
             observations=observations,
             actions=actions,
             log_probs=recorded.reshape(tasks, *shape),
             advantages=normal(*shape),
-            weights=taken.double() / 8,
+            weights=taken.double() / (2 * length - 2),
         )
         return samples, kept
 

@@ -10,8 +10,10 @@ import torch
 
 from maml_ray.adaptation import Order
 from maml_ray.analytic_gradient import analytic_meta_gradient, is_covered
+from maml_ray.compiled_gradient import compiled_meta_gradient
 from maml_ray.config import Settings, validate_settings
 from maml_ray.meta_objective import MetaBatch, meta_loss
+from maml_ray.perceptron_loops import BLOCK
 from maml_ray.policy import LOG_STD, Parameters, PolicySpec
 from tests import meta_oracles, oracles
 
@@ -39,10 +41,10 @@ def settings_of(outer: str = "ppo", inner: str = "ratio", steps: int = 1, **more
     )
 
 
-def problem(settings: Settings, spec: PolicySpec) -> tuple[Parameters, MetaBatch]:
+def problem(settings: Settings, spec: PolicySpec, length: int = 5) -> tuple[Parameters, MetaBatch]:
     rng = np.random.default_rng(0)
     parameters = oracles.random_parameters(spec, rng)
-    batch = oracles.random_meta_batch(settings, spec, parameters, rng)
+    batch = oracles.random_meta_batch(settings, spec, parameters, rng, length)
     return oracles.with_rates(parameters, rng) if settings.inner.learn_rates else parameters, batch
 
 
@@ -58,14 +60,13 @@ def check(
     leaves = {name: value.clone().requires_grad_() for name, value in parameters.items()}
     loss, told = meta_loss(settings, spec, leaves, batch, order=order)
     expected = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
-    found, told_too, gradient = analytic_meta_gradient(
-        settings, spec, parameters, batch, order=order
-    )
-    assert list(gradient) == list(parameters)
-    torch.testing.assert_close(found, loss.detach(), rtol=1e-11, atol=1e-13)
-    torch.testing.assert_close(tuple(told_too), tuple(told), rtol=1e-11, atol=1e-13)
-    for slope, value in zip(expected, gradient.values(), strict=True):
-        torch.testing.assert_close(value, slope, rtol=1e-9, atol=1e-11)
+    for by_hand in (analytic_meta_gradient, compiled_meta_gradient):
+        found, told_too, gradient = by_hand(settings, spec, parameters, batch, order=order)
+        assert list(gradient) == list(parameters)
+        torch.testing.assert_close(found, loss.detach(), rtol=1e-11, atol=1e-13)
+        torch.testing.assert_close(tuple(told_too), tuple(told), rtol=1e-11, atol=1e-13)
+        for slope, value in zip(expected, gradient.values(), strict=True):
+            torch.testing.assert_close(value, slope, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("order", ["second", "first"])
@@ -95,6 +96,13 @@ def test_a_log_std_below_on_and_above_its_floor(steps: int) -> None:
         parameters[LOG_STD] = torch.tensor([start, 0.2], dtype=torch.float64)
         # Far from what collected the data: ratios of many sizes, and clipped ones.
         check(settings, spec, parameters, batch)
+
+
+@pytest.mark.parametrize("samples", [BLOCK, BLOCK + 2, 2 * BLOCK + 50])
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
+def test_samples_of_several_blocks(spec: PolicySpec, samples: int) -> None:
+    settings = settings_of(steps=2)
+    check(settings, spec, *problem(settings, spec, samples // 2))
 
 
 def test_what_it_does_not_cover() -> None:

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from maml_ray.adaptation import adapt
 from maml_ray.advantages import advantages
+from maml_ray.batching import policies_at
 from maml_ray.config import Settings, SettingsError, validate_settings
 from maml_ray.normalisation import Normaliser
-from maml_ray.objectives import inner_losses, make_samples
+from maml_ray.objectives import InnerObjective, make_samples
 from maml_ray.policy import PolicyParameters, initial_parameters, to_numpy, to_torch
 from maml_ray.rollout import (
     Assignment,
@@ -25,6 +25,7 @@ from maml_ray.rollout import (
     sample_tasks,
 )
 from maml_ray.tasks.distribution import Task, TaskDistribution
+from maml_ray.tensor_trees import mapped
 from maml_ray.trajectories import TaskRollouts, Trajectories
 from tests import meta_oracles, oracles
 
@@ -278,18 +279,21 @@ def test_trajectories_check_their_arrays(field: str, value: object, message: str
         random_rollouts(**{field: value})
 
 
+@pytest.mark.parametrize("objective", ["ratio", "dice"])
 def test_adapting_for_an_actor_is_to_the_bit_what_the_learner_differentiates(
-    small_settings: Settings, worker: RolloutWorker
+    small_settings: Settings, worker: RolloutWorker, objective: InnerObjective
 ) -> None:
-    published, spec = parameters_of(small_settings), policy_spec(small_settings)
+    inner = small_settings.inner.model_copy(update={"objective": objective})
+    settings = small_settings.model_copy(update={"inner": inner})
+    published, spec = parameters_of(settings), policy_spec(settings)
     support = worker.roll_out(published, assignment())[0].support[0]
     theta = to_torch(published.values)
-    samples = make_samples(support, advantages(support, small_settings.advantages), None)
-    losses = inner_losses(spec, small_settings.inner, (samples,))
-    rate = small_settings.inner.learning_rate
-    expected, _ = adapt(theta, losses, rate)
-    found = adapt_policy(small_settings, spec, theta, support, None)
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    samples = make_samples(support, advantages(support, settings.advantages), None)
+    one = mapped(lambda tensor: tensor[None], samples)
+    found = adapt_policy(settings, spec, theta, support, None)
+    _, expected = policies_at(settings, spec, theta, (one,), one)
+    _, adapted = policies_at(settings, spec, found, (), one)
+    torch.testing.assert_close(adapted, expected, rtol=0.0, atol=0.0)
 
 
 def test_an_actor_does_not_import_pytorchs_compiler() -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import ray
 import torch
 
-from maml_ray.adaptation import warm_up
 from maml_ray.config import Settings
 from maml_ray.distributed.activity import Activity, ActivityLog, Place, Receipt
 from maml_ray.learner import LearnerState, MetaLearner, UpdateMetrics
@@ -73,12 +72,12 @@ class LearnerActor:
         # whose number decides how it rounds, stay one.
         self._threads = threads or _usable_cpus()
         torch.set_num_threads(1)
-        warm_up()
         insisted = settings.cluster.learner_device == "cuda"
         chosen, remark = choose_device(device, insisted=insisted)
         self._where = self._described(chosen, remark)
         self._activity = ActivityLog()
         self._learner = MetaLearner(settings, spec, chosen, self._threads)
+        self._learner.warm_up()
         if state is not None:
             self._learner.load(state)
 

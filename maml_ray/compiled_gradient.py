@@ -1,0 +1,194 @@
+"""The meta-gradient on a CPU: tensors of a meta-batch to the compiled loops of each task, and back.
+
+Axes: N tasks, K inner steps, S samples of a task and phase, D observation size, A action size, Q
+parameters of the policy, flat.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from maml_ray import task_loops
+from maml_ray.adaptation import Order
+from maml_ray.config import Settings
+from maml_ray.gaussian_loops import PPO, REINFORCE, TRPO
+from maml_ray.meta_objective import Diagnostics, MetaBatch
+from maml_ray.meta_parameters import (
+    LOG_RATE,
+    initial_meta_parameters,
+    inner_rates,
+)
+from maml_ray.objectives import Samples
+from maml_ray.passes import WHOLE, Passes
+from maml_ray.policy import ActionDistribution, Gaussian, Parameters, PolicySpec
+from maml_ray.task_loops import Data, Held, Rules
+
+Array = NDArray[Any]
+Arrays = TypeVar("Arrays", Data, Held)
+
+_OBJECTIVES = {"ppo": PPO, "trpo": TRPO, "reinforce": REINFORCE}
+
+
+def compiled_meta_gradient(
+    settings: Settings,
+    spec: PolicySpec,
+    parameters: Parameters,
+    batch: MetaBatch,
+    *,
+    order: Order,
+    passes: Passes = WHOLE,
+) -> tuple[Tensor, Diagnostics, Parameters]:
+    """The meta-loss (), what it tells, and its gradient, averaged over tasks.
+
+    What :func:`~maml_ray.analytic_gradient.analytic_meta_gradient` gives, and for the same
+    settings, of tensors on the CPU.
+    """
+    rules, theta, rates = _told(settings, spec, parameters, order)
+    query, of_query = _data(batch.query), _held(batch.query_collector)
+    support = _phases([_data(phase) for phase in batch.support], query)
+    of_support = _phases([_held(policy) for policy in batch.collectors], of_query)
+    tasks = len(batch.credit)
+    gradients, by_rates = np.empty((2, tasks, len(theta)), theta.dtype)
+    told = np.empty((tasks, 1 + len(Diagnostics._fields)), theta.dtype)
+
+    def of_tasks(some: range) -> None:
+        for n in some:
+            data = (_task(support, n), _task(of_support, n), _task(query, n), _task(of_query, n))
+            into = (gradients[n], by_rates[n], told[n])
+            task_loops.meta_gradient(rules, theta, rates, *data, *into)
+
+    passes.over(tasks, of_tasks)
+    gradient = _named(spec, gradients.mean(axis=0))
+    if settings.inner.learn_rates:
+        found = _named(spec, by_rates.mean(axis=0) * rates)
+        gradient |= {LOG_RATE + name: value for name, value in found.items()}
+    means, largest = told.mean(axis=0), told[:, task_loops.LARGEST_RATIO_ERROR].max()
+    means[task_loops.LARGEST_RATIO_ERROR] = largest
+    loss, *diagnostics = torch.from_numpy(means)
+    return loss, Diagnostics(*diagnostics), {name: gradient[name] for name in parameters}
+
+
+def compiled_policies(
+    settings: Settings,
+    spec: PolicySpec,
+    parameters: Parameters,
+    support: Sequence[Samples],
+    query: Samples,
+) -> tuple[tuple[Gaussian, ...], Gaussian]:
+    """The policies of each inner step at its support data, and the adapted one at the query data.
+
+    Means (N, S, A) and log standard deviations (N, A).
+    """
+    rules, theta, rates = _told(settings, spec, parameters, "first")
+    (tasks, samples, _), steps = query.observations.shape, len(support)
+    seen = _data(query)
+    phases = _phases([_data(phase) for phase in support], seen)
+    means = np.empty((tasks, steps + 1, samples * spec.action_size), theta.dtype)
+    log_stds = np.empty((tasks, steps + 1, spec.action_size), theta.dtype)
+    for n in range(tasks):
+        task_loops.policies(
+            rules, theta, rates, _task(phases, n), seen.observations[n], means[n], log_stds[n]
+        )
+    mean = torch.from_numpy(means.reshape(tasks, steps + 1, samples, -1))
+    log_std = torch.from_numpy(log_stds)
+    *before, adapted = (Gaussian(mean[:, k], log_std[:, k]) for k in range(steps + 1))
+    return tuple(before), adapted
+
+
+def compiled_step(
+    settings: Settings, spec: PolicySpec, parameters: Parameters, samples: Samples
+) -> Parameters:
+    """The policy's parameters after one inner step on one task's ``samples``."""
+    rules, theta, rates = _told(settings, spec, parameters, "first")
+    support = Data(*(_array(field).reshape(1, -1) for field in samples))
+    steps = task_loops.steps_taken(rules, theta, rates, support)
+    return _named(spec, steps.thetas[1])
+
+
+def warm_up(settings: Settings, spec: PolicySpec) -> None:
+    """Have the loops compiled, or fetched from where they are kept, ahead of the first batch."""
+    parameters = initial_meta_parameters(spec, settings.inner, np.random.default_rng(0))
+    samples = Samples(
+        observations=torch.zeros(1, 1, spec.observation_size),
+        actions=torch.zeros(1, 1, spec.action_size),
+        log_probs=torch.zeros(1, 1, 1),
+        advantages=torch.zeros(1, 1, 1),
+        weights=torch.ones(1, 1, 1),
+    )
+    support = (samples,) * settings.inner.steps
+    policies = compiled_policies(settings, spec, parameters, support, samples)
+    batch = MetaBatch(support, policies[0], samples, policies[1], torch.zeros(1))
+    compiled_meta_gradient(settings, spec, parameters, batch, order="second")
+
+
+def _told(
+    settings: Settings, spec: PolicySpec, parameters: Parameters, order: Order
+) -> tuple[Rules, Array, Array]:
+    """What is asked for, the policy's parameters (Q,) and the inner rates (Q,)."""
+    outer = settings.outer
+    theta, rates = _flat(spec, parameters), inner_rates(settings.inner, parameters)
+    rules = Rules(
+        sizes=np.array((spec.observation_size, *spec.hidden_sizes, spec.action_size)),
+        relu=spec.activation == "relu",
+        floor=spec.min_log_std,
+        ratio=settings.inner.objective == "ratio",
+        l2=settings.inner.l2,
+        objective=_OBJECTIVES[outer.objective],
+        clip=outer.clip,
+        kl=outer.inner_kl_coefficient if outer.objective == "ppo" else 0.0,
+        second=order == "second",
+    )
+    if not isinstance(rates, float):
+        return rules, theta, _flat(spec, rates)
+    with np.errstate(over="ignore"):  # a rate that explodes is found by what it leads to
+        return rules, theta, np.full_like(theta, rates)
+
+
+def _flat(spec: PolicySpec, parameters: Parameters) -> Array:
+    """(Q,) in the policy's own order, whatever order a file gave them in."""
+    return _array(torch.cat([parameters[name].detach().flatten() for name in spec.shapes()]))
+
+
+def _named(spec: PolicySpec, flat: Array) -> Parameters:
+    """Numbers (Q,), by name."""
+    values, start = torch.from_numpy(flat), 0
+    named: Parameters = {}
+    for name, shape in spec.shapes().items():
+        count = math.prod(shape)
+        named[name] = values[start : start + count].view(shape)
+        start += count
+    return named
+
+
+def _data(samples: Samples) -> Data:
+    return Data(*(_array(field).reshape(len(field), -1) for field in samples))
+
+
+def _held(policy: ActionDistribution) -> Held:
+    assert isinstance(policy, Gaussian)  # a discrete policy is not covered
+    return Held(*(_array(field).reshape(len(field), -1) for field in policy))
+
+
+def _phases(phases: Sequence[Arrays], like: Arrays) -> Arrays:
+    """Phases (N, n) side by side (N, K, n); none of them, but of the same width, where K is 0."""
+    if not phases:
+        return type(like)(*(field[:, None][:, :0] for field in like))
+    if len(phases) == 1:
+        return type(like)(*(field[:, None] for field in phases[0]))
+    return type(like)(*(np.stack(fields, axis=1) for fields in zip(*phases, strict=True)))
+
+
+def _task(arrays: Arrays, n: int) -> Arrays:
+    return type(arrays)(*(field[n] for field in arrays))
+
+
+def _array(values: Tensor) -> Array:
+    array: Array = values.detach().contiguous().numpy()
+    return array

@@ -1,0 +1,132 @@
+"""What the compiled loops give beside the meta-gradient, which test_analytic_gradient looks at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from maml_ray import task_loops
+from maml_ray.adaptation import adapt
+from maml_ray.analytic_gradient import collecting_policies
+from maml_ray.compiled_gradient import (
+    compiled_meta_gradient,
+    compiled_policies,
+    compiled_step,
+    warm_up,
+)
+from maml_ray.meta_parameters import inner_rates, policy_part
+from maml_ray.objectives import inner_losses
+from maml_ray.perceptron_loops import BLOCK
+from maml_ray.policy import PolicySpec
+from maml_ray.tensor_trees import mapped, sliced
+from tests.test_analytic_gradient import SPECS, problem, settings_of
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2])
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
+def test_the_policies_on_the_way(spec: PolicySpec, steps: int) -> None:
+    settings = settings_of(steps=steps)
+    parameters, batch = problem(settings, spec, BLOCK)
+    told = (settings, spec, parameters, batch.support, batch.query)
+    torch.testing.assert_close(
+        compiled_policies(*told), collecting_policies(*told), rtol=1e-11, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("learn_rates", [False, True])
+@pytest.mark.parametrize("inner", ["ratio", "log_prob"])
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
+def test_an_inner_step_is_autograds(spec: PolicySpec, inner: str, learn_rates: bool) -> None:
+    settings = settings_of(inner=inner, learn_rates=learn_rates)
+    parameters, batch = problem(settings, spec)
+    samples = mapped(lambda tensor: tensor[1], batch.support[0])
+    losses = inner_losses(spec, settings.inner, (samples,))
+    expected, _ = adapt(policy_part(parameters), losses, inner_rates(settings.inner, parameters))
+    found = compiled_step(settings, spec, parameters, samples)
+    assert list(found) == list(expected)
+    torch.testing.assert_close(found, dict(expected), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
+def test_single_precision_is_double_precision_rounded(spec: PolicySpec) -> None:
+    settings = settings_of(steps=2)
+    parameters, batch = problem(settings, spec, BLOCK)
+    single = {name: value.float() for name, value in parameters.items()}
+    exact = compiled_meta_gradient(settings, spec, parameters, batch, order="second")
+    found = compiled_meta_gradient(
+        settings, spec, single, mapped(torch.Tensor.float, batch), order="second"
+    )
+    torch.testing.assert_close(
+        (found[0], tuple(found[1]), found[2]),
+        (exact[0], tuple(exact[1]), exact[2]),
+        rtol=1e-4,
+        atol=2e-5,
+        check_dtype=False,
+    )
+    assert {value.dtype for value in found[2].values()} == {torch.float32}
+
+
+def test_a_task_alone_is_the_task_among_others() -> None:
+    settings, spec = settings_of(), SPECS["tanh"]
+    parameters, batch = problem(settings, spec)
+    whole = compiled_meta_gradient(settings, spec, parameters, batch, order="second")
+    alone = [
+        compiled_meta_gradient(settings, spec, parameters, sliced(batch, n, n + 1), order="second")
+        for n in range(3)
+    ]
+    mean = {name: sum(one[2][name] for one in alone) / 3 for name in parameters}
+    torch.testing.assert_close(whole[2], mean, rtol=1e-13, atol=1e-15)
+    largest = max(float(one[1].largest_ratio_error) for one in alone)
+    assert float(whole[1].largest_ratio_error) == largest
+
+
+def test_parameters_in_another_order_are_the_same() -> None:
+    settings, spec = settings_of(learn_rates=True), SPECS["tanh"]
+    parameters, batch = problem(settings, spec)
+    turned = dict(reversed(parameters.items()))
+    samples = mapped(lambda tensor: tensor[1], batch.support[0])
+    ours, theirs = (
+        (
+            compiled_meta_gradient(settings, spec, each, batch, order="second")[2],
+            compiled_step(settings, spec, each, samples),
+        )
+        for each in (parameters, turned)
+    )
+    assert list(theirs[0]) == list(turned)
+    torch.testing.assert_close(theirs, ours, rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("phase", ["support", "query"])
+def test_what_is_no_number_is_told(phase: str) -> None:
+    settings, spec = settings_of(), SPECS["tanh"]
+    parameters, batch = problem(settings, spec)
+    samples = batch.query if phase == "query" else batch.support[0]
+    samples.advantages[1, 0, 2] = torch.nan
+    loss, _, gradient = compiled_meta_gradient(settings, spec, parameters, batch, order="second")
+    assert loss.isnan()
+    assert all(value.isnan().any() for value in gradient.values())
+
+
+def test_a_ratio_that_is_no_number_is_the_largest_error() -> None:
+    settings, spec = settings_of(), SPECS["tanh"]
+    parameters, batch = problem(settings, spec)
+    batch.query.log_probs[0, 0, 1] = torch.nan
+    told = compiled_meta_gradient(settings, spec, parameters, batch, order="second")[1]
+    assert told.largest_ratio_error.isnan()
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_warm_loops_are_all_there_are(steps: int) -> None:
+    # Another compilation in the middle of the first update is what a warm-up is to prevent.
+    loops: list[Any] = [task_loops.meta_gradient, task_loops.policies]
+    settings, spec = settings_of(steps=steps), SPECS["tanh"]
+    warm_up(settings, spec)
+    kinds = [len(loop.signatures) for loop in loops]
+    parameters, batch = problem(settings, spec)
+    single = {name: value.float() for name, value in parameters.items()}
+    batch = mapped(torch.Tensor.float, batch)
+    compiled_policies(settings, spec, single, batch.support, batch.query)
+    compiled_meta_gradient(settings, spec, single, batch, order="second")
+    assert [len(loop.signatures) for loop in loops] == kinds
