@@ -20,6 +20,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11 or newer is needed; name it with 'make PYTHON=...'" >&2; exit 2; fi
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m maml_ray.warming
 	@touch $@
 
 train: install ## Train the default deploy.yaml to a policy, a video and a report (SETTINGS=, ARGS=).

@@ -1,0 +1,46 @@
+"""After a warm-up a run compiles nothing more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from maml_ray import perceptron_loops, policy_loops, task_loops
+from maml_ray.config import load_settings
+from maml_ray.learner import MetaLearner
+from maml_ray.rollout import Assignment, RolloutWorker, sample_tasks
+from maml_ray.tasks import physics_loops
+from maml_ray.warming import compile_ahead
+
+
+def signatures() -> dict[str, int]:
+    """How many kinds of arguments each loop has been compiled for."""
+    modules = (perceptron_loops, physics_loops, policy_loops, task_loops)
+    loops: dict[str, Any] = {
+        f"{module.__name__}.{name}": loop
+        for module in modules
+        for name, loop in vars(module).items()
+        if hasattr(loop, "signatures")
+    }
+    return {name: len(loop.signatures) for name, loop in loops.items()}
+
+
+def test_a_run_compiles_nothing_more() -> None:
+    compile_ahead()
+    before = signatures()
+    assert before["maml_ray.task_loops.meta_gradient"] >= 1
+    assert before["maml_ray.tasks.physics_loops.play"] >= 1
+    for other in (
+        ["task.name=half-cheetah-direction", "policy.hidden_sizes=[8, 4, 4]"],
+        ["task.name=ant-direction", "policy.activation=relu", "inner.steps=2"],
+        ["task.name=point-navigation", "policy.normalise_observations=false"],
+    ):
+        small = ["task.horizon=3", "meta_batch.tasks=1", "meta_batch.episodes=2"]
+        settings = load_settings(overrides=[*small, *other])
+        worker = RolloutWorker(settings)
+        learner = MetaLearner(settings, worker.spec)
+        learner.warm_up()
+        (task,) = sample_tasks(settings, worker.tasks, 0)
+        rollouts, _ = worker.roll_out(learner.collecting(), Assignment(0, 0, task, 0))
+        learner.update([rollouts])
+        worker.close()
+    assert signatures() == before
