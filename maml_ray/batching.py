@@ -11,7 +11,7 @@ from torch import Tensor
 
 from maml_ray.adaptation import adapt
 from maml_ray.analytic_gradient import collecting_policies, is_covered
-from maml_ray.compiled_gradient import compiled_policies
+from maml_ray.compiled_gradient import compiled_policies, goes_by_loops
 from maml_ray.config import Settings
 from maml_ray.meta_objective import MetaBatch
 from maml_ray.meta_parameters import inner_rates, policy_part
@@ -98,10 +98,10 @@ def policies_at(
 
     Of the parameters that collected the data, these are the policies that did.
     """
+    if goes_by_loops(settings, spec, query.weights.device):
+        return compiled_policies(settings, spec, parameters, support, query)
     if is_covered(settings, spec):
-        on_cpu = query.weights.device.type == "cpu"
-        by_hand = compiled_policies if on_cpu else collecting_policies
-        return by_hand(settings, spec, parameters, support, query)
+        return collecting_policies(settings, spec, parameters, support, query)
     frozen = {name: value.detach() for name, value in parameters.items()}
     rates = inner_rates(settings.inner, frozen)
 

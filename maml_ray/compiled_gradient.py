@@ -7,7 +7,7 @@ parameters of the policy, flat.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from maml_ray import task_loops
 from maml_ray.adaptation import Order
+from maml_ray.analytic_gradient import is_covered
 from maml_ray.config import Settings
 from maml_ray.gaussian_loops import PPO, REINFORCE, TRPO
 from maml_ray.meta_objective import Diagnostics, MetaBatch
@@ -36,6 +37,11 @@ Arrays = TypeVar("Arrays", Data, Held)
 _OBJECTIVES = {"ppo": PPO, "trpo": TRPO, "reinforce": REINFORCE}
 
 
+def goes_by_loops(settings: Settings, spec: PolicySpec, device: torch.device) -> bool:
+    """Whether the compiled loops cover these settings, and are for this device."""
+    return is_covered(settings, spec) and device.type == "cpu"
+
+
 def compiled_meta_gradient(
     settings: Settings,
     spec: PolicySpec,
@@ -51,28 +57,81 @@ def compiled_meta_gradient(
     settings, of tensors on the CPU.
     """
     rules, theta, rates = _told(settings, spec, parameters, order)
-    query, of_query = _data(batch.query), _held(batch.query_collector)
-    support = _phases([_data(phase) for phase in batch.support], query)
-    of_support = _phases([_held(policy) for policy in batch.collectors], of_query)
-    tasks = len(batch.credit)
-    gradients, by_rates = np.empty((2, tasks, len(theta)), theta.dtype)
-    told = np.empty((tasks, 1 + len(Diagnostics._fields)), theta.dtype)
+    data, told = _data_of(batch), _room_to_tell(batch, theta)
+    gradients, by_rates = np.empty((2, len(told), len(theta)), theta.dtype)
 
     def of_tasks(some: range) -> None:
         for n in some:
-            data = (_task(support, n), _task(of_support, n), _task(query, n), _task(of_query, n))
             into = (gradients[n], by_rates[n], told[n])
-            task_loops.meta_gradient(rules, theta, rates, *data, *into)
+            task_loops.meta_gradient(rules, theta, rates, *_task_of(data, n), *into)
 
-    passes.over(tasks, of_tasks)
-    gradient = _named(spec, gradients.mean(axis=0))
-    if settings.inner.learn_rates:
-        found = _named(spec, by_rates.mean(axis=0) * rates)
-        gradient |= {LOG_RATE + name: value for name, value in found.items()}
-    means, largest = told.mean(axis=0), told[:, task_loops.LARGEST_RATIO_ERROR].max()
-    means[task_loops.LARGEST_RATIO_ERROR] = largest
-    loss, *diagnostics = torch.from_numpy(means)
-    return loss, Diagnostics(*diagnostics), {name: gradient[name] for name in parameters}
+    passes.over(len(told), of_tasks)
+    gradient = _mean_by_name(settings, spec, parameters, gradients, by_rates * rates)
+    return *_averaged(told), gradient
+
+
+def compiled_meta_value(
+    settings: Settings,
+    spec: PolicySpec,
+    parameters: Parameters,
+    batch: MetaBatch,
+    *,
+    order: Order,
+    passes: Passes = WHOLE,
+) -> tuple[Tensor, Diagnostics]:
+    """The same without the gradient."""
+    rules, theta, rates = _told(settings, spec, parameters, order)
+    data, told = _data_of(batch), _room_to_tell(batch, theta)
+
+    def of_tasks(some: range) -> None:
+        for n in some:
+            task_loops.meta_value(rules, theta, rates, *_task_of(data, n), told[n])
+
+    passes.over(len(told), of_tasks)
+    return _averaged(told)
+
+
+def compiled_fisher(
+    settings: Settings,
+    spec: PolicySpec,
+    parameters: Parameters,
+    batch: MetaBatch,
+    *,
+    order: Order,
+    passes: Passes = WHOLE,
+) -> Callable[[Parameters], Parameters]:
+    """The Hessian of the adapted policies' mean KL, at KL zero, as a product with a direction.
+
+    What :func:`~maml_ray.analytic_gradient.analytic_fisher` gives, of tensors on the CPU.
+    """
+    rules, theta, rates = _told(settings, spec, parameters, order)
+    support, _, query, _ = _data_of(batch)
+    tasks = len(batch.credit)
+    steps: dict[int, task_loops.Steps] = {}
+
+    def taken(some: range) -> None:
+        for n in some:
+            steps[n] = task_loops.steps_taken(rules, theta, rates, _task(support, n))
+
+    passes.over(tasks, taken)
+
+    def product(direction: Parameters) -> Parameters:
+        moved, rates_moved = _flat(spec, direction), np.zeros_like(rates)
+        if settings.inner.learn_rates:
+            by_log = {name: direction[LOG_RATE + name] for name in spec.shapes()}
+            rates_moved = rates * _flat(spec, by_log)
+        gradients, by_rates = np.empty((2, tasks, len(theta)), theta.dtype)
+
+        def of_tasks(some: range) -> None:
+            for n in some:
+                seen = (_task(support, n), query.observations[n], query.weights[n])
+                into = (gradients[n], by_rates[n])
+                task_loops.fisher_product(rules, rates, steps[n], *seen, moved, rates_moved, *into)
+
+        passes.over(tasks, of_tasks)
+        return _mean_by_name(settings, spec, parameters, gradients, by_rates * rates)
+
+    return product
 
 
 def compiled_policies(
@@ -125,7 +184,11 @@ def warm_up(settings: Settings, spec: PolicySpec) -> None:
     support = (samples,) * settings.inner.steps
     policies = compiled_policies(settings, spec, parameters, support, samples)
     batch = MetaBatch(support, policies[0], samples, policies[1], torch.zeros(1))
-    compiled_meta_gradient(settings, spec, parameters, batch, order="second")
+    told = (settings, spec, parameters, batch)
+    compiled_meta_gradient(*told, order="second")
+    if settings.outer.objective == "trpo":
+        compiled_meta_value(*told, order="second")
+        compiled_fisher(*told, order="second")(parameters)
 
 
 def _told(
@@ -149,6 +212,42 @@ def _told(
         return rules, theta, _flat(spec, rates)
     with np.errstate(over="ignore"):  # a rate that explodes is found by what it leads to
         return rules, theta, np.full_like(theta, rates)
+
+
+def _data_of(batch: MetaBatch) -> tuple[Data, Held, Data, Held]:
+    """Support (N, K, ...) and query (N, ...) data, each beside the policies that collected them."""
+    query, of_query = _data(batch.query), _held(batch.query_collector)
+    support = _phases([_data(phase) for phase in batch.support], query)
+    of_support = _phases([_held(policy) for policy in batch.collectors], of_query)
+    return support, of_support, query, of_query
+
+
+def _task_of(data: tuple[Data, Held, Data, Held], n: int) -> tuple[Data, Held, Data, Held]:
+    support, of_support, query, of_query = data
+    return _task(support, n), _task(of_support, n), _task(query, n), _task(of_query, n)
+
+
+def _room_to_tell(batch: MetaBatch, theta: Array) -> Array:
+    return np.empty((len(batch.credit), 1 + len(Diagnostics._fields)), theta.dtype)
+
+
+def _averaged(told: Array) -> tuple[Tensor, Diagnostics]:
+    """Over tasks, the first axis; of the largest error the largest."""
+    means = told.mean(axis=0)
+    means[task_loops.LARGEST_RATIO_ERROR] = told[:, task_loops.LARGEST_RATIO_ERROR].max()
+    loss, *diagnostics = torch.from_numpy(means)
+    return loss, Diagnostics(*diagnostics)
+
+
+def _mean_by_name(
+    settings: Settings, spec: PolicySpec, parameters: Parameters, policy: Array, log_rates: Array
+) -> Parameters:
+    """The mean over tasks of (N, Q) gradients by the policy's parameters and by their log rates."""
+    found = _named(spec, policy.mean(axis=0))
+    if settings.inner.learn_rates:
+        rates = _named(spec, log_rates.mean(axis=0))
+        found |= {LOG_RATE + name: value for name, value in rates.items()}
+    return {name: found[name] for name in parameters}
 
 
 def _flat(spec: PolicySpec, parameters: Parameters) -> Array:

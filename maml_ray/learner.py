@@ -13,7 +13,6 @@ from torch import Tensor
 
 from maml_ray import adaptation, compiled_gradient
 from maml_ray.adaptation import Order
-from maml_ray.analytic_gradient import is_covered
 from maml_ray.batching import checked, make_batch
 from maml_ray.config import Settings
 from maml_ray.gradient_diagnostics import GradientDiagnostics, diagnose_gradient
@@ -163,7 +162,7 @@ class MetaLearner:
 
     def warm_up(self) -> None:
         """Do ahead of the first update what it would wait for: imports, and compiled loops."""
-        by_loops = is_covered(self.settings, self.spec) and self.device.type == "cpu"
+        by_loops = compiled_gradient.goes_by_loops(self.settings, self.spec, self.device)
         if by_loops:
             compiled_gradient.warm_up(self.settings, self.spec)
         if not by_loops or self.settings.meta_batch.overlap:  # which vectorises a function

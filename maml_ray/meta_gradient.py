@@ -16,7 +16,11 @@ from maml_ray.analytic_gradient import (
     analytic_meta_loss,
     is_covered,
 )
-from maml_ray.compiled_gradient import compiled_meta_gradient
+from maml_ray.compiled_gradient import (
+    compiled_meta_gradient,
+    compiled_meta_value,
+    goes_by_loops,
+)
 from maml_ray.config import Settings
 from maml_ray.meta_objective import Diagnostics, MetaBatch, meta_loss
 from maml_ray.passes import WHOLE, Passes
@@ -38,7 +42,7 @@ def meta_gradient(
 
     Means over the tasks of ``batch``, whichever ``passes`` they go in.
     """
-    if _by_loops(settings, spec, batch):
+    if goes_by_loops(settings, spec, batch.credit.device):
         told = (settings, spec, parameters, batch)
         return compiled_meta_gradient(*told, order=order, passes=passes)
     found = passes.each(
@@ -58,6 +62,9 @@ def meta_value(
     passes: Passes = WHOLE,
 ) -> tuple[Tensor, Diagnostics]:
     """The same without the gradient."""
+    if goes_by_loops(settings, spec, batch.credit.device):
+        told = (settings, spec, parameters, batch)
+        return compiled_meta_value(*told, order=order, passes=passes)
 
     @torch.no_grad()  # which each thread has to be told
     def of_piece(piece: MetaBatch) -> tuple[int, Tensor, Diagnostics, Parameters]:
@@ -91,7 +98,7 @@ def task_gradients(
 def _of_piece(
     settings: Settings, spec: PolicySpec, parameters: Parameters, batch: MetaBatch, order: Order
 ) -> Found:
-    if _by_loops(settings, spec, batch):
+    if goes_by_loops(settings, spec, batch.credit.device):
         return compiled_meta_gradient(settings, spec, parameters, batch, order=order)
     if is_covered(settings, spec):
         return analytic_meta_gradient(settings, spec, parameters, batch, order=order)
@@ -99,10 +106,6 @@ def _of_piece(
     loss, diagnostics = meta_loss(settings, spec, leaves, batch, order=order)
     gradient = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
     return loss.detach(), diagnostics, dict(zip(leaves, gradient, strict=True))
-
-
-def _by_loops(settings: Settings, spec: PolicySpec, batch: MetaBatch) -> bool:
-    return is_covered(settings, spec) and batch.credit.device.type == "cpu"
 
 
 def _mean(found: Sequence[tuple[int, Tensor, Diagnostics, Parameters]]) -> Found:

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from maml_ray.adaptation import adapt, plain_gradient
 from maml_ray.advantages import advantages
-from maml_ray.analytic_gradient import is_covered
 from maml_ray.collection import BrokenSimulation, collect
-from maml_ray.compiled_gradient import compiled_step
+from maml_ray.compiled_gradient import compiled_step, goes_by_loops
 from maml_ray.config import Settings, SettingsError
 from maml_ray.meta_parameters import inner_rates, policy_part
 from maml_ray.normalisation import Normaliser, RunningStatistics
@@ -102,7 +101,7 @@ def adapt_to(
     settings: Settings, spec: PolicySpec, parameters: Parameters, samples: Samples
 ) -> Parameters:
     """One inner step on ``samples``: see :func:`adapt_policy`."""
-    if is_covered(settings, spec):
+    if goes_by_loops(settings, spec, samples.weights.device):
         return {**parameters, **compiled_step(settings, spec, parameters, samples)}
     losses = inner_losses(spec, settings.inner, (samples,))
     rates = inner_rates(settings.inner, parameters)

@@ -194,7 +194,7 @@ def meta_gradient(
         told: (6,) the loss and what else there is to tell, likewise.
     """
     steps = steps_taken(rules, theta, rates, support)
-    _judge(rules, steps.thetas[-1], query, of_query, gradient, told)
+    gradient[:] = _judge(rules, steps.thetas[-1], query, of_query, told)
     _add_inner_kl(rules, steps, support, of_support, told)
     by_rate[:] = 0
     for k in range(len(steps.weights) - 1, -1, -1):
@@ -204,6 +204,104 @@ def meta_gradient(
             _go_back(rules, steps, support, of_support, k, rates, gradient)
         elif rules.kl > 0.0:
             _add_kl_alone(rules, steps, support, of_support, k, gradient)
+
+
+@compiled
+def meta_value(
+    rules: Rules,
+    theta: Floats,
+    rates: Floats,
+    support: Data,
+    of_support: Held,
+    query: Data,
+    of_query: Held,
+    told: Floats,
+) -> None:
+    """What :func:`meta_gradient` tells, without the gradient."""
+    steps = steps_taken(rules, theta, rates, support)
+    hidden = _query_hidden(rules, theta, len(query.weights))
+    mean, weight = np.empty_like(query.actions), np.empty_like(query.weights)
+    _look(rules, steps.thetas[-1], query, of_query, hidden, mean, weight, told)
+    _add_inner_kl(rules, steps, support, of_support, told)
+
+
+@compiled
+def fisher_product(
+    rules: Rules,
+    rates: Floats,
+    steps: Steps,
+    support: Data,
+    observations: Floats,
+    weights: Floats,
+    direction: Floats,
+    rates_moved: Floats,
+    gradient: Floats,
+    by_rate: Floats,
+) -> None:
+    """The Hessian of one task's mean KL at the query data, where it is zero, times a direction.
+
+    ``J^T F J``: the direction goes forward through the inner steps to the adapted policy's outputs,
+    through their Fisher matrix, and back.
+
+    Args:
+        rules: what is asked for.
+        rates: (Q,) the inner rates.
+        steps: from :func:`steps_taken` on ``support``.
+        support: (K, ...).
+        observations: of the query.
+        weights: (S,) of its samples.
+        direction: (Q,) of the policy's meta-parameters.
+        rates_moved: (Q,) of the rates.
+        gradient: (Q,) the product's part of the policy, to be filled in.
+        by_rate: (Q,) that of the rates, likewise.
+    """
+    change, count = direction.copy(), len(steps.weights)
+    for k in range(count):
+        bent = np.zeros_like(change)
+        if rules.second:
+            before, by_mean, bent = _pushed(rules, steps, support, k, change)
+            _bent(rules, steps, support, k, change, before, by_mean, bent)
+        for place in range(len(change)):
+            moved = rates[place] * bent[place] + rates_moved[place] * steps.gradients[k, place]
+            change[place] -= moved
+    gradient[:] = _by_fisher(rules, steps.thetas[count], observations, weights, change)
+    by_rate[:] = 0
+    for k in range(count - 1, -1, -1):
+        for place in range(len(change)):
+            by_rate[place] -= gradient[place] * steps.gradients[k, place]
+        if rules.second:
+            back = -(rates * gradient)
+            before, by_mean, bent = _pushed(rules, steps, support, k, back)
+            _bent(rules, steps, support, k, back, before, by_mean, bent)
+            gradient += bent
+
+
+@compiled
+def _by_fisher(
+    rules: Rules, theta: Floats, observations: Floats, weights: Floats, direction: Floats
+) -> Floats:
+    """The Hessian of a policy's own mean KL, at zero, times a direction (Q,): one of the same."""
+    samples, outputs = len(weights), rules.sizes[-1]
+    network, log_std = len(theta) - outputs, _floored(rules, theta)
+    hidden = _query_hidden(rules, theta, samples)
+    before, mean = np.empty_like(hidden), np.empty(samples * outputs, theta.dtype)
+    moved, gradient = np.empty_like(mean), direction.copy()
+    parameters = theta[:network]
+    perceptron_loops.forward(rules.sizes, rules.relu, parameters, observations, hidden, mean)
+    perceptron_loops.push(
+        rules.sizes,
+        rules.relu,
+        parameters,
+        observations,
+        hidden,
+        direction[:network],
+        before,
+        moved,
+    )
+    _hold(rules, theta, gradient)
+    gaussian_loops.fisher_slopes(log_std, weights, moved, gradient[network:])
+    _to_gradient(rules, theta, observations, hidden, moved, gradient)
+    return gradient
 
 
 @compiled
@@ -238,15 +336,22 @@ def policies(
 
 
 @compiled
-def _judge(
-    rules: Rules, theta: Floats, query: Data, of_query: Held, gradient: Floats, told: Floats
+def _look(
+    rules: Rules,
+    theta: Floats,
+    query: Data,
+    of_query: Held,
+    hidden: Floats,
+    mean: Floats,
+    weight: Floats,
+    told: Floats,
 ) -> None:
-    """The outer loss at an adapted policy, without the inner KL, and its gradient there."""
-    samples, outputs, kind = len(query.weights), rules.sizes[-1], theta.dtype
-    network, log_std = len(theta) - outputs, _floored(rules, theta)
-    hidden = np.empty(samples * rules.sizes[1:-1].sum(), kind)
-    mean, by_mean = np.empty(samples * outputs, kind), np.empty(samples * outputs, kind)
-    now, weight = np.empty(samples, kind), np.empty(samples, kind)
+    """The outer loss at an adapted policy, without the inner KL, and what else there is to tell.
+
+    Fills in what the network leaves behind, and the loss's slope ``weight`` by log-probabilities.
+    """
+    log_std, now = _floored(rules, theta), np.empty_like(weight)
+    network = len(theta) - len(log_std)
     perceptron_loops.forward(
         rules.sizes, rules.relu, theta[:network], query.observations, hidden, mean
     )
@@ -267,12 +372,49 @@ def _judge(
     told[CLIP_FRACTION], told[LARGEST_RATIO_ERROR] = gaussian_loops.ratio_errors(
         rules.clip, now, query.log_probs, query.weights
     )
-    gaussian_loops.slopes(mean, log_std, query.actions, weight, by_mean, gradient[network:])
+
+
+@compiled
+def _query_hidden(rules: Rules, theta: Floats, samples: int) -> Floats:
+    """Room for what the hidden layers give."""
+    return np.empty(samples * rules.sizes[1:-1].sum(), theta.dtype)
+
+
+@compiled
+def _judge(rules: Rules, theta: Floats, query: Data, of_query: Held, told: Floats) -> Floats:
+    """The outer loss's gradient (Q,) at an adapted policy, after :func:`_look`."""
+    samples, outputs = len(query.weights), rules.sizes[-1]
+    hidden, mean = _query_hidden(rules, theta, samples), np.empty_like(query.actions)
+    weight, by_mean, gradient = (
+        np.empty_like(query.weights),
+        np.empty_like(mean),
+        np.empty_like(theta),
+    )
+    network = len(theta) - outputs
+    _look(rules, theta, query, of_query, hidden, mean, weight, told)
+    gaussian_loops.slopes(
+        mean, _floored(rules, theta), query.actions, weight, by_mean, gradient[network:]
+    )
+    _to_gradient(rules, theta, query.observations, hidden, by_mean, gradient)
+    return gradient
+
+
+@compiled
+def _to_gradient(
+    rules: Rules,
+    theta: Floats,
+    observations: Floats,
+    hidden: Floats,
+    by_mean: Floats,
+    gradient: Floats,
+) -> None:
+    """Through the network and the floor; the slopes by log standard deviations are there."""
+    network = len(theta) - rules.sizes[-1]
     perceptron_loops.backward(
         rules.sizes,
         rules.relu,
         theta[:network],
-        query.observations,
+        observations,
         hidden,
         by_mean,
         np.empty_like(hidden),
@@ -307,13 +449,25 @@ def _go_back(
     adjoint: Floats,
 ) -> None:
     """The adjoint before inner step ``k``, from that behind it and the inner KL's slope."""
-    theta, mean = steps.thetas[k], steps.means[k]
-    network, log_std = len(theta) - rules.sizes[-1], _floored(rules, theta)
     direction = -(rates * adjoint)
-    wider = direction[network:].copy()
-    for column in range(len(wider)):
-        if theta[network + column] < theta.dtype.type(rules.floor):
-            wider[column] = 0.0
+    before, by_mean, change = _pushed(rules, steps, support, k, direction)
+    if rules.kl > 0.0:
+        by_std = change[len(change) - rules.sizes[-1] :]
+        _add_kl(rules, steps, support, of_support, k, by_mean, by_std)
+    _bent(rules, steps, support, k, direction, before, by_mean, change)
+    adjoint += change
+
+
+@compiled
+def _pushed(
+    rules: Rules, steps: Steps, support: Data, k: int, direction: Floats
+) -> tuple[Floats, Floats, Floats]:
+    """What a direction (Q,) does at inner step ``k``: to the network, and to the loss's slopes.
+
+    These are (S * A,) by the means, and by the log standard deviations at the end of (Q,) numbers.
+    """
+    theta, mean = steps.thetas[k], steps.means[k]
+    network = len(theta) - rules.sizes[-1]
     before, moved = np.empty_like(steps.hidden[k]), np.empty_like(mean)
     by_mean, change = np.empty_like(mean), np.empty_like(theta)
     perceptron_loops.push(
@@ -326,19 +480,36 @@ def _go_back(
         before,
         moved,
     )
+    wider = direction.copy()
+    _hold(rules, theta, wider)
     gaussian_loops.slopes_along(
         rules.ratio,
         mean,
-        log_std,
+        _floored(rules, theta),
         support.actions[k],
         steps.weights[k],
         moved,
-        wider,
+        wider[network:],
         by_mean,
         change[network:],
     )
-    if rules.kl > 0.0:
-        _add_kl(rules, steps, support, of_support, k, by_mean, change[network:])
+    return before, by_mean, change
+
+
+@compiled
+def _bent(
+    rules: Rules,
+    steps: Steps,
+    support: Data,
+    k: int,
+    direction: Floats,
+    before: Floats,
+    by_mean: Floats,
+    change: Floats,
+) -> None:
+    """The Hessian of inner loss ``k`` times a direction, from what :func:`_pushed` gave."""
+    theta = steps.thetas[k]
+    network = len(theta) - rules.sizes[-1]
     perceptron_loops.push_backward(
         rules.sizes,
         rules.relu,
@@ -354,7 +525,7 @@ def _go_back(
     )
     _hold(rules, theta, change)
     for place in range(len(theta)):
-        adjoint[place] += change[place] + 2.0 * rules.l2 * direction[place]
+        change[place] += 2.0 * rules.l2 * direction[place]
 
 
 @compiled
@@ -363,20 +534,10 @@ def _add_kl_alone(
 ) -> None:
     """The inner KL's part of a first-order gradient."""
     theta = steps.thetas[k]
-    network = len(theta) - rules.sizes[-1]
     by_mean, change = np.zeros_like(steps.means[k]), np.zeros_like(theta)
-    _add_kl(rules, steps, support, of_support, k, by_mean, change[network:])
-    perceptron_loops.backward(
-        rules.sizes,
-        rules.relu,
-        theta[:network],
-        support.observations[k],
-        steps.hidden[k],
-        by_mean,
-        np.empty_like(steps.hidden[k]),
-        change[:network],
-    )
-    _hold(rules, theta, change)
+    by_std = change[len(change) - rules.sizes[-1] :]
+    _add_kl(rules, steps, support, of_support, k, by_mean, by_std)
+    _to_gradient(rules, theta, support.observations[k], steps.hidden[k], by_mean, change)
     adjoint += change
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from maml_ray.adaptation import Order
 from maml_ray.analytic_gradient import analytic_fisher, is_covered
+from maml_ray.compiled_gradient import compiled_fisher, goes_by_loops
 from maml_ray.config import Settings, TrustRegionSettings
 from maml_ray.meta_gradient import meta_gradient, meta_value
 from maml_ray.meta_objective import MetaBatch, adapted_query_policy
@@ -85,6 +86,9 @@ def fisher_of_adapted_policies(
     respect to the meta-parameters, inner steps included, and ``F`` the Fisher matrix of those
     outputs: exact, and no third derivative is needed.
     """
+    if goes_by_loops(settings, spec, batch.credit.device):
+        told = (settings, spec, parameters, batch)
+        return _of_vectors(compiled_fisher(*told, order=order, passes=passes), parameters)
     kind = _fisher_by_hand if is_covered(settings, spec) else _fisher_by_autograd
 
     def of_piece(piece: MetaBatch) -> Product:
@@ -102,6 +106,11 @@ def _fisher_by_hand(
     settings: Settings, spec: PolicySpec, parameters: Parameters, batch: MetaBatch, order: Order
 ) -> Product:
     by_name = analytic_fisher(settings, spec, parameters, batch, order=order)
+    return _of_vectors(by_name, parameters)
+
+
+def _of_vectors(by_name: Callable[[Parameters], Parameters], parameters: Parameters) -> Product:
+    """A product of parameters as one of vectors."""
     leaves = list(parameters.values())
 
     def product(vector: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import hypothesis
 import pytest
 import torch
 
+from maml_ray import batching, meta_gradient, rollout, trust_region
 from maml_ray.config import Settings, validate_settings
 
 torch.set_num_threads(1)
@@ -24,6 +25,20 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("tests")
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is computed by hand goes in batched operations, as on a GPU, and not by loops."""
+    for module in (batching, meta_gradient, rollout, trust_region):
+        monkeypatch.setattr(module, "goes_by_loops", lambda *told: False)
+
+
+@pytest.fixture(params=["loops", "batches"])
+def arithmetic(request: pytest.FixtureRequest) -> None:
+    """Once by compiled loops, as on a CPU, and once in batched operations."""
+    if request.param == "batches":
+        request.getfixturevalue("batches")
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from maml_ray.adaptation import adapt
 from maml_ray.analytic_gradient import collecting_policies
 from maml_ray.compiled_gradient import (
     compiled_meta_gradient,
+    compiled_meta_value,
     compiled_policies,
     compiled_step,
     warm_up,
@@ -66,6 +67,15 @@ def test_single_precision_is_double_precision_rounded(spec: PolicySpec) -> None:
         check_dtype=False,
     )
     assert {value.dtype for value in found[2].values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("outer", ["ppo", "trpo", "reinforce"])
+def test_the_value_alone_is_what_comes_with_the_gradient(outer: str) -> None:
+    settings, spec = settings_of(outer, steps=2), SPECS["tanh"]
+    told = (settings, spec, *problem(settings, spec, BLOCK))
+    *expected, _ = compiled_meta_gradient(*told, order="second")
+    found = compiled_meta_value(*told, order="second")
+    torch.testing.assert_close(found, tuple(expected), rtol=0.0, atol=0.0)
 
 
 def test_a_task_alone_is_the_task_among_others() -> None:

@@ -58,6 +58,7 @@ def test_an_error_in_a_thread_is_the_callers() -> None:
         Passes(1, 2).each(lambda piece: 1 // len(piece[0][1:]), (torch.zeros(3),))
 
 
+@pytest.mark.usefixtures("arithmetic")
 @pytest.mark.parametrize("passes", PASSES)
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize(("outer", "inner"), [("ppo", "ratio"), ("trpo", "ratio"), ("ppo", "dice")])
@@ -80,6 +81,7 @@ def test_pieces_add_up_to_the_whole(outer: str, inner: str, order: Order, passes
     torch.testing.assert_close(product(direction), whole(direction), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.usefixtures("arithmetic")
 @pytest.mark.parametrize("objective", ["ppo", "trpo"])
 def test_the_number_of_threads_changes_no_bit(
     small_settings: Settings, objective: str, monkeypatch: pytest.MonkeyPatch
@@ -165,6 +167,7 @@ def test_the_estimate_of_a_tasks_memory_covers_what_it_takes(
     assert 0.6 * estimate < memory.most < estimate
 
 
+@pytest.mark.usefixtures("batches")
 def test_a_fisher_product_in_pieces_keeps_to_the_memory_of_one() -> None:
     """What the inner steps of the others leave behind is not kept, but worked out again."""
     settings, spec = load_settings(), PolicySpec(17, 6, (64, 64), "tanh", 0.0, -3.0)

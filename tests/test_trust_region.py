@@ -170,6 +170,7 @@ def hessian_product(
 @pytest.mark.parametrize(
     ("inner", "steps"), [("ratio", 0), ("ratio", 1), ("ratio", 2), ("dice", 1), ("dice", 2)]
 )
+@pytest.mark.usefixtures("arithmetic")
 @pytest.mark.parametrize("spec", POLICIES)
 def test_the_fisher_product_is_the_hessian_of_the_kl_after_adaptation(
     spec: PolicySpec, inner: str, steps: int, sampling: float, order: Order
@@ -186,6 +187,7 @@ def test_the_fisher_product_is_the_hessian_of_the_kl_after_adaptation(
         assert error < 1e-9
 
 
+@pytest.mark.usefixtures("arithmetic")
 @pytest.mark.parametrize("spec", POLICIES)
 def test_the_fisher_matrix_is_linear_symmetric_and_not_negative(spec: PolicySpec) -> None:
     settings = make_settings("trpo", "ratio", 1, learn_rates=True)
@@ -202,6 +204,7 @@ def test_the_fisher_matrix_is_linear_symmetric_and_not_negative(spec: PolicySpec
     torch.testing.assert_close(product(-3.0 * vector), -3.0 * (matrix @ vector))
 
 
+@pytest.mark.usefixtures("arithmetic")
 def test_its_second_order_differs_from_its_first() -> None:
     settings = make_settings("trpo")
     parameters, batch = problem(settings)

@@ -86,9 +86,9 @@ class CollectionResult:
 
 
 class Contest:
-    """One family's batch without ends, a policy for it, and the actions that it takes."""
+    """One family's batch without ends, a policy for it (else a fresh one), and its actions."""
 
-    def __init__(self, family: str, episodes: int) -> None:
+    def __init__(self, family: str, episodes: int, policy: NumpyPolicy | None = None) -> None:
         tasks = resolve_tasks(TaskSettings(name=family))
         assert isinstance(tasks, RunnerTasks), f"{family} has no physics"
         (task,) = tasks.sample(np.random.default_rng(0), 1)
@@ -108,7 +108,7 @@ class Contest:
             settings, self.env.single_observation_space, self.env.single_action_space
         )
         parameters = to_numpy(initial_parameters(spec, np.random.default_rng(0)))
-        self.policy = NumpyPolicy(spec, parameters)
+        self.policy = policy or NumpyPolicy(spec, parameters)
         trajectories = self.collected()
         assert trajectories.mask.all(), f"an episode of {family} has ended"
         self.actions = trajectories.actions
@@ -166,9 +166,15 @@ def _beside(peer: Peer, times: NDArray[np.float64] | None, ours: NDArray[np.floa
     return Beside(peer.name, peer.does, float(np.median(times)), Ratio.of(times / ours))
 
 
-def physics_alone(family: str, episodes: int, rounds: int) -> float:
-    """Microseconds per step of the physics alone, the median of ``rounds``."""
-    physics = Contest(family, episodes).physics()
+def physics_alone(
+    family: str, episodes: int, rounds: int, policy: NumpyPolicy | None = None
+) -> float:
+    """Microseconds per step of the physics alone, the median of ``rounds``.
+
+    Where ``policy`` leads it (a fresh one by default): a cheetah that runs is another's work than
+    one that twitches.
+    """
+    physics = Contest(family, episodes, policy).physics()
     times = _interleaved({"physics": physics}, rounds, episodes * HORIZON)
     return float(np.median(times["physics"]))
 

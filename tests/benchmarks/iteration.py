@@ -1,7 +1,8 @@
 """What share of a training iteration is neither physics nor the learner's arithmetic.
 
 The physics is timed on the same cores, all of them busy with it at once, as they are while
-collecting: before and after the training iterations, in the same session of Ray.
+collecting: before the training iterations where a fresh policy leads it, and after them where the
+trained one does, in the same session of Ray.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ import logging
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
 
+import maml_ray
 from maml_ray.config import Settings, load_settings
+from maml_ray.numpy_policy import NumpyPolicy
 from maml_ray.run_folder import RunFolder
 from maml_ray.training import train
 from tests.benchmarks.collection import physics_alone
@@ -67,7 +71,8 @@ def measure(settings_file: str, iterations: int) -> IterationResult:
         before = _physics_on_all_cores(settings)
         with tempfile.TemporaryDirectory() as folder:
             train(settings, RunFolder(Path(folder)), observers=[recorder])
-        physics_us = 0.5 * (before + _physics_on_all_cores(settings))
+            trained = maml_ray.load(folder).policy
+        physics_us = 0.5 * (before + _physics_on_all_cores(settings, trained))
     finally:
         ray.shutdown()
     steady = recorder.records[WARM_UP:]
@@ -86,11 +91,11 @@ def measure(settings_file: str, iterations: int) -> IterationResult:
     )
 
 
-def _physics_on_all_cores(settings: Settings) -> float:
+def _physics_on_all_cores(settings: Settings, policy: NumpyPolicy | None = None) -> float:
     """Microseconds per step of the physics, with every CPU of Ray at it at the same time."""
-    timed = ray.remote(num_cpus=1)(physics_alone)
+    timed: Any = ray.remote(num_cpus=1)(physics_alone)  # whose annotations know no defaults
     tasks = [
-        timed.remote(settings.task.name, settings.meta_batch.episodes, ROUNDS)
+        timed.remote(settings.task.name, settings.meta_batch.episodes, ROUNDS, policy)
         for _ in range(int(ray.cluster_resources()["CPU"]))
     ]
     return float(np.mean(ray.get(tasks, timeout=300)))
