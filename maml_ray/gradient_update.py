@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from maml_ray.adam import Moments, adam_step
 from maml_ray.adaptation import Order
 from maml_ray.batching import selected
 from maml_ray.config import Settings
@@ -21,10 +22,10 @@ from maml_ray.seeding import Purpose, generator
 
 
 class _Place(NamedTuple):
-    """Where the optimiser has been, to go back to."""
+    """Where the optimiser has been, to go back to: parameters (P,), all in one vector."""
 
-    parameters: Parameters
-    adam: OptimiserState
+    theta: Tensor
+    moments: Moments
 
 
 class GradientUpdate(OuterOptimiser):
@@ -38,7 +39,16 @@ class GradientUpdate(OuterOptimiser):
         passes: Passes = WHOLE,
     ) -> None:
         super().__init__(settings, spec, parameters, passes)
-        self._adam = self._make_adam()
+        self._moments = self._nothing_yet()
+        self._decay = _joined(
+            {
+                # The penalty pulls to zero, which for the logarithm of a rate is no natural place.
+                name: torch.full_like(
+                    value, 0.0 if name.startswith(LOG_RATE) else settings.outer.weight_decay
+                )
+                for name, value in parameters.items()
+            }
+        )
 
     def update(self, batch: MetaBatch, version: int, *, order: Order) -> OuterStep:
         """``outer.epochs`` passes over the meta-batch, or fewer where the policies went far.
@@ -55,7 +65,7 @@ class GradientUpdate(OuterOptimiser):
             if steps and self._far_enough(diagnostics):  # before the first step it is rounding
                 if before is None:
                     break
-                self._go_back(before)
+                self._go_to(before)
                 steps, rate, left = steps - 1, 0.5 * rate, left - 1
                 loss, diagnostics, gradient = self._look(minibatch, order)
             before = self._here() if left else None
@@ -74,31 +84,24 @@ class GradientUpdate(OuterOptimiser):
 
     def state(self) -> OptimiserState:
         """Adam's moments and its number of steps."""
-        slots = {name: self._adam.state.get(p, {}) for name, p in self._parameters.items()}
-        zeros = {name: torch.zeros_like(p) for name, p in self._parameters.items()}
-        steps = {int(slot["step"]) for slot in slots.values() if slot} or {0}
-
-        def moments(key: str) -> dict[str, Tensor]:
-            return {name: slot.get(key, zeros[name]) for name, slot in slots.items()}
-
-        return OptimiserState(
-            steps=steps.pop(),
-            first_moments=to_numpy(moments("exp_avg")),
-            second_moments=to_numpy(moments("exp_avg_sq")),
-        )
+        steps, *moments = self._moments
+        return OptimiserState(steps, *(to_numpy(self._by_name(each)) for each in moments))
 
     def load(self, state: OptimiserState) -> None:
         """Go on from ``state``."""
-        self._adam = self._make_adam()
         if state.steps == 0:
+            self._moments = self._nothing_yet()
             return
-        for name, parameter in self._parameters.items():
-            device = parameter.device
-            self._adam.state[parameter] = {
-                "step": torch.tensor(float(state.steps)),
-                "exp_avg": torch.tensor(state.first_moments[name], device=device),
-                "exp_avg_sq": torch.tensor(state.second_moments[name], device=device),
-            }
+        device = self._decay.device
+        moments = (
+            _joined({name: torch.tensor(values[name]) for name in self._parameters}).to(device)
+            for values in (state.first_moments, state.second_moments)
+        )
+        self._moments = Moments(state.steps, *moments)
+
+    def _nothing_yet(self) -> Moments:
+        nothing = torch.zeros_like(_joined(self._parameters))
+        return Moments(0, nothing, nothing)
 
     def _look(self, minibatch: MetaBatch, order: Order) -> tuple[Tensor, Diagnostics, Parameters]:
         return meta_gradient(
@@ -111,27 +114,24 @@ class GradientUpdate(OuterOptimiser):
         )
 
     def _here(self) -> _Place:
-        return _Place({n: p.detach().clone() for n, p in self._parameters.items()}, self.state())
+        return _Place(_joined(self._parameters), self._moments)
 
-    def _go_back(self, place: _Place) -> None:
+    def _go_to(self, place: _Place) -> None:
         with torch.no_grad():
-            for name, parameter in self._parameters.items():
-                parameter.copy_(place.parameters[name])
-        self.load(place.adam)
+            for name, value in self._by_name(place.theta).items():
+                self._parameters[name].copy_(value)
+        self._moments = place.moments
 
     def _step(self, gradient: Parameters, rate: float) -> float:
-        """One step of the optimiser down ``gradient``; its norm before clipping."""
-        for group in self._adam.param_groups:
-            group["lr"] = rate
-        for name, parameter in self._parameters.items():
-            parameter.grad = gradient[name]
-        norm = torch.nn.utils.get_total_norm(list(gradient.values()))
-        limit = self._settings.outer.max_gradient_norm
-        if limit is not None:
-            torch.nn.utils.clip_grads_with_norm_(self._parameters.values(), limit, norm)
-        self._adam.step()
+        """One step of Adam down ``gradient``; its norm before clipping."""
+        theta = _joined(self._parameters)
+        slope = _joined({name: gradient[name] for name in self._parameters})
+        norm, limit = float(slope.norm()), self._settings.outer.max_gradient_norm
+        if limit is not None and not norm <= limit:
+            slope = slope * (limit / norm)
+        self._go_to(_Place(*adam_step(theta, slope + self._decay * theta, self._moments, rate)))
         project(self._spec, self._parameters)
-        return float(norm)
+        return norm
 
     def _far_enough(self, diagnostics: Diagnostics) -> bool:
         """Whether the adapted policies are so far from their data that it says little more.
@@ -167,12 +167,16 @@ class GradientUpdate(OuterOptimiser):
         done = min(version / last, 1.0)
         return outer.learning_rate + done * (outer.final_learning_rate - outer.learning_rate)
 
-    def _make_adam(self) -> torch.optim.Adam:
-        outer = self._settings.outer
-        # The penalty pulls to zero, which for the logarithm of a rate is no natural place.
-        rates = [p for name, p in self._parameters.items() if name.startswith(LOG_RATE)]
-        policy = [p for name, p in self._parameters.items() if not name.startswith(LOG_RATE)]
-        groups = [{"params": policy, "weight_decay": outer.weight_decay}]
-        if rates:
-            groups.append({"params": rates, "weight_decay": 0.0})
-        return torch.optim.Adam(groups, lr=outer.learning_rate, fused=True)
+    def _by_name(self, vector: Tensor) -> Parameters:
+        sizes = [value.numel() for value in self._parameters.values()]
+        return {
+            name: part.view(value.shape)
+            for (name, value), part in zip(
+                self._parameters.items(), vector.split(sizes), strict=True
+            )
+        }
+
+
+def _joined(values: Parameters) -> Tensor:
+    """All in one vector (P,)."""
+    return torch.cat([value.detach().reshape(-1) for value in values.values()])
