@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 from maml_ray import perceptron_loops, policy_loops, task_loops
@@ -44,3 +46,17 @@ def test_a_run_compiles_nothing_more() -> None:
         learner.update([rollouts])
         worker.close()
     assert signatures() == before
+
+
+def test_a_learner_on_a_cpu_does_not_import_pytorchs_compiler() -> None:
+    # It takes more than a second of every start, and compiles nothing here.
+    program = """
+import sys
+from maml_ray.warming import compile_ahead
+compile_ahead()
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.strip() == "False"
