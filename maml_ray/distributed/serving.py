@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from ray import serve
 from ray.exceptions import RayError
@@ -132,6 +133,7 @@ class Api:
     async def __serve_build_asgi_app__(self) -> Any:
         """The routes, once the store has told what kind of policy it is."""
         base = await self._copies.get(BASE)
+        base.agent.act(np.zeros(base.agent.spec.observation_size))  # no request waits for its loop
         service = Service(
             base.agent.spec,
             base.example_task,
