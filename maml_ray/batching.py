@@ -16,7 +16,7 @@ from maml_ray.config import Settings
 from maml_ray.meta_objective import MetaBatch
 from maml_ray.meta_parameters import inner_rates, policy_part
 from maml_ray.normalisation import Normaliser
-from maml_ray.objectives import Samples, inner_losses, make_samples
+from maml_ray.objectives import Samples, inner_losses, sample_arrays
 from maml_ray.passes import WHOLE, Passes
 from maml_ray.policy import ActionDistribution, Parameters, PolicySpec, distribution
 from maml_ray.tensor_trees import mapped
@@ -72,8 +72,9 @@ def make_batch(
     device = next(iter(parameters.values())).device
 
     def stacked(phases: Sequence[tuple[Trajectories, NDArray[np.float32]]]) -> Samples:
-        tasks = [make_samples(*phase, normaliser) for phase in phases]
-        return Samples(*(torch.stack(field).to(device) for field in zip(*tasks, strict=True)))
+        tasks = [sample_arrays(*phase, normaliser) for phase in phases]
+        stacked = (np.stack(field) for field in zip(*tasks, strict=True))
+        return Samples(*(torch.from_numpy(field).to(device) for field in stacked))
 
     support = tuple(
         stacked([(task.support[step], task.support_advantages[step]) for task in rollouts])

@@ -57,28 +57,40 @@ class Samples(NamedTuple):
     weights: Tensor
 
 
-def make_samples(
+def sample_arrays(
     trajectories: Trajectories,
     advantages: NDArray[np.float32],
     normaliser: Normaliser | None = None,
-) -> Samples:
-    """Trajectories and their advantages (K, T) as CPU tensors.
+) -> tuple[NDArray[np.float32], ...]:
+    """Trajectories and their advantages (K, T) as the fields of :class:`Samples`.
 
     Observations go through the ``normaliser`` that the collecting policy used, if it used one.
-    Copies: what comes from Ray's object store is read-only, which torch cannot express.
     """
     steps = trajectories.mask.size
     observations = trajectories.observations
     if normaliser is not None:
         observations = normaliser(observations)
     weights = trajectories.mask / np.float32(max(trajectories.env_steps, 1))
-    return Samples(
-        observations=torch.tensor(observations.reshape(steps, -1)),
-        actions=torch.tensor(trajectories.actions.reshape(steps, -1)),
-        log_probs=torch.tensor(trajectories.log_probs),
-        advantages=torch.tensor(advantages),
-        weights=torch.tensor(weights.astype(np.float32)),
+    return (
+        observations.reshape(steps, -1),
+        trajectories.actions.reshape(steps, -1),
+        trajectories.log_probs,
+        advantages,
+        weights.astype(np.float32),
     )
+
+
+def make_samples(
+    trajectories: Trajectories,
+    advantages: NDArray[np.float32],
+    normaliser: Normaliser | None = None,
+) -> Samples:
+    """The same as CPU tensors.
+
+    Copies: what comes from Ray's object store is read-only, which torch cannot express.
+    """
+    arrays = sample_arrays(trajectories, advantages, normaliser)
+    return Samples(*(torch.tensor(array) for array in arrays))
 
 
 def log_probs_of(policy: ActionDistribution, samples: Samples) -> Tensor:
