@@ -81,9 +81,7 @@ def make_batch(
         for step in range(settings.inner.steps)
     )
     query = stacked([(task.query, task.query_advantages) for task in rollouts])
-    collectors, query_collector = passes.joined(
-        lambda phases: policies_at(settings, spec, parameters, *phases), (support, query)
-    )
+    collectors, query_collector = policies_at(settings, spec, parameters, support, query, passes)
     credit = torch.from_numpy(_credit([task.query for task in rollouts])).to(device)
     return MetaBatch(support, collectors, query, query_collector, credit)
 
@@ -94,15 +92,26 @@ def policies_at(
     parameters: Parameters,
     support: tuple[Samples, ...],
     query: Samples,
+    passes: Passes = WHOLE,
 ) -> tuple[tuple[ActionDistribution, ...], ActionDistribution]:
     """The distributions at all the data of ``parameters`` and of their adaptations.
 
     Of the parameters that collected the data, these are the policies that did.
     """
     if goes_by_loops(settings, spec, query.weights.device):
-        return compiled_policies(settings, spec, parameters, support, query)
-    if is_covered(settings, spec):
-        return collecting_policies(settings, spec, parameters, support, query)
+        return compiled_policies(settings, spec, parameters, support, query, passes)
+    kind = collecting_policies if is_covered(settings, spec) else _by_adapting
+    return passes.joined(lambda phases: kind(settings, spec, parameters, *phases), (support, query))
+
+
+def _by_adapting(
+    settings: Settings,
+    spec: PolicySpec,
+    parameters: Parameters,
+    support: tuple[Samples, ...],
+    query: Samples,
+) -> tuple[tuple[ActionDistribution, ...], ActionDistribution]:
+    """The same for whatever policy and inner objective there are."""
     frozen = {name: value.detach() for name, value in parameters.items()}
     rates = inner_rates(settings.inner, frozen)
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from maml_ray import task_loops
@@ -32,9 +34,19 @@ from maml_ray.policy import ActionDistribution, Gaussian, Parameters, PolicySpec
 from maml_ray.task_loops import Data, Held, Rules
 
 Array = NDArray[Any]
+_BLAS = ThreadpoolController()  # looked up once, behind the import of the loops, which load it
 Arrays = TypeVar("Arrays", Data, Held)
 
 _OBJECTIVES = {"ppo": PPO, "trpo": TRPO, "reinforce": REINFORCE}
+
+
+def _alone() -> AbstractContextManager[Any]:
+    """Matrix products on the thread that asks for them: a block is too small to be shared out.
+
+    And a loop's bits do not depend on how many threads its process may have.
+    """
+    limited: AbstractContextManager[Any] = _BLAS.limit(limits=1, user_api="blas")
+    return limited
 
 
 def goes_by_loops(settings: Settings, spec: PolicySpec, device: torch.device) -> bool:
@@ -56,6 +68,37 @@ def compiled_meta_gradient(
     What :func:`~maml_ray.analytic_gradient.analytic_meta_gradient` gives, and for the same
     settings, of tensors on the CPU.
     """
+    told, gradients = _of_each_task(settings, spec, parameters, batch, order, passes)
+    return *_averaged(told), _mean_by_name(settings, spec, parameters, *gradients)
+
+
+def compiled_task_gradients(
+    settings: Settings,
+    spec: PolicySpec,
+    parameters: Parameters,
+    batch: MetaBatch,
+    *,
+    order: Order,
+    passes: Passes = WHOLE,
+) -> Tensor:
+    """The meta-gradient (N, P) of every task alone, in the order of ``parameters``."""
+    _, gradients = _of_each_task(settings, spec, parameters, batch, order, passes)
+    rows = [
+        _mean_by_name(settings, spec, parameters, *(part[n : n + 1] for part in gradients))
+        for n in range(len(batch.credit))
+    ]
+    return torch.stack([torch.cat([value.flatten() for value in row.values()]) for row in rows])
+
+
+def _of_each_task(
+    settings: Settings,
+    spec: PolicySpec,
+    parameters: Parameters,
+    batch: MetaBatch,
+    order: Order,
+    passes: Passes,
+) -> tuple[Array, tuple[Array, Array]]:
+    """What there is to tell (N, ...), and gradients (N, Q): by the policy, and by its log rates."""
     rules, theta, rates = _told(settings, spec, parameters, order)
     data, told = _data_of(batch), _room_to_tell(batch, theta)
     gradients, by_rates = np.empty((2, len(told), len(theta)), theta.dtype)
@@ -65,9 +108,9 @@ def compiled_meta_gradient(
             into = (gradients[n], by_rates[n], told[n])
             task_loops.meta_gradient(rules, theta, rates, *_task_of(data, n), *into)
 
-    passes.over(len(told), of_tasks)
-    gradient = _mean_by_name(settings, spec, parameters, gradients, by_rates * rates)
-    return *_averaged(told), gradient
+    with _alone():
+        passes.over(len(told), of_tasks)
+    return told, (gradients, by_rates * rates)
 
 
 def compiled_meta_value(
@@ -87,7 +130,8 @@ def compiled_meta_value(
         for n in some:
             task_loops.meta_value(rules, theta, rates, *_task_of(data, n), told[n])
 
-    passes.over(len(told), of_tasks)
+    with _alone():
+        passes.over(len(told), of_tasks)
     return _averaged(told)
 
 
@@ -113,7 +157,8 @@ def compiled_fisher(
         for n in some:
             steps[n] = task_loops.steps_taken(rules, theta, rates, _task(support, n))
 
-    passes.over(tasks, taken)
+    with _alone():
+        passes.over(tasks, taken)
 
     def product(direction: Parameters) -> Parameters:
         moved, rates_moved = _flat(spec, direction), np.zeros_like(rates)
@@ -128,7 +173,8 @@ def compiled_fisher(
                 into = (gradients[n], by_rates[n])
                 task_loops.fisher_product(rules, rates, steps[n], *seen, moved, rates_moved, *into)
 
-        passes.over(tasks, of_tasks)
+        with _alone():
+            passes.over(tasks, of_tasks)
         return _mean_by_name(settings, spec, parameters, gradients, by_rates * rates)
 
     return product
@@ -140,6 +186,7 @@ def compiled_policies(
     parameters: Parameters,
     support: Sequence[Samples],
     query: Samples,
+    passes: Passes = WHOLE,
 ) -> tuple[tuple[Gaussian, ...], Gaussian]:
     """The policies of each inner step at its support data, and the adapted one at the query data.
 
@@ -151,10 +198,14 @@ def compiled_policies(
     phases = _phases([_data(phase) for phase in support], seen)
     means = np.empty((tasks, steps + 1, samples * spec.action_size), theta.dtype)
     log_stds = np.empty((tasks, steps + 1, spec.action_size), theta.dtype)
-    for n in range(tasks):
-        task_loops.policies(
-            rules, theta, rates, _task(phases, n), seen.observations[n], means[n], log_stds[n]
-        )
+
+    def of_tasks(some: range) -> None:
+        for n in some:
+            data = (_task(phases, n), seen.observations[n])
+            task_loops.policies(rules, theta, rates, *data, means[n], log_stds[n])
+
+    with _alone():
+        passes.over(tasks, of_tasks)
     mean = torch.from_numpy(means.reshape(tasks, steps + 1, samples, -1))
     log_std = torch.from_numpy(log_stds)
     *before, adapted = (Gaussian(mean[:, k], log_std[:, k]) for k in range(steps + 1))
@@ -167,7 +218,8 @@ def compiled_step(
     """The policy's parameters after one inner step on one task's ``samples``."""
     rules, theta, rates = _told(settings, spec, parameters, "first")
     support = Data(*(_array(field).reshape(1, -1) for field in samples))
-    steps = task_loops.steps_taken(rules, theta, rates, support)
+    with _alone():
+        steps = task_loops.steps_taken(rules, theta, rates, support)
     return _named(spec, steps.thetas[1])
 
 

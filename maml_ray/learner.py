@@ -239,7 +239,7 @@ class MetaLearner:
         batch = collected = self.prepare(rollouts)
         if self._behind is not None:
             told = (self.settings, self.spec, self.parameters)
-            batch = self._passes.joined(lambda piece: recentred(*told, piece), collected)
+            batch = recentred(*told, collected, self._passes)
         gradient = self._diagnosed(batch)
         step = self._optimiser.update(batch, self.version, order=self._order())
         if not math.isfinite(step.loss) or not math.isfinite(step.gradient_norm):

@@ -19,6 +19,7 @@ from maml_ray.analytic_gradient import (
 from maml_ray.compiled_gradient import (
     compiled_meta_gradient,
     compiled_meta_value,
+    compiled_task_gradients,
     goes_by_loops,
 )
 from maml_ray.config import Settings
@@ -86,6 +87,10 @@ def task_gradients(
 ) -> Tensor:
     """The meta-gradient (N, P) of every task alone; their mean is the meta-batch's."""
 
+    if goes_by_loops(settings, spec, batch.credit.device):
+        told = (settings, spec, parameters, batch)
+        return compiled_task_gradients(*told, order=order, passes=passes)
+
     def of_piece(piece: MetaBatch) -> Tensor:
         alone = Passes(1).each(
             lambda task: _of_piece(settings, spec, parameters, task, order)[2], piece
@@ -98,8 +103,6 @@ def task_gradients(
 def _of_piece(
     settings: Settings, spec: PolicySpec, parameters: Parameters, batch: MetaBatch, order: Order
 ) -> Found:
-    if goes_by_loops(settings, spec, batch.credit.device):
-        return compiled_meta_gradient(settings, spec, parameters, batch, order=order)
     if is_covered(settings, spec):
         return analytic_meta_gradient(settings, spec, parameters, batch, order=order)
     leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}

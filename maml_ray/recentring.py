@@ -21,18 +21,23 @@ from maml_ray.batching import policies_at
 from maml_ray.config import Settings
 from maml_ray.meta_objective import MetaBatch
 from maml_ray.objectives import log_probs_of
+from maml_ray.passes import WHOLE, Passes
 from maml_ray.policy import Parameters, PolicySpec
 
 
 def recentred(
-    settings: Settings, spec: PolicySpec, parameters: Parameters, batch: MetaBatch
+    settings: Settings,
+    spec: PolicySpec,
+    parameters: Parameters,
+    batch: MetaBatch,
+    passes: Passes = WHOLE,
 ) -> MetaBatch:
     """``batch`` with its query as if ``parameters`` had collected it, but for the weights.
 
     Support data and the policies that collected them are left alone: an inner step weighs by the
     whole ratio and is not clipped, and the inner KL is from those policies.
     """
-    _, today = policies_at(settings, spec, parameters, batch.support, batch.query)
+    _, today = policies_at(settings, spec, parameters, batch.support, batch.query, passes)
     log_probs = torch.func.vmap(log_probs_of)(today, batch.query)
     weights = torch.exp(log_probs - batch.query.log_probs)
     query = batch.query._replace(log_probs=log_probs, advantages=weights * batch.query.advantages)

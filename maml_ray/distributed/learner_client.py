@@ -30,8 +30,6 @@ from maml_ray.policy import PolicySpec
 KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 """Memory that the learner frees stays with it (glibc, mallopt(3)): to get some tens of thousands of
 pages anew in each update, zeroed by the kernel, takes up to a third of the update's time."""
-_OWN_THREADS = {"OPENBLAS_NUM_THREADS": "1"}
-"""The learner's threads have a task each: within a matrix product there are to be no others."""
 Meanwhile = Callable[[Sequence[ray.ObjectRef[Any]]], None]
 """What is done while an update is waited for: it returns soon, or when a reference is there."""
 GRACE_S = 3.0
@@ -184,7 +182,7 @@ class LearnerClient:
                 namespace=self._namespace,
                 num_cpus=0,
                 num_gpus=self._plan.learner_gpus,
-                runtime_env={"env_vars": KEPT_MEMORY | _OWN_THREADS},
+                runtime_env={"env_vars": KEPT_MEMORY},
             )
             .remote(
                 self._settings,
