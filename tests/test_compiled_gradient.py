@@ -119,6 +119,14 @@ def test_what_is_no_number_is_told(phase: str) -> None:
     assert all(value.isnan().any() for value in gradient.values())
 
 
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
+def test_an_observation_that_is_no_number_passes_every_activation(spec: PolicySpec) -> None:
+    settings = settings_of()
+    parameters, batch = problem(settings, spec)
+    batch.query.observations[0, 1, 0] = torch.nan
+    assert compiled_meta_gradient(settings, spec, parameters, batch, order="second")[0].isnan()
+
+
 def test_a_ratio_that_is_no_number_is_the_largest_error() -> None:
     settings, spec = settings_of(), SPECS["tanh"]
     parameters, batch = problem(settings, spec)
