@@ -42,7 +42,7 @@ cluster: install ## Three Ray nodes on this machine, one short run over them, al
 test-cluster: install ## Jobs, nodes and machines that come and go: about a quarter of an hour.
 	$(BIN)/python -m pytest -m cluster
 
-verify-backward: install ## Train seeds 0 to 2 in full and check the returns: about 15 minutes.
+verify-backward: install ## Train seeds 0 to 2 in full and check the returns: about 10 minutes.
 	$(BIN)/python -m pytest -m learning -s tests/test_learning.py
 
 reproduce: install ## Train and judge the papers' experiments: about three hours on 2 cores (QUICK=1: half of it).
