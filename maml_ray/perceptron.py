@@ -1,4 +1,6 @@
-"""The policy's perceptron and its first and second derivatives, written out for many tasks.
+"""The policy's perceptron and its first and second derivatives, in batches over many tasks.
+
+What a GPU does well; on a CPU :mod:`~maml_ray.perceptron_loops` go a task at a time.
 
 What a pass forward and back leaves behind is enough for the derivative of that gradient along a
 direction (Pearlmutter 1994, https://doi.org/10.1162/neco.1994.6.1.147): one more pass forward, of
@@ -13,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -141,10 +142,7 @@ def _activate(spec: PolicySpec, before: Tensor) -> tuple[Tensor, Tensor]:
     if spec.activation == "relu":
         activated = functional.relu_(before)
         return activated, activated.sign()
-    if before.device.type == "cpu":  # numpy's is vectorised, and several times faster than torch's
-        np.tanh(before.numpy(), out=before.numpy())
-    else:
-        before.tanh_()
+    before.tanh_()
     return before, before.square().neg_().add_(1.0)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from importlib import metadata
 
-_PACKAGES = ("torch", "ray", "gymnasium", "mujoco", "numpy")
+_PACKAGES = ("torch", "ray", "gymnasium", "mujoco", "numpy", "scipy", "numba", "llvmlite")
 
 
 def own_version() -> str:

@@ -12,7 +12,7 @@ from maml_ray.errors import ResourceError, one_line
 
 EXACT = ("ray", "python", "maml-ray")
 """What has to be the same on all machines for a run to work."""
-BITS = ("torch", "numpy", "mujoco", "gymnasium")
+BITS = ("torch", "numpy", "scipy", "numba", "llvmlite", "mujoco", "gymnasium")
 """What has to be there, and the same for the same results to the last bit."""
 
 

@@ -13,6 +13,8 @@ PACKAGES = (
     "mujoco",
     "gymnasium",
     "numpy",
+    "scipy",
+    "numba",
     "torch",
     "ray",
     "envpool",
