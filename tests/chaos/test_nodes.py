@@ -23,22 +23,26 @@ def test_actors_follow_the_nodes_and_rollouts_that_went_with_one_are_made_again(
 ) -> None:
     """Iteration 1 gains a node; 3 loses the one that holds rollouts, before the update."""
     chosen, folder = settings(iterations=5), RunFolder(tmp_path / "run")
-    collect = RolloutPool.collect
+    begin, finish = RolloutPool.begin, RolloutPool.finish
     batches: list[Collected] = []
 
-    def collecting(pool: RolloutPool, *args: Any) -> Collected:
+    def beginning(pool: RolloutPool, *args: Any) -> Any:
         if len(batches) == 1:
             cluster.add_node()
             pool._capacity.look_again()
             pool.wait_until_ready()
-        collected = collect(pool, *args)
+        return begin(pool, *args)
+
+    def finishing(pool: RolloutPool, *args: Any) -> Collected:
+        collected = finish(pool, *args)
         batches.append(collected)
         if len(batches) == 4:
             cluster.remove_nodes({one.node_id for one in collected.rollouts})
             cluster.add_node()
         return collected
 
-    monkeypatch.setattr(RolloutPool, "collect", collecting)
+    monkeypatch.setattr(RolloutPool, "begin", beginning)
+    monkeypatch.setattr(RolloutPool, "finish", finishing)
     watcher = Watcher()
     train(chosen, folder, observers=[watcher])
     assert [record.faults.actors for record in watcher.records][:2] == [1, 2]
