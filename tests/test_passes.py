@@ -22,7 +22,7 @@ from maml_ray.policy import PolicySpec
 from maml_ray.trust_region import fisher_of_adapted_policies
 from tests import meta_oracles, oracles
 from tests.learning_runs import Run, change, same_state
-from tests.test_meta_gradient import GAUSSIAN, ORDERS, everything, problem
+from tests.test_meta_gradient import GAUSSIAN, ORDERS, make_settings, problem
 
 PASSES = [Passes(1), Passes(2), Passes(3), Passes(9), Passes(1, 2), Passes(2, 3)]
 
@@ -61,10 +61,13 @@ def test_an_error_in_a_thread_is_the_callers() -> None:
 @pytest.mark.usefixtures("arithmetic")
 @pytest.mark.parametrize("passes", PASSES)
 @pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("sampling", [0.0, 0.7])  # without it by hand, with ratios
 @pytest.mark.parametrize(("outer", "inner"), [("ppo", "ratio"), ("trpo", "ratio"), ("ppo", "dice")])
-def test_pieces_add_up_to_the_whole(outer: str, inner: str, order: Order, passes: Passes) -> None:
+def test_pieces_add_up_to_the_whole(
+    outer: str, inner: str, sampling: float, order: Order, passes: Passes
+) -> None:
     """By hand and by autograd: loss, gradient, all that is told, and TRPO's Fisher product."""
-    settings = everything(outer, inner, 2)
+    settings = make_settings(outer, inner, 2, learn_rates=True, sampling_coefficient=sampling)
     parameters, batch = problem(settings)
     told = (settings, GAUSSIAN, parameters, batch)
     loss, diagnostics, gradient = meta_gradient(*told, order=order)
