@@ -86,7 +86,6 @@ def task_gradients(
     passes: Passes = WHOLE,
 ) -> Tensor:
     """The meta-gradient (N, P) of every task alone; their mean is the meta-batch's."""
-
     if goes_by_loops(settings, spec, batch.credit.device):
         told = (settings, spec, parameters, batch)
         return compiled_task_gradients(*told, order=order, passes=passes)

@@ -92,17 +92,19 @@ def trained(settings: Settings, iterations: int) -> list[UpdateMetrics]:
         pytest.param({}, id="promp"),
         pytest.param({"inner": {"learn_rates": True}}, id="learned rates"),
         pytest.param({"inner": {"objective": "dice"}}, id="dice"),
-        pytest.param({"outer": {"objective": "trpo", "trust_region": {"max_kl": 0.03}}}, id="trpo"),
+        pytest.param(
+            {"outer": {"objective": "trpo", "trust_region": {"max_kl": 0.005}}}, id="trpo"
+        ),
     ],
 )
 def test_adaptation_learns_to_find_the_arm_that_pays(sections: dict[str, Any]) -> None:
-    """Of 5 draws one pays by chance, and before adaptation always; after it, most do.
+    """Of 5 draws one pays by chance, and before adaptation always; after it, nearly all do.
 
-    How many goes up and down with a trust region: over six seeds between 3.4 and 4.7 of 5.
+    With a trust region of 0.03 the outcome hung on the seed; of 0.005, six seeds are above 4.3.
     """
-    history = trained(arms(**sections), 16)
+    history = trained(arms(**sections), 20)
     assert history[0].return_after < 2.5
-    assert np.mean([metrics.return_after for metrics in history[-5:]]) > 3.0
+    assert np.mean([metrics.return_after for metrics in history[-5:]]) > 4.0
     assert np.mean([metrics.return_before for metrics in history[-5:]]) < 1.8
     assert max(metrics.collector_ratio_error for metrics in history) < 1e-3
 
