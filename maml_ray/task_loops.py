@@ -198,8 +198,7 @@ def meta_gradient(
     _add_inner_kl(rules, steps, support, of_support, told)
     by_rate[:] = 0
     for k in range(len(steps.weights) - 1, -1, -1):
-        for place in range(len(theta)):
-            by_rate[place] -= gradient[place] * steps.gradients[k, place]
+        by_rate -= gradient * steps.gradients[k]
         if rules.second:
             _go_back(rules, steps, support, of_support, k, rates, gradient)
         elif rules.kl > 0.0:
@@ -257,23 +256,16 @@ def fisher_product(
     """
     change, count = direction.copy(), len(steps.weights)
     for k in range(count):
-        bent = np.zeros_like(change)
+        moved = rates_moved * steps.gradients[k]
         if rules.second:
-            before, by_mean, bent = _pushed(rules, steps, support, k, change)
-            _bent(rules, steps, support, k, change, before, by_mean, bent)
-        for place in range(len(change)):
-            moved = rates[place] * bent[place] + rates_moved[place] * steps.gradients[k, place]
-            change[place] -= moved
+            moved += rates * _hessian_product(rules, steps, support, k, change)
+        change -= moved
     gradient[:] = _by_fisher(rules, steps.thetas[count], observations, weights, change)
     by_rate[:] = 0
     for k in range(count - 1, -1, -1):
-        for place in range(len(change)):
-            by_rate[place] -= gradient[place] * steps.gradients[k, place]
+        by_rate -= gradient * steps.gradients[k]
         if rules.second:
-            back = -(rates * gradient)
-            before, by_mean, bent = _pushed(rules, steps, support, k, back)
-            _bent(rules, steps, support, k, back, before, by_mean, bent)
-            gradient += bent
+            gradient += _hessian_product(rules, steps, support, k, -(rates * gradient))
 
 
 @compiled
@@ -321,7 +313,7 @@ def policies(
     steps = steps_taken(rules, theta, rates, support)
     count, outputs = len(steps.weights), rules.sizes[-1]
     means[:count] = steps.means
-    hidden = np.empty(means.shape[1] // outputs * rules.sizes[1:-1].sum(), theta.dtype)
+    hidden = _query_hidden(rules, theta, means.shape[1] // outputs)
     network = len(theta) - outputs
     perceptron_loops.forward(
         rules.sizes,
@@ -526,6 +518,16 @@ def _bent(
     _hold(rules, theta, change)
     for place in range(len(theta)):
         change[place] += 2.0 * rules.l2 * direction[place]
+
+
+@compiled
+def _hessian_product(
+    rules: Rules, steps: Steps, support: Data, k: int, direction: Floats
+) -> Floats:
+    """The Hessian of inner loss ``k`` times a direction (Q,)."""
+    before, by_mean, change = _pushed(rules, steps, support, k, direction)
+    _bent(rules, steps, support, k, direction, before, by_mean, change)
+    return change
 
 
 @compiled

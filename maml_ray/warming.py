@@ -7,6 +7,7 @@ Without it the first run does so, and begins half a minute later.
 
 from __future__ import annotations
 
+from maml_ray.compiled_gradient import warm_up
 from maml_ray.config import Settings, validate_settings
 from maml_ray.learner import MetaLearner
 from maml_ray.numpy_policy import NumpyPolicy
@@ -25,6 +26,8 @@ def compile_ahead() -> None:
         learner.update([rollouts])
         policy = NumpyPolicy(worker.spec, published.values, published.normaliser)
         policy.outputs(rollouts.query.observations)  # as where episodes are stepped, not played
+        by_trust_region = {**settings.model_dump(), "outer": {"objective": "trpo"}}
+        warm_up(validate_settings(by_trust_region), worker.spec)
     finally:
         worker.close()
 
