@@ -1,26 +1,22 @@
-"""From rollouts to the tensors of a meta-batch: checked, ordered, stacked over tasks."""
+"""Rollouts that were asked for, the policies that collected them, and some tasks of many."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from maml_ray.adaptation import adapt
 from maml_ray.analytic_gradient import collecting_policies, is_covered
 from maml_ray.compiled_gradient import compiled_policies, goes_by_loops
 from maml_ray.config import Settings
-from maml_ray.meta_objective import MetaBatch
 from maml_ray.meta_parameters import inner_rates, policy_part
-from maml_ray.normalisation import Normaliser
-from maml_ray.objectives import Samples, inner_losses, sample_arrays
+from maml_ray.objectives import Samples, inner_losses
 from maml_ray.passes import WHOLE, Passes
 from maml_ray.policy import ActionDistribution, Parameters, PolicySpec, distribution
-from maml_ray.tensor_trees import mapped
-from maml_ray.trajectories import TaskRollouts, Trajectories
+from maml_ray.tensor_trees import Tree, mapped
+from maml_ray.trajectories import TaskRollouts
 
 
 def checked(
@@ -44,46 +40,24 @@ def checked(
             f"an update needs tasks 0 to {settings.meta_batch.tasks - 1}, each once; got {indices}"
         )
     for task in ordered:
-        if task.version != version:
-            raise ValueError(
-                f"task {task.task_index} was collected with version {task.version}, "
-                f"the learner asked for version {version}"
-            )
-        if len(task.support) != settings.inner.steps:
-            raise ValueError(
-                f"task {task.task_index} has {len(task.support)} support sets, "
-                f"inner.steps is {settings.inner.steps}"
-            )
+        check(task, settings, version)
     return ordered
 
 
-def make_batch(
-    settings: Settings,
-    spec: PolicySpec,
-    parameters: Parameters,
-    normaliser: Normaliser | None,
-    rollouts: Sequence[TaskRollouts],
-    passes: Passes = WHOLE,
-) -> MetaBatch:
-    """Flattening and stacking: rollouts to tensors on the parameters' device.
-
-    ``parameters`` and ``normaliser`` are those that the rollouts were collected with.
-    """
-    device = next(iter(parameters.values())).device
-
-    def stacked(phases: Sequence[tuple[Trajectories, NDArray[np.float32]]]) -> Samples:
-        tasks = [sample_arrays(*phase, normaliser) for phase in phases]
-        stacked = (np.stack(field) for field in zip(*tasks, strict=True))
-        return Samples(*(torch.from_numpy(field).to(device) for field in stacked))
-
-    support = tuple(
-        stacked([(task.support[step], task.support_advantages[step]) for task in rollouts])
-        for step in range(settings.inner.steps)
-    )
-    query = stacked([(task.query, task.query_advantages) for task in rollouts])
-    collectors, query_collector = policies_at(settings, spec, parameters, support, query, passes)
-    credit = torch.from_numpy(_credit([task.query for task in rollouts])).to(device)
-    return MetaBatch(support, collectors, query, query_collector, credit)
+def check(task: TaskRollouts, settings: Settings, version: int) -> None:
+    """See that one task's rollouts are some that were asked for; raises as :func:`checked`."""
+    if not 0 <= task.task_index < settings.meta_batch.tasks:
+        raise ValueError(f"there is no task {task.task_index} of {settings.meta_batch.tasks}")
+    if task.version != version:
+        raise ValueError(
+            f"task {task.task_index} was collected with version {task.version}, "
+            f"the learner asked for version {version}"
+        )
+    if len(task.support) != settings.inner.steps:
+        raise ValueError(
+            f"task {task.task_index} has {len(task.support)} support sets, "
+            f"inner.steps is {settings.inner.steps}"
+        )
 
 
 def policies_at(
@@ -128,14 +102,6 @@ def _by_adapting(
     return collectors
 
 
-def _credit(queries: Sequence[Trajectories]) -> NDArray[np.float32]:
-    """Mean returns of the query sets (N,), centred and divided by their standard deviation."""
-    returns = np.array([query.returns.mean() for query in queries])
-    credit: NDArray[np.float32]
-    credit = ((returns - returns.mean()) / (returns.std() + 1e-8)).astype(np.float32)
-    return credit
-
-
-def selected(batch: MetaBatch, indices: Tensor) -> MetaBatch:
+def selected(batch: Tree, indices: Tensor) -> Tree:
     """The tasks of ``indices`` (n,) alone."""
     return mapped(lambda tensor: tensor.index_select(0, indices), batch)

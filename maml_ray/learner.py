@@ -13,7 +13,8 @@ from torch import Tensor
 
 from maml_ray import adaptation, compiled_gradient
 from maml_ray.adaptation import Order
-from maml_ray.batching import checked, make_batch
+from maml_ray.assembly import Assembly
+from maml_ray.batching import check, checked
 from maml_ray.config import Settings
 from maml_ray.gradient_diagnostics import GradientDiagnostics, diagnose_gradient
 from maml_ray.gradient_update import GradientUpdate
@@ -159,6 +160,7 @@ class MetaLearner:
         self._observations = RunningStatistics.empty(spec.observation_size)
         self._skipped_in_a_row = self._discarded_episodes = 0
         self._behind: PolicyParameters | None = None
+        self._assembly: Assembly | None = None
 
     def warm_up(self) -> None:
         """Do ahead of the first update what it would wait for: imports, and compiled loops."""
@@ -177,7 +179,7 @@ class MetaLearner:
         return collecting(self.settings, self.state())
 
     def update(self, rollouts: Sequence[TaskRollouts]) -> UpdateMetrics:
-        """One meta-update from the rollouts of one meta-batch, in any order.
+        """One meta-update from the rollouts of one meta-batch, in any order, taken before or not.
 
         Where a task cannot be learned from, or a number of the update is not finite, the update is
         skipped: parameters and optimiser stay as they were, and the version goes on.
@@ -197,6 +199,7 @@ class MetaLearner:
             step, gradient, skipped = None, None, _first_broken(ordered)
         if skipped is not None:
             self.load(before)
+        self._assembly = None
         self.version = before.version + 1
         if self.settings.meta_batch.overlap:
             self._behind = published(self.settings, before)
@@ -253,14 +256,27 @@ class MetaLearner:
             step = replace(step, before=step.before._replace(largest_ratio_error=error))
         return step, gradient, None
 
+    def take(self, rollouts: Sequence[TaskRollouts]) -> None:
+        """Prepare for the next update what has come of its meta-batch: it changes no bit of it.
+
+        Raises:
+            ValueError: as :meth:`update`, for a task that it would refuse.
+        """
+        for task in rollouts:
+            check(task, self.settings, collecting_version(self.settings, self.version))
+            self._assembly = self._assembly or self._assemble()
+            self._assembly.take(task)
+
     def prepare(self, rollouts: Sequence[TaskRollouts]) -> MetaBatch:
         """Rollouts, in the order of their tasks, as tensors on the learner's device."""
+        return (self._assembly or self._assemble()).finished(rollouts)
+
+    def _assemble(self) -> Assembly:
         parameters, normaliser = self.parameters, self._normaliser()
         if self._behind is not None:
             values, normaliser = to_torch(self._behind.values), self._behind.normaliser
             parameters = {name: value.to(self.device) for name, value in values.items()}
-        told = (self.settings, self.spec, parameters, normaliser)
-        return make_batch(*told, rollouts, self._passes)
+        return Assembly(self.settings, self.spec, parameters, normaliser, self._passes)
 
     def state(self) -> LearnerState:
         """A copy of everything that :meth:`load` needs."""
@@ -295,7 +311,7 @@ class MetaLearner:
                 f"the state goes on from a meta-batch of version {next_with.version}, "
                 f"the settings from one of version {version}: meta_batch.overlap is another"
             )
-        self.version = state.version
+        self.version, self._assembly = state.version, None
         self._behind = state.behind and replace(
             state.behind, values={name: state.behind.values[name] for name in asked}
         )

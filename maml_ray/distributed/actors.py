@@ -102,6 +102,11 @@ class LearnerActor:
         """What a learner needs to go on; the driver keeps it."""
         return self._learner.state()
 
+    def take(self, *rollouts: TaskRollouts) -> None:
+        """Some of what the next update will be given, to be prepared now."""
+        with self._activity.at(f"rollouts of version {self._learner.version}"):
+            self._learner.take(rollouts)
+
     def update(self, *rollouts: TaskRollouts) -> tuple[UpdateMetrics, LearnerState]:
         """One meta-update; its figures, and the state after it."""
         with self._activity.at(f"meta-update of version {self._learner.version}"):

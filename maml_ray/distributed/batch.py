@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from maml_ray.rollout import Assignment
@@ -102,6 +103,10 @@ class Batch(Generic[Result]):
         """The results in the order of their tasks, once the batch is finished."""
         assert self.finished
         return tuple(self._done[index] for index in sorted(self._done))
+
+    def done_since(self, before: int) -> list[Result]:
+        """Results in the order in which they came, but for the first so many."""
+        return list(islice(self._done.values(), before, None))
 
     def hand_out(self) -> Assignment:
         """The next piece that nobody has begun."""

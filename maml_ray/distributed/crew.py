@@ -70,7 +70,7 @@ class Crew:
         batch = self._ahead or self.pool.begin(self._collecting(), assignments)
         self._ahead = self.pool.begin(self.parameters, ahead) if ahead else None
         meanwhile = self.pool.step if ahead else None
-        collected = self.pool.finish(batch)
+        collected = self.pool.finish(batch, self._hand_over)
         while True:
             try:
                 rollouts = [one.rollouts for one in collected.rollouts]
@@ -84,6 +84,10 @@ class Crew:
                 self._account(collected.counts, len(assignments))
                 self.parameters = ray.put(published(self.settings, self.learner.state))
                 return collected, update
+
+    def _hand_over(self, done: Sequence[Rollout]) -> None:
+        """Have the learner prepare what is there, before the last of it comes."""
+        self.learner.take([one.rollouts for one in done])
 
     def newest(self) -> tuple[int, ray.ObjectRef[Any]]:
         """The newest version of the parameters, and a reference to them."""

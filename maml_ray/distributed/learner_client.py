@@ -132,6 +132,13 @@ class LearnerClient:
                     f"(cluster.start_timeout_s); {describe_free()}"
                 )
 
+    def take(self, rollouts: Sequence[ray.ObjectRef[Any]]) -> None:
+        """Send some of the next update's rollouts ahead, and wait for nothing.
+
+        What goes wrong with them then, goes wrong with the update too, which is given them again.
+        """
+        self._actor.take.options(name="take rollouts", num_returns=0).remote(*rollouts)
+
     def update(
         self, rollouts: Sequence[ray.ObjectRef[Any]], meanwhile: Meanwhile | None = None
     ) -> UpdateMetrics:

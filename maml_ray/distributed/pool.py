@@ -164,12 +164,26 @@ class RolloutPool:
         self._finished_at = time.monotonic()
         return batch
 
-    def finish(self, batch: Batch[Rollout]) -> Collected:
-        """See a meta-batch that was begun to its end; raises as :meth:`collect`."""
+    def finish(
+        self, batch: Batch[Rollout], hand_over: Callable[[Sequence[Rollout]], None] | None = None
+    ) -> Collected:
+        """See a meta-batch that was begun to its end; raises as :meth:`collect`.
+
+        Args:
+            batch: the meta-batch.
+            hand_over: given what is done of it, each task once, while some actors have nothing left
+                to do and others are still at work: their cores are free meanwhile.
+        """
+        handed = 0
         try:
             while not batch.finished:
                 self._check_stop()
                 self.step()
+                if hand_over is not None and self._waits_for_the_last(batch):
+                    new = batch.done_since(handed)
+                    handed += len(new)
+                    if new:
+                        hand_over(new)
             return Collected(batch.results(), len(self._roster.at_work), batch.counts)
         finally:
             self._agenda.end(batch)
@@ -207,6 +221,11 @@ class RolloutPool:
     def close(self) -> None:
         """End all actors."""
         self._roster.close()
+
+    def _waits_for_the_last(self, batch: Batch[Rollout]) -> bool:
+        """Whether somebody is idle since nobody has work to give, and others are not done."""
+        idle = any(not member.work for member in self._roster.at_work)
+        return idle and not batch.waiting and not batch.finished
 
     def _expected(self) -> int:
         """How many of the actors there is room for; the others wait for nodes."""

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,14 @@ from maml_ray.distributed.cluster import ResourcePlan
 from maml_ray.distributed.demand import demanded_actors
 from maml_ray.distributed.failures import FaultLog, settle
 from maml_ray.distributed.learner_client import LearnerClient
-from maml_ray.distributed.pool import Collected, RolloutPool
+from maml_ray.distributed.pool import Collected, Rollout, RolloutPool
 from maml_ray.errors import Interrupted, ResourceError, TrainingFailed
 from maml_ray.learner import MetaLearner
 from maml_ray.rollout import Assignment, RolloutWorker, policy_spec
 from maml_ray.tasks.distribution import Task
 from maml_ray.tasks.half_cheetah import HalfCheetahBackwardTasks
 from maml_ray.trajectories import TaskRollouts
+from tests.learning_runs import change
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 TASKS = 5
@@ -35,8 +37,12 @@ TASKS = 5
 class FlawedTasks(HalfCheetahBackwardTasks):
     """Task ``raises`` raises, ``kills`` kills its process, ``hangs`` never answers.
 
-    Task ``full`` finds no room in the object store.
+    Task ``full`` finds no room in the object store. Task ``waits`` waits for a word.
     """
+
+    def __init__(self, fifo: str = "") -> None:
+        super().__init__()
+        self.fifo = fifo
 
     def make_vector_env(self, task: Task, *, num_envs: int, horizon: int) -> Any:
         if task.name == "raises":
@@ -45,6 +51,8 @@ class FlawedTasks(HalfCheetahBackwardTasks):
             os.kill(os.getpid(), signal.SIGKILL)
         if task.name == "hangs":
             signal.pause()
+        if task.name == "waits":
+            Path(self.fifo).read_text()
         if task.name == "full":
             raise ObjectStoreFullError("no room for the rollouts")
         return super().make_vector_env(task, num_envs=num_envs, horizon=horizon)
@@ -129,6 +137,26 @@ def test_rollouts_come_in_task_order_and_equal_those_of_one_worker(
     collected = pool.collect(parameters(chosen), work)
     assert collected.counts.retried == 0
     assert_same(queries(collected), expected(chosen, work))
+
+
+def test_what_is_done_is_handed_over_once_while_the_last_of_it_is_waited_for(
+    open_pool: Opener, tmp_path: Path
+) -> None:
+    """And not before an actor has nothing left to do; the task that waits ends only by that."""
+    chosen, fifo = settings(straggler_factor=None, task_timeout_s=60.0), tmp_path / "go on"
+    os.mkfifo(fifo)
+    chosen = change(chosen, "task", options={"fifo": str(fifo)})
+    work = assignments("waits", *["backward"] * (TASKS - 1))
+    pool, handed = open_pool(2, chosen), list[Rollout]()
+
+    def hand_over(done: Sequence[Rollout]) -> None:
+        handed.extend(done)
+        if len(handed) == TASKS - 1:
+            fifo.write_text("go on")
+
+    pool.wait_until_ready()
+    collected = pool.finish(pool.begin(parameters(chosen), work), hand_over)
+    assert sorted(map(id, handed)) == sorted(map(id, collected.rollouts[1:]))
 
 
 def test_a_killed_actor_is_replaced_and_its_work_done_again(open_pool: Opener) -> None:
