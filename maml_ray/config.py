@@ -162,9 +162,9 @@ class OuterSettings(_Section):
     objective: Literal["ppo", "trpo", "reinforce"] = "ppo"
     order: Literal["second", "first", "hybrid"] = "second"
     first_order_iterations: Annotated[int, Field(ge=0)] = 0
-    learning_rate: Positive = 2e-3
-    final_learning_rate: NonNegative | None = 2e-4
-    epochs: Count = 2
+    learning_rate: Positive = 6e-3
+    final_learning_rate: NonNegative | None = 4e-4
+    epochs: Count = 1
     tasks_per_minibatch: Count | None = 2
     clip: Positive = 0.3
     max_query_kl: Positive | None = 0.05

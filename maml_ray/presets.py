@@ -62,6 +62,7 @@ _POINT: Preset = {
     "outer": {
         "learning_rate": 1e-2,
         "final_learning_rate": 1e-3,
+        "epochs": 2,
         "tasks_per_minibatch": 10,
     },
     "evaluation": {"tasks": 20, "episodes": 10},
