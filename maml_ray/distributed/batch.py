@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
@@ -77,7 +77,7 @@ class Batch(Generic[Result]):
         self._copies: Counter[int] = Counter()
         self._failures: Counter[int] = Counter()
         self._again: set[int] = set()
-        self._counts = counts or WorkCounts()
+        self._counts = Counter(asdict(counts or WorkCounts()))
 
     @property
     def assignments(self) -> tuple[Assignment, ...]:
@@ -87,7 +87,7 @@ class Batch(Generic[Result]):
     @property
     def finished(self) -> bool:
         """Whether every task is done."""
-        return len(self._done) == len(self._assignments)
+        return self.left == 0
 
     @property
     def waiting(self) -> int:
@@ -97,7 +97,12 @@ class Batch(Generic[Result]):
     @property
     def counts(self) -> WorkCounts:
         """What has become of the work so far."""
-        return self._counts
+        return WorkCounts(**self._counts)
+
+    @property
+    def left(self) -> int:
+        """How many tasks are not done."""
+        return len(self._assignments) - len(self._done)
 
     def results(self) -> tuple[Result, ...]:
         """The results in the order of their tasks, once the batch is finished."""
@@ -112,7 +117,8 @@ class Batch(Generic[Result]):
         """The next piece that nobody has begun."""
         work = self._queue.popleft()
         self._copies[work.task_index] += 1
-        self._counts += WorkCounts(dispatched=1, retried=int(work.task_index in self._again))
+        self._counts["dispatched"] += 1
+        self._counts["retried"] += work.task_index in self._again
         return work
 
     def has(self, work: Assignment) -> bool:
@@ -130,19 +136,20 @@ class Batch(Generic[Result]):
     def duplicate(self, work: Assignment) -> None:
         """``work`` has been handed to a second actor."""
         self._copies[work.task_index] += 1
-        self._counts += WorkCounts(dispatched=1, duplicated=1)
+        self._counts["dispatched"] += 1
+        self._counts["duplicated"] += 1
 
     def finish(self, work: Assignment, result: Result) -> None:
         """An answer: the first to a piece of work of this batch is used."""
         if not self.has(work):  # of a batch before this one
-            self._counts += WorkCounts(discarded=1)
+            self._counts["discarded"] += 1
             return
         self._copies[work.task_index] -= 1
         if work.task_index in self._done:
-            self._counts += WorkCounts(discarded=1)
+            self._counts["discarded"] += 1
             return
         self._done[work.task_index] = result
-        self._counts += WorkCounts(used=1)
+        self._counts["used"] += 1
 
     def lose(self, works: Iterable[Assignment], blamed: Assignment | None = None) -> int:
         """Nobody answers to ``works`` any more: they are handed out again, unless done.
@@ -155,7 +162,7 @@ class Batch(Generic[Result]):
             How often the blamed one has failed; 0 where it is not needed any more.
         """
         for work in reversed(list(works)):
-            self._counts += WorkCounts(lost=1)
+            self._counts["lost"] += 1
             if not self.has(work):
                 continue
             self._copies[work.task_index] -= 1

@@ -1,8 +1,10 @@
 """``python -m tests.benchmarks.scaling``: training with 1, 2, 4, ... 64 rollout actors.
 
-Everything is real but the physics, which sleeps (:mod:`tests.benchmarks.sleeping`): driver, pool,
-learner, object store and checkpoints. One task an actor, so that an iteration takes the same time
-of physics whatever their number is.
+Driver, pool, learner, object store and checkpoints are real; the actors' tasks sleep, and yield
+what one real task did (:mod:`tests.benchmarks.sleeping`). One task an actor, so that an iteration
+has the same time of them whatever their number is. ``--own-work`` has the physics alone sleep: the
+actors' policies, inner steps and advantages then share this machine's cores; on a cluster they do
+not.
 
 A process of Ray takes 0.6% of a core while it is idle, and with PyTorch 280 MB: 64 of them keep two
 cores busy with themselves. So several actors share a process, as threads, which mostly sleep: the
@@ -31,7 +33,7 @@ from tests.benchmarks.scaling_runs import PHASE_S, ScalingResult, run_with
 from tests.benchmarks.sleeping import PHASES
 
 MOST = 64
-SHARE = 8
+SHARE = 16
 FORECAST = (64, 256, 1000, 4000)
 
 
@@ -45,6 +47,7 @@ def measure(
     iterations: int = 12,
     *,
     share: int = SHARE,
+    own_work: bool = False,
     profile: str | None = None,
 ) -> tuple[ScalingResult, ...]:
     """Every number of actors up to ``most``, the actors of each run kept for the next.
@@ -53,11 +56,12 @@ def measure(
         most: actors of the largest run.
         iterations: counted ones, of each run.
         share: actors in a process.
+        own_work: whether the physics alone sleeps.
         profile: file for a profile of the largest run's driver, as ``pstats`` reads it.
     """
-    results = []
+    results, task_s = [], None if own_work else PHASES * PHASE_S
     sizes = sizes_up_to(most)
-    with many_cpus(max(sizes[-1], share)), actors_kept(share):
+    with many_cpus(max(sizes[-1], share)), actors_kept(share, task_s):
         for actors in sizes:
             profiler = Profile() if profile is not None and actors == sizes[-1] else None
             results.append(run_with(actors, iterations, profiler))
@@ -69,7 +73,7 @@ def measure(
 def describe(results: Sequence[ScalingResult]) -> str:
     """A table for people: milliseconds, and CPU milliseconds by process."""
     lines = [
-        f"{PHASES * PHASE_S:.1f} s of physics an iteration, slept; one task an actor; all on "
+        f"{PHASES * PHASE_S:.1f} s of a task an iteration, slept; one task an actor; all on "
         f"{os.cpu_count()} cores; in ms",
         "actors   wall  effic.  collect  learner  orchestration    driver  queued   "
         "CPU: driver  actors  learner  Ray    MB put  KB a version",
@@ -96,7 +100,7 @@ def model(results: Sequence[ScalingResult]) -> Parts:
         [one.driver_busy_s for one in results],
         [one.updated_s - one.learn_s for one in results],
         fixed_s=results[0].orchestration_s,
-        actor_s=most.physics_s,
+        actor_s=most.task_s,
         bytes_each=(most.rollout_bytes / most.actors, most.version_bytes),
         learner=measure_learner(),
     )
@@ -109,9 +113,16 @@ def main() -> None:
     parser.add_argument("--most", type=count, default=MOST, help="rollout actors")
     parser.add_argument("--iterations", type=count, default=12, help="of each number of actors")
     parser.add_argument("--share", type=count, default=SHARE, help="rollout actors in a process")
+    parser.add_argument("--own-work", action="store_true", help="have the physics alone sleep")
     parser.add_argument("--profile", help="file for a profile of the driver with the most actors")
     chosen = parser.parse_args()
-    results = measure(chosen.most, chosen.iterations, share=chosen.share, profile=chosen.profile)
+    results = measure(
+        chosen.most,
+        chosen.iterations,
+        share=chosen.share,
+        own_work=chosen.own_work,
+        profile=chosen.profile,
+    )
     parts = model(results) if len(results) > 1 else None
     if chosen.json:
         told = {

@@ -37,8 +37,8 @@ class ScalingResult:
     Attributes:
         actors: rollout actors, and tasks.
         wall_s: of an iteration.
-        physics_s: what the physics takes of it, slept.
-        collect_s: the actors' mean: physics, policy and storage.
+        task_s: what an actor's task takes of it, or with the actors' own work its physics, slept.
+        collect_s: the actors' mean.
         adapt_s: the actors' mean of the inner step.
         learn_s: the learner's arithmetic.
         collected_s: from the first piece of work handed out to the last receipt, and what the
@@ -54,7 +54,7 @@ class ScalingResult:
 
     actors: int
     wall_s: float
-    physics_s: float
+    task_s: float
     collect_s: float
     adapt_s: float
     learn_s: float
@@ -69,13 +69,13 @@ class ScalingResult:
 
     @property
     def efficiency(self) -> float:
-        """Share of the wall time that is physics."""
-        return self.physics_s / self.wall_s
+        """Share of the wall time that is the actors' tasks."""
+        return self.task_s / self.wall_s
 
     @property
     def orchestration_s(self) -> float:
-        """Neither physics nor learning: hand-outs, transport, inner steps, actors that wait."""
-        return self.wall_s - self.physics_s - self.learn_s
+        """Neither tasks nor learning: hand-outs, transport, actors that wait."""
+        return self.wall_s - self.task_s - self.learn_s
 
     @property
     def orchestration_share(self) -> float:
@@ -188,7 +188,7 @@ def run_with(actors: int, iterations: int, profile: Profile | None = None) -> Sc
     }
     return ScalingResult(
         actors=actors,
-        physics_s=PHASES * PHASE_S,
+        task_s=PHASES * PHASE_S,
         **means,
         collected_s=watch.median("learn") - watch.median("update"),
         updated_s=watch.median("update"),

@@ -84,8 +84,8 @@ def test_an_announced_node_that_goes_with_work_under_way_is_a_pre_emption(
             os.kill(member.place.pid, signal.SIGSTOP)  # it will not have finished by then
             take_away(pool, member.place.node_id)
 
-    def finishing(pool: RolloutPool, batch: Any) -> Any:
-        collected = finish(pool, batch)
+    def finishing(pool: RolloutPool, *args: Any) -> Any:
+        collected = finish(pool, *args)
         if len(watcher.records) == 3 and len(gone) == 1:
             take_away(pool, collected.rollouts[0].node_id)
         return collected

@@ -58,9 +58,16 @@ class MadeUpPool:
             self.log.append(f"collect {work.iteration}.{work.task_index}")
             self.work = [(waiting, work)]
 
-    def finish(self, batch: Batch[Any]) -> Any:
+    def finish(self, batch: Batch[Any], hand_over: Callable[[Any], None]) -> Any:
+        """What is done is handed over while the last piece is under way."""
+        handed = 0
         while not batch.finished:
             self.step()
+            waiting = any(one.waiting for one in self.batches)
+            if not waiting and not batch.finished and not handed:
+                done = batch.done_since(handed)
+                handed += len(done)
+                hand_over(done)
         self.batches.remove(batch)
         return SimpleNamespace(rollouts=batch.results(), actors=1, counts=batch.counts)
 
@@ -81,6 +88,9 @@ class MadeUpLearner:
     state: LearnerState
     lost: int | None = None
     restarts = 0
+
+    def take(self, rollouts: Sequence[Any]) -> None:
+        self.log.extend(f"take {work.iteration}.{work.task_index}" for work in rollouts)
 
     def update(self, rollouts: Sequence[Any], meanwhile: Callable[[Any], None] | None) -> Any:
         version, of = self.state.version, {work.iteration for work in rollouts}
@@ -132,8 +142,8 @@ def test_without_overlap_collecting_and_learning_alternate() -> None:
     log: Log = []
     learned(made_up_crew(settings(), log), 0, 1)
     assert log == [
-        *("begin 0 with 0", "collect 0.0", "collect 0.1", "update 0", "updated 0"),
-        *("begin 1 with 1", "collect 1.0", "collect 1.1", "update 1", "updated 1"),
+        *("begin 0 with 0", "collect 0.0", "collect 0.1", "take 0.0", "update 0", "updated 0"),
+        *("begin 1 with 1", "collect 1.0", "collect 1.1", "take 1.0", "update 1", "updated 1"),
     ]
 
 

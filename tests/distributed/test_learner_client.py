@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,33 @@ def test_an_update_whose_answer_finds_no_room_is_made_again_from_the_state_befor
     for name, value in oracle.state().parameters.items():
         np.testing.assert_array_equal(client.state.parameters[name], value)
     assert client.restarts == 1
+
+
+@pytest.mark.parametrize("flaw", ["", "full"])
+def test_what_was_sent_ahead_leads_to_the_same_update_by_another_learner_as_well(
+    client: LearnerClient, chosen: Settings, tmp_path: Path, flaw: str
+) -> None:
+    if flaw:
+        (tmp_path / "flaw").write_text(flaw)
+    collected = rollouts_for(chosen)
+    refs = [ray.put(one) for one in collected]
+    client.take(refs[1:4])
+    client.take(refs[:1])
+    client.update(refs)
+    oracle = MetaLearner(chosen, RolloutWorker(chosen).spec)
+    oracle.update(collected)
+    for name, value in oracle.state().parameters.items():
+        np.testing.assert_array_equal(client.state.parameters[name], value)
+    assert client.restarts == bool(flaw)
+
+
+def test_rollouts_that_cannot_be_taken_are_the_updates_to_refuse(
+    client: LearnerClient, chosen: Settings
+) -> None:
+    refs = [ray.put(replace(one, version=3)) for one in rollouts_for(chosen)]
+    client.take(refs[:2])
+    with pytest.raises(TrainingFailed, match="was collected with version 3"):
+        client.update(refs)
 
 
 @pytest.mark.parametrize(

@@ -139,24 +139,24 @@ def test_rollouts_come_in_task_order_and_equal_those_of_one_worker(
     assert_same(queries(collected), expected(chosen, work))
 
 
-def test_what_is_done_is_handed_over_once_while_the_last_of_it_is_waited_for(
+def test_what_is_done_is_handed_over_while_the_last_of_it_is_waited_for(
     open_pool: Opener, tmp_path: Path
 ) -> None:
-    """And not before an actor has nothing left to do; the task that waits ends only by that."""
+    """Once an actor has nothing left to do; the task that waits ends only by that."""
     chosen, fifo = settings(straggler_factor=None, task_timeout_s=60.0), tmp_path / "go on"
     os.mkfifo(fifo)
     chosen = change(chosen, "task", options={"fifo": str(fifo)})
-    work = assignments("waits", *["backward"] * (TASKS - 1))
-    pool, handed = open_pool(2, chosen), list[Rollout]()
+    pool, handed = open_pool(2, chosen), list[Sequence[Rollout]]()
 
     def hand_over(done: Sequence[Rollout]) -> None:
-        handed.extend(done)
-        if len(handed) == TASKS - 1:
-            fifo.write_text("go on")
+        handed.append(done)
+        fifo.write_text("go on")
 
     pool.wait_until_ready()
+    work = assignments("waits", "backward", "backward", "backward")
     collected = pool.finish(pool.begin(parameters(chosen), work), hand_over)
-    assert sorted(map(id, handed)) == sorted(map(id, collected.rollouts[1:]))
+    assert collected.counts.lost == 0
+    assert [sorted(map(id, some)) for some in handed] == [sorted(map(id, collected.rollouts[1:]))]
 
 
 def test_a_killed_actor_is_replaced_and_its_work_done_again(open_pool: Opener) -> None:

@@ -119,3 +119,25 @@ def test_what_came_with_an_actors_death_is_lost_once_and_not_used(world: World) 
     assert look(pool) == [0, 0]
     assert [seen.failure for seen in world.settled] == [Failure.ACTOR_DIED]
     assert (batch.counts.used, batch.counts.lost, batch.waiting) == (0, 2, 2)
+
+
+def test_half_of_what_is_done_is_handed_over_and_then_half_of_the_rest(world: World) -> None:
+    """A few calls in all, whatever the number of tasks; nothing is left to hand over at the end."""
+    pool, batch = pool_of(world, 9), batch_of(9)
+    pool._agenda.begin(batch)
+    answers = [Ref(there=False) for _ in range(9)]
+    for member, answer in zip(pool._roster, answers, strict=True):
+        give(member, batch, answer)
+    order, handed = iter([4, 0, 8, 1, 7, 2, 6, 3, 5]), list[list[int]]()
+
+    def step() -> None:
+        answers[next(order)].there = True
+        look(pool)
+
+    def hand_over(done: Sequence[Rollout]) -> None:
+        handed.append([rollouts.index(one.rollouts) for one in done])
+
+    rollouts: list[Any] = [member.work[0].rollouts for member in pool._roster]
+    pool.step = lambda others=(): step()  # type: ignore[method-assign]
+    pool.finish(batch, hand_over)
+    assert handed == [[4, 0, 8, 1, 7], [2, 6], [3]]
