@@ -62,9 +62,9 @@ class Assembly:
         self._taken: set[int] = set()
 
     def take(self, task: TaskRollouts) -> None:
-        """Lay ``task`` in its place, ahead of the others."""
+        """Lay ``task`` in its place, ahead of the others, and see to what it alone decides."""
         place = task.task_index
-        self._lay(task)
+        self.lay(task)
         if self._task_by_task:
             alone = sliced((self._support, self._query), place, place + 1)
             self._policies[place] = policies_at(*self._told, *alone)
@@ -73,13 +73,14 @@ class Assembly:
         """The meta-batch of ``rollouts``, one of each task in order, taken before or not."""
         for task in rollouts:
             if task.task_index not in self._taken:
-                self._lay(task)
+                self.lay(task)
         collectors, query_collector = self._all_policies()
         credit = _credit([task.query for task in rollouts])
         on_device = torch.from_numpy(credit).to(self._query.weights.device)
         return MetaBatch(self._support, collectors, self._query, query_collector, on_device)
 
-    def _lay(self, task: TaskRollouts) -> None:
+    def lay(self, task: TaskRollouts) -> None:
+        """Copy ``task`` to its place, and compute nothing."""
         phases = zip(
             (*self._support, self._query),
             (*task.support, task.query),

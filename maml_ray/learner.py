@@ -264,14 +264,15 @@ class MetaLearner:
         """
         for task in rollouts:
             check(task, self.settings, collecting_version(self.settings, self.version))
-            self._assembly = self._assembly or self._assemble()
+            self._assembly = self._assembly or self.assemble()
             self._assembly.take(task)
 
     def prepare(self, rollouts: Sequence[TaskRollouts]) -> MetaBatch:
         """Rollouts, in the order of their tasks, as tensors on the learner's device."""
-        return (self._assembly or self._assemble()).finished(rollouts)
+        return (self._assembly or self.assemble()).finished(rollouts)
 
-    def _assemble(self) -> Assembly:
+    def assemble(self) -> Assembly:
+        """Places for the next meta-batch, of which nothing is there yet."""
         parameters, normaliser = self.parameters, self._normaliser()
         if self._behind is not None:
             values, normaliser = to_torch(self._behind.values), self._behind.normaliser

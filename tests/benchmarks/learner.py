@@ -40,6 +40,8 @@ class LearnerResult:
         operations: floating-point operations of an update's matrix products.
         update_s: of an update, rollouts to the next parameters.
         prepare_s: of it, until the rollouts are a meta-batch on the device.
+        copy_s: of that, until they are copied to it.
+        late_s: of an update for which all tasks but the last had been taken ahead.
         floor_share: the floor over the update.
     """
 
@@ -51,6 +53,8 @@ class LearnerResult:
     operations: float
     update_s: float
     prepare_s: float
+    copy_s: float
+    late_s: float
     floor_share: Ratio
 
     def ratios(self) -> dict[str, Ratio]:
@@ -96,11 +100,15 @@ def measure(
     learner = MetaLearner(settings, worker.spec, device, threads)
     start, rollouts = learner.state(), _rollouts(settings, worker, learner)
     torch.set_num_threads(threads)
-    updates, prepares, floors = [], [], []
+    updates, prepares, copies, lates, floors = [], [], [], [], []
     for _ in range(rounds + 1):
         learner.load(start)
+        copies.append(_timed(lambda: _copy(learner, rollouts), device))
         prepares.append(_timed(lambda: learner.prepare(rollouts), device))
         updates.append(_timed(lambda: learner.update(rollouts), device))
+        learner.load(start)
+        _timed(lambda: learner.take(rollouts[:-1]), device)
+        lates.append(_timed(lambda: learner.update(rollouts), device))
         steps = settings.outer.epochs if objective == "ppo" else 0
         operations = _operations(settings, worker.spec, steps)
         floors.append(operations / _rate(device))
@@ -114,6 +122,8 @@ def measure(
         operations=operations,
         update_s=float(np.median(updates[1:])),
         prepare_s=float(np.median(prepares[1:])),
+        copy_s=float(np.median(copies[1:])),
+        late_s=float(np.median(lates[1:])),
         floor_share=Ratio.of(np.array(floors[1:]) / np.array(updates[1:])),
     )
 
@@ -125,6 +135,12 @@ def _rollouts(
     task = sample_tasks(settings, worker.tasks, 0)[0]
     rollouts, _ = worker.roll_out(learner.publish(), Assignment(0, 0, task, 0))
     return [replace(rollouts, task_index=i) for i in range(settings.meta_batch.tasks)]
+
+
+def _copy(learner: MetaLearner, rollouts: list[TaskRollouts]) -> None:
+    assembly = learner.assemble()
+    for task in rollouts:
+        assembly.lay(task)
 
 
 def _operations(settings: Settings, spec: PolicySpec, steps: int) -> float:
@@ -169,13 +185,14 @@ def _timed(work: Callable[[], object], device: str) -> float:
 def describe(results: list[LearnerResult]) -> list[str]:
     """A table, line by line."""
     lines = [
-        "a meta-update                     GFLOP   update s   of it prepared   share of arithmetic"
+        "a meta-update                     GFLOP   update s   of it prepared   copied   "
+        "others taken ahead   share of arithmetic"
     ]
     for one in results:
         name = f"{one.objective}, {one.tasks} tasks x {one.episodes} x {one.horizon}"
         lines.append(
             f"{name:<30}{one.operations / 1e9:>9.0f}{one.update_s:>11.3f}{one.prepare_s:>17.3f}"
-            f"{one.floor_share.median:>22.2f}"
+            f"{one.copy_s:>9.3f}{one.late_s:>21.3f}{one.floor_share.median:>22.2f}"
         )
     return lines
 
