@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from types import FrameType, TracebackType
 from typing import Any
@@ -12,6 +13,8 @@ from maml_ray.errors import Interrupted, Superseded
 
 LAST_RESORT_S = 9.5
 """A program that was asked to end has ended by then, whatever it waits for."""
+_AGAIN_S = 0.01
+"""Until a signal comes again that was lost on the way: what it came into has ended by then."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -88,9 +91,12 @@ class EndOnSignal(_Handler):
     def __enter__(self) -> EndOnSignal:
         super().__enter__()
         EndOnSignal.current = self
+        self._swallowed = False
+        self._told_of, sys.unraisablehook = sys.unraisablehook, self._unraisable
         return self
 
     def __exit__(self, *raised: Any) -> None:
+        sys.unraisablehook = self._told_of
         EndOnSignal.current = None
         super().__exit__(*raised)
 
@@ -102,8 +108,21 @@ class EndOnSignal(_Handler):
         last_resort.start()
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        super()._hear(number, frame)
-        self.note(number)
-        # Not print: the signal may have come in the middle of another one.
-        os.write(2, f"maml-ray: stopped by signal {number}\n".encode())
+        if not self._swallowed:
+            super()._hear(number, frame)
+            self.note(number)
+            # Not print: the signal may have come in the middle of another one.
+            os.write(2, f"maml-ray: stopped by signal {number}\n".encode())
+        self._swallowed = False
         raise SystemExit(128 + number)
+
+    def _unraisable(self, unraisable: sys.UnraisableHookArgs) -> None:
+        """The signal came where Python lets nothing out, as within a fork: have it come again."""
+        if self._signal is None or not isinstance(unraisable.exc_value, SystemExit):
+            self._told_of(unraisable)
+            return
+        self._swallowed = True
+        main = threading.main_thread().ident
+        again = threading.Timer(_AGAIN_S, signal.pthread_kill, (main, self._signal))
+        again.daemon = True
+        again.start()

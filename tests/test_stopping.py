@@ -91,6 +91,31 @@ with EndOnSignal():
 
 
 @BOTH
+def test_a_signal_that_comes_where_exceptions_are_swallowed_ends_the_program_as_well(
+    number: signal.Signals,
+) -> None:
+    """As within a destructor, or what is to be done before a fork."""
+    text = f"""
+stopping.LAST_RESORT_S = 1000.0
+class Open:
+    def __del__(self):
+        signal.raise_signal({int(number)})
+
+with EndOnSignal():
+    try:
+        Open()
+        hang()
+    finally:
+        say("closed")
+"""
+    with program(text) as process:
+        said, complaints = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert said == "closed\n"
+    assert complaints == f"maml-ray: stopped by signal {int(number)}\n"
+
+
+@BOTH
 def test_a_second_signal_does_not_wait_for_what_does_not_close(number: signal.Signals) -> None:
     text = """
 with EndOnSignal():

@@ -150,7 +150,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(whole: tuple[Path, str]) -
 def test_a_resumed_run_keeps_its_settings(whole: tuple[Path, str]) -> None:
     refused = finished(command("train", "--resume", "run", outer__epochs="7"), whole[0].parent)
     assert refused.returncode == 2
-    assert "outer.epochs = 7, but the run to resume has 2" in refused.stderr
+    assert "outer.epochs = 7, but the run to resume has 1" in refused.stderr
 
 
 @pytest.mark.cluster

@@ -1,10 +1,9 @@
 """``python -m tests.benchmarks.scaling``: training with 1, 2, 4, ... 64 rollout actors.
 
-Driver, pool, learner, object store and checkpoints are real; the actors' tasks sleep, and yield
-what one real task did (:mod:`tests.benchmarks.sleeping`). One task an actor, so that an iteration
-has the same time of them whatever their number is. ``--own-work`` has the physics alone sleep: the
-actors' policies, inner steps and advantages then share this machine's cores; on a cluster they do
-not.
+Everything is real but the physics, which sleeps (:mod:`tests.benchmarks.sleeping`): driver, pool,
+learner, object store and checkpoints. One task an actor, so that an iteration takes the same time
+of physics whatever their number is. ``--overlap`` has the actors go on while the learner works, one
+version behind.
 
 A process of Ray takes 0.6% of a core while it is idle, and with PyTorch 280 MB: 64 of them keep two
 cores busy with themselves. So several actors share a process, as threads, which mostly sleep: the
@@ -33,7 +32,7 @@ from tests.benchmarks.scaling_runs import PHASE_S, ScalingResult, run_with
 from tests.benchmarks.sleeping import PHASES
 
 MOST = 64
-SHARE = 16
+SHARE = 8
 FORECAST = (64, 256, 1000, 4000)
 
 
@@ -47,7 +46,7 @@ def measure(
     iterations: int = 12,
     *,
     share: int = SHARE,
-    own_work: bool = False,
+    overlap: bool = False,
     profile: str | None = None,
 ) -> tuple[ScalingResult, ...]:
     """Every number of actors up to ``most``, the actors of each run kept for the next.
@@ -56,15 +55,15 @@ def measure(
         most: actors of the largest run.
         iterations: counted ones, of each run.
         share: actors in a process.
-        own_work: whether the physics alone sleeps.
+        overlap: whether the next meta-batch is collected during an update.
         profile: file for a profile of the largest run's driver, as ``pstats`` reads it.
     """
-    results, task_s = [], None if own_work else PHASES * PHASE_S
+    results = []
     sizes = sizes_up_to(most)
-    with many_cpus(max(sizes[-1], share)), actors_kept(share, task_s):
+    with many_cpus(max(sizes[-1], share)), actors_kept(share):
         for actors in sizes:
             profiler = Profile() if profile is not None and actors == sizes[-1] else None
-            results.append(run_with(actors, iterations, profiler))
+            results.append(run_with(actors, iterations, profiler, overlap=overlap))
             if profiler is not None:
                 profiler.dump_stats(str(profile))
     return tuple(results)
@@ -73,7 +72,7 @@ def measure(
 def describe(results: Sequence[ScalingResult]) -> str:
     """A table for people: milliseconds, and CPU milliseconds by process."""
     lines = [
-        f"{PHASES * PHASE_S:.1f} s of a task an iteration, slept; one task an actor; all on "
+        f"{PHASES * PHASE_S:.1f} s of physics an iteration, slept; one task an actor; all on "
         f"{os.cpu_count()} cores; in ms",
         "actors   wall  effic.  collect  learner  orchestration    driver  queued   "
         "CPU: driver  actors  learner  Ray    MB put  KB a version",
@@ -100,7 +99,7 @@ def model(results: Sequence[ScalingResult]) -> Parts:
         [one.driver_busy_s for one in results],
         [one.updated_s - one.learn_s for one in results],
         fixed_s=results[0].orchestration_s,
-        actor_s=most.task_s,
+        actor_s=most.physics_s,
         bytes_each=(most.rollout_bytes / most.actors, most.version_bytes),
         learner=measure_learner(),
     )
@@ -113,17 +112,18 @@ def main() -> None:
     parser.add_argument("--most", type=count, default=MOST, help="rollout actors")
     parser.add_argument("--iterations", type=count, default=12, help="of each number of actors")
     parser.add_argument("--share", type=count, default=SHARE, help="rollout actors in a process")
-    parser.add_argument("--own-work", action="store_true", help="have the physics alone sleep")
+    parser.add_argument("--overlap", action="store_true", help="as meta_batch.overlap")
     parser.add_argument("--profile", help="file for a profile of the driver with the most actors")
     chosen = parser.parse_args()
     results = measure(
         chosen.most,
         chosen.iterations,
         share=chosen.share,
-        own_work=chosen.own_work,
+        overlap=chosen.overlap,
         profile=chosen.profile,
     )
-    parts = model(results) if len(results) > 1 else None
+    # The forecast adds up what follows one another.
+    parts = model(results) if len(results) > 1 and not chosen.overlap else None
     if chosen.json:
         told = {
             "scaling": [asdict(one) for one in results],

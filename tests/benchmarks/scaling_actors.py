@@ -20,26 +20,15 @@ from maml_ray.distributed.roster import Roster
 from maml_ray.policy import PolicyParameters
 from maml_ray.rollout import Assignment
 from maml_ray.trajectories import TaskRollouts
-from tests.benchmarks.sleeping import SleepingWorker
 
 
 class SharedProcess:
-    """Several rollout actors in one process; any of them does a piece of work, to the same bits.
+    """Several rollout actors in one process; any of them does a piece of work, to the same bits."""
 
-    Args:
-        name: of the first of them.
-        settings: of the run.
-        actors: how many they are.
-        task_s: seconds that their tasks sleep; None: they do their own work.
-    """
-
-    def __init__(self, name: str, settings: Settings, actors: int, task_s: float | None) -> None:
+    def __init__(self, name: str, settings: Settings, actors: int) -> None:
         self._idle: SimpleQueue[RolloutActor] = SimpleQueue()
         for _ in range(actors):
-            actor: Any = RolloutActor(name, settings)
-            if task_s is not None:
-                actor._worker = SleepingWorker(actor._worker, task_s)
-            self._idle.put(actor)
+            self._idle.put(RolloutActor(name, settings))
 
     def ready(self) -> Place:
         """As an actor says."""
@@ -63,23 +52,25 @@ class SharedProcess:
 
 
 @contextmanager
-def actors_kept(share: int, task_s: float | None) -> Iterator[None]:
+def actors_kept(share: int) -> Iterator[None]:
     """Rollout actors outlive their run and are taken on by the next: a start takes seconds.
 
     Args:
         share: how many there are in a process.
-        task_s: see :class:`SharedProcess`.
     """
     kept: dict[int, Any] = {}
+    recruit = Recruiter.recruit
     remote: Any = ray.remote
 
     def take_on(recruiter: Recruiter, members: Iterable[Member]) -> Member:
         taken = {member.number for member in members}
         number = next(place for place in range(len(taken) + 1) if place not in taken)
         process, name = number // share, f"rollout-{number}"
-        if process not in kept:
+        if process not in kept and share == 1:
+            kept[process] = recruit(recruiter, members).actor
+        elif process not in kept:
             made = remote(SharedProcess).options(num_cpus=share, max_concurrency=share)
-            kept[process] = made.remote(name, recruiter._settings_ref, share, task_s)
+            kept[process] = made.remote(name, recruiter._settings_ref, share)
         actor = kept[process]
         return Member(name, number, actor, actor.ready.remote(), time.monotonic())
 

@@ -34,8 +34,12 @@ class CpuSeconds:
 _KINDS = {
     "ray::RolloutActor": "actors",
     "ray::SharedProcess": "actors",
+    "ray::collect": "actors",
     "ray::LearnerActor": "learner",
+    "ray::take": "learner",
+    "ray::meta-update": "learner",
 }
+"""By the beginning of a process's title, which tells an actor that waits, or what it is at."""
 
 
 def cpu_seconds() -> CpuSeconds:

@@ -86,7 +86,7 @@ def parts_of(
         sizes: numbers of actors, two at least.
         driver_s: the driver's own thread, per iteration.
         fetched_s: the learner's update without its arithmetic.
-        fixed_s: of an iteration with one actor: neither task nor learning.
+        fixed_s: of an iteration with one actor: neither physics nor learning.
         actor_s: an actor's work.
         bytes_each: of a task's rollouts, and of a version.
         learner: its arithmetic.

@@ -36,9 +36,10 @@ class ScalingResult:
 
     Attributes:
         actors: rollout actors, and tasks.
+        overlap: whether the actors went on during updates: learning is then hidden, or counted.
         wall_s: of an iteration.
-        task_s: what an actor's task takes of it, or with the actors' own work its physics, slept.
-        collect_s: the actors' mean.
+        physics_s: what the physics takes of it, slept.
+        collect_s: the actors' mean: physics, policy and storage.
         adapt_s: the actors' mean of the inner step.
         learn_s: the learner's arithmetic.
         collected_s: from the first piece of work handed out to the last receipt, and what the
@@ -53,8 +54,9 @@ class ScalingResult:
     """
 
     actors: int
+    overlap: bool
     wall_s: float
-    task_s: float
+    physics_s: float
     collect_s: float
     adapt_s: float
     learn_s: float
@@ -69,21 +71,25 @@ class ScalingResult:
 
     @property
     def efficiency(self) -> float:
-        """Share of the wall time that is the actors' tasks."""
-        return self.task_s / self.wall_s
+        """Share of the wall time that is physics."""
+        return self.physics_s / self.wall_s
 
     @property
     def orchestration_s(self) -> float:
-        """Neither tasks nor learning: hand-outs, transport, actors that wait."""
-        return self.wall_s - self.task_s - self.learn_s
+        """Neither physics nor learning: hand-outs, transport, inner steps, actors that wait."""
+        return self._aside_from_learning_s - self.physics_s
 
     @property
     def orchestration_share(self) -> float:
         """Of an iteration without its learning."""
-        return self.orchestration_s / (self.wall_s - self.learn_s)
+        return self.orchestration_s / self._aside_from_learning_s
+
+    @property
+    def _aside_from_learning_s(self) -> float:
+        return self.wall_s if self.overlap else self.wall_s - self.learn_s
 
 
-def settings_for(actors: int, iterations: int) -> Settings:
+def settings_for(actors: int, iterations: int, *, overlap: bool = False) -> Settings:
     """One task an actor; the learner goes through the meta-batch once, all tasks together."""
     return validate_settings(
         {
@@ -95,7 +101,7 @@ def settings_for(actors: int, iterations: int) -> Settings:
             },
             "policy": {"hidden_sizes": [HIDDEN], "normalise_observations": False},
             "advantages": {"baseline": "zero"},
-            "meta_batch": {"tasks": actors, "episodes": EPISODES},
+            "meta_batch": {"tasks": actors, "episodes": EPISODES, "overlap": overlap},
             "outer": {"epochs": 1, "tasks_per_minibatch": None, "diagnose_every": None},
             "cluster": {"rollout_actors": actors, "min_rollout_actors": actors},
         }
@@ -168,8 +174,17 @@ def _size(refs: Sequence[Any]) -> int:
     return sum(int(found[ref]["object_size"]) for ref in refs)
 
 
-def run_with(actors: int, iterations: int, profile: Profile | None = None) -> ScalingResult:
-    """Train so many iterations with so many actors, on the Ray that is there."""
+def run_with(
+    actors: int, iterations: int, profile: Profile | None = None, *, overlap: bool = False
+) -> ScalingResult:
+    """Train so many iterations with so many actors, on the Ray that is there.
+
+    Args:
+        actors: rollout actors, and tasks.
+        iterations: counted ones.
+        profile: of the driver, where one is wanted.
+        overlap: whether the next meta-batch is collected during an update.
+    """
     total = iterations + WARM_UP
     watch = _Watch(total, profile)
     with ExitStack() as stack:
@@ -179,7 +194,8 @@ def run_with(actors: int, iterations: int, profile: Profile | None = None) -> Sc
         ):
             stack.enter_context(mock.patch.object(owner, name, wrapped))
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        train(settings_for(actors, total), RunFolder(Path(folder)), observers=[watch])
+        chosen = settings_for(actors, total, overlap=overlap)
+        train(chosen, RunFolder(Path(folder)), observers=[watch])
     assert watch.cpu is not None
     timings = [record.timings for record in watch.records[WARM_UP:]]
     means = {
@@ -188,7 +204,8 @@ def run_with(actors: int, iterations: int, profile: Profile | None = None) -> Sc
     }
     return ScalingResult(
         actors=actors,
-        task_s=PHASES * PHASE_S,
+        overlap=overlap,
+        physics_s=PHASES * PHASE_S,
         **means,
         collected_s=watch.median("learn") - watch.median("update"),
         updated_s=watch.median("update"),

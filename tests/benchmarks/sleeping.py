@@ -1,4 +1,4 @@
-"""What sleeps for as long as real work takes, and takes no CPU: physics, or an actor's whole task.
+"""Physics that sleeps: batches whose steps take the time of real ones, and no CPU.
 
 What travels is what travels of ten episodes of a half-cheetah, 200 steps each, with a policy of two
 layers of 64: 0.2 MB a phase, and 20 KB of parameters. It is made of two long steps with wide
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -18,11 +17,8 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
-from maml_ray.policy import PolicyParameters
-from maml_ray.rollout import Assignment, RolloutTimings, RolloutWorker
 from maml_ray.tasks.batch_env import BatchEnv, Float64, Infos, Transition
 from maml_ray.tasks.distribution import Task, TaskDistribution
-from maml_ray.trajectories import TaskRollouts
 
 OBSERVATIONS = 1650
 ACTIONS = 6
@@ -116,35 +112,3 @@ class SleepingTasks(TaskDistribution):
     def retarget(self, env: VectorEnv, task: Task) -> bool:
         """All tasks are one."""
         return True
-
-
-class SleepingWorker:
-    """In a rollout worker's place: each task takes ``task_s``, and what it yields is always alike.
-
-    On a cluster an actor's own work, physics, policy and inner step, is done on a core of its own.
-    Sixty-four of them on two cores would be measured queueing for these, so their tasks sleep.
-
-    Args:
-        worker: does a task once, for what is sent.
-        task_s: seconds that a task takes.
-    """
-
-    def __init__(self, worker: RolloutWorker, task_s: float) -> None:
-        self._worker, self._task_s = worker, task_s
-        self._yield: TaskRollouts | None = None
-
-    def roll_out(
-        self, parameters: PolicyParameters, assignment: Assignment
-    ) -> tuple[TaskRollouts, RolloutTimings]:
-        """What a worker gives, and as late."""
-        began = time.perf_counter()
-        if self._yield is None:
-            self._yield, _ = self._worker.roll_out(parameters, assignment)
-        sent = replace(
-            self._yield,
-            task=assignment.task,
-            task_index=assignment.task_index,
-            version=parameters.version,
-        )
-        time.sleep(max(0.0, began + self._task_s - time.perf_counter()))
-        return sent, RolloutTimings(time.perf_counter() - began, 0.0)
