@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maml_ray.batching import policies_at, selected
+from maml_ray.collectors import policies_at
 from maml_ray.compiled_gradient import goes_by_loops
 from maml_ray.config import Settings
 from maml_ray.meta_objective import MetaBatch
@@ -22,7 +22,7 @@ from maml_ray.normalisation import Normaliser
 from maml_ray.objectives import Samples, sample_arrays
 from maml_ray.passes import WHOLE, Passes
 from maml_ray.policy import ActionDistribution, Parameters, PolicySpec
-from maml_ray.tensor_trees import joined, sliced
+from maml_ray.tensor_trees import joined, selected, sliced
 from maml_ray.trajectories import TaskRollouts, Trajectories
 
 Policies = tuple[tuple[ActionDistribution, ...], ActionDistribution]

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from maml_ray.adam import Moments, adam_step
 from maml_ray.adaptation import Order
-from maml_ray.batching import selected
 from maml_ray.config import Settings
 from maml_ray.meta_gradient import meta_gradient
 from maml_ray.meta_objective import Diagnostics, MetaBatch
@@ -19,6 +18,7 @@ from maml_ray.outer_update import OptimiserState, OuterOptimiser, OuterStep
 from maml_ray.passes import WHOLE, Passes
 from maml_ray.policy import Parameters, PolicySpec, project, to_numpy
 from maml_ray.seeding import Purpose, generator
+from maml_ray.tensor_trees import selected
 
 
 class _Place(NamedTuple):

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from maml_ray import adaptation, compiled_gradient
 from maml_ray.adaptation import Order
+from maml_ray.asked_for import check, checked
 from maml_ray.assembly import Assembly
-from maml_ray.batching import check, checked
 from maml_ray.config import Settings
 from maml_ray.gradient_diagnostics import GradientDiagnostics, diagnose_gradient
 from maml_ray.gradient_update import GradientUpdate

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import torch
 
-from maml_ray.batching import policies_at
+from maml_ray.collectors import policies_at
 from maml_ray.config import Settings
 from maml_ray.meta_objective import MetaBatch
 from maml_ray.objectives import log_probs_of

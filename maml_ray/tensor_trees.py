@@ -29,6 +29,11 @@ def sliced(tree: Tree, start: int, stop: int) -> Tree:
     return mapped(lambda tensor: tensor[start:stop], tree)
 
 
+def selected(tree: Tree, indices: Tensor) -> Tree:
+    """Rows ``indices`` (n,) of every tensor, copied."""
+    return mapped(lambda tensor: tensor.index_select(0, indices), tree)
+
+
 def joined(trees: Sequence[Tree]) -> Tree:
     """Every tensor of the first tree, with the rows of the others behind its own."""
     return mapped(lambda *tensors: torch.cat(tensors), trees[0], *trees[1:])

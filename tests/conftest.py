@@ -12,7 +12,7 @@ import hypothesis
 import pytest
 import torch
 
-from maml_ray import batching, meta_gradient, rollout, trust_region
+from maml_ray import assembly, collectors, meta_gradient, rollout, trust_region
 from maml_ray.config import Settings, validate_settings
 
 torch.set_num_threads(1)
@@ -30,7 +30,7 @@ hypothesis.settings.load_profile("tests")
 @pytest.fixture
 def batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is computed by hand goes in batched operations, as on a GPU, and not by loops."""
-    for module in (batching, meta_gradient, rollout, trust_region):
+    for module in (assembly, collectors, meta_gradient, rollout, trust_region):
         monkeypatch.setattr(module, "goes_by_loops", lambda *told: False)
 
 

@@ -21,6 +21,7 @@ def run(small_settings: Settings) -> Run:
     return run
 
 
+pytestmark = pytest.mark.usefixtures("arithmetic")
 ORDERS = [(), (1,), (2, 0), (1, 2, 0), (1, 1, 0)]
 
 

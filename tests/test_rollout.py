@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from maml_ray.advantages import advantages
-from maml_ray.batching import policies_at
+from maml_ray.collectors import policies_at
 from maml_ray.config import Settings, SettingsError, validate_settings
 from maml_ray.normalisation import Normaliser
 from maml_ray.objectives import InnerObjective, make_samples

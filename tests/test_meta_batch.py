@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from maml_ray.advantages import advantages
-from maml_ray.batching import selected
 from maml_ray.config import Settings
 from maml_ray.meta_parameters import policy_part
+from maml_ray.tensor_trees import selected
 from maml_ray.trajectories import TaskRollouts
 from tests import meta_oracles
 from tests.learning_runs import Run, change, same_state

@@ -1,11 +1,8 @@
-"""Rollouts that were asked for, the policies that collected them, and some tasks of many."""
+"""The policies that collected a meta-batch, at its data: by hand, in loops, or by adapting anew."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor
 
 from maml_ray.adaptation import adapt
 from maml_ray.analytic_gradient import collecting_policies, is_covered
@@ -15,49 +12,6 @@ from maml_ray.meta_parameters import inner_rates, policy_part
 from maml_ray.objectives import Samples, inner_losses
 from maml_ray.passes import WHOLE, Passes
 from maml_ray.policy import ActionDistribution, Parameters, PolicySpec, distribution
-from maml_ray.tensor_trees import Tree, mapped
-from maml_ray.trajectories import TaskRollouts
-
-
-def checked(
-    rollouts: Sequence[TaskRollouts], settings: Settings, version: int
-) -> list[TaskRollouts]:
-    """The rollouts in the order of their tasks.
-
-    Args:
-        rollouts: of one meta-batch.
-        settings: of the run.
-        version: of the parameters that were to collect them.
-
-    Raises:
-        ValueError: they are not exactly one of each task of the meta-batch, were collected with
-            another version of the parameters, or lack a support set.
-    """
-    ordered = sorted(rollouts, key=lambda task: task.task_index)
-    indices = [task.task_index for task in ordered]
-    if indices != list(range(settings.meta_batch.tasks)):
-        raise ValueError(
-            f"an update needs tasks 0 to {settings.meta_batch.tasks - 1}, each once; got {indices}"
-        )
-    for task in ordered:
-        check(task, settings, version)
-    return ordered
-
-
-def check(task: TaskRollouts, settings: Settings, version: int) -> None:
-    """See that one task's rollouts are some that were asked for; raises as :func:`checked`."""
-    if not 0 <= task.task_index < settings.meta_batch.tasks:
-        raise ValueError(f"there is no task {task.task_index} of {settings.meta_batch.tasks}")
-    if task.version != version:
-        raise ValueError(
-            f"task {task.task_index} was collected with version {task.version}, "
-            f"the learner asked for version {version}"
-        )
-    if len(task.support) != settings.inner.steps:
-        raise ValueError(
-            f"task {task.task_index} has {len(task.support)} support sets, "
-            f"inner.steps is {settings.inner.steps}"
-        )
 
 
 def policies_at(
@@ -100,8 +54,3 @@ def _by_adapting(
         collectors: tuple[tuple[ActionDistribution, ...], ActionDistribution]
         collectors = torch.func.vmap(of_task)(support, query)
     return collectors
-
-
-def selected(batch: Tree, indices: Tensor) -> Tree:
-    """The tasks of ``indices`` (n,) alone."""
-    return mapped(lambda tensor: tensor.index_select(0, indices), batch)
