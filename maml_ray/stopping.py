@@ -88,15 +88,18 @@ class EndOnSignal(_Handler):
 
     current: EndOnSignal | None = None
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._swallowed = False
+
     def __enter__(self) -> EndOnSignal:
         super().__enter__()
         EndOnSignal.current = self
-        self._swallowed = False
-        self._told_of, sys.unraisablehook = sys.unraisablehook, self._unraisable
+        self._hook_before, sys.unraisablehook = sys.unraisablehook, self._unraisable
         return self
 
     def __exit__(self, *raised: Any) -> None:
-        sys.unraisablehook = self._told_of
+        sys.unraisablehook = self._hook_before
         EndOnSignal.current = None
         super().__exit__(*raised)
 
@@ -119,7 +122,7 @@ class EndOnSignal(_Handler):
     def _unraisable(self, unraisable: sys.UnraisableHookArgs) -> None:
         """The signal came where Python lets nothing out, as within a fork: have it come again."""
         if self._signal is None or not isinstance(unraisable.exc_value, SystemExit):
-            self._told_of(unraisable)
+            self._hook_before(unraisable)
             return
         self._swallowed = True
         main = threading.main_thread().ident

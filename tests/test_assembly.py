@@ -51,6 +51,18 @@ def test_what_is_taken_ahead_changes_no_bit_of_an_update(
         assert same_state(ahead.learner.state(), at_once.learner.state())
 
 
+def test_what_was_taken_is_what_is_learned_from(run: Run) -> None:
+    """It is not prepared again: what the update is given of these tasks tells figures alone."""
+    start, rollouts = run.learner.state(), run.collect()
+    spoilt = [replace(task, query_advantages=-task.query_advantages) for task in rollouts]
+    run.learner.update(rollouts)
+    expected = run.learner.state()
+    run.learner.load(start)
+    run.learner.take(rollouts[:2])
+    run.learner.update([*spoilt[:2], rollouts[2]])
+    assert same_state(run.learner.state(), expected)
+
+
 def test_what_was_taken_is_of_one_update_alone(run: Run) -> None:
     """After the update, and where the learner goes on from elsewhere, it is forgotten."""
     start, rollouts = run.learner.state(), run.collect()

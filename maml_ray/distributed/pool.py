@@ -29,8 +29,8 @@ from maml_ray.rollout import Assignment, RolloutTimings
 
 POLL_S = 0.5
 """Longest single wait: how soon a request to stop is heard."""
-LOOK_EVERY_S = 0.1
-"""Seconds between two looks at every actor while none comes or goes: of a thousand they add up."""
+TEND_EVERY_S = 0.1
+"""Seconds between two rounds by every actor while none comes or goes: by a thousand they add up."""
 _NAMES = 4
 """As many actors are named in a line; of a hundred the number is enough."""
 _STALL_FACTOR = 10.0
@@ -90,7 +90,7 @@ class RolloutPool:
         self._agenda: Agenda[Rollout] = Agenda()
         self._usual: deque[float] = deque(maxlen=64)
         self._told_at = self._finished_at = time.monotonic()
-        self._look_at = 0.0
+        self._tend_next = 0.0
 
     def start(self) -> None:
         """Have the actors begin, and wait for none: others may begin beside them."""
@@ -200,16 +200,16 @@ class RolloutPool:
         Raises:
             TrainingFailed: as :meth:`collect`.
         """
-        every_one = time.monotonic() >= self._look_at
-        if every_one:
-            self._look_at = time.monotonic() + LOOK_EVERY_S
+        tending = time.monotonic() >= self._tend_next
+        if tending:
+            self._tend_next = time.monotonic() + TEND_EVERY_S
             self._roster.follow_cluster()
         if not self._agenda.finished:
             self._roster.insist_on_somebody()
         self._dispatch()
         for member, ref in self._wait(others):
             self._handle(member, ref)
-        if every_one:  # only now: what was late may just have come
+        if tending:  # only now: what was late may just have come
             self._enforce_deadlines()
 
     @property
@@ -306,7 +306,7 @@ class RolloutPool:
         if member not in self._roster:
             return  # it was let go for what it answered just before: this piece is lost, too
         if ref == member.ready:
-            self._look_at = 0.0
+            self._tend_next = 0.0
             self._roster.greet(member)
             return
         item = next(item for item in member.work if item.receipt == ref)
@@ -366,7 +366,7 @@ class RolloutPool:
         attempts = self._agenda.lose([one.assignment for one in member.work], blamed)
         self._roster.dismiss(member)
         self._roster.doubt(member.node_id)
-        self._look_at = 0.0  # another is to be begun in its place
+        self._tend_next = 0.0  # another is to be begun in its place
         if failure is Failure.WORK_RAISED and not self._agenda.needs(blamed):
             return  # of what was done already by another
         self._settle(Observation(failure, str(blamed), member.name, attempts, error))

@@ -153,7 +153,8 @@ def test_what_was_sent_ahead_leads_to_the_same_update_by_another_learner_as_well
     refs = [ray.put(one) for one in collected]
     client.take(refs[1:4])
     client.take(refs[:1])
-    client.update(refs)
+    again = [ray.put(replace(one, query_advantages=-one.query_advantages)) for one in collected[:4]]
+    client.update(refs if flaw else [*again, *refs[4:]])  # what was taken is not prepared again
     oracle = MetaLearner(chosen, RolloutWorker(chosen).spec)
     oracle.update(collected)
     for name, value in oracle.state().parameters.items():
