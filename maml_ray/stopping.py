@@ -16,6 +16,11 @@ LAST_RESORT_S = 9.5
 _AGAIN_S = 0.01
 """Until a signal comes again that was lost on the way: what it came into has ended by then."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNAL_OF: dict[Any, int] = {
+    15: signal.SIGTERM,
+    **{128 + number: number for number in _SIGNALS},
+}
+"""By the code that its handler leaves with: ours, or Ray's, which stands while Ray starts."""
 
 
 class _Handler:
@@ -91,6 +96,7 @@ class EndOnSignal(_Handler):
     def __init__(self) -> None:
         super().__init__()
         self._swallowed = False
+        self._again: threading.Timer | None = None
 
     def __enter__(self) -> EndOnSignal:
         super().__enter__()
@@ -99,6 +105,8 @@ class EndOnSignal(_Handler):
         return self
 
     def __exit__(self, *raised: Any) -> None:
+        if self._again is not None:
+            self._again.cancel()  # what it would interrupt has ended
         sys.unraisablehook = self._hook_before
         EndOnSignal.current = None
         super().__exit__(*raised)
@@ -121,11 +129,13 @@ class EndOnSignal(_Handler):
 
     def _unraisable(self, unraisable: sys.UnraisableHookArgs) -> None:
         """The signal came where Python lets nothing out, as within a fork: have it come again."""
-        if self._signal is None or not isinstance(unraisable.exc_value, SystemExit):
+        leaving = unraisable.exc_value
+        number = _SIGNAL_OF.get(leaving.code) if isinstance(leaving, SystemExit) else None
+        if number is None:
             self._hook_before(unraisable)
             return
-        self._swallowed = True
+        self._swallowed = self._signal is not None
         main = threading.main_thread().ident
-        again = threading.Timer(_AGAIN_S, signal.pthread_kill, (main, self._signal))
-        again.daemon = True
-        again.start()
+        self._again = threading.Timer(_AGAIN_S, signal.pthread_kill, (main, number))
+        self._again.daemon = True
+        self._again.start()

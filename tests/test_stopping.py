@@ -115,6 +115,49 @@ with EndOnSignal():
     assert complaints == f"maml-ray: stopped by signal {int(number)}\n"
 
 
+def test_so_does_one_that_is_heard_by_the_handler_that_ray_has_while_it_starts() -> None:
+    text = """
+class Open:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+with EndOnSignal():
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+    try:
+        Open()
+        hang()
+    except SystemExit as leaving:
+        say(f"left by {leaving.code}")
+"""
+    with program(text) as process:
+        said, complaints = process.communicate(timeout=60)
+    assert said == "left by 15\n"
+    assert complaints == ""
+
+
+def test_what_is_to_come_again_does_not_come_after_the_end() -> None:
+    text = """
+stopping._AGAIN_S = 0.2
+class Open:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+try:
+    with EndOnSignal():
+        Open()
+        raise Interrupted(signal.SIGTERM)
+except Interrupted:
+    for thread in threading.enumerate():
+        if getattr(thread, "interval", None) == stopping._AGAIN_S:
+            thread.join()
+    say("ended in good order")
+"""
+    with program(text) as process:
+        said, _ = process.communicate(timeout=60)
+    assert said == "ended in good order\n"
+    assert process.returncode == 0
+
+
 @BOTH
 def test_a_second_signal_does_not_wait_for_what_does_not_close(number: signal.Signals) -> None:
     text = """

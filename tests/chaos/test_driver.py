@@ -153,6 +153,26 @@ def test_a_signal_while_ray_starts(tmp_path: Path, number: signal.Signals) -> No
     assert not list(tmp_path.iterdir())
 
 
+@BOTH
+def test_a_signal_within_a_fork_while_ray_starts(tmp_path: Path, number: signal.Signals) -> None:
+    """Python lets no exception out of what is to be done around a fork."""
+    text = f"""
+import os, signal
+from maml_ray.cli import main
+
+def within(to_come=[{int(number)}]):
+    if to_come and os.path.exists("run/.lock"):
+        signal.raise_signal(to_come.pop())
+
+os.register_at_fork(before=within)
+main()
+"""
+    _, _, _, *arguments = command("train", "--run-dir", "run")
+    with driver([sys.executable, "-c", text, *arguments], tmp_path) as process:
+        assert_ended(process, number)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_signal_while_the_actors_start(tmp_path: Path) -> None:
     gate = gate_of(tmp_path)
     program = command("train", "--run-dir", "run", **gated(gate, at="start"))
