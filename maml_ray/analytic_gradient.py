@@ -15,7 +15,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from maml_ray.adaptation import Order
 from maml_ray.analytic_adaptation import (
     Adaptation,
     InnerStep,
@@ -26,7 +25,14 @@ from maml_ray.analytic_adaptation import (
     slopes_of,
 )
 from maml_ray.config import OuterSettings, Settings
-from maml_ray.meta_objective import Diagnostics, MetaBatch, averaged, diagnose, inner_kl_of
+from maml_ray.meta_objective import (
+    Diagnostics,
+    MetaBatch,
+    MetaObjective,
+    averaged,
+    diagnose,
+    inner_kl_of,
+)
 from maml_ray.objectives import Samples
 from maml_ray.policy import ActionDistribution, Gaussian, Parameters, PolicySpec
 
@@ -42,61 +48,45 @@ def is_covered(settings: Settings, spec: PolicySpec) -> bool:
 
 @torch.no_grad()
 def analytic_meta_gradient(
-    settings: Settings,
-    spec: PolicySpec,
-    parameters: Parameters,
-    batch: MetaBatch,
-    *,
-    order: Order,
+    objective: MetaObjective, parameters: Parameters, batch: MetaBatch
 ) -> tuple[Tensor, Diagnostics, Parameters]:
     """The meta-loss (), what it tells, and its gradient, averaged over tasks.
 
     What :func:`~maml_ray.meta_objective.meta_loss` and its derivative are, to rounding.
     """
-    outer, tasks = settings.outer, len(batch.credit)
+    outer, tasks = objective.settings.outer, len(batch.credit)
     batch = _with_axis_of_steps(batch)
-    adapted = adaptation(spec, settings.inner, parameters, batch.support, batch.query)
-    loss, told, slope = _judged(settings, adapted, batch)
+    adapted = _adapted(objective, parameters, batch)
+    loss, told, slope = _judged(objective.settings, adapted, batch)
     steps = adapted.steps
     beside: list[Slopes | None] = [None] * len(steps)
     if outer.objective == "ppo" and steps:
         weight = outer.inner_kl_coefficient / len(steps)
         beside = [_kl_slopes(*pair, weight) for pair in zip(steps, batch.collectors, strict=True)]
-    gradient = pull_back(adapted, slopes_of(adapted.query, slope), beside, order=order)
+    gradient = pull_back(adapted, slopes_of(adapted.query, slope), beside, order=objective.order)
     mean = {name: gradient[name] / tasks for name in parameters}
     return loss, told, mean
 
 
 @torch.no_grad()
 def analytic_meta_loss(
-    settings: Settings,
-    spec: PolicySpec,
-    parameters: Parameters,
-    batch: MetaBatch,
-    *,
-    order: Order,
+    objective: MetaObjective, parameters: Parameters, batch: MetaBatch
 ) -> tuple[Tensor, Diagnostics]:
-    """The meta-loss () and what it tells, averaged over tasks; the ``order`` changes neither."""
+    """The meta-loss () and what it tells, averaged over tasks; the order changes neither."""
     batch = _with_axis_of_steps(batch)
-    adapted = adaptation(spec, settings.inner, parameters, batch.support, batch.query)
-    return _judged(settings, adapted, batch)[:2]
+    return _judged(objective.settings, _adapted(objective, parameters, batch), batch)[:2]
 
 
 @torch.no_grad()
 def analytic_fisher(
-    settings: Settings,
-    spec: PolicySpec,
-    parameters: Parameters,
-    batch: MetaBatch,
-    *,
-    order: Order,
+    objective: MetaObjective, parameters: Parameters, batch: MetaBatch
 ) -> Callable[[Parameters], Parameters]:
     """The Hessian of the adapted policies' mean KL, at KL zero, as a product with a direction.
 
     ``J^T F J``: the direction is pushed forward through the inner steps to the adapted policies'
     outputs at the query data, multiplied by their Fisher matrix, and pulled back.
     """
-    adapted = adaptation(spec, settings.inner, parameters, batch.support, batch.query)
+    order, adapted = objective.order, _adapted(objective, parameters, batch)
     nothing = [None] * len(adapted.steps)
     weights = batch.query.weights.flatten(start_dim=1) / len(batch.credit)
 
@@ -133,6 +123,11 @@ def collecting_policies(
         for one in (policy.distribution for policy in policies)
     ]
     return tuple(found[:-1]), found[-1]
+
+
+def _adapted(objective: MetaObjective, parameters: Parameters, batch: MetaBatch) -> Adaptation:
+    inner = objective.settings.inner
+    return adaptation(objective.spec, inner, parameters, batch.support, batch.query)
 
 
 def _judged(

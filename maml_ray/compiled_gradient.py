@@ -18,11 +18,10 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from maml_ray import task_loops
-from maml_ray.adaptation import Order
 from maml_ray.analytic_gradient import is_covered
 from maml_ray.config import Settings
 from maml_ray.gaussian_loops import PPO, REINFORCE, TRPO
-from maml_ray.meta_objective import Diagnostics, MetaBatch
+from maml_ray.meta_objective import Diagnostics, MetaBatch, MetaObjective
 from maml_ray.meta_parameters import (
     LOG_RATE,
     initial_meta_parameters,
@@ -55,12 +54,9 @@ def goes_by_loops(settings: Settings, spec: PolicySpec, device: torch.device) ->
 
 
 def compiled_meta_gradient(
-    settings: Settings,
-    spec: PolicySpec,
+    objective: MetaObjective,
     parameters: Parameters,
     batch: MetaBatch,
-    *,
-    order: Order,
     passes: Passes = WHOLE,
 ) -> tuple[Tensor, Diagnostics, Parameters]:
     """The meta-loss (), what it tells, and its gradient, averaged over tasks.
@@ -68,38 +64,30 @@ def compiled_meta_gradient(
     What :func:`~maml_ray.analytic_gradient.analytic_meta_gradient` gives, and for the same
     settings, of tensors on the CPU.
     """
-    told, gradients = _of_each_task(settings, spec, parameters, batch, order, passes)
-    return *_averaged(told), _mean_by_name(settings, spec, parameters, *gradients)
+    told, gradients = _of_each_task(objective, parameters, batch, passes)
+    return *_averaged(told), _mean_by_name(objective, parameters, *gradients)
 
 
 def compiled_task_gradients(
-    settings: Settings,
-    spec: PolicySpec,
+    objective: MetaObjective,
     parameters: Parameters,
     batch: MetaBatch,
-    *,
-    order: Order,
     passes: Passes = WHOLE,
 ) -> Tensor:
     """The meta-gradient (N, P) of every task alone, in the order of ``parameters``."""
-    _, gradients = _of_each_task(settings, spec, parameters, batch, order, passes)
+    _, gradients = _of_each_task(objective, parameters, batch, passes)
     rows = [
-        _mean_by_name(settings, spec, parameters, *(part[n : n + 1] for part in gradients))
+        _mean_by_name(objective, parameters, *(part[n : n + 1] for part in gradients))
         for n in range(len(batch.credit))
     ]
     return torch.stack([torch.cat([value.flatten() for value in row.values()]) for row in rows])
 
 
 def _of_each_task(
-    settings: Settings,
-    spec: PolicySpec,
-    parameters: Parameters,
-    batch: MetaBatch,
-    order: Order,
-    passes: Passes,
+    objective: MetaObjective, parameters: Parameters, batch: MetaBatch, passes: Passes
 ) -> tuple[Array, tuple[Array, Array]]:
     """What there is to tell (N, ...), and gradients (N, Q): by the policy, and by its log rates."""
-    rules, theta, rates = _told(settings, spec, parameters, order)
+    rules, theta, rates = _told(objective, parameters)
     data, told = _data_of(batch), _room_to_tell(batch, theta)
     gradients, by_rates = np.empty((2, len(told), len(theta)), theta.dtype)
 
@@ -114,16 +102,13 @@ def _of_each_task(
 
 
 def compiled_meta_value(
-    settings: Settings,
-    spec: PolicySpec,
+    objective: MetaObjective,
     parameters: Parameters,
     batch: MetaBatch,
-    *,
-    order: Order,
     passes: Passes = WHOLE,
 ) -> tuple[Tensor, Diagnostics]:
     """The same without the gradient."""
-    rules, theta, rates = _told(settings, spec, parameters, order)
+    rules, theta, rates = _told(objective, parameters)
     data, told = _data_of(batch), _room_to_tell(batch, theta)
 
     def of_tasks(some: range) -> None:
@@ -136,19 +121,16 @@ def compiled_meta_value(
 
 
 def compiled_fisher(
-    settings: Settings,
-    spec: PolicySpec,
+    objective: MetaObjective,
     parameters: Parameters,
     batch: MetaBatch,
-    *,
-    order: Order,
     passes: Passes = WHOLE,
 ) -> Callable[[Parameters], Parameters]:
     """The Hessian of the adapted policies' mean KL, at KL zero, as a product with a direction.
 
     What :func:`~maml_ray.analytic_gradient.analytic_fisher` gives, of tensors on the CPU.
     """
-    rules, theta, rates = _told(settings, spec, parameters, order)
+    rules, theta, rates = _told(objective, parameters)
     support, _, query, _ = _data_of(batch)
     tasks = len(batch.credit)
     steps: dict[int, task_loops.Steps] = {}
@@ -161,10 +143,10 @@ def compiled_fisher(
         passes.over(tasks, taken)
 
     def product(direction: Parameters) -> Parameters:
-        moved, rates_moved = _flat(spec, direction), np.zeros_like(rates)
-        if settings.inner.learn_rates:
-            by_log = {name: direction[LOG_RATE + name] for name in spec.shapes()}
-            rates_moved = rates * _flat(spec, by_log)
+        moved, rates_moved = _flat(objective.spec, direction), np.zeros_like(rates)
+        if objective.settings.inner.learn_rates:
+            by_log = {name: direction[LOG_RATE + name] for name in objective.spec.shapes()}
+            rates_moved = rates * _flat(objective.spec, by_log)
         gradients, by_rates = np.empty((2, tasks, len(theta)), theta.dtype)
 
         def of_tasks(some: range) -> None:
@@ -175,7 +157,7 @@ def compiled_fisher(
 
         with _alone():
             passes.over(tasks, of_tasks)
-        return _mean_by_name(settings, spec, parameters, gradients, by_rates * rates)
+        return _mean_by_name(objective, parameters, gradients, by_rates * rates)
 
     return product
 
@@ -192,7 +174,7 @@ def compiled_policies(
 
     Means (N, S, A) and log standard deviations (N, A).
     """
-    rules, theta, rates = _told(settings, spec, parameters, "first")
+    rules, theta, rates = _told(MetaObjective(settings, spec, "first"), parameters)
     (tasks, samples, _), steps = query.observations.shape, len(support)
     seen = _data(query)
     phases = _phases([_data(phase) for phase in support], seen)
@@ -216,7 +198,7 @@ def compiled_step(
     settings: Settings, spec: PolicySpec, parameters: Parameters, samples: Samples
 ) -> Parameters:
     """The policy's parameters after one inner step on one task's ``samples``."""
-    rules, theta, rates = _told(settings, spec, parameters, "first")
+    rules, theta, rates = _told(MetaObjective(settings, spec, "first"), parameters)
     support = Data(*(_array(field).reshape(1, -1) for field in samples))
     with _alone():
         steps = task_loops.steps_taken(rules, theta, rates, support)
@@ -236,17 +218,16 @@ def warm_up(settings: Settings, spec: PolicySpec) -> None:
     support = (samples,) * settings.inner.steps
     policies = compiled_policies(settings, spec, parameters, support, samples)
     batch = MetaBatch(support, policies[0], samples, policies[1], torch.zeros(1))
-    told = (settings, spec, parameters, batch)
-    compiled_meta_gradient(*told, order="second")
+    told = (MetaObjective(settings, spec, "second"), parameters, batch)
+    compiled_meta_gradient(*told)
     if settings.outer.objective == "trpo":
-        compiled_meta_value(*told, order="second")
-        compiled_fisher(*told, order="second")(parameters)
+        compiled_meta_value(*told)
+        compiled_fisher(*told)(parameters)
 
 
-def _told(
-    settings: Settings, spec: PolicySpec, parameters: Parameters, order: Order
-) -> tuple[Rules, Array, Array]:
+def _told(objective: MetaObjective, parameters: Parameters) -> tuple[Rules, Array, Array]:
     """What is asked for, the policy's parameters (Q,) and the inner rates (Q,)."""
+    settings, spec = objective.settings, objective.spec
     outer = settings.outer
     theta, rates = _flat(spec, parameters), inner_rates(settings.inner, parameters)
     rules = Rules(
@@ -258,7 +239,7 @@ def _told(
         objective=_OBJECTIVES[outer.objective],
         clip=outer.clip,
         kl=outer.inner_kl_coefficient if outer.objective == "ppo" else 0.0,
-        second=order == "second",
+        second=objective.order == "second",
     )
     if not isinstance(rates, float):
         return rules, theta, _flat(spec, rates)
@@ -292,12 +273,12 @@ def _averaged(told: Array) -> tuple[Tensor, Diagnostics]:
 
 
 def _mean_by_name(
-    settings: Settings, spec: PolicySpec, parameters: Parameters, policy: Array, log_rates: Array
+    objective: MetaObjective, parameters: Parameters, policy: Array, log_rates: Array
 ) -> Parameters:
     """The mean over tasks of (N, Q) gradients by the policy's parameters and by their log rates."""
-    found = _named(spec, policy.mean(axis=0))
-    if settings.inner.learn_rates:
-        rates = _named(spec, log_rates.mean(axis=0))
+    found = _named(objective.spec, policy.mean(axis=0))
+    if objective.settings.inner.learn_rates:
+        rates = _named(objective.spec, log_rates.mean(axis=0))
         found |= {LOG_RATE + name: value for name, value in rates.items()}
     return {name: found[name] for name in parameters}
 

@@ -8,7 +8,7 @@ import torch
 
 from maml_ray.config import Settings
 from maml_ray.meta_gradient import task_gradients
-from maml_ray.meta_objective import MetaBatch
+from maml_ray.meta_objective import MetaBatch, MetaObjective
 from maml_ray.passes import WHOLE, Passes
 from maml_ray.policy import Parameters, PolicySpec
 
@@ -37,7 +37,7 @@ def diagnose_gradient(
 ) -> GradientDiagnostics:
     """Per-task meta-gradients in both orders; about the cost of two epochs."""
     second, first_order = (
-        task_gradients(settings, spec, parameters, batch, order=order, passes=passes)
+        task_gradients(MetaObjective(settings, spec, order), parameters, batch, passes)
         for order in ("second", "first")
     )
     first = first_order.mean(dim=0)

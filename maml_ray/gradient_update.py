@@ -12,7 +12,7 @@ from maml_ray.adam import Moments, adam_step
 from maml_ray.adaptation import Order
 from maml_ray.config import Settings
 from maml_ray.meta_gradient import meta_gradient
-from maml_ray.meta_objective import Diagnostics, MetaBatch
+from maml_ray.meta_objective import Diagnostics, MetaBatch, MetaObjective
 from maml_ray.meta_parameters import LOG_RATE
 from maml_ray.outer_update import OptimiserState, OuterOptimiser, OuterStep
 from maml_ray.passes import WHOLE, Passes
@@ -104,14 +104,8 @@ class GradientUpdate(OuterOptimiser):
         return Moments(0, nothing, nothing)
 
     def _look(self, minibatch: MetaBatch, order: Order) -> tuple[Tensor, Diagnostics, Parameters]:
-        return meta_gradient(
-            self._settings,
-            self._spec,
-            self._parameters,
-            minibatch,
-            order=order,
-            passes=self._passes,
-        )
+        objective = MetaObjective(self._settings, self._spec, order)
+        return meta_gradient(objective, self._parameters, minibatch, self._passes)
 
     def _here(self) -> _Place:
         return _Place(_joined(self._parameters), self._moments)

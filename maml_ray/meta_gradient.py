@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from maml_ray.adaptation import Order
 from maml_ray.analytic_gradient import (
     analytic_meta_gradient,
     analytic_meta_loss,
@@ -22,90 +21,73 @@ from maml_ray.compiled_gradient import (
     compiled_task_gradients,
     goes_by_loops,
 )
-from maml_ray.config import Settings
-from maml_ray.meta_objective import Diagnostics, MetaBatch, meta_loss
+from maml_ray.meta_objective import Diagnostics, MetaBatch, MetaObjective, meta_loss
 from maml_ray.passes import WHOLE, Passes
-from maml_ray.policy import Parameters, PolicySpec
+from maml_ray.policy import Parameters
 
 Found = tuple[Tensor, Diagnostics, Parameters]
 
 
 def meta_gradient(
-    settings: Settings,
-    spec: PolicySpec,
+    objective: MetaObjective,
     parameters: Parameters,
     batch: MetaBatch,
-    *,
-    order: Order,
     passes: Passes = WHOLE,
 ) -> Found:
     """The outer objective at ``parameters``, what it tells, and its gradient by name.
 
     Means over the tasks of ``batch``, whichever ``passes`` they go in.
     """
-    if goes_by_loops(settings, spec, batch.credit.device):
-        told = (settings, spec, parameters, batch)
-        return compiled_meta_gradient(*told, order=order, passes=passes)
+    if goes_by_loops(objective.settings, objective.spec, batch.credit.device):
+        return compiled_meta_gradient(objective, parameters, batch, passes)
     found = passes.each(
-        lambda piece: (len(piece.credit), *_of_piece(settings, spec, parameters, piece, order)),
-        batch,
+        lambda piece: (len(piece.credit), *_of_piece(objective, parameters, piece)), batch
     )
     return _mean(found)
 
 
 def meta_value(
-    settings: Settings,
-    spec: PolicySpec,
+    objective: MetaObjective,
     parameters: Parameters,
     batch: MetaBatch,
-    *,
-    order: Order,
     passes: Passes = WHOLE,
 ) -> tuple[Tensor, Diagnostics]:
     """The same without the gradient."""
-    if goes_by_loops(settings, spec, batch.credit.device):
-        told = (settings, spec, parameters, batch)
-        return compiled_meta_value(*told, order=order, passes=passes)
+    if goes_by_loops(objective.settings, objective.spec, batch.credit.device):
+        return compiled_meta_value(objective, parameters, batch, passes)
 
     @torch.no_grad()  # which each thread has to be told
     def of_piece(piece: MetaBatch) -> tuple[int, Tensor, Diagnostics, Parameters]:
-        value = analytic_meta_loss if is_covered(settings, spec) else meta_loss
-        return len(piece.credit), *value(settings, spec, parameters, piece, order=order), {}
+        by_hand = is_covered(objective.settings, objective.spec)
+        value = analytic_meta_loss if by_hand else meta_loss
+        return len(piece.credit), *value(objective, parameters, piece), {}
 
     loss, diagnostics, _ = _mean(passes.each(of_piece, batch))
     return loss, diagnostics
 
 
 def task_gradients(
-    settings: Settings,
-    spec: PolicySpec,
+    objective: MetaObjective,
     parameters: Parameters,
     batch: MetaBatch,
-    *,
-    order: Order,
     passes: Passes = WHOLE,
 ) -> Tensor:
     """The meta-gradient (N, P) of every task alone; their mean is the meta-batch's."""
-    if goes_by_loops(settings, spec, batch.credit.device):
-        told = (settings, spec, parameters, batch)
-        return compiled_task_gradients(*told, order=order, passes=passes)
+    if goes_by_loops(objective.settings, objective.spec, batch.credit.device):
+        return compiled_task_gradients(objective, parameters, batch, passes)
 
     def of_piece(piece: MetaBatch) -> Tensor:
-        alone = Passes(1).each(
-            lambda task: _of_piece(settings, spec, parameters, task, order)[2], piece
-        )
+        alone = Passes(1).each(lambda task: _of_piece(objective, parameters, task)[2], piece)
         return torch.stack([torch.cat([g.flatten() for g in one.values()]) for one in alone])
 
     return passes.joined(of_piece, batch)
 
 
-def _of_piece(
-    settings: Settings, spec: PolicySpec, parameters: Parameters, batch: MetaBatch, order: Order
-) -> Found:
-    if is_covered(settings, spec):
-        return analytic_meta_gradient(settings, spec, parameters, batch, order=order)
+def _of_piece(objective: MetaObjective, parameters: Parameters, batch: MetaBatch) -> Found:
+    if is_covered(objective.settings, objective.spec):
+        return analytic_meta_gradient(objective, parameters, batch)
     leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
-    loss, diagnostics = meta_loss(settings, spec, leaves, batch, order=order)
+    loss, diagnostics = meta_loss(objective, leaves, batch)
     gradient = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
     return loss.detach(), diagnostics, dict(zip(leaves, gradient, strict=True))
 

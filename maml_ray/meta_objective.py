@@ -7,6 +7,7 @@ adapted policy is judged on query data; all tasks go through one vectorised call
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -31,6 +32,21 @@ from maml_ray.policy import (
     entropy,
     kl_divergence,
 )
+
+
+@dataclass(frozen=True)
+class MetaObjective:
+    """What is minimised: a loss of the parameters before adaptation, on a meta-batch.
+
+    Attributes:
+        settings: of the run; ``inner`` adapts, ``outer`` judges.
+        spec: the policy's sizes.
+        order: of its gradient: ``second`` is all of it, ``first`` takes the inner steps as given.
+    """
+
+    settings: Settings
+    spec: PolicySpec
+    order: Order
 
 
 class MetaBatch(NamedTuple):
@@ -73,19 +89,14 @@ class Diagnostics(NamedTuple):
 
 
 def meta_loss(
-    settings: Settings,
-    spec: PolicySpec,
-    parameters: Parameters,
-    batch: MetaBatch,
-    *,
-    order: Order,
+    objective: MetaObjective, parameters: Parameters, batch: MetaBatch
 ) -> tuple[Tensor, Diagnostics]:
     """The outer objective at ``parameters``: mean over tasks of the loss after adaptation.
 
-    Differentiable in ``parameters``, through the inner steps when ``order`` is second.
+    Differentiable in ``parameters``, through the inner steps when the order is second.
     """
     losses, diagnostics = torch.func.vmap(
-        lambda task_batch: task_loss(settings, spec, parameters, task_batch, order=order)
+        lambda task_batch: task_loss(objective, parameters, task_batch)
     )(batch)
     return losses.mean(), averaged(diagnostics)
 
@@ -97,33 +108,22 @@ def averaged(diagnostics: Diagnostics) -> Diagnostics:
 
 
 def adapted_query_policy(
-    settings: Settings,
-    spec: PolicySpec,
-    parameters: Parameters,
-    batch: MetaBatch,
-    *,
-    order: Order,
+    objective: MetaObjective, parameters: Parameters, batch: MetaBatch
 ) -> tuple[ActionDistribution, tuple[ActionDistribution, ...]]:
     """One task's policy after adaptation, at its query data; and those of each inner step."""
-    steps = inner_losses(spec, settings.inner, batch.support)
-    rates = inner_rates(settings.inner, parameters)
-    adapted, on_the_way = adapt(policy_part(parameters), steps, rates, order=order)
+    spec, inner = objective.spec, objective.settings.inner
+    steps = inner_losses(spec, inner, batch.support)
+    rates = inner_rates(inner, parameters)
+    adapted, on_the_way = adapt(policy_part(parameters), steps, rates, order=objective.order)
     return distribution(spec, adapted, batch.query.observations), on_the_way
 
 
 def task_loss(
-    settings: Settings,
-    spec: PolicySpec,
-    parameters: Parameters,
-    batch: MetaBatch,
-    *,
-    order: Order,
+    objective: MetaObjective, parameters: Parameters, batch: MetaBatch
 ) -> tuple[Tensor, Diagnostics]:
     """The outer objective of one task: ``batch`` is without the task axis."""
-    outer = settings.outer
-    query_policy, support_policies = adapted_query_policy(
-        settings, spec, parameters, batch, order=order
-    )
+    outer = objective.settings.outer
+    query_policy, support_policies = adapted_query_policy(objective, parameters, batch)
     log_probs = log_probs_of(query_policy, batch.query)
     inner_kl = inner_kl_of(support_policies, batch)
     if outer.objective == "ppo":
@@ -137,7 +137,7 @@ def task_loss(
         for policy, samples in zip(support_policies, batch.support, strict=True):
             term = sampling_loss(log_probs_of(policy, samples), samples, batch.credit)
             loss = loss + outer.sampling_coefficient * term
-    return loss, diagnose(settings, inner_kl, log_probs, query_policy, batch)
+    return loss, diagnose(objective.settings, inner_kl, log_probs, query_policy, batch)
 
 
 def inner_kl_of(policies: Sequence[ActionDistribution], batch: MetaBatch) -> Tensor:

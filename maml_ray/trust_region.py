@@ -19,12 +19,12 @@ from torch import Tensor
 from maml_ray.adaptation import Order
 from maml_ray.analytic_gradient import analytic_fisher, is_covered
 from maml_ray.compiled_gradient import compiled_fisher, goes_by_loops
-from maml_ray.config import Settings, TrustRegionSettings
+from maml_ray.config import TrustRegionSettings
 from maml_ray.meta_gradient import meta_gradient, meta_value
-from maml_ray.meta_objective import MetaBatch, adapted_query_policy
+from maml_ray.meta_objective import MetaBatch, MetaObjective, adapted_query_policy
 from maml_ray.outer_update import OptimiserState, OuterOptimiser, OuterStep
 from maml_ray.passes import WHOLE, Passes
-from maml_ray.policy import Parameters, PolicySpec, fisher_product, project
+from maml_ray.policy import Parameters, fisher_product, project
 
 Product = Callable[[Tensor], Tensor]
 
@@ -72,12 +72,9 @@ def natural_step(gradient: Tensor, product: Product, settings: TrustRegionSettin
 
 
 def fisher_of_adapted_policies(
-    settings: Settings,
-    spec: PolicySpec,
+    objective: MetaObjective,
     parameters: Parameters,
     batch: MetaBatch,
-    *,
-    order: Order,
     passes: Passes = WHOLE,
 ) -> Product:
     """The Hessian of the mean KL of the adapted policies, at KL zero, as a product with a vector.
@@ -86,14 +83,14 @@ def fisher_of_adapted_policies(
     respect to the meta-parameters, inner steps included, and ``F`` the Fisher matrix of those
     outputs: exact, and no third derivative is needed.
     """
-    if goes_by_loops(settings, spec, batch.credit.device):
-        told = (settings, spec, parameters, batch)
-        return _of_vectors(compiled_fisher(*told, order=order, passes=passes), parameters)
-    kind = _fisher_by_hand if is_covered(settings, spec) else _fisher_by_autograd
+    if goes_by_loops(objective.settings, objective.spec, batch.credit.device):
+        return _of_vectors(compiled_fisher(objective, parameters, batch, passes), parameters)
+    by_hand = is_covered(objective.settings, objective.spec)
+    kind = _fisher_by_hand if by_hand else _fisher_by_autograd
 
     def of_piece(piece: MetaBatch) -> Product:
         share = len(piece.credit) / len(batch.credit)
-        unweighted = kind(settings, spec, parameters, piece, order)
+        unweighted = kind(objective, parameters, piece)
         return lambda vector: share * unweighted(vector)
 
     if passes.must_forget(batch):  # then each product goes through the inner steps again
@@ -102,11 +99,8 @@ def fisher_of_adapted_policies(
     return lambda vector: _sum(passes.run([partial(piece, vector) for piece in pieces]))
 
 
-def _fisher_by_hand(
-    settings: Settings, spec: PolicySpec, parameters: Parameters, batch: MetaBatch, order: Order
-) -> Product:
-    by_name = analytic_fisher(settings, spec, parameters, batch, order=order)
-    return _of_vectors(by_name, parameters)
+def _fisher_by_hand(objective: MetaObjective, parameters: Parameters, batch: MetaBatch) -> Product:
+    return _of_vectors(analytic_fisher(objective, parameters, batch), parameters)
 
 
 def _of_vectors(by_name: Callable[[Parameters], Parameters], parameters: Parameters) -> Product:
@@ -121,16 +115,16 @@ def _of_vectors(by_name: Callable[[Parameters], Parameters], parameters: Paramet
 
 
 def _fisher_by_autograd(
-    settings: Settings, spec: PolicySpec, parameters: Parameters, batch: MetaBatch, order: Order
+    objective: MetaObjective, parameters: Parameters, batch: MetaBatch
 ) -> Product:
     """``J^T u`` is linear in ``u``, so its derivative is ``J``: two backward passes a product,
     through graphs that are built once."""
     leaves = list(parameters.values())
     tasks = batch.credit.shape[0]
     weights = batch.query.weights.flatten(start_dim=1) / tasks
-    outputs = torch.func.vmap(
-        lambda task: adapted_query_policy(settings, spec, parameters, task, order=order)[0]
-    )(batch)
+    outputs = torch.func.vmap(lambda task: adapted_query_policy(objective, parameters, task)[0])(
+        batch
+    )
     kind = type(outputs)
     probes = [torch.zeros_like(output, requires_grad=True) for output in outputs]
     pulled = torch.autograd.grad(outputs, leaves, probes, create_graph=True, materialize_grads=True)
@@ -155,19 +149,19 @@ class TrustRegionUpdate(OuterOptimiser):
 
     def update(self, batch: MetaBatch, version: int, *, order: Order) -> OuterStep:
         """A step that lowers the loss and keeps ``max_kl``, or none."""
-        settings, parameters = self._settings, self._parameters
-        limits = settings.outer.trust_region
-        told = (settings, self._spec, parameters, batch)
-        loss, before, slopes = meta_gradient(*told, order=order, passes=self._passes)
-        gradient, leaves = _joined(list(slopes.values())), list(parameters.values())
-        product = fisher_of_adapted_policies(*told, order=order, passes=self._passes)
+        limits, leaves = self._settings.outer.trust_region, list(self._parameters.values())
+        objective = MetaObjective(self._settings, self._spec, order)
+        told = (objective, self._parameters, batch, self._passes)
+        loss, before, slopes = meta_gradient(*told)
+        gradient = _joined(list(slopes.values()))
+        product = fisher_of_adapted_policies(*told)
         step = natural_step(gradient, product, limits)
         start = _joined([leaf.detach() for leaf in leaves])
         after, lowest, taken = before, float(loss), 0
         for shortened in range(limits.max_backtracks if bool(step.any()) else 0):
             self._place(start + limits.backtrack_ratio**shortened * step)
             # The inner steps are redone from the candidate, with the same support data.
-            tried, found = meta_value(*told, order=order, passes=self._passes)
+            tried, found = meta_value(*told)
             # NaN is neither lower nor within the bound.
             if float(tried) < lowest and float(found.query_kl) <= limits.max_kl:
                 after, lowest, taken = found, float(tried), 1

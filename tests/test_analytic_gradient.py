@@ -12,7 +12,7 @@ from maml_ray.adaptation import Order
 from maml_ray.analytic_gradient import analytic_meta_gradient, is_covered
 from maml_ray.compiled_gradient import compiled_meta_gradient
 from maml_ray.config import Settings, validate_settings
-from maml_ray.meta_objective import MetaBatch, meta_loss
+from maml_ray.meta_objective import MetaBatch, MetaObjective, meta_loss
 from maml_ray.perceptron_loops import BLOCK
 from maml_ray.policy import LOG_STD, Parameters, PolicySpec
 from tests import meta_oracles, oracles
@@ -58,10 +58,11 @@ def check(
     """Loss, diagnostics and gradient are autograd's."""
     assert is_covered(settings, spec)
     leaves = {name: value.clone().requires_grad_() for name, value in parameters.items()}
-    loss, told = meta_loss(settings, spec, leaves, batch, order=order)
+    objective = MetaObjective(settings, spec, order)
+    loss, told = meta_loss(objective, leaves, batch)
     expected = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
     for by_hand in (analytic_meta_gradient, compiled_meta_gradient):
-        found, told_too, gradient = by_hand(settings, spec, parameters, batch, order=order)
+        found, told_too, gradient = by_hand(objective, parameters, batch)
         assert list(gradient) == list(parameters)
         torch.testing.assert_close(found, loss.detach(), rtol=1e-11, atol=1e-13)
         torch.testing.assert_close(tuple(told_too), tuple(told), rtol=1e-11, atol=1e-13)
@@ -117,5 +118,5 @@ def test_nothing_it_was_given_is_written_to() -> None:
     settings, spec = settings_of(steps=2), SPECS["relu"]
     parameters, batch = problem(settings, spec)
     before = meta_oracles.tree_map(torch.clone, (parameters, batch))
-    analytic_meta_gradient(settings, spec, parameters, batch, order="second")
+    analytic_meta_gradient(MetaObjective(settings, spec, "second"), parameters, batch)
     torch.testing.assert_close((parameters, batch), before, rtol=0.0, atol=0.0)

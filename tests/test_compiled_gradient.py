@@ -17,6 +17,7 @@ from maml_ray.compiled_gradient import (
     compiled_step,
     warm_up,
 )
+from maml_ray.meta_objective import MetaObjective
 from maml_ray.meta_parameters import inner_rates, policy_part
 from maml_ray.objectives import inner_losses
 from maml_ray.perceptron_loops import BLOCK
@@ -55,9 +56,9 @@ def test_single_precision_is_double_precision_rounded(spec: PolicySpec) -> None:
     settings = settings_of(steps=2)
     parameters, batch = problem(settings, spec, BLOCK)
     single = {name: value.float() for name, value in parameters.items()}
-    exact = compiled_meta_gradient(settings, spec, parameters, batch, order="second")
+    exact = compiled_meta_gradient(MetaObjective(settings, spec, "second"), parameters, batch)
     found = compiled_meta_gradient(
-        settings, spec, single, mapped(torch.Tensor.float, batch), order="second"
+        MetaObjective(settings, spec, "second"), single, mapped(torch.Tensor.float, batch)
     )
     torch.testing.assert_close(
         (found[0], tuple(found[1]), found[2]),
@@ -72,18 +73,20 @@ def test_single_precision_is_double_precision_rounded(spec: PolicySpec) -> None:
 @pytest.mark.parametrize("outer", ["ppo", "trpo", "reinforce"])
 def test_the_value_alone_is_what_comes_with_the_gradient(outer: str) -> None:
     settings, spec = settings_of(outer, steps=2), SPECS["tanh"]
-    told = (settings, spec, *problem(settings, spec, BLOCK))
-    *expected, _ = compiled_meta_gradient(*told, order="second")
-    found = compiled_meta_value(*told, order="second")
+    told = (MetaObjective(settings, spec, "second"), *problem(settings, spec, BLOCK))
+    *expected, _ = compiled_meta_gradient(*told)
+    found = compiled_meta_value(*told)
     torch.testing.assert_close(found, tuple(expected), rtol=0.0, atol=0.0)
 
 
 def test_a_task_alone_is_the_task_among_others() -> None:
     settings, spec = settings_of(), SPECS["tanh"]
     parameters, batch = problem(settings, spec)
-    whole = compiled_meta_gradient(settings, spec, parameters, batch, order="second")
+    whole = compiled_meta_gradient(MetaObjective(settings, spec, "second"), parameters, batch)
     alone = [
-        compiled_meta_gradient(settings, spec, parameters, sliced(batch, n, n + 1), order="second")
+        compiled_meta_gradient(
+            MetaObjective(settings, spec, "second"), parameters, sliced(batch, n, n + 1)
+        )
         for n in range(3)
     ]
     mean = {name: sum(one[2][name] for one in alone) / 3 for name in parameters}
@@ -99,7 +102,7 @@ def test_parameters_in_another_order_are_the_same() -> None:
     samples = mapped(lambda tensor: tensor[1], batch.support[0])
     ours, theirs = (
         (
-            compiled_meta_gradient(settings, spec, each, batch, order="second")[2],
+            compiled_meta_gradient(MetaObjective(settings, spec, "second"), each, batch)[2],
             compiled_step(settings, spec, each, samples),
         )
         for each in (parameters, turned)
@@ -114,7 +117,9 @@ def test_what_is_no_number_is_told(phase: str) -> None:
     parameters, batch = problem(settings, spec)
     samples = batch.query if phase == "query" else batch.support[0]
     samples.advantages[1, 0, 2] = torch.nan
-    loss, _, gradient = compiled_meta_gradient(settings, spec, parameters, batch, order="second")
+    loss, _, gradient = compiled_meta_gradient(
+        MetaObjective(settings, spec, "second"), parameters, batch
+    )
     assert loss.isnan()
     assert all(value.isnan().any() for value in gradient.values())
 
@@ -124,14 +129,16 @@ def test_an_observation_that_is_no_number_passes_every_activation(spec: PolicySp
     settings = settings_of()
     parameters, batch = problem(settings, spec)
     batch.query.observations[0, 1, 0] = torch.nan
-    assert compiled_meta_gradient(settings, spec, parameters, batch, order="second")[0].isnan()
+    assert compiled_meta_gradient(MetaObjective(settings, spec, "second"), parameters, batch)[
+        0
+    ].isnan()
 
 
 def test_a_ratio_that_is_no_number_is_the_largest_error() -> None:
     settings, spec = settings_of(), SPECS["tanh"]
     parameters, batch = problem(settings, spec)
     batch.query.log_probs[0, 0, 1] = torch.nan
-    told = compiled_meta_gradient(settings, spec, parameters, batch, order="second")[1]
+    told = compiled_meta_gradient(MetaObjective(settings, spec, "second"), parameters, batch)[1]
     assert told.largest_ratio_error.isnan()
 
 
@@ -146,5 +153,5 @@ def test_warm_loops_are_all_there_are(steps: int) -> None:
     single = {name: value.float() for name, value in parameters.items()}
     batch = mapped(torch.Tensor.float, batch)
     compiled_policies(settings, spec, single, batch.support, batch.query)
-    compiled_meta_gradient(settings, spec, single, batch, order="second")
+    compiled_meta_gradient(MetaObjective(settings, spec, "second"), single, batch)
     assert [len(loop.signatures) for loop in loops] == kinds

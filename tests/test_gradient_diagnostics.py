@@ -17,7 +17,7 @@ from maml_ray.adaptation import Order
 from maml_ray.config import Settings, validate_settings
 from maml_ray.gradient_diagnostics import diagnose_gradient
 from maml_ray.meta_gradient import task_gradients
-from maml_ray.meta_objective import MetaBatch
+from maml_ray.meta_objective import MetaBatch, MetaObjective
 from maml_ray.policy import PolicySpec
 from maml_ray.records import FaultFigures, IterationRecord, IterationTimings
 from maml_ray.report.metrics import MetricsLog, read_metrics
@@ -57,7 +57,7 @@ def test_task_gradients_are_the_references_and_their_mean_the_batchs(
 ) -> None:
     settings = everything(outer, "ratio", 2)
     parameters, batch = problem(settings, spec)
-    found = task_gradients(settings, spec, parameters, batch, order=order)
+    found = task_gradients(MetaObjective(settings, spec, order), parameters, batch)
     expected = torch.stack(gradients_one_by_one(settings, spec, parameters, batch, order))
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
     whole = oracles.flat(meta_gradient(settings, spec, parameters, batch, order))

@@ -10,7 +10,7 @@ import torch
 
 from maml_ray.config import Settings, load_settings
 from maml_ray.gradient_update import GradientUpdate
-from maml_ray.meta_objective import MetaBatch, meta_loss
+from maml_ray.meta_objective import MetaBatch, MetaObjective, meta_loss
 from maml_ray.meta_parameters import LOG_RATE, initial_meta_parameters
 from maml_ray.policy import LOG_STD, PolicySpec
 from tests import meta_oracles, oracles
@@ -88,7 +88,7 @@ def test_one_step_is_adam_on_the_meta_gradient(small_settings: Settings) -> None
     before = {name: value.detach().clone() for name, value in run.learner.parameters.items()}
     batch = run.learner.prepare(rollouts)
     gradient = oracles.gradient(
-        lambda t: meta_loss(run.settings, spec, t, batch, order="second")[0], before
+        lambda t: meta_loss(MetaObjective(run.settings, spec, "second"), t, batch)[0], before
     )
     metrics = run.learner.update(rollouts)
     assert metrics.gradient_norm == pytest.approx(float(oracles.flat(gradient).norm()), rel=1e-4)
@@ -245,7 +245,7 @@ def test_the_state_of_adam_is_that_of_its_own_steps(small_settings: Settings) ->
     batch, spec = run.learner.prepare(rollouts), run.learner.spec
     before = {name: value.detach().clone() for name, value in run.learner.parameters.items()}
     gradient = oracles.gradient(
-        lambda t: meta_loss(run.settings, spec, t, batch, order="second")[0], before
+        lambda t: meta_loss(MetaObjective(run.settings, spec, "second"), t, batch)[0], before
     )
     run.learner.update(rollouts)
     state = run.learner.state().optimiser

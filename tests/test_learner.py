@@ -9,7 +9,7 @@ import torch
 from maml_ray.adaptation import Order
 from maml_ray.config import Settings, load_settings
 from maml_ray.learner import MetaLearner
-from maml_ray.meta_objective import meta_loss
+from maml_ray.meta_objective import MetaObjective, meta_loss
 from maml_ray.policy import LOG_STD
 from maml_ray.trajectories import TaskRollouts
 from tests import meta_oracles, oracles
@@ -58,7 +58,9 @@ def test_the_learners_adapted_policies_are_the_actors(run: Run) -> None:
     rollouts = run.collect()
     batch = run.learner.prepare(rollouts)
     parameters = run.learner.parameters
-    _, diagnostics = meta_loss(run.settings, run.learner.spec, parameters, batch, order="second")
+    _, diagnostics = meta_loss(
+        MetaObjective(run.settings, run.learner.spec, "second"), parameters, batch
+    )
     assert float(diagnostics.largest_ratio_error) < 1e-4
     assert abs(float(diagnostics.inner_kl)) < 1e-7
     assert abs(float(diagnostics.query_kl)) < 1e-6
@@ -73,7 +75,7 @@ def test_the_gradient_of_real_data_is_the_references(run: Run) -> None:
     batch = meta_oracles.tree_map(lambda part: part.double(), run.learner.prepare(run.collect()))
     theta = {name: value.detach().double() for name, value in run.learner.parameters.items()}
     actual = oracles.gradient(
-        lambda t: meta_loss(settings, spec, t, batch, order="second")[0], theta
+        lambda t: meta_loss(MetaObjective(settings, spec, "second"), t, batch)[0], theta
     )
     expected = oracles.gradient(lambda t: meta_oracles.meta_loss(settings, spec, t, batch), theta)
     assert oracles.relative_error(actual, expected) < 1e-9
@@ -212,7 +214,7 @@ def test_an_update_lowers_the_meta_loss_on_its_own_data(
 
     def loss() -> float:
         value, _ = meta_loss(
-            settings, run.learner.spec, run.learner.parameters, batch, order="second"
+            MetaObjective(settings, run.learner.spec, "second"), run.learner.parameters, batch
         )
         return float(value.detach())
 
@@ -227,7 +229,7 @@ ORDERS: list[Order] = ["first", "second"]
 def gradient_norm(run: Run, rollouts: list[TaskRollouts], order: Order) -> float:
     batch, spec = run.learner.prepare(rollouts), run.learner.spec
     gradient = oracles.gradient(
-        lambda theta: meta_loss(run.settings, spec, theta, batch, order=order)[0],
+        lambda theta: meta_loss(MetaObjective(run.settings, spec, order), theta, batch)[0],
         run.learner.parameters,
     )
     return float(oracles.flat(gradient).norm())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from maml_ray.adaptation import Order
 from maml_ray.config import Settings
-from maml_ray.meta_objective import MetaBatch, meta_loss
+from maml_ray.meta_objective import MetaBatch, MetaObjective, meta_loss
 from maml_ray.policy import PolicySpec
 from tests import meta_oracles, oracles
 from tests.meta_oracles import Parameters
@@ -27,7 +27,7 @@ from tests.test_meta_gradient import (
 
 
 def loss_of(settings: Settings, parameters: Parameters, batch: MetaBatch) -> Tensor:
-    return meta_loss(settings, GAUSSIAN, parameters, batch, order="second")[0]
+    return meta_loss(MetaObjective(settings, GAUSSIAN, "second"), parameters, batch)[0]
 
 
 def take(index: Any, part: Tensor) -> Tensor:
@@ -116,8 +116,10 @@ def test_the_inner_kl_penalty_is_added_to_the_loss() -> None:
             make_settings(outer, steps=2, inner_kl_coefficient=c) for c in (0.0, 0.5)
         )
         parameters, batch = problem(without)
-        plain, diagnostics = meta_loss(without, GAUSSIAN, parameters, batch, order="second")
-        penalised, _ = meta_loss(with_it, GAUSSIAN, parameters, batch, order="second")
+        plain, diagnostics = meta_loss(
+            MetaObjective(without, GAUSSIAN, "second"), parameters, batch
+        )
+        penalised, _ = meta_loss(MetaObjective(with_it, GAUSSIAN, "second"), parameters, batch)
         assert float(diagnostics.inner_kl) > 1e-4
         torch.testing.assert_close(penalised - plain, 0.5 * diagnostics.inner_kl * added)
 
@@ -145,7 +147,7 @@ def test_the_sampling_term_makes_support_data_of_good_tasks_likelier(outer: str)
 def test_diagnostics_by_hand(spec: PolicySpec) -> None:
     settings = make_settings(steps=2, clip=0.1)
     parameters, batch = problem(settings, spec)
-    _, diagnostics = meta_loss(settings, spec, parameters, batch, order="second")
+    _, diagnostics = meta_loss(MetaObjective(settings, spec, "second"), parameters, batch)
     errors, kls, inner_kls, entropies = [], [], [], []
     for task in meta_oracles.tasks_of(batch):
         theta, policies = meta_oracles.adapted(settings, spec, parameters, task)

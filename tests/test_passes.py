@@ -17,6 +17,7 @@ from maml_ray.analytic_gradient import analytic_meta_gradient
 from maml_ray.config import Settings, load_settings
 from maml_ray.learner import MetaLearner
 from maml_ray.meta_gradient import meta_gradient, meta_value
+from maml_ray.meta_objective import MetaObjective
 from maml_ray.passes import Passes, bytes_a_task, passes_on
 from maml_ray.policy import PolicySpec
 from maml_ray.trust_region import fisher_of_adapted_policies
@@ -69,17 +70,17 @@ def test_pieces_add_up_to_the_whole(
     """By hand and by autograd: loss, gradient, all that is told, and TRPO's Fisher product."""
     settings = make_settings(outer, inner, 2, learn_rates=True, sampling_coefficient=sampling)
     parameters, batch = problem(settings)
-    told = (settings, GAUSSIAN, parameters, batch)
-    loss, diagnostics, gradient = meta_gradient(*told, order=order)
-    found = meta_gradient(*told, order=order, passes=passes)
+    objective = MetaObjective(settings, GAUSSIAN, order)
+    told = (objective, parameters, batch)
+    loss, diagnostics, gradient = meta_gradient(*told)
+    found = meta_gradient(*told, passes)
     torch.testing.assert_close(found, (loss, diagnostics, gradient), rtol=1e-12, atol=1e-14)
-    alone = meta_value(*told, order=order, passes=passes)
+    alone = meta_value(*told, passes)
     torch.testing.assert_close(alone, (loss, diagnostics), rtol=1e-12, atol=1e-14)
     leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
     direction = torch.randn_like(oracles.flat(parameters))
     product, whole = (
-        fisher_of_adapted_policies(settings, GAUSSIAN, leaves, batch, order=order, passes=one)
-        for one in (passes, Passes())
+        fisher_of_adapted_policies(objective, leaves, batch, one) for one in (passes, Passes())
     )
     torch.testing.assert_close(product(direction), whole(direction), rtol=1e-10, atol=1e-12)
 
@@ -165,7 +166,7 @@ def test_the_estimate_of_a_tasks_memory_covers_what_it_takes(
     rng = np.random.default_rng(1)
     parameters = meta_oracles.tree_map(Tensor.float, oracles.random_parameters(spec, rng))
     with _Memory() as memory:
-        analytic_meta_gradient(settings, spec, parameters, batch, order="second")
+        analytic_meta_gradient(MetaObjective(settings, spec, "second"), parameters, batch)
     estimate = bytes_a_task(settings, spec)
     assert 0.6 * estimate < memory.most < estimate
 
@@ -182,8 +183,8 @@ def test_a_fisher_product_in_pieces_keeps_to_the_memory_of_one() -> None:
 
     def needed(passes: Passes) -> float:
         with _Memory() as memory:
-            told = (settings, spec, parameters, batch)
-            fisher_of_adapted_policies(*told, order="second", passes=passes)(direction)
+            objective = MetaObjective(settings, spec, "second")
+            fisher_of_adapted_policies(objective, parameters, batch, passes)(direction)
         return float(memory.most)
 
     assert needed(Passes(1)) < 0.6 * needed(Passes())

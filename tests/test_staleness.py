@@ -13,7 +13,7 @@ from torch.distributions import kl_divergence as torch_kl
 from maml_ray.config import Settings, SettingsError, TrustRegionSettings, validate_settings
 from maml_ray.learner import MetaLearner
 from maml_ray.meta_gradient import meta_gradient
-from maml_ray.meta_objective import MetaBatch
+from maml_ray.meta_objective import MetaBatch, MetaObjective
 from maml_ray.policy import Gaussian
 from maml_ray.recentring import recentred
 from maml_ray.staleness import checkpoints_to_keep, collecting_version
@@ -197,7 +197,7 @@ def test_the_gradient_of_stale_data_is_the_references(
         for name, value in today.items()
     }
     seen = recentred(settings, spec, today, batch)
-    _, told, found = meta_gradient(settings, spec, theta, seen, order="second")
+    _, told, found = meta_gradient(MetaObjective(settings, spec, "second"), theta, seen)
     expected = oracles.gradient(lambda at: decoupled(run, batch, at), theta)
     assert oracles.relative_error(found, expected) < 1e-5  # the batch is of float32
     assert (float(told.clip_fraction) > 0.05) == (moved > 0.0)
@@ -215,7 +215,9 @@ def test_that_the_learner_knows_who_collected_stays_a_check(
     run = begun(overlapped(small_settings, objective=objective))
     rollouts = run.collect()
     batch, theta = double(run.learner.prepare(rollouts)), double(dict(run.learner.parameters))
-    _, today, _ = meta_gradient(run.settings, run.learner.spec, theta, batch, order="second")
+    _, today, _ = meta_gradient(
+        MetaObjective(run.settings, run.learner.spec, "second"), theta, batch
+    )
     assert float(today.largest_ratio_error) > 1e-2
     off = [
         replace(task, query=replace(task.query, log_probs=task.query.log_probs + np.float32(0.1)))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from maml_ray.adaptation import Order
 from maml_ray.config import Settings, TrustRegionSettings
-from maml_ray.meta_objective import MetaBatch
+from maml_ray.meta_objective import MetaBatch, MetaObjective
 from maml_ray.policy import PolicySpec
 from maml_ray.trust_region import conjugate_gradient, fisher_of_adapted_policies, natural_step
 from tests import meta_oracles, oracles
@@ -178,7 +178,9 @@ def test_the_fisher_product_is_the_hessian_of_the_kl_after_adaptation(
     """With learned rates: with respect to their logarithms, too."""
     settings = make_settings("trpo", inner, steps, learn_rates=True, sampling_coefficient=sampling)
     parameters, batch = problem(settings, spec)
-    product = fisher_of_adapted_policies(settings, spec, leaves_of(parameters), batch, order=order)
+    product = fisher_of_adapted_policies(
+        MetaObjective(settings, spec, order), leaves_of(parameters), batch
+    )
     rng = np.random.default_rng(3)
     for _ in range(2):
         vector = torch.from_numpy(rng.standard_normal(len(oracles.flat(parameters))))
@@ -193,7 +195,7 @@ def test_the_fisher_matrix_is_linear_symmetric_and_not_negative(spec: PolicySpec
     settings = make_settings("trpo", "ratio", 1, learn_rates=True)
     parameters, batch = problem(settings, spec)
     product = fisher_of_adapted_policies(
-        settings, spec, leaves_of(parameters), batch, order="second"
+        MetaObjective(settings, spec, "second"), leaves_of(parameters), batch
     )
     size = len(oracles.flat(parameters))
     matrix = torch.stack([product(row) for row in torch.eye(size).double()])
@@ -210,9 +212,9 @@ def test_its_second_order_differs_from_its_first() -> None:
     parameters, batch = problem(settings)
     vector = torch.ones(len(oracles.flat(parameters))).double()
     second, first = (
-        fisher_of_adapted_policies(settings, GAUSSIAN, leaves_of(parameters), batch, order=order)(
-            vector
-        )
+        fisher_of_adapted_policies(
+            MetaObjective(settings, GAUSSIAN, order), leaves_of(parameters), batch
+        )(vector)
         for order in ORDERS
     )
     assert float((second - first).norm() / first.norm()) > 1e-2
