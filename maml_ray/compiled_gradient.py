@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from maml_ray import task_loops
+from maml_ray import fisher_loops, inner_loops, meta_gradient_loops
 from maml_ray.analytic_gradient import is_covered
 from maml_ray.config import Settings
 from maml_ray.gaussian_loops import PPO, REINFORCE, TRPO
+from maml_ray.inner_loops import Data, Rules
+from maml_ray.meta_gradient_loops import LARGEST_RATIO_ERROR, Held
 from maml_ray.meta_objective import Diagnostics, MetaBatch, MetaObjective
 from maml_ray.meta_parameters import (
     LOG_RATE,
@@ -30,7 +32,6 @@ from maml_ray.meta_parameters import (
 from maml_ray.objectives import Samples
 from maml_ray.passes import WHOLE, Passes
 from maml_ray.policy import ActionDistribution, Gaussian, Parameters, PolicySpec
-from maml_ray.task_loops import Data, Held, Rules
 
 Array = NDArray[Any]
 _BLAS = ThreadpoolController()  # looked up once, behind the import of the loops, which load it
@@ -94,7 +95,7 @@ def _of_each_task(
     def of_tasks(some: range) -> None:
         for n in some:
             into = (gradients[n], by_rates[n], told[n])
-            task_loops.meta_gradient(rules, theta, rates, *_task_of(data, n), *into)
+            meta_gradient_loops.meta_gradient(rules, theta, rates, *_task_of(data, n), *into)
 
     with _alone():
         passes.over(len(told), of_tasks)
@@ -113,7 +114,7 @@ def compiled_meta_value(
 
     def of_tasks(some: range) -> None:
         for n in some:
-            task_loops.meta_value(rules, theta, rates, *_task_of(data, n), told[n])
+            meta_gradient_loops.meta_value(rules, theta, rates, *_task_of(data, n), told[n])
 
     with _alone():
         passes.over(len(told), of_tasks)
@@ -133,11 +134,11 @@ def compiled_fisher(
     rules, theta, rates = _told(objective, parameters)
     support, _, query, _ = _data_of(batch)
     tasks = len(batch.credit)
-    steps: dict[int, task_loops.Steps] = {}
+    steps: dict[int, inner_loops.Steps] = {}
 
     def taken(some: range) -> None:
         for n in some:
-            steps[n] = task_loops.steps_taken(rules, theta, rates, _task(support, n))
+            steps[n] = inner_loops.steps_taken(rules, theta, rates, _task(support, n))
 
     with _alone():
         passes.over(tasks, taken)
@@ -153,7 +154,9 @@ def compiled_fisher(
             for n in some:
                 seen = (_task(support, n), query.observations[n], query.weights[n])
                 into = (gradients[n], by_rates[n])
-                task_loops.fisher_product(rules, rates, steps[n], *seen, moved, rates_moved, *into)
+                fisher_loops.fisher_product(
+                    rules, rates, steps[n], *seen, moved, rates_moved, *into
+                )
 
         with _alone():
             passes.over(tasks, of_tasks)
@@ -184,7 +187,7 @@ def compiled_policies(
     def of_tasks(some: range) -> None:
         for n in some:
             data = (_task(phases, n), seen.observations[n])
-            task_loops.policies(rules, theta, rates, *data, means[n], log_stds[n])
+            inner_loops.policies(rules, theta, rates, *data, means[n], log_stds[n])
 
     with _alone():
         passes.over(tasks, of_tasks)
@@ -201,7 +204,7 @@ def compiled_step(
     rules, theta, rates = _told(MetaObjective(settings, spec, "first"), parameters)
     support = Data(*(_array(field).reshape(1, -1) for field in samples))
     with _alone():
-        steps = task_loops.steps_taken(rules, theta, rates, support)
+        steps = inner_loops.steps_taken(rules, theta, rates, support)
     return _named(spec, steps.thetas[1])
 
 
@@ -267,7 +270,7 @@ def _room_to_tell(batch: MetaBatch, theta: Array) -> Array:
 def _averaged(told: Array) -> tuple[Tensor, Diagnostics]:
     """Over tasks, the first axis; of the largest error the largest."""
     means = told.mean(axis=0)
-    means[task_loops.LARGEST_RATIO_ERROR] = told[:, task_loops.LARGEST_RATIO_ERROR].max()
+    means[LARGEST_RATIO_ERROR] = told[:, LARGEST_RATIO_ERROR].max()
     loss, *diagnostics = torch.from_numpy(means)
     return loss, Diagnostics(*diagnostics)
 

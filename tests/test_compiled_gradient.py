@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from maml_ray import task_loops
+from maml_ray import inner_loops, meta_gradient_loops
 from maml_ray.adaptation import adapt
 from maml_ray.analytic_gradient import collecting_policies
 from maml_ray.compiled_gradient import (
@@ -145,7 +145,7 @@ def test_a_ratio_that_is_no_number_is_the_largest_error() -> None:
 @pytest.mark.parametrize("steps", [0, 1, 2])
 def test_warm_loops_are_all_there_are(steps: int) -> None:
     # Another compilation in the middle of the first update is what a warm-up is to prevent.
-    loops: list[Any] = [task_loops.meta_gradient, task_loops.policies]
+    loops: list[Any] = [meta_gradient_loops.meta_gradient, inner_loops.policies]
     settings, spec = settings_of(steps=steps), SPECS["tanh"]
     warm_up(settings, spec)
     kinds = [len(loop.signatures) for loop in loops]

@@ -6,7 +6,13 @@ import subprocess
 import sys
 from typing import Any
 
-from maml_ray import perceptron_loops, policy_loops, task_loops
+from maml_ray import (
+    fisher_loops,
+    inner_loops,
+    meta_gradient_loops,
+    perceptron_loops,
+    policy_loops,
+)
 from maml_ray.config import load_settings
 from maml_ray.learner import MetaLearner
 from maml_ray.rollout import Assignment, RolloutWorker, sample_tasks
@@ -16,7 +22,14 @@ from maml_ray.warming import compile_ahead
 
 def signatures() -> dict[str, int]:
     """How many kinds of arguments each loop has been compiled for."""
-    modules = (perceptron_loops, physics_loops, policy_loops, task_loops)
+    modules = (
+        perceptron_loops,
+        physics_loops,
+        policy_loops,
+        inner_loops,
+        meta_gradient_loops,
+        fisher_loops,
+    )
     loops: dict[str, Any] = {
         f"{module.__name__}.{name}": loop
         for module in modules
@@ -29,7 +42,7 @@ def signatures() -> dict[str, int]:
 def test_a_run_compiles_nothing_more() -> None:
     compile_ahead()
     before = signatures()
-    assert before["maml_ray.task_loops.meta_gradient"] >= 1
+    assert before["maml_ray.meta_gradient_loops.meta_gradient"] >= 1
     assert before["maml_ray.tasks.physics_loops.play"] >= 1
     for other in (
         ["task.name=half-cheetah-direction", "policy.hidden_sizes=[8, 4, 4]"],
