@@ -28,6 +28,8 @@ from maml_ray.storage import Storage, is_partial
 
 FOLDER = "checkpoints"
 _BEST = f"{FOLDER}/best.json"
+_LOOKS = 10
+"""At checkpoints that come and go; whoever is too slow for all of them is told so."""
 
 
 @dataclass(frozen=True)
@@ -91,16 +93,24 @@ def save_checkpoint(
 def load_newest(storage: Storage) -> tuple[Checkpoint, list[str]]:
     """The newest checkpoint that can be read, and a warning for each broken one before it.
 
+    Of a run that is under way all may have been replaced by newer ones while they were read: then
+    those are looked for.
+
     Raises:
         RunFolderError: there is none, the newest is of another format, or the storage fails.
     """
     warnings: list[str] = []
+    seen: list[str] = []
     try:
-        for name in _folders(storage):
-            try:
-                return load_checkpoint(storage, name), warnings
-            except BrokenCheckpoint as error:
-                warnings.append(f"{error}; trying the one before it")
+        for _ in range(_LOOKS):
+            if (there := _folders(storage)) == seen:
+                break
+            seen, warnings = there, []
+            for name in there:
+                try:
+                    return load_checkpoint(storage, name), warnings
+                except BrokenCheckpoint as error:
+                    warnings.append(f"{error}; trying the one before it")
     except OSError as error:
         raise RunFolderError(f"cannot read the checkpoints in {storage}: {error}") from None
     found = f"; broken: {'; '.join(warnings)}" if warnings else ""

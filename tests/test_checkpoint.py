@@ -353,6 +353,39 @@ def test_saving_over_a_broken_checkpoint_mends_it(storage: LocalStorage) -> None
     assert_equal(load_checkpoint(storage, name), checkpoint(3))
 
 
+class Busy(LocalStorage):
+    """Of a run that saves its next checkpoint whenever somebody has begun to read the last."""
+
+    left = 0
+
+    def read(self, name: str) -> bytes:
+        if self.left and name.endswith("manifest.json"):
+            self.left -= 1
+            newest = int(name.split("/")[1])
+            save_checkpoint(LocalStorage(self.path), checkpoint(newest + 1), keep=1)
+        return super().read(name)
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_checkpoints_that_are_replaced_while_they_are_read_are_followed(
+    tmp_path: Path, times: int
+) -> None:
+    storage = Busy(tmp_path)
+    save_checkpoint(storage, checkpoint(1), keep=1)
+    storage.left = times
+    found, warnings = load_newest(storage)
+    assert_equal(found, checkpoint(1 + times))
+    assert warnings == []
+
+
+def test_whoever_is_too_slow_for_all_of_them_is_told_and_does_not_hang(tmp_path: Path) -> None:
+    storage = Busy(tmp_path)
+    save_checkpoint(storage, checkpoint(1), keep=1)
+    storage.left = 1000
+    with pytest.raises(RunFolderError, match="no checkpoint that can be read"):
+        load_newest(storage)
+
+
 def test_no_checkpoint_at_all_is_said(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="no checkpoint"):
         load_newest(LocalStorage(tmp_path / "nowhere"))
