@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maml_ray.numpy_policy import NumpyPolicy
-from maml_ray.policy import PolicySpec
 from maml_ray.policy_loops import Player, scaled
+from maml_ray.policy_parameters import PolicySpec
 
 Float32 = NDArray[np.float32]
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
@@ -19,7 +17,7 @@ from maml_ray.errors import UserError
 from maml_ray.meta_parameters import initial_meta_parameters
 from maml_ray.normalisation import Normaliser
 from maml_ray.numpy_policy import NumpyPolicy
-from maml_ray.policy import NumpyParameters, PolicySpec, to_numpy, to_torch
+from maml_ray.policy_parameters import NumpyParameters, PolicySpec
 from maml_ray.rollout import adapt_policy
 from maml_ray.seeding import Purpose, generator, seed_sequence
 from maml_ray.simulations import Simulations
@@ -124,7 +122,7 @@ class Agent:
         """The same with fresh random parameters: what training is held against."""
         rng = generator(self.settings.run.seed, Purpose.PARAMETERS)
         fresh = initial_meta_parameters(self.spec, self.settings.inner, rng)
-        return replace(self, parameters=to_numpy(fresh), adaptation_steps=0)
+        return replace(self, parameters=fresh, adaptation_steps=0)
 
     def adapt(self, support: Trajectories | Sequence[Trajectories]) -> Agent:
         """The agent after one inner step on ``support``, or one on each of several.
@@ -136,29 +134,18 @@ class Agent:
             UserError: the adapted parameters are not finite.
         """
         sets = [support] if isinstance(support, Trajectories) else list(support)
-        theta = to_torch(self.parameters)
+        theta = self.parameters
         for trajectories in sets:
-            with _one_thread():
+            # Sums rounded as a rollout actor rounds them: several threads add in another order.
+            with threadpool_limits(1, user_api="blas"):
                 theta = adapt_policy(self.settings, self.spec, theta, trajectories, self.normaliser)
-        if not all(bool(value.isfinite().all()) for value in theta.values()):
+        if not all(np.isfinite(value).all() for value in theta.values()):
             raise UserError(
                 "the adapted parameters are not finite: lower inner.learning_rate "
                 f"({self.settings.inner.learning_rate:g})"
             )
         return replace(
             self,
-            parameters=to_numpy(theta),
+            parameters=theta,
             adaptation_steps=self.adaptation_steps + len(sets),
         )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums rounded as a rollout actor rounds them: several threads add in another order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1, user_api="blas"):
-            yield
-    finally:
-        torch.set_num_threads(before)

@@ -29,7 +29,8 @@ from maml_ray.config import InnerSettings
 from maml_ray.meta_parameters import LOG_RATE, inner_rates, policy_part
 from maml_ray.objectives import Samples
 from maml_ray.perceptron import Backward, Forward, backward, forward, push, push_backward
-from maml_ray.policy import LOG_STD, Gaussian, Parameters, PolicySpec, log_prob
+from maml_ray.policy import Gaussian, Parameters, log_prob
+from maml_ray.policy_parameters import LOG_STD, PolicySpec
 
 Rates = float | Mapping[str, Tensor]
 
@@ -107,7 +108,7 @@ def adaptation(
     query: Samples,
 ) -> Adaptation:
     """Adapt every task's policy to its support data, and look at it at its query data."""
-    theta, rates, steps = policy_part(parameters), inner_rates(inner, parameters), []
+    theta, rates, steps = policy_part(parameters), inner_rates(inner, parameters, torch.exp), []
     for samples in support:
         steps.append(_inner_step(spec, inner, theta, samples))
         theta = {

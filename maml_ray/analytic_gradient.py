@@ -34,16 +34,8 @@ from maml_ray.meta_objective import (
     inner_kl_of,
 )
 from maml_ray.objectives import Samples
-from maml_ray.policy import ActionDistribution, Gaussian, Parameters, PolicySpec
-
-
-def is_covered(settings: Settings, spec: PolicySpec) -> bool:
-    """Whether this module covers these settings; autograd covers all."""
-    return (
-        not spec.discrete
-        and settings.inner.objective in ("ratio", "log_prob")
-        and settings.outer.sampling_coefficient == 0.0
-    )
+from maml_ray.policy import ActionDistribution, Gaussian, Parameters
+from maml_ray.policy_parameters import PolicySpec
 
 
 @torch.no_grad()

@@ -19,9 +19,11 @@ from maml_ray.compiled_gradient import goes_by_loops
 from maml_ray.config import Settings
 from maml_ray.meta_objective import MetaBatch
 from maml_ray.normalisation import Normaliser
-from maml_ray.objectives import Samples, sample_arrays
+from maml_ray.objectives import Samples
 from maml_ray.passes import WHOLE, Passes
-from maml_ray.policy import ActionDistribution, Parameters, PolicySpec
+from maml_ray.policy import ActionDistribution, Parameters
+from maml_ray.policy_parameters import PolicySpec
+from maml_ray.sample_arrays import sample_arrays
 from maml_ray.tensor_trees import joined, selected, sliced
 from maml_ray.trajectories import TaskRollouts, Trajectories
 

@@ -14,10 +14,9 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 
 from maml_ray.errors import RunFolderError, told
-from maml_ray.learner import LearnerState
+from maml_ray.learner_state import LearnerState, OptimiserState
 from maml_ray.normalisation import Normaliser, RunningStatistics
-from maml_ray.outer_update import OptimiserState
-from maml_ray.policy import PolicyParameters, PolicySpec
+from maml_ray.policy_parameters import PolicyParameters, PolicySpec
 from maml_ray.storage import Storage
 
 FORMAT = 2

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from maml_ray.acting import Sampler, for_environment, make_sampler
 from maml_ray.errors import UserError
 from maml_ray.numpy_policy import NumpyPolicy
-from maml_ray.policy import PolicySpec
+from maml_ray.policy_parameters import PolicySpec
 from maml_ray.trajectories import Trajectories
 
 ATTEMPTS = 3

@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 
 from maml_ray.adaptation import adapt
-from maml_ray.analytic_gradient import collecting_policies, is_covered
+from maml_ray.analytic_gradient import collecting_policies
 from maml_ray.compiled_gradient import compiled_policies, goes_by_loops
 from maml_ray.config import Settings
+from maml_ray.coverage import is_covered
 from maml_ray.meta_parameters import inner_rates, policy_part
 from maml_ray.objectives import Samples, inner_losses
 from maml_ray.passes import WHOLE, Passes
-from maml_ray.policy import ActionDistribution, Parameters, PolicySpec, distribution
+from maml_ray.policy import ActionDistribution, Parameters, distribution
+from maml_ray.policy_parameters import PolicySpec
 
 
 def policies_at(
@@ -41,7 +43,7 @@ def _by_adapting(
 ) -> tuple[tuple[ActionDistribution, ...], ActionDistribution]:
     """The same for whatever policy and inner objective there are."""
     frozen = {name: value.detach() for name, value in parameters.items()}
-    rates = inner_rates(settings.inner, frozen)
+    rates = inner_rates(settings.inner, frozen, torch.exp)
 
     def of_task(
         support: tuple[Samples, ...], query: Samples

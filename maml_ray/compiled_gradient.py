@@ -6,47 +6,27 @@ parameters of the policy, flat.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from maml_ray import fisher_loops, inner_loops, meta_gradient_loops
-from maml_ray.analytic_gradient import is_covered
+from maml_ray.compiled_adaptation import Array, alone, flat, named, rates_of, rules_of
 from maml_ray.config import Settings
-from maml_ray.gaussian_loops import PPO, REINFORCE, TRPO
+from maml_ray.coverage import is_covered
 from maml_ray.inner_loops import Data, Rules
 from maml_ray.meta_gradient_loops import LARGEST_RATIO_ERROR, Held
 from maml_ray.meta_objective import Diagnostics, MetaBatch, MetaObjective
-from maml_ray.meta_parameters import (
-    LOG_RATE,
-    initial_meta_parameters,
-    inner_rates,
-)
+from maml_ray.meta_parameters import LOG_RATE, initial_meta_parameters
 from maml_ray.objectives import Samples
 from maml_ray.passes import WHOLE, Passes
-from maml_ray.policy import ActionDistribution, Gaussian, Parameters, PolicySpec
+from maml_ray.policy import ActionDistribution, Gaussian, Parameters, to_torch
+from maml_ray.policy_parameters import PolicySpec
 
-Array = NDArray[Any]
-_BLAS = ThreadpoolController()  # looked up once, behind the import of the loops, which load it
 Arrays = TypeVar("Arrays", Data, Held)
-
-_OBJECTIVES = {"ppo": PPO, "trpo": TRPO, "reinforce": REINFORCE}
-
-
-def _alone() -> AbstractContextManager[Any]:
-    """Matrix products on the thread that asks for them: a block is too small to be shared out.
-
-    And a loop's bits do not depend on how many threads its process may have.
-    """
-    limited: AbstractContextManager[Any] = _BLAS.limit(limits=1, user_api="blas")
-    return limited
 
 
 def goes_by_loops(settings: Settings, spec: PolicySpec, device: torch.device) -> bool:
@@ -97,7 +77,7 @@ def _of_each_task(
             into = (gradients[n], by_rates[n], told[n])
             meta_gradient_loops.meta_gradient(rules, theta, rates, *_task_of(data, n), *into)
 
-    with _alone():
+    with alone():
         passes.over(len(told), of_tasks)
     return told, (gradients, by_rates * rates)
 
@@ -116,7 +96,7 @@ def compiled_meta_value(
         for n in some:
             meta_gradient_loops.meta_value(rules, theta, rates, *_task_of(data, n), told[n])
 
-    with _alone():
+    with alone():
         passes.over(len(told), of_tasks)
     return _averaged(told)
 
@@ -140,14 +120,15 @@ def compiled_fisher(
         for n in some:
             steps[n] = inner_loops.steps_taken(rules, theta, rates, _task(support, n))
 
-    with _alone():
+    with alone():
         passes.over(tasks, taken)
 
     def product(direction: Parameters) -> Parameters:
-        moved, rates_moved = _flat(objective.spec, direction), np.zeros_like(rates)
+        spec, by_name = objective.spec, _arrays(direction)
+        moved, rates_moved = flat(spec, by_name), np.zeros_like(rates)
         if objective.settings.inner.learn_rates:
-            by_log = {name: direction[LOG_RATE + name] for name in objective.spec.shapes()}
-            rates_moved = rates * _flat(objective.spec, by_log)
+            by_log = {name: by_name[LOG_RATE + name] for name in spec.shapes()}
+            rates_moved = rates * flat(spec, by_log)
         gradients, by_rates = np.empty((2, tasks, len(theta)), theta.dtype)
 
         def of_tasks(some: range) -> None:
@@ -158,7 +139,7 @@ def compiled_fisher(
                     rules, rates, steps[n], *seen, moved, rates_moved, *into
                 )
 
-        with _alone():
+        with alone():
             passes.over(tasks, of_tasks)
         return _mean_by_name(objective, parameters, gradients, by_rates * rates)
 
@@ -189,7 +170,7 @@ def compiled_policies(
             data = (_task(phases, n), seen.observations[n])
             inner_loops.policies(rules, theta, rates, *data, means[n], log_stds[n])
 
-    with _alone():
+    with alone():
         passes.over(tasks, of_tasks)
     mean = torch.from_numpy(means.reshape(tasks, steps + 1, samples, -1))
     log_std = torch.from_numpy(log_stds)
@@ -197,20 +178,10 @@ def compiled_policies(
     return tuple(before), adapted
 
 
-def compiled_step(
-    settings: Settings, spec: PolicySpec, parameters: Parameters, samples: Samples
-) -> Parameters:
-    """The policy's parameters after one inner step on one task's ``samples``."""
-    rules, theta, rates = _told(MetaObjective(settings, spec, "first"), parameters)
-    support = Data(*(_array(field).reshape(1, -1) for field in samples))
-    with _alone():
-        steps = inner_loops.steps_taken(rules, theta, rates, support)
-    return _named(spec, steps.thetas[1])
-
-
 def warm_up(settings: Settings, spec: PolicySpec) -> None:
     """Have the loops compiled, or fetched from where they are kept, ahead of the first batch."""
-    parameters = initial_meta_parameters(spec, settings.inner, np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    parameters = to_torch(initial_meta_parameters(spec, settings.inner, rng))
     samples = Samples(
         observations=torch.zeros(1, 1, spec.observation_size),
         actions=torch.zeros(1, 1, spec.action_size),
@@ -231,23 +202,9 @@ def warm_up(settings: Settings, spec: PolicySpec) -> None:
 def _told(objective: MetaObjective, parameters: Parameters) -> tuple[Rules, Array, Array]:
     """What is asked for, the policy's parameters (Q,) and the inner rates (Q,)."""
     settings, spec = objective.settings, objective.spec
-    outer = settings.outer
-    theta, rates = _flat(spec, parameters), inner_rates(settings.inner, parameters)
-    rules = Rules(
-        sizes=np.array((spec.observation_size, *spec.hidden_sizes, spec.action_size)),
-        relu=spec.activation == "relu",
-        floor=spec.min_log_std,
-        ratio=settings.inner.objective == "ratio",
-        l2=settings.inner.l2,
-        objective=_OBJECTIVES[outer.objective],
-        clip=outer.clip,
-        kl=outer.inner_kl_coefficient if outer.objective == "ppo" else 0.0,
-        second=objective.order == "second",
-    )
-    if not isinstance(rates, float):
-        return rules, theta, _flat(spec, rates)
-    with np.errstate(over="ignore"):  # a rate that explodes is found by what it leads to
-        return rules, theta, np.full_like(theta, rates)
+    values = _arrays(parameters)
+    rules = rules_of(settings, spec, second=objective.order == "second")
+    return rules, flat(spec, values), rates_of(settings, spec, values)
 
 
 def _data_of(batch: MetaBatch) -> tuple[Data, Held, Data, Held]:
@@ -286,20 +243,13 @@ def _mean_by_name(
     return {name: found[name] for name in parameters}
 
 
-def _flat(spec: PolicySpec, parameters: Parameters) -> Array:
-    """(Q,) in the policy's own order, whatever order a file gave them in."""
-    return _array(torch.cat([parameters[name].detach().flatten() for name in spec.shapes()]))
+def _arrays(parameters: Parameters) -> dict[str, Array]:
+    return {name: _array(value) for name, value in parameters.items()}
 
 
-def _named(spec: PolicySpec, flat: Array) -> Parameters:
+def _named(spec: PolicySpec, values: Array) -> Parameters:
     """Numbers (Q,), by name."""
-    values, start = torch.from_numpy(flat), 0
-    named: Parameters = {}
-    for name, shape in spec.shapes().items():
-        count = math.prod(shape)
-        named[name] = values[start : start + count].view(shape)
-        start += count
-    return named
+    return {name: torch.from_numpy(value) for name, value in named(spec, values).items()}
 
 
 def _data(samples: Samples) -> Data:

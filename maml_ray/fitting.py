@@ -12,7 +12,7 @@ from maml_ray.agent import Agent
 from maml_ray.config import PolicySettings
 from maml_ray.errors import RunFolderError
 from maml_ray.meta_parameters import meta_parameter_shapes
-from maml_ray.policy import PolicySpec
+from maml_ray.policy_parameters import PolicySpec
 from maml_ray.rollout import policy_spec
 
 _SHARED = ("hidden_sizes", "activation", "initial_log_std", "min_log_std", "action_scale")

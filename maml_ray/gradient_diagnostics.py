@@ -10,7 +10,8 @@ from maml_ray.config import Settings
 from maml_ray.meta_gradient import task_gradients
 from maml_ray.meta_objective import MetaBatch, MetaObjective
 from maml_ray.passes import WHOLE, Passes
-from maml_ray.policy import Parameters, PolicySpec
+from maml_ray.policy import Parameters
+from maml_ray.policy_parameters import PolicySpec
 
 
 @dataclass(frozen=True)

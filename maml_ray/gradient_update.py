@@ -11,12 +11,14 @@ from torch import Tensor
 from maml_ray.adam import Moments, adam_step
 from maml_ray.adaptation import Order
 from maml_ray.config import Settings
+from maml_ray.learner_state import OptimiserState
 from maml_ray.meta_gradient import meta_gradient
 from maml_ray.meta_objective import Diagnostics, MetaBatch, MetaObjective
 from maml_ray.meta_parameters import LOG_RATE
-from maml_ray.outer_update import OptimiserState, OuterOptimiser, OuterStep
+from maml_ray.outer_update import OuterOptimiser, OuterStep
 from maml_ray.passes import WHOLE, Passes
-from maml_ray.policy import Parameters, PolicySpec, project, to_numpy
+from maml_ray.policy import Parameters, project, to_numpy
+from maml_ray.policy_parameters import PolicySpec
 from maml_ray.seeding import Purpose, generator
 from maml_ray.tensor_trees import selected
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from maml_ray.config import FaultSettings
-from maml_ray.learner import UpdateMetrics
+from maml_ray.learner_state import UpdateMetrics
 
 
 def hopeless(update: UpdateMetrics, budgets: FaultSettings) -> str | None:

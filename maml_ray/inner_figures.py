@@ -11,7 +11,8 @@ from maml_ray.config import Settings
 from maml_ray.meta_parameters import policy_part
 from maml_ray.normalisation import Normaliser
 from maml_ray.objectives import inner_losses, make_samples
-from maml_ray.policy import NumpyParameters, PolicySpec, distribution, kl_divergence, to_torch
+from maml_ray.policy import distribution, kl_divergence, to_torch
+from maml_ray.policy_parameters import NumpyParameters, PolicySpec
 from maml_ray.trajectories import Trajectories
 
 

@@ -10,17 +10,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from maml_ray.analytic_gradient import (
-    analytic_meta_gradient,
-    analytic_meta_loss,
-    is_covered,
-)
+from maml_ray.analytic_gradient import analytic_meta_gradient, analytic_meta_loss
 from maml_ray.compiled_gradient import (
     compiled_meta_gradient,
     compiled_meta_value,
     compiled_task_gradients,
     goes_by_loops,
 )
+from maml_ray.coverage import is_covered
 from maml_ray.meta_objective import Diagnostics, MetaBatch, MetaObjective, meta_loss
 from maml_ray.passes import WHOLE, Passes
 from maml_ray.policy import Parameters

@@ -24,14 +24,8 @@ from maml_ray.objectives import (
     policy_gradient_loss,
     sampling_loss,
 )
-from maml_ray.policy import (
-    ActionDistribution,
-    Parameters,
-    PolicySpec,
-    distribution,
-    entropy,
-    kl_divergence,
-)
+from maml_ray.policy import ActionDistribution, Parameters, distribution, entropy, kl_divergence
+from maml_ray.policy_parameters import PolicySpec
 
 
 @dataclass(frozen=True)
@@ -113,7 +107,7 @@ def adapted_query_policy(
     """One task's policy after adaptation, at its query data; and those of each inner step."""
     spec, inner = objective.spec, objective.settings.inner
     steps = inner_losses(spec, inner, batch.support)
-    rates = inner_rates(inner, parameters)
+    rates = inner_rates(inner, parameters, torch.exp)
     adapted, on_the_way = adapt(policy_part(parameters), steps, rates, order=objective.order)
     return distribution(spec, adapted, batch.query.observations), on_the_way
 

@@ -8,15 +8,13 @@ Both live in one dictionary, so that they are optimised, published and saved ali
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from maml_ray.config import InnerSettings
-from maml_ray.policy import Parameters, PolicySpec, initial_parameters
+from maml_ray.policy_parameters import NumpyParameters, PolicySpec, initial_parameters
 
 LOG_RATE = "log_inner_rate/"
 Value = TypeVar("Value")
@@ -24,13 +22,13 @@ Value = TypeVar("Value")
 
 def initial_meta_parameters(
     spec: PolicySpec, inner: InnerSettings, rng: np.random.Generator
-) -> Parameters:
+) -> NumpyParameters:
     """Fresh parameters; learned rates begin at ``inner.learning_rate``."""
     parameters = initial_parameters(spec, rng)
     if inner.learn_rates:
         start = math.log(inner.learning_rate)
         for name, value in list(parameters.items()):
-            parameters[LOG_RATE + name] = torch.full_like(value, start)
+            parameters[LOG_RATE + name] = np.full_like(value, start)
     return parameters
 
 
@@ -48,13 +46,19 @@ def policy_part(parameters: Mapping[str, Value]) -> dict[str, Value]:
 
 
 def inner_rates(
-    inner: InnerSettings, parameters: Mapping[str, Tensor]
-) -> float | dict[str, Tensor]:
-    """The inner rate: one number, or the learned ones by the name of their parameter."""
+    inner: InnerSettings, parameters: Mapping[str, Value], exp: Callable[[Value], Value]
+) -> float | dict[str, Value]:
+    """The inner rate: one number, or the learned ones by the name of their parameter.
+
+    Args:
+        inner: the inner loop's settings.
+        parameters: all that is learned, as arrays or tensors.
+        exp: the exponential of such.
+    """
     if not inner.learn_rates:
         return inner.learning_rate
     return {
-        name.removeprefix(LOG_RATE): torch.exp(value)
+        name.removeprefix(LOG_RATE): exp(value)
         for name, value in parameters.items()
         if name.startswith(LOG_RATE)
     }

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maml_ray.normalisation import Normaliser
-from maml_ray.policy import LOG_STD, PolicySpec
 from maml_ray.policy_loops import Perceptron
+from maml_ray.policy_parameters import LOG_STD, PolicySpec
 
 
 class NumpyPolicy:

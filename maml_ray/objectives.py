@@ -30,7 +30,9 @@ from torch import Tensor
 
 from maml_ray.config import InnerSettings
 from maml_ray.normalisation import Normaliser
-from maml_ray.policy import ActionDistribution, Parameters, PolicySpec, distribution, log_prob
+from maml_ray.policy import ActionDistribution, Parameters, distribution, log_prob
+from maml_ray.policy_parameters import PolicySpec
+from maml_ray.sample_arrays import sample_arrays
 from maml_ray.trajectories import Trajectories
 
 InnerObjective = Literal["ratio", "dice", "log_prob"]
@@ -55,29 +57,6 @@ class Samples(NamedTuple):
     log_probs: Tensor
     advantages: Tensor
     weights: Tensor
-
-
-def sample_arrays(
-    trajectories: Trajectories,
-    advantages: NDArray[np.float32],
-    normaliser: Normaliser | None = None,
-) -> tuple[NDArray[np.float32], ...]:
-    """Trajectories and their advantages (K, T) as the fields of :class:`Samples`.
-
-    Observations go through the ``normaliser`` that the collecting policy used, if it used one.
-    """
-    steps = trajectories.mask.size
-    observations = trajectories.observations
-    if normaliser is not None:
-        observations = normaliser(observations)
-    weights = trajectories.mask / np.float32(max(trajectories.env_steps, 1))
-    return (
-        observations.reshape(steps, -1),
-        trajectories.actions.reshape(steps, -1),
-        trajectories.log_probs,
-        advantages,
-        weights.astype(np.float32),
-    )
 
 
 def make_samples(

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from maml_ray.adaptation import Order
 from maml_ray.config import Settings
+from maml_ray.learner_state import OptimiserState
 from maml_ray.meta_objective import Diagnostics, MetaBatch
 from maml_ray.passes import WHOLE, Passes
-from maml_ray.policy import NumpyParameters, Parameters, PolicySpec
+from maml_ray.policy import Parameters
+from maml_ray.policy_parameters import PolicySpec
 
 
 @dataclass(frozen=True)
@@ -31,15 +33,6 @@ class OuterStep:
     gradient_norm: float
     steps: int
     learning_rate: float | None
-
-
-@dataclass(frozen=True)
-class OptimiserState:
-    """What an optimiser remembers from step to step: Adam's moments; nothing for a trust region."""
-
-    steps: int
-    first_moments: NumpyParameters
-    second_moments: NumpyParameters
 
 
 class OuterOptimiser(ABC):

@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 
 from maml_ray.config import Settings
-from maml_ray.policy import PolicySpec
+from maml_ray.policy_parameters import PolicySpec
 from maml_ray.tensor_trees import joined, length, sliced
 
 Batch = TypeVar("Batch")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from maml_ray.policy import PolicySpec
+from maml_ray.policy_parameters import PolicySpec
 
 Values = Mapping[str, Tensor]
 

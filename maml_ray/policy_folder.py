@@ -24,7 +24,7 @@ from maml_ray.errors import RunFolderError
 from maml_ray.files import Unreadable, read_bytes
 from maml_ray.fitting import check_fits
 from maml_ray.normalisation import Normaliser
-from maml_ray.policy import PolicySpec
+from maml_ray.policy_parameters import PolicySpec
 from maml_ray.run_folder import check_inside
 from maml_ray.tasks.distribution import Task
 

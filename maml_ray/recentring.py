@@ -22,7 +22,8 @@ from maml_ray.config import Settings
 from maml_ray.meta_objective import MetaBatch
 from maml_ray.objectives import log_probs_of
 from maml_ray.passes import WHOLE, Passes
-from maml_ray.policy import Parameters, PolicySpec
+from maml_ray.policy import Parameters
+from maml_ray.policy_parameters import PolicySpec
 
 
 def recentred(

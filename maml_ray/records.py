@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol
 
-from maml_ray.learner import UpdateMetrics
+from maml_ray.learner_state import UpdateMetrics
 
 
 @dataclass(frozen=True)

@@ -7,22 +7,21 @@ parameters, the task and the settings' seed alone, so any worker may do any work
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from maml_ray.adaptation import adapt, plain_gradient
 from maml_ray.advantages import advantages
 from maml_ray.collection import BrokenSimulation, collect
-from maml_ray.compiled_gradient import compiled_step, goes_by_loops
+from maml_ray.compiled_adaptation import compiled_step
 from maml_ray.config import Settings, SettingsError
-from maml_ray.meta_parameters import inner_rates, policy_part
+from maml_ray.coverage import is_covered
 from maml_ray.normalisation import Normaliser, RunningStatistics
 from maml_ray.numpy_policy import NumpyPolicy
-from maml_ray.objectives import Samples, inner_losses, make_samples
-from maml_ray.policy import Parameters, PolicyParameters, PolicySpec, to_numpy, to_torch
+from maml_ray.policy_parameters import NumpyParameters, PolicyParameters, PolicySpec
+from maml_ray.sample_arrays import sample_arrays
 from maml_ray.seeding import Purpose, seed_sequence
 from maml_ray.simulations import Simulations
 from maml_ray.tasks.distribution import Task, TaskDistribution
@@ -85,30 +84,37 @@ def sample_tasks(settings: Settings, tasks: TaskDistribution, iteration: int) ->
 def adapt_policy(
     settings: Settings,
     spec: PolicySpec,
-    parameters: Parameters,
+    parameters: Mapping[str, NDArray[np.float32]],
     support: Trajectories,
     normaliser: Normaliser | None,
-) -> Parameters:
+) -> NumpyParameters:
     """One inner step on ``support``, as numbers: no graph is kept.
 
     Takes and gives all meta-parameters: learned inner rates come back as they were.
     """
     estimates = advantages(support, settings.advantages)
-    return adapt_to(settings, spec, parameters, make_samples(support, estimates, normaliser))
+    step = inner_step_of(settings, spec)
+    return step(parameters, sample_arrays(support, estimates, normaliser))
 
 
-def adapt_to(
-    settings: Settings, spec: PolicySpec, parameters: Parameters, samples: Samples
-) -> Parameters:
-    """One inner step on ``samples``: see :func:`adapt_policy`."""
-    if goes_by_loops(settings, spec, samples.weights.device):
-        return {**parameters, **compiled_step(settings, spec, parameters, samples)}
-    losses = inner_losses(spec, settings.inner, (samples,))
-    rates = inner_rates(settings.inner, parameters)
-    adapted, _ = adapt(
-        policy_part(parameters), losses, rates, order="first", gradient_of=plain_gradient
-    )
-    return {**parameters, **{name: value.detach() for name, value in adapted.items()}}
+InnerStep = Callable[
+    [Mapping[str, NDArray[np.float32]], Sequence[NDArray[np.float32]]], NumpyParameters
+]
+
+
+def inner_step_of(settings: Settings, spec: PolicySpec) -> InnerStep:
+    """How an inner step is taken: from all meta-parameters, on a task's samples, to all of them."""
+    if is_covered(settings, spec):
+        kind = compiled_step
+    else:  # only now, since those who need no PyTorch start sooner and take half the memory
+        from maml_ray.autograd_adaptation import autograd_step as kind
+
+    def step(
+        parameters: Mapping[str, NDArray[np.float32]], samples: Sequence[NDArray[np.float32]]
+    ) -> NumpyParameters:
+        return {**parameters, **kind(settings, spec, parameters, samples)}
+
+    return step
 
 
 @dataclass(frozen=True)
@@ -153,6 +159,7 @@ class RolloutWorker:
         self._told = told
         self.tasks = resolve_tasks(settings.task)
         self.spec = policy_spec(settings, self.tasks)
+        self._inner_step = inner_step_of(settings, self.spec)
         self._simulations = Simulations(self.tasks, settings.task.horizon)
 
     def roll_out(
@@ -193,10 +200,10 @@ class RolloutWorker:
         self, parameters: PolicyParameters, assignment: Assignment, collecting: _Stopwatch
     ) -> tuple[list[_Phase], str | None]:
         """The phases that could be collected, and what broke at the next one."""
-        theta, phases = to_torch(parameters.values), list[_Phase]()
+        theta, phases = parameters.values, list[_Phase]()
         steps = self.settings.inner.steps
         for number in range(steps + 1):
-            policy = NumpyPolicy(self.spec, to_numpy(theta), parameters.normaliser)
+            policy = NumpyPolicy(self.spec, theta, parameters.normaliser)
             try:
                 with collecting:
                     trajectories = self._collect(policy, assignment, number)
@@ -206,9 +213,9 @@ class RolloutWorker:
             phases.append(_Phase(trajectories, estimates))
             if number < steps:
                 self._told(f"adaptation {number + 1}")
-                samples = make_samples(trajectories, estimates, parameters.normaliser)
-                theta = adapt_to(self.settings, self.spec, theta, samples)
-                if not all(bool(value.isfinite().all()) for value in theta.values()):
+                samples = sample_arrays(trajectories, estimates, parameters.normaliser)
+                theta = self._inner_step(theta, samples)
+                if not all(np.isfinite(value).all() for value in theta.values()):
                     name = f"adaptation {number + 1}"
                     return phases, f"{name}: the adapted parameters are not finite"
         return phases, None

@@ -31,7 +31,7 @@ from maml_ray.distributed.publisher import Publisher
 from maml_ray.distributed.run_metrics import RayMetrics
 from maml_ray.errors import Interrupted, TrainingFailed
 from maml_ray.health import hopeless
-from maml_ray.learner import UpdateMetrics
+from maml_ray.learner_state import UpdateMetrics
 from maml_ray.records import IterationRecord, IterationTimings, Observer, StartReport
 from maml_ray.rollout import Assignment, policy_spec, sample_tasks
 from maml_ray.run_folder import RunFolder

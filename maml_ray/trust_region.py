@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from maml_ray.adaptation import Order
-from maml_ray.analytic_gradient import analytic_fisher, is_covered
+from maml_ray.analytic_gradient import analytic_fisher
 from maml_ray.compiled_gradient import compiled_fisher, goes_by_loops
 from maml_ray.config import TrustRegionSettings
+from maml_ray.coverage import is_covered
+from maml_ray.learner_state import OptimiserState
 from maml_ray.meta_gradient import meta_gradient, meta_value
 from maml_ray.meta_objective import MetaBatch, MetaObjective, adapted_query_policy
-from maml_ray.outer_update import OptimiserState, OuterOptimiser, OuterStep
+from maml_ray.outer_update import OuterOptimiser, OuterStep
 from maml_ray.passes import WHOLE, Passes
 from maml_ray.policy import Parameters, fisher_product, project
 

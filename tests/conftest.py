@@ -30,8 +30,9 @@ hypothesis.settings.load_profile("tests")
 @pytest.fixture
 def batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is computed by hand goes in batched operations, as on a GPU, and not by loops."""
-    for module in (assembly, collectors, meta_gradient, rollout, trust_region):
+    for module in (assembly, collectors, meta_gradient, trust_region):
         monkeypatch.setattr(module, "goes_by_loops", lambda *told: False)
+    monkeypatch.setattr(rollout, "is_covered", lambda *told: False)
 
 
 @pytest.fixture(params=["loops", "batches"])

@@ -9,7 +9,8 @@ import numpy as np
 
 from maml_ray.advantages import advantages
 from maml_ray.config import Settings
-from maml_ray.learner import LearnerState, MetaLearner
+from maml_ray.learner import MetaLearner
+from maml_ray.learner_state import LearnerState
 from maml_ray.rollout import Assignment, RolloutWorker, sample_tasks
 from maml_ray.trajectories import TaskRollouts
 

@@ -9,7 +9,8 @@ from typing import Any
 from maml_ray.checkpoint import Score
 from maml_ray.checkpoint_files import Checkpoint
 from maml_ray.config import Settings
-from maml_ray.learner import LearnerState, MetaLearner
+from maml_ray.learner import MetaLearner
+from maml_ray.learner_state import LearnerState
 from maml_ray.records import Observer, StartReport
 from maml_ray.rollout import policy_spec
 from maml_ray.run_folder import RunFolder

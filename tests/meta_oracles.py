@@ -13,7 +13,8 @@ from torch.distributions import kl_divergence as torch_kl
 from maml_ray.config import Settings
 from maml_ray.meta_objective import MetaBatch
 from maml_ray.objectives import Samples
-from maml_ray.policy import ActionDistribution, Categorical, PolicySpec
+from maml_ray.policy import ActionDistribution, Categorical
+from maml_ray.policy_parameters import PolicySpec
 
 Parameters = dict[str, Tensor]
 Tree = TypeVar("Tree")

@@ -13,7 +13,8 @@ from torch import Tensor
 from maml_ray.config import Settings
 from maml_ray.meta_objective import MetaBatch
 from maml_ray.objectives import Samples
-from maml_ray.policy import ActionDistribution, Categorical, Gaussian, PolicySpec
+from maml_ray.policy import ActionDistribution, Categorical, Gaussian
+from maml_ray.policy_parameters import PolicySpec
 from maml_ray.trajectories import Trajectories
 from tests.meta_oracles import Parameters, action_distribution
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from maml_ray.acting import for_environment, make_sampler
 from maml_ray.numpy_policy import NumpyPolicy
-from maml_ray.policy import PolicySpec, distribution, log_prob, to_numpy
+from maml_ray.policy import distribution, log_prob, to_numpy
+from maml_ray.policy_parameters import PolicySpec
 from tests import oracles
 from tests.meta_oracles import Parameters
 

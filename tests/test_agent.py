@@ -9,7 +9,8 @@ import torch
 from maml_ray.agent import Agent
 from maml_ray.config import Settings, validate_settings
 from maml_ray.learner import MetaLearner
-from maml_ray.policy import PolicySpec, to_numpy
+from maml_ray.policy import to_numpy
+from maml_ray.policy_parameters import PolicySpec
 from maml_ray.rollout import policy_spec
 from tests import oracles
 

@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from maml_ray.adaptation import Order
-from maml_ray.analytic_gradient import analytic_meta_gradient, is_covered
+from maml_ray.analytic_gradient import analytic_meta_gradient
 from maml_ray.compiled_gradient import compiled_meta_gradient
 from maml_ray.config import Settings, validate_settings
+from maml_ray.coverage import is_covered
 from maml_ray.meta_objective import MetaBatch, MetaObjective, meta_loss
 from maml_ray.perceptron_loops import BLOCK
-from maml_ray.policy import LOG_STD, Parameters, PolicySpec
+from maml_ray.policy import Parameters
+from maml_ray.policy_parameters import LOG_STD, PolicySpec
 from tests import meta_oracles, oracles
 
 SPECS = {

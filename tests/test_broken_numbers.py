@@ -14,9 +14,10 @@ from gymnasium.vector import VectorEnv
 from maml_ray.collection import ATTEMPTS, BrokenSimulation, collect
 from maml_ray.config import FaultSettings, Settings, validate_settings
 from maml_ray.health import hopeless
-from maml_ray.learner import LearnerState, MetaLearner, UpdateMetrics
+from maml_ray.learner import MetaLearner
+from maml_ray.learner_state import LearnerState, UpdateMetrics
 from maml_ray.numpy_policy import NumpyPolicy
-from maml_ray.policy import initial_parameters, to_numpy
+from maml_ray.policy_parameters import initial_parameters
 from maml_ray.rollout import Assignment, RolloutWorker, policy_spec, sample_tasks
 from maml_ray.tasks.lookup import resolve_tasks
 from maml_ray.trajectories import TaskRollouts, Trajectories
@@ -64,7 +65,7 @@ def collected(
     settings: Settings, spoil: Spoil | None, seed: np.random.SeedSequence
 ) -> Trajectories:
     tasks, spec = resolve_tasks(settings.task), policy_spec(settings)
-    policy = NumpyPolicy(spec, to_numpy(initial_parameters(spec, np.random.default_rng(0))))
+    policy = NumpyPolicy(spec, initial_parameters(spec, np.random.default_rng(0)))
     (task,) = tasks.sample(np.random.default_rng(0), 1)
     env: Any = tasks.make_vector_env(task, num_envs=EPISODES, horizon=HORIZON)
     return collect(policy, env if spoil is None else Spoilt(env, spoil), HORIZON, seed)  # type: ignore[arg-type]
@@ -145,7 +146,7 @@ def test_a_simulation_that_mujoco_began_anew_by_itself_is_seen_though_all_is_fin
 
     settings = chosen("half-cheetah-direction")
     tasks, spec = resolve_tasks(settings.task), policy_spec(settings)
-    policy = NumpyPolicy(spec, to_numpy(initial_parameters(spec, np.random.default_rng(0))))
+    policy = NumpyPolicy(spec, initial_parameters(spec, np.random.default_rng(0)))
     env: Any = tasks.make_vector_env(
         tasks.sample(np.random.default_rng(0), 1)[0], num_envs=4, horizon=HORIZON
     )

@@ -28,10 +28,9 @@ from maml_ray.checkpoint_files import (
     load_checkpoint,
 )
 from maml_ray.errors import RunFolderError
-from maml_ray.learner import LearnerState
+from maml_ray.learner_state import LearnerState, OptimiserState
 from maml_ray.normalisation import Normaliser, RunningStatistics
-from maml_ray.outer_update import OptimiserState
-from maml_ray.policy import NumpyParameters, PolicyParameters, PolicySpec
+from maml_ray.policy_parameters import NumpyParameters, PolicyParameters, PolicySpec
 from maml_ray.storage import LocalStorage
 
 FOLDER = "checkpoints"

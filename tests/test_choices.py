@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from maml_ray.config import Settings, validate_settings
-from maml_ray.learner import UpdateMetrics
+from maml_ray.learner_state import UpdateMetrics
 from maml_ray.tasks.distribution import Task, TaskDistribution
 from tests.learning_runs import Run
 

@@ -11,14 +11,8 @@ from numpy.typing import NDArray
 
 from maml_ray.collection import collect, reset_seeds
 from maml_ray.numpy_policy import NumpyPolicy
-from maml_ray.policy import (
-    PolicySpec,
-    distribution,
-    initial_parameters,
-    log_prob,
-    to_numpy,
-    to_torch,
-)
+from maml_ray.policy import distribution, log_prob, to_torch
+from maml_ray.policy_parameters import PolicySpec, initial_parameters
 from maml_ray.tasks.distribution import Task, TaskDistribution
 from maml_ray.tasks.half_cheetah import BACKWARD_ID, HalfCheetahBackwardVector
 from maml_ray.trajectories import Trajectories
@@ -65,7 +59,7 @@ class CountdownTasks(TaskDistribution):
 
 def make_policy(observation_size: int, action_size: int, scale: float = 1.0) -> NumpyPolicy:
     spec = PolicySpec(observation_size, action_size, (8,), "tanh", -0.5, -3.0, action_scale=scale)
-    parameters = to_numpy(initial_parameters(spec, np.random.default_rng(1)))
+    parameters = initial_parameters(spec, np.random.default_rng(1))
     parameters["mean.weight"] = parameters["mean.weight"] * np.float32(50)
     return NumpyPolicy(spec, parameters)
 
@@ -154,7 +148,7 @@ def test_log_probs_are_those_that_torch_recomputes(scale: float) -> None:
     policy, env = make_policy(17, 6, scale), cheetahs()
     collected = collect(policy, env, 20, seed())
     spec = policy.spec
-    parameters = to_numpy(initial_parameters(spec, np.random.default_rng(1)))
+    parameters = initial_parameters(spec, np.random.default_rng(1))
     parameters["mean.weight"] = parameters["mean.weight"] * np.float32(50)
     gaussian = distribution(spec, to_torch(parameters), torch.from_numpy(collected.observations))
     recomputed = log_prob(gaussian, torch.from_numpy(collected.actions))

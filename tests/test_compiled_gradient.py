@@ -10,18 +10,20 @@ import torch
 from maml_ray import inner_loops, meta_gradient_loops
 from maml_ray.adaptation import adapt
 from maml_ray.analytic_gradient import collecting_policies
+from maml_ray.compiled_adaptation import compiled_step
 from maml_ray.compiled_gradient import (
     compiled_meta_gradient,
     compiled_meta_value,
     compiled_policies,
-    compiled_step,
     warm_up,
 )
+from maml_ray.config import Settings
 from maml_ray.meta_objective import MetaObjective
 from maml_ray.meta_parameters import inner_rates, policy_part
-from maml_ray.objectives import inner_losses
+from maml_ray.objectives import Samples, inner_losses
 from maml_ray.perceptron_loops import BLOCK
-from maml_ray.policy import PolicySpec
+from maml_ray.policy import Parameters
+from maml_ray.policy_parameters import PolicySpec
 from maml_ray.tensor_trees import mapped, sliced
 from tests.test_analytic_gradient import SPECS, problem, settings_of
 
@@ -37,6 +39,14 @@ def test_the_policies_on_the_way(spec: PolicySpec, steps: int) -> None:
     )
 
 
+def stepped(
+    settings: Settings, spec: PolicySpec, parameters: Parameters, samples: Samples
+) -> Parameters:
+    arrays = {name: value.numpy() for name, value in parameters.items()}
+    found = compiled_step(settings, spec, arrays, [field.numpy() for field in samples])
+    return {name: torch.from_numpy(value) for name, value in found.items()}
+
+
 @pytest.mark.parametrize("learn_rates", [False, True])
 @pytest.mark.parametrize("inner", ["ratio", "log_prob"])
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
@@ -45,8 +55,10 @@ def test_an_inner_step_is_autograds(spec: PolicySpec, inner: str, learn_rates: b
     parameters, batch = problem(settings, spec)
     samples = mapped(lambda tensor: tensor[1], batch.support[0])
     losses = inner_losses(spec, settings.inner, (samples,))
-    expected, _ = adapt(policy_part(parameters), losses, inner_rates(settings.inner, parameters))
-    found = compiled_step(settings, spec, parameters, samples)
+    expected, _ = adapt(
+        policy_part(parameters), losses, inner_rates(settings.inner, parameters, torch.exp)
+    )
+    found = stepped(settings, spec, parameters, samples)
     assert list(found) == list(expected)
     torch.testing.assert_close(found, dict(expected), rtol=1e-11, atol=1e-12)
 
@@ -103,7 +115,7 @@ def test_parameters_in_another_order_are_the_same() -> None:
     ours, theirs = (
         (
             compiled_meta_gradient(MetaObjective(settings, spec, "second"), each, batch)[2],
-            compiled_step(settings, spec, each, samples),
+            stepped(settings, spec, each, samples),
         )
         for each in (parameters, turned)
     )

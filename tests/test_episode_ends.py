@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from maml_ray.collection import collect, reset_seeds
 from maml_ray.numpy_policy import NumpyPolicy
-from maml_ray.policy import PolicySpec, initial_parameters, to_numpy
+from maml_ray.policy_parameters import PolicySpec, initial_parameters
 from maml_ray.tasks.half_cheetah import HalfCheetahBackwardVector
 from maml_ray.trajectories import Trajectories
 
@@ -67,7 +67,7 @@ def make_env(actions: gym.Space[Any], tells_speed: bool = True) -> gym.Env[Any, 
 def make_policy(discrete: bool, scale: float = 1.0) -> NumpyPolicy:
     spec = PolicySpec(2, 3 if discrete else 2, (8,), "tanh", -0.5, -3.0, action_scale=scale)
     spec = replace(spec, discrete=discrete, first_action=-1 if discrete else 0)
-    parameters = to_numpy(initial_parameters(spec, np.random.default_rng(1)))
+    parameters = initial_parameters(spec, np.random.default_rng(1))
     return NumpyPolicy(spec, parameters)
 
 
@@ -148,7 +148,7 @@ def test_a_collection_shorter_than_the_episodes_cuts_them_off() -> None:
     """The environment itself need not know the horizon."""
     env = HalfCheetahBackwardVector(3, autoreset_mode=AutoresetMode.DISABLED)
     spec = PolicySpec(17, 6, (8,), "tanh", -0.5, -3.0)
-    parameters = to_numpy(initial_parameters(spec, np.random.default_rng(1)))
+    parameters = initial_parameters(spec, np.random.default_rng(1))
     short, longer = (collect(NumpyPolicy(spec, parameters), env, n, SEED) for n in (4, 5))
     assert short.final_observations is not None
     assert short.terminated is not None

@@ -18,7 +18,7 @@ from maml_ray.config import Settings, validate_settings
 from maml_ray.gradient_diagnostics import diagnose_gradient
 from maml_ray.meta_gradient import task_gradients
 from maml_ray.meta_objective import MetaBatch, MetaObjective
-from maml_ray.policy import PolicySpec
+from maml_ray.policy_parameters import PolicySpec
 from maml_ray.records import FaultFigures, IterationRecord, IterationTimings
 from maml_ray.report.metrics import MetricsLog, read_metrics
 from maml_ray.run_folder import RunFolder

@@ -12,7 +12,8 @@ from maml_ray.config import Settings, load_settings
 from maml_ray.gradient_update import GradientUpdate
 from maml_ray.meta_objective import MetaBatch, MetaObjective, meta_loss
 from maml_ray.meta_parameters import LOG_RATE, initial_meta_parameters
-from maml_ray.policy import LOG_STD, PolicySpec
+from maml_ray.policy import to_torch
+from maml_ray.policy_parameters import LOG_STD, PolicySpec
 from tests import meta_oracles, oracles
 from tests.learning_runs import Run, change, same, same_state
 
@@ -26,7 +27,7 @@ def run(small_settings: Settings) -> Run:
 
 def fresh(settings: Settings) -> dict[str, torch.Tensor]:
     values = initial_meta_parameters(SPEC, settings.inner, np.random.default_rng(0))
-    return {name: value.requires_grad_() for name, value in values.items()}
+    return {name: value.requires_grad_() for name, value in to_torch(values).items()}
 
 
 def numbered_batch(tasks: int) -> MetaBatch:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from maml_ray.config import validate_settings
 from maml_ray.objectives import Samples, inner_loss
-from maml_ray.policy import PolicySpec
+from maml_ray.policy_parameters import PolicySpec
 from tests import meta_oracles, oracles
 from tests.meta_oracles import Parameters
 

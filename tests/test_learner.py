@@ -10,7 +10,7 @@ from maml_ray.adaptation import Order
 from maml_ray.config import Settings, load_settings
 from maml_ray.learner import MetaLearner
 from maml_ray.meta_objective import MetaObjective, meta_loss
-from maml_ray.policy import LOG_STD
+from maml_ray.policy_parameters import LOG_STD
 from maml_ray.trajectories import TaskRollouts
 from tests import meta_oracles, oracles
 from tests.learning_runs import Run, change, rewarded, same, same_state, without_time

@@ -13,7 +13,7 @@ from torch import Tensor
 from maml_ray.adaptation import Order
 from maml_ray.config import Settings, validate_settings
 from maml_ray.meta_objective import MetaBatch, MetaObjective, meta_loss
-from maml_ray.policy import PolicySpec
+from maml_ray.policy_parameters import PolicySpec
 from tests import meta_oracles, oracles
 from tests.meta_oracles import Parameters, StopGradient
 

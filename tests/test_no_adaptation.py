@@ -13,7 +13,7 @@ from torch import Tensor
 from maml_ray.agent import Agent
 from maml_ray.config import Settings, TrustRegionSettings
 from maml_ray.meta_objective import MetaBatch
-from maml_ray.policy import LOG_STD, to_torch
+from maml_ray.policy_parameters import LOG_STD
 from maml_ray.rollout import adapt_policy
 from tests import meta_oracles, oracles
 from tests.learning_runs import Run, change
@@ -127,12 +127,12 @@ def test_the_policy_can_be_adapted_all_the_same(plain: Settings) -> None:
     published = run.learner.publish()
     agent = Agent(run.settings, run.learner.spec, dict(published.values), published.normaliser)
     support = agent.collect(episodes=2, seed=1)
-    theta = to_torch(published.values)
+    theta = published.values
     adapted = adapt_policy(run.settings, run.learner.spec, theta, support, published.normaliser)
     one_step = change(run.settings, "inner", steps=1)
     expected = adapt_policy(one_step, run.learner.spec, theta, support, published.normaliser)
-    assert all(torch.equal(adapted[name], expected[name]) for name in expected)
-    assert float((oracles.flat(adapted) - oracles.flat(theta)).norm()) > 1e-3
+    assert all(np.array_equal(adapted[name], expected[name]) for name in expected)
+    assert max(np.abs(adapted[name] - theta[name]).max() for name in theta) > 1e-4
     assert agent.adapt(support).adaptation_steps == 1
 
 

@@ -17,7 +17,8 @@ from maml_ray.objectives import (
     policy_gradient_loss,
     sampling_loss,
 )
-from maml_ray.policy import PolicySpec, distribution, log_prob
+from maml_ray.policy import distribution, log_prob
+from maml_ray.policy_parameters import PolicySpec
 from tests import meta_oracles, oracles
 
 SPEC = PolicySpec(3, 2, (4,), "tanh", 0.0, -3.0)

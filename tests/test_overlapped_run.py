@@ -17,7 +17,8 @@ from maml_ray.config import Settings, validate_settings
 from maml_ray.distributed.learner_client import LearnerClient, RolloutsLost
 from maml_ray.distributed.pool import RolloutPool
 from maml_ray.errors import Interrupted
-from maml_ray.learner import LearnerState, MetaLearner
+from maml_ray.learner import MetaLearner
+from maml_ray.learner_state import LearnerState
 from maml_ray.rollout import Assignment, RolloutWorker, sample_tasks
 from maml_ray.run_folder import RunFolder
 from maml_ray.storage import LocalStorage

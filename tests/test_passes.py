@@ -19,7 +19,7 @@ from maml_ray.learner import MetaLearner
 from maml_ray.meta_gradient import meta_gradient, meta_value
 from maml_ray.meta_objective import MetaObjective
 from maml_ray.passes import Passes, bytes_a_task, passes_on
-from maml_ray.policy import PolicySpec
+from maml_ray.policy_parameters import PolicySpec
 from maml_ray.trust_region import fisher_of_adapted_policies
 from tests import meta_oracles, oracles
 from tests.learning_runs import Run, change, same_state

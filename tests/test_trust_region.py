@@ -15,7 +15,7 @@ from torch import Tensor
 from maml_ray.adaptation import Order
 from maml_ray.config import Settings, TrustRegionSettings
 from maml_ray.meta_objective import MetaBatch, MetaObjective
-from maml_ray.policy import PolicySpec
+from maml_ray.policy_parameters import PolicySpec
 from maml_ray.trust_region import conjugate_gradient, fisher_of_adapted_policies, natural_step
 from tests import meta_oracles, oracles
 from tests.meta_oracles import Parameters

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from maml_ray import trust_region
 from maml_ray.config import Settings, TrustRegionSettings
+from maml_ray.learner_state import OptimiserState
 from maml_ray.meta_gradient import meta_gradient, meta_value
 from maml_ray.meta_objective import Diagnostics, MetaBatch
-from maml_ray.outer_update import OptimiserState
-from maml_ray.policy import LOG_STD
+from maml_ray.policy_parameters import LOG_STD
 from maml_ray.trajectories import TaskRollouts
 from tests import meta_oracles, oracles
 from tests.learning_runs import Run, change, rewarded, same

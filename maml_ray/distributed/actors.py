@@ -7,12 +7,11 @@ import platform
 from typing import Any
 
 import ray
-import torch
 
 from maml_ray.config import Settings
 from maml_ray.distributed.activity import Activity, ActivityLog, Place, Receipt
-from maml_ray.learner import LearnerState, MetaLearner, UpdateMetrics
-from maml_ray.policy import PolicyParameters, PolicySpec
+from maml_ray.learner_state import LearnerState, UpdateMetrics
+from maml_ray.policy_parameters import PolicyParameters, PolicySpec
 from maml_ray.rollout import Assignment, RolloutWorker
 from maml_ray.trajectories import TaskRollouts
 
@@ -27,7 +26,6 @@ class RolloutActor:
     """Owns a batch of simulations; collects, adapts, collects."""
 
     def __init__(self, name: str, settings: Settings) -> None:
-        torch.set_num_threads(1)  # one actor a CPU
         self._name, self._settings = name, settings
         self._activity = ActivityLog()
         self._worker = RolloutWorker(settings, told=self._activity.now)
@@ -68,13 +66,20 @@ class LearnerActor:
         state: LearnerState | None,
     ) -> None:
         self._outer, self._where = settings.outer, "a machine that it cannot start on"
+        # Here and nowhere above: the driver and the rollout actors start sooner without PyTorch,
+        # and take half the memory.
+        import torch
+
+        from maml_ray.devices import choose_device
+        from maml_ray.learner import MetaLearner
+
         # The learner works while the actors wait. Its threads take a task each, and PyTorch's own,
         # whose number decides how it rounds, stay one.
         self._threads = threads or _usable_cpus()
         torch.set_num_threads(1)
         insisted = settings.cluster.learner_device == "cuda"
         chosen, remark = choose_device(device, insisted=insisted)
-        self._where = self._described(chosen, remark)
+        self._where = self._described(chosen.type, remark)
         self._activity = ActivityLog()
         self._learner = MetaLearner(settings, spec, chosen, self._threads)
         self._learner.warm_up()
@@ -89,9 +94,11 @@ class LearnerActor:
         """Where the learner computes, in words."""
         return self._where
 
-    def _described(self, device: torch.device, remark: str) -> str:
-        if device.type == "cuda":
-            return f"{torch.cuda.get_device_name(device)} (Ray GPU {ray.get_gpu_ids()})"
+    def _described(self, device: str, remark: str) -> str:
+        if device == "cuda":
+            from maml_ray.devices import device_name
+
+            return f"{device_name(device)} (Ray GPU {ray.get_gpu_ids()})"
         return f"CPU, {self._threads} thread{'s' if self._threads > 1 else ''}{remark}"
 
     def place(self) -> Place:
@@ -127,23 +134,3 @@ def _usable_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def choose_device(planned: str, *, insisted: bool) -> tuple[torch.device, str]:
-    """The learner's device, and a remark where it is not the planned one.
-
-    Args:
-        planned: ``"cuda"`` where Ray has given the learner a GPU, else ``"cpu"``.
-        insisted: whether the settings ask for a GPU and nothing else.
-
-    Raises:
-        RuntimeError: a GPU is insisted on, and PyTorch sees none.
-    """
-    if planned == "cpu" or torch.cuda.is_available():
-        return torch.device(planned), ""
-    blind = f"Ray gives the learner a GPU, but PyTorch {torch.__version__} sees none"
-    if insisted:
-        raise RuntimeError(
-            f"{blind}: install a CUDA build of PyTorch, or set cluster.learner_device=cpu"
-        )
-    return torch.device("cpu"), f" ({blind})"

@@ -22,8 +22,8 @@ from maml_ray.distributed.learner_client import LearnerClient, RolloutsLost
 from maml_ray.distributed.pool import Collected, Rollout, RolloutPool
 from maml_ray.distributed.run_name import own_name
 from maml_ray.errors import TrainingFailed
-from maml_ray.learner import UpdateMetrics, published
-from maml_ray.policy import PolicySpec
+from maml_ray.learner_state import UpdateMetrics, published
+from maml_ray.policy_parameters import PolicySpec
 from maml_ray.records import FaultFigures
 from maml_ray.rollout import Assignment
 

@@ -16,7 +16,7 @@ from maml_ray.distributed.run_name import RunName
 from maml_ray.distributed.runs_on_cluster import ANSWER_S, names_of_runs, service_of
 from maml_ray.errors import UserError
 from maml_ray.following import Followed
-from maml_ray.policy import PolicyParameters, PolicySpec
+from maml_ray.policy_parameters import PolicyParameters, PolicySpec
 
 _WAIT_S = 2.0
 """Longest single wait for a version: how soon a request to stop is heard."""

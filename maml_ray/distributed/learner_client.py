@@ -24,8 +24,8 @@ from maml_ray.distributed.members import describe_activity, reason
 from maml_ray.distributed.pool import POLL_S
 from maml_ray.distributed.roster import FETCH_S, TELL_EVERY_S
 from maml_ray.errors import Interrupted, ResourceError, TrainingFailed
-from maml_ray.learner import LearnerState, UpdateMetrics
-from maml_ray.policy import PolicySpec
+from maml_ray.learner_state import LearnerState, UpdateMetrics
+from maml_ray.policy_parameters import PolicySpec
 
 KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 """Memory that the learner frees stays with it (glibc, mallopt(3)): to get some tens of thousands of

@@ -16,7 +16,7 @@ from maml_ray.config import Settings
 from maml_ray.distributed.members import reason
 from maml_ray.distributed.run_name import own_name
 from maml_ray.distributed.run_service import NAMESPACE, RunService, RunStatus, Snapshot
-from maml_ray.policy import PolicySpec
+from maml_ray.policy_parameters import PolicySpec
 from maml_ray.records import IterationRecord, StartReport
 
 PATIENCE_S = 60.0

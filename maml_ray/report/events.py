@@ -40,16 +40,20 @@ class EventLog:
 
     def add_scalars(self, values: dict[str, float], step: int) -> None:
         """One point of each curve."""
-        from torch.utils.tensorboard.summary import scalar
+        from tensorboard.compat.proto.summary_pb2 import Summary
 
-        points = (_record(step=step, summary=scalar(tag, value)) for tag, value in values.items())
+        def point(tag: str, value: float) -> Any:
+            return Summary(value=[Summary.Value(tag=tag, simple_value=value)])
+
+        points = (_record(step=step, summary=point(*each)) for each in values.items())
         self._file.append(b"".join(points))
 
     def add_text(self, tag: str, words: str, step: int) -> None:
         """A line of the text page."""
-        from torch.utils.tensorboard.summary import text
+        from tensorboard.plugins.text.summary_v2 import text_pb
 
-        self._file.append(_record(step=step, summary=text(tag, words)))
+        # Named as PyTorch's writer names it: a run that goes on has one page of them.
+        self._file.append(_record(step=step, summary=text_pb(f"{tag}/text_summary", words)))
 
     def close(self) -> None:
         """Try once more to write what waits."""

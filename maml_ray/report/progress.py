@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from maml_ray.learner import UpdateMetrics
+from maml_ray.learner_state import UpdateMetrics
 from maml_ray.records import IterationRecord, Observer, StartReport
 
 _RECENT = 10

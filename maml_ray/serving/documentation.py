@@ -10,7 +10,7 @@ from fastapi import FastAPI, Response
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from maml_ray.policy import PolicySpec
+from maml_ray.policy_parameters import PolicySpec
 from maml_ray.serving.guard import OPEN_PATHS
 from maml_ray.serving.requests import MOST_OBSERVATIONS, ActBody, AdaptBody, SupportBody
 

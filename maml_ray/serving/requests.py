@@ -19,7 +19,8 @@ from maml_ray.acting import as_recorded
 from maml_ray.agent import Agent
 from maml_ray.explanations import explain
 from maml_ray.limits import MOST_ADAPTATION_STEPS
-from maml_ray.policy import PolicySpec, distribution, log_prob, to_torch
+from maml_ray.policy import distribution, log_prob, to_torch
+from maml_ray.policy_parameters import PolicySpec
 from maml_ray.serving.arrays import Booleans, Numbers
 from maml_ray.serving.policies import BASE
 from maml_ray.serving.refusal import Refusal

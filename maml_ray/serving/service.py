@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from maml_ray.policy import PolicySpec
+from maml_ray.policy_parameters import PolicySpec
 from maml_ray.serving.acting import Acted
 from maml_ray.serving.adapting import Adaptation
 from maml_ray.serving.copies import Copies

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from maml_ray.collection import collect, reset_seeds
 from maml_ray.config import Settings, TaskSettings
 from maml_ray.numpy_policy import NumpyPolicy
-from maml_ray.policy import PolicySpec, initial_parameters, to_numpy
+from maml_ray.policy_parameters import PolicySpec, initial_parameters
 from maml_ray.tasks.lookup import resolve_tasks
 from maml_ray.tasks.registration import env_id
 from maml_ray.tasks.runner_tasks import RunnerTasks
@@ -107,7 +107,7 @@ class Contest:
         spec = PolicySpec.from_spaces(
             settings, self.env.single_observation_space, self.env.single_action_space
         )
-        parameters = to_numpy(initial_parameters(spec, np.random.default_rng(0)))
+        parameters = initial_parameters(spec, np.random.default_rng(0))
         self.policy = policy or NumpyPolicy(spec, parameters)
         trajectories = self.collected()
         assert trajectories.mask.all(), f"an episode of {family} has ended"

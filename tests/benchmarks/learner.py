@@ -20,7 +20,7 @@ import torch
 
 from maml_ray.config import Settings, load_settings
 from maml_ray.learner import MetaLearner
-from maml_ray.policy import PolicySpec
+from maml_ray.policy_parameters import PolicySpec
 from maml_ray.rollout import Assignment, RolloutWorker, sample_tasks
 from maml_ray.trajectories import TaskRollouts
 from tests.benchmarks.arguments import count

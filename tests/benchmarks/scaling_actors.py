@@ -17,7 +17,7 @@ from maml_ray.distributed.activity import Place, Receipt
 from maml_ray.distributed.actors import RolloutActor
 from maml_ray.distributed.members import Member, Recruiter
 from maml_ray.distributed.roster import Roster
-from maml_ray.policy import PolicyParameters
+from maml_ray.policy_parameters import PolicyParameters
 from maml_ray.rollout import Assignment
 from maml_ray.trajectories import TaskRollouts
 

@@ -82,7 +82,7 @@ def _driver_parts(driver: Moments) -> Iterator[tuple[str, float]]:
     moments = {
         "Python starts": driver["begin", "import maml_ray.cli"],
         "imports of the command line": driver["end", "import maml_ray.cli"],
-        "imports of training (torch, ray)": driver["end", "import maml_ray.runs"],
+        "imports of training (ray, numba)": driver["end", "import maml_ray.runs"],
         "settings, run folder": driver["begin", "init"],
         "ray.init": driver["end", "init"],
         "until the learner is up": driver["end", "LearnerClient.wait_until_ready"],
@@ -103,9 +103,9 @@ def _actor_parts(actor: Moments, kind: str) -> Iterator[tuple[str, float]]:
     yield "its process begins, after", actor["begin", "process"]
     yield "until its module is asked for", actor[begin] - actor["begin", "process"]
     imported = actor["end", begin[1]]
-    yield "imports (torch, mujoco, ours)", imported - actor[begin]
+    yield "imports (mujoco, numba, ours)", imported - actor[begin]
     yield "until it is constructed", actor["begin", f"{kind}.__init__"] - imported
-    yield "construction", actor[end] - actor["begin", f"{kind}.__init__"]
+    yield "construction; of a learner torch, too", actor[end] - actor["begin", f"{kind}.__init__"]
     yield "up, after", actor[end]
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maml_ray.config import Settings
-from maml_ray.learner import LearnerState, MetaLearner
+from maml_ray.learner import MetaLearner
+from maml_ray.learner_state import LearnerState
 from maml_ray.rollout import Assignment, RolloutWorker, sample_tasks
 from maml_ray.tasks.lookup import resolve_tasks
 

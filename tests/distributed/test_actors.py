@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from maml_ray.distributed.actors import choose_device
+from maml_ray.devices import choose_device
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from maml_ray.distributed.crew import Crew
 from maml_ray.distributed.failures import Failure, Observation
 from maml_ray.distributed.learner_client import RolloutsLost
 from maml_ray.errors import TrainingFailed
-from maml_ray.learner import LearnerState, published
+from maml_ray.learner_state import LearnerState, published
 from maml_ray.rollout import Assignment
 from maml_ray.staleness import collecting_version
 from maml_ray.tasks.distribution import Task

@@ -23,7 +23,8 @@ from maml_ray.distributed.cluster import ResourcePlan
 from maml_ray.distributed.failures import FaultLog, settle
 from maml_ray.distributed.learner_client import LearnerClient, RolloutsLost
 from maml_ray.errors import ResourceError, TrainingFailed
-from maml_ray.learner import LearnerState, MetaLearner, UpdateMetrics
+from maml_ray.learner import MetaLearner
+from maml_ray.learner_state import LearnerState, UpdateMetrics
 from maml_ray.rollout import RolloutWorker
 from maml_ray.trajectories import TaskRollouts
 from tests.distributed.test_pool import assignments, settings

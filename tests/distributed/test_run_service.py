@@ -22,7 +22,7 @@ from maml_ray.distributed.run_name import RunName
 from maml_ray.distributed.run_service import KEPT, NAMESPACE, RunService, RunStatus, Snapshot
 from maml_ray.distributed.runs_on_cluster import find_run, look_at_runs, names_of_runs, service_of
 from maml_ray.learner import MetaLearner
-from maml_ray.policy import PolicyParameters
+from maml_ray.policy_parameters import PolicyParameters
 from maml_ray.records import StartReport
 from maml_ray.rollout import policy_spec
 from tests.report.conftest import MakeRecord, record  # noqa: F401  (a fixture)

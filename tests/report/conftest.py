@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from maml_ray.learner import UpdateMetrics
+from maml_ray.learner_state import UpdateMetrics
 from maml_ray.records import FaultFigures, IterationRecord, IterationTimings
 
 

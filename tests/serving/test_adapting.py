@@ -14,7 +14,8 @@ import maml_ray
 from maml_ray.adapting import adapt_to
 from maml_ray.agent import Agent
 from maml_ray.config import Settings
-from maml_ray.policy import PolicySpec, to_numpy
+from maml_ray.policy import to_numpy
+from maml_ray.policy_parameters import PolicySpec
 from maml_ray.serving.adapting import Adaptation, adapt_for
 from maml_ray.serving.policies import ServedPolicy, load_base
 from maml_ray.serving.refusal import Refusal

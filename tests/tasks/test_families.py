@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maml_ray.config import TaskSettings, validate_settings
-from maml_ray.policy import PolicyParameters, initial_parameters, to_numpy
+from maml_ray.policy_parameters import PolicyParameters, initial_parameters
 from maml_ray.rollout import Assignment, RolloutWorker
 from maml_ray.tasks.distribution import Task, TaskDistribution
 from maml_ray.tasks.lookup import BUILT_IN, resolve_tasks
@@ -129,7 +129,7 @@ def test_a_rollout_actor_does_not_care_which_task_came_before(family: Family) ->
     fresh, used = RolloutWorker(settings), RolloutWorker(settings)
     task, other = family.two_tasks()
     parameters = initial_parameters(fresh.spec, np.random.default_rng(0))
-    published = PolicyParameters(0, to_numpy(parameters), None)
+    published = PolicyParameters(0, parameters, None)
     used.roll_out(published, Assignment(0, 0, other, 0))
     first, again = (
         worker.roll_out(published, Assignment(0, 1, task, 0))[0].query for worker in (fresh, used)

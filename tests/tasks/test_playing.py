@@ -13,7 +13,7 @@ from maml_ray.collection import collect
 from maml_ray.config import PolicySettings, TaskSettings
 from maml_ray.normalisation import Normaliser
 from maml_ray.numpy_policy import NumpyPolicy
-from maml_ray.policy import PolicySpec, initial_parameters, to_numpy
+from maml_ray.policy_parameters import PolicySpec, initial_parameters
 from maml_ray.tasks.batch_env import Transition
 from maml_ray.tasks.half_cheetah import HalfCheetahBackwardVector
 from maml_ray.tasks.lookup import resolve_tasks
@@ -48,7 +48,7 @@ class Heard:
 def policy_for(env: Any, scale: float) -> NumpyPolicy:
     settings = PolicySettings(action_scale=scale, hidden_sizes=(8,))
     spec = PolicySpec.from_spaces(settings, env.single_observation_space, env.single_action_space)
-    parameters = to_numpy(initial_parameters(spec, np.random.default_rng(0)))
+    parameters = initial_parameters(spec, np.random.default_rng(0))
     rng = np.random.default_rng(1)
     normaliser = Normaliser(
         rng.standard_normal(17).astype(np.float32), rng.uniform(0.5, 2.0, 17).astype(np.float32)

@@ -13,7 +13,7 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 from maml_ray.config import TaskSettings, validate_settings
-from maml_ray.policy import PolicyParameters, initial_parameters, to_numpy
+from maml_ray.policy_parameters import PolicyParameters, initial_parameters
 from maml_ray.rollout import Assignment, RolloutWorker
 from maml_ray.tasks.lookup import BUILT_IN, resolve_tasks
 
@@ -49,7 +49,7 @@ def test_a_task_of_ones_own_is_rolled_out(tmp_path: Path, monkeypatch: pytest.Mo
     assert first != second
     assert 1.0 < dict(first.parameters)["g"] < 20.0
     parameters = initial_parameters(worker.spec, np.random.default_rng(0))
-    published = PolicyParameters(0, to_numpy(parameters), None)
+    published = PolicyParameters(0, parameters, None)
     for task in (first, second):
         rollouts, _ = worker.roll_out(published, Assignment(0, 0, task, 0))
         assert rollouts.query.observations.shape == (2, 6, 3)
