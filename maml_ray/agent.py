@@ -14,11 +14,11 @@ from maml_ray.acting import for_environment, make_sampler
 from maml_ray.collection import collect
 from maml_ray.config import Settings
 from maml_ray.errors import UserError
+from maml_ray.inner_step import adapt_policy
 from maml_ray.meta_parameters import initial_meta_parameters
 from maml_ray.normalisation import Normaliser
 from maml_ray.numpy_policy import NumpyPolicy
 from maml_ray.policy_parameters import NumpyParameters, PolicySpec
-from maml_ray.rollout import adapt_policy
 from maml_ray.seeding import Purpose, generator, seed_sequence
 from maml_ray.simulations import Simulations
 from maml_ray.tasks.distribution import Task

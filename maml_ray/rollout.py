@@ -7,7 +7,7 @@ parameters, the task and the settings' seed alone, so any worker may do any work
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 
 from maml_ray.advantages import advantages
 from maml_ray.collection import BrokenSimulation, collect
-from maml_ray.compiled_adaptation import compiled_step
 from maml_ray.config import Settings, SettingsError
-from maml_ray.coverage import is_covered
-from maml_ray.normalisation import Normaliser, RunningStatistics
+from maml_ray.inner_step import inner_step_of
+from maml_ray.normalisation import RunningStatistics
 from maml_ray.numpy_policy import NumpyPolicy
-from maml_ray.policy_parameters import NumpyParameters, PolicyParameters, PolicySpec
+from maml_ray.policy_parameters import PolicyParameters, PolicySpec
 from maml_ray.sample_arrays import sample_arrays
 from maml_ray.seeding import Purpose, seed_sequence
 from maml_ray.simulations import Simulations
@@ -79,42 +78,6 @@ def sample_tasks(settings: Settings, tasks: TaskDistribution, iteration: int) ->
     """The meta-batch of ``iteration``: its tasks depend on the seed and the iteration alone."""
     stream = seed_sequence(settings.run.seed, Purpose.TASKS, iteration)
     return tasks.sample(np.random.default_rng(stream), settings.meta_batch.tasks)
-
-
-def adapt_policy(
-    settings: Settings,
-    spec: PolicySpec,
-    parameters: Mapping[str, NDArray[np.float32]],
-    support: Trajectories,
-    normaliser: Normaliser | None,
-) -> NumpyParameters:
-    """One inner step on ``support``, as numbers: no graph is kept.
-
-    Takes and gives all meta-parameters: learned inner rates come back as they were.
-    """
-    estimates = advantages(support, settings.advantages)
-    step = inner_step_of(settings, spec)
-    return step(parameters, sample_arrays(support, estimates, normaliser))
-
-
-InnerStep = Callable[
-    [Mapping[str, NDArray[np.float32]], Sequence[NDArray[np.float32]]], NumpyParameters
-]
-
-
-def inner_step_of(settings: Settings, spec: PolicySpec) -> InnerStep:
-    """How an inner step is taken: from all meta-parameters, on a task's samples, to all of them."""
-    if is_covered(settings, spec):
-        kind = compiled_step
-    else:  # only now, since those who need no PyTorch start sooner and take half the memory
-        from maml_ray.autograd_adaptation import autograd_step as kind
-
-    def step(
-        parameters: Mapping[str, NDArray[np.float32]], samples: Sequence[NDArray[np.float32]]
-    ) -> NumpyParameters:
-        return {**parameters, **kind(settings, spec, parameters, samples)}
-
-    return step
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import hypothesis
 import pytest
 import torch
 
-from maml_ray import assembly, collectors, meta_gradient, rollout, trust_region
+from maml_ray import assembly, collectors, inner_step, meta_gradient, trust_region
 from maml_ray.config import Settings, validate_settings
 
 torch.set_num_threads(1)
@@ -32,7 +32,7 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is computed by hand goes in batched operations, as on a GPU, and not by loops."""
     for module in (assembly, collectors, meta_gradient, trust_region):
         monkeypatch.setattr(module, "goes_by_loops", lambda *told: False)
-    monkeypatch.setattr(rollout, "is_covered", lambda *told: False)
+    monkeypatch.setattr(inner_step, "is_covered", lambda *told: False)
 
 
 @pytest.fixture(params=["loops", "batches"])

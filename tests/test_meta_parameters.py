@@ -15,6 +15,7 @@ from maml_ray.agent import Agent
 from maml_ray.checkpoint import save_checkpoint
 from maml_ray.checkpoint_files import Checkpoint, load_checkpoint
 from maml_ray.config import InnerSettings, Settings
+from maml_ray.inner_step import adapt_policy
 from maml_ray.learner import MetaLearner
 from maml_ray.meta_parameters import (
     LOG_RATE,
@@ -25,7 +26,6 @@ from maml_ray.meta_parameters import (
 )
 from maml_ray.policy import to_torch
 from maml_ray.policy_parameters import PolicySpec, initial_parameters
-from maml_ray.rollout import adapt_policy
 from maml_ray.storage import LocalStorage
 from tests import meta_oracles, oracles
 from tests.learning_runs import Run, change, same, same_state

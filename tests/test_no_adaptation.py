@@ -12,9 +12,9 @@ from torch import Tensor
 
 from maml_ray.agent import Agent
 from maml_ray.config import Settings, TrustRegionSettings
+from maml_ray.inner_step import adapt_policy
 from maml_ray.meta_objective import MetaBatch
 from maml_ray.policy_parameters import LOG_STD
-from maml_ray.rollout import adapt_policy
 from tests import meta_oracles, oracles
 from tests.learning_runs import Run, change
 from tests.meta_oracles import Parameters

@@ -14,17 +14,12 @@ import torch
 from maml_ray.advantages import advantages
 from maml_ray.collectors import policies_at
 from maml_ray.config import Settings, SettingsError, validate_settings
+from maml_ray.inner_step import adapt_policy
 from maml_ray.normalisation import Normaliser
 from maml_ray.objectives import InnerObjective, make_samples
 from maml_ray.policy import to_torch
 from maml_ray.policy_parameters import PolicyParameters, initial_parameters
-from maml_ray.rollout import (
-    Assignment,
-    RolloutWorker,
-    adapt_policy,
-    policy_spec,
-    sample_tasks,
-)
+from maml_ray.rollout import Assignment, RolloutWorker, policy_spec, sample_tasks
 from maml_ray.tasks.distribution import Task, TaskDistribution
 from maml_ray.tensor_trees import mapped
 from maml_ray.trajectories import TaskRollouts, Trajectories

@@ -1,0 +1,58 @@
+"""An inner step as whoever acts takes it: numbers, and no graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maml_ray.advantages import advantages
+from maml_ray.compiled_adaptation import compiled_step
+from maml_ray.config import Settings
+from maml_ray.coverage import is_covered
+from maml_ray.normalisation import Normaliser
+from maml_ray.policy_parameters import NumpyParameters, PolicySpec
+from maml_ray.sample_arrays import sample_arrays
+from maml_ray.trajectories import Trajectories
+
+InnerStep = Callable[
+    [Mapping[str, NDArray[np.float32]], Sequence[NDArray[np.float32]]], NumpyParameters
+]
+"""From all meta-parameters, on one task's samples, to all of them; learned rates stay."""
+
+
+def inner_step_of(settings: Settings, spec: PolicySpec) -> InnerStep:
+    """How an inner step is taken: by the compiled loops, or by autograd where they cover less."""
+    if is_covered(settings, spec):
+        kind = compiled_step
+    else:  # only now: who needs no PyTorch starts sooner, and takes half the memory
+        from maml_ray.autograd_adaptation import autograd_step as kind
+
+    def step(
+        parameters: Mapping[str, NDArray[np.float32]], samples: Sequence[NDArray[np.float32]]
+    ) -> NumpyParameters:
+        return {**parameters, **kind(settings, spec, parameters, samples)}
+
+    return step
+
+
+def adapt_policy(
+    settings: Settings,
+    spec: PolicySpec,
+    parameters: Mapping[str, NDArray[np.float32]],
+    support: Trajectories,
+    normaliser: Normaliser | None,
+) -> NumpyParameters:
+    """One inner step on ``support``, which a policy of ``parameters`` has collected.
+
+    Args:
+        settings: of the run.
+        spec: the policy's sizes.
+        parameters: all that is learned; what is given back holds as much.
+        support: of one task.
+        normaliser: of observations, that the policy collected with.
+    """
+    estimates = advantages(support, settings.advantages)
+    samples = sample_arrays(support, estimates, normaliser)
+    return inner_step_of(settings, spec)(parameters, samples)
