@@ -15,7 +15,7 @@ from maml_ray import trust_region
 from maml_ray.config import Settings, TrustRegionSettings
 from maml_ray.learner_state import OptimiserState
 from maml_ray.meta_gradient import meta_gradient, meta_value
-from maml_ray.meta_objective import Diagnostics, MetaBatch
+from maml_ray.meta_objective import Diagnostics, MetaBatch, MetaObjective
 from maml_ray.policy_parameters import LOG_STD
 from maml_ray.trajectories import TaskRollouts
 from tests import meta_oracles, oracles
@@ -106,16 +106,20 @@ class Judged:
         self._judge = judge
         self._start = 0.0
 
-    def gradient(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Diagnostics, Parameters]:
-        loss, diagnostics, gradient = meta_gradient(*args, **kwargs)
-        self.seen.append(oracles.flat(args[2]))
+    def gradient(
+        self, objective: MetaObjective, parameters: Parameters, *others: Any
+    ) -> tuple[Tensor, Diagnostics, Parameters]:
+        loss, diagnostics, gradient = meta_gradient(objective, parameters, *others)
+        self.seen.append(oracles.flat(parameters))
         self._start = float(loss)
         return loss, diagnostics, gradient
 
-    def loss(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Diagnostics]:
-        _, diagnostics = meta_value(*args, **kwargs)
+    def loss(
+        self, objective: MetaObjective, parameters: Parameters, *others: Any
+    ) -> tuple[Tensor, Diagnostics]:
+        _, diagnostics = meta_value(objective, parameters, *others)
         told, kl = self._judge(len(self.seen) - 1, self._start, 0.02)
-        self.seen.append(oracles.flat(args[2]))
+        self.seen.append(oracles.flat(parameters))
         return torch.tensor(told), diagnostics._replace(query_kl=torch.tensor(kl))
 
 
