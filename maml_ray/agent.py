@@ -15,7 +15,7 @@ from maml_ray.collection import collect
 from maml_ray.config import Settings
 from maml_ray.errors import UserError
 from maml_ray.inner_step import adapt_policy
-from maml_ray.meta_parameters import initial_meta_parameters
+from maml_ray.learner_state import initial_state
 from maml_ray.normalisation import Normaliser
 from maml_ray.numpy_policy import NumpyPolicy
 from maml_ray.policy_parameters import NumpyParameters, PolicySpec
@@ -120,8 +120,7 @@ class Agent:
 
     def untrained(self) -> Agent:
         """The same with fresh random parameters: what training is held against."""
-        rng = generator(self.settings.run.seed, Purpose.PARAMETERS)
-        fresh = initial_meta_parameters(self.spec, self.settings.inner, rng)
+        fresh = initial_state(self.settings, self.spec).parameters
         return replace(self, parameters=fresh, adaptation_steps=0)
 
     def adapt(self, support: Trajectories | Sequence[Trajectories]) -> Agent:

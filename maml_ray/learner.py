@@ -18,16 +18,15 @@ from maml_ray.assembly import Assembly
 from maml_ray.config import Settings
 from maml_ray.gradient_diagnostics import GradientDiagnostics, diagnose_gradient
 from maml_ray.gradient_update import GradientUpdate
-from maml_ray.learner_state import LearnerState, UpdateMetrics, collecting, published
+from maml_ray.learner_state import LearnerState, UpdateMetrics, collecting, initial_state, published
 from maml_ray.meta_objective import MetaBatch, collector_ratio_error
-from maml_ray.meta_parameters import initial_meta_parameters, meta_parameter_shapes
+from maml_ray.meta_parameters import meta_parameter_shapes
 from maml_ray.normalisation import Normaliser, RunningStatistics
 from maml_ray.outer_update import OuterOptimiser, OuterStep
 from maml_ray.passes import passes_on
 from maml_ray.policy import Parameters, to_numpy, to_torch
 from maml_ray.policy_parameters import PolicyParameters, PolicySpec
 from maml_ray.recentring import recentred
-from maml_ray.seeding import Purpose, generator
 from maml_ray.staleness import collecting_version
 from maml_ray.trajectories import TaskRollouts, Trajectories
 from maml_ray.trust_region import TrustRegionUpdate
@@ -54,14 +53,13 @@ class MetaLearner:
         self.spec = spec
         self.device = torch.device(device)
         self._passes = passes_on(self.device, settings, spec, threads=threads)
-        self.version = 0
-        rng = generator(settings.run.seed, Purpose.PARAMETERS)
-        self.parameters = self._leaves(to_torch(initial_meta_parameters(spec, settings.inner, rng)))
-        self._optimiser = self._make_optimiser()
-        self._observations = RunningStatistics.empty(spec.observation_size)
-        self._skipped_in_a_row = self._discarded_episodes = 0
-        self._behind: PolicyParameters | None = None
-        self._assembly: Assembly | None = None
+        self.version: int
+        self._observations: RunningStatistics
+        self._skipped_in_a_row: int
+        self._discarded_episodes: int
+        self._behind: PolicyParameters | None
+        self._assembly: Assembly | None
+        self.load(initial_state(settings, spec))
 
     def warm_up(self) -> None:
         """Do ahead of the first update what it would wait for: imports, and compiled loops."""

@@ -8,8 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from maml_ray.config import Settings
+from maml_ray.meta_parameters import initial_meta_parameters
 from maml_ray.normalisation import RunningStatistics
-from maml_ray.policy_parameters import NumpyParameters, PolicyParameters
+from maml_ray.policy_parameters import NumpyParameters, PolicyParameters, PolicySpec
+from maml_ray.seeding import Purpose, generator
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,17 @@ class LearnerState:
     skipped_in_a_row: int = 0
     discarded_episodes: int = 0
     behind: PolicyParameters | None = None
+
+
+def initial_state(settings: Settings, spec: PolicySpec) -> LearnerState:
+    """Where a run begins: fresh parameters of the run's seed, and nothing seen yet."""
+    rng = generator(settings.run.seed, Purpose.PARAMETERS)
+    return LearnerState(
+        version=0,
+        parameters=initial_meta_parameters(spec, settings.inner, rng),
+        optimiser=OptimiserState(0, {}, {}),
+        observations=RunningStatistics.empty(spec.observation_size),
+    )
 
 
 def published(settings: Settings, state: LearnerState) -> PolicyParameters:

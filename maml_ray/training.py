@@ -79,12 +79,15 @@ def train(
         Superseded: a newer attempt at the run has begun.
         RunFolderError: the folder or the storage could not be written, or is another run's.
     """
-    audience = _Audience(observers)
+    audience, position = _Audience(observers), _position_of(resume)
     tasks, spec = resolve_tasks(settings.task), policy_spec(settings)
+    first = _assignments(settings, tasks, position.iteration)
     with (
         connected(settings.cluster.address),
         StopRequest() as stop,
-        crew(settings, spec, resume, on_event=audience.on_event, check_stop=stop.check) as actors,
+        crew(
+            settings, spec, resume, first, on_event=audience.on_event, check_stop=stop.check
+        ) as actors,
         closing(Publisher(settings, spec, actors.newest, audience.on_event)) as service,
     ):
         audience.join(RayMetrics(settings.run.name), service)
@@ -92,7 +95,6 @@ def train(
         attempt = storage.attempt.number
         audience.on_start(_start_report(folder, actors, resume, attempt))
         with saving(settings, folder, storage, stop.give_way) as writer:
-            position = _position_of(resume)
             _Loop(settings, tasks, actors, writer, audience, stop.check, attempt, position).run()
 
 
@@ -125,9 +127,8 @@ class _Loop:
     def _iterate(self) -> None:
         began = time.perf_counter()
         for iteration in range(self.position.iteration, self.settings.run.iterations):
-            collected, update = self.actors.learn(
-                self._assignments(iteration), self._ahead(iteration)
-            )
+            work = _assignments(self.settings, self.tasks, iteration)
+            collected, update = self.actors.learn(work, self._ahead(iteration))
             now = time.perf_counter()
             record = self._record(update, collected, now - began)
             began = now  # what follows, files too, is the next iteration's "rest"
@@ -135,16 +136,11 @@ class _Loop:
             self.audience.on_iteration(record)
             self._save(update)
 
-    def _assignments(self, iteration: int) -> list[Assignment]:
-        drawn = sample_tasks(self.settings, self.tasks, iteration)
-        version = collecting_version(self.settings, iteration)
-        return [Assignment(iteration, index, task, version) for index, task in enumerate(drawn)]
-
     def _ahead(self, iteration: int) -> list[Assignment]:
         """What is collected while the learner is at ``iteration``: the next one, or nothing."""
-        last = iteration + 1 == self.settings.run.iterations
-        overlap = self.settings.meta_batch.overlap and not last
-        return self._assignments(iteration + 1) if overlap else []
+        if not self.settings.meta_batch.overlap:
+            return []
+        return _assignments(self.settings, self.tasks, iteration + 1)
 
     def _record(
         self, update: UpdateMetrics, collected: Collected, wall_s: float
@@ -208,6 +204,15 @@ class _Loop:
             spec=self.actors.spec,
             learner=self.actors.learner.state,
         )
+
+
+def _assignments(settings: Settings, tasks: TaskDistribution, iteration: int) -> list[Assignment]:
+    """The work of an iteration; none behind the last."""
+    if iteration >= settings.run.iterations:
+        return []
+    drawn = sample_tasks(settings, tasks, iteration)
+    version = collecting_version(settings, iteration)
+    return [Assignment(iteration, index, task, version) for index, task in enumerate(drawn)]
 
 
 def _start_report(

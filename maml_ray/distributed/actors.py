@@ -63,7 +63,7 @@ class LearnerActor:
         spec: PolicySpec,
         device: str,
         threads: int | None,
-        state: LearnerState | None,
+        state: LearnerState,
     ) -> None:
         self._outer, self._where = settings.outer, "a machine that it cannot start on"
         # Here and nowhere above: the driver and the rollout actors start sooner without PyTorch,
@@ -83,8 +83,7 @@ class LearnerActor:
         self._activity = ActivityLog()
         self._learner = MetaLearner(settings, spec, chosen, self._threads)
         self._learner.warm_up()
-        if state is not None:
-            self._learner.load(state)
+        self._learner.load(state)
 
     def __repr__(self) -> str:
         # Ray asks a learner that could not start as well: what it raised is told with its name.

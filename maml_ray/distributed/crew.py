@@ -22,7 +22,7 @@ from maml_ray.distributed.learner_client import LearnerClient, RolloutsLost
 from maml_ray.distributed.pool import Collected, Rollout, RolloutPool
 from maml_ray.distributed.run_name import own_name
 from maml_ray.errors import TrainingFailed
-from maml_ray.learner_state import UpdateMetrics, published
+from maml_ray.learner_state import UpdateMetrics, initial_state, published
 from maml_ray.policy_parameters import PolicySpec
 from maml_ray.records import FaultFigures
 from maml_ray.rollout import Assignment
@@ -36,22 +36,27 @@ class Crew:
         settings: of the run.
         spec: the policy's sizes.
         learner, pool: the actors.
-        learner_place: where the learner computes, in words.
         places: where the rollout actors run, to begin with.
         parameters: a reference to the newest ones, for the actors and for whoever follows the run.
+        learner_place: where the learner computes, in words.
     """
 
     settings: Settings
     spec: PolicySpec
     learner: LearnerClient
     pool: RolloutPool
-    learner_place: str
     places: tuple[Place, ...]
     parameters: ray.ObjectRef[Any]
     _faults: FaultLog
     _settle: Callable[[Observation], None]
+    learner_place: str = ""
     _counts: WorkCounts = field(default_factory=WorkCounts)
     _ahead: Batch[Rollout] | None = None
+
+    def begin(self, assignments: Sequence[Assignment]) -> None:
+        """Have the meta-batch of the next :meth:`learn` begun, if there is to be one."""
+        if assignments:
+            self._ahead = self.pool.begin(self._collecting(), assignments)
 
     def learn(
         self, assignments: Sequence[Assignment], ahead: Sequence[Assignment] = ()
@@ -123,6 +128,7 @@ def crew(
     settings: Settings,
     spec: PolicySpec,
     resume: Checkpoint | None,
+    first: Sequence[Assignment],
     *,
     on_event: Callable[[str], None],
     check_stop: Callable[[], None],
@@ -133,6 +139,8 @@ def crew(
         settings: of the run.
         spec: the policy's sizes.
         resume: where the learner goes on; None to begin.
+        first: the meta-batch that is learned from first. It is collected while the learner starts,
+            whose process takes longest: PyTorch is imported, a GPU may have to be waited for.
         on_event: told of every failure that was mended.
         check_stop: called while waiting; may raise to abandon the wait.
 
@@ -143,6 +151,7 @@ def crew(
     namespace = own_name(settings.run.name).namespace
     faults = FaultLog(settings.faults, settings.cluster.max_task_attempts)
     told_of = partial(settle, faults, on_event=on_event)
+    state = resume.learner if resume else initial_state(settings, spec)
     demanded = demanded_actors(settings.cluster, settings.meta_batch.tasks)
     capacity = Capacity(settings.cluster, demanded=demanded)
     with ExitStack() as closing:
@@ -152,7 +161,7 @@ def crew(
             plan,
             namespace,
             capacity,
-            state=resume.learner if resume else None,
+            state=state,
             settle=told_of,
             on_event=on_event,
             check_stop=check_stop,
@@ -162,8 +171,9 @@ def crew(
             settings, namespace, capacity, settle=told_of, on_event=on_event, check_stop=check_stop
         )
         closing.callback(pool.close)
-        pool.start()  # while the learner starts, which is waited for first
-        described = learner.wait_until_ready()
         places = pool.wait_until_ready()
-        parameters = ray.put(published(settings, learner.state))
-        yield Crew(settings, spec, learner, pool, described, places, parameters, faults, told_of)
+        newest = ray.put(published(settings, state))
+        made = Crew(settings, spec, learner, pool, places, newest, faults, told_of)
+        made.begin(first)
+        made.learner_place = learner.wait_until_ready(pool.step)
+        yield made

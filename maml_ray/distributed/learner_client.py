@@ -31,7 +31,7 @@ KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": s
 """Memory that the learner frees stays with it (glibc, mallopt(3)): to get some tens of thousands of
 pages anew in each update, zeroed by the kernel, takes up to a third of the update's time."""
 Meanwhile = Callable[[Sequence[ray.ObjectRef[Any]]], None]
-"""What is done while an update is waited for: it returns soon, or when a reference is there."""
+"""What is done while the learner is waited for: it returns soon, or when a reference is there."""
 GRACE_S = 3.0
 """How long a request to stop lets an update finish that is under way."""
 
@@ -43,13 +43,16 @@ class RolloutsLost(Exception):
 class LearnerClient:
     """Starts the learner actor, speaks to it, and starts another where it dies.
 
+    Attributes:
+        state: the learner's last.
+
     Args:
         settings: of the run.
         spec: the policy's sizes.
         plan: whether the learner takes a GPU.
         namespace: Ray namespace of the actor's name.
         capacity: tells which nodes were announced to go away.
-        state: where the learner goes on; None to begin.
+        state: where the learner begins, or goes on.
         settle: notes a failure; may raise to end the run.
         on_event: told of what is waited for.
         check_stop: called while waiting; may raise to abandon the wait.
@@ -63,33 +66,30 @@ class LearnerClient:
         namespace: str,
         capacity: Capacity,
         *,
-        state: LearnerState | None,
+        state: LearnerState,
         settle: Callable[[Observation], None],
         on_event: Callable[[str], None],
         check_stop: Callable[[], None],
     ) -> None:
         self._settings, self._spec, self._plan = settings, spec, plan
         self._namespace, self._capacity = namespace, capacity
-        self._state = state
+        self.state = state
         self._settle, self._on_event, self._check_stop = settle, on_event, check_stop
         self._generation = 0
         self._actor: Any = self._start()
-
-    @property
-    def state(self) -> LearnerState:
-        """The learner's last state; there from the first :meth:`wait_until_ready` on."""
-        assert self._state is not None
-        return self._state
 
     @property
     def restarts(self) -> int:
         """How often another learner was begun."""
         return self._generation
 
-    def wait_until_ready(self) -> str:
+    def wait_until_ready(self, meanwhile: Meanwhile | None = None) -> str:
         """Wait for the learner; where it computes, in words.
 
         One that dies at its start, with its process or its node, is begun anew.
+
+        Args:
+            meanwhile: called over and over until it is up; may raise to give it up.
 
         Raises:
             ResourceError: it was not up within ``cluster.start_timeout_s``, or could not start.
@@ -98,10 +98,9 @@ class LearnerClient:
         attempts = 0
         while True:
             ref = self._actor.describe.remote()
-            self._wait_for_start(ref)
+            self._wait_for_start(ref, meanwhile)
             try:
                 description: str = ray.get(ref, timeout=FETCH_S)
-                self._state = ray.get(self._actor.state.remote(), timeout=FETCH_S)
             except RayError as error:
                 own = getattr(error, "actor_init_failed", False)  # the next would fail alike
                 if own or not isinstance(error, RayActorError):
@@ -113,10 +112,10 @@ class LearnerClient:
             else:
                 return description
 
-    def _wait_for_start(self, ref: ray.ObjectRef[Any]) -> None:
+    def _wait_for_start(self, ref: ray.ObjectRef[Any], meanwhile: Meanwhile | None) -> None:
         timeout = self._settings.cluster.start_timeout_s
         began = told = time.monotonic()
-        while not ray.wait([ref], timeout=POLL_S)[0]:
+        while not _are_there([ref], meanwhile):
             self._check_stop()
             now = time.monotonic()
             if now - began > timeout:
@@ -164,7 +163,7 @@ class LearnerClient:
                 failed = self._wait_for(metrics, state, meanwhile=meanwhile)
                 if failed is None:
                     result: UpdateMetrics = ray.get(metrics, timeout=FETCH_S)
-                    self._state = ray.get(state, timeout=FETCH_S)
+                    self.state = ray.get(state, timeout=FETCH_S)
                     return result
             except RayTaskError as error:
                 if isinstance(error, ObjectLostError) or isinstance(error.cause, ObjectLostError):
@@ -196,7 +195,7 @@ class LearnerClient:
                 self._spec,
                 self._plan.learner_device,
                 self._settings.cluster.learner_threads,
-                self._state,
+                self.state,
             )
         )
         self._place = actor.place.remote()  # answered once it is up, and then known here

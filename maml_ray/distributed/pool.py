@@ -92,10 +92,6 @@ class RolloutPool:
         self._told_at = self._finished_at = time.monotonic()
         self._tend_next = 0.0
 
-    def start(self) -> None:
-        """Have the actors begin, and wait for none: others may begin beside them."""
-        self._roster.follow_cluster()
-
     def wait_until_ready(self) -> tuple[Place, ...]:
         """Start the actors and wait for the first answer of each that there is room for.
 

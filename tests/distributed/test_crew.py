@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from maml_ray.checkpoint_files import Checkpoint
 from maml_ray.config import Settings
 from maml_ray.distributed import crew as crew_module
 from maml_ray.distributed.batch import Batch, WorkCounts
@@ -16,6 +19,7 @@ from maml_ray.distributed.crew import Crew
 from maml_ray.distributed.failures import Failure, Observation
 from maml_ray.distributed.learner_client import RolloutsLost
 from maml_ray.errors import TrainingFailed
+from maml_ray.learner import MetaLearner
 from maml_ray.learner_state import LearnerState, published
 from maml_ray.rollout import Assignment
 from maml_ray.staleness import collecting_version
@@ -25,6 +29,7 @@ from tests.report.conftest import made_up_record
 from tests.small_runs import settings
 
 TASKS = 2
+OVERLAPPED: dict[str, Any] = {"meta_batch": {"overlap": True}}
 Log = list[str]
 
 
@@ -110,7 +115,8 @@ class MadeUpLearner:
 
 @pytest.fixture(autouse=True)
 def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crew_module, "ray", SimpleNamespace(put=lambda value: value))
+    made_up = SimpleNamespace(put=lambda value: value, cluster_resources=dict)
+    monkeypatch.setattr(crew_module, "ray", made_up)
 
 
 def made_up_crew(
@@ -123,19 +129,93 @@ def made_up_crew(
     newest: Any = published(chosen, state)
     faults: Any = SimpleNamespace(total=0)
     told = list[Observation]()
-    return Crew(chosen, begun.spec, client, pool, "here", (), newest, faults, told.append)
+    return Crew(chosen, begun.spec, client, pool, (), newest, faults, told.append)
+
+
+def work(chosen: Settings, iteration: int) -> list[Assignment]:
+    version = collecting_version(chosen, iteration)
+    return [Assignment(iteration, index, Task("any"), version) for index in range(TASKS)]
 
 
 def learned(crew: Crew, first: int, last: int) -> None:
     """Iterations ``first`` to ``last``, as the training loop asks for them."""
-
-    def work(iteration: int) -> list[Assignment]:
-        version = collecting_version(crew.settings, iteration)
-        return [Assignment(iteration, index, Task("any"), version) for index in range(TASKS)]
-
     for iteration in range(first, last + 1):
         ahead = crew.settings.meta_batch.overlap and iteration < last
-        crew.learn(work(iteration), work(iteration + 1) if ahead else ())
+        next_one = work(crew.settings, iteration + 1) if ahead else ()
+        crew.learn(work(crew.settings, iteration), next_one)
+
+
+def started(
+    monkeypatch: pytest.MonkeyPatch, chosen: Settings, log: Log, resume: Checkpoint | None
+) -> AbstractContextManager[Crew]:
+    """A crew as it starts, of a pool that is up at once and a learner that takes three waits."""
+
+    class Pool(MadeUpPool):
+        def wait_until_ready(self) -> tuple[()]:
+            self.log.append("actors up")
+            return ()
+
+        def close(self) -> None: ...
+
+    class Learner(MadeUpLearner):
+        def wait_until_ready(self, meanwhile: Callable[[Any], None]) -> str:
+            for _ in range(3):
+                meanwhile([])
+            self.log.append("learner up")
+            return "here"
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(crew_module, "plan_resources", lambda *told: None)
+    monkeypatch.setattr(crew_module, "RolloutPool", lambda *told, **more: Pool(log))
+    monkeypatch.setattr(
+        crew_module, "LearnerClient", lambda *told, state, **more: Learner(log, chosen, state)
+    )
+    iteration = resume.iteration if resume else 0
+    first = work(chosen, iteration) if iteration < chosen.run.iterations else []
+    spec = checkpoint_of(chosen, 0).spec
+    return crew_module.crew(
+        chosen, spec, resume, first, on_event=log.append, check_stop=lambda: None
+    )
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_the_first_meta_batch_is_collected_while_the_learner_starts(
+    monkeypatch: pytest.MonkeyPatch, overlap: bool
+) -> None:
+    log: Log = []
+    chosen = settings(run={"iterations": 5}, meta_batch={"overlap": overlap})
+    with started(monkeypatch, chosen, log, None) as crew:
+        assert crew.learner_place == "here"
+        learned(crew, 0, 0)
+        last = crew.learner.state
+    assert log[:5] == ["actors up", "begin 0 with 0", "collect 0.0", "collect 0.1", "learner up"]
+    assert log[5:] == ["update 0", "updated 0"]
+    fresh = MetaLearner(chosen, crew.spec).state()
+    np.testing.assert_equal(last.parameters, fresh.parameters)  # the made-up learner keeps them
+
+
+def test_a_resumed_run_begins_with_the_version_that_was_under_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chosen = settings(run={"iterations": 5}, **OVERLAPPED)
+    before = made_up_crew(chosen, [])
+    learned(before, 0, 1)
+    log: Log = []
+    resume = replace(checkpoint_of(chosen, 2), learner=before.learner.state)
+    with started(monkeypatch, chosen, log, resume) as crew:
+        learned(crew, 2, 3)
+    assert log[:4] == ["actors up", "begin 2 with 1", "collect 2.0", "collect 2.1"]
+    assert log[4:7] == ["learner up", "begin 3 with 2", "update 2"]
+
+
+def test_nothing_is_begun_where_a_run_has_come_to_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log: Log = []
+    chosen = settings(run={"iterations": 5})
+    with started(monkeypatch, chosen, log, checkpoint_of(chosen, 5)):
+        assert log == ["actors up", "learner up"]
 
 
 def test_without_overlap_collecting_and_learning_alternate() -> None:
@@ -145,9 +225,6 @@ def test_without_overlap_collecting_and_learning_alternate() -> None:
         *("begin 0 with 0", "collect 0.0", "collect 0.1", "take 0.0", "update 0", "updated 0"),
         *("begin 1 with 1", "collect 1.0", "collect 1.1", "take 1.0", "update 1", "updated 1"),
     ]
-
-
-OVERLAPPED: dict[str, Any] = {"meta_batch": {"overlap": True}}
 
 
 def test_with_overlap_the_next_meta_batch_is_collected_during_the_update() -> None:

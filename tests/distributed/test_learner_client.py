@@ -24,7 +24,7 @@ from maml_ray.distributed.failures import FaultLog, settle
 from maml_ray.distributed.learner_client import LearnerClient, RolloutsLost
 from maml_ray.errors import ResourceError, TrainingFailed
 from maml_ray.learner import MetaLearner
-from maml_ray.learner_state import LearnerState, UpdateMetrics
+from maml_ray.learner_state import LearnerState, UpdateMetrics, initial_state
 from maml_ray.rollout import RolloutWorker
 from maml_ray.trajectories import TaskRollouts
 from tests.distributed.test_pool import assignments, settings
@@ -76,13 +76,14 @@ def begun(chosen: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Begin]:
     made: list[LearnerClient] = []
 
     def begin(on_event: Callable[[str], None] = lambda message: None) -> LearnerClient:
+        spec = RolloutWorker(chosen).spec
         client = LearnerClient(
             chosen,
-            RolloutWorker(chosen).spec,
+            spec,
             ResourcePlan(1, 0, "cpu"),
             "test-learner",
             Capacity(chosen.cluster),
-            state=None,
+            state=initial_state(chosen, spec),
             settle=partial(settle, faults, on_event=on_event),
             on_event=on_event,
             check_stop=lambda: None,
@@ -107,8 +108,14 @@ def test_a_learner_that_dies_at_its_start_is_begun_anew(
 ) -> None:
     (tmp_path / "flaw").write_text("dies")
     events: list[str] = []
-    client = begun(events.append)
-    assert client.wait_until_ready() == "CPU, 1 thread"
+    client, waits = begun(events.append), list[int]()
+
+    def meanwhile(refs: Sequence[ray.ObjectRef[Any]]) -> None:
+        waits.append(len(refs))
+        ray.wait(list(refs), timeout=0.5)
+
+    assert client.wait_until_ready(meanwhile) == "CPU, 1 thread"
+    assert set(waits) == {1}
     assert client.restarts == 1
     (told,) = events
     assert "the start failed on learner: it could not start" in told

@@ -24,6 +24,7 @@ from maml_ray.distributed.learner_client import LearnerClient
 from maml_ray.distributed.pool import Collected, Rollout, RolloutPool
 from maml_ray.errors import Interrupted, ResourceError, TrainingFailed
 from maml_ray.learner import MetaLearner
+from maml_ray.learner_state import initial_state
 from maml_ray.rollout import Assignment, RolloutWorker, policy_spec
 from maml_ray.tasks.distribution import Task
 from maml_ray.tasks.half_cheetah import HalfCheetahBackwardTasks
@@ -278,7 +279,7 @@ def test_a_learner_that_waits_for_a_gpu_says_so_and_is_given_up(
         ResourcePlan(2, 1, "cuda"),
         "test-learner",
         Capacity(chosen.cluster),
-        state=None,
+        state=initial_state(chosen, policy_spec(chosen)),
         settle=lambda observation: None,
         on_event=events.append,
         check_stop=lambda: None,
