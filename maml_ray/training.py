@@ -125,7 +125,7 @@ class _Loop:
             raise
 
     def _iterate(self) -> None:
-        began = time.perf_counter()
+        began = self.actors.began  # the learner may have been waited for since
         for iteration in range(self.position.iteration, self.settings.run.iterations):
             work = _assignments(self.settings, self.tasks, iteration)
             collected, update = self.actors.learn(work, self._ahead(iteration))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -61,6 +62,7 @@ class MadeUpCrew:
         state = checkpoint_of(self.settings, 0)
         self.spec = state.spec
         self.learner = SimpleNamespace(state=state.learner)
+        self.began = time.perf_counter()
 
     def learn(self, assignments: Any, ahead: Any) -> Any:
         iteration = assignments[0].iteration

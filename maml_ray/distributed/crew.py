@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -39,6 +40,7 @@ class Crew:
         places: where the rollout actors run, to begin with.
         parameters: a reference to the newest ones, for the actors and for whoever follows the run.
         learner_place: where the learner computes, in words.
+        began: when the first meta-batch was begun, on ``time.perf_counter``'s clock.
     """
 
     settings: Settings
@@ -50,6 +52,7 @@ class Crew:
     _faults: FaultLog
     _settle: Callable[[Observation], None]
     learner_place: str = ""
+    began: float = field(default_factory=time.perf_counter)
     _counts: WorkCounts = field(default_factory=WorkCounts)
     _ahead: Batch[Rollout] | None = None
 

@@ -166,7 +166,8 @@ def started(
 
         def close(self) -> None: ...
 
-    monkeypatch.setattr(crew_module, "plan_resources", lambda *told: None)
+    for asked in ("plan_resources", "Capacity", "own_name"):  # of Ray, which is not there
+        monkeypatch.setattr(crew_module, asked, lambda *told, **more: SimpleNamespace(namespace=""))
     monkeypatch.setattr(crew_module, "RolloutPool", lambda *told, **more: Pool(log))
     monkeypatch.setattr(
         crew_module, "LearnerClient", lambda *told, state, **more: Learner(log, chosen, state)
