@@ -25,6 +25,6 @@ def choose_device(planned: str, *, insisted: bool) -> tuple[torch.device, str]:
     return torch.device("cpu"), f" ({blind})"
 
 
-def device_name(device: str) -> str:
+def device_name(device: torch.device) -> str:
     """Of a GPU, as its maker calls it."""
     return torch.cuda.get_device_name(device)

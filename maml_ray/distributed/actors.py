@@ -70,7 +70,7 @@ class LearnerActor:
         # and take half the memory.
         import torch
 
-        from maml_ray.devices import choose_device
+        from maml_ray.devices import choose_device, device_name
         from maml_ray.learner import MetaLearner
 
         # The learner works while the actors wait. Its threads take a task each, and PyTorch's own,
@@ -79,7 +79,9 @@ class LearnerActor:
         torch.set_num_threads(1)
         insisted = settings.cluster.learner_device == "cuda"
         chosen, remark = choose_device(device, insisted=insisted)
-        self._where = self._described(chosen.type, remark)
+        self._where = f"CPU, {self._threads} thread{'s' * (self._threads > 1)}{remark}"
+        if chosen.type == "cuda":
+            self._where = f"{device_name(chosen)} (Ray GPU {ray.get_gpu_ids()})"
         self._activity = ActivityLog()
         self._learner = MetaLearner(settings, spec, chosen, self._threads)
         self._learner.warm_up()
@@ -93,20 +95,9 @@ class LearnerActor:
         """Where the learner computes, in words."""
         return self._where
 
-    def _described(self, device: str, remark: str) -> str:
-        if device == "cuda":
-            from maml_ray.devices import device_name
-
-            return f"{device_name(device)} (Ray GPU {ray.get_gpu_ids()})"
-        return f"CPU, {self._threads} thread{'s' if self._threads > 1 else ''}{remark}"
-
     def place(self) -> Place:
         """Where this actor runs; answers once it is up."""
         return _place()
-
-    def state(self) -> LearnerState:
-        """What a learner needs to go on; the driver keeps it."""
-        return self._learner.state()
 
     def take(self, *rollouts: TaskRollouts) -> None:
         """Some of what the next update will be given, to be prepared now."""

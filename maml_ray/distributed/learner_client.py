@@ -43,9 +43,6 @@ class RolloutsLost(Exception):
 class LearnerClient:
     """Starts the learner actor, speaks to it, and starts another where it dies.
 
-    Attributes:
-        state: the learner's last.
-
     Args:
         settings: of the run.
         spec: the policy's sizes.
@@ -73,10 +70,15 @@ class LearnerClient:
     ) -> None:
         self._settings, self._spec, self._plan = settings, spec, plan
         self._namespace, self._capacity = namespace, capacity
-        self.state = state
+        self._state = state
         self._settle, self._on_event, self._check_stop = settle, on_event, check_stop
         self._generation = 0
         self._actor: Any = self._start()
+
+    @property
+    def state(self) -> LearnerState:
+        """The learner's last."""
+        return self._state
 
     @property
     def restarts(self) -> int:
@@ -163,7 +165,7 @@ class LearnerClient:
                 failed = self._wait_for(metrics, state, meanwhile=meanwhile)
                 if failed is None:
                     result: UpdateMetrics = ray.get(metrics, timeout=FETCH_S)
-                    self.state = ray.get(state, timeout=FETCH_S)
+                    self._state = ray.get(state, timeout=FETCH_S)
                     return result
             except RayTaskError as error:
                 if isinstance(error, ObjectLostError) or isinstance(error.cause, ObjectLostError):
@@ -195,7 +197,7 @@ class LearnerClient:
                 self._spec,
                 self._plan.learner_device,
                 self._settings.cluster.learner_threads,
-                self.state,
+                self._state,
             )
         )
         self._place = actor.place.remote()  # answered once it is up, and then known here
