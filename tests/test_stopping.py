@@ -137,7 +137,7 @@ with EndOnSignal():
 
 def test_what_is_to_come_again_does_not_come_after_the_end() -> None:
     text = """
-stopping._AGAIN_S = 0.2
+stopping._AGAIN_S = 1000.0
 class Open:
     def __del__(self):
         signal.raise_signal(signal.SIGTERM)
@@ -149,7 +149,7 @@ try:
 except Interrupted:
     for thread in threading.enumerate():
         if getattr(thread, "interval", None) == stopping._AGAIN_S:
-            thread.join()
+            assert thread.finished.is_set()
     say("ended in good order")
 """
     with program(text) as process:
