@@ -47,10 +47,10 @@ class Scales:
             self._processes[f"{child.cmdline()[0].split(':')[2]} {child.pid}"] = child
 
     def on_iteration(self, record: IterationRecord) -> None:
-        # Pages that only this process has: shared ones are the object store, weighed apart.
-        weights = {
-            name: process.memory_full_info().uss / MIB for name, process in self._processes.items()
-        }
+        # Without the pages of files, which are shared or not as neighbours come and go; and without
+        # the object store, which is weighed apart.
+        told = {name: process.memory_info() for name, process in self._processes.items()}
+        weights = {name: (seen.rss - seen.shared) / MIB for name, seen in told.items()}
         left = ray.available_resources().get("object_store_memory", 0.0)
         weights["object store"] = (150_000_000 - left) / MIB
         self.weights.append(weights)
