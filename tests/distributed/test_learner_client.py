@@ -117,7 +117,7 @@ def test_a_learner_that_dies_at_its_start_is_begun_anew(
     assert client.wait_until_ready(meanwhile) == "CPU, 1 thread"
     assert set(waits) == {1}
     assert client.restarts == 1
-    (told,) = events
+    (told,) = (event for event in events if not event.startswith("waiting"))  # on a busy machine
     assert "the start failed on learner: it could not start" in told
     first = MetaLearner(chosen, RolloutWorker(chosen).spec).state()
     for name, value in first.parameters.items():
