@@ -1,9 +1,9 @@
 """The inner loop: gradient steps that the outer loop can differentiate through.
 
-One implementation serves the rollout actors, which want the adapted numbers, and the learner,
-which wants their derivative with respect to the parameters they started from. It is a function
-of functions and knows nothing of policies: Finn et al. 2017 (https://arxiv.org/abs/1703.03400),
-algorithm 1, line 6.
+The general one: whatever :mod:`~maml_ray.coverage` leaves out goes by it, at the rollout actors,
+which want the adapted numbers, and at the learner, which wants their derivative with respect to
+the parameters they started from; what is covered is held against it. A function of functions, it
+knows nothing of policies: Finn et al. 2017 (https://arxiv.org/abs/1703.03400), algorithm 1, line 6.
 """
 
 from __future__ import annotations
