@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from maml_ray.acting import for_environment, make_sampler
 from maml_ray.collection import collect
@@ -135,9 +134,7 @@ class Agent:
         sets = [support] if isinstance(support, Trajectories) else list(support)
         theta = self.parameters
         for trajectories in sets:
-            # Sums rounded as a rollout actor rounds them: several threads add in another order.
-            with threadpool_limits(1, user_api="blas"):
-                theta = adapt_policy(self.settings, self.spec, theta, trajectories, self.normaliser)
+            theta = adapt_policy(self.settings, self.spec, theta, trajectories, self.normaliser)
         if not all(np.isfinite(value).all() for value in theta.values()):
             raise UserError(
                 "the adapted parameters are not finite: lower inner.learning_rate "

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maml_ray.advantages import advantages
-from maml_ray.compiled_adaptation import compiled_step
+from maml_ray.compiled_adaptation import alone, compiled_step
 from maml_ray.config import Settings
 from maml_ray.coverage import is_covered
 from maml_ray.normalisation import Normaliser
@@ -53,6 +53,7 @@ def adapt_policy(
         support: of one task.
         normaliser: of observations, that the policy collected with.
     """
-    estimates = advantages(support, settings.advantages)
-    samples = sample_arrays(support, estimates, normaliser)
-    return inner_step_of(settings, spec)(parameters, samples)
+    step = inner_step_of(settings, spec)
+    with alone():  # sums rounded as a rollout actor rounds them
+        estimates = advantages(support, settings.advantages)
+        return step(parameters, sample_arrays(support, estimates, normaliser))
