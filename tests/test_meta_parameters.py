@@ -14,9 +14,10 @@ from torch import Tensor
 from maml_ray.agent import Agent
 from maml_ray.checkpoint import save_checkpoint
 from maml_ray.checkpoint_files import Checkpoint, load_checkpoint
-from maml_ray.config import InnerSettings, Settings
+from maml_ray.config import InnerSettings, RunSettings, Settings
 from maml_ray.inner_step import adapt_policy
 from maml_ray.learner import MetaLearner
+from maml_ray.learner_state import initial_state
 from maml_ray.meta_parameters import (
     LOG_RATE,
     initial_meta_parameters,
@@ -26,6 +27,7 @@ from maml_ray.meta_parameters import (
 )
 from maml_ray.policy import to_torch
 from maml_ray.policy_parameters import PolicySpec, initial_parameters
+from maml_ray.seeding import Purpose, generator
 from maml_ray.storage import LocalStorage
 from tests import meta_oracles, oracles
 from tests.learning_runs import Run, change, same, same_state
@@ -67,6 +69,16 @@ def test_the_policys_own_parameters_do_not_depend_on_it() -> None:
     assert same(fixed, plain)
     assert inner_rates(InnerSettings(learning_rate=0.3), fixed, np.exp) == 0.3
     assert meta_parameter_shapes(SPEC, InnerSettings()) == SPEC.shapes()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_run_begins_with_what_its_seeds_own_stream_draws(seed: int) -> None:
+    """Not with numbers that its tasks or episodes are drawn from, too."""
+    settings = Settings(run=RunSettings(seed=seed), inner=InnerSettings(learn_rates=True))
+    stream = generator(seed, Purpose.PARAMETERS)
+    expected = initial_meta_parameters(SPEC, settings.inner, stream)
+    assert same(initial_state(settings, SPEC).parameters, expected)
+    assert same(MetaLearner(settings, SPEC).publish().values, expected)
 
 
 def test_an_inner_step_moves_each_number_by_its_own_rate(small_settings: Settings) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from maml_ray import inner_loops
 from maml_ray.advantages import advantages
 from maml_ray.collectors import policies_at
 from maml_ray.config import Settings, SettingsError, validate_settings
@@ -158,6 +159,18 @@ def test_adapting_changes_neither_parameters_nor_data(worker: RolloutWorker) -> 
         assert not np.shares_memory(adapted[name], value)
     for name, array in zip(ARRAYS, saved, strict=True):
         np.testing.assert_array_equal(getattr(support, name), array)
+
+
+def test_adapting_to_what_ray_delivers_compiles_nothing_more(worker: RolloutWorker) -> None:
+    """Its arrays are read-only, for which the loops would be compiled anew, for seconds."""
+    published = parameters_of(worker.settings)
+    support = worker.roll_out(published, assignment())[0].support[0]
+    loop: Any = inner_loops.steps_taken
+    kinds = len(loop.signatures)
+    for name in ARRAYS:
+        getattr(support, name).flags.writeable = False
+    adapt_policy(worker.settings, worker.spec, published.values, support, published.normaliser)
+    assert len(loop.signatures) == kinds > 0
 
 
 def test_published_parameters_are_not_written_to(worker: RolloutWorker) -> None:
