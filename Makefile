@@ -20,7 +20,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11 or newer is needed; name it with 'make PYTHON=...'" >&2; exit 2; fi
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m maml_ray.warming
+	$(BIN)/python -m maml_ray.runs.precompile
 	@touch $@
 
 train: install ## Train the default deploy.yaml to a policy, a video and a report (SETTINGS=, ARGS=).
@@ -43,7 +43,7 @@ test-cluster: install ## Jobs, nodes and machines that come and go: about a quar
 	$(BIN)/python -m pytest -m cluster
 
 verify-backward: install ## Train seeds 0 to 2 in full and check the returns: about 10 minutes.
-	$(BIN)/python -m pytest -m learning -s tests/test_learning.py
+	$(BIN)/python -m pytest -m learning -s tests/runs/test_learning.py
 
 reproduce: install ## Train and judge the papers' experiments: about three hours on 2 cores (QUICK=1: half of it).
 	$(BIN)/python -m tests.reproduction $(if $(QUICK),--quick) $(ARGS)

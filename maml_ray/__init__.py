@@ -10,39 +10,39 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from maml_ray.agent import Agent
-    from maml_ray.config import Settings, SettingsError, load_settings
-    from maml_ray.distributed.tuning import tune_objective
-    from maml_ray.evaluation import Evaluation, evaluate
-    from maml_ray.evaluation_run import RunResult
-    from maml_ray.loading import load
-    from maml_ray.notebook import show_video
-    from maml_ray.policy_folder import save_policy
-    from maml_ray.runs import train
-    from maml_ray.tasks.distribution import Task, TaskDistribution
-    from maml_ray.trajectories import Trajectories
-    from maml_ray.video import record_video
+    from maml_ray.config.settings import Settings, SettingsError, load_settings
+    from maml_ray.evaluation.agent import Agent
+    from maml_ray.evaluation.evaluate import Evaluation, evaluate
+    from maml_ray.evaluation.loading import load
+    from maml_ray.evaluation.notebook import show_video
+    from maml_ray.evaluation.policy_export import save_policy
+    from maml_ray.evaluation.video import record_video
+    from maml_ray.rollouts.trajectories import Trajectories
+    from maml_ray.runs.evaluate import RunResult
+    from maml_ray.runs.train import train
+    from maml_ray.runs.tune import tune_objective
+    from maml_ray.tasks.task import Task, TaskDistribution
 
-import maml_ray.tasks.registration  # noqa: F401  (registers the environments with Gymnasium)
-from maml_ray.versions import own_version
+import maml_ray.envs.gym_registration  # noqa: F401  (registers the environments with Gymnasium)
+from maml_ray.common.versions import own_version
 
 _HOMES = {
-    "Agent": "agent",
-    "Evaluation": "evaluation",
-    "RunResult": "evaluation_run",
-    "Settings": "config",
-    "SettingsError": "config",
-    "Task": "tasks.distribution",
-    "TaskDistribution": "tasks.distribution",
-    "Trajectories": "trajectories",
-    "evaluate": "evaluation",
-    "load": "loading",
-    "load_settings": "config",
-    "record_video": "video",
-    "save_policy": "policy_folder",
-    "show_video": "notebook",
-    "train": "runs",
-    "tune_objective": "distributed.tuning",
+    "Agent": "evaluation.agent",
+    "Evaluation": "evaluation.evaluate",
+    "RunResult": "runs.evaluate",
+    "Settings": "config.settings",
+    "SettingsError": "config.settings",
+    "Task": "tasks.task",
+    "TaskDistribution": "tasks.task",
+    "Trajectories": "rollouts.trajectories",
+    "evaluate": "evaluation.evaluate",
+    "load": "evaluation.loading",
+    "load_settings": "config.settings",
+    "record_video": "evaluation.video",
+    "save_policy": "evaluation.policy_export",
+    "show_video": "evaluation.notebook",
+    "train": "runs.train",
+    "tune_objective": "runs.tune",
 }
 
 __version__ = own_version()

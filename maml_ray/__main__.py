@@ -1,5 +1,5 @@
 """``python -m maml_ray``: the command line where no script is installed, as in a job's upload."""
 
-from maml_ray.cli import main
+from maml_ray.cli.main import main
 
 main()

@@ -12,8 +12,9 @@ import hypothesis
 import pytest
 import torch
 
-from maml_ray import assembly, collectors, inner_step, meta_gradient, trust_region
-from maml_ray.config import Settings, validate_settings
+from maml_ray.backends import collectors, dispatch, inner_step
+from maml_ray.config.settings import Settings, validate_settings
+from maml_ray.learning import batch_builder, trust_region
 
 torch.set_num_threads(1)
 # The first draw of a text strategy builds tables for a second or more: not a matter of health.
@@ -30,7 +31,7 @@ hypothesis.settings.load_profile("tests")
 @pytest.fixture
 def batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is computed by hand goes in batched operations, as on a GPU, and not by loops."""
-    for module in (assembly, collectors, meta_gradient, trust_region):
+    for module in (batch_builder, collectors, dispatch, trust_region):
         monkeypatch.setattr(module, "goes_by_loops", lambda *told: False)
     monkeypatch.setattr(inner_step, "is_covered", lambda *told: False)
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from maml_ray.advantages import advantages
-from maml_ray.config import Settings
-from maml_ray.learner import MetaLearner
-from maml_ray.learner_state import LearnerState
-from maml_ray.rollout import Assignment, RolloutWorker, sample_tasks
-from maml_ray.trajectories import TaskRollouts
+from maml_ray.config.settings import Settings
+from maml_ray.learning.learner import MetaLearner
+from maml_ray.learning.rollout_worker import Assignment, RolloutWorker, sample_tasks
+from maml_ray.learning.state import LearnerState
+from maml_ray.rollouts.advantages import advantages
+from maml_ray.rollouts.trajectories import TaskRollouts
 
 
 def change(settings: Settings, section: str, **values: Any) -> Settings:

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 import ray
 
-from maml_ray.errors import Interrupted
-from maml_ray.records import IterationRecord, StartReport
+from maml_ray.common.errors import Interrupted
+from maml_ray.persistence.records import IterationRecord, StartReport
 
 
 @contextmanager

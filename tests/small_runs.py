@@ -10,14 +10,14 @@ from unittest import mock
 
 from matplotlib.figure import Figure
 
-from maml_ray.agent import Agent
-from maml_ray.checkpoint import save_checkpoint
-from maml_ray.checkpoint_files import Checkpoint
-from maml_ray.config import Settings, dump_settings, validate_settings
-from maml_ray.learner import MetaLearner
-from maml_ray.rollout import policy_spec
-from maml_ray.run_folder import RunFolder
-from maml_ray.storage import LocalStorage
+from maml_ray.config.settings import Settings, dump_settings, validate_settings
+from maml_ray.evaluation.agent import Agent
+from maml_ray.learning.learner import MetaLearner
+from maml_ray.learning.rollout_worker import policy_spec
+from maml_ray.persistence.checkpoint_format import Checkpoint
+from maml_ray.persistence.checkpoint_store import save_checkpoint
+from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.persistence.storage import LocalStorage
 
 
 def settings(family: str = "point-navigation", **sections: Any) -> Settings:
@@ -58,6 +58,6 @@ def quick_pictures() -> Iterator[None]:
 
     with (
         mock.patch.object(Figure, "savefig", save),
-        mock.patch("maml_ray.bootstrap.RESAMPLES", 10),
+        mock.patch("maml_ray.evaluation.bootstrap.RESAMPLES", 10),
     ):
         yield

@@ -11,9 +11,9 @@ WITHOUT_RAY = """
 import sys
 sys.modules["ray"] = None  # importing it now raises ImportError
 import gymnasium, maml_ray
-from maml_ray.agent import Agent
-from maml_ray.learner import MetaLearner
-from maml_ray.rollout import policy_spec
+from maml_ray.evaluation.agent import Agent
+from maml_ray.learning.learner import MetaLearner
+from maml_ray.learning.rollout_worker import policy_spec
 settings = maml_ray.load_settings(overrides=["task.horizon=5", "meta_batch.episodes=2"])
 spec = policy_spec(settings)
 published = MetaLearner(settings, spec).publish()

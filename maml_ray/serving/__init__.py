@@ -1,1 +1,1 @@
-"""A policy as a service: everything of it that is not Ray."""
+"""A trained policy behind HTTP."""

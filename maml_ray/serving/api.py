@@ -8,11 +8,11 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from maml_ray.serving.documentation import Documentation, ask_for_token
+from maml_ray.common.versions import own_version
 from maml_ray.serving.guard import Guard
+from maml_ray.serving.openapi import Documentation, ask_for_token
 from maml_ray.serving.refusal import Refusal
 from maml_ray.serving.service import Service
-from maml_ray.versions import own_version
 
 
 def make_app(service: Service, *, digest: bytes | None, max_body_bytes: int) -> FastAPI:

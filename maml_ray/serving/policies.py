@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from maml_ray.agent import Agent
-from maml_ray.errors import UserError
-from maml_ray.loading import load, load_checkpointed
-from maml_ray.numpy_policy import NumpyPolicy
-from maml_ray.policy_folder import DESCRIPTION, PARAMETERS, policy_files
-from maml_ray.run_storage import fetch_run
-from maml_ray.tasks.distribution import Task
+from maml_ray.common.errors import UserError
+from maml_ray.evaluation.agent import Agent
+from maml_ray.evaluation.loading import load, load_checkpointed
+from maml_ray.evaluation.policy_export import DESCRIPTION, PARAMETERS, policy_files
+from maml_ray.persistence.run_storage import fetch_run
+from maml_ray.policies.numpy_policy import NumpyPolicy
+from maml_ray.tasks.task import Task
 
 BASE = "base"
 """The name of the policy that adaptations begin from, whichever checkpoint it is."""

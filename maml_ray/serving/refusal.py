@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from maml_ray.errors import one_line
+from maml_ray.common.errors import one_line
 
 
 class Refusal(Exception):

@@ -15,16 +15,16 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from maml_ray.acting import as_recorded
-from maml_ray.agent import Agent
-from maml_ray.explanations import explain
-from maml_ray.limits import MOST_ADAPTATION_STEPS
-from maml_ray.policy import distribution, log_prob, to_torch
-from maml_ray.policy_parameters import PolicySpec
+from maml_ray.config.error_messages import explain
+from maml_ray.config.limits import MOST_ADAPTATION_STEPS
+from maml_ray.evaluation.agent import Agent
+from maml_ray.maml.distributions import distribution, log_prob, to_torch
+from maml_ray.policies.action_sampler import as_recorded
+from maml_ray.policies.spec import PolicySpec
+from maml_ray.rollouts.trajectories import Trajectories
 from maml_ray.serving.arrays import Booleans, Numbers
 from maml_ray.serving.policies import BASE
 from maml_ray.serving.refusal import Refusal
-from maml_ray.trajectories import Trajectories
 
 MOST_OBSERVATIONS = 4096
 """In one request to act: it holds up all that are answered together with it."""

@@ -6,10 +6,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from maml_ray.policy_parameters import PolicySpec
-from maml_ray.serving.acting import Acted
-from maml_ray.serving.adapting import Adaptation
-from maml_ray.serving.copies import Copies
+from maml_ray.policies.spec import PolicySpec
+from maml_ray.serving.adaptation import Adaptation
+from maml_ray.serving.batching import Acted
+from maml_ray.serving.cache import Copies
 from maml_ray.serving.policies import BASE, ServedPolicy
 from maml_ray.serving.refusal import Refusal
 from maml_ray.serving.requests import ActRequest, AdaptBody, read_act, read_adapt

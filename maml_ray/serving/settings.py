@@ -7,14 +7,14 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from maml_ray.config import SettingsError
-from maml_ray.explanations import explain
+from maml_ray.config.error_messages import explain
+from maml_ray.config.settings import SettingsError
 
 Count = Annotated[int, Field(ge=1)]
 
 
 class ServeSettings(BaseModel):
-    """Arguments of ``maml_ray.distributed.serving:build_app``.
+    """Arguments of ``maml_ray.serving.ray_serve:build_app``.
 
     Attributes:
         run: a run folder, a run's URL in storage, or a folder of ``maml-ray adapt``; as the

@@ -7,8 +7,8 @@ import hmac
 import os
 from pathlib import Path
 
-from maml_ray.errors import UserError
-from maml_ray.files import Unreadable, read_text
+from maml_ray.common.errors import UserError
+from maml_ray.common.safe_files import Unreadable, read_text
 
 VARIABLE = "MAML_RAY_SERVE_TOKEN"
 _MOST_BYTES = 10_000

@@ -1,1 +1,1 @@
-"""What is to be learned: task distributions and their environments."""
+"""Task distributions: what is to be learned, one module a family."""

@@ -12,11 +12,11 @@ from gymnasium.envs.mujoco.ant_v5 import AntEnv
 from numpy.typing import NDArray
 from pydantic import validate_call
 
-from maml_ray.config import Finite, NonNegative, Option
-from maml_ray.tasks.batch_env import Bool, Float64, Transition
-from maml_ray.tasks.runner_tasks import DirectionTasks, VelocityTasks
-from maml_ray.tasks.runners import FallingVector, Runner, Terms
-from maml_ray.tasks.speed_goals import Direction, Goal, TargetSpeed
+from maml_ray.config.settings import Finite, NonNegative, Option
+from maml_ray.envs.locomotion import FallingVector, Runner, Terms
+from maml_ray.envs.rewards import Direction, Goal, TargetSpeed
+from maml_ray.envs.vector_env import Bool, Float64, Transition
+from maml_ray.tasks.locomotion import DirectionTasks, VelocityTasks
 
 CONTROL_COST = 0.5 * 1e-2
 """The papers': ``ant_env_rand_direc.py`` and ``ant_env_rand.py`` of Finn et al. 2017

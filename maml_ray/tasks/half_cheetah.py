@@ -10,12 +10,12 @@ import numpy as np
 from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
 from pydantic import validate_call
 
-from maml_ray.config import Finite, NonNegative, Option
-from maml_ray.tasks.distribution import Task
-from maml_ray.tasks.registration import env_id
-from maml_ray.tasks.runner_tasks import DirectionTasks, GoalTasks, VelocityTasks
-from maml_ray.tasks.runners import Runner, RunnerVector
-from maml_ray.tasks.speed_goals import Direction, Goal, TargetSpeed
+from maml_ray.config.settings import Finite, NonNegative, Option
+from maml_ray.envs.gym_registration import env_id
+from maml_ray.envs.locomotion import Runner, RunnerVector
+from maml_ray.envs.rewards import Direction, Goal, TargetSpeed
+from maml_ray.tasks.locomotion import DirectionTasks, GoalTasks, VelocityTasks
+from maml_ray.tasks.task import Task
 
 BACKWARD_ID = env_id("HalfCheetahBackward")
 DIRECTION_ID = env_id("HalfCheetahDirection")

@@ -12,12 +12,12 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 from pydantic import validate_call
 
-from maml_ray.config import Finite, Option
-from maml_ray.tasks.batch_env import BatchEnv, Float64, Transition
-from maml_ray.tasks.distribution import Task, TaskDistribution, finite
+from maml_ray.config.settings import Finite, Option
+from maml_ray.envs.gym_registration import env_id
+from maml_ray.envs.vector_env import BatchEnv, Float64, Transition
+from maml_ray.tasks.held_out import uniform_held_out, uniform_trained
 from maml_ray.tasks.point_picture import draw
-from maml_ray.tasks.registration import env_id
-from maml_ray.tasks.sampling import uniform_held_out, uniform_trained
+from maml_ray.tasks.task import Task, TaskDistribution, finite
 
 LONGEST_STEP = 0.1
 """Per axis and step."""

@@ -18,13 +18,13 @@ from gymnasium.envs.mujoco.walker2d_v5 import Walker2dEnv
 from numpy.typing import NDArray
 from pydantic import validate_call
 
-from maml_ray.config import NonNegative, Option
-from maml_ray.tasks.batch_env import Bool
-from maml_ray.tasks.distribution import Task
-from maml_ray.tasks.dynamics import Dynamics, sampled_multipliers
-from maml_ray.tasks.runner_tasks import RunnerTasks
-from maml_ray.tasks.runners import FallingVector, Runner, Terms
-from maml_ray.tasks.speed_goals import Direction
+from maml_ray.config.settings import NonNegative, Option
+from maml_ray.envs.locomotion import FallingVector, Runner, Terms
+from maml_ray.envs.model_randomizer import Dynamics, sampled_multipliers
+from maml_ray.envs.rewards import Direction
+from maml_ray.envs.vector_env import Bool
+from maml_ray.tasks.locomotion import RunnerTasks
+from maml_ray.tasks.task import Task
 
 CONTROL_COST = 1e-3
 """Gymnasium's own, and the papers'."""
@@ -36,8 +36,8 @@ class RandomDynamicsRunner(Runner):
     To the runner's reward comes Gymnasium's bonus for being on its feet, as ``reward_survive``.
 
     Args:
-        dynamics: multipliers by name, see :class:`~maml_ray.tasks.dynamics.Dynamics`; those left
-            out are 1. ``env.dynamics.apply`` changes them between episodes.
+        dynamics: multipliers by name, see :class:`~maml_ray.envs.model_randomizer.Dynamics`; those
+            left out are 1. ``env.dynamics.apply`` changes them between episodes.
         control_cost: weight on the squared action.
         kwargs: of :class:`Runner` and the Gymnasium class.
 

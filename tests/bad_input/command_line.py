@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from maml_ray.cli import main
-from maml_ray.errors import TrainingFailed
+from maml_ray.cli.main import main
+from maml_ray.common.errors import TrainingFailed
 
 REACHED = "training was reached"
 SENTENCE = 1500
@@ -55,7 +55,7 @@ def training_refused() -> Iterator[None]:
     def training(*arguments: Any, **keywords: Any) -> None:
         raise TrainingFailed(REACHED)
 
-    with mock.patch("maml_ray.runs.train_on_ray", training):
+    with mock.patch("maml_ray.runs.train.train_on_ray", training):
         yield
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from maml_ray.config import Settings
+from maml_ray.config.settings import Settings
 
 DEFAULTS: dict[str, Any] = Settings().model_dump(mode="json")
 

@@ -13,7 +13,7 @@ import typer.main
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maml_ray.cli import app
+from maml_ray.cli.main import app
 from tests.bad_input.command_line import REACHED, assert_refused, run, training_refused
 from tests.bad_input.odd import WORDS
 from tests.bad_input.test_settings import cases

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import maml_ray
-from maml_ray.adapting import adapt_to
-from maml_ray.config import dump_settings
-from maml_ray.errors import RunFolderError, UserError
-from maml_ray.evaluation_run import Protocol, evaluate_run
-from maml_ray.run_folder import RunFolder
+from maml_ray.common.errors import RunFolderError, UserError
+from maml_ray.config.settings import dump_settings
+from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.runs.adapt import adapt_to
+from maml_ray.runs.evaluate import Protocol, evaluate_run
 from tests.bad_input import damage
 from tests.bad_input.command_line import (
     REACHED,

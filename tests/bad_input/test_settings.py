@@ -12,7 +12,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from maml_ray.config import (
+from maml_ray.config.presets import PRESETS
+from maml_ray.config.settings import (
     MAX_FILE_BYTES,
     Settings,
     SettingsError,
@@ -20,7 +21,6 @@ from maml_ray.config import (
     load_settings,
     validate_settings,
 )
-from maml_ray.presets import PRESETS
 from tests.bad_input.odd import (
     AS_YAML,
     DEFAULTS,

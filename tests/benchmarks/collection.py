@@ -19,14 +19,14 @@ from gymnasium.vector import AutoresetMode
 from mujoco import rollout as mujoco_rollout
 from numpy.typing import NDArray
 
-from maml_ray.collection import collect, reset_seeds
-from maml_ray.config import Settings, TaskSettings
-from maml_ray.numpy_policy import NumpyPolicy
-from maml_ray.policy_parameters import PolicySpec, initial_parameters
-from maml_ray.tasks.lookup import resolve_tasks
-from maml_ray.tasks.registration import env_id
-from maml_ray.tasks.runner_tasks import RunnerTasks
-from maml_ray.tasks.runners import FallingVector, RunnerVector
+from maml_ray.config.settings import Settings, TaskSettings
+from maml_ray.envs.gym_registration import env_id
+from maml_ray.envs.locomotion import FallingVector, RunnerVector
+from maml_ray.policies.numpy_policy import NumpyPolicy
+from maml_ray.policies.spec import PolicySpec, initial_parameters
+from maml_ray.rollouts.collector import collect, reset_seeds
+from maml_ray.tasks.locomotion import RunnerTasks
+from maml_ray.tasks.registry import resolve_tasks
 from tests.benchmarks.peers import HIDDEN, HORIZON, PEERS, Peer, Rounds, Task
 from tests.benchmarks.ratios import Ratio
 

@@ -17,10 +17,10 @@ import numpy as np
 import ray
 
 import maml_ray
-from maml_ray.config import Settings, load_settings
-from maml_ray.numpy_policy import NumpyPolicy
-from maml_ray.run_folder import RunFolder
-from maml_ray.training import train
+from maml_ray.config.settings import Settings, load_settings
+from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.policies.numpy_policy import NumpyPolicy
+from maml_ray.runs.training_loop import train
 from tests.benchmarks.collection import physics_alone
 from tests.benchmarks.ratios import Ratio
 from tests.small_ray import Recorder

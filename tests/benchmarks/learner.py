@@ -18,11 +18,11 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from maml_ray.config import Settings, load_settings
-from maml_ray.learner import MetaLearner
-from maml_ray.policy_parameters import PolicySpec
-from maml_ray.rollout import Assignment, RolloutWorker, sample_tasks
-from maml_ray.trajectories import TaskRollouts
+from maml_ray.config.settings import Settings, load_settings
+from maml_ray.learning.learner import MetaLearner
+from maml_ray.learning.rollout_worker import Assignment, RolloutWorker, sample_tasks
+from maml_ray.policies.spec import PolicySpec
+from maml_ray.rollouts.trajectories import TaskRollouts
 from tests.benchmarks.arguments import count
 from tests.benchmarks.ratios import Ratio
 

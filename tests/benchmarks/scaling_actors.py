@@ -12,14 +12,14 @@ from unittest import mock
 
 import ray
 
-from maml_ray.config import Settings
-from maml_ray.distributed.activity import Place, Receipt
-from maml_ray.distributed.actors import RolloutActor
-from maml_ray.distributed.members import Member, Recruiter
-from maml_ray.distributed.roster import Roster
-from maml_ray.policy_parameters import PolicyParameters
-from maml_ray.rollout import Assignment
-from maml_ray.trajectories import TaskRollouts
+from maml_ray.config.settings import Settings
+from maml_ray.learning.rollout_worker import Assignment
+from maml_ray.policies.spec import PolicyParameters
+from maml_ray.rollouts.trajectories import TaskRollouts
+from maml_ray.runtime.actor_group import Roster
+from maml_ray.runtime.actor_handle import Member, Recruiter
+from maml_ray.runtime.actors import RolloutActor
+from maml_ray.runtime.heartbeat import Place, Receipt
 
 
 class SharedProcess:

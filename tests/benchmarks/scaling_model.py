@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from maml_ray.config import Settings
+from maml_ray.config.settings import Settings
 
 
 @dataclass(frozen=True)

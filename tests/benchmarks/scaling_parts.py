@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from maml_ray.config import Settings, validate_settings
-from maml_ray.learner import MetaLearner
-from maml_ray.rollout import Assignment, RolloutWorker, sample_tasks
-from maml_ray.trajectories import TaskRollouts
+from maml_ray.config.settings import Settings, validate_settings
+from maml_ray.learning.learner import MetaLearner
+from maml_ray.learning.rollout_worker import Assignment, RolloutWorker, sample_tasks
+from maml_ray.rollouts.trajectories import TaskRollouts
 from tests.benchmarks.scaling_model import Parts
 
 TASKS = 8

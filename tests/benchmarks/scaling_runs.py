@@ -16,12 +16,12 @@ from unittest import mock
 import numpy as np
 import ray
 
-from maml_ray.config import Settings, validate_settings
-from maml_ray.distributed.crew import Crew
-from maml_ray.distributed.learner_client import LearnerClient
-from maml_ray.records import IterationRecord, StartReport
-from maml_ray.run_folder import RunFolder
-from maml_ray.training import train
+from maml_ray.config.settings import Settings, validate_settings
+from maml_ray.persistence.records import IterationRecord, StartReport
+from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.runs.training_loop import train
+from maml_ray.runtime.actor_system import Crew
+from maml_ray.runtime.learner_handle import LearnerClient
 from tests.benchmarks.scaling_cpu import CpuSeconds, cpu_seconds, per_iteration, queued_s
 from tests.benchmarks.sleeping import EPISODES, HIDDEN, PHASES, STEPS
 

@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from maml_ray.config import validate_settings
+from maml_ray.config.settings import validate_settings
 from tests.benchmarks.arguments import count
 from tests.small_runs import run_of
 
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def _started(run: Path, replicas: int, log: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "maml_ray.cli", "serve", str(run), "--port", str(PORT)]
+    command = [sys.executable, "-m", "maml_ray", "serve", str(run), "--port", str(PORT)]
     with log.open("wb") as output:
         service = subprocess.Popen([*command, "--replicas", str(replicas)], stdout=output)
     deadline = time.monotonic() + 180.0

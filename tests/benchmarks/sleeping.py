@@ -17,8 +17,8 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
-from maml_ray.tasks.batch_env import BatchEnv, Float64, Infos, Transition
-from maml_ray.tasks.distribution import Task, TaskDistribution
+from maml_ray.envs.vector_env import BatchEnv, Float64, Infos, Transition
+from maml_ray.tasks.task import Task, TaskDistribution
 
 OBSERVATIONS = 1650
 ACTIONS = 6

@@ -25,7 +25,7 @@ from tests.benchmarks.machine import machine, versions
 HERE = Path(__file__).resolve().parents[2]
 TRACE = Path(__file__).parent / "trace"
 PATIENCE_S = 120.0
-SCRIPT = "import sys; from maml_ray.cli import main; sys.exit(main())"
+SCRIPT = "import sys; from maml_ray.cli.main import main; sys.exit(main())"
 """What the installed command consists of."""
 COMMANDS = {"maml-ray --help": ("--help",), "maml-ray check deploy.yaml": ("check", "deploy.yaml")}
 
@@ -80,9 +80,9 @@ def _start(checkout: Path, settings: Path) -> dict[str, float]:
 def _driver_parts(driver: Moments) -> Iterator[tuple[str, float]]:
     """One after the other; together they are the whole."""
     moments = {
-        "Python starts": driver["begin", "import maml_ray.cli"],
-        "imports of the command line": driver["end", "import maml_ray.cli"],
-        "imports of training (ray, numba)": driver["end", "import maml_ray.runs"],
+        "Python starts": driver["begin", "import maml_ray.cli.main"],
+        "imports of the command line": driver["end", "import maml_ray.cli.main"],
+        "imports of training (ray, numba)": driver["end", "import maml_ray.runs.train"],
         "settings, run folder": driver["begin", "init"],
         "ray.init": driver["end", "init"],
         "until the rollout actors are up": driver["end", "RolloutPool.wait_until_ready"],
@@ -99,7 +99,7 @@ def _driver_parts(driver: Moments) -> Iterator[tuple[str, float]]:
 
 def _actor_parts(actor: Moments, kind: str) -> Iterator[tuple[str, float]]:
     """Seconds of an actor's process; the first is since the command."""
-    begin, end = ("begin", "import maml_ray.distributed.actors"), ("end", f"{kind}.__init__")
+    begin, end = ("begin", "import maml_ray.runtime.actors"), ("end", f"{kind}.__init__")
     yield "its process begins, after", actor["begin", "process"]
     yield "until its module is asked for", actor[begin] - actor["begin", "process"]
     imported = actor["end", begin[1]]

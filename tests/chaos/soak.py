@@ -13,9 +13,9 @@ from typing import Any
 from numpy.typing import NDArray
 from safetensors import numpy as safetensors_numpy
 
-from maml_ray.config import Settings, validate_settings
-from maml_ray.report.metrics import read_metrics
-from maml_ray.run_folder import RunFolder
+from maml_ray.config.settings import Settings, validate_settings
+from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.reporting.metrics_log import read_metrics
 from tests.chaos.faults import Fault
 from tests.chaos.machine import machine
 from tests.chaos.undisturbed import fingerprint, undisturbed

@@ -19,12 +19,12 @@ import botocore.config
 import numpy as np
 import pytest
 
-from maml_ray.checkpoint import load_newest
-from maml_ray.errors import RunFolderError
-from maml_ray.run_folder import RunFolder
-from maml_ray.storage import LocalStorage
-from maml_ray.tasks.distribution import Task
+from maml_ray.common.errors import RunFolderError
+from maml_ray.persistence.checkpoint_store import load_newest
+from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.persistence.storage import LocalStorage
 from maml_ray.tasks.half_cheetah import HalfCheetahBackwardTasks
+from maml_ray.tasks.task import Task
 
 BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 DEADLINE_S = 120
@@ -81,7 +81,7 @@ SMALL = {
 def command(*arguments: str, **changes: str) -> list[str]:
     chosen = {**SMALL, **{key.replace("__", "."): value for key, value in changes.items()}}
     sets = [part for key, value in chosen.items() for part in ("--set", f"{key}={value}")]
-    return [sys.executable, "-m", "maml_ray.cli", *arguments, *sets]
+    return [sys.executable, "-m", "maml_ray", *arguments, *sets]
 
 
 @contextmanager
@@ -158,7 +158,7 @@ def test_a_signal_within_a_fork_while_ray_starts(tmp_path: Path, number: signal.
     """Python lets no exception out of what is to be done around a fork."""
     text = f"""
 import os, signal
-from maml_ray.cli import main
+from maml_ray.cli.main import main
 
 def within(to_come=[{int(number)}]):
     if to_come and os.path.exists("run/.lock"):
@@ -234,7 +234,7 @@ def test_a_driver_killed_twice_in_the_same_iteration_comes_to_the_same_end(tmp_p
     with driver(command("train", "--run-dir", str(broken), **options), tmp_path) as process:
         wait_for(process, " 1/100")
         killed = [_killed_at(gate_of(tmp_path), process, broken)]
-    resume = [sys.executable, "-m", "maml_ray.cli", "train", "--resume", str(broken)]
+    resume = [sys.executable, "-m", "maml_ray", "train", "--resume", str(broken)]
     with driver(resume, tmp_path) as process:
         killed.append(_killed_at(gate, process, broken))
     gate.unlink()

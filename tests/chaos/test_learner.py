@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import ray
 
-from maml_ray.distributed.learner_client import LearnerClient
-from maml_ray.run_folder import RunFolder
-from maml_ray.training import train
+from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.runs.training_loop import train
+from maml_ray.runtime.learner_handle import LearnerClient
 from tests.chaos.machine import Machine
 from tests.chaos.watched import Watcher, assert_undisturbed, settings
 

@@ -11,11 +11,11 @@ import psutil
 import pytest
 import ray
 
-from maml_ray.config import validate_settings
-from maml_ray.records import IterationRecord, StartReport
-from maml_ray.report.metrics import MetricsLog
-from maml_ray.run_folder import RunFolder
-from maml_ray.training import train
+from maml_ray.config.settings import validate_settings
+from maml_ray.persistence.records import IterationRecord, StartReport
+from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.reporting.metrics_log import MetricsLog
+from maml_ray.runs.training_loop import train
 from tests.small_ray import small_ray
 
 ITERATIONS, WARM_UP = 300, 60

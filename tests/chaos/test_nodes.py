@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from maml_ray.distributed.pool import Collected, RolloutPool
-from maml_ray.errors import TrainingFailed
-from maml_ray.records import IterationRecord
-from maml_ray.run_folder import RunFolder
-from maml_ray.training import train
+from maml_ray.common.errors import TrainingFailed
+from maml_ray.persistence.records import IterationRecord
+from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.runs.training_loop import train
+from maml_ray.runtime.rollout_pool import Collected, RolloutPool
 from tests.chaos.machine import Machine
 from tests.chaos.watched import Watcher, assert_undisturbed, settings
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from maml_ray.distributed.activity import Place
-from maml_ray.distributed.pool import RolloutPool
-from maml_ray.records import IterationRecord
-from maml_ray.run_folder import RunFolder
-from maml_ray.training import train
+from maml_ray.persistence.records import IterationRecord
+from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.runs.training_loop import train
+from maml_ray.runtime.heartbeat import Place
+from maml_ray.runtime.rollout_pool import RolloutPool
 from tests.chaos.machine import Machine
 from tests.chaos.watched import Watcher, assert_undisturbed, settings
 

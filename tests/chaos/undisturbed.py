@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maml_ray.config import Settings
-from maml_ray.learner import MetaLearner
-from maml_ray.learner_state import LearnerState
-from maml_ray.rollout import Assignment, RolloutWorker, sample_tasks
-from maml_ray.tasks.lookup import resolve_tasks
+from maml_ray.config.settings import Settings
+from maml_ray.learning.learner import MetaLearner
+from maml_ray.learning.rollout_worker import Assignment, RolloutWorker, sample_tasks
+from maml_ray.learning.state import LearnerState
+from maml_ray.tasks.registry import resolve_tasks
 
 
 def undisturbed(settings: Settings) -> LearnerState:

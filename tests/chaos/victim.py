@@ -13,14 +13,14 @@ from pathlib import Path
 
 import psutil
 
-from maml_ray.config import Settings, dump_settings
-from maml_ray.report.metrics import read_metrics
-from maml_ray.run_folder import RunFolder
+from maml_ray.config.settings import Settings, dump_settings
+from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.reporting.metrics_log import read_metrics
 from tests.chaos.machine import Machine
 
 PATIENCE_S = 240.0
 """How long any single step forward may take; then the run is called dead."""
-_TRAIN = (sys.executable, "-m", "maml_ray.cli", "train")
+_TRAIN = (sys.executable, "-m", "maml_ray", "train")
 EXPECTED_EXIT = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from maml_ray.checkpoint import load_newest
-from maml_ray.config import Settings, validate_settings
-from maml_ray.distributed.failures import Failure
-from maml_ray.records import IterationRecord, StartReport
-from maml_ray.run_folder import RunFolder
-from maml_ray.storage import LocalStorage
+from maml_ray.config.settings import Settings, validate_settings
+from maml_ray.persistence.checkpoint_store import load_newest
+from maml_ray.persistence.records import IterationRecord, StartReport
+from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.persistence.storage import LocalStorage
+from maml_ray.runtime.fault_policy import Failure
 from tests.chaos.undisturbed import fingerprint, undisturbed
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from maml_ray.config import Settings, load_settings
+from maml_ray.config.settings import Settings, load_settings
 
 
 @dataclass(frozen=True)

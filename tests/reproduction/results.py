@@ -9,8 +9,15 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from maml_ray.report.comparison import Group, Run, Summary, comparison_figure, read_runs, summarise
-from maml_ray.report.plots import COLOURS, plain
+from maml_ray.reporting.comparison import (
+    Group,
+    Run,
+    Summary,
+    comparison_figure,
+    read_runs,
+    summarise,
+)
+from maml_ray.reporting.plots import COLOURS, plain
 
 CURVES: Mapping[str, tuple[str, ...]] = {
     "direction.png": ("direction-ppo", "direction-trpo"),

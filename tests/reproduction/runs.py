@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from maml_ray.config import dump_settings
-from maml_ray.report.metrics import read_metrics
-from maml_ray.run_folder import RunFolder
+from maml_ray.config.settings import dump_settings
+from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.reporting.metrics_log import read_metrics
 from tests.reproduction.experiments import Experiment
 
 TASKS, EPISODES = 40, 20
@@ -55,7 +55,7 @@ def _maml_ray(*arguments: str) -> None:
     """The command line, as a person types it; its last lines when it fails."""
     print("maml-ray", *arguments, flush=True)
     done = subprocess.run(
-        [sys.executable, "-m", "maml_ray.cli", *arguments],
+        [sys.executable, "-m", "maml_ray", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

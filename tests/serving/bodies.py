@@ -6,9 +6,9 @@ from typing import Any
 
 import orjson
 
-from maml_ray.acting import for_environment
-from maml_ray.agent import Agent
-from maml_ray.trajectories import Trajectories
+from maml_ray.evaluation.agent import Agent
+from maml_ray.policies.action_sampler import for_environment
+from maml_ray.rollouts.trajectories import Trajectories
 
 
 def body_of(agent: Agent, support: Trajectories) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from typing import Any
 
 import uvicorn
 
-from maml_ray.agent import Agent
-from maml_ray.serving.acting import Acted, act_together
-from maml_ray.serving.adapting import Adaptation, adapt_for
+from maml_ray.evaluation.agent import Agent
+from maml_ray.serving.adaptation import Adaptation, adapt_for
 from maml_ray.serving.api import make_app
-from maml_ray.serving.copies import Copies
+from maml_ray.serving.batching import Acted, act_together
+from maml_ray.serving.cache import Copies
 from maml_ray.serving.policies import ServedPolicy
 from maml_ray.serving.refusal import Refusal
 from maml_ray.serving.requests import ActRequest, AdaptBody

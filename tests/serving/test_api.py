@@ -21,13 +21,13 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 
 import maml_ray
-from maml_ray.agent import Agent
+from maml_ray.evaluation.agent import Agent
 from maml_ray.serving.policies import ServedPolicy
 from maml_ray.serving.requests import MOST_OBSERVATIONS, AdaptBody
+from tests.evaluation.test_worked_example import code
 from tests.serving.bodies import body_of
 from tests.serving.local_service import served, service_of, store_of
 from tests.small_runs import agent_of, settings
-from tests.test_worked_example import code
 
 TOKEN = "correct horse battery staple"
 LIMIT = 200_000

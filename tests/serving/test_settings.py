@@ -11,9 +11,9 @@ import yaml
 from pydantic import BaseModel
 from ray.serve.schema import ServeDeploySchema
 
-from maml_ray.config import SettingsError
-from maml_ray.distributed.serving import build_app
-from maml_ray.errors import UserError
+from maml_ray.common.errors import UserError
+from maml_ray.config.settings import SettingsError
+from maml_ray.serving.ray_serve import build_app
 from maml_ray.serving.settings import ServeSettings, checkpoint_choice, serve_settings
 from maml_ray.serving.token import VARIABLE, is_right, token_digest
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from maml_ray.agent import Agent
+from maml_ray.evaluation.agent import Agent
 from maml_ray.serving.policies import ServedPolicy
 from maml_ray.serving.refusal import Refusal
 from maml_ray.serving.store import PolicyStore

@@ -9,9 +9,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from maml_ray.config import TaskSettings
-from maml_ray.tasks.distribution import Task, TaskDistribution
-from maml_ray.tasks.lookup import resolve_tasks
+from maml_ray.config.settings import TaskSettings
+from maml_ray.tasks.registry import resolve_tasks
+from maml_ray.tasks.task import Task, TaskDistribution
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,14 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maml_ray.config import TaskSettings, validate_settings
-from maml_ray.policy_parameters import PolicyParameters, initial_parameters
-from maml_ray.rollout import Assignment, RolloutWorker
-from maml_ray.tasks.distribution import Task, TaskDistribution
-from maml_ray.tasks.lookup import BUILT_IN, resolve_tasks
-from maml_ray.tasks.observed_parameters import VectorParametersInObservation
-from maml_ray.tasks.registration import ENVIRONMENTS
-from tests.tasks.comparison import assert_same_reset, assert_same_step
+from maml_ray.config.settings import TaskSettings, validate_settings
+from maml_ray.envs.gym_registration import ENVIRONMENTS
+from maml_ray.learning.rollout_worker import Assignment, RolloutWorker
+from maml_ray.policies.spec import PolicyParameters, initial_parameters
+from maml_ray.tasks.registry import BUILT_IN, resolve_tasks
+from maml_ray.tasks.task import Task, TaskDistribution
+from maml_ray.tasks.task_observation import VectorParametersInObservation
+from tests.envs.comparison import assert_same_reset, assert_same_step
 from tests.tasks.families import FAMILIES, Family, random_actions
 
 HORIZON = 60

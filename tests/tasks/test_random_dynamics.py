@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from gymnasium.envs.mujoco import MujocoEnv
 
-from maml_ray.tasks.dynamics import Dynamics
+from maml_ray.envs.model_randomizer import Dynamics
 from maml_ray.tasks.random_dynamics import (
     HopperRandomDynamics,
     HopperRandomDynamicsTasks,

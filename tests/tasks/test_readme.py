@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 
-from maml_ray.config import TaskSettings, validate_settings
-from maml_ray.policy_parameters import PolicyParameters, initial_parameters
-from maml_ray.rollout import Assignment, RolloutWorker
-from maml_ray.tasks.lookup import BUILT_IN, resolve_tasks
+from maml_ray.config.settings import TaskSettings, validate_settings
+from maml_ray.learning.rollout_worker import Assignment, RolloutWorker
+from maml_ray.policies.spec import PolicyParameters, initial_parameters
+from maml_ray.tasks.registry import BUILT_IN, resolve_tasks
 
 README = Path(__file__).parents[2] / "README.md"
 SECTION = README.read_text(encoding="utf-8").partition("\n## Tasks\n")[2].partition("\n## ")[0]

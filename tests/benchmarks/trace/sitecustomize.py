@@ -20,17 +20,17 @@ from types import ModuleType
 from typing import Any
 
 CALLS = {
-    "maml_ray.distributed.actors": ("RolloutActor.__init__", "LearnerActor.__init__"),
-    "maml_ray.distributed.learner_client": (
+    "maml_ray.runtime.actors": ("RolloutActor.__init__", "LearnerActor.__init__"),
+    "maml_ray.runtime.learner_handle": (
         "LearnerClient.wait_until_ready",
         "LearnerClient.update",
     ),
-    "maml_ray.distributed.crew": ("Crew.learn",),
-    "maml_ray.distributed.pool": ("RolloutPool.wait_until_ready",),
+    "maml_ray.runtime.actor_system": ("Crew.learn",),
+    "maml_ray.runtime.rollout_pool": ("RolloutPool.wait_until_ready",),
     "ray": ("init",),
 }
 """What is wrapped once its module is there."""
-MODULES = {*CALLS, "maml_ray.cli", "maml_ray.runs", "torch", "torch._dynamo", "mujoco"}
+MODULES = {*CALLS, "maml_ray.cli.main", "maml_ray.runs.train", "torch", "torch._dynamo", "mujoco"}
 
 
 def note(edge: str, what: str) -> None:

@@ -1,0 +1,1 @@
+"""How a meta-gradient is computed: by autograd, or by compiled kernels."""

@@ -1,0 +1,65 @@
+"""The runs on a cluster as a table that fits 80 columns."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from maml_ray.reporting.progress import clock
+
+if TYPE_CHECKING:
+    from maml_ray.monitoring.registry import RunSeen
+    from maml_ray.monitoring.status_actor import RunStatus
+
+_COLUMNS = ("iteration", "before", "after", "steps/s", "actors", "saved", "since")
+
+
+def runs_table(seen: Sequence[RunSeen]) -> RenderableType:
+    """One line a run, and a sentence for each that does not tell how it stands."""
+    if not seen:
+        return Text("no run trains on this cluster")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("run", overflow="fold", min_width=12)
+    for column in _COLUMNS:
+        table.add_column(column, justify="right", no_wrap=True)
+    same = Counter(one.name.run for one in seen)
+    problems = []
+    for one in seen:
+        label = str(one.name) if same[one.name.run] > 1 else one.name.run
+        if one.status is not None:
+            table.add_row(escape(label), *_cells(one.status, one.told_s_ago))
+        else:
+            problems.append(Text(f"{label}: {one.problem}"))
+    return Group(*([table] if table.row_count else []), *problems)
+
+
+def _cells(status: RunStatus, told_s_ago: float) -> list[str]:
+    age = status.checkpoint_age_s
+    return [
+        f"{status.iteration}/{status.iterations}",
+        _number(status.return_before, ".1f"),
+        _number(status.return_after, ".1f"),
+        _number(status.steps_per_second, ",.0f"),
+        str(status.actors),
+        "" if age is None else f"{clock(age + told_s_ago)} ago",
+        _since(status.began_at),
+    ]
+
+
+def _since(began_at: float) -> str:
+    """The hour, of a day before today the date."""
+    began, today = time.localtime(began_at), time.localtime()
+    same_day = began[:3] == today[:3]
+    return time.strftime("%H:%M" if same_day else "%d %b", began)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else f"{value:{form}}"

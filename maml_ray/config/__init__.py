@@ -1,0 +1,1 @@
+"""deploy.yaml to frozen settings."""

@@ -1,1 +1,0 @@
-"""Everything that imports Ray; nothing here knows about gradients."""

@@ -1,0 +1,1 @@
+"""Batches of simulations behind the Gymnasium vector interface."""

@@ -1,0 +1,1 @@
+"""A trained agent, and how good it is."""

@@ -1,0 +1,68 @@
+"""A trained policy from where it was left: a run folder, or a folder that holds only a policy."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from maml_ray.config.settings import Settings, load_settings
+from maml_ray.evaluation.agent import Agent
+from maml_ray.evaluation.compatibility import check_fits
+from maml_ray.evaluation.policy_export import DESCRIPTION, load_policy
+from maml_ray.persistence.checkpoint_format import Checkpoint
+from maml_ray.persistence.checkpoint_store import load_chosen
+from maml_ray.persistence.run_dir import open_run
+from maml_ray.persistence.run_storage import run_storage
+
+
+def load(folder: str | Path, *, checkpoint: str = "newest") -> Agent:
+    """The meta-trained policy of a run, from its newest readable checkpoint; or an adapted one.
+
+    Args:
+        folder: a run folder, or what ``maml-ray adapt`` has written.
+        checkpoint: of a run: ``"newest"``, ``"best"`` (by return after adaptation, while it was
+            trained), or a number of iterations.
+
+    Raises:
+        RunFolderError: it is neither, or holds nothing that can be read and fits its settings.
+        SettingsError: its settings cannot be read.
+    """
+    if os.path.lexists(Path(folder) / DESCRIPTION):
+        return load_policy(Path(folder))
+    return load_checkpointed(folder, checkpoint)[0]
+
+
+def load_checkpointed(folder: str | Path, checkpoint: str = "newest") -> tuple[Agent, int]:
+    """The meta-trained policy of a run, and the number of iterations that it was trained for.
+
+    Raises:
+        RunFolderError: as :func:`load`.
+        SettingsError: as :func:`load`.
+    """
+    run = open_run(folder)
+    settings = load_settings(run.settings)
+    found, _ = load_chosen(run_storage(run, settings), checkpoint)
+    return agent_of(settings, found, run.checkpoints), found.iteration
+
+
+def agent_of(settings: Settings, checkpoint: Checkpoint, place: Path) -> Agent:
+    """The policy of a checkpoint.
+
+    Args:
+        settings: of its run.
+        checkpoint: as it was read.
+        place: where from, for the sentence.
+
+    Raises:
+        RunFolderError: it does not fit the settings.
+    """
+    state = checkpoint.learner
+    normalise = settings.policy.normalise_observations
+    agent = Agent(
+        settings=settings,
+        spec=checkpoint.spec,
+        parameters=dict(state.parameters),
+        normaliser=state.observations.normaliser() if normalise else None,
+    )
+    check_fits(agent, place)
+    return agent

@@ -1,0 +1,1 @@
+"""The mathematics of MAML as pure functions of tensors."""

@@ -1,0 +1,162 @@
+"""The policy: a multi-layer perceptron of the observation, and the distribution that it names.
+
+For continuous actions a diagonal Gaussian, ``a = mu(s) + exp(phi) * eps`` with ``phi`` a learned
+vector that does not depend on the state; for discrete ones a categorical distribution whose
+logits are the network's outputs.
+
+The policy is a set of pure functions of a parameter dictionary, so that the inner loop can
+differentiate through its own updates; :mod:`maml_ray.policies.numpy_policy` holds its twin for
+inference.
+
+Axes: ``...`` any batch axes, ``D`` observation size, ``A`` action size: the dimensions of a
+continuous action, the number of discrete ones. A discrete action is recorded as its number, in
+an array with a last axis of 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from maml_ray.policies.spec import LOG_STD, NumpyParameters, PolicySpec
+
+Parameters = dict[str, Tensor]
+
+_HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
+_TORCH_ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "relu": functional.relu,
+}
+
+
+class Gaussian(NamedTuple):
+    """A batch of diagonal Gaussians: ``mean`` (..., A) and ``log_std`` (A,) or broadcastable."""
+
+    mean: Tensor
+    log_std: Tensor
+
+
+class Categorical(NamedTuple):
+    """A batch of categorical distributions: ``log_probs`` (..., A), normalised."""
+
+    log_probs: Tensor
+
+
+ActionDistribution = Gaussian | Categorical
+
+
+def distribution(
+    spec: PolicySpec, parameters: Mapping[str, Tensor], observations: Tensor
+) -> ActionDistribution:
+    """The action distribution at ``observations`` (..., D), normalised where the policy wants it.
+
+    The log standard deviation is clamped to ``spec.min_log_std``. Below the floor its gradient
+    is zero, so the learner puts the parameter back onto the floor after each step
+    (:func:`project`), where the gradient passes again.
+    """
+    if observations.shape[-1] != spec.observation_size:
+        raise ValueError(
+            f"observations must have size {spec.observation_size}, got {tuple(observations.shape)}"
+        )
+    activation = _TORCH_ACTIVATIONS[spec.activation]
+    hidden = observations
+    for name in spec.layer_names[:-1]:
+        weight, bias = parameters[f"{name}.weight"], parameters[f"{name}.bias"]
+        hidden = activation(functional.linear(hidden, weight, bias))
+    output = functional.linear(
+        hidden, parameters[f"{spec.head}.weight"], parameters[f"{spec.head}.bias"]
+    )
+    if spec.discrete:
+        return Categorical(torch.log_softmax(output, dim=-1))
+    return Gaussian(output, parameters[LOG_STD].clamp(min=spec.min_log_std))
+
+
+def log_prob(policy: ActionDistribution, actions: Tensor) -> Tensor:
+    """Log-probability of recorded ``actions`` (..., A), or (..., 1) of a discrete policy: (...).
+
+    The density of a continuous action is summed over its dimensions, never averaged: an average
+    makes the likelihood ratio its A-th root.
+    """
+    if isinstance(policy, Categorical):
+        return policy.log_probs.gather(-1, actions.long()).squeeze(-1)
+    noise = (actions - policy.mean) * torch.exp(-policy.log_std)
+    constant = policy.log_std.sum(-1) + actions.shape[-1] * _HALF_LOG_2PI
+    return -0.5 * noise.square().sum(-1) - constant
+
+
+def kl_divergence(old: ActionDistribution, new: ActionDistribution) -> Tensor:
+    """KL(old || new) per state: (...).
+
+    For Gaussians ``log(s2/s1) + (s1^2 + (m1 - m2)^2) / (2 s2^2) - 1/2``, summed over action
+    dimensions; for categoricals ``sum p1 log(p1 / p2)``.
+    """
+    if isinstance(old, Categorical) and isinstance(new, Categorical):
+        return (torch.exp(old.log_probs) * (old.log_probs - new.log_probs)).sum(-1)
+    if not (isinstance(old, Gaussian) and isinstance(new, Gaussian)):
+        raise TypeError("the two distributions must be of one kind")
+    scale = torch.exp(2.0 * (old.log_std - new.log_std))
+    distance = (old.mean - new.mean).square() * torch.exp(-2.0 * new.log_std)
+    return (new.log_std - old.log_std + 0.5 * (scale + distance - 1.0)).sum(-1)
+
+
+def entropy(policy: ActionDistribution) -> Tensor:
+    """Entropy in nats, differential for continuous actions: (...), or () of every state alike."""
+    if isinstance(policy, Categorical):
+        return -(torch.exp(policy.log_probs) * policy.log_probs).sum(-1)
+    return (policy.log_std + _HALF_LOG_2PI + 0.5).sum(-1)
+
+
+def fisher_product(
+    policy: ActionDistribution, tangent: ActionDistribution, weights: Tensor
+) -> ActionDistribution:
+    """The Fisher matrix of ``sum(weights * KL(policy || .))`` times ``tangent``.
+
+    The second derivative of the KL divergence at equality, with respect to the distribution's own
+    parameters: ``1 / s^2`` for a mean and 2 for a log standard deviation; for normalised
+    log-probabilities ``p``, since ``E[d log p d log p]`` is the Fisher information.
+
+    Args:
+        policy: where; batch axes (...).
+        tangent: a change of its parameters, of the same shapes.
+        weights: (...) of the states.
+    """
+    if isinstance(policy, Categorical) and isinstance(tangent, Categorical):
+        probabilities = torch.exp(policy.log_probs)
+        return Categorical(weights[..., None] * probabilities * tangent.log_probs)
+    if not (isinstance(policy, Gaussian) and isinstance(tangent, Gaussian)):
+        raise TypeError("policy and tangent must be of one kind")
+    precision = torch.exp(-2.0 * policy.log_std)
+    return Gaussian(
+        weights[..., None] * precision * tangent.mean, 2.0 * weights.sum() * tangent.log_std
+    )
+
+
+def project(spec: PolicySpec, parameters: Parameters) -> None:
+    """Put ``log_std`` back onto its floor, in place (see :func:`distribution`)."""
+    if LOG_STD in parameters:
+        with torch.no_grad():
+            parameters[LOG_STD].clamp_(min=spec.min_log_std)
+
+
+def to_numpy(parameters: Mapping[str, Tensor]) -> NumpyParameters:
+    """Parameters as float32 numpy arrays, for sending and saving."""
+    return {
+        name: value.detach().to("cpu", torch.float32).numpy().copy()
+        for name, value in parameters.items()
+    }
+
+
+def to_torch(
+    parameters: Mapping[str, NDArray[np.float32]], device: torch.device | str = "cpu"
+) -> Parameters:
+    """Parameters as tensors on ``device``; the numpy arrays are copied, never shared."""
+    return {
+        name: torch.tensor(np.asarray(value), device=device) for name, value in parameters.items()
+    }

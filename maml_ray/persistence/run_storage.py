@@ -1,0 +1,219 @@
+"""Where a run is kept: in its own folder, or under a URL that outlives the machine.
+
+Under a URL lie the run's checkpoints, the notes of its attempts, its settings, and its metrics in
+pieces of a hundred rows, so that a long run does not send all of them again with every checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from itertools import count, groupby
+from pathlib import Path
+
+from maml_ray.common.errors import RunFolderError, UserError, told
+from maml_ray.common.safe_files import write_whole
+from maml_ray.common.yaml_data import YamlError, parse_yaml
+from maml_ray.config.settings import (
+    MAX_FILE_BYTES,
+    Settings,
+    dump_settings,
+    load_settings,
+    validate_settings,
+)
+from maml_ray.learning.staleness import checkpoints_to_keep
+from maml_ray.persistence.checkpoint_format import Checkpoint
+from maml_ray.persistence.checkpoint_store import save_checkpoint
+from maml_ray.persistence.lease import FencedStorage
+from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.persistence.storage import LocalStorage, Storage, open_storage, same_place
+from maml_ray.reporting.metrics_log import read_metrics, rows_of
+
+_SETTINGS = "settings.yaml"
+_METRICS = "metrics"
+_PIECE = re.compile(r"[0-9]{6,12}\.jsonl")
+_ROWS = 100
+"""Iterations in one piece of the metrics."""
+
+
+def run_storage(folder: RunFolder, settings: Settings) -> Storage:
+    """The storage of the run in ``folder``: that folder, or its own under ``run.storage``.
+
+    Raises:
+        StorageError: there can be none at that URL.
+    """
+    if settings.run.storage is None:
+        return LocalStorage(folder.path)
+    return open_storage(f"{settings.run.storage.rstrip('/')}/{folder.path.resolve().name}")
+
+
+def stored_settings(storage: Storage) -> Settings | None:
+    """The settings of the run that is kept in ``storage``; None where none is.
+
+    Raises:
+        RunFolderError: they cannot be read.
+    """
+    place = f"{storage}/{_SETTINGS}"
+    try:
+        content = storage.read(_SETTINGS)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RunFolderError(f"cannot read {place}: {told(error)}") from None
+    try:
+        if len(content) > MAX_FILE_BYTES:
+            raise RunFolderError(f"it is larger than {MAX_FILE_BYTES:,} bytes")
+        return validate_settings(parse_yaml(content.decode(), place))
+    except (UserError, YamlError, UnicodeDecodeError, AttributeError, TypeError) as error:
+        raise RunFolderError(f"{place} does not hold the settings of a run: {error}") from None
+
+
+def keep_settings(storage: Storage, settings: Settings) -> None:
+    """Put a run's settings into its storage, where they are not there yet.
+
+    Raises:
+        OSError: the storage failed.
+    """
+    content = dump_settings(settings).encode()
+    try:
+        if storage.read(_SETTINGS) == content:
+            return
+    except FileNotFoundError:
+        pass
+    storage.write(_SETTINGS, content)
+
+
+class Mirror:
+    """Brings the metrics up to date in the storage; the run folder's copy leads.
+
+    Args:
+        folder: of the run.
+        storage: where the copy goes; the same folder needs none.
+    """
+
+    def __init__(self, folder: RunFolder, storage: Storage) -> None:
+        self._folder, self._storage = folder, storage
+        self._needed = not is_at(storage, folder)
+        self._pieces = 0
+
+    def __call__(self) -> None:
+        """Write what is new since the last call.
+
+        Raises:
+            OSError: the storage failed.
+        """
+        if not self._needed or not self._folder.metrics.exists():
+            return
+        rows = read_metrics(self._folder.metrics)
+        for piece, lines in groupby(rows, key=lambda row: int(row["iteration"]) // _ROWS):
+            if piece >= self._pieces:
+                text = "".join(json.dumps(line) + "\n" for line in lines)
+                self._storage.write(f"{_METRICS}/{piece:06d}.jsonl", text.encode())
+        self._pieces = int(rows[-1]["iteration"]) // _ROWS if rows else 0
+
+
+def fetch_run(url: str, directory: Path) -> RunFolder:
+    """A run folder of what lies at ``url``; where it is there already, that one.
+
+    Metrics are left to :func:`fetch_metrics`, which knows how far the run has come.
+
+    Raises:
+        RunFolderError: there is no run at the URL, it cannot be read, or the folder is that of
+            another run.
+        StorageError: there can be none at that URL.
+    """
+    above, _, name = url.rstrip("/").rpartition("/")
+    storage, folder = open_storage(url), RunFolder(directory / name)
+    if name in ("", ".", "..") or above.endswith("/"):
+        raise RunFolderError(f"there is no run at {url}: name the run's own folder")
+    if os.path.lexists(folder.settings):
+        place = run_storage(folder, load_settings(folder.settings))
+        if not same_place(place, storage):
+            raise RunFolderError(
+                f"{folder.path} is a run that is kept in {place}, not at {url}: go on with it by "
+                f"--resume {folder.path}, or move the folder away"
+            )
+        return folder
+    settings = stored_settings(storage)
+    if settings is None:
+        raise RunFolderError(f"there is no run at {url}: it has no {_SETTINGS}")
+    # It may have been moved since: it is gone on with where it was found.
+    found = settings.model_copy(update={"run": settings.run.model_copy(update={"storage": above})})
+    try:
+        LocalStorage(folder.path).write(_SETTINGS, dump_settings(found).encode())
+    except OSError as error:
+        raise RunFolderError(f"cannot fetch the run at {url}: {told(error)}") from None
+    return folder
+
+
+def fetch_metrics(storage: Storage, folder: RunFolder, before: int) -> None:
+    """Add the rows of iterations ``before`` one that the run folder lacks: another machine's.
+
+    Raises:
+        RunFolderError: they cannot be read, or not be written.
+    """
+    if is_at(storage, folder):
+        return
+    ours = {r["iteration"]: r for r in read_metrics(folder.metrics)} if _told(folder) else {}
+    if all(iteration in ours for iteration in range(before)):
+        return
+    try:
+        pieces = [name for name in storage.names(_METRICS) if _PIECE.fullmatch(name)]
+        theirs = {
+            row["iteration"]: row
+            for name in pieces
+            for row in rows_of(storage.read(f"{_METRICS}/{name}"), f"{storage}/{_METRICS}/{name}")
+            if row["iteration"] < before
+        }
+        rows = sorted({**theirs, **ours}.items())
+        write_whole(folder.metrics, "".join(json.dumps(row) + "\n" for _, row in rows))
+    except OSError as error:
+        raise RunFolderError(f"cannot fetch the metrics in {storage}: {told(error)}") from None
+
+
+def save_elsewhere(settings: Settings, place: RunFolder, checkpoint: Checkpoint, rows: str) -> str:
+    """Write a run folder of what is in memory, and say how to go on from it.
+
+    Args:
+        settings: of the run, which cannot be written to, or its storage cannot.
+        place: a folder that is this run's alone.
+        checkpoint: the newest.
+        rows: lines of metrics.
+
+    Raises:
+        OSError: nor can it be written there.
+    """
+    here = settings.model_copy(update={"run": settings.run.model_copy(update={"storage": None})})
+    storage = LocalStorage(place.path)
+    save_checkpoint(storage, checkpoint, keep=checkpoints_to_keep(settings))
+    storage.write(place.metrics.name, rows.encode())
+    storage.write(place.settings.name, dump_settings(here).encode())
+    return f"{place.path}: go on from it with maml-ray train --resume {place.path}"
+
+
+def free_folder(base: Path, name: str) -> RunFolder:
+    """A folder below ``base`` that is not there yet, of ``name`` or numbered."""
+    names = (name if number == 1 else f"{name}-{number}" for number in count(1))
+    return RunFolder(next(base / each for each in names if not os.path.lexists(base / each)))
+
+
+def is_at(storage: Storage, folder: RunFolder) -> bool:
+    """Whether a run's storage is its folder."""
+    inner = storage.storage if isinstance(storage, FencedStorage) else storage
+    return same_place(inner, LocalStorage(folder.path))
+
+
+def places_of(folder: RunFolder, settings: Settings) -> tuple[Storage, ...]:
+    """Where a run may have checkpoints: in its storage, and in the one it had until now.
+
+    Args:
+        folder: of the run; its recorded settings name the latter.
+        settings: that it is to go on with.
+    """
+    now, before = run_storage(folder, settings), run_storage(folder, load_settings(folder.settings))
+    return (now,) if same_place(now, before) else (now, before)
+
+
+def _told(folder: RunFolder) -> bool:
+    return os.path.lexists(folder.metrics)

@@ -1,0 +1,1 @@
+"""The policy as data, and acting with it in NumPy."""

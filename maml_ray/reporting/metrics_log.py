@@ -1,0 +1,206 @@
+"""Metrics of a run in files: JSON lines for programs, TensorBoard events for people."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maml_ray.common.errors import RunFolderError
+from maml_ray.common.safe_files import PatientFile, Unreadable, read_bytes, write_whole
+from maml_ray.persistence.records import IterationRecord, StartReport
+from maml_ray.persistence.run_dir import RunFolder
+
+if TYPE_CHECKING:
+    from maml_ray.reporting.tensorboard import EventLog
+
+_TAGS = {
+    "return_before": "return/before_adaptation",
+    "return_after": "return/after_adaptation",
+    "speed_before": "speed/before_adaptation_m_per_s",
+    "speed_after": "speed/after_adaptation_m_per_s",
+    "loss": "meta/loss",
+    "gradient_norm": "meta/gradient_norm",
+    "gradient_snr": "meta/gradient_snr",
+    "order_cosine": "meta/order_cosine",
+    "inner_kl": "meta/inner_kl",
+    "query_kl": "meta/query_kl",
+    "clip_fraction": "meta/clip_fraction",
+    "collector_ratio_error": "meta/collector_ratio_error",
+    "entropy": "policy/entropy_nats",
+    "gradient_steps": "meta/gradient_steps",
+    "learning_rate": "meta/learning_rate",
+    "staleness": "meta/staleness",
+    "wall_s": "time/iteration_s",
+    "collect_s": "time/collect_s",
+    "adapt_s": "time/adapt_s",
+    "learn_s": "time/learn_s",
+    "rest_s": "time/rest_s",
+    "total_env_steps": "throughput/total_env_steps",
+    "steps_per_second": "throughput/env_steps_per_second",
+    "skipped_in_a_row": "faults/updates_skipped_in_a_row",
+    "discarded_episodes": "faults/discarded_episodes",
+    "actors": "faults/rollout_actors",
+    "retried": "faults/work_retried",
+    "duplicated": "faults/work_duplicated",
+    "discarded": "faults/work_discarded",
+    "lost": "faults/work_lost",
+    "failures": "faults/failures",
+    "learner_restarts": "faults/learner_restarts",
+    "checkpoint_age_s": "time/checkpoint_age_s",
+}
+"""TensorBoard's name for each key of a row that it shows."""
+_ALWAYS = ("total_env_steps", "elapsed_s")
+_MOST_BYTES = 1_000_000_000
+_MOST = 1e30
+
+
+class MetricsLog:
+    """An observer that appends one line per iteration to ``metrics.jsonl``, and to TensorBoard.
+
+    Args:
+        folder: of the run.
+        first_iteration: where the run goes on. What an interrupted run has written of that
+            iteration and later ones is dropped, so that each iteration is told once.
+
+    The files are opened at the start of the run, which raises a RunFolderError if the file that is
+    there is damaged other than in its last line.
+    """
+
+    def __init__(self, folder: RunFolder, first_iteration: int = 0) -> None:
+        self._folder = folder
+        self._first_iteration = first_iteration
+        self._next_iteration = first_iteration
+        self._lines: PatientFile | None = None
+        self._events: EventLog | None = None
+
+    def on_start(self, report: StartReport) -> None:
+        """Open the files.
+
+        Raises:
+            RunFolderError: they cannot be written.
+        """
+        from maml_ray.reporting.tensorboard import EventLog  # slow to import
+
+        folder, first = self._folder, self._first_iteration
+        try:
+            kept = _drop_from(folder.metrics, first)
+            self._lines = PatientFile(folder.metrics)
+            fetched = not folder.tensorboard.exists()  # from storage, where curves are not kept
+            self._events = EventLog(folder.tensorboard, 0 if fetched else first)
+        except OSError as error:
+            raise RunFolderError(
+                f"cannot write to the run folder {folder.path}: {error.strerror}"
+            ) from None
+        for row in kept if fetched else ():
+            self._events.add_scalars(_shown(row), row["iteration"])
+
+    def on_iteration(self, record: IterationRecord) -> None:
+        """One line, and one point of every curve."""
+        assert self._lines is not None
+        assert self._events is not None
+        row = record.as_row()
+        line = json.dumps({key: _finite(value) for key, value in row.items()})
+        self._lines.append(f"{line}\n".encode())
+        self._events.add_scalars(_shown(row), record.iteration)
+        self._next_iteration = record.iteration + 1
+
+    def on_event(self, message: str) -> None:
+        """A line of TensorBoard's text page, at the iteration under way."""
+        if self._events is not None:
+            self._events.add_text("events", message, self._next_iteration)
+
+    def close(self) -> None:
+        """Flush and close both."""
+        if self._lines is not None:
+            self._lines.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of ``metrics.jsonl``; a last line torn by a killed program is left out.
+
+    Iterations may be missing: a machine that loses power keeps its checkpoints, which are synced
+    to disk, and may lose the last lines before them.
+
+    Raises:
+        RunFolderError: the file cannot be read, another line is not a row, or an iteration is told
+            out of order.
+    """
+    try:
+        content = read_bytes(path, most=_MOST_BYTES)
+    except Unreadable as error:
+        raise RunFolderError(f"cannot read {path}: {error}") from None
+    return rows_of(content, str(path))
+
+
+def rows_of(content: bytes, path: str) -> list[dict[str, Any]]:
+    """The rows in what a file of metrics holds; ``path`` is for the sentence.
+
+    Raises:
+        RunFolderError: as above.
+    """
+    rows: list[dict[str, Any]] = []
+    lines = content.decode("utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, 1):
+        row = _row(line)
+        if row is None:
+            if number == len(lines):
+                break
+            raise RunFolderError(f"line {number} of {path} is not a row of metrics")
+        if rows and row["iteration"] <= rows[-1]["iteration"]:
+            raise RunFolderError(
+                f"line {number} of {path} tells iteration {row['iteration']} out of order"
+            )
+        rows.append(row)
+    return rows
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    """A row whose figures can be drawn, or None if the line is none."""
+    row: Any = None
+    with suppress(ValueError, RecursionError):
+        row = json.loads(line)
+    if not isinstance(row, dict):
+        return None
+    iteration = row.get("iteration")
+    counts = isinstance(iteration, int) and not isinstance(iteration, bool)
+    told = all(_drawable(row.get(key)) for key in ("iteration", *_ALWAYS))
+    others = all(_missing(row.get(key)) or _drawable(row[key], -_MOST) for key in _TAGS)
+    return row if counts and told and others else None
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _drawable(value: Any, least: float = 0.0) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and least <= value <= _MOST
+
+
+def _shown(row: Mapping[str, Any]) -> dict[str, float]:
+    """What TensorBoard shows of a row."""
+    return {tag: row[key] for key, tag in _TAGS.items() if row.get(key) is not None}
+
+
+def _drop_from(path: Path, first_iteration: int) -> list[dict[str, Any]]:
+    """Rewrite the file, whole or not at all, without ``first_iteration`` and what follows.
+
+    Returns:
+        The rows that are left.
+    """
+    if not path.exists():
+        return []
+    kept = [row for row in read_metrics(path) if row["iteration"] < first_iteration]
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
+    return kept
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

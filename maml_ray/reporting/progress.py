@@ -1,0 +1,203 @@
+"""Progress of a run: a live display on a terminal, one line an iteration elsewhere."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from maml_ray.learning.state import UpdateMetrics
+from maml_ray.persistence.records import IterationRecord, Observer, StartReport
+
+_RECENT = 10
+
+
+class TimeLeft:
+    """Estimates the time left from the mean of the recent iterations' wall times."""
+
+    def __init__(self) -> None:
+        self._recent: deque[float] = deque(maxlen=_RECENT)
+
+    def after(self, record: IterationRecord) -> float:
+        """Seconds left, now that ``record``'s iteration has finished."""
+        self._recent.append(record.timings.wall_s)
+        # The first iteration compiles and warms up; it says little of the others.
+        typical = list(self._recent)[1:] if record.iteration < _RECENT else list(self._recent)
+        mean = sum(typical) / len(typical) if typical else record.timings.wall_s
+        return mean * (record.iterations - record.iteration - 1)
+
+
+class TerminalProgress:
+    """A live table under the log; gone, its last state left standing, when closed."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._time_left = TimeLeft()
+        self._best = float("-inf")
+        self._live: Live | None = None
+
+    def on_start(self, report: StartReport) -> None:
+        """Say what the run starts on, and open the display."""
+        for line in describe_start(report):
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._live = Live(
+            f"iteration {report.first_iteration + 1} is under way",
+            console=self._console,
+            refresh_per_second=4,
+            transient=False,
+        )
+        self._live.start(refresh=True)
+
+    def on_iteration(self, record: IterationRecord) -> None:
+        """Show the iteration's figures."""
+        self._best = max(self._best, record.update.return_after)
+        if self._live is not None:
+            self._live.update(self._render(record, self._time_left.after(record)), refresh=True)
+
+    def on_event(self, message: str) -> None:
+        """Print a line above the display."""
+        self._console.print(message, style="yellow", markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Give the terminal back."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _render(self, record: IterationRecord, left_s: float) -> Group:
+        bar = Progress(
+            TextColumn("iteration"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TextColumn(f"{clock(record.elapsed_s)} elapsed, {clock(left_s)} left"),
+            console=self._console,
+            expand=True,
+        )
+        bar.add_task("", total=record.iterations, completed=record.iteration + 1)
+        update, table = record.update, Table.grid(padding=(0, 2))
+        # Two columns, so that each row keeps to one line of a terminal 80 characters wide.
+        table.add_row(
+            "return",
+            f"before adaptation [bold]{update.return_before:8.1f}[/]"
+            f"   after [bold green]{update.return_after:8.1f}[/]"
+            f"   best after {self._best:8.1f}",
+        )
+        if update.speed_before is not None and update.speed_after is not None:
+            table.add_row(
+                "m/s",
+                f"before adaptation {update.speed_before:8.2f}   after {update.speed_after:8.2f}",
+            )
+        table.add_row(
+            "learning",
+            f"meta-loss {update.loss:+.4f}   gradient {update.gradient_norm:.3f}"
+            f"   entropy {update.entropy:.2f} nats{skipped(update)}",
+        )
+        table.add_row(
+            "speed",
+            f"{record.steps_per_second:,.0f} env steps/s"
+            f"   {record.total_env_steps / 1e6:.2f} million so far{stale(update)}",
+        )
+        table.add_row("time", time_shares(record))
+        return Group(bar, table)
+
+
+class PlainProgress:
+    """One line an iteration, for logs and for Ray's job output."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._time_left = TimeLeft()
+
+    def on_start(self, report: StartReport) -> None:
+        """Say what the run starts on."""
+        for line in describe_start(report):
+            self._print(line)
+
+    def on_iteration(self, record: IterationRecord) -> None:
+        """One line of figures."""
+        self._print(iteration_line(record, self._time_left.after(record)))
+
+    def on_event(self, message: str) -> None:
+        """One line."""
+        self._print(message)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def make_progress(console: Console) -> Observer:
+    """The display that suits where the output goes."""
+    return TerminalProgress(console) if console.is_terminal else PlainProgress(console)
+
+
+def describe_start(report: StartReport) -> list[str]:
+    """What the run starts on, a line each."""
+    lines = [
+        f"run folder  {report.run_directory}",
+        f"actors      {report.rollout_actors} rollout actors, one CPU each",
+        f"learner     {report.learner}",
+    ]
+    if report.dashboard_url:
+        lines.append(f"dashboard   {report.dashboard_url} (its token: ray get-auth-token)")
+    if report.first_iteration:
+        lines.append(f"resuming    at iteration {report.first_iteration}")
+    if report.attempt > 1:
+        lines.append(f"attempt     {report.attempt} at this run; older ones write no more")
+    return lines
+
+
+def iteration_line(record: IterationRecord, left_s: float) -> str:
+    """One iteration in a line of text."""
+    update = record.update
+    width = len(str(record.iterations))
+    return (
+        f"iteration {record.iteration + 1:>{width}}/{record.iterations}"
+        f"  return before {update.return_before:7.1f} after {update.return_after:7.1f}"
+        f"{speeds(update)}  loss {update.loss:+.4f}  {record.steps_per_second:,.0f} steps/s"
+        f"  {time_shares(record)}{stale(update)}"
+        f"  elapsed {clock(record.elapsed_s)} left {clock(left_s)}"
+        f"{skipped(update)}"
+    )
+
+
+def stale(update: UpdateMetrics) -> str:
+    """How far behind the data are, where they are."""
+    behind = update.staleness
+    return f"  data {behind} version{'s' if behind > 1 else ''} behind" if behind else ""
+
+
+def skipped(update: UpdateMetrics) -> str:
+    """That the update was skipped, and why; nothing where it was not."""
+    return "" if update.skipped is None else f"  update skipped: {update.skipped}"
+
+
+def speeds(update: UpdateMetrics) -> str:
+    """Mean speeds before and after adaptation, where the task tells them."""
+    if update.speed_before is None or update.speed_after is None:
+        return ""
+    return f"  m/s {update.speed_before:5.2f} {update.speed_after:5.2f}"
+
+
+def time_shares(record: IterationRecord) -> str:
+    """Where the iteration's time went; what ran side by side counts twice."""
+    times = record.timings
+    parts = {
+        "collect": times.collect_s,
+        "adapt": times.adapt_s,
+        "learn": times.learn_s,
+        "rest": times.rest_s,
+    }
+    return " ".join(f"{name} {seconds / times.wall_s:.0%}" for name, seconds in parts.items())
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 4:05 or 1:02:03."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

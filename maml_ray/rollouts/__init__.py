@@ -1,0 +1,1 @@
+"""Policy times environment to trajectories with advantages."""

@@ -1,0 +1,1 @@
+"""The verbs: train, resume, evaluate, adapt, follow, tune."""

@@ -1,0 +1,1 @@
+"""A training run on Ray: actors, work queue, fault handling."""

@@ -1,0 +1,144 @@
+"""Adapting for a caller: to a task that is simulated here, or to what the caller collected."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+from maml_ray.common.errors import UserError
+from maml_ray.evaluation.adaptation_stats import InnerFigures, inner_figures
+from maml_ray.evaluation.agent import Agent
+from maml_ray.evaluation.compatibility import check_fits_task
+from maml_ray.rollouts.trajectories import Trajectories
+from maml_ray.runs.adapt import AFTER, BEFORE, adapt_on, mean_return, named_task
+from maml_ray.serving.policies import ServedPolicy, adapted_name
+from maml_ray.serving.refusal import Refusal
+from maml_ray.serving.requests import AdaptBody, support_of
+from maml_ray.tasks.task import Task
+
+
+@dataclass(frozen=True, eq=False)
+class Adaptation:
+    """An adapted policy, and what its making was like.
+
+    Attributes:
+        policy: the adapted one, with a name of its own.
+        adapted_from: the name of the one before.
+        steps: figures of each inner step.
+        return_before, return_after: mean return in simulation; None where there was none.
+    """
+
+    policy: ServedPolicy
+    adapted_from: str
+    steps: tuple[InnerFigures, ...]
+    return_before: float | None
+    return_after: float | None
+
+
+def adapt_for(
+    start: ServedPolicy, request: AdaptBody, *, most_env_steps: int
+) -> Adaptation | Refusal:
+    """Serve one request to adapt, within limits.
+
+    Args:
+        start: the policy to adapt.
+        request: as read.
+        most_env_steps: simulated, in one request.
+    """
+    try:
+        _check_size(start.agent, request, most_env_steps)
+        task = _task(start, request)
+        if request.trajectories is None:
+            assert task is not None, "a request without either is not read"
+            return _in_simulation(start, request, task)
+        return _on_callers_data(start, request, task)
+    except Refusal as refusal:
+        return refusal
+    except UserError as error:
+        return Refusal(422, str(error))
+
+
+def _in_simulation(start: ServedPolicy, request: AdaptBody, task: Task) -> Adaptation:
+    outcome = adapt_on(
+        start.agent,
+        task,
+        steps=request.steps,
+        episodes=request.episodes,
+        seed=request.seed,
+        measured=request.measured_episodes,
+    )
+    pairs = zip(pairwise(outcome.agents), outcome.support, strict=True)
+    steps = (_figures(before, after, support) for (before, after), support in pairs)
+    return Adaptation(
+        ServedPolicy(adapted_name(), outcome.agent, task),
+        start.name,
+        tuple(steps),
+        _or_none(outcome.before),
+        _or_none(outcome.after),
+    )
+
+
+def _on_callers_data(start: ServedPolicy, request: AdaptBody, task: Task | None) -> Adaptation:
+    assert request.trajectories is not None, "asked for with the caller's data alone"
+    support = support_of(request.trajectories, start.agent)
+    adapted = start.agent.adapt(support)
+    before = after = math.nan
+    if task is not None:
+        with start.agent.simulations() as simulations:
+            before, after = (
+                mean_return(
+                    agent, task, request.seed, stream, request.measured_episodes, simulations
+                )
+                for agent, stream in ((start.agent, BEFORE), (adapted, AFTER))
+            )
+    return Adaptation(
+        ServedPolicy(adapted_name(), adapted, task),
+        start.name,
+        (_figures(start.agent, adapted, support),),
+        _or_none(before),
+        _or_none(after),
+    )
+
+
+def _figures(before: Agent, after: Agent, support: Trajectories) -> InnerFigures:
+    return inner_figures(
+        before.settings,
+        before.spec,
+        before.parameters,
+        after.parameters,
+        support,
+        before.normaliser,
+    )
+
+
+def _task(start: ServedPolicy, request: AdaptBody) -> Task | None:
+    if request.task is None:
+        return None
+    try:
+        check_fits_task(start.agent, "this service")
+    except UserError as error:
+        raise Refusal(422, f"task: nothing can be simulated here: {error}") from None
+    return named_task(start.agent, request.task)
+
+
+def _check_size(agent: Agent, request: AdaptBody, most: int) -> None:
+    """What is simulated takes time that others wait."""
+    if request.task is None:
+        return
+    settings = agent.settings
+    episodes = 2 * request.measured_episodes
+    if request.trajectories is None:
+        steps = request.steps or max(1, settings.inner.steps)
+        episodes += steps * (request.episodes or settings.meta_batch.episodes)
+    total = episodes * settings.task.horizon
+    if total > most:
+        raise Refusal(
+            422,
+            f"episodes: {total:,} steps of simulation in one request are not allowed, at most "
+            f"{most:,}: ask for fewer episodes, measured_episodes or steps",
+        )
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None

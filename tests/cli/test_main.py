@@ -1,0 +1,225 @@
+"""The command line, in this process: mistakes are one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from maml_ray.cli.main import main
+from maml_ray.config.settings import load_settings, validate_settings
+from tests.small_runs import agent_of, run_of, settings
+
+
+class Outcome:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+    def run(*arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["maml-ray", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        captured = capsys.readouterr()
+        return Outcome(int(caught.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+def assert_refused(outcome: Outcome, *words: str) -> None:
+    assert outcome.code == 2, outcome.err
+    assert "Traceback" not in outcome.err
+    for word in words:
+        assert word in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "nowhere.yaml"], ["nowhere.yaml", "No such file"]),
+        (["train", "--set", "outer.epochs"], ["outer.epochs", "key.path=value"]),
+        (["train", "--set", "outer.epoch=3"], ["outer.epoch", "did you mean 'epochs'"]),
+        (["train", "--set", "outer.epochs=0"], ["outer.epochs", "0", "greater than or equal to 1"]),
+        (["train", "--set", "task.name=half-cheetah-backwards"], ["half-cheetah-backward"]),
+        (["train", "--set", "task.name=no.such.module:Tasks"], ["no.such.module"]),
+        (["train", "--set", "task.name=json:loads"], ["json:loads", "TaskDistribution"]),
+        (["train", "--preset", "notebok"], ["notebok", "did you mean 'notebook'"]),
+        (["train", "--resume", "nowhere"], ["nowhere"]),
+        (["train", "--resume", "a", "--run-dir", "b"], ["--run-dir"]),
+        (["train", "--resume", "a", "--preset", "notebook"], ["--preset"]),
+        (["evaluate", "nowhere"], ["nowhere"]),
+        (["evaluate", "."], ["is not a run folder"]),
+        (["report", "nowhere"], ["nowhere"]),
+        (["check", "--set", "run.seed=-1"], ["run.seed", "-1"]),
+        (["evaluate", "x", "--episodes", "0"], ["--episodes"]),
+        (["evaluate", "x", "--steps", "1..3"], ["--steps 1..3", "0..3"]),
+        (["evaluate", "x", "--steps", "-1"], ["--steps -1"]),
+        (["evaluate", "x", "--steps", "1000"], ["up to 100"]),
+        (["evaluate", "x", "--inner-rate", "0"], ["--inner-rate"]),
+        (["evaluate", "x", "--inner-rate", "nan"], ["--inner-rate"]),
+        (["evaluate"], ["a run folder", "--follow"]),
+        (["evaluate", "x", "--follow", "y"], ["--follow takes no RUN"]),
+        (["evaluate", "--follow", "y", "--every", "0"], ["--every"]),
+        (["evaluate", "x", "--every", "3"], ["--every", "--follow"]),
+        (["evaluate", "x", "--address", "auto"], ["--address", "--follow"]),
+        (["evaluate", "x", "--output", "y"], ["--output", "--follow"]),
+        (["status", "--address", "nonsense"], ["nonsense", "host:port"]),
+        (["adapt", "x"], ["--task"]),
+        (["adapt", "x", "--task", "{direction: 1}"], ["cannot be read", "write JSON"]),
+        (["adapt", "x", "--task", "[1]"], ["not an object of numbers"]),
+        (["adapt", "x", "--task", '{"a": "b"}'], ["not an object of numbers"]),
+        (["adapt", "x", "--task", '{"a": true}'], ["not an object of numbers"]),
+        (["adapt", "x", "--task", "1" * 5000], ["--task 111"]),
+        (["adapt", "x", "--task", '{"a": 1}'], ["no run folder x"]),
+        (["compare"], ["RUN"]),
+        (["compare", "nowhere"], ["no run folder nowhere"]),
+        (["submit"], ["run.directory = 'runs'", "--set run.directory"]),
+        (["submit", "nowhere.yaml"], ["nowhere.yaml", "No such file"]),
+        (["submit", "--set", "outer.epoch=3"], ["outer.epoch", "did you mean 'epochs'"]),
+        (["submit", "--set", "run.storage=nope://bucket"], ["nope://bucket"]),
+        (["doctor", "--set", "run.seed=-1"], ["run.seed", "-1"]),
+        (["doctor", "--deadline-s", "0"], ["--deadline-s"]),
+        (["doctor", "--working-dir", "nowhere"], ["nowhere is not a folder"]),
+        (["doctor", "--address", "nonsense"], ["cluster.address = 'nonsense'", "host:port"]),
+        (["train", "--no-such-option"], ["--no-such-option"]),
+        (["no-such-command"], ["no-such-command"]),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(  # type: ignore[no-untyped-def]
+    cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert_refused(cli(*arguments), *words)
+    assert not list(tmp_path.iterdir()), "a refused command must leave nothing behind"
+
+
+def test_no_cluster_is_an_exit_code_of_its_own(  # type: ignore[no-untyped-def]
+    cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")  # and back afterwards
+    monkeypatch.setattr("maml_ray.runtime.ray_session.CONNECT_TIMEOUT_S", 1.0)
+    place = ["--address", "http://127.0.0.1:1", "--set", f"run.directory={tmp_path}"]
+    for command in (["submit"], ["submit", "--resume"], ["doctor"]):
+        outcome = cli(*command, *place)
+        assert outcome.code == 4, outcome.err
+        assert "no job server answers" in outcome.err
+        assert "Traceback" not in outcome.err
+    followed = cli("evaluate", "--follow", "y", "--address", "127.0.0.1:1")
+    assert (followed.code, followed.out) == (4, "")
+    assert "no Ray cluster answers" in followed.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_task_of_one_s_own_is_not_sent_without_its_module(cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    own = "task.name=tests.runtime.test_rollout_pool:FlawedTasks"
+    outcome = cli("submit", "--set", own, "--set", f"run.directory={tmp_path}")
+    assert_refused(outcome, "--working-dir")
+
+
+def test_adapt_and_compare_from_the_command_line(  # type: ignore[no-untyped-def]
+    cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = run_of(settings(), tmp_path / "run")
+    (task,) = agent_of(settings()).sample_tasks(1)
+    adapted = cli("adapt", "run", "--task", json.dumps(dict(task.parameters)))
+    assert adapted.code == 0, adapted.err
+    assert "before" in adapted.out
+    assert "after 1 step" in adapted.out
+    (folder,) = (run.path / "adapted").iterdir()
+    again = cli("adapt", "run", "--task", json.dumps(dict(task.parameters)))
+    assert_refused(again, "is there already", "--output")
+    assert_refused(cli("adapt", "run", "--task", '{"x": 1, "z": 2}'), "no such task")
+    assert_refused(cli("adapt", "run", "--task", '{"x": NaN, "y": 0}'), "is not a number")
+    assert_refused(cli("evaluate", str(folder)), "is not a run folder")
+    assert_refused(cli("compare", "run"), "has not finished an iteration")
+    assert not (tmp_path / "comparison").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train",
+        "evaluate",
+        "adapt",
+        "compare",
+        "report",
+        "status",
+        "serve",
+        "check",
+        "version",
+        "submit",
+        "doctor",
+    ],
+)
+def test_every_command_has_a_help_page_with_what_it_is_for(cli, command: str) -> None:  # type: ignore[no-untyped-def]
+    outcome = cli(command, "--help")
+    assert outcome.code == 0
+    assert len(outcome.out.splitlines()) > 8 or command == "version"
+    if command != "version":
+        assert f"maml-ray {command}" in outcome.out
+
+
+def test_check_prints_settings_that_load_to_themselves(cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    outcome = cli("check", "--set", "outer.epochs=3", "--set", "cluster.rollout_actors=5")
+    assert outcome.code == 0
+    file = tmp_path / "again.yaml"
+    file.write_text(outcome.out)
+    assert load_settings(file) == validate_settings(
+        {"outer": {"epochs": 3}, "cluster": {"rollout_actors": 5}}
+    )
+    assert "rollout actors: 5" in outcome.out
+    assert re.search(r"an iteration: .* = [\d,]+ env steps", outcome.out)
+
+
+def test_version_names_the_packages(cli) -> None:  # type: ignore[no-untyped-def]
+    outcome = cli("version")
+    assert outcome.code == 0
+    for name in ("maml-ray", "torch", "ray", "mujoco", "python"):
+        assert re.search(rf"^{name} +\d", outcome.out, re.MULTILINE)
+
+
+def test_the_shipped_deploy_yaml_is_the_defaults_and_names_every_key() -> None:
+    path = Path(__file__).parents[2] / "deploy.yaml"
+    assert load_settings(path) == validate_settings({})
+    written = yaml.safe_load(path.read_text())
+    for section, values in validate_settings({}).model_dump().items():
+        assert set(written[section]) == set(values), section
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["run", "outer", "policy", "x"]), JUNK, max_size=3))
+def test_any_file_is_either_settings_or_one_sentence(tmp_path_factory, data) -> None:  # type: ignore[no-untyped-def]
+    from maml_ray.config.settings import SettingsError
+
+    path = tmp_path_factory.mktemp("fuzz") / "deploy.yaml"
+    path.write_text(yaml.safe_dump(data), encoding="utf-8")
+    try:
+        load_settings(path)
+        told = ""
+    except SettingsError as error:
+        told = str(error)
+    assert "\n" not in told
+
+
+def test_storage_of_an_unknown_kind_is_refused_before_anything_starts(  # type: ignore[no-untyped-def]
+    cli, tmp_path: Path
+) -> None:
+    place = tmp_path / "run"
+    outcome = cli("train", "--run-dir", str(place), "--set", "run.storage=nope://bucket")
+    assert_refused(outcome, "nope://bucket", "Protocol not known")
+    assert not place.exists()

@@ -1,0 +1,105 @@
+"""`maml-ray serve`: mistakes are told in a sentence before Ray is started."""
+
+from __future__ import annotations
+
+import re
+import socket
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from maml_ray.cli.serve import _lines
+from maml_ray.learning.rollout_worker import policy_spec
+from maml_ray.serving.policies import load_base
+from maml_ray.serving.requests import read_act, read_adapt
+from maml_ray.serving.token import VARIABLE
+from tests.bad_input.command_line import assert_refused, run
+from tests.small_runs import run_of, settings
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    return str(run_of(settings(), tmp_path / "run").path)
+
+
+@pytest.fixture(autouse=True)
+def no_ray() -> object:
+    with mock.patch("ray.init", side_effect=AssertionError("Ray was started")) as started:
+        yield started
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere"], ["no run folder nowhere"]),
+        (["."], ["is not a run folder"]),
+        (["RUN", "--checkpoint", "7"], ["no checkpoint 7"]),
+        (["RUN", "--checkpoint", "last"], ["newest, best or a number"]),
+        (["RUN", "--checkpoint", "best"], ["best"]),
+        (["RUN", "--port", "0"], ["--port"]),
+        (["RUN", "--replicas", "0"], ["--replicas"]),
+        (["RUN", "--host", "no such host"], ["no such host", "--host"]),
+        (["RUN", "--host", "192.0.2.1"], ["192.0.2.1", "--host"]),
+        (["RUN", "--token-file", "nowhere"], ["token file", "nowhere"]),
+        (["nonsense://bucket/run"], ["nonsense"]),
+    ],
+)
+def test_a_mistake_is_told_before_ray_is_started(
+    folder: str, arguments: list[str], words: list[str]
+) -> None:
+    assert_refused(run("serve", *(folder if one == "RUN" else one for one in arguments)), *words)
+
+
+def test_a_port_that_is_taken(folder: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        outcome = run("serve", folder, "--port", str(port))
+    assert_refused(outcome, f"port {port}", "in use", "--port")
+
+
+def test_a_token_in_the_environment_that_is_none(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, "short")
+    assert_refused(run("serve", folder), VARIABLE)
+
+
+@pytest.mark.parametrize("module", ["fastapi", "orjson"])
+def test_without_the_extra_it_says_how_to_get_it(
+    folder: str, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    assert_refused(run("serve", folder), module, "pip install 'maml-ray[serve]'")
+
+
+def test_what_is_printed_can_be_typed(folder: str) -> None:
+    from maml_ray.serving.launcher import Endpoint
+
+    base = load_base(folder)
+    endpoint = Endpoint("http://127.0.0.1:8000", None)
+    lines = _lines(base, folder, endpoint, guarded=True, loopback=True)
+    assert """http://127.0.0.1:8000/act -d '{"observations": [0, 0]}'""" in "\n".join(lines)
+    assert all("$MAML_RAY_SERVE_TOKEN" in line for line in lines if "curl" in line)
+    assert not any("warning" in line for line in lines)
+    open_to_all = _lines(base, folder, endpoint, guarded=False, loopback=False)
+    assert any("--token-file" in line for line in open_to_all)
+
+
+def test_the_readmes_requests_are_ones_that_are_read() -> None:
+    section = README.read_text(encoding="utf-8").partition("\n## Serve\n")[2].partition("\n## ")[0]
+    bodies = re.findall(r"localhost:8000/(act|adapt) +-d '(.*?)'", section)
+    assert [route for route, _ in bodies] == ["act", "adapt", "act"]
+    spec = policy_spec(settings("half-cheetah-direction"))
+    assert read_act(bodies[0][1].encode(), spec).single
+    assert read_adapt(bodies[1][1].encode()).task == {"direction": -1.0}
+    command = section.partition("maml-ray serve RUN ")[2].splitlines()[0]
+    options = re.findall(r"--[a-z-]+", command)
+    assert len(options) == 4
+    help_page = run("serve", "--help").out
+    assert all(option in help_page for option in options)

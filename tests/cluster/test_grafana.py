@@ -1,0 +1,117 @@
+"""The Grafana dashboard and the table of metrics say what a run exports, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import promql_parser
+import pytest
+import yaml
+
+from maml_ray.monitoring.prometheus import METRICS, TAGS
+
+CLUSTER = Path(__file__).parents[2] / "cluster"
+DASHBOARD: dict[str, Any] = json.loads((CLUSTER / "grafana" / "maml_ray.json").read_text())
+LABELS = {f"ray_{metric.name}": {*TAGS, *filter(None, [metric.tag])} for metric in METRICS}
+"""What a run exports, with Ray's prefix."""
+
+
+def queries() -> list[tuple[str, str]]:
+    """(panel, PromQL) of all panels, with values in place of Grafana's variables."""
+    values = {"$__rate_interval": "1m", "$run": ".*", "$job": ".*"}
+    found = []
+    for panel in DASHBOARD["panels"]:
+        for target in panel["targets"]:
+            query = target["expr"]
+            for variable, value in values.items():
+                query = query.replace(variable, value)
+            found.append((f"{panel['title']}/{target['refId']}", query))
+    return found
+
+
+def selectors(node: Any) -> Iterator[promql_parser.VectorSelector]:
+    """All vector selectors under a node of a parsed query."""
+    if isinstance(node, promql_parser.VectorSelector):
+        yield node
+    for name in ("expr", "lhs", "rhs", "vector_selector", "args"):
+        child = getattr(node, name, None)
+        for one in child if isinstance(child, list) else [child]:
+            if one is not None:
+                yield from selectors(one)
+
+
+@pytest.mark.parametrize(("panel", "query"), queries(), ids=[panel for panel, _ in queries()])
+def test_a_panel_asks_in_promql_for_what_a_run_exports(panel: str, query: str) -> None:
+    found = list(selectors(promql_parser.parse(query)))
+    assert found
+    assert len(found) == len(re.findall(r"ray_maml_ray_\w+", query)), "a selector was not seen"
+    for selector in found:
+        assert selector.name in LABELS, f"{selector.name} is not exported"
+        matched = {matcher.name for matcher in selector.matchers.matchers}
+        assert matched == set(TAGS), "a panel must be of the runs that are chosen"
+    grouped = set(re.findall(r"\w+", " ".join(re.findall(r"(?:by|ignoring) \(([^)]*)\)", query))))
+    assert grouped <= {label for one in found for label in LABELS[str(one.name)]}
+
+
+def test_counters_are_counters_and_every_metric_has_a_panel() -> None:
+    shown = {name for _, query in queries() for name in re.findall(r"ray_maml_ray_\w+", query)}
+    assert shown == set(LABELS)
+    for metric in METRICS:
+        assert metric.name.endswith("_total") == (metric.kind == "counter")
+        assert metric.name.startswith("maml_ray_")
+    for _, query in queries():
+        for name in re.findall(r"rate\((\w+)", query):
+            assert name.endswith("_total"), "only of a counter there is a rate"
+
+
+def test_panels_have_ids_of_their_own_and_do_not_overlap() -> None:
+    panels = DASHBOARD["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    cells = [
+        (x, y)
+        for place in (panel["gridPos"] for panel in panels)
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    ]
+    assert len(set(cells)) == len(cells)
+    assert max(x for x, _ in cells) < 24
+
+
+def test_every_variable_that_is_used_is_defined_and_the_other_way_round() -> None:
+    variables = {one["name"]: one for one in DASHBOARD["templating"]["list"]}
+    used = set(re.findall(r"\$\{?([a-z]\w*)", json.dumps(DASHBOARD)))
+    assert used == set(variables)
+    for name in ("run", "job"):
+        asked = re.fullmatch(r"label_values\((\w+).*, (\w+)\)", variables[name]["definition"])
+        assert asked is not None
+        assert asked[2] in LABELS[asked[1]]
+
+
+def test_the_config_map_has_the_label_that_grafana_looks_for() -> None:
+    made = yaml.safe_load((CLUSTER / "grafana" / "kustomization.yaml").read_text())
+    assert made["generatorOptions"]["labels"] == {"grafana_dashboard": "1"}
+    (generator,) = made["configMapGenerator"]
+    for name in generator["files"]:
+        assert (CLUSTER / "grafana" / name).is_file()
+
+
+def test_prometheus_finds_the_nodes_where_ray_lists_them() -> None:
+    from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
+
+    written = yaml.safe_load((CLUSTER / "prometheus" / "prometheus.yaml").read_text())
+    (job,) = written["scrape_configs"]
+    (discovery,) = job["file_sd_configs"]
+    assert discovery["files"] == [f"/tmp/ray/{PROMETHEUS_SERVICE_DISCOVERY_FILE}"]
+
+
+def test_the_table_of_metrics_is_the_one_that_they_are_registered_from() -> None:
+    page = (CLUSTER / "grafana" / "README.md").read_text()
+    rows = [
+        f"| `ray_{metric.name}` | {metric.kind} | {metric.unit} | {metric.meaning} |"
+        for metric in METRICS
+    ]
+    assert [line for line in page.splitlines() if line.startswith("| `")] == rows

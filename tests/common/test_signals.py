@@ -1,0 +1,220 @@
+"""Signals to programs of their own: what the first one does, and what the second."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+BEGIN = """
+import signal, sys, threading
+from maml_ray.common import signals
+from maml_ray.common.errors import Interrupted
+from maml_ray.common.signals import EndOnSignal, StopRequest
+
+def say(word):
+    print(word, flush=True)
+
+def hang():
+    # In short waits: a signal that comes just before a long one is heard only after it.
+    while True:
+        threading.Event().wait(0.02)
+
+"""
+
+
+@contextmanager
+def program(text: str) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [sys.executable, "-c", BEGIN + text],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def heard(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+@BOTH
+def test_a_loop_hears_the_first_signal_when_it_looks_and_the_second_ends_it_at_once(
+    number: signal.Signals,
+) -> None:
+    text = """
+with StopRequest() as stop:
+    say("on its way")
+    while True:
+        try:
+            stop.check()
+        except Interrupted as error:
+            say(f"asked by {error.signal_number}")
+            hang()
+"""
+    with program(text) as process:
+        assert heard(process) == "on its way"
+        process.send_signal(number)
+        assert heard(process) == f"asked by {int(number)}"
+        process.send_signal(number)
+        assert process.wait(timeout=60) == 128 + number
+
+
+@BOTH
+def test_outside_of_a_loop_the_first_signal_closes_what_is_open_and_ends_the_program(
+    number: signal.Signals,
+) -> None:
+    text = """
+with EndOnSignal():
+    try:
+        say("open")
+        hang()
+    finally:
+        say("closed")
+"""
+    with program(text) as process:
+        assert heard(process) == "open"
+        process.send_signal(number)
+        said, complaints = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert said == "closed\n"
+    assert complaints == f"maml-ray: stopped by signal {int(number)}\n"
+
+
+@BOTH
+def test_a_signal_that_comes_where_exceptions_are_swallowed_ends_the_program_as_well(
+    number: signal.Signals,
+) -> None:
+    """As within a destructor, or what is to be done before a fork."""
+    text = f"""
+signals.LAST_RESORT_S = 1000.0
+class Open:
+    def __del__(self):
+        signal.raise_signal({int(number)})
+
+with EndOnSignal():
+    try:
+        Open()
+        hang()
+    finally:
+        say("closed")
+"""
+    with program(text) as process:
+        said, complaints = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert said == "closed\n"
+    assert complaints == f"maml-ray: stopped by signal {int(number)}\n"
+
+
+def test_so_does_one_that_is_heard_by_the_handler_that_ray_has_while_it_starts() -> None:
+    text = """
+class Open:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+with EndOnSignal():
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+    try:
+        Open()
+        hang()
+    except SystemExit as leaving:
+        say(f"left by {leaving.code}")
+"""
+    with program(text) as process:
+        said, complaints = process.communicate(timeout=60)
+    assert said == "left by 15\n"
+    assert complaints == ""
+
+
+def test_what_is_to_come_again_does_not_come_after_the_end() -> None:
+    text = """
+signals._AGAIN_S = 1000.0
+class Open:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+try:
+    with EndOnSignal():
+        Open()
+        raise Interrupted(signal.SIGTERM)
+except Interrupted:
+    for thread in threading.enumerate():
+        if getattr(thread, "interval", None) == signals._AGAIN_S:
+            assert thread.finished.is_set()
+    say("ended in good order")
+"""
+    with program(text) as process:
+        said, _ = process.communicate(timeout=60)
+    assert said == "ended in good order\n"
+    assert process.returncode == 0
+
+
+@BOTH
+def test_a_second_signal_does_not_wait_for_what_does_not_close(number: signal.Signals) -> None:
+    text = """
+with EndOnSignal():
+    try:
+        say("open")
+        hang()
+    finally:
+        say("closing")
+        hang()
+"""
+    with program(text) as process:
+        assert heard(process) == "open"
+        process.send_signal(signal.SIGTERM)
+        assert heard(process) == "closing"
+        process.send_signal(number)
+        assert process.wait(timeout=60) == 128 + number
+
+
+@pytest.mark.parametrize("loop", [False, True])
+def test_what_does_not_close_in_time_is_left_behind(loop: bool) -> None:
+    text = f"""
+signals.LAST_RESORT_S = 0.2
+with EndOnSignal():
+    try:
+        if {loop}:
+            with StopRequest() as stop:
+                say("open")
+                while True:
+                    stop.check()
+        say("open")
+        hang()
+    finally:
+        hang()
+"""
+    with program(text) as process:
+        assert heard(process) == "open"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 143
+
+
+def test_the_second_signal_is_the_second_also_where_a_loop_has_heard_the_first() -> None:
+    text = """
+signals.LAST_RESORT_S = 1000.0
+with EndOnSignal():
+    try:
+        with StopRequest() as stop:
+            say("on its way")
+            while True:
+                stop.check()
+    finally:
+        say("closing")
+        hang()
+"""
+    with program(text) as process:
+        assert heard(process) == "on its way"
+        process.send_signal(signal.SIGTERM)
+        assert heard(process) == "closing"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130

@@ -1,0 +1,105 @@
+"""Settings of the algorithms: what goes with what, told in a sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from maml_ray.config.settings import (
+    Settings,
+    SettingsError,
+    dump_settings,
+    load_settings,
+    validate_settings,
+)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (
+            {"outer": {"first_order_iterations": 3}},
+            ["outer.first_order_iterations = 3", "outer.order = hybrid"],
+        ),
+        (
+            {"outer": {"order": "first", "first_order_iterations": 3}},
+            ["outer.first_order_iterations = 3", "outer.order = hybrid"],
+        ),
+        ({"outer": {"order": "hybrid", "first_order_iterations": -1}}, ["or equal to 0"]),
+        (
+            {"advantages": {"baseline": "zero", "bootstrap_time_limit": True}},
+            ["advantages.bootstrap_time_limit = True", "baseline = zero"],
+        ),
+        (
+            {"advantages": {"discount": 1.0, "bootstrap_time_limit": True}},
+            ["advantages.bootstrap_time_limit = True", "discount = 1"],
+        ),
+        (
+            {"advantages": {"bootstrap_time_limit": True, "discount": 1, "baseline": "linear"}},
+            ["advantages.bootstrap_time_limit = True", "discount = 1"],
+        ),
+        ({"inner": {"steps": -1}}, ["inner.steps = -1", "or equal to 0"]),
+        ({"inner": {"objective": "dise"}}, ["inner.objective", "'ratio', 'dice' or 'log_prob'"]),
+        ({"inner": {"learn_rates": 1}}, ["inner.learn_rates", "boolean"]),
+        ({"outer": {"objective": "vpg"}}, ["outer.objective", "'ppo', 'trpo' or 'reinforce'"]),
+        ({"outer": {"order": "third"}}, ["outer.order", "'second', 'first' or 'hybrid'"]),
+        ({"outer": {"sampling_coefficient": -0.1}}, ["outer.sampling_coefficient"]),
+        ({"outer": {"sampling_coefficient": float("inf")}}, ["outer.sampling_coefficient"]),
+        ({"outer": {"trust_region": {"max_kl": 0}}}, ["outer.trust_region.max_kl = 0"]),
+        ({"outer": {"trust_region": {"damping": -1}}}, ["outer.trust_region.damping = -1"]),
+        ({"outer": {"trust_region": {"backtrack_ratio": 1}}}, ["backtrack_ratio", "less than 1"]),
+        ({"outer": {"trust_region": {"backtrack_ratio": 0}}}, ["backtrack_ratio"]),
+        ({"outer": {"trust_region": {"max_backtracks": 0}}}, ["max_backtracks"]),
+        ({"outer": {"trust_region": {"cg_iterations": 0}}}, ["cg_iterations"]),
+        ({"outer": {"trust_region": {"maxkl": 1}}}, ["maxkl", "did you mean 'max_kl'"]),
+        ({"policy": {"action_scale": 0}}, ["policy.action_scale = 0", "greater than 0"]),
+        ({"policy": {"action_scale": -1.0}}, ["policy.action_scale"]),
+    ],
+)
+def test_what_does_not_go_together_is_refused_in_a_sentence(
+    data: dict[str, Any], words: list[str]
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        validate_settings(data)
+    for word in words:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"outer": {"order": "hybrid", "first_order_iterations": 3}},
+        {"outer": {"first_order_iterations": 3, "order": "hybrid"}},
+        {"outer": {"order": "hybrid"}},
+        {"outer": {"order": "first", "first_order_iterations": 0}},
+        {"advantages": {"bootstrap_time_limit": True}},
+        {"advantages": {"bootstrap_time_limit": True, "discount": 0.0}},
+        {"advantages": {"bootstrap_time_limit": False, "baseline": "zero", "discount": 1}},
+        {"inner": {"steps": 0, "learn_rates": True, "objective": "dice"}},
+        {"outer": {"objective": "trpo", "trust_region": {"max_kl": 1e-3, "damping": 0}}},
+        {"outer": {"diagnose_every": None, "sampling_coefficient": 0.3}},
+        {"policy": {"action_scale": 0.3}},
+    ],
+)
+def test_what_goes_together_is_read_back_as_it_was_written(
+    tmp_path_factory: pytest.TempPathFactory, data: dict[str, Any]
+) -> None:
+    settings = validate_settings(data)
+    path = tmp_path_factory.mktemp("dump") / "settings.yaml"
+    path.write_text(dump_settings(settings), encoding="utf-8")
+    assert load_settings(path) == settings
+    for section, values in data.items():
+        for key, value in values.items():
+            found = getattr(getattr(settings, section), key)
+            if isinstance(value, dict):
+                assert all(getattr(found, name) == one for name, one in value.items())
+            else:
+                assert found == value
+
+
+def test_one_key_of_the_trust_region_leaves_the_others() -> None:
+    settings = load_settings(overrides=["outer.trust_region.max_kl=0.5"])
+    default = Settings().outer.trust_region
+    assert settings.outer.trust_region == default.model_copy(update={"max_kl": 0.5})

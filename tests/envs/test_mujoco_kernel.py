@@ -1,0 +1,178 @@
+"""MuJoCo called by its address: as from Python, to the last bit, and where it cannot be."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from maml_ray.envs import mujoco_kernel
+from maml_ray.kernels.policy_forward import Player
+from maml_ray.rollouts.collector import collect
+from maml_ray.tasks.half_cheetah import HalfCheetahBackwardVector
+from tests.envs.test_playing import policy_for
+
+SEED = np.random.SeedSequence(4)
+HORIZON = 20
+
+
+def batch(count: int = 3, **keywords: Any) -> HalfCheetahBackwardVector:
+    return HalfCheetahBackwardVector(count, max_episode_steps=HORIZON, **keywords)
+
+
+def player_for(env: Any, scale: float = 1.0, steps: int = 5) -> Player:
+    noise = np.random.default_rng(0).standard_normal((steps, env.num_envs, 6)).astype(np.float32)
+    return Player(policy_for(env, scale).perceptron, noise, np.float32(scale))
+
+
+def room(env: Any, steps: int = 5) -> tuple[Any, Any]:
+    observed = np.zeros((steps + 1, env.num_envs, 17), np.float32)
+    return observed, np.zeros((steps, env.num_envs, 6), np.float32)
+
+
+@pytest.mark.parametrize("keywords", [{}, {"frame_skip": 2, "reset_noise_scale": 0.5}])
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+def test_without_mujocos_library_the_bits_are_the_same(
+    keywords: dict[str, Any], scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled, stepped = batch(**keywords), batch(**keywords)
+    policy = policy_for(compiled, scale)
+    mine = collect(policy, compiled, HORIZON, SEED)
+    assert mujoco_kernel.step_address() is not None  # or there would be nothing to compare
+    monkeypatch.setattr(mujoco_kernel, "step_address", lambda: None)
+    monkeypatch.setattr(mujoco_kernel, "play", lambda *_: pytest.fail("by no address"))
+    theirs = collect(policy, stepped, HORIZON, SEED)
+    for field in fields(mine):
+        np.testing.assert_array_equal(
+            getattr(mine, field.name), getattr(theirs, field.name), field.name
+        )
+    np.testing.assert_array_equal(compiled.positions, stepped.positions)
+    np.testing.assert_array_equal(compiled.velocities, stepped.velocities)
+
+
+def test_a_library_that_is_missing_or_is_another_has_no_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    find = mujoco_kernel.step_address.__wrapped__
+
+    def missing(*_: Any, **__: Any) -> Any:
+        raise OSError("not loaded")
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    assert find() is None
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
+    assert find() is None
+
+
+def test_numbers_of_another_size_are_not_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Single:
+        qpos = np.zeros(9, np.float32)
+
+    env = batch()
+    assert mujoco_kernel.located(env._model, env._simulations, 5) is not None
+    assert mujoco_kernel.located(env._model, [Single()], 5) is None
+    assert mujoco_kernel.located(object(), env._simulations, 5) is None
+
+
+class BrokenAtFirst:
+    """Stands before a batch of which a simulation is beyond all bounds after the first reset."""
+
+    def __init__(self, env: Any) -> None:
+        self._env, self._resets = env, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._env, name)
+
+    def reset(self, **keywords: Any) -> Any:
+        outcome = self._env.reset(**keywords)
+        self._resets += 1
+        if self._resets == 1:
+            self._env._simulations[1].qvel[3] = 1e13
+            self._env.read_states()
+        return outcome
+
+
+def test_a_simulation_that_breaks_while_it_is_played_is_drawn_again() -> None:
+    env = batch()
+    policy = policy_for(env, 1.0)
+    undisturbed = collect(policy, env, HORIZON, SEED)
+    found = collect(policy, BrokenAtFirst(env), HORIZON, SEED)  # type: ignore[arg-type]
+    assert (undisturbed.discarded, found.discarded) == (0, 1)
+    assert not env.broken().any()
+    for kept in (0, 2):
+        np.testing.assert_array_equal(found.observations[kept], undisturbed.observations[kept])
+    assert not np.array_equal(found.observations[1], undisturbed.observations[1])
+
+
+def test_mujocos_own_restart_is_seen_after_a_play() -> None:
+    env = batch()
+    env.reset(seed=0)
+    env._simulations[1].qvel[3] = 1e13
+    env.play(player_for(env), *room(env))
+    np.testing.assert_array_equal(env.broken(), [False, True, False])
+
+
+def test_noise_that_is_no_number_breaks_its_own_episode_and_nothing_else() -> None:
+    env, player = batch(), player_for(batch())
+    observed, actions = room(env)
+    env.reset(seed=0)
+    env.play(player, observed, actions)
+    spoilt = player._replace(deviations=player.deviations.copy())
+    spoilt.deviations[2, 1] = np.nan
+    seen, acted = room(env)
+    env.reset(seed=0)
+    env.play(spoilt, seen, acted)
+    assert np.isnan(acted[2, 1]).all()
+    np.testing.assert_array_equal(seen[:, [0, 2]], observed[:, [0, 2]])
+    np.testing.assert_array_equal(acted[:, [0, 2]], actions[:, [0, 2]])
+
+
+@pytest.mark.parametrize("wrong", ["observed", "actions", "noise", "policy"])
+def test_arrays_of_other_sizes_are_refused_before_anything_is_written(wrong: str) -> None:
+    env, player = batch(), player_for(batch())
+    observed, actions = room(env)
+    if wrong == "observed":
+        observed = observed[:-1]
+    elif wrong == "actions":
+        actions = actions[:, :2].copy()
+    elif wrong == "noise":
+        player = player._replace(deviations=player.deviations[:4])
+    else:
+        player = player._replace(perceptron=player.perceptron._replace(sizes=np.array([16, 8, 6])))
+    env.reset(seed=0)
+    before = env.positions.copy()
+    with pytest.raises(ValueError, match="must be of sizes"):
+        env.play(player, observed, actions)
+    np.testing.assert_array_equal(env.positions, before)
+
+
+FIRST_PLAY = """
+from tests.envs.test_mujoco_kernel import batch, player_for, room
+from maml_ray.kernels.policy_forward import evaluate
+from maml_ray.envs.mujoco_kernel import play
+env = batch()
+env.reset(seed=0)
+env.play(player_for(env), *room(env))
+player_for(env).perceptron.outputs(room(env)[0])
+for loop in (play, evaluate):
+    print(sum(loop.stats.cache_hits.values()), sum(loop.stats.cache_misses.values()))
+"""
+
+
+def test_what_was_compiled_is_kept_for_the_next_process(tmp_path: Path) -> None:
+    def told() -> list[str]:
+        keywords: dict[str, Any] = {"capture_output": True, "text": True, "check": True}
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+        done = subprocess.run([sys.executable, "-c", FIRST_PLAY], env=environment, **keywords)
+        assert "Warning" not in done.stderr
+        return str(done.stdout).splitlines()
+
+    assert told() == ["0 1", "0 1"]
+    assert told() == ["1 0", "1 0"]

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+
+from maml_ray.common.errors import RunFolderError
+from maml_ray.common.seeding import Purpose, seed_sequence
+from maml_ray.config.settings import Settings, SettingsError
+from maml_ray.evaluation.agent import Agent
+from maml_ray.evaluation.evaluate import Evaluation, evaluate
+from maml_ray.evaluation.results_file import read_evaluation
+from maml_ray.runs.evaluate import Protocol, evaluate_run
+from tests.small_runs import agent_of, run_of, settings
+
+
+@pytest.fixture(scope="module")
+def agent() -> Agent:
+    return agent_of(settings())
+
+
+@pytest.fixture(scope="module")
+def evaluation(agent: Agent) -> Evaluation:
+    return evaluate(agent, tasks=3, episodes=4, steps=2, seed=5)
+
+
+def test_every_task_is_measured_after_every_step_in_both_ways(
+    agent: Agent, evaluation: Evaluation
+) -> None:
+    told = [(m.adaptation, m.steps, m.actions) for m in evaluation.measurements]
+    assert told == [
+        (task, step, actions)
+        for task in range(3)
+        for step in range(3)
+        for actions in ("stochastic", "mean")
+    ]
+    tasks = agent.sample_tasks(3, seed=5)
+    assert all(m.task == tasks[m.adaptation] for m in evaluation.measurements)
+    assert all(len(m.returns) == 4 and m.speeds is None for m in evaluation.measurements)
+
+
+def by_hand(agent: Agent, task_index: int) -> Iterator[tuple[float, ...]]:
+    """Sampled returns of one task, step by step, each in fresh environments."""
+    task = agent.sample_tasks(3, seed=5)[task_index]
+
+    def stream(step: int, kind: int) -> np.random.SeedSequence:
+        return seed_sequence(5, Purpose.EVALUATION, task_index, step, kind)
+
+    for step in range(3):
+        yield tuple(agent.collect(task, episodes=4, seed=stream(step, 1)).returns.tolist())
+        agent = agent.adapt(agent.collect(task, seed=stream(step, 0)))
+
+
+def test_it_is_collecting_and_adapting_by_hand_in_fresh_environments(
+    agent: Agent, evaluation: Evaluation
+) -> None:
+    for index in range(3):
+        told = [
+            m.returns
+            for m in evaluation.measurements
+            if (m.adaptation, m.actions) == (index, "stochastic")
+        ]
+        assert told == list(by_hand(agent, index))
+
+
+def test_rows_sum_the_measurements_up(evaluation: Evaluation) -> None:
+    row = evaluation.row(1, "mean")
+    returns = [
+        value
+        for m in evaluation.measurements
+        if (m.steps, m.actions) == (1, "mean")
+        for value in m.returns
+    ]
+    assert (row.task, row.episodes, row.speed) == (None, 12, None)
+    assert row.mean == pytest.approx(np.mean(returns))
+    assert row.low < row.mean < row.high
+    first = evaluation.measurements[0]
+    mine = next(r for r in evaluation.rows_by_task if r.task == first.task.name)
+    assert (mine.steps, mine.actions, mine.episodes) == (0, "stochastic", 4)
+    assert mine.mean == pytest.approx(np.mean(first.returns))
+    with pytest.raises(KeyError, match="nothing was measured after 7 steps"):
+        evaluation.row(7, "mean")
+
+
+def test_speed_is_told_where_the_task_tells_one() -> None:
+    cheetah = agent_of(settings("half-cheetah-direction"))
+    found = evaluate(cheetah, tasks=2, episodes=2, steps=0)
+    (first, *_) = found.measurements
+    assert first.speeds is not None
+    task = cheetah.sample_tasks(2)[0]
+    stream = seed_sequence(0, Purpose.EVALUATION, 0, 0, 1)
+    collected = cheetah.collect(task, episodes=2, seed=stream)
+    assert collected.speeds is not None
+    np.testing.assert_allclose(np.array(first.speeds), collected.speeds)
+    speeds = [m.speeds or () for m in found.measurements if m.actions == "stochastic"]
+    assert found.row(0, "stochastic").speed == pytest.approx(np.mean(speeds))
+
+
+def test_mean_actions_start_from_the_same_states_before_and_after(evaluation: Evaluation) -> None:
+    assert len(evaluation.replays) == 2
+    for before, after in evaluation.replays:
+        assert (before.steps, after.steps) == (0, 2)
+        assert before.task == after.task
+        assert before.reset_seed == after.reset_seed
+    least, greatest = (pair[0].task.parameters for pair in evaluation.replays)
+    assert least < greatest
+
+
+@pytest.mark.parametrize(
+    ("sections", "steps"),
+    [
+        ({}, 1),
+        ({"inner": {"steps": 3}}, 3),
+        ({"inner": {"steps": 0}}, 1),
+        ({"inner": {"steps": 3}, "evaluation": {"steps": 2}}, 2),
+        ({"evaluation": {"steps": 0}}, 0),
+    ],
+)
+def test_the_number_of_steps_is_the_settings_and_at_least_one(
+    sections: dict[str, Any], steps: int
+) -> None:
+    found = evaluate(agent_of(settings(**sections)), tasks=1, episodes=1)
+    assert max(m.steps for m in found.measurements) == steps
+
+
+def test_files_agree_with_the_figures_and_with_each_other(tmp_path: Path) -> None:
+    folder = run_of(settings(), tmp_path / "run")
+    result = evaluate_run(
+        folder, Protocol(tasks=3, episodes=2, steps=1, untrained=True, video=False)
+    )
+    figures = json.loads(folder.evaluation.read_text(), parse_constant=pytest.fail)
+    assert figures == read_evaluation(folder.evaluation)
+    assert result.evaluation is not None
+    assert figures["rows"][2]["mean"] == result.evaluation.row(1, "stochastic").mean
+    assert set(figures["beside"]) == {"random"}
+    assert (figures["task"], figures["horizon"], figures["tasks"]) == ("point-navigation", 8, 3)
+    with folder.episodes.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 2 * 3 * 2 * 2 * 2  # policies, tasks, steps, ways, episodes
+    for policy, rows in (("small", figures["rows"]), ("random", figures["beside"]["random"])):
+        for row in rows:
+            mine = [
+                float(line["return"])
+                for line in lines
+                if (line["policy"], line["steps"], line["actions"])
+                == (policy, str(row["steps"]), row["actions"])
+            ]
+            assert np.mean(mine) == pytest.approx(row["mean"])
+    assert set(json.loads(lines[0]["parameters"])) == {"x", "y"}
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{}", "not JSON"])
+def test_a_damaged_evaluation_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "evaluation.json"
+    path.write_text(content)
+    with pytest.raises(RunFolderError, match="does not hold an evaluation: run 'maml-ray evaluate"):
+        read_evaluation(path)
+
+
+def test_another_run_is_judged_on_the_same_tasks_with_its_own_rate(tmp_path: Path) -> None:
+    folder = run_of(settings(), tmp_path / "a")
+    other_settings = settings(inner={"learning_rate": 0.01}, run={"seed": 3})
+    other = run_of(other_settings, tmp_path / "b")
+    protocol = Protocol(tasks=2, episodes=3, steps=1, beside=(other.path, other.path), video=False)
+    figures = evaluate_run(folder, protocol).figures
+    assert list(figures["beside"]) == ["small", "small (2)"]
+    expected = evaluate(agent_of(other_settings), tasks=2, episodes=3, steps=1)
+    assert [row["mean"] for row in figures["beside"]["small"]] == [r.mean for r in expected.rows]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [settings("half-cheetah-direction"), settings(task={"horizon": 9})],
+    ids=["family", "horizon"],
+)
+def test_a_run_of_other_tasks_cannot_stand_beside(tmp_path: Path, other: Settings) -> None:
+    folder, beside = run_of(settings(), tmp_path / "a"), run_of(other, tmp_path / "b")
+    with pytest.raises(SettingsError, match="cannot be compared"):
+        evaluate_run(folder, Protocol(beside=(beside.path,)))
+    assert not folder.evaluation.exists()
+
+
+def test_another_inner_rate_is_taken_unless_rates_were_learned(tmp_path: Path) -> None:
+    folder = run_of(settings(), tmp_path / "a")
+    figures = evaluate_run(
+        folder, Protocol(tasks=1, episodes=2, inner_rate=0.3, video=False)
+    ).figures
+    other = evaluate(agent_of(settings(inner={"learning_rate": 0.3})), tasks=1, episodes=2)
+    assert [row["mean"] for row in figures["rows"]] == [row.mean for row in other.rows]
+    learned = run_of(settings(inner={"learn_rates": True}), tmp_path / "b")
+    with pytest.raises(SettingsError, match="learned its inner rates"):
+        evaluate_run(learned, Protocol(inner_rate=0.3))
+
+
+def test_the_untrained_policy_has_the_first_parameters(agent: Agent) -> None:
+    moved = replace(agent, parameters={k: v + 1 for k, v in agent.parameters.items()})
+    fresh = moved.untrained()
+    for name, value in agent.parameters.items():
+        np.testing.assert_array_equal(fresh.parameters[name], value)
+
+
+def test_the_video_shows_both_tasks_before_and_after_side_by_side(tmp_path: Path) -> None:
+    folder = run_of(settings(), tmp_path / "run")
+    result = evaluate_run(folder, Protocol(tasks=4, episodes=1, steps=1))
+    assert result.notes == ()
+    frames = iio.imread(folder.video).astype(int)
+    assert result.evaluation is not None
+    steps = max(len(episode.actions) for pair in result.evaluation.replays for episode in pair)
+    assert frames.shape[0] == steps + 1
+    height, width = frames.shape[1] // 2, frames.shape[2] // 2
+    for line in (slice(0, height), slice(height, None)):
+        left, right = frames[:, line, :width], frames[:, line, width:]
+        caption = 44
+        assert np.abs(left[0, caption:] - right[0, caption:]).mean() < 2.0  # the same start
+        assert np.abs(left[-1, caption:] - right[-1, caption:]).max() > 60  # another end
+        assert left[0, :caption].min() < 100 < 200 < left[0, :caption].max()  # ink on paper
+        assert np.abs(left[0, :caption] - right[0, :caption]).mean() > 1.0  # other words
+    top, bottom = frames[0, :height, :width], frames[0, height:, :width]
+    assert np.abs(top - bottom).max() > 60  # another goal

@@ -1,0 +1,112 @@
+"""Mathematics for compiled loops, against numpy's in twice the precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import maml_ray
+from maml_ray.kernels.jit import compiled, tanh, where_it_is_kept
+
+
+@compiled
+def tanh_of(values: NDArray[Any], into: NDArray[Any]) -> None:
+    for i in range(values.size):
+        into[i] = tanh(values[i])
+
+
+def spread(size: int) -> NDArray[np.float32]:
+    """Numbers of either sign and of all sizes that matter, and where the tangent saturates."""
+    small = np.logspace(-38, 0, size)
+    large = np.linspace(-12.0, 12.0, size)
+    return np.concatenate([small, -small, large]).astype(np.float32)
+
+
+def test_tanh_of_float32_is_within_five_units_in_the_last_place() -> None:
+    values = spread(200_001)
+    found = np.empty_like(values)
+    tanh_of(values, found)
+    exact = np.tanh(values.astype(np.float64))
+    apart = np.abs(found - exact) / np.spacing(np.abs(exact).astype(np.float32))
+    assert apart.max() < 5.0
+    assert np.abs(found).max() == 1.0  # its slope, 1 - tanh^2, is never below zero
+
+
+@given(st.floats(width=32), st.integers(0, 40))
+def test_tanh_of_one_number_is_that_among_many(value: float, place: int) -> None:
+    # What a processor does to many at once, and what it does to the rest of a row, are one.
+    values = np.zeros(41, np.float32)
+    values[place] = value
+    alone, among = np.empty(1, np.float32), np.empty_like(values)
+    tanh_of(values[place : place + 1], alone)
+    tanh_of(values, among)
+    np.testing.assert_array_equal(among[place], alone[0])
+    np.testing.assert_array_equal(np.delete(among, place), 0.0)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_tanh_keeps_what_is_no_number(kind: type[np.floating[Any]]) -> None:
+    found = np.empty(4, kind)
+    tanh_of(np.array([np.nan, np.inf, -np.inf, -0.0], kind), found)
+    np.testing.assert_array_equal(found, [np.nan, 1.0, -1.0, -0.0])
+
+
+def test_tanh_of_float64_is_the_c_librarys() -> None:
+    values = np.linspace(-3.0, 3.0, 1001)
+    found = np.empty_like(values)
+    tanh_of(values, found)
+    np.testing.assert_allclose(found, np.tanh(values), rtol=1e-15)
+
+
+def test_loops_stand_where_changes_are_noticed() -> None:
+    package = Path(maml_ray.__file__).parent
+    users = [
+        source
+        for source in package.rglob("*.py")
+        if "maml_ray.kernels.jit import" in source.read_text() and source.name != "jit.py"
+    ]
+    assert users
+    assert all(
+        source.parent.name == "kernels" or source.name.endswith("_kernel.py") for source in users
+    )
+
+
+def test_what_was_compiled_of_other_loops_is_not_taken(tmp_path: Path) -> None:
+    for folder in ("kernels", "envs"):
+        (tmp_path / folder).mkdir()
+    for name in ("kernels/jit.py", "kernels/outer.py", "envs/inner_kernel.py"):
+        (tmp_path / name).write_text("as it was")
+    before = where_it_is_kept(tmp_path)
+    assert before is not None
+    assert where_it_is_kept(tmp_path) == before
+    for name in ("kernels/outer.py", "envs/inner_kernel.py"):
+        (tmp_path / name).write_text("changed")
+        assert where_it_is_kept(tmp_path) != before
+        (tmp_path / name).write_text("as it was")
+    assert Path(before).is_dir()
+
+
+@pytest.mark.parametrize("writable", ["the user's cache", "nothing"])
+def test_where_the_package_cannot_be_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writable: str
+) -> None:
+    # By files where folders would have to be: a superuser may write to any folder.
+    package, cache = tmp_path / "package", tmp_path / "cache"
+    package.mkdir()
+    for name in ("jit.py", "__pycache__"):
+        (package / name).write_text("a file")
+    if writable == "nothing":
+        cache.write_text("a file, too")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    kept = where_it_is_kept(package)
+    if writable == "nothing":
+        assert kept is None
+    else:
+        assert kept is not None
+        assert Path(kept).parent == cache / "maml_ray"

@@ -1,0 +1,182 @@
+"""Inner rates that are learned: where they start, what they do, what keeps them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from maml_ray.backends.inner_step import adapt_policy
+from maml_ray.common.seeding import Purpose, generator
+from maml_ray.config.settings import InnerSettings, RunSettings, Settings
+from maml_ray.evaluation.agent import Agent
+from maml_ray.learning.learner import MetaLearner
+from maml_ray.learning.state import initial_state
+from maml_ray.maml.distributions import to_torch
+from maml_ray.maml.meta_parameters import (
+    LOG_RATE,
+    initial_meta_parameters,
+    inner_rates,
+    meta_parameter_shapes,
+    policy_part,
+)
+from maml_ray.persistence.checkpoint_format import Checkpoint, load_checkpoint
+from maml_ray.persistence.checkpoint_store import save_checkpoint
+from maml_ray.persistence.storage import LocalStorage
+from maml_ray.policies.spec import PolicySpec, initial_parameters
+from tests.learning_runs import Run, change, same, same_state
+from tests.oracles import meta as meta_oracles
+from tests.oracles import naive as oracles
+
+SPEC = PolicySpec(3, 2, (4,), "tanh", 0.0, -3.0)
+
+
+def learned(settings: Settings, **more: object) -> Settings:
+    return change(settings, "inner", learn_rates=True, **more)
+
+
+def rates_of(inner: InnerSettings, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    rates = inner_rates(inner, parameters, torch.exp)
+    assert isinstance(rates, dict)
+    return rates
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+@pytest.mark.parametrize("rate", [1e-4, 0.1, 3.0])
+def test_rates_start_at_the_setting_one_for_each_number(rate: float, discrete: bool) -> None:
+    spec = replace(SPEC, discrete=discrete)
+    inner = InnerSettings(learning_rate=rate, learn_rates=True)
+    parameters = initial_meta_parameters(spec, inner, np.random.default_rng(0))
+    shapes = {name: tuple(value.shape) for name, value in parameters.items()}
+    assert shapes == meta_parameter_shapes(spec, inner)
+    assert list(shapes) == list(meta_parameter_shapes(spec, inner))
+    rates = rates_of(inner, to_torch(parameters))
+    assert {name: tuple(value.shape) for name, value in rates.items()} == spec.shapes()
+    for value in rates.values():
+        torch.testing.assert_close(value, torch.full_like(value, rate), rtol=1e-6, atol=0)
+
+
+def test_the_policys_own_parameters_do_not_depend_on_it() -> None:
+    inner = InnerSettings(learn_rates=True)
+    with_rates = initial_meta_parameters(SPEC, inner, np.random.default_rng(0))
+    plain = initial_parameters(SPEC, np.random.default_rng(0))
+    assert same(policy_part(with_rates), plain)
+    fixed = initial_meta_parameters(SPEC, InnerSettings(), np.random.default_rng(0))
+    assert same(fixed, plain)
+    assert inner_rates(InnerSettings(learning_rate=0.3), fixed, np.exp) == 0.3
+    assert meta_parameter_shapes(SPEC, InnerSettings()) == SPEC.shapes()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_run_begins_with_what_its_seeds_own_stream_draws(seed: int) -> None:
+    """Not with numbers that its tasks or episodes are drawn from, too."""
+    settings = Settings(run=RunSettings(seed=seed), inner=InnerSettings(learn_rates=True))
+    stream = generator(seed, Purpose.PARAMETERS)
+    expected = initial_meta_parameters(SPEC, settings.inner, stream)
+    assert same(initial_state(settings, SPEC).parameters, expected)
+    assert same(MetaLearner(settings, SPEC).publish().values, expected)
+
+
+def test_an_inner_step_moves_each_number_by_its_own_rate(small_settings: Settings) -> None:
+    """``theta - exp(rho) * g``, elementwise; the rates come back as they were."""
+    run = Run(learned(small_settings))
+    rng = np.random.default_rng(1)
+    theta = {
+        name: value + 0.5 * rng.standard_normal(value.shape).astype(np.float32)
+        for name, value in run.learner.publish().values.items()
+    }
+    support = run.collect()[0].support[0]
+    fixed = change(run.settings, "inner", learn_rates=False, learning_rate=1.0)
+    once = adapt_policy(fixed, run.learner.spec, policy_part(theta), support, None)
+    adapted = adapt_policy(run.settings, run.learner.spec, theta, support, None)
+    assert set(adapted) == set(theta)
+    for name, value in policy_part(theta).items():
+        slope = value - once[name]
+        rate = np.exp(theta[LOG_RATE + name])
+        assert float(np.abs(slope).max()) > 1e-3
+        np.testing.assert_allclose(adapted[name], value - rate * slope, rtol=1e-4, atol=1e-5)
+        assert np.array_equal(adapted[LOG_RATE + name], theta[LOG_RATE + name])
+
+
+def test_equal_rates_are_the_one_rate(small_settings: Settings) -> None:
+    """Before anything is learned the policy goes as it would without."""
+    plain, rated = Run(small_settings), Run(learned(small_settings))
+    for one, other in zip(plain.collect(), rated.collect(), strict=True):
+        np.testing.assert_allclose(one.query.actions, other.query.actions, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("objective", ["ppo", "trpo", "reinforce"])
+def test_rates_learn_and_stay_positive_however_large_the_update(
+    small_settings: Settings, objective: str
+) -> None:
+    settings = learned(small_settings, steps=1)
+    run = Run(change(settings, "outer", objective=objective, learning_rate=0.5, max_query_kl=None))
+    for _ in range(3):
+        run.learner.update(run.collect())
+    rates = rates_of(run.settings.inner, run.learner.parameters)
+    for name, value in rates.items():
+        assert (value > 0).all(), name
+        assert torch.isfinite(value).all(), name
+    assert float((oracles.flat(rates).log() - math.log(0.1)).abs().max()) > 1e-3
+
+
+def test_the_learners_adapted_policies_are_the_actors_with_learned_rates(
+    small_settings: Settings,
+) -> None:
+    settings = change(learned(small_settings), "outer", learning_rate=0.02)
+    run = Run(settings)
+    for _ in range(4):
+        assert run.learner.update(run.collect()).collector_ratio_error < 2e-4
+    published = to_torch(run.learner.publish().values)
+    rates = rates_of(settings.inner, published)
+    assert float(oracles.flat(rates).std()) > 1e-3  # no longer all the same
+    rollouts = run.collect()
+    batch = run.learner.prepare(rollouts)
+    for index, task in enumerate(meta_oracles.tasks_of(batch)):
+        theta, normaliser = run.learner.publish().values, run.learner.publish().normaliser
+        for support in rollouts[index].support:
+            theta = adapt_policy(settings, run.learner.spec, theta, support, normaliser)
+        expected, _ = meta_oracles.adapted(settings, run.learner.spec, published, task)
+        found = policy_part(to_torch(theta))
+        assert oracles.relative_error(found, expected) < 1e-5
+
+
+def test_rates_are_published_saved_and_restored_to_the_bit(
+    small_settings: Settings, tmp_path: Path
+) -> None:
+    run = Run(learned(small_settings))
+    run.learner.update(run.collect())
+    state = run.learner.state()
+    assert set(state.parameters) == set(meta_parameter_shapes(run.learner.spec, run.settings.inner))
+    assert same(run.learner.publish().values, state.parameters)
+    storage = LocalStorage(tmp_path)
+    name = save_checkpoint(storage, Checkpoint(1, 1, 1.0, run.learner.spec, state), keep=1)
+    restored = MetaLearner(run.settings, run.learner.spec)
+    restored.load(load_checkpoint(storage, name).learner)
+    assert same_state(restored.state(), state)
+    assert list(restored.parameters) == list(run.learner.parameters)
+
+
+def test_a_state_without_rates_is_refused_where_they_are_learned(small_settings: Settings) -> None:
+    plain, rated = Run(small_settings), Run(learned(small_settings))
+    with pytest.raises(ValueError, match="log_inner_rate"):
+        rated.learner.load(plain.learner.state())
+    with pytest.raises(ValueError, match="log_inner_rate"):
+        plain.learner.load(rated.learner.state())
+
+
+def test_an_agent_adapts_with_the_learned_rates(small_settings: Settings) -> None:
+    run = Run(change(learned(small_settings), "outer", learning_rate=0.1))
+    run.learner.update(run.collect())
+    published = run.learner.publish()
+    agent = Agent(run.settings, run.learner.spec, dict(published.values), published.normaliser)
+    support = agent.collect(episodes=2, seed=1)
+    expected = adapt_policy(
+        run.settings, run.learner.spec, published.values, support, published.normaliser
+    )
+    assert same(agent.adapt(support).parameters, expected)

@@ -1,0 +1,245 @@
+"""A run's service: what it keeps and whom it makes wait, and that a run never waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import ray
+
+from maml_ray.config.settings import Settings
+from maml_ray.learning.learner import MetaLearner
+from maml_ray.learning.rollout_worker import policy_spec
+from maml_ray.monitoring.publisher import Publisher
+from maml_ray.monitoring.registry import find_run, look_at_runs, names_of_runs, service_of
+from maml_ray.monitoring.status_actor import KEPT, NAMESPACE, RunService, RunStatus, Snapshot
+from maml_ray.persistence.records import StartReport
+from maml_ray.policies.spec import PolicyParameters
+from maml_ray.runs.remote_source import FollowedRun
+from maml_ray.runtime.run_id import RunName
+from tests.reporting.conftest import MakeRecord, record  # noqa: F401  (a fixture)
+from tests.small_runs import settings
+
+STATUS = RunStatus("runs/x", "CPU", 0.0, 1, 5, 1, None, None, None, 2, 0, 0.0, None)
+START = StartReport("runs/x", 0, 2, "CPU, 2 threads", "127.0.0.1:6379", None)
+
+
+def snapshot(version: int) -> Snapshot:
+    return Snapshot(version, (None,))  # type: ignore[arg-type]
+
+
+def told(*versions: int) -> RunService:
+    service = RunService("a/01000000", (None,))  # type: ignore[arg-type]
+    for version in versions:
+        asyncio.run(service.tell(STATUS, snapshot(version)))
+    return service
+
+
+@pytest.mark.parametrize(
+    ("newer_than", "every", "version"),
+    [(-1, 1, 12), (11, 1, 12), (12, 1, None), (-1, 5, 10), (10, 5, None), (-1, 9, None)],
+)
+def test_the_newest_version_that_suits_is_given_and_the_last_few_are_kept(
+    newer_than: int, every: int, version: int | None
+) -> None:
+    service = told(9, 10, 11, 12)  # 9 is one more than are kept
+    found = asyncio.run(service.snapshot(newer_than, every))
+    assert (found.version if found else None) == version
+
+
+def test_who_waits_is_woken_by_the_version_that_it_waits_for() -> None:
+    async def scene() -> Snapshot | None:
+        service = RunService("a/01000000", (None,))  # type: ignore[arg-type]
+        waiting = asyncio.create_task(service.snapshot(newer_than=2, every=2, timeout_s=60.0))
+        for version in (1, 2, 3, 4):
+            await service.tell(STATUS, snapshot(version))
+            await asyncio.sleep(0)
+        return await waiting
+
+    found = asyncio.run(scene())
+    assert found is not None
+    assert found.version == 4
+
+
+def test_a_name_is_told_apart_by_its_job_and_read_back() -> None:
+    name = RunName("a.b-c", "02000000")
+    assert RunName.parse(str(name)) == name
+    assert RunName.parse("learner") is None
+
+
+class Run:
+    """A run without actors: its parameters, and what its service is told of them."""
+
+    make_record: MakeRecord
+
+    def __init__(self, chosen: Settings) -> None:
+        self.settings = chosen
+        self.spec = policy_spec(chosen)
+        self.learner = MetaLearner(chosen, self.spec)
+        self.events: list[str] = []
+        self.iteration = -1
+        self._put()
+        self.publisher = Publisher(
+            chosen,
+            self.spec,
+            lambda: (self.version, self.parameters),
+            self.events.append,
+        )
+        self.name = RunName(chosen.run.name, ray.get_runtime_context().get_job_id())
+        self.publisher.on_start(START)
+
+    def _put(self) -> None:
+        self.version = self.iteration + 1
+        values = {name: value + 1 for name, value in self.learner.publish().values.items()}
+        self.parameters = ray.put(PolicyParameters(self.version, values, None))
+
+    def iterate(self) -> None:
+        self.iteration += 1
+        self._put()
+        self.publisher.on_iteration(self.make_record(self.iteration))
+
+    def iterate_until(self, done: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 60
+        while not done():
+            assert time.monotonic() < deadline, self.events
+            self.iterate()
+            time.sleep(0.02)
+
+    def arrived(self) -> bool:
+        """Whether the service has been told of the newest version."""
+        found = next((one for one in look_at_runs() if one.name == self.name), None)
+        return bool(found and found.status and found.status.version == self.version)
+
+
+@pytest.fixture(scope="module")
+def only_run(local_ray: None) -> Iterator[Run]:
+    made = Run(settings(run={"name": "told"}))
+    yield made
+    made.publisher.close()
+
+
+@pytest.fixture
+def run(only_run: Run, record: MakeRecord) -> Run:  # noqa: F811
+    """The run, with a service that has been told of the newest version."""
+    only_run.make_record = record
+    only_run.iterate_until(only_run.arrived)
+    only_run.events.clear()
+    return only_run
+
+
+def service_pid() -> int:
+    """Of the only service there is that is not stopped."""
+    (found,) = (
+        process.pid
+        for process in psutil.process_iter(["cmdline", "status"])
+        if " ".join(process.info["cmdline"] or []).startswith("ray::RunService")
+        and process.info["status"] not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
+    )
+    return found
+
+
+def test_a_follower_gets_the_parameters_themselves_and_waits_for_newer_ones(run: Run) -> None:
+    follower = FollowedRun(find_run("told"), check_stop=lambda: None)
+    found = follower.next(-1, 1)
+    assert found is not None
+    assert found.version == run.version
+    assert found.agent.settings == run.settings
+    for name, value in run.learner.publish().values.items():
+        np.testing.assert_array_equal(found.agent.parameters[name], value + 1)
+
+    def stop() -> None:
+        raise InterruptedError  # instead of a wait for a version that does not come
+
+    with pytest.raises(InterruptedError):
+        FollowedRun(run.name, check_stop=stop).next(run.version, 1)
+
+
+def test_a_service_that_is_killed_is_begun_anew_and_told(run: Run) -> None:
+    os.kill(service_pid(), signal.SIGKILL)
+    run.iterate_until(lambda: len(run.events) > 0)
+    run.iterate_until(run.arrived)
+    assert len(run.events) == 1
+    assert "begun anew" in run.events[0]
+
+
+def test_a_service_that_hangs_is_not_waited_for_and_is_begun_anew(run: Run) -> None:
+    hanging = service_pid()
+    os.kill(hanging, signal.SIGSTOP)
+    try:
+        run.iterate()  # this message is under way for ever
+        under_way = run.publisher._under_way
+        assert under_way is not None
+        run.iterate()
+        assert run.publisher._under_way == under_way, "a second message must not pile up"
+        run.publisher._patience_s = 0.0
+        run.iterate()
+        run.publisher._patience_s = 60.0
+        assert len(run.events) == 1
+        assert "has not answered" in run.events[0]
+        run.iterate_until(run.arrived)
+    finally:
+        with suppress(ProcessLookupError):  # Ray has ended it, as it should
+            os.kill(hanging, signal.SIGKILL)
+    assert len(run.events) == 1
+
+
+def test_a_return_that_is_no_number_is_none(run: Run) -> None:
+    made, run.make_record = run.make_record, lambda i: made(i, return_after=float("nan"))  # type: ignore[assignment]
+    run.iterate_until(run.arrived)
+    run.iterate()
+    run.iterate_until(run.arrived)
+    (seen,) = look_at_runs()
+    assert seen.status is not None
+    assert seen.status.return_after is None
+    assert seen.status.return_before == 10.0 * run.iteration
+
+
+def test_old_parameters_are_let_go(run: Run) -> None:
+    references = []
+    for _ in range(10):
+        run.iterate()
+        references.append(run.parameters.hex())
+        run.iterate_until(run.arrived)
+    worker: Any = ray._private.worker.global_worker
+    counts = worker.core_worker.get_all_reference_counts
+    deadline = time.monotonic() + 30
+    while len(set(references) & set(counts())) > KEPT + 1:  # and the run's own
+        assert time.monotonic() < deadline, "references pile up"
+        time.sleep(0.05)
+
+
+def test_two_runs_of_one_name_are_both_there_and_must_be_named_in_full(run: Run) -> None:
+    other: Any = ray.remote(RunService)
+    name = RunName("told", "ff000000")
+    second = other.options(name=str(name), namespace=NAMESPACE, num_cpus=0).remote(
+        str(name), (None,)
+    )
+    try:
+        assert names_of_runs() == sorted([run.name, name])
+        with pytest.raises(Exception, match=f"name one of {run.name}, {name}"):
+            find_run("told")
+        assert find_run(str(name)) == name
+        assert {one.name: one.problem for one in look_at_runs()} == {
+            run.name: None,
+            name: "starting",
+        }
+    finally:
+        ray.kill(second)
+
+
+def test_a_follower_ends_with_the_run_which_is_not_there_then(run: Run) -> None:
+    follower = FollowedRun(run.name, check_stop=lambda: None)
+    assert follower.next(-1, 1) is not None
+    run.publisher.close()
+    assert follower.next(run.version, 1) is None
+    assert service_of(run.name) is None
+    with pytest.raises(Exception, match=r"no run called told .*no run trains there now"):
+        find_run("told")

@@ -1,0 +1,293 @@
+"""Training goes on whatever its storage does, and nothing that can be saved is lost."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from maml_ray.common.errors import Interrupted, Superseded, TrainingFailed
+from maml_ray.persistence.async_writer import FIRST_PAUSE_S, LONGEST_PAUSE_S, CheckpointWriter
+from maml_ray.persistence.checkpoint_store import Score, load_newest, read_best
+from maml_ray.persistence.lease import FencedStorage, claim
+from maml_ray.persistence.storage import LocalStorage
+from tests.persistence.test_checkpoint_store import assert_equal, checkpoint
+
+WAIT_S = 30.0
+
+
+class Disk(LocalStorage):
+    """A folder that can be full, or slow, when told so."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.full = False
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
+        self.reached = threading.Event()
+
+    def write(self, name: str, content: bytes) -> None:
+        self.reached.set()
+        assert self.may_go_on.wait(WAIT_S)
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().write(name, content)
+
+
+class Pauses:
+    """In the place of waiting: notes for how long, and lets the test decide when it is over."""
+
+    def __init__(self) -> None:
+        self.lengths: list[float] = []
+        self.begun = threading.Semaphore(0)
+        self.over = threading.Semaphore(0)
+
+    def __call__(self, woken: threading.Event, seconds: float) -> None:
+        self.lengths.append(seconds)
+        self.begun.release()
+        assert self.over.acquire(timeout=WAIT_S)
+
+    def let_pass(self, count: int = 1) -> None:
+        """Let the writer try again, so many times; returns when it pauses anew."""
+        for _ in range(count):
+            self.over.release()
+            self.wait_for_one()
+
+    def wait_for_one(self) -> None:
+        assert self.begun.acquire(timeout=WAIT_S)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Disk:
+    return Disk(tmp_path / "run")
+
+
+@pytest.fixture
+def pauses() -> Pauses:
+    return Pauses()
+
+
+Opener = Callable[..., CheckpointWriter]
+
+
+@pytest.fixture
+def open_writer(disk: Disk, pauses: Pauses, tmp_path: Path) -> Iterator[Opener]:
+    opened: list[CheckpointWriter] = []
+
+    def opener(missed_allowed: int = 2, slow_s: float = 1e9) -> CheckpointWriter:
+        def elsewhere(point: object) -> str:
+            assert not (tmp_path / "elsewhere").exists(), "once is enough"
+            (tmp_path / "elsewhere").write_text(str(getattr(point, "iteration", None)))
+            return "a safe place"
+
+        opened.append(
+            CheckpointWriter(
+                disk,
+                keep=2,
+                missed_allowed=missed_allowed,
+                save_elsewhere=elsewhere,
+                pause=pauses,
+                slow_s=slow_s,
+            )
+        )
+        return opened[-1]
+
+    yield opener
+    disk.may_go_on.set()
+    for writer in opened:
+        pauses.over.release()
+        writer.close()
+    assert "checkpoints" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_checkpoints_are_written_and_the_best_is_noted(open_writer: Opener, disk: Disk) -> None:
+    writer = open_writer()
+    assert writer.age_s is None
+    for iteration in (1, 2, 3):
+        writer.submit(checkpoint(iteration))
+        writer.note_score(Score(iteration, float(iteration == 1)))
+        writer.flush(WAIT_S)
+    assert writer.written is not None
+    assert writer.written.iteration == 3
+    assert_equal(load_newest(disk)[0], checkpoint(3))
+    assert read_best(disk) == Score(1, 1.0)
+    assert writer.news() == []
+
+
+def test_the_age_is_of_what_is_safe_and_not_of_what_waits(
+    open_writer: Opener, disk: Disk, pauses: Pauses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("maml_ray.persistence.async_writer.time.time", lambda: now[0])
+    writer = open_writer()
+    writer.submit(checkpoint(1))
+    writer.flush(WAIT_S)
+    now[0] += 7.0
+    assert writer.age_s == 7.0
+    disk.full = True
+    writer.submit(checkpoint(2))
+    pauses.wait_for_one()
+    now[0] += 5.0
+    assert writer.age_s == 12.0
+    disk.full = False
+    pauses.over.release()
+    writer.flush(WAIT_S)
+    assert writer.age_s == 0.0
+    now[0] -= 100.0  # the clock has been set back
+    assert writer.age_s == 0.0
+
+
+def test_a_full_disk_is_told_once_and_tried_again_with_growing_pauses(
+    open_writer: Opener, disk: Disk, pauses: Pauses
+) -> None:
+    writer = open_writer()
+    disk.full = True
+    writer.submit(checkpoint(1))
+    pauses.wait_for_one()
+    pauses.let_pass(9)
+    assert (
+        pauses.lengths
+        == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, LONGEST_PAUSE_S] + [LONGEST_PAUSE_S] * 2
+    )
+    (told,) = writer.news()
+    assert "No space left on device" in told
+    assert "training goes on" in told
+    disk.full = False
+    pauses.over.release()
+    writer.flush(WAIT_S)
+    (told,) = writer.news()
+    assert "written to" in told
+    assert "again" in told
+    assert_equal(load_newest(disk)[0], checkpoint(1))
+
+
+def test_what_is_overtaken_while_the_disk_is_full_is_missed_and_the_newest_is_written(
+    open_writer: Opener, disk: Disk, pauses: Pauses
+) -> None:
+    writer = open_writer()
+    disk.full = True
+    writer.submit(checkpoint(1))
+    pauses.wait_for_one()
+    writer.submit(checkpoint(2))
+    writer.submit(checkpoint(3))
+    assert writer.missed == 2
+    disk.full = False
+    pauses.over.release()
+    writer.flush(WAIT_S)
+    assert writer.missed == 0
+    assert disk.names("checkpoints") == ["00000003"]
+
+
+def test_too_many_missed_in_a_row_end_the_run_with_all_of_it_in_a_safe_place(
+    open_writer: Opener, disk: Disk, pauses: Pauses, tmp_path: Path
+) -> None:
+    writer = open_writer(missed_allowed=2)
+    disk.full = True
+    for iteration in (1, 2, 3):
+        writer.submit(checkpoint(iteration))
+        if iteration == 1:
+            pauses.wait_for_one()
+        writer.news()
+    writer.submit(checkpoint(4))
+    with pytest.raises(TrainingFailed, match=r"3 checkpoints.*No space.*allows 2; .*a safe place"):
+        writer.news()
+    assert (tmp_path / "elsewhere").read_text() == "4"
+    writer.flush(0.0)  # it is safe there: the run may end
+
+
+def test_a_slow_disk_holds_nobody_up_and_is_trouble_when_it_stays_slow(
+    open_writer: Opener, disk: Disk
+) -> None:
+    writer = open_writer(missed_allowed=1, slow_s=0.0)
+    disk.may_go_on.clear()
+    writer.submit(checkpoint(1))
+    assert disk.reached.wait(WAIT_S)
+    writer.submit(checkpoint(2))  # returns although the disk does not
+    assert writer.missed == 1
+    assert any("taken more than" in told for told in writer.news())
+    writer.submit(checkpoint(3))
+    with pytest.raises(TrainingFailed, match="a safe place"):
+        writer.news()
+
+
+def test_slow_but_not_too_slow_is_no_news(open_writer: Opener, disk: Disk) -> None:
+    writer = open_writer(missed_allowed=0)
+    disk.may_go_on.clear()
+    for iteration in (1, 2, 3):
+        writer.submit(checkpoint(iteration))
+        assert disk.reached.wait(WAIT_S)
+    assert (writer.missed, writer.news()) == (0, [])
+    disk.may_go_on.set()
+    writer.flush(WAIT_S)
+    assert_equal(load_newest(disk)[0], checkpoint(3))
+
+
+def test_a_last_checkpoint_that_cannot_be_written_in_time_goes_to_the_safe_place(
+    open_writer: Opener, disk: Disk, tmp_path: Path
+) -> None:
+    writer = open_writer()
+    disk.may_go_on.clear()
+    writer.submit(checkpoint(9))
+    with pytest.raises(TrainingFailed, match=r"within 0 s .*a safe place"):
+        writer.flush(0.0)
+    assert (tmp_path / "elsewhere").read_text() == "9"
+
+
+def test_at_the_end_a_storage_that_fails_is_tried_again_without_long_pauses(
+    open_writer: Opener, disk: Disk, pauses: Pauses
+) -> None:
+    writer = open_writer()
+    disk.full = True
+    writer.submit(checkpoint(1))
+    pauses.wait_for_one()
+    pauses.let_pass(6)
+    assert pauses.lengths[-1] == 32.0
+    with pytest.raises(TrainingFailed):
+        writer.flush(0.0)
+    pauses.let_pass(2)
+    assert pauses.lengths[-2:] == [FIRST_PAUSE_S, FIRST_PAUSE_S]
+
+
+def test_waiting_for_the_last_checkpoint_is_abandoned_on_request(
+    open_writer: Opener, disk: Disk, tmp_path: Path
+) -> None:
+    def check() -> None:
+        raise Interrupted(15)
+
+    writer = open_writer()
+    disk.may_go_on.clear()
+    writer.submit(checkpoint(1))
+    with pytest.raises(Interrupted):
+        writer.flush(1e9, check)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_newer_attempt_ends_it_and_nothing_is_written_anywhere(
+    disk: Disk, tmp_path: Path
+) -> None:
+    def elsewhere(point: object) -> str:
+        raise AssertionError("the newer attempt has it all")
+
+    told: list[Superseded] = []
+    writer = CheckpointWriter(
+        FencedStorage(disk, claim(disk)),
+        keep=2,
+        missed_allowed=0,
+        save_elsewhere=elsewhere,
+        on_superseded=told.append,
+    )
+    writer.submit(checkpoint(1))
+    writer.flush(WAIT_S)
+    claim(disk)
+    for iteration in (2, 3, 4):
+        writer.submit(checkpoint(iteration))
+        with pytest.raises(Superseded, match="this one, attempt 1, stops"):
+            writer.flush(WAIT_S)
+        with pytest.raises(Superseded):
+            writer.news()
+    writer.close()
+    assert disk.names("checkpoints") == ["00000001"]
+    assert len(told) == 1

@@ -1,0 +1,390 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+
+from maml_ray.common.errors import RunFolderError
+from maml_ray.common.normalisation import Normaliser, RunningStatistics
+from maml_ray.learning.state import LearnerState, OptimiserState
+from maml_ray.persistence.checkpoint_format import (
+    BrokenCheckpoint,
+    Checkpoint,
+    checkpoint_files,
+    load_checkpoint,
+)
+from maml_ray.persistence.checkpoint_store import (
+    Score,
+    load_chosen,
+    load_newest,
+    read_best,
+    save_checkpoint,
+)
+from maml_ray.persistence.storage import LocalStorage
+from maml_ray.policies.spec import NumpyParameters, PolicyParameters, PolicySpec
+
+FOLDER = "checkpoints"
+SPEC = PolicySpec(3, 2, (4,), "tanh", 0.0, -3.0)
+
+
+def checkpoint(iteration: int, spec: PolicySpec = SPEC) -> Checkpoint:
+    rng = np.random.default_rng(iteration)
+
+    def arrays() -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
+        return {
+            name: rng.standard_normal(shape).astype(np.float32)
+            for name, shape in spec.shapes().items()
+        }
+
+    seen = RunningStatistics(1e3, rng.standard_normal(3), rng.random(3))
+    moved = OptimiserState(8 * iteration, arrays(), arrays())
+    state = LearnerState(iteration, arrays(), moved, seen)
+    return Checkpoint(iteration, 1000 * iteration, 1.5 * iteration, spec, state)
+
+
+def dictionaries(point: Checkpoint) -> list[NumpyParameters]:
+    state = point.learner
+    return [state.parameters, state.optimiser.first_moments, state.optimiser.second_moments]
+
+
+def assert_equal(one: Checkpoint, other: Checkpoint) -> None:
+    counters = ("iteration", "total_env_steps", "elapsed_s", "spec")
+    assert [getattr(one, name) for name in counters] == [getattr(other, name) for name in counters]
+    assert one.learner.version == other.learner.version
+    assert one.learner.optimiser.steps == other.learner.optimiser.steps
+    assert one.learner.observations.count == other.learner.observations.count
+    for name in ("mean", "squares"):
+        found, wanted = (getattr(point.learner.observations, name) for point in (one, other))
+        np.testing.assert_array_equal(found, wanted)
+    for found, wanted in zip(dictionaries(one), dictionaries(other), strict=True):
+        assert set(found) == set(wanted)
+        for name in wanted:
+            np.testing.assert_array_equal(found[name], wanted[name])
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> LocalStorage:
+    return LocalStorage(tmp_path)
+
+
+def test_what_is_saved_is_what_is_loaded_to_the_last_bit(storage: LocalStorage) -> None:
+    state = replace(checkpoint(7).learner, skipped_in_a_row=2, discarded_episodes=5)
+    point = replace(checkpoint(7), learner=state)
+    loaded = load_checkpoint(storage, save_checkpoint(storage, point, keep=3))
+    assert_equal(loaded, point)
+    assert (loaded.learner.skipped_in_a_row, loaded.learner.discarded_episodes) == (2, 5)
+
+
+def manifest_of(point: Checkpoint) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads(checkpoint_files(point)["manifest.json"])
+    return manifest
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_what_the_next_meta_batch_is_collected_with_is_kept_to_the_last_bit(
+    storage: LocalStorage, normalise: bool
+) -> None:
+    before, seen = checkpoint(6).learner, checkpoint(6).learner.observations
+    behind = PolicyParameters(6, before.parameters, seen.normaliser() if normalise else None)
+    point = replace(checkpoint(7), learner=replace(checkpoint(7).learner, behind=behind))
+    loaded = load_checkpoint(storage, save_checkpoint(storage, point, keep=3))
+    assert_equal(loaded, point)
+    found = loaded.learner.behind
+    assert found is not None
+    assert found.version == 6
+    assert set(found.values) == set(behind.values)
+    for name, value in behind.values.items():
+        np.testing.assert_array_equal(found.values[name], value)
+    if behind.normaliser is None:
+        assert found.normaliser is None
+        return
+    assert isinstance(found.normaliser, Normaliser)
+    for name, constant in vars(behind.normaliser).items():
+        np.testing.assert_array_equal(getattr(found.normaliser, name), constant)
+    assert manifest_of(point)["format"] == 3  # what reads only 2 would collect with others
+
+
+def test_without_anything_behind_it_is_the_format_that_it_always_was(
+    storage: LocalStorage,
+) -> None:
+    told = manifest_of(checkpoint(7))
+    assert told["format"] == 2
+    assert set(told) == {
+        *("format", "iteration", "version", "optimiser_steps", "observations_seen"),
+        *("total_env_steps", "elapsed_s", "skipped_in_a_row", "discarded_episodes"),
+        *("policy", "sha256", "seal"),
+    }
+    name = save_checkpoint(storage, checkpoint(7), keep=3)
+    assert set(load_file(storage.path / name / "learner.safetensors")) == {
+        *(f"{moment}/{part}" for moment in ("first", "second") for part in SPEC.shapes()),
+        *("observations/mean", "observations/squares"),
+    }
+    assert load_checkpoint(storage, name).learner.behind is None
+
+
+def test_what_kind_of_policy_it_is_is_kept(storage: LocalStorage) -> None:
+    kinds = (
+        replace(SPEC, discrete=True, first_action=-2),
+        replace(SPEC, action_scale=0.1, hidden_sizes=()),
+    )
+    for iteration, spec in enumerate(kinds, 1):
+        name = save_checkpoint(storage, checkpoint(iteration, spec), keep=3)
+        assert_equal(load_checkpoint(storage, name), checkpoint(iteration, spec))
+
+
+def test_an_optimiser_that_remembers_nothing_is_saved(storage: LocalStorage) -> None:
+    full = checkpoint(3)
+    state = replace(full.learner, optimiser=OptimiserState(0, {}, {}))
+    name = save_checkpoint(storage, replace(full, learner=state), keep=1)
+    assert load_checkpoint(storage, name).learner.optimiser == OptimiserState(0, {}, {})
+
+
+def test_the_parameters_are_a_plain_safetensors_file(storage: LocalStorage) -> None:
+    name = save_checkpoint(storage, checkpoint(1), keep=3)
+    arrays = load_file(storage.path / name / "parameters.safetensors")
+    np.testing.assert_array_equal(arrays["log_std"], checkpoint(1).learner.parameters["log_std"])
+
+
+def test_the_newest_are_kept_and_nothing_else_is_left(storage: LocalStorage) -> None:
+    for iteration in range(1, 6):
+        save_checkpoint(storage, checkpoint(iteration), keep=2)
+    assert storage.names(FOLDER) == ["00000004", "00000005"]
+    newest, warnings = load_newest(storage)
+    assert (newest.iteration, warnings) == (5, [])
+
+
+def test_the_best_stays_beside_the_newest_and_can_be_asked_for(storage: LocalStorage) -> None:
+    values = [1.0, 5.0, 3.0, 4.0, 2.0, 0.0]
+    for iteration in range(1, 7):
+        known = [Score(i, v) for i, v in enumerate(values[: iteration - 1], 1)]
+        save_checkpoint(storage, checkpoint(iteration), keep=2, scores=known)
+    assert storage.names(FOLDER) == ["00000002", "00000005", "00000006", "best.json"]
+    assert read_best(storage) == Score(2, 5.0)
+    assert [load_chosen(storage, which)[0].iteration for which in ("best", "newest", "5")] == [
+        2,
+        6,
+        5,
+    ]
+
+
+def test_a_score_of_a_checkpoint_that_is_not_there_is_no_news(storage: LocalStorage) -> None:
+    save_checkpoint(storage, checkpoint(10), keep=2)
+    save_checkpoint(storage, checkpoint(20), keep=2, scores=[Score(13, 9.0)])
+    assert read_best(storage) is None
+    save_checkpoint(storage, checkpoint(30), keep=2, scores=[Score(13, 9.0), Score(20, 1.0)])
+    assert read_best(storage) == Score(20, 1.0)
+
+
+class Forgetful(LocalStorage):
+    """A folder whose notes cannot be read now and then."""
+
+    fails = False
+
+    def read(self, name: str) -> bytes:
+        if self.fails and name.endswith("best.json"):
+            raise OSError(5, "Input/output error")
+        return super().read(name)
+
+
+def test_a_note_of_the_best_that_cannot_be_read_now_is_a_failed_save_and_costs_nothing(
+    tmp_path: Path,
+) -> None:
+    storage = Forgetful(tmp_path)
+    for iteration in (1, 2, 3):
+        scores = [Score(1, 9.0)] if iteration == 2 else []
+        save_checkpoint(storage, checkpoint(iteration), keep=1, scores=scores)
+    storage.fails = True
+    with pytest.raises(OSError, match="Input/output"):
+        save_checkpoint(storage, checkpoint(4), keep=1, scores=[Score(3, 1.0)])
+    with pytest.raises(RunFolderError, match="cannot read"):
+        load_chosen(storage, "best")
+    storage.fails = False
+    save_checkpoint(storage, checkpoint(4), keep=1, scores=[Score(3, 1.0)])
+    assert storage.names(FOLDER) == ["00000001", "00000004", "best.json"]
+    assert read_best(storage) == Score(1, 9.0)
+
+
+@pytest.mark.parametrize("note", [b"torn", b'{"iteration": 2, "score": NaN}', b"[1]", b"\xff"])
+def test_a_damaged_note_of_the_best_is_written_anew_from_the_scores_that_are_known(
+    storage: LocalStorage, note: bytes
+) -> None:
+    scores = [Score(1, 9.0), Score(2, 1.0), Score(17, 99.0)]
+    save_checkpoint(storage, checkpoint(1), keep=1)
+    save_checkpoint(storage, checkpoint(2), keep=1, scores=scores[:1])
+    storage.write(f"{FOLDER}/best.json", note)
+    save_checkpoint(storage, checkpoint(3), keep=1, scores=scores)
+    assert read_best(storage) == Score(1, 9.0)
+    assert storage.names(FOLDER) == ["00000001", "00000003", "best.json"]
+
+
+def test_a_best_checkpoint_that_is_gone_is_not_the_best_for_ever(storage: LocalStorage) -> None:
+    for iteration in (1, 2, 3):
+        save_checkpoint(storage, checkpoint(iteration), keep=3, scores=[Score(1, 9.0)])
+    storage.remove(f"{FOLDER}/00000001")
+    save_checkpoint(storage, checkpoint(4), keep=3, scores=[Score(1, 9.0), Score(3, 1.0)])
+    assert read_best(storage) == Score(3, 1.0)
+
+
+def test_broken_ones_are_not_counted_among_those_that_are_kept(storage: LocalStorage) -> None:
+    for iteration in (1, 2, 3, 4):
+        save_checkpoint(storage, checkpoint(iteration), keep=4)
+    for iteration in (3, 4):
+        (storage.path / FOLDER / f"0000000{iteration}" / "learner.safetensors").write_bytes(b"")
+    save_checkpoint(storage, checkpoint(6), keep=2)
+    assert storage.names(FOLDER) == ["00000002", "00000006"]
+
+
+@pytest.mark.parametrize("which", ["7", "last", "best", "-1", "²", "9" * 30])
+def test_a_checkpoint_that_is_not_there_is_a_sentence(storage: LocalStorage, which: str) -> None:
+    save_checkpoint(storage, checkpoint(1), keep=2)
+    with pytest.raises(RunFolderError):
+        load_chosen(storage, which)
+
+
+FILES = ["manifest.json", "parameters.safetensors", "learner.safetensors"]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("harm", ["missing", "folder", "empty"])
+def test_a_harmed_checkpoint_is_recognised_and_the_one_before_it_used(
+    storage: LocalStorage, name: str, harm: str
+) -> None:
+    save_checkpoint(storage, checkpoint(1), keep=3)
+    file = storage.path / save_checkpoint(storage, checkpoint(2), keep=3) / name
+    file.unlink()
+    if harm == "folder":
+        file.mkdir()
+    elif harm == "empty":
+        file.write_bytes(b"")
+    newest, warnings = load_newest(storage)
+    assert_equal(newest, checkpoint(1))
+    assert len(warnings) == 1
+    assert "00000002" in warnings[0]
+
+
+@pytest.mark.parametrize("name", FILES)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_bit_that_is_altered_is_seen(
+    tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject
+) -> None:
+    storage = LocalStorage(tmp_path_factory.mktemp("altered"))
+    save_checkpoint(storage, checkpoint(1), keep=3)
+    file = storage.path / save_checkpoint(storage, checkpoint(2), keep=3) / name
+    content = bytearray(file.read_bytes())
+    place = data.draw(st.integers(0, len(content) - 1))
+    how = data.draw(st.sampled_from(["flip", "cut", "longer"]))
+    if how == "flip":
+        content[place] ^= data.draw(st.integers(1, 255))
+    elif how == "cut":
+        del content[place:]
+    else:
+        content[place:place] = data.draw(st.binary(min_size=1, max_size=9))
+    file.write_bytes(content)
+    newest, warnings = load_newest(storage)
+    if name == "manifest.json" and newest.iteration == 2:  # white space means nothing in JSON
+        assert_equal(newest, checkpoint(2))
+    else:
+        assert_equal(newest, checkpoint(1))
+        assert len(warnings) == 1
+
+
+class Trap:
+    """What a pickle would run."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("trapped",)
+
+
+def test_nothing_that_lies_in_the_place_of_a_file_is_executed(
+    storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = checkpoint_files(checkpoint(2))
+    payload = pickle.dumps(Trap())
+    manifest = json.loads(files["manifest.json"])
+    manifest["sha256"]["learner.safetensors"] = hashlib.sha256(payload).hexdigest()
+    del manifest["seal"]
+    sealed = json.dumps(manifest, sort_keys=True).encode()
+    manifest["seal"] = hashlib.sha256(sealed).hexdigest()
+    folder = "checkpoints/00000002"
+    storage.write(f"{folder}/parameters.safetensors", files["parameters.safetensors"])
+    storage.write(f"{folder}/learner.safetensors", payload)
+    storage.write(f"{folder}/manifest.json", json.dumps(manifest).encode())
+    with pytest.raises(BrokenCheckpoint, match="does not hold a checkpoint"):
+        load_checkpoint(storage, folder)
+    assert not (tmp_path / "trapped").exists()
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "{}", '{"format": "2"}', "[" * 100_000])
+def test_a_manifest_of_another_shape_is_refused_in_a_sentence(
+    storage: LocalStorage, content: str
+) -> None:
+    name = save_checkpoint(storage, checkpoint(1), keep=1)
+    (storage.path / name / "manifest.json").write_text(content)
+    with pytest.raises(BrokenCheckpoint):
+        load_checkpoint(storage, name)
+
+
+def test_another_format_version_is_refused_and_named(storage: LocalStorage) -> None:
+    save_checkpoint(storage, checkpoint(1), keep=3)
+    name = save_checkpoint(storage, checkpoint(2), keep=3)
+    file = storage.path / name / "manifest.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "format": 99}))
+    with pytest.raises(RunFolderError, match="format 99"):
+        load_newest(storage)
+
+
+def test_saving_over_a_broken_checkpoint_mends_it(storage: LocalStorage) -> None:
+    name = save_checkpoint(storage, checkpoint(3), keep=3)
+    (storage.path / name / "parameters.safetensors").write_bytes(b"")
+    save_checkpoint(storage, checkpoint(3), keep=3)
+    assert_equal(load_checkpoint(storage, name), checkpoint(3))
+
+
+class Busy(LocalStorage):
+    """Of a run that saves its next checkpoint whenever somebody has begun to read the last."""
+
+    left = 0
+
+    def read(self, name: str) -> bytes:
+        if self.left and name.endswith("manifest.json"):
+            self.left -= 1
+            newest = int(name.split("/")[1])
+            save_checkpoint(LocalStorage(self.path), checkpoint(newest + 1), keep=1)
+        return super().read(name)
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_checkpoints_that_are_replaced_while_they_are_read_are_followed(
+    tmp_path: Path, times: int
+) -> None:
+    storage = Busy(tmp_path)
+    save_checkpoint(storage, checkpoint(1), keep=1)
+    storage.left = times
+    found, warnings = load_newest(storage)
+    assert_equal(found, checkpoint(1 + times))
+    assert warnings == []
+
+
+def test_whoever_is_too_slow_for_all_of_them_is_told_and_does_not_hang(tmp_path: Path) -> None:
+    storage = Busy(tmp_path)
+    save_checkpoint(storage, checkpoint(1), keep=1)
+    storage.left = 1000
+    with pytest.raises(RunFolderError, match="no checkpoint that can be read"):
+        load_newest(storage)
+
+
+def test_no_checkpoint_at_all_is_said(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="no checkpoint"):
+        load_newest(LocalStorage(tmp_path / "nowhere"))

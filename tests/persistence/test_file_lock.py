@@ -1,0 +1,178 @@
+"""The lock of a run folder, against living and killed processes."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maml_ray.common.errors import RunFolderError, TrainingFailed
+from maml_ray.config.settings import Settings
+from maml_ray.persistence.file_lock import LOCK, run_lock
+from maml_ray.runs.train import train
+from tests.small_runs import run_of, settings
+
+HOLDER = """
+import subprocess, sys
+from pathlib import Path
+from maml_ray.persistence.file_lock import run_lock
+with run_lock(Path(sys.argv[1])):
+    {first}
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@contextmanager
+def holder(folder: Path, first: str = "pass") -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds ``folder`` until it is killed."""
+    program = [sys.executable, "-c", HOLDER.format(first=first), str(folder)]
+    with subprocess.Popen(
+        program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=os.getcwd()
+    ) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "held\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_folder_in_use_by_a_living_run_is_not_taken_over(tmp_path: Path) -> None:
+    with holder(tmp_path) as process:
+        with pytest.raises(RunFolderError) as caught, run_lock(tmp_path):
+            pass
+        told = str(caught.value)
+        assert f"{tmp_path} is in use by a living run" in told
+        assert f"pid {process.pid}" in told
+        assert "stop it first, or name another folder" in told
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        with run_lock(tmp_path):  # nothing stale is left
+            pass
+
+
+def test_training_and_resuming_are_refused_on_a_living_run(tmp_path: Path) -> None:
+    begun = run_of(settings(), tmp_path / "begun")
+    for folder, arguments in (
+        (begun.path, {"resume": begun.path}),
+        (tmp_path / "new", {"run_dir": tmp_path / "new"}),
+    ):
+        with holder(folder), pytest.raises(RunFolderError, match="in use by a living run"):
+            train(settings(), **arguments)  # type: ignore[arg-type]
+
+
+def test_what_a_run_starts_does_not_inherit_its_lock(tmp_path: Path) -> None:
+    # Ray's workers may outlive the run that began them, by a little.
+    child = "child = subprocess.Popen(['sleep', '60'], close_fds=False); print(child.pid)"
+    program = [sys.executable, "-c", HOLDER.format(first=child), str(tmp_path)]
+    with subprocess.Popen(
+        program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        try:
+            assert process.stdout.readline() == "held\n"
+            process.kill()
+            process.wait()
+            os.kill(pid, 0)  # the child lives
+            with run_lock(tmp_path):
+                pass
+        finally:
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_a_run_that_does_not_begin_leaves_nothing_behind(tmp_path: Path) -> None:
+    with run_lock(tmp_path / "a" / "b"):
+        assert (tmp_path / "a" / "b" / LOCK).is_file()
+    assert not list(tmp_path.iterdir())
+    with run_lock(tmp_path / "c"):
+        (tmp_path / "c" / "settings.yaml").write_text("")
+    assert (tmp_path / "c" / "settings.yaml").exists()
+    (tmp_path / "mine").mkdir()
+    with run_lock(tmp_path / "mine"):
+        pass
+    assert (tmp_path / "mine").is_dir()
+
+
+def test_the_lock_is_held_for_the_whole_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def training(*arguments: Any, **keywords: Any) -> None:
+        with pytest.raises(RunFolderError) as caught:
+            train(settings(), run_dir=tmp_path / "run")
+        seen.append(str(caught.value))
+        raise TrainingFailed("far enough")
+
+    monkeypatch.setattr("maml_ray.runs.train.train_on_ray", training)
+    with pytest.raises(TrainingFailed):
+        train(settings(), run_dir=tmp_path / "run")
+    assert f"pid {os.getpid()}" in seen[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_runs_of_the_same_second_get_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders: list[Path] = []
+
+    def training(settings: Settings, folder: Any, **keywords: Any) -> None:
+        folder.settings.write_text("")
+        folders.append(folder.path)
+        raise TrainingFailed("far enough")
+
+    monkeypatch.setattr("maml_ray.runs.train.train_on_ray", training)
+    monkeypatch.setattr("maml_ray.runs.train.time.strftime", lambda *_: "20260101-120000")
+    for _ in range(3):
+        with pytest.raises(TrainingFailed):
+            train(settings(run={"directory": str(tmp_path)}))
+    assert [path.name for path in folders] == [
+        "small-20260101-120000",
+        "small-20260101-120000-2",
+        "small-20260101-120000-3",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "fifo"])
+def test_a_lock_that_is_no_file_is_refused_and_left_alone(tmp_path: Path, kind: str) -> None:
+    lock, other = tmp_path / LOCK, tmp_path / "other"
+    other.write_text("mine")
+    if kind == "folder":
+        lock.mkdir()
+    elif kind == "link":
+        lock.symlink_to(other)
+    else:
+        os.mkfifo(lock)
+    with pytest.raises(RunFolderError, match="cannot write to the run folder"), run_lock(tmp_path):
+        pass
+    assert other.read_text() == "mine"
+
+
+@pytest.mark.parametrize("note", ["", "[]", "{", "[" * 900, '{"host": 1}', "\x00\xff"])
+def test_a_damaged_note_changes_nothing_but_the_words(tmp_path: Path, note: str) -> None:
+    with holder(tmp_path):
+        (tmp_path / LOCK).write_text(note)
+        with pytest.raises(RunFolderError, match="a living run: stop it first"), run_lock(tmp_path):
+            pass
+
+
+def test_without_locks_in_the_file_system_the_run_goes_on_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*arguments: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.warns(UserWarning, match="has no locks"), run_lock(tmp_path):
+        pass

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+from rich.console import Console
+
+from maml_ray.cli.tables import print_comparison
+from maml_ray.common.errors import RunFolderError
+from maml_ray.config.settings import dump_settings, load_settings
+from maml_ray.reporting.comparison import (
+    comparison_figure,
+    grouped,
+    read_runs,
+    summarise,
+    write_comparison,
+)
+from tests.reporting.conftest import MakeRecord
+
+MakeRun = Callable[..., Path]
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, record: MakeRecord) -> MakeRun:
+    """A run folder of ten iterations, whose return after adaptation is ``gain`` an iteration."""
+
+    def make(name: str, *overrides: str, gain: float = 1.0, evaluated: float | None = None) -> Path:
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        settings = load_settings(overrides=[f"run.name={name.split('-')[0]}", *overrides])
+        (folder / "settings.yaml").write_text(dump_settings(settings))
+        rows = [
+            record(i, return_after=gain * i, return_before=-1.0, speed_after=0.5 * gain).as_row()
+            for i in range(10)
+        ]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / "metrics.jsonl").write_text(lines)
+        if evaluated is not None:
+            figures = {
+                "tasks": 1,
+                "episodes": 1,
+                "rows": evaluation_rows(evaluated),
+                "rows_by_task": [],
+                "beside": {},
+            }
+            (folder / "evaluation.json").write_text(json.dumps(figures))
+        return folder
+
+    return make
+
+
+def evaluation_rows(value: float) -> list[dict[str, Any]]:
+    plain = {"task": None, "low": value, "high": value, "speed": 2.0 * value, "episodes": 1}
+    return [
+        {"steps": step, "actions": actions, "mean": value + step + extra, **plain}
+        for step in (0, 1, 2)
+        for actions, extra in (("stochastic", 0.0), ("mean", 500.0))
+    ]
+
+
+def test_seeds_of_the_same_mathematics_are_one_group(make_run: MakeRun) -> None:
+    paths = [
+        make_run("ppo-0", "run.seed=0"),
+        make_run("trpo-0", "outer.objective=trpo"),
+        make_run("ppo-1", "run.seed=1", "cluster.rollout_actors=3", "evaluation.tasks=9"),
+    ]
+    groups = grouped(read_runs(paths))
+    assert [group.label for group in groups] == ["ppo", "trpo"]
+    assert [[run.folder.path.name for run in group.runs] for group in groups] == [
+        ["ppo-0", "ppo-1"],
+        ["trpo-0"],
+    ]
+
+
+def test_groups_of_one_name_are_told_apart_by_what_differs(make_run: MakeRun) -> None:
+    paths = [make_run("x-0"), make_run("x-1", "outer.epochs=9", "inner.l2=0.5")]
+    labels = [group.label for group in grouped(read_runs(paths))]
+    assert labels == ["l2=0.0, epochs=1", "l2=0.5, epochs=9"]
+
+
+def test_a_folder_of_runs_stands_for_them_all(make_run: MakeRun) -> None:
+    paths = [make_run("a-0"), make_run("b-0", "outer.epochs=9")]
+    assert [run.folder.path for run in read_runs([paths[0].parent])] == paths
+
+
+def test_a_summary_is_of_the_evaluations_where_every_seed_has_one(make_run: MakeRun) -> None:
+    paths = [make_run(f"x-{seed}", f"run.seed={seed}", evaluated=10.0 * seed) for seed in range(3)]
+    summary = summarise(grouped(read_runs(paths))[0])
+    assert summary.evaluated
+    assert (summary.seeds, summary.env_steps) == (3, 40_000)
+    assert summary.minutes == pytest.approx(20.0 / 60.0)
+    assert summary.returns == {0: (10.0, 0.0, 20.0), 1: (11.0, 1.0, 21.0), 2: (12.0, 2.0, 22.0)}
+    assert summary.speeds == {0: 20.0, 1: 20.0, 2: 20.0}
+
+
+def test_otherwise_it_is_of_trainings_last_tenth(make_run: MakeRun) -> None:
+    paths = [
+        make_run("x-0", "run.seed=0", gain=2.0, evaluated=5.0),
+        make_run("x-1", "run.seed=1", gain=4.0),
+    ]
+    summary = summarise(grouped(read_runs(paths))[0])
+    assert not summary.evaluated
+    assert summary.returns == {0: (-1.0, -1.0, -1.0), 1: (27.0, 18.0, 36.0)}
+    assert summary.speeds == {1: 1.5}  # before adaptation none was told
+
+
+def test_the_curves_are_the_mean_and_the_range_over_seeds(make_run: MakeRun) -> None:
+    paths = [make_run(f"x-{seed}", f"run.seed={seed}", gain=1.0 + seed) for seed in range(3)]
+    (axes,) = comparison_figure(grouped(read_runs(paths))).axes
+    after, before = axes.get_lines()
+    steps = np.asarray(after.get_xdata())
+    middle = slice(90, 110)  # between the two whole windows of the smoothing
+    expected = 2.0 * (steps * 1e6 / 4000 - 1)
+    np.testing.assert_allclose(np.asarray(after.get_ydata())[middle], expected[middle], rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(before.get_ydata()), -1.0)
+    assert before.get_linestyle() == "--"
+    (band,) = axes.collections
+    box = band.get_datalim(axes.transData)
+    assert box.y1 == pytest.approx(1.5 * float(np.asarray(after.get_ydata()).max()), rel=0.01)
+
+
+def test_plot_and_table_are_written(make_run: MakeRun, tmp_path: Path) -> None:
+    paths = [make_run("x-0", evaluated=1.0), make_run("y-0", "outer.epochs=3", evaluated=7.0)]
+    plot, table = write_comparison(grouped(read_runs(paths)), tmp_path / "out")
+    assert iio.imread(plot)[..., :3].std() > 5
+    with table.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["runs"], line["adaptation_steps"], line["mean_return"]) for line in lines] == [
+        (name, str(step), str(value + step))
+        for name, value in (("x", 1.0), ("y", 7.0))
+        for step in range(3)
+    ]
+
+
+def test_the_table_on_a_terminal_shows_every_group(make_run: MakeRun) -> None:
+    paths = [make_run("x-0", evaluated=1.0), make_run("y-0", "outer.epochs=3")]
+    summaries = [summarise(group) for group in grouped(read_runs(paths))]
+    console = Console(file=io.StringIO(), width=120)
+    print_comparison(console, summaries)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    for words in ("before", "after 2", "3 (2.00)", "evaluated", "in training", "0.0 M"):
+        assert words in text, words
+
+
+def test_what_cannot_be_compared_is_refused_by_name(make_run: MakeRun, tmp_path: Path) -> None:
+    good = make_run("x-0")
+    with pytest.raises(RunFolderError, match="there is no run folder"):
+        read_runs([good, tmp_path / "nowhere"])
+    empty = make_run("y-0")
+    (empty / "metrics.jsonl").write_text("")
+    with pytest.raises(RunFolderError, match="has not finished an iteration"):
+        read_runs([good, empty])
+    (empty / "metrics.jsonl").write_text((good / "metrics.jsonl").read_text())
+    (empty / "evaluation.json").write_text("{")
+    with pytest.raises(RunFolderError, match="does not hold an evaluation"):
+        read_runs([good, empty])

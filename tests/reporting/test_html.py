@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maml_ray.config.settings import Settings, load_settings, validate_settings
+from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.reporting.html import write_report
+from maml_ray.reporting.plots import write_plots
+from tests.reporting.conftest import MakeRecord
+
+VERSIONS = {"maml-ray": "9.9", "torch": "2.x"}
+
+
+def row(steps: int, actions: str, **changes: Any) -> dict[str, Any]:
+    figures = {"task": None, "mean": 100.25 + steps, "low": 90.0, "high": 110.0, "speed": 1.5}
+    return {"steps": steps, "actions": actions, "episodes": 6, **figures, **changes}
+
+
+ROWS = [row(steps, actions) for steps in (0, 1) for actions in ("stochastic", "mean")]
+EVALUATION = {
+    "tasks": 2,
+    "episodes": 3,
+    "rows": ROWS,
+    "rows_by_task": [
+        {**one, "task": task, "speed": None} for task in ("<b>left</b>", "right") for one in ROWS
+    ],
+    "beside": {"random": [row(0, "stochastic", mean=-7.5)]},
+}
+
+
+class Page(HTMLParser):
+    """Collects the text, the tags, and every address that the page refers to."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.feed(source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [v or "" for k, v in attrs if k in ("src", "href", "data", "srcset")]
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def report(folder: Path, rows: list[dict[str, Any]], evaluation: Any, settings: Settings) -> Page:
+    run = RunFolder(folder)
+    return Page(write_report(run, settings, rows, evaluation, VERSIONS).read_text())
+
+
+def test_it_holds_the_figures_the_settings_the_pictures_and_the_video(
+    tmp_path: Path, record: MakeRecord
+) -> None:
+    rows = [record(iteration).as_row() for iteration in range(5)]
+    write_plots(rows, EVALUATION, RunFolder(tmp_path))
+    RunFolder(tmp_path).video.write_bytes(b"not really a film")
+    page = report(tmp_path, rows, EVALUATION, validate_settings({"outer": {"clip": 0.123}}))
+    for words in ("101.2", "90.0 to 110.0", "clip: 0.123", "9.9", "0.02 M", "half-cheetah"):
+        assert words in page.text, words
+    assert page.tags.count("img") == 4
+    assert page.tags.count("video") == 1
+
+
+def test_it_asks_for_nothing_from_outside(tmp_path: Path, record: MakeRecord) -> None:
+    rows = [record(0).as_row()]
+    write_plots(rows, EVALUATION, RunFolder(tmp_path))
+    page = report(tmp_path, rows, EVALUATION, Settings())
+    assert page.addresses
+    assert all(address.startswith("data:") for address in page.addresses)
+    assert not {"script", "link", "iframe"} & set(page.tags)
+
+
+def test_what_is_missing_is_said(tmp_path: Path) -> None:
+    page = report(tmp_path, [], None, Settings())
+    for words in ("No iteration", "Not evaluated yet", "No video", "no plots"):
+        assert words in page.text
+
+
+def test_figures_of_an_evaluation_are_shown_without_metrics(tmp_path: Path) -> None:
+    page = report(tmp_path, [], EVALUATION, Settings())
+    for words in (
+        "100 return (1.50 m/s) before adaptation",
+        "101 return (1.50 m/s) after 1 adaptation step",
+    ):
+        assert words in page.text
+    assert "No iteration" in page.text
+
+
+def test_tasks_and_other_policies_have_rows_of_their_own(tmp_path: Path) -> None:
+    page = report(tmp_path, [], EVALUATION, Settings())
+    assert "random 0 (before) stochastic -7.5 90.0 to 110.0 1.50 6" in page.text
+    assert "<b>left</b> 0 (before) stochastic 100.2 90.0 to 110.0 6" in page.text  # no speed
+    assert "right 1 mean 101.2" in page.text
+    one_task = {**EVALUATION, "rows_by_task": ROWS}
+    assert "By task" not in report(tmp_path, [], one_task, Settings()).text
+
+
+def test_the_preset_is_named(tmp_path: Path) -> None:
+    settings = load_settings(preset="promp2019")
+    assert "preset promp2019" in report(tmp_path, [], None, settings).text
+
+
+def test_commands_can_be_pasted_whatever_the_folder_is_called(tmp_path: Path) -> None:
+    folder = tmp_path / "my <b>runs & more"
+    folder.mkdir()
+    page = report(folder, [], None, Settings())
+    assert f"maml-ray train '{folder}/settings.yaml'" in page.text
+    assert f"maml-ray evaluate '{folder}'" in page.text
+    assert "b" not in page.tags
+
+
+@pytest.mark.parametrize("hostile", ["<script>alert(1)</script>:X", "a'\"><img src=x>:Y"])
+def test_text_from_settings_is_escaped(tmp_path: Path, hostile: str) -> None:
+    page = report(tmp_path, [], None, validate_settings({"task": {"name": hostile}}))
+    assert "script" not in page.tags
+    assert "img" not in page.tags
+    assert hostile in page.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ([{}, {}], None),
+        (
+            [{"lost": 2, "duplicated": 1}, {"lost": 1, "discarded_episodes": 4}],
+            "3 pieces of work lost with their actor, and done again; "
+            "1 pieces of work given to a second actor; 4 broken episodes drawn again.",
+        ),
+        (
+            [{"skipped": "task 1 broke"}, {"learner_restarts": 2}],
+            "2 learners begun anew; 1 updates",
+        ),
+    ],
+)
+def test_what_was_mended_is_told(
+    tmp_path: Path, record: MakeRecord, changes: list[dict[str, Any]], told: str | None
+) -> None:
+    rows = [{**record(i).as_row(), **change} for i, change in enumerate(changes)]
+    page = write_report(RunFolder(tmp_path), Settings(), rows, None, VERSIONS)
+    text = page.read_text(encoding="utf-8")
+    assert ("was mended" in text) == (told is not None)
+    assert told is None or told in text

@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from maml_ray.common.errors import RunFolderError
+from maml_ray.persistence.records import INCIDENTAL_KEYS, StartReport
+from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.reporting.metrics_log import MetricsLog, read_metrics
+from tests.full_disk import full_disk
+from tests.reporting.conftest import MakeRecord
+
+START = StartReport("run", 0, 2, "CPU, 2 threads", "127.0.0.1:6379", None)
+
+
+def write(folder: RunFolder, record: MakeRecord, first: int, last: int, **changes: float) -> None:
+    log = MetricsLog(folder, first)
+    log.on_start(START)
+    for iteration in range(first, last):
+        log.on_iteration(record(iteration, **changes))
+    log.close()
+
+
+def test_a_line_an_iteration_holds_what_the_record_holds(
+    tmp_path: Path, record: MakeRecord
+) -> None:
+    folder = RunFolder(tmp_path)
+    write(folder, record, 0, 3)
+    rows = read_metrics(folder.metrics)
+    assert rows == [record(iteration).as_row() for iteration in range(3)]
+    assert rows[2]["rest_s"] == pytest.approx(0.125 * 2.0)
+    assert rows[2]["steps_per_second"] == pytest.approx(2000.0)
+
+
+def test_a_line_is_on_disk_as_soon_as_its_iteration_is_over(
+    tmp_path: Path, record: MakeRecord
+) -> None:
+    log = MetricsLog(RunFolder(tmp_path))
+    log.on_start(START)
+    log.on_iteration(record(0))
+    assert len(read_metrics(RunFolder(tmp_path).metrics)) == 1
+    log.close()
+
+
+def test_what_is_not_finite_is_written_as_null(tmp_path: Path, record: MakeRecord) -> None:
+    folder = RunFolder(tmp_path)
+    write(folder, record, 0, 1, loss=float("nan"), gradient_norm=float("inf"))
+    line = folder.metrics.read_text()
+    assert "NaN" not in line
+    assert "Infinity" not in line
+    assert json.loads(line)["loss"] is None
+
+
+def test_a_resumed_run_tells_each_iteration_once(tmp_path: Path, record: MakeRecord) -> None:
+    folder = RunFolder(tmp_path)
+    write(folder, record, 0, 5)
+    with folder.metrics.open("a") as file:
+        file.write('{"iteration": 5, "torn')
+    write(folder, record, 3, 6, loss=0.5)
+    rows = read_metrics(folder.metrics)
+    assert [row["iteration"] for row in rows] == [0, 1, 2, 3, 4, 5]
+    assert [row["loss"] for row in rows] == [-0.01] * 3 + [0.5] * 3
+    events = EventAccumulator(str(folder.tensorboard))
+    events.Reload()
+    points = events.Scalars("meta/loss")
+    assert [point.step for point in points] == [0, 1, 2, 3, 4, 5]
+    assert [point.value for point in points] == pytest.approx([-0.01] * 3 + [0.5] * 3)
+
+
+def test_a_run_goes_on_from_a_checkpoint_that_is_ahead_of_the_metrics(
+    tmp_path: Path, record: MakeRecord
+) -> None:
+    folder = RunFolder(tmp_path)
+    write(folder, record, 0, 3)
+    write(folder, record, 5, 7)  # lines 3 and 4 were lost with the machine
+    write(folder, record, 6, 8)
+    assert [row["iteration"] for row in read_metrics(folder.metrics)] == [0, 1, 2, 5, 6, 7]
+
+
+def test_a_run_that_starts_over_shows_no_curve_twice(tmp_path: Path, record: MakeRecord) -> None:
+    folder = RunFolder(tmp_path)
+    write(folder, record, 0, 2)
+    write(folder, record, 0, 3, loss=0.5)
+    assert len(read_metrics(folder.metrics)) == 3
+    events = EventAccumulator(str(folder.tensorboard))
+    events.Reload()
+    assert [(p.step, p.value) for p in events.Scalars("meta/loss")] == [
+        (0, 0.5),
+        (1, 0.5),
+        (2, 0.5),
+    ]
+
+
+def test_tensorboard_shows_a_run_that_is_not_over(tmp_path: Path, record: MakeRecord) -> None:
+    log = MetricsLog(RunFolder(tmp_path), 4)
+    log.on_start(START)
+    log.on_event("rollout-1 was replaced")
+    log.on_iteration(record(4))
+    events = EventAccumulator(str(RunFolder(tmp_path).tensorboard))
+    events.Reload()
+    (point,) = events.Scalars("throughput/env_steps_per_second")
+    assert (point.step, point.value) == (4, pytest.approx(2000.0))
+    (event,) = events.Tensors("events/text_summary")
+    assert event.step == 4
+    assert event.tensor_proto.string_val == [b"rollout-1 was replaced"]
+    log.close()
+    log.close()
+
+
+def test_the_age_of_the_last_checkpoint_is_told_once_there_is_one(
+    tmp_path: Path, record: MakeRecord
+) -> None:
+    log = MetricsLog(RunFolder(tmp_path))
+    log.on_start(START)
+    for iteration, age in enumerate((None, 0.25, 7.5)):
+        log.on_iteration(replace(record(iteration), checkpoint_age_s=age))
+    log.close()
+    rows = read_metrics(RunFolder(tmp_path).metrics)
+    assert [row["checkpoint_age_s"] for row in rows] == [None, 0.25, 7.5]
+    assert "checkpoint_age_s" in INCIDENTAL_KEYS
+    events = EventAccumulator(str(RunFolder(tmp_path).tensorboard))
+    events.Reload()
+    points = events.Scalars("time/checkpoint_age_s")
+    assert [(point.step, point.value) for point in points] == [(1, 0.25), (2, 7.5)]
+
+
+@pytest.mark.parametrize("line", ["nonsense", "[1]", '{"loss": 1}', '{"iteration": 0}'])
+def test_a_damaged_line_that_is_not_the_last_is_refused_and_named(
+    tmp_path: Path, record: MakeRecord, line: str
+) -> None:
+    folder = RunFolder(tmp_path)
+    write(folder, record, 0, 3)
+    lines = folder.metrics.read_text().splitlines()
+    folder.metrics.write_text("\n".join([lines[0], line, lines[2]]) + "\n")
+    with pytest.raises(RunFolderError, match="line 2"):
+        read_metrics(folder.metrics)
+
+
+def test_curves_go_on_when_a_full_disk_has_room_again(tmp_path: Path, record: MakeRecord) -> None:
+    folder = RunFolder(tmp_path)
+    log = MetricsLog(folder)
+    log.on_start(START)
+    with full_disk() as disk:
+        for iteration in range(9):
+            disk.full = iteration in (3, 4, 8)
+            log.on_iteration(record(iteration))
+            log.on_event(f"event {iteration}")
+        disk.full = False
+        log.close()
+    assert [row["iteration"] for row in read_metrics(folder.metrics)] == list(range(9))
+    events = EventAccumulator(str(folder.tensorboard), size_guidance={"tensors": 0})
+    events.Reload()
+    points = events.Scalars("return/after_adaptation")
+    assert [(point.step, point.value) for point in points] == [(i, 12.0 * i) for i in range(9)]
+    told = [event.tensor_proto.string_val[0] for event in events.Tensors("events/text_summary")]
+    assert told == [f"event {iteration}".encode() for iteration in range(9)]
+
+
+def test_a_run_fetched_from_storage_shows_its_whole_curves(
+    tmp_path: Path, record: MakeRecord
+) -> None:
+    here, there = RunFolder(tmp_path / "here"), RunFolder(tmp_path / "there")
+    here.path.mkdir()
+    write(here, record, 0, 4)
+    there.path.mkdir()
+    there.metrics.write_bytes(here.metrics.read_bytes())
+    write(there, record, 3, 6)
+    events = EventAccumulator(str(there.tensorboard))
+    events.Reload()
+    points = events.Scalars("return/after_adaptation")
+    assert [(point.step, point.value) for point in points] == [(i, 12.0 * i) for i in range(6)]
+    assert len(events.Scalars("meta/gradient_snr")) == 3  # every other row has none

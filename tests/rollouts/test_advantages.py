@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from maml_ray.config.settings import AdvantageSettings
+from maml_ray.rollouts.advantages import (
+    RIDGE,
+    Values,
+    advantages,
+    baseline_features,
+    discounted_sums,
+    fitted_values,
+    generalised_advantages,
+)
+from maml_ray.rollouts.trajectories import Trajectories
+from tests.oracles import naive as oracles
+
+trajectories = st.builds(
+    lambda seed, episodes, steps, early: oracles.random_trajectories(
+        np.random.default_rng(seed), episodes, steps, early_ends=early
+    ),
+    seed=st.integers(0, 2**32),
+    episodes=st.integers(1, 4),
+    steps=st.integers(1, 12),
+    early=st.booleans(),
+)
+fractions = st.sampled_from([0.0, 0.3, 0.95, 0.99, 1.0])
+
+
+def raw(**changes: object) -> AdvantageSettings:
+    return AdvantageSettings(normalise=False).model_copy(update=changes)
+
+
+@given(data=trajectories, discount=fractions)
+def test_discounted_sums_are_the_definition(data: Trajectories, discount: float) -> None:
+    rewards = data.rewards.astype(np.float64)
+    np.testing.assert_allclose(
+        discounted_sums(rewards, discount), oracles.discounted_sums(rewards, discount), atol=1e-12
+    )
+
+
+def test_discounted_sums_by_hand() -> None:
+    sums = discounted_sums(np.array([[1.0, 2.0, 4.0]]), 0.5)
+    np.testing.assert_array_equal(sums, [[3.0, 4.0, 4.0]])
+
+
+@given(data=trajectories, discount=fractions, lam=fractions)
+def test_gae_is_the_sum_over_temporal_differences(
+    data: Trajectories, discount: float, lam: float
+) -> None:
+    rewards = data.rewards.astype(np.float64)
+    values = np.where(data.mask, data.observations[..., 0].astype(np.float64), 0.0)
+    settings, lengths = AdvantageSettings(discount=discount, gae_lambda=lam), data.mask.sum(axis=1)
+    behind = np.zeros(data.episodes)
+    actual = generalised_advantages(rewards, Values(values, behind), lengths, settings)
+    expected = oracles.gae(rewards, values, lengths, discount, lam)
+    np.testing.assert_allclose(np.where(data.mask, actual, 0.0), expected, atol=1e-12)
+
+
+def test_features_by_hand() -> None:
+    observations = np.array([[[2.0], [-30.0]]], dtype=np.float32)
+    expected = np.array([[[2, 4, 0, 0, 0, 1], [-10, 100, 0.01, 0.0001, 0.000001, 1]]])
+    np.testing.assert_allclose(baseline_features(observations, np.arange(2)), expected)
+    later = np.array([[[2, 4, 1.5, 2.25, 3.375, 1], [-10, 100, 1.5, 2.25, 3.375, 1]]])
+    np.testing.assert_allclose(baseline_features(observations, np.array([150])), later)
+
+
+@given(data=trajectories)
+def test_baseline_is_the_ridge_solution(data: Trajectories) -> None:
+    rewards = data.rewards.astype(np.float64)
+    returns = oracles.discounted_sums(rewards, 0.99)
+    values = fitted_values(data, rewards, 0.99)
+    expected = oracles.ridge_values(data, returns, RIDGE)
+    np.testing.assert_allclose(values.of_steps, expected, atol=1e-4)
+    np.testing.assert_array_equal(values.final, 0.0)
+
+
+@given(data=trajectories, discount=fractions, lam=fractions, normalise=st.booleans())
+def test_advantages_are_the_oracles_put_together(
+    data: Trajectories, discount: float, lam: float, normalise: bool
+) -> None:
+    settings = AdvantageSettings(discount=discount, gae_lambda=lam, normalise=normalise)
+    rewards = data.rewards.astype(np.float64)
+    returns = oracles.discounted_sums(rewards, discount)
+    values = oracles.ridge_values(data, returns, RIDGE)
+    expected = oracles.gae(rewards, values, data.mask.sum(axis=1), discount, lam)
+    taken = expected[data.mask]
+    tolerance = 1e-3
+    if normalise:
+        if taken.std() < 0.1:  # the baseline explains it all: what is left is rounding
+            return
+        expected = np.where(data.mask, (expected - taken.mean()) / taken.std(), 0.0)
+        tolerance = 1e-2
+    actual = advantages(data, settings)
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual, expected, atol=tolerance)
+
+
+@given(data=trajectories, discount=fractions)
+def test_zero_baseline_with_lambda_one_gives_the_discounted_returns(
+    data: Trajectories, discount: float
+) -> None:
+    settings = raw(baseline="zero", gae_lambda=1.0, discount=discount)
+    expected = oracles.discounted_sums(data.rewards.astype(np.float64), discount)
+    actual = advantages(data, settings)
+    np.testing.assert_allclose(actual, np.where(data.mask, expected, 0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_normalised_advantages_have_mean_zero_and_deviation_one(early: bool) -> None:
+    data = oracles.random_trajectories(np.random.default_rng(0), 6, 30, early_ends=early)
+    result = advantages(data, AdvantageSettings())
+    assert result[data.mask].mean() == pytest.approx(0.0, abs=1e-6)
+    assert result[data.mask].std() == pytest.approx(1.0, abs=1e-5)
+    assert (result[~data.mask] == 0).all()
+
+
+def test_the_scale_of_the_reward_does_not_matter_when_normalised() -> None:
+    data = oracles.random_trajectories(np.random.default_rng(0), 4, 30)
+    scaled = replace(data, rewards=data.rewards * np.float32(64.0))
+    np.testing.assert_allclose(
+        advantages(scaled, AdvantageSettings()), advantages(data, AdvantageSettings()), atol=1e-4
+    )
+
+
+def test_what_lies_behind_an_end_changes_nothing() -> None:
+    data = oracles.random_trajectories(np.random.default_rng(3), 4, 10, early_ends=True)
+    assert not data.mask.all()
+    junk = replace(
+        data,
+        observations=np.where(data.mask[..., None], data.observations, np.float32(7.0)),
+        rewards=np.where(data.mask, data.rewards, np.float32(1e6)),
+    )
+    np.testing.assert_array_equal(
+        advantages(junk, AdvantageSettings()), advantages(data, AdvantageSettings())
+    )
+
+
+def test_constant_rewards_of_zero_give_zero() -> None:
+    data = oracles.random_trajectories(np.random.default_rng(0))
+    silent = replace(data, rewards=np.zeros_like(data.rewards))
+    np.testing.assert_array_equal(advantages(silent, AdvantageSettings()), 0.0)
+
+
+def test_a_good_baseline_takes_away_what_the_state_explains() -> None:
+    data = oracles.random_trajectories(np.random.default_rng(0), 20, 5)
+    explained = replace(data, rewards=data.observations[..., 0].copy())
+    settings = raw(discount=0.0)
+    assert float(np.abs(advantages(explained, settings)).max()) < 1e-3

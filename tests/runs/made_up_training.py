@@ -1,0 +1,68 @@
+"""Training that takes no time: real folders, storage and checkpoints of made-up updates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from maml_ray.config.settings import Settings
+from maml_ray.learning.learner import MetaLearner
+from maml_ray.learning.rollout_worker import policy_spec
+from maml_ray.learning.state import LearnerState
+from maml_ray.persistence.checkpoint_format import Checkpoint
+from maml_ray.persistence.checkpoint_store import Score
+from maml_ray.persistence.records import Observer, StartReport
+from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.runs.session import saving, settle_in
+from tests.reporting.conftest import made_up_record
+
+WAIT_S = 30.0
+
+
+@dataclass
+class MadeUpTraining:
+    """In the place of ``maml_ray.runs.train.train_on_ray``.
+
+    Attributes:
+        before: called before each iteration with its number; may raise to end the run there.
+        spans: first iteration and attempt of every run that came here.
+    """
+
+    before: Callable[[int], object] = lambda iteration: None
+    spans: list[tuple[int, int]] = field(default_factory=list)
+
+    def __call__(
+        self,
+        settings: Settings,
+        folder: RunFolder,
+        *,
+        observers: Sequence[Observer] = (),
+        resume: Checkpoint | None = None,
+        new: bool = False,
+    ) -> None:
+        storage = settle_in(folder, settings, resume, new=new)
+        first, attempt = resume.iteration if resume else 0, storage.attempt.number
+        self.spans.append((first, attempt))
+        report = StartReport(str(folder.path), first, 1, "CPU", "", None, attempt)
+        for observer in observers:
+            observer.on_start(report)
+        with saving(settings, folder, storage) as writer:
+            for iteration in range(first, settings.run.iterations):
+                self.before(iteration)
+                for observer in observers:
+                    observer.on_iteration(replace(made_up_record(iteration), attempt=attempt))
+                writer.note_score(Score(iteration, -abs(iteration - 1.0)))  # checkpoint 1 is best
+                writer.submit(checkpoint_of(settings, iteration + 1))
+                writer.flush(WAIT_S)
+                writer.news()
+
+
+def checkpoint_of(settings: Settings, iteration: int) -> Checkpoint:
+    """What a made-up run of ``settings`` saves after so many iterations."""
+    spec = policy_spec(settings)
+    state: LearnerState = MetaLearner(settings, spec).state()
+    moved: dict[str, Any] = {
+        name: value + 1e-3 * iteration for name, value in state.parameters.items()
+    }
+    return Checkpoint(iteration, 10 * iteration, 1.0, spec, replace(state, parameters=moved))

@@ -1,0 +1,70 @@
+"""After a warm-up a run compiles nothing more."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+from maml_ray.config.settings import load_settings
+from maml_ray.envs import mujoco_kernel
+from maml_ray.kernels import fisher, inner_step, meta_gradient, mlp, policy_forward
+from maml_ray.learning.learner import MetaLearner
+from maml_ray.learning.rollout_worker import Assignment, RolloutWorker, sample_tasks
+from maml_ray.runs.precompile import compile_ahead
+
+
+def signatures() -> dict[str, int]:
+    """How many kinds of arguments each loop has been compiled for."""
+    modules = (
+        mlp,
+        mujoco_kernel,
+        policy_forward,
+        inner_step,
+        meta_gradient,
+        fisher,
+    )
+    loops: dict[str, Any] = {
+        f"{module.__name__}.{name}": loop
+        for module in modules
+        for name, loop in vars(module).items()
+        if hasattr(loop, "signatures")
+    }
+    return {name: len(loop.signatures) for name, loop in loops.items()}
+
+
+def test_a_run_compiles_nothing_more() -> None:
+    compile_ahead()
+    before = signatures()
+    assert before["maml_ray.kernels.meta_gradient.meta_gradient"] >= 1
+    assert before["maml_ray.envs.mujoco_kernel.play"] >= 1
+    for other in (
+        ["task.name=half-cheetah-direction", "policy.hidden_sizes=[8, 4, 4]"],
+        ["task.name=ant-direction", "policy.activation=relu", "inner.steps=2"],
+        ["outer.objective=trpo", "inner.learn_rates=true"],
+        ["task.name=point-navigation", "policy.normalise_observations=false"],
+    ):
+        small = ["task.horizon=3", "meta_batch.tasks=1", "meta_batch.episodes=2"]
+        settings = load_settings(overrides=[*small, *other])
+        worker = RolloutWorker(settings)
+        learner = MetaLearner(settings, worker.spec)
+        learner.warm_up()
+        (task,) = sample_tasks(settings, worker.tasks, 0)
+        rollouts, _ = worker.roll_out(learner.collecting(), Assignment(0, 0, task, 0))
+        learner.update([rollouts])
+        worker.close()
+    assert signatures() == before
+
+
+def test_a_learner_on_a_cpu_does_not_import_pytorchs_compiler() -> None:
+    # It takes more than a second of every start, and compiles nothing here.
+    program = """
+import sys
+from maml_ray.runs.precompile import compile_ahead
+compile_ahead()
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.strip() == "False"

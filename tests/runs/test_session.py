@@ -1,0 +1,126 @@
+"""Where a run's files go when its storage takes none."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from maml_ray.common.errors import Interrupted, RunFolderError, Superseded, TrainingFailed
+from maml_ray.common.signals import StopRequest
+from maml_ray.config.settings import load_settings
+from maml_ray.persistence.checkpoint_store import load_newest
+from maml_ray.persistence.lease import FencedStorage, claim
+from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.persistence.storage import LocalStorage
+from maml_ray.runs.session import saving, settle_in
+from tests.runs.made_up_training import checkpoint_of
+from tests.small_runs import settings
+
+
+class Full(LocalStorage):
+    """Nothing more can be written."""
+
+    def write(self, name: str, content: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+
+def test_what_lies_in_the_fallback_folder_is_another_runs_and_is_left_alone(
+    tmp_path: Path,
+) -> None:
+    fallback, folder = tmp_path / "fallback", RunFolder(tmp_path / "run")
+    (fallback / "run").mkdir(parents=True)
+    (fallback / "run" / "settings.yaml").write_text("another's")
+    chosen = settings(faults={"fallback_directory": str(fallback)})
+    attempt = settle_in(folder, chosen).attempt
+    folder.metrics.write_text("{}\n")
+    with saving(chosen, folder, FencedStorage(Full(folder.path), attempt)) as writer:
+        for iteration in (1, 2):
+            writer.submit(checkpoint_of(chosen, iteration))
+            with pytest.raises(TrainingFailed, match=f"--resume {fallback}/run-2"):
+                writer.flush(0.0)
+    assert sorted(path.name for path in fallback.iterdir()) == ["run", "run-2"]
+    assert (fallback / "run" / "settings.yaml").read_text() == "another's"
+    saved = RunFolder(fallback / "run-2")
+    assert load_newest(LocalStorage(saved.path))[0].iteration == 2
+    assert load_settings(saved.settings).run.storage is None
+    assert saved.metrics.read_text() == "{}\n"
+
+
+def test_the_temporary_folder_is_shared_with_others_who_are_not_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder, chosen = RunFolder(tmp_path / "run"), settings()
+    attempt = settle_in(folder, chosen).attempt
+    with saving(chosen, folder, FencedStorage(Full(folder.path), attempt)) as writer:
+        writer.submit(checkpoint_of(chosen, 1))
+        with pytest.raises(TrainingFailed, match="what was in memory is in"):
+            writer.flush(0.0)
+    (base,) = tmp_path.glob("maml_ray-fallback-*")
+    assert base.stat().st_mode & 0o777 == 0o700
+    assert load_newest(LocalStorage(base / "run"))[0].iteration == 1
+
+
+def test_a_new_run_that_cannot_be_begun_can_be_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for name, storage in (("one", None), ("two", str(tmp_path / "kept"))):
+        chosen, folder = settings(run={"storage": storage}), RunFolder(tmp_path / name)
+        with monkeypatch.context() as patches:
+            patches.setattr("maml_ray.runs.session.dump_settings", full)
+            patches.setattr("maml_ray.persistence.run_storage.dump_settings", full)
+            with pytest.raises(RunFolderError, match="No space left"):
+                settle_in(folder, chosen, new=True)
+        assert not folder.settings.exists()
+        settle_in(folder, chosen, new=True)
+
+
+def test_parameters_are_saved_though_the_curves_cannot_be_read(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    chosen = settings(faults={"fallback_directory": str(tmp_path / "fallback")})
+    attempt = settle_in(folder, chosen).attempt
+    folder.metrics.mkdir()
+    with saving(chosen, folder, FencedStorage(Full(folder.path), attempt)) as writer:
+        writer.submit(checkpoint_of(chosen, 1))
+        with pytest.raises(TrainingFailed, match="what was in memory is in"):
+            writer.flush(0.0)
+    assert load_newest(LocalStorage(tmp_path / "fallback" / "run"))[0].iteration == 1
+
+
+def test_a_run_settles_in_with_an_attempt_of_its_own(tmp_path: Path) -> None:
+    chosen = settings(run={"storage": str(tmp_path / "kept")})
+    folder, kept = RunFolder(tmp_path / "run"), LocalStorage(tmp_path / "kept" / "run")
+    first = settle_in(folder, chosen, new=True)
+    assert kept.names(".") == ["attempts", "settings.yaml"]
+    with pytest.raises(RunFolderError, match="belongs to another run"):
+        settle_in(RunFolder(tmp_path / "again" / "run"), chosen, new=True)
+    assert not (tmp_path / "again").exists()
+    second = settle_in(folder, chosen)
+    assert (first.attempt.number, second.attempt.number) == (1, 2)
+    with pytest.raises(Superseded):
+        first.write("a", b"")
+
+
+def test_a_change_of_storage_ends_older_attempts_in_both(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    before, after = (settings(run={"storage": str(tmp_path / name)}) for name in "ab")
+    older = settle_in(folder, before)
+    newer = settle_in(folder, after, checkpoint_of(after, 3))
+    assert newer.attempt.number == 2
+    with pytest.raises(Superseded, match="attempt 2 of this run"):
+        older.write("a", b"")
+    assert claim(LocalStorage(tmp_path / "b" / "run")).number == 3
+
+
+def test_whoever_waits_hears_of_a_newer_attempt() -> None:
+    stop = StopRequest()
+    stop.check()
+    stop.give_way(Superseded("attempt 2 of this run began"))
+    with pytest.raises(Superseded):
+        stop.check()
+    assert not issubclass(Superseded, Interrupted | TrainingFailed)  # which save what they have

@@ -1,0 +1,203 @@
+"""How the loop ends: with everything safe, or in the hands of a newer attempt. Without Ray."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from maml_ray.common.errors import Interrupted, Superseded, TrainingFailed
+from maml_ray.common.signals import StopRequest
+from maml_ray.config.settings import Settings
+from maml_ray.learning.rollout_worker import Assignment
+from maml_ray.persistence.checkpoint_store import Score, load_newest, read_best
+from maml_ray.persistence.lease import FencedStorage, claim
+from maml_ray.persistence.records import FaultFigures
+from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.persistence.storage import LocalStorage
+from maml_ray.runs.session import saving, settle_in
+from maml_ray.runs.training_loop import _Audience, _Loop, _Position
+from maml_ray.runtime.actor_system import Crew
+from tests.reporting.conftest import made_up_record
+from tests.runs.made_up_training import checkpoint_of
+from tests.small_runs import settings
+
+WAIT_S = 30.0
+
+
+class Gate(LocalStorage):
+    """A folder that makes whoever writes a checkpoint wait, or fail, when told so."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.open = threading.Event()
+        self.open.set()
+        self.reached = threading.Event()
+        self.full = False
+
+    def write(self, name: str, content: bytes) -> None:
+        self.reached.set()
+        assert self.open.wait(WAIT_S)
+        if self.full:
+            raise OSError(28, "No space left on device")
+        super().write(name, content)
+
+
+@dataclass
+class MadeUpCrew:
+    """Learns nothing, in no time, and lets something happen in each iteration."""
+
+    settings: Settings
+    during: Callable[[int], object]
+    asked: list[tuple[Any, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        state = checkpoint_of(self.settings, 0)
+        self.spec = state.spec
+        self.learner = SimpleNamespace(state=state.learner)
+        self.began = time.perf_counter()
+
+    def learn(self, assignments: Any, ahead: Any) -> Any:
+        iteration = assignments[0].iteration
+        self.asked.append((keys(assignments), keys(ahead)))
+        self.during(iteration)
+        self.learner.state = replace(self.learner.state, version=iteration + 1)
+        behind = iteration - assignments[0].version
+        update = made_up_record(iteration, staleness=behind).update
+        return SimpleNamespace(actors=1, rollouts=[]), update
+
+    def figures(self, collected: Any) -> FaultFigures:
+        return FaultFigures(1, 1, 0, 0, 1, 0, 0, 0, 0)
+
+
+def keys(assignments: list[Assignment]) -> set[tuple[int, int]]:
+    """Iterations and versions of pieces of work."""
+    return {(one.iteration, one.version) for one in assignments}
+
+
+@dataclass
+class Run:
+    """A loop that is ready to go."""
+
+    loop: _Loop
+    gate: Gate
+    stop: StopRequest
+    folder: RunFolder
+    crew: MadeUpCrew
+
+
+@contextmanager
+def a_run(
+    path: Path, during: Callable[[int], object] = lambda iteration: None, **sections: Any
+) -> Iterator[Run]:
+    """Three iterations in a folder; another attempt can be claimed in it."""
+    sections = {"run": {"iterations": 3}, **sections}
+    chosen = settings(faults={"fallback_directory": str(path / "fallback")}, **sections)
+    folder, stop = RunFolder(path / "run"), StopRequest()
+    gate = Gate(folder.path)
+    storage = FencedStorage(gate, settle_in(folder, chosen).attempt)
+    with saving(chosen, folder, storage, stop.give_way) as writer:
+        crew = MadeUpCrew(chosen, during)
+        tasks: Any = SimpleNamespace(sample=lambda rng, count: [None] * count)
+        audience = _Audience([])
+        yield Run(
+            _Loop(chosen, tasks, cast(Crew, crew), writer, audience, stop.check, 1, _Position()),
+            gate,
+            stop,
+            folder,
+            crew,
+        )
+        gate.open.set()
+
+
+def test_a_run_ends_with_its_last_checkpoint_safe(tmp_path: Path) -> None:
+    with a_run(tmp_path) as run:
+        run.loop.run()
+    assert load_newest(LocalStorage(run.folder.path))[0].iteration == 3
+
+
+@pytest.mark.timeout(90)  # of a run that does not hear
+def test_a_signal_while_the_last_checkpoint_is_waited_for_is_obeyed(tmp_path: Path) -> None:
+    """The storage is slow, and the run would wait for it for minutes."""
+
+    def during(iteration: int) -> None:
+        if iteration == 2:
+            run.loop.writer.flush(WAIT_S)
+            run.gate.open.clear()
+            run.stop._signal = 15  # what the handler does
+
+    with a_run(tmp_path, during) as run:
+        looked = threading.Event()
+
+        def check() -> None:
+            looked.set()
+            run.gate.open.set()  # and then it is fast again
+            run.stop.check()
+
+        run.loop.check_stop = check
+        with pytest.raises(Interrupted):
+            run.loop.run()
+        assert looked.is_set()
+    assert load_newest(LocalStorage(run.folder.path))[0].iteration == 3
+
+
+def test_a_run_that_is_stopped_by_its_storage_is_saved_elsewhere_once(tmp_path: Path) -> None:
+    with a_run(tmp_path) as run:
+        run.gate.full = True
+        patient = run.loop.settings.cluster.model_copy(update={"task_timeout_s": 0.5})
+        run.loop.settings = run.loop.settings.model_copy(update={"cluster": patient})
+        with pytest.raises(TrainingFailed, match=r"within 0 s .*No space left .*fallback/run:"):
+            run.loop.run()
+    assert [path.name for path in (tmp_path / "fallback").iterdir()] == ["run"]
+    assert load_newest(LocalStorage(tmp_path / "fallback" / "run"))[0].iteration == 3
+
+
+@pytest.mark.parametrize("when", [0, 1, 2])
+def test_a_newer_attempt_ends_it_without_a_last_checkpoint(tmp_path: Path, when: int) -> None:
+    def during(iteration: int) -> None:
+        if iteration == when:
+            run.loop.writer.flush(WAIT_S)
+            claim(LocalStorage(run.folder.path))
+
+    with a_run(tmp_path, during) as run, pytest.raises(Superseded, match="attempt 2 of this run"):
+        run.loop.run()
+    kept = [name for name in LocalStorage(run.folder.path).names("checkpoints") if name.isdigit()]
+    assert [int(name) for name in kept][-1:] == [when][: when > 0]
+    assert not (tmp_path / "fallback").exists()
+    with pytest.raises(Superseded):  # whoever waits for actors hears of it too
+        run.stop.check()
+
+
+def test_each_meta_batch_is_collected_with_the_newest_version_and_nothing_ahead(
+    tmp_path: Path,
+) -> None:
+    with a_run(tmp_path) as run:
+        run.loop.run()
+    assert run.crew.asked == [({(i, i)}, set()) for i in range(3)]
+
+
+def test_with_overlap_the_next_one_is_asked_for_with_what_is_newest_before_the_update(
+    tmp_path: Path,
+) -> None:
+    with a_run(tmp_path, meta_batch={"overlap": True}) as run:
+        run.loop.run()
+    assert run.crew.asked == [({(0, 0)}, {(1, 0)}), ({(1, 0)}, {(2, 1)}), ({(2, 1)}, set())]
+
+
+def test_with_overlap_a_return_is_credited_to_the_version_that_collected(tmp_path: Path) -> None:
+    """Iteration 3 tells of version 2, whose checkpoint is kept for it though one is asked for."""
+
+    def during(iteration: int) -> None:
+        run.loop.writer.flush(WAIT_S)  # none is overtaken
+
+    chosen = {"meta_batch": {"overlap": True}, "run": {"iterations": 4, "keep_checkpoints": 1}}
+    with a_run(tmp_path, during, **chosen) as run:
+        run.loop.run()
+    assert read_best(LocalStorage(run.folder.path)) == Score(2, 36.0)  # made up: 12 an iteration

@@ -1,0 +1,97 @@
+"""Ray Tune: the README's sweep, run as it stands; what a trial asks for, and begins with."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+import maml_ray
+from maml_ray.common.errors import UserError
+from maml_ray.config.settings import Settings, SettingsError, validate_settings
+from maml_ray.runs.tune import tune_objective, with_config
+from tests.evaluation.test_worked_example import code
+from tests.small_ray import small_ray
+
+
+@pytest.fixture
+def ray_of_two_cpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Of this test alone: Tune's own actors and a full cluster are no company for others."""
+    monkeypatch.setenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    ray.shutdown()
+    with small_ray():
+        yield
+
+
+@pytest.mark.cluster
+@pytest.mark.usefixtures("ray_of_two_cpus")
+def test_the_readmes_sweep_stops_what_is_hopeless_and_finds_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code("tune_objective"), names)
+    results, best = names["results"], names["best"]
+    assert not results.errors
+    rows = {one.config["inner.learning_rate"]: one for one in results}
+    assert set(rows) == {0.002, 0.05, 0.2}
+    lengths = {rate: one.metrics["training_iteration"] for rate, one in rows.items()}
+    assert max(lengths.values()) == 12
+    assert min(lengths.values()) < 12, "nothing was stopped early"
+    assert best.metrics["return_after"] == max(one.metrics["return_after"] for one in results)
+    for rate, one in rows.items():
+        folder = Path(one.metrics["run_folder"])
+        assert folder.parent == tmp_path / "runs"
+        settings = maml_ray.load_settings(folder / "settings.yaml")
+        assert settings.inner.learning_rate == rate
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        reported = one.metrics["iteration"]
+        assert lines[reported]["return_after"] == one.metrics["return_after"]
+    assert names["agent"].settings.inner.learning_rate == best.config["inner.learning_rate"]
+    assert names["agent"].act(np.zeros(2)).shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "resources"),
+    [
+        ({}, {"CPU": 1.0}),
+        ({"rollout_actors": 3}, {"CPU": 3.0}),
+        ({"rollout_actors": 2, "learner_device": "cuda"}, {"CPU": 2.0, "GPU": 1.0}),
+    ],
+)
+def test_a_trial_asks_for_what_its_actors_take(
+    cluster: dict[str, Any], resources: dict[str, float]
+) -> None:
+    asked = tune_objective(validate_settings({"cluster": cluster}))._resources
+    assert asked.required_resources == resources
+    assert asked.head_bundle_is_empty  # whoever waits in the trial takes nothing
+
+
+def test_without_the_extra_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(ray, "tune", raising=False)
+    monkeypatch.setitem(sys.modules, "ray.tune", None)
+    with pytest.raises(UserError, match=r"pip install 'maml-ray\[tune\]'"):
+        tune_objective()
+
+
+def test_a_config_names_settings_by_their_path() -> None:
+    settings = with_config(
+        Settings(),
+        {"inner.learning_rate": np.float64(0.5), "inner.steps": np.int64(2), "run.seed": 7},
+    )
+    assert (settings.inner.learning_rate, settings.inner.steps, settings.run.seed) == (0.5, 2, 7)
+    assert settings.outer == Settings().outer
+    for wrong in (
+        {"inner.learning_rat": 0.5},
+        {"inner": 3},
+        {"learning_rate": 1},
+        {"inner.steps": 9},
+    ):
+        with pytest.raises(SettingsError, match=r"inner|learning_rate"):
+            with_config(Settings(), wrong)

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from maml_ray.config.settings import ClusterSettings
+from maml_ray.runtime.capacity import Capacity, wanted_actors
+
+
+def node(name: str, *, cpus: float | None = 2.0, alive: bool = True) -> dict[str, Any]:
+    resources = {"memory": 1e9} if cpus is None else {"CPU": cpus}
+    return {"NodeID": name, "Alive": alive, "Resources": resources}
+
+
+@pytest.mark.parametrize(
+    ("most", "nodes", "wanted"),
+    [
+        (None, [node("a"), node("b", cpus=3.0)], 5),
+        (None, [node("a"), node("b", alive=False)], 2),
+        (None, [node("head", cpus=0.0), node("b", cpus=None)], 0),
+        (3, [node("a"), node("b")], 3),
+        (3, [node("a")], 2),
+        (None, [node("a", cpus=1.5)], 1),
+    ],
+)
+def test_an_actor_for_each_cpu_of_living_nodes_and_no_more_than_the_most(
+    most: int | None, nodes: list[dict[str, Any]], wanted: int
+) -> None:
+    assert wanted_actors(ClusterSettings(rollout_actors=most), nodes) == wanted
+
+
+def test_the_cluster_is_not_asked_at_every_turn_but_after_a_death() -> None:
+    looks: list[int] = []
+
+    def nodes() -> list[dict[str, Any]]:
+        looks.append(1)
+        return [node("a", cpus=float(len(looks)))]
+
+    capacity = Capacity(ClusterSettings(), nodes, tuple)
+    assert [capacity.wanted() for _ in range(3)] == [1, 1, 1]
+    capacity.look_again()
+    assert capacity.wanted() == 2
+
+
+def test_a_node_that_was_announced_to_go_away_has_room_for_nobody_and_is_remembered() -> None:
+    draining = {"b"}
+    nodes = [node("a"), node("b")]
+    capacity = Capacity(ClusterSettings(), lambda: nodes, lambda: draining)
+    assert capacity.wanted() == 2
+    assert capacity.announced("b")
+    assert not capacity.announced("a")
+    assert not capacity.announced(None)
+    assert capacity.living() == {"a", "b"}
+    draining.clear()  # as Ray tells it once the node is gone
+    nodes[1] = node("b", alive=False)
+    capacity.look_again()
+    assert capacity.wanted() == 2
+    assert capacity.announced("b")
+
+
+def test_living_nodes_are_told_by_their_id() -> None:
+    capacity = Capacity(ClusterSettings(), lambda: [node("a"), node("b", alive=False)], tuple)
+    assert capacity.living() == {"a"}
+
+
+def test_actors_are_wanted_for_what_is_demanded_and_for_what_there_is() -> None:
+    capacity = Capacity(ClusterSettings(), lambda: [node("a", cpus=2.0)], tuple, demanded=3)
+    assert (capacity.room(), capacity.wanted()) == (2, 3)
+    capacity = Capacity(ClusterSettings(), lambda: [node("a", cpus=8.0)], tuple, demanded=3)
+    assert (capacity.room(), capacity.wanted()) == (8, 8)

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import pytest
+
+from maml_ray.common.errors import TrainingFailed
+from maml_ray.config.settings import FaultSettings
+from maml_ray.runtime.fault_policy import Failure, FaultLog, Observation, Retry, Stop, settle
+
+MENDED = [failure for failure in Failure if failure is not Failure.WORK_RAISED]
+
+
+def observed(failure: Failure, attempts: int = 1, actor: str = "rollout-1") -> Observation:
+    return Observation(failure, "iteration 4, task 2", actor, attempts, "the last words")
+
+
+def log(max_attempts: int = 3, **budgets: int) -> FaultLog:
+    return FaultLog(FaultSettings.model_validate(budgets), max_attempts)
+
+
+@pytest.mark.parametrize("failure", [f for f in MENDED if f is not Failure.PREEMPTED])
+def test_infrastructure_failures_are_handed_out_again_until_the_attempts_are_used(
+    failure: Failure,
+) -> None:
+    faults = log()
+    decisions = [faults.decide(observed(failure, n)) for n in (1, 2, 3)]
+    assert [type(decision) for decision in decisions] == [Retry, Retry, Stop]
+    assert "attempt 3 of 3" in decisions[-1].message
+
+
+def test_a_preemption_says_nothing_against_the_work_that_was_under_way() -> None:
+    faults = log()
+    assert isinstance(faults.decide(observed(Failure.PREEMPTED, 99)), Retry)
+
+
+def test_an_error_of_the_work_itself_stops_at_once_since_the_same_seeds_would_raise_it_again() -> (
+    None
+):
+    assert isinstance(log().decide(observed(Failure.WORK_RAISED)), Stop)
+
+
+@pytest.mark.parametrize("failure", list(Failure))
+def test_the_message_names_the_work_the_actor_and_the_error(failure: Failure) -> None:
+    message = log().decide(observed(failure, 2)).message
+    assert all(word in message for word in ("iteration 4, task 2", "rollout-1", "the last words"))
+
+
+@pytest.mark.parametrize(
+    ("failure", "budget"),
+    [(Failure.TIMED_OUT, "infrastructure"), (Failure.PREEMPTED, "preemptions")],
+)
+def test_a_budget_that_runs_out_ends_the_run_with_the_table_of_what_happened(
+    failure: Failure, budget: str
+) -> None:
+    faults = log(**{budget: 2})
+    actors = ["rollout-0", "rollout-1", "rollout-0"]
+    decisions = [faults.decide(observed(failure, actor=actor)) for actor in actors]
+    assert [type(decision) for decision in decisions] == [Retry, Retry, Stop]
+    told = decisions[-1].message
+    assert f"faults.{budget} allows 2" in told
+    rows = [line.split() for line in told.splitlines()[1:]]
+    assert [(row[0], row[1]) for row in rows] == [("2", "rollout-0:"), ("1", "rollout-1:")]
+
+
+def test_each_kind_has_a_budget_of_its_own() -> None:
+    faults = log(infrastructure=1, preemptions=1)
+    for failure in (Failure.ACTOR_DIED, Failure.PREEMPTED):
+        assert isinstance(faults.decide(observed(failure)), Retry)
+    assert faults.total == 2
+    for failure in (Failure.STALLED, Failure.PREEMPTED):
+        assert isinstance(faults.decide(observed(failure)), Stop)
+
+
+def test_an_actor_that_was_idle_is_named_without_work_and_its_replacements_with_it() -> None:
+    faults = log(infrastructure=1)
+    told = faults.decide(Observation(Failure.ACTOR_DIED, "", "rollout-1-replacement-1", 0, "gone"))
+    assert told == Retry("rollout-1-replacement-1 is lost: its actor died (gone)")
+    ended = faults.decide(Observation(Failure.ACTOR_DIED, "", "rollout-1-replacement-2", 0, "gone"))
+    assert ended.message.splitlines()[1:] == ["     2  rollout-1: its actor died"]
+
+
+def test_a_failure_is_settled_by_a_word_or_by_the_end_of_the_run() -> None:
+    faults, told = log(infrastructure=1), list[str]()
+    settle(faults, observed(Failure.ACTOR_DIED), told.append)
+    assert len(told) == 1
+    with pytest.raises(TrainingFailed, match=r"faults\.infrastructure allows 1"):
+        settle(faults, observed(Failure.ACTOR_DIED), told.append)
+    assert len(told) == 1

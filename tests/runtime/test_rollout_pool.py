@@ -1,0 +1,322 @@
+"""The pool on real actors: order, faults, deadlines. Results never depend on what happened."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from ray.exceptions import ObjectStoreFullError
+
+from maml_ray.common.errors import Interrupted, ResourceError, TrainingFailed
+from maml_ray.config.settings import Settings, validate_settings
+from maml_ray.learning.learner import MetaLearner
+from maml_ray.learning.rollout_worker import Assignment, RolloutWorker, policy_spec
+from maml_ray.learning.state import initial_state
+from maml_ray.rollouts.trajectories import TaskRollouts
+from maml_ray.runtime.capacity import Capacity
+from maml_ray.runtime.demand import demanded_actors
+from maml_ray.runtime.fault_policy import FaultLog, settle
+from maml_ray.runtime.learner_handle import LearnerClient
+from maml_ray.runtime.ray_session import ResourcePlan
+from maml_ray.runtime.rollout_pool import Collected, Rollout, RolloutPool
+from maml_ray.tasks.half_cheetah import HalfCheetahBackwardTasks
+from maml_ray.tasks.task import Task
+from tests.learning_runs import change
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+TASKS = 5
+
+
+class FlawedTasks(HalfCheetahBackwardTasks):
+    """Task ``raises`` raises, ``kills`` kills its process, ``hangs`` never answers.
+
+    Task ``full`` finds no room in the object store. Task ``waits`` waits for a word.
+    """
+
+    def __init__(self, fifo: str = "") -> None:
+        super().__init__()
+        self.fifo = fifo
+
+    def make_vector_env(self, task: Task, *, num_envs: int, horizon: int) -> Any:
+        if task.name == "raises":
+            raise RuntimeError("the simulator is on fire")
+        if task.name == "kills":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if task.name == "hangs":
+            signal.pause()
+        if task.name == "waits":
+            Path(self.fifo).read_text()
+        if task.name == "full":
+            raise ObjectStoreFullError("no room for the rollouts")
+        return super().make_vector_env(task, num_envs=num_envs, horizon=horizon)
+
+    def retarget(self, env: Any, task: Task) -> bool:
+        """Every task gets simulations of its own: that is where its flaw shows."""
+        return False
+
+
+def settings(**cluster: Any) -> Settings:
+    return validate_settings(
+        {
+            "task": {"name": "tests.runtime.test_rollout_pool:FlawedTasks", "horizon": 20},
+            "meta_batch": {"tasks": TASKS, "episodes": 2},
+            "policy": {"hidden_sizes": [8]},
+            "cluster": cluster,
+        }
+    )
+
+
+def assignments(*names: str) -> list[Assignment]:
+    return [Assignment(0, index, Task(name), 0) for index, name in enumerate(names)]
+
+
+Opener = Callable[..., RolloutPool]
+
+
+@pytest.fixture
+def open_pool() -> Iterator[Opener]:
+    pools: list[RolloutPool] = []
+
+    def opener(count: int, chosen: Settings, **callbacks: Any) -> RolloutPool:
+        callbacks = {"on_event": lambda message: None, "check_stop": lambda: None, **callbacks}
+        chosen = chosen.model_copy(
+            update={"cluster": chosen.cluster.model_copy(update={"rollout_actors": count})}
+        )
+        faults = FaultLog(chosen.faults, chosen.cluster.max_task_attempts)
+        told_of = partial(settle, faults, on_event=callbacks["on_event"])
+        demanded = demanded_actors(chosen.cluster, TASKS)
+        name, capacity = (
+            f"test-{len(pools)}-{os.getpid()}",
+            Capacity(chosen.cluster, demanded=demanded),
+        )
+        pools.append(RolloutPool(chosen, name, capacity, settle=told_of, **callbacks))
+        return pools[-1]
+
+    yield opener
+    for pool in pools:
+        pool.close()
+
+
+def parameters(chosen: Settings) -> ray.ObjectRef[Any]:
+    learner = MetaLearner(chosen, RolloutWorker(chosen).spec)
+    return ray.put(learner.publish())
+
+
+def queries(collected: Collected) -> list[TaskRollouts]:
+    result: list[TaskRollouts] = ray.get([one.rollouts for one in collected.rollouts], timeout=30)
+    return result
+
+
+def expected(chosen: Settings, work: Sequence[Assignment]) -> list[TaskRollouts]:
+    worker = RolloutWorker(chosen)
+    theta = MetaLearner(chosen, worker.spec).publish()
+    return [worker.roll_out(theta, assignment)[0] for assignment in work]
+
+
+def assert_same(found: Sequence[TaskRollouts], wanted: Sequence[TaskRollouts]) -> None:
+    assert [task.task_index for task in found] == [task.task_index for task in wanted]
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(one.query.rewards, other.query.rewards)
+        np.testing.assert_array_equal(one.support[0].observations, other.support[0].observations)
+
+
+@pytest.mark.parametrize("actors", [1, 2])
+def test_rollouts_come_in_task_order_and_equal_those_of_one_worker(
+    open_pool: Opener, actors: int
+) -> None:
+    chosen, work = settings(), assignments(*["backward"] * TASKS)
+    pool = open_pool(actors, chosen)
+    pool.wait_until_ready()
+    collected = pool.collect(parameters(chosen), work)
+    assert collected.counts.retried == 0
+    assert_same(queries(collected), expected(chosen, work))
+
+
+def test_what_is_done_is_handed_over_while_the_last_of_it_is_waited_for(
+    open_pool: Opener, tmp_path: Path
+) -> None:
+    """Once an actor has nothing left to do; the task that waits ends only by that."""
+    chosen, fifo = settings(straggler_factor=None, task_timeout_s=60.0), tmp_path / "go on"
+    os.mkfifo(fifo)
+    chosen = change(chosen, "task", options={"fifo": str(fifo)})
+    pool, handed = open_pool(2, chosen), list[Sequence[Rollout]]()
+
+    def hand_over(done: Sequence[Rollout]) -> None:
+        handed.append(done)
+        fifo.write_text("go on")
+
+    pool.wait_until_ready()
+    work = assignments("waits", "backward", "backward", "backward")
+    collected = pool.finish(pool.begin(parameters(chosen), work), hand_over)
+    assert collected.counts.lost == 0
+    assert [sorted(map(id, some)) for some in handed] == [sorted(map(id, collected.rollouts[1:]))]
+
+
+def test_a_killed_actor_is_replaced_and_its_work_done_again(open_pool: Opener) -> None:
+    chosen, work = settings(), assignments(*["backward"] * TASKS)
+    events: list[str] = []
+    pool = open_pool(2, chosen, on_event=events.append)
+    places = pool.wait_until_ready()
+    events.clear()  # a busy machine may have told what it waited for
+    victim = places[0].pid
+    theta = parameters(chosen)
+    os.kill(victim, signal.SIGKILL)
+    collected = pool.collect(theta, work)
+    assert_same(queries(collected), expected(chosen, work))
+    assert collected.counts.retried >= 1
+    assert len(events) == 1
+    assert "its actor died" in events[0]
+    again = pool.collect(theta, work)  # the replacement works
+    assert again.counts.retried == 0
+
+
+def test_work_that_kills_every_actor_stops_the_run_and_is_named(open_pool: Opener) -> None:
+    chosen = settings(max_task_attempts=2)
+    pool = open_pool(2, chosen)
+    pool.wait_until_ready()
+    with pytest.raises(TrainingFailed, match=r"iteration 0, task 1 .*attempt 2 of 2"):
+        pool.collect(parameters(chosen), assignments("backward", "kills", "backward"))
+
+
+def test_work_that_hangs_is_given_up_after_its_deadline(open_pool: Opener) -> None:
+    chosen = settings(task_timeout_s=1.0, max_task_attempts=1)
+    pool = open_pool(1, chosen)
+    pool.wait_until_ready()
+    with pytest.raises(TrainingFailed, match=r"task 0 .*did not finish in time.*task_timeout_s"):
+        pool.collect(parameters(chosen), assignments("hangs"))
+
+
+def test_an_error_of_the_work_is_told_with_its_own_words(open_pool: Opener) -> None:
+    chosen = settings()
+    pool = open_pool(1, chosen)
+    pool.wait_until_ready()
+    with pytest.raises(TrainingFailed, match="RuntimeError: the simulator is on fire"):
+        pool.collect(parameters(chosen), assignments("raises"))
+
+
+def test_what_ray_raises_around_the_work_is_not_the_works_own_error(open_pool: Opener) -> None:
+    chosen = settings(max_task_attempts=2)
+    pool = open_pool(1, chosen)
+    pool.wait_until_ready()
+    with pytest.raises(TrainingFailed, match=r"keep or bring its data .*no room.*attempt 2 of 2"):
+        pool.collect(parameters(chosen), assignments("full"))
+
+
+def test_idle_actors_that_died_unseen_are_not_given_the_same_work_one_after_the_other(
+    open_pool: Opener,
+) -> None:
+    """Two actors die while nothing is asked of them; the work may not be begun twice in vain."""
+    chosen = settings(max_task_attempts=2)
+    pool = open_pool(2, chosen)
+    for place in pool.wait_until_ready():
+        os.kill(place.pid, signal.SIGKILL)
+    work = assignments("backward")
+    collected = pool.collect(parameters(chosen), work)
+    assert_same(queries(collected), expected(chosen, work))
+    assert (collected.counts.dispatched, collected.counts.lost) == (2, 1)
+
+
+def test_an_actor_that_dies_at_its_start_has_another_in_its_place_before_the_run_begins(
+    open_pool: Opener,
+) -> None:
+    events: list[str] = []
+    pool = open_pool(1, settings(), on_event=events.append)
+
+    def kill_the_first() -> None:
+        if not events:
+            for member in pool._roster:
+                ray.kill(member.actor)
+
+    pool._check_stop = kill_the_first
+    assert len(pool.wait_until_ready()) == 1
+    assert "the start failed on rollout-0" in events[0]
+
+
+def test_with_an_autoscaler_a_run_begins_with_those_that_there_is_room_for(
+    open_pool: Opener,
+) -> None:
+    chosen, work = settings(autoscaler=True), assignments(*["backward"] * TASKS)
+    pool = open_pool(4, chosen)  # the cluster has two CPUs
+    assert len(pool.wait_until_ready()) == 2
+    assert len(pool._roster.starting) == 2  # for the autoscaler to see
+    assert_same(queries(pool.collect(parameters(chosen), work)), expected(chosen, work))
+
+
+def test_what_is_waited_for_is_told_and_given_up_in_time(
+    open_pool: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("maml_ray.runtime.rollout_pool.TELL_EVERY_S", 0.1)
+    events: list[str] = []
+    chosen = settings(autoscaler=True, min_rollout_actors=3, start_timeout_s=8.0)
+    pool = open_pool(3, chosen, on_event=events.append)
+    with pytest.raises(ResourceError) as caught:
+        pool.wait_until_ready()
+    told = str(caught.value)
+    assert "rollout-2 did not start within 8 s" in told
+    assert "of at least 3 rollout actors are up" in told
+    assert "of 2 CPUs on 1 node" in told
+    assert "of 8 s (cluster.start_timeout_s); free are" in events[-1]
+    assert "rollout-2 to start" in events[-1]
+
+
+def test_a_learner_that_waits_for_a_gpu_says_so_and_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("maml_ray.runtime.learner_handle.TELL_EVERY_S", 0.1)
+    events: list[str] = []
+    chosen = settings(start_timeout_s=2.0)
+    client = LearnerClient(
+        chosen,
+        policy_spec(chosen),
+        ResourcePlan(2, 1, "cuda"),
+        "test-learner",
+        Capacity(chosen.cluster),
+        state=initial_state(chosen, policy_spec(chosen)),
+        settle=lambda observation: None,
+        on_event=events.append,
+        check_stop=lambda: None,
+    )
+    try:
+        with pytest.raises(ResourceError, match=r"did not start within 2 s.*of 2 CPUs"):
+            client.wait_until_ready()
+    finally:
+        client.close()
+    assert events[0].startswith("waiting for the learner and its GPU")
+
+
+def test_a_request_to_stop_ends_the_wait_for_work_that_never_ends(open_pool: Opener) -> None:
+    chosen = settings()
+    asked = iter([False] * 3)
+
+    def stop() -> None:
+        if next(asked, True):
+            raise Interrupted(signal.SIGINT)
+
+    pool = open_pool(1, chosen)
+    pool.wait_until_ready()
+    pool._check_stop = stop
+    with pytest.raises(Interrupted):
+        pool.collect(parameters(chosen), assignments("hangs"))
+
+
+def test_of_two_meta_batches_the_later_one_is_begun_when_nothing_of_the_earlier_waits(
+    open_pool: Opener,
+) -> None:
+    """One actor, which may have a second piece ahead: in its turn, whichever batch it is of."""
+    chosen, work = settings(), assignments(*["backward"] * TASKS)
+    later = [replace(one, iteration=1) for one in work]
+    pool, theta = open_pool(1, chosen), parameters(chosen)
+    pool.wait_until_ready()
+    second, first = pool.begin(theta, later), pool.begin(theta, work)
+    collected = pool.finish(first)
+    assert second.counts.used == 0
+    assert_same(queries(collected), expected(chosen, work))
+    assert_same(queries(pool.finish(second)), expected(chosen, later))

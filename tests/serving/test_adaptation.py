@@ -1,0 +1,263 @@
+"""Adapting for a caller is the agent's own inner step."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+import maml_ray
+from maml_ray.config.settings import Settings
+from maml_ray.evaluation.agent import Agent
+from maml_ray.maml.distributions import to_numpy
+from maml_ray.policies.spec import PolicySpec
+from maml_ray.rollouts.trajectories import Trajectories
+from maml_ray.runs.adapt import adapt_to
+from maml_ray.serving.adaptation import Adaptation, adapt_for
+from maml_ray.serving.policies import ServedPolicy, load_base
+from maml_ray.serving.refusal import Refusal
+from maml_ray.serving.requests import SupportBody, read_adapt, support_of
+from tests.oracles import naive as oracles
+from tests.serving.bodies import body_of
+from tests.small_runs import agent_of, run_of, settings
+
+
+def asked(agent: Agent, **request: Any) -> Adaptation | Refusal:
+    return adapt_for(
+        ServedPolicy("start", agent), read_adapt(orjson.dumps(request)), most_env_steps=100_000
+    )
+
+
+def done(agent: Agent, **request: Any) -> Adaptation:
+    outcome = asked(agent, **request)
+    assert isinstance(outcome, Adaptation), outcome
+    return outcome
+
+
+def assert_same(first: Agent, second: Agent) -> None:
+    for name, value in first.parameters.items():
+        np.testing.assert_array_equal(second.parameters[name], value)
+
+
+def plain(objective: str = "ratio", **sections: Any) -> Settings:
+    """Actions reach the environment as they are, so that nothing is rounded on the way."""
+    inner = {"objective": objective, "learn_rates": True}
+    return settings(policy={"action_scale": 1.0}, inner=inner, **sections)
+
+
+@pytest.fixture(params=["ratio", "dice", "log_prob"])
+def agent(request: pytest.FixtureRequest) -> Agent:
+    return agent_of(plain(request.param))
+
+
+def test_a_callers_data_are_adapted_to_as_the_agent_does_to_the_bit(agent: Agent) -> None:
+    support = agent.collect(seed=1)
+    adapted = done(agent, trajectories=body_of(agent, support))
+    assert_same(agent.adapt(support), adapted.policy.agent)
+    assert adapted.policy.name.startswith("adapted-")
+    assert adapted.adapted_from == "start"
+    assert (adapted.return_before, adapted.return_after) == (None, None)
+    assert any((adapted.policy.agent.parameters[n] != v).any() for n, v in agent.parameters.items())
+
+
+def test_log_probs_that_are_left_out_are_the_policys_own(agent: Agent) -> None:
+    support = agent.collect(seed=1)
+    body = body_of(agent, support)
+    del body["log_probs"], body["mask"], body["final_observations"], body["terminated"]
+    found = support_of(SupportBody.model_validate(body), agent)
+    np.testing.assert_allclose(found.log_probs, support.log_probs, rtol=1e-4, atol=1e-5)
+    adapted = done(agent, trajectories=body).policy.agent
+    for name, value in agent.adapt(support).parameters.items():
+        np.testing.assert_allclose(adapted.parameters[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_another_policys_data_are_weighed_by_its_log_probs() -> None:
+    agent = agent_of(plain())
+    other = agent.adapt(agent.collect(seed=5))
+    support = other.collect(seed=1)
+    adapted = done(agent, trajectories=body_of(agent, support)).policy.agent
+    assert_same(agent.adapt(support), adapted)
+    without = body_of(agent, support)
+    del without["log_probs"]
+    forgot = done(agent, trajectories=without).policy.agent
+    assert any((forgot.parameters[n] != v).any() for n, v in adapted.parameters.items())
+
+
+def test_a_task_is_adapted_to_as_by_the_command(tmp_path: Path) -> None:
+    folder = run_of(settings(), tmp_path / "run")
+    base = load_base(str(folder.path))
+    assert base.name == "checkpoint-1"
+    by_command = adapt_to(folder.path, {"x": 0.25, "y": -0.125}, steps=2, episodes=4, seed=3)
+    adapted = done(base.agent, task={"x": 0.25, "y": -0.125}, steps=2, episodes=4, seed=3)
+    assert_same(maml_ray.load(by_command.folder), adapted.policy.agent)
+    assert adapted.return_before == by_command.before
+    assert adapted.return_after == by_command.after
+    assert len(adapted.steps) == 2
+    assert adapted.policy.task is not None
+    assert dict(adapted.policy.task.parameters) == {"x": 0.25, "y": -0.125}
+    folder_of_policy = load_base(str(by_command.folder))
+    assert folder_of_policy.name.startswith("policy-")
+    assert_same(folder_of_policy.agent, adapted.policy.agent)
+
+
+def test_a_callers_data_and_a_task_to_measure_on() -> None:
+    agent = agent_of(plain())
+    task = {"x": 0.25, "y": -0.125}
+    support = agent.collect(seed=9)
+    adapted = done(agent, task=task, trajectories=body_of(agent, support), measured_episodes=7)
+    assert_same(agent.adapt(support), adapted.policy.agent)
+    assert adapted.return_before == done(agent, task=task, measured_episodes=7).return_before
+    assert adapted.return_after is not None
+    unmeasured = done(agent, task=task, measured_episodes=0)
+    assert (unmeasured.return_before, unmeasured.return_after) == (None, None)
+
+
+def test_figures_of_a_step_against_its_own_arithmetic() -> None:
+    """The gradient is what the step divided by its rate says, the KL is Gaussians' by hand."""
+    chosen = settings(policy={"action_scale": 1.0}, inner={"learning_rate": 0.5})
+    agent = agent_of(chosen)
+    support = agent.collect(seed=1, episodes=5)
+    adapted = done(agent, trajectories=body_of(agent, support))
+    (figures,) = adapted.steps
+    after = adapted.policy.agent
+    squares = sum(
+        float((((value - after.parameters[name]).astype(np.float64) / 0.5) ** 2).sum())
+        for name, value in agent.parameters.items()
+    )
+    assert figures.gradient_norm == pytest.approx(squares**0.5, rel=1e-4)
+    total, count = 0.0, 0
+    for episode, step in np.argwhere(support.mask):
+        seen = support.observations[episode, step][None]
+        old, new = agent.policy.outputs(seen)[0], after.policy.outputs(seen)[0]
+        for a in range(agent.spec.action_size):
+            s, t = float(agent.policy.std[a]), float(after.policy.std[a])
+            gap = float(old[a]) - float(new[a])
+            total += np.log(t / s) + (s * s + gap * gap) / (2 * t * t) - 0.5
+        count += 1
+    assert figures.kl == pytest.approx(total / count, rel=1e-3)
+    assert figures.kl > 1e-4
+    assert figures.support_return == pytest.approx(support.returns.mean())
+    assert figures.env_steps == count == support.env_steps
+
+
+def test_what_lies_behind_an_episodes_end_changes_nothing() -> None:
+    agent = agent_of(plain())
+    mask = np.ones((3, 8), np.bool_)
+    mask[1, 5:] = mask[2, 1:] = False
+    support = replace(agent.collect(seed=1), mask=mask)
+    bodies = [body_of(agent, support), body_of(agent, support)]
+    for name in ("observations", "actions", "rewards", "log_probs"):
+        for episode, steps in ((1, range(5, 8)), (2, range(1, 8))):
+            for step in steps:
+                old = bodies[1][name][episode][step]
+                bodies[1][name][episode][step] = [1e30] * len(old) if type(old) is list else -1e30
+    first, second = (done(agent, trajectories=body).policy.agent for body in bodies)
+    found = support_of(SupportBody.model_validate(bodies[1]), agent)
+    for array in (found.observations, found.actions, found.rewards, found.log_probs):
+        assert not array[~mask].any()  # as Trajectories promise
+    assert_same(first, second)
+
+
+def test_discrete_actions_are_the_environments_integers() -> None:
+    spec = PolicySpec(3, 4, (8,), "tanh", 0.0, -3.0, discrete=True, first_action=-1)
+    parameters = to_numpy(oracles.random_parameters(spec, np.random.default_rng(0)))
+    agent = Agent(Settings(), spec, parameters, None)
+    rng = np.random.default_rng(1)
+    observations = rng.standard_normal((2, 5, 3)).astype(np.float32)
+    actions = agent.act(observations, explore=True, rng=rng)
+    body = {
+        "observations": observations.tolist(),
+        "actions": actions.tolist(),
+        "rewards": rng.standard_normal((2, 5)).tolist(),
+    }
+    support = support_of(SupportBody.model_validate(body), agent)
+    np.testing.assert_array_equal(support.actions[..., 0], actions + 1)
+    for wrong in (-2, 3, 0.5):
+        bad = {**body, "actions": [[wrong] * 5, [0] * 5]}
+        with pytest.raises(Refusal, match="whole numbers from -1 to 2"):
+            support_of(SupportBody.model_validate(bad), agent)
+
+
+def test_every_field_of_trajectories_that_a_caller_knows_can_be_sent() -> None:
+    known = {field.name for field in fields(Trajectories)}
+    assert set(SupportBody.model_fields) == known - {"speeds", "discarded"}
+
+
+OBSERVATIONS = [[[0.0, 0.0]] * 4] * 3
+GOOD: dict[str, Any] = {
+    "observations": OBSERVATIONS,
+    "actions": OBSERVATIONS,
+    "rewards": [[1.0, 2.0, 0.5, 0.0]] * 3,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"rewards": [1.0]}, ["rewards", "(episodes, steps)"]),
+        ({"observations": [[[0.0]] * 4] * 3}, ["trajectories.observations", "(3, 4, 2)"]),
+        ({"actions": [[[0.0, 0.0]] * 3] * 3}, ["trajectories.actions", "(3, 4, 2)", "(3, 3, 2)"]),
+        ({"mask": [[True] * 4] * 2}, ["trajectories.mask", "(3, 4)"]),
+        ({"mask": [[False] * 4] * 3}, ["trajectories.mask"]),
+        ({"mask": [[True, False, True, True]] * 3}, ["trajectories.mask"]),
+        ({"log_probs": [[0.0]] * 3}, ["trajectories.log_probs"]),
+        ({"final_observations": [[0.0, 0.0]]}, ["trajectories.final_observations"]),
+        ({"terminated": [True]}, ["trajectories.terminated"]),
+    ],
+)
+def test_shapes_that_do_not_fit_name_their_field(change: dict[str, Any], words: list[str]) -> None:
+    agent = agent_of(settings())
+    done(agent, trajectories=GOOD)
+    refused = asked(agent, trajectories={**GOOD, **change})
+    assert isinstance(refused, Refusal)
+    assert refused.status == 422
+    assert all(word in refused.sentence for word in words), refused.sentence
+
+
+def test_a_policy_that_bootstraps_needs_to_know_how_episodes_ended() -> None:
+    agent = agent_of(settings(advantages={"bootstrap_time_limit": True}))
+    support = agent.collect(seed=1)
+    done(agent, trajectories=body_of(agent, support))
+    for name in ("final_observations", "terminated"):
+        body = body_of(agent, support)
+        del body[name]
+        refused = asked(agent, trajectories=body)
+        assert isinstance(refused, Refusal)
+        assert f"trajectories.{name} is missing" in refused.sentence
+
+
+def test_no_such_task_and_too_much_simulation_are_refused() -> None:
+    agent = agent_of(settings())
+    for request, word in (
+        ({"task": {"z": 1.0}}, "no such task"),
+        ({"task": {"x": 0.0, "y": 0.1}, "episodes": 100_000}, "at most 100,000"),
+        ({"task": {"x": 0.0, "y": 0.1}, "measured_episodes": 100_000}, "measured_episodes"),
+        ({"task": {"x": 0.0, "y": 0.1}, "steps": 100, "episodes": 999}, "steps"),
+    ):
+        refused = asked(agent, **request)
+        assert isinstance(refused, Refusal), request
+        assert refused.status == 422
+        assert word in refused.sentence
+
+
+def test_parameters_that_are_no_numbers_are_not_kept() -> None:
+    agent = agent_of(settings())
+    body = body_of(agent, agent.collect(seed=1))
+    body["log_probs"] = [[-1000.0] * 8] * 3  # a ratio beyond any float
+    refused = asked(agent, trajectories=body)
+    assert isinstance(refused, Refusal)
+    assert "not finite" in refused.sentence
+
+
+def test_a_family_that_is_not_installed_adapts_to_callers_data_alone() -> None:
+    agent = agent_of(settings())
+    task = agent.settings.task.model_copy(update={"name": "not_installed:Tasks"})
+    there = replace(agent, settings=agent.settings.model_copy(update={"task": task}))
+    done(there, trajectories=GOOD)
+    refused = asked(there, task={"x": 0.0})
+    assert isinstance(refused, Refusal)
+    assert "nothing can be simulated here" in refused.sentence

@@ -1,0 +1,97 @@
+"""Acting for many at once is each one's own ``agent.act``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from maml_ray.evaluation.agent import Agent
+from maml_ray.policies.action_sampler import as_recorded, for_environment, make_sampler
+from maml_ray.serving.batching import Acted, act_together
+from maml_ray.serving.policies import ServedPolicy
+from maml_ray.serving.refusal import Refusal
+from maml_ray.serving.requests import ActRequest
+from tests.evaluation.test_agent import discrete_agent
+from tests.small_runs import agent_of, settings
+
+
+@pytest.fixture(params=["continuous", "discrete"])
+def agents(request: pytest.FixtureRequest) -> tuple[Agent, Agent]:
+    """Two policies of one kind."""
+    if request.param == "discrete":
+        first = discrete_agent()
+        other = {name: -value for name, value in first.parameters.items()}
+        return first, replace(first, parameters=other)
+    found = agent_of(settings("half-cheetah-direction"))
+    return found, found.adapt(found.collect(seed=1))
+
+
+def ask(observations: Any, *, explore: bool = False, seed: int | None = None) -> ActRequest:
+    return ActRequest("base", observations, single=False, explore=explore, seed=seed)
+
+
+def test_requests_of_two_policies_in_one_batch(agents: tuple[Agent, Agent]) -> None:
+    rng = np.random.default_rng(0)
+    size = agents[0].spec.observation_size
+    served = [ServedPolicy(f"p{i}", agent) for i, agent in enumerate(agents)]
+    asked = []
+    for number in range(12):
+        observations = rng.standard_normal((1 + number % 3, size)).astype(np.float32)
+        request = ask(observations, explore=number % 4 == 0, seed=number)
+        asked.append((served[number % 2], request))
+    answers = act_together(asked)
+    for (policy, request), answer in zip(asked, answers, strict=True):
+        assert isinstance(answer, Acted)
+        assert answer.policy == policy.name
+        noise = np.random.default_rng(request.seed)
+        expected = policy.agent.act(request.observations, explore=request.explore, rng=noise)
+        assert answer.actions.dtype == expected.dtype
+        np.testing.assert_allclose(answer.actions, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_alone_it_is_the_agents_own_to_the_bit(agents: tuple[Agent, Agent]) -> None:
+    agent = agents[1]
+    size = (5, agent.spec.observation_size)
+    observations = np.random.default_rng(1).standard_normal(size).astype(np.float32)
+    for explore in (False, True):
+        request = ask(observations, explore=explore, seed=7)
+        (answer,) = act_together([(ServedPolicy("p", agent), request)])
+        assert isinstance(answer, Acted)
+        expected = agent.act(observations, explore=explore, rng=np.random.default_rng(7))
+        np.testing.assert_array_equal(answer.actions, expected)
+        if explore:
+            sampler = make_sampler(agent.policy, 1, 5, np.random.default_rng(7))
+            sampler.act(0, observations)
+            np.testing.assert_array_equal(answer.log_probs, sampler.log_probs()[0])
+        else:
+            assert answer.log_probs is None
+
+
+def test_a_policy_that_overflows_is_refused_and_its_neighbours_answered() -> None:
+    agent = replace(agent_of(settings()), normaliser=None)
+    weights = {name: np.abs(value) * np.float32(1e30) for name, value in agent.parameters.items()}
+    weights["mean.weight"] = np.full_like(weights["mean.weight"], 3e38)
+    served = ServedPolicy("p", replace(agent, parameters=weights))
+    calm, wild = np.zeros((1, 2), np.float32), np.ones((1, 2), np.float32)
+    answers = act_together([(served, ask(calm)), (served, ask(wild)), (served, ask(calm))])
+    assert [type(answer) for answer in answers] == [Acted, Refusal, Acted]
+
+
+def test_an_environments_actions_are_recorded_ones_again(agents: tuple[Agent, Agent]) -> None:
+    spec = agents[0].spec
+    observations = np.random.default_rng(2).standard_normal((50, spec.observation_size))
+    recorded = make_sampler(agents[0].policy, 1, 50, np.random.default_rng(3)).act(
+        0, observations.astype(np.float32)
+    )
+    for scale in (1.0, 0.5):  # powers of two: to the bit
+        scaled = replace(spec, action_scale=scale)
+        back = as_recorded(scaled, for_environment(scaled, recorded))
+        assert back.dtype == np.float32
+        np.testing.assert_array_equal(back, recorded)
+    back = as_recorded(
+        replace(spec, action_scale=0.1), for_environment(replace(spec, action_scale=0.1), recorded)
+    )
+    np.testing.assert_allclose(back, recorded, rtol=1e-6)

@@ -1,0 +1,87 @@
+"""What a caller is told when another process of the service is busy, slow, away or broken."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError, RayTaskError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+from maml_ray.common.errors import UserError
+from maml_ray.persistence.checkpoint_format import load_checkpoint
+from maml_ray.persistence.checkpoint_store import save_checkpoint
+from maml_ray.persistence.storage import LocalStorage
+from maml_ray.serving.policies import ServedPolicy
+from maml_ray.serving.ray_serve import Store, _answer
+from maml_ray.serving.refusal import Refusal
+from maml_ray.serving.settings import serve_settings
+from maml_ray.serving.store import Found
+from tests.small_runs import agent_of, run_of, settings
+
+
+async def failing(error: Exception) -> Any:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "word"),
+    [
+        (BackPressureError(num_queued_requests=16, max_queued_requests=16), "too many"),
+        (DeploymentUnavailableError(DeploymentID("Adapter", "maml-ray")), "away"),
+        (ActorDiedError(), "away"),
+    ],
+)
+def test_who_is_busy_or_away_is_named(error: Exception, word: str) -> None:
+    with pytest.raises(Refusal) as caught:
+        asyncio.run(_answer(failing(error), "adapter", 5.0))
+    assert caught.value.status == 503
+    assert word in caught.value.sentence
+    assert "adapter" in caught.value.sentence
+
+
+def test_who_does_not_answer_is_not_waited_for() -> None:
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises(Refusal, match=r"within 0\.01 s"):
+        asyncio.run(_answer(never(), "adapter", 0.01))
+
+
+def test_a_defect_is_no_refusal() -> None:
+    defect = RayTaskError("adapt", "traceback", ValueError("ours"))
+    with pytest.raises(RayTaskError):
+        asyncio.run(_answer(failing(defect), "adapter", 5.0))
+
+
+def test_another_checkpoint_is_put_live_and_what_is_adapted_stays(tmp_path: Path) -> None:
+    storage = LocalStorage(run_of(settings(), tmp_path / "run").path)
+    first = load_checkpoint(storage, "checkpoints/00000001")
+    other = {name: value + 1 for name, value in first.learner.parameters.items()}
+    later = replace(first, iteration=2, learner=replace(first.learner, parameters=other))
+    save_checkpoint(storage, later, keep=2)
+    store = Store(serve_settings({"run": str(tmp_path / "run")}))
+
+    def found(name: str) -> Found:
+        answer = asyncio.run(store.find(name, None))
+        assert isinstance(answer, Found), answer
+        return answer
+
+    store.reconfigure({"checkpoint": "newest"})
+    assert found("base").name == "checkpoint-2"
+    asyncio.run(store.keep(ServedPolicy("adapted-1", agent_of(settings()))))
+    store.reconfigure({"checkpoint": 1})
+    base = found("base")
+    assert base.name == "checkpoint-1"
+    assert base.policy is not None
+    for name, value in first.learner.parameters.items():
+        assert (base.policy.agent.parameters[name] == value).all()
+    assert found("adapted-1").name == "adapted-1"
+    for wrong in ({"checkpoint": 7}, {"checkpont": 1}):
+        with pytest.raises(UserError):
+            store.reconfigure(wrong)
+    assert found("base").name == "checkpoint-1"
