@@ -8,8 +8,8 @@ from typing import NamedTuple
 import mujoco
 import numpy as np
 
+from maml_ray.common.numbers import finite_floats
 from maml_ray.config.error_messages import nearest
-from maml_ray.tasks.task import finite
 
 _KINDS = {
     "mass": "body_mass",
@@ -69,7 +69,7 @@ class Dynamics:
                     f"{name!r} is not among the dynamics{nearest(name, self._elements)} "
                     f"(there are: {self._summary()})"
                 )
-        values = finite(multipliers)
+        values = finite_floats(multipliers)
         for name, value in values.items():
             if value <= 0.0:
                 raise ValueError(f"the multiplier {name} must be above zero, got {value:g}")

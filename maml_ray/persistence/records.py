@@ -113,6 +113,9 @@ INCIDENTAL_KEYS = frozenset(
 )
 """Keys of a row that may differ between two runs of the same settings and seed."""
 
+ROW_KEYS = INCIDENTAL_KEYS | {field.name for field in fields(UpdateMetrics)}
+"""Keys of a row whose values are numbers, or missing."""
+
 
 @dataclass(frozen=True)
 class StartReport:

@@ -26,9 +26,9 @@ from maml_ray.learning.staleness import checkpoints_to_keep
 from maml_ray.persistence.checkpoint_format import Checkpoint
 from maml_ray.persistence.checkpoint_store import save_checkpoint
 from maml_ray.persistence.lease import FencedStorage
+from maml_ray.persistence.metrics_file import read_metrics, rows_of
 from maml_ray.persistence.run_dir import RunFolder
 from maml_ray.persistence.storage import LocalStorage, Storage, open_storage, same_place
-from maml_ray.reporting.metrics_log import read_metrics, rows_of
 
 _SETTINGS = "settings.yaml"
 _METRICS = "metrics"

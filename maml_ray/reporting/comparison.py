@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from maml_ray.common.errors import RunFolderError
 from maml_ray.config.settings import Settings, load_settings
 from maml_ray.evaluation.results_file import read_evaluation
+from maml_ray.persistence.metrics_file import read_metrics
 from maml_ray.persistence.run_dir import RunFolder, open_run
-from maml_ray.reporting.metrics_log import read_metrics
 from maml_ray.reporting.plots import COLOURS, column, plain, save_figure, smoothed
 
 _NOT_MATHEMATICS = ("run", "cluster", "evaluation")

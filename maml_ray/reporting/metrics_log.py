@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maml_ray.common.errors import RunFolderError
-from maml_ray.common.safe_files import PatientFile, Unreadable, read_bytes, write_whole
+from maml_ray.common.safe_files import PatientFile, write_whole
+from maml_ray.persistence.metrics_file import read_metrics
 from maml_ray.persistence.records import IterationRecord, StartReport
 from maml_ray.persistence.run_dir import RunFolder
 
@@ -53,9 +53,6 @@ _TAGS = {
     "checkpoint_age_s": "time/checkpoint_age_s",
 }
 """TensorBoard's name for each key of a row that it shows."""
-_ALWAYS = ("total_env_steps", "elapsed_s")
-_MOST_BYTES = 1_000_000_000
-_MOST = 1e30
 
 
 class MetricsLog:
@@ -119,68 +116,6 @@ class MetricsLog:
             self._lines.close()
         if self._events is not None:
             self._events.close()
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of ``metrics.jsonl``; a last line torn by a killed program is left out.
-
-    Iterations may be missing: a machine that loses power keeps its checkpoints, which are synced
-    to disk, and may lose the last lines before them.
-
-    Raises:
-        RunFolderError: the file cannot be read, another line is not a row, or an iteration is told
-            out of order.
-    """
-    try:
-        content = read_bytes(path, most=_MOST_BYTES)
-    except Unreadable as error:
-        raise RunFolderError(f"cannot read {path}: {error}") from None
-    return rows_of(content, str(path))
-
-
-def rows_of(content: bytes, path: str) -> list[dict[str, Any]]:
-    """The rows in what a file of metrics holds; ``path`` is for the sentence.
-
-    Raises:
-        RunFolderError: as above.
-    """
-    rows: list[dict[str, Any]] = []
-    lines = content.decode("utf-8", errors="replace").splitlines()
-    for number, line in enumerate(lines, 1):
-        row = _row(line)
-        if row is None:
-            if number == len(lines):
-                break
-            raise RunFolderError(f"line {number} of {path} is not a row of metrics")
-        if rows and row["iteration"] <= rows[-1]["iteration"]:
-            raise RunFolderError(
-                f"line {number} of {path} tells iteration {row['iteration']} out of order"
-            )
-        rows.append(row)
-    return rows
-
-
-def _row(line: str) -> dict[str, Any] | None:
-    """A row whose figures can be drawn, or None if the line is none."""
-    row: Any = None
-    with suppress(ValueError, RecursionError):
-        row = json.loads(line)
-    if not isinstance(row, dict):
-        return None
-    iteration = row.get("iteration")
-    counts = isinstance(iteration, int) and not isinstance(iteration, bool)
-    told = all(_drawable(row.get(key)) for key in ("iteration", *_ALWAYS))
-    others = all(_missing(row.get(key)) or _drawable(row[key], -_MOST) for key in _TAGS)
-    return row if counts and told and others else None
-
-
-def _missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def _drawable(value: Any, least: float = 0.0) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and least <= value <= _MOST
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, float]:

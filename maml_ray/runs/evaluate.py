@@ -21,9 +21,9 @@ from maml_ray.evaluation.evaluate import Evaluation, evaluate
 from maml_ray.evaluation.loading import load
 from maml_ray.evaluation.results_file import write_evaluation
 from maml_ray.evaluation.video import VideoUnavailable, record_video
+from maml_ray.persistence.metrics_file import read_metrics
 from maml_ray.persistence.run_dir import RunFolder, check_writable, open_run
 from maml_ray.reporting.html import write_report
-from maml_ray.reporting.metrics_log import read_metrics
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from maml_ray.evaluation.compatibility import check_fits_task
 from maml_ray.evaluation.loading import agent_of
 from maml_ray.persistence.checkpoint_format import Checkpoint
 from maml_ray.persistence.checkpoint_store import has_checkpoints, newest_of
+from maml_ray.persistence.metrics_file import read_metrics
 from maml_ray.persistence.run_dir import RunFolder, check_writable
 from maml_ray.persistence.run_storage import (
     fetch_metrics,
@@ -22,7 +23,6 @@ from maml_ray.persistence.run_storage import (
     stored_settings,
 )
 from maml_ray.persistence.storage import Storage, open_storage
-from maml_ray.reporting.metrics_log import read_metrics
 
 FREE_ON_RESUME = (
     "run.iterations",

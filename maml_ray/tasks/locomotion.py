@@ -10,11 +10,12 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from maml_ray.common.numbers import finite_floats
 from maml_ray.envs.gym_registration import env_id
 from maml_ray.envs.locomotion import RunnerVector
 from maml_ray.envs.rewards import Direction, Goal, TargetSpeed
 from maml_ray.tasks.held_out import in_turn, uniform_held_out, uniform_trained
-from maml_ray.tasks.task import Task, TaskDistribution, finite
+from maml_ray.tasks.task import Task, TaskDistribution
 
 
 class RunnerTasks(TaskDistribution):
@@ -141,7 +142,7 @@ class VelocityTasks(GoalTasks):
         """The task of ``{"speed": 1.5}``, any finite speed."""
         if set(parameters) != {"speed"}:
             raise ValueError('a task is {"speed": <m/s>}')
-        return self._task(finite(parameters)["speed"])
+        return self._task(finite_floats(parameters)["speed"])
 
     @staticmethod
     def _task(speed: float) -> Task:

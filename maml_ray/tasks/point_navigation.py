@@ -12,12 +12,13 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 from pydantic import validate_call
 
+from maml_ray.common.numbers import finite_floats
 from maml_ray.config.settings import Finite, Option
 from maml_ray.envs.gym_registration import env_id
 from maml_ray.envs.vector_env import BatchEnv, Float64, Transition
 from maml_ray.tasks.held_out import uniform_held_out, uniform_trained
 from maml_ray.tasks.point_picture import draw
-from maml_ray.tasks.task import Task, TaskDistribution, finite
+from maml_ray.tasks.task import Task, TaskDistribution
 
 LONGEST_STEP = 0.1
 """Per axis and step."""
@@ -167,7 +168,7 @@ class PointNavigationTasks(TaskDistribution):
         """The task of ``{"x": 0.3, "y": -0.1}``, any place."""
         if set(parameters) != {"x", "y"}:
             raise ValueError('a task is {"x": <number>, "y": <number>}, the goal')
-        values = finite(parameters)
+        values = finite_floats(parameters)
         return self._task(values["x"], values["y"])
 
     @staticmethod

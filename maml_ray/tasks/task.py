@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from dataclasses import dataclass
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import VectorEnv
+
+from maml_ray.common.numbers import finite_floats
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class TaskDistribution(ABC):
         Raises:
             ValueError: there is no such task; the sentence says what there is.
         """
-        values = finite(parameters)
+        values = finite_floats(parameters)
         name = ", ".join(f"{key} {value:g}" for key, value in values.items())
         return Task(name or "default", tuple(values.items()))
 
@@ -72,16 +73,3 @@ class TaskDistribution(ABC):
         A rollout actor is handed tasks in any order: what this keeps need not be built again.
         """
         return False
-
-
-def finite(parameters: Mapping[str, float]) -> dict[str, float]:
-    """The parameters of a task as floats.
-
-    Raises:
-        ValueError: one of them is no number, not a number or infinite.
-    """
-    for name, value in parameters.items():
-        number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-        if not number or not math.isfinite(value):
-            raise ValueError(f"the parameter {name} must be a finite number, got {value!r}")
-    return {name: float(value) for name, value in parameters.items()}

@@ -18,10 +18,11 @@ from maml_ray.backends.gradient_stats import diagnose_gradient
 from maml_ray.config.settings import Settings, validate_settings
 from maml_ray.maml.inner_loop import Order
 from maml_ray.maml.meta_objective import MetaBatch, MetaObjective
+from maml_ray.persistence.metrics_file import read_metrics
 from maml_ray.persistence.records import FaultFigures, IterationRecord, IterationTimings
 from maml_ray.persistence.run_dir import RunFolder
 from maml_ray.policies.spec import PolicySpec
-from maml_ray.reporting.metrics_log import MetricsLog, read_metrics
+from maml_ray.reporting.metrics_log import MetricsLog
 from tests.backends.test_meta_gradient import (
     GAUSSIAN,
     ORDERS,

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from safetensors import numpy as safetensors_numpy
 
 from maml_ray.config.settings import Settings, validate_settings
+from maml_ray.persistence.metrics_file import read_metrics
 from maml_ray.persistence.run_dir import RunFolder
-from maml_ray.reporting.metrics_log import read_metrics
 from tests.chaos.faults import Fault
 from tests.chaos.machine import machine
 from tests.chaos.undisturbed import fingerprint, undisturbed

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 
 from maml_ray.config.settings import Settings, dump_settings
+from maml_ray.persistence.metrics_file import read_metrics
 from maml_ray.persistence.run_dir import RunFolder
-from maml_ray.reporting.metrics_log import read_metrics
 from tests.chaos.machine import Machine
 
 PATIENCE_S = 240.0

@@ -18,9 +18,9 @@ from maml_ray.evaluation.evaluate import evaluate
 from maml_ray.evaluation.loading import load
 from maml_ray.monitoring.prometheus import METRICS
 from maml_ray.persistence.checkpoint_store import has_checkpoints
+from maml_ray.persistence.metrics_file import read_metrics
 from maml_ray.persistence.run_dir import RunFolder
 from maml_ray.persistence.storage import LocalStorage
-from maml_ray.reporting.metrics_log import read_metrics
 from tests.runtime.test_ray_cluster import BIN, Cluster, cluster  # noqa: F401  (a fixture)
 
 SMALL = [

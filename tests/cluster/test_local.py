@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from maml_ray.persistence.metrics_file import read_metrics
 from maml_ray.persistence.run_dir import RunFolder
-from maml_ray.reporting.metrics_log import read_metrics
 from tests.cluster.files import CLUSTER
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]

@@ -17,6 +17,7 @@ from maml_ray.common.errors import RunFolderError, Superseded
 from maml_ray.evaluation.loading import load
 from maml_ray.persistence.checkpoint_store import Score, load_chosen, load_newest, save_checkpoint
 from maml_ray.persistence.lease import FencedStorage, claim
+from maml_ray.persistence.metrics_file import REQUIRED_KEYS, read_metrics
 from maml_ray.persistence.run_dir import RunFolder
 from maml_ray.persistence.run_storage import (
     Mirror,
@@ -26,7 +27,6 @@ from maml_ray.persistence.run_storage import (
     run_storage,
 )
 from maml_ray.persistence.storage import open_storage
-from maml_ray.reporting.metrics_log import _ALWAYS, read_metrics
 from tests.persistence.test_checkpoint_store import assert_equal, checkpoint
 from tests.small_runs import agent_of, run_of, settings
 
@@ -100,7 +100,7 @@ def test_a_run_is_fetched_whole_from_where_it_is_kept(bucket: str, tmp_path: Pat
     mirror = Mirror(here, storage)
     with here.metrics.open("a") as lines:
         for iteration in range(250):
-            row = {**dict.fromkeys(_ALWAYS, 1.0), "iteration": iteration}
+            row = {**dict.fromkeys(REQUIRED_KEYS, 1.0), "iteration": iteration}
             lines.write(json.dumps(row) + "\n")
             lines.flush()
             if iteration in (0, 120, 249):

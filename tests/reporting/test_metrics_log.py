@@ -8,9 +8,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from maml_ray.common.errors import RunFolderError
+from maml_ray.persistence.metrics_file import read_metrics
 from maml_ray.persistence.records import INCIDENTAL_KEYS, StartReport
 from maml_ray.persistence.run_dir import RunFolder
-from maml_ray.reporting.metrics_log import MetricsLog, read_metrics
+from maml_ray.reporting.metrics_log import MetricsLog
 from tests.full_disk import full_disk
 from tests.reporting.conftest import MakeRecord
 

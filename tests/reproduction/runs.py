@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from maml_ray.config.settings import dump_settings
+from maml_ray.persistence.metrics_file import read_metrics
 from maml_ray.persistence.run_dir import RunFolder
-from maml_ray.reporting.metrics_log import read_metrics
 from tests.reproduction.experiments import Experiment
 
 TASKS, EPISODES = 40, 20

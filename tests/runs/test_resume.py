@@ -17,9 +17,9 @@ from rich.console import Console
 from maml_ray.common.errors import Interrupted, RunFolderError, Superseded
 from maml_ray.config.settings import Settings, SettingsError, load_settings
 from maml_ray.persistence.checkpoint_store import load_newest, read_best
+from maml_ray.persistence.metrics_file import read_metrics
 from maml_ray.persistence.run_dir import JOB_VARIABLE, RunFolder, base_directory
 from maml_ray.persistence.storage import LocalStorage, Storage, open_storage
-from maml_ray.reporting.metrics_log import read_metrics
 from maml_ray.runs.evaluate import RunResult
 from maml_ray.runs.train import train as train_aloud
 from tests.bad_input.command_line import fingerprint, run

@@ -17,9 +17,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import maml_ray
 from maml_ray.common.errors import RunFolderError
 from maml_ray.persistence.checkpoint_store import load_newest
+from maml_ray.persistence.metrics_file import read_metrics
 from maml_ray.persistence.run_dir import RunFolder
 from maml_ray.persistence.storage import LocalStorage
-from maml_ray.reporting.metrics_log import read_metrics
 from maml_ray.tasks.half_cheetah import HalfCheetahBackward
 
 SMALL = {

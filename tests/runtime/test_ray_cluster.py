@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
+from maml_ray.persistence.metrics_file import read_metrics
 from maml_ray.persistence.run_dir import RunFolder
-from maml_ray.reporting.metrics_log import read_metrics
 
 BIN = Path(sys.executable).parent
 SUBMIT = ["maml-ray", "submit", "--no-install"]
