@@ -52,7 +52,7 @@ def same(first: Any, second: Any) -> bool:
 
 
 def same_state(first: LearnerState, second: LearnerState) -> bool:
-    one, other = first.optimiser, second.optimiser
+    one, other = first.optimizer, second.optimizer
     return (
         (first.version, one.steps) == (second.version, other.steps)
         and same(first.parameters, second.parameters)

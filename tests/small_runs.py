@@ -36,7 +36,7 @@ def settings(family: str = "point-navigation", **sections: Any) -> Settings:
 def agent_of(chosen: Settings) -> Agent:
     spec = policy_spec(chosen)
     published = MetaLearner(chosen, spec).publish()
-    return Agent(chosen, spec, dict(published.values), published.normaliser)
+    return Agent(chosen, spec, dict(published.values), published.normalizer)
 
 
 def run_of(chosen: Settings, path: Path) -> RunFolder:

@@ -17,7 +17,7 @@ from maml_ray.learning.rollout_worker import policy_spec
 settings = maml_ray.load_settings(overrides=["task.horizon=5", "meta_batch.episodes=2"])
 spec = policy_spec(settings)
 published = MetaLearner(settings, spec).publish()
-agent = Agent(settings, spec, dict(published.values), published.normaliser)
+agent = Agent(settings, spec, dict(published.values), published.normalizer)
 adapted = agent.adapt(agent.collect())
 figures = maml_ray.evaluate(adapted, tasks=1, episodes=2)
 assert figures.row(1, "mean").episodes == 2

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from maml_ray.backends.compiled_inner import alone, compiled_step
 from maml_ray.backends.coverage import is_covered
-from maml_ray.common.normalisation import Normaliser
+from maml_ray.common.normalization import Normalizer
 from maml_ray.config.settings import Settings
 from maml_ray.policies.spec import NumpyParameters, PolicySpec
 from maml_ray.rollouts.advantages import advantages
@@ -42,7 +42,7 @@ def adapt_policy(
     spec: PolicySpec,
     parameters: Mapping[str, NDArray[np.float32]],
     support: Trajectories,
-    normaliser: Normaliser | None,
+    normalizer: Normalizer | None,
 ) -> NumpyParameters:
     """One inner step on ``support``, which a policy of ``parameters`` has collected.
 
@@ -51,9 +51,9 @@ def adapt_policy(
         spec: the policy's sizes.
         parameters: all that is learned; what is given back holds as much.
         support: of one task.
-        normaliser: of observations, that the policy collected with.
+        normalizer: of observations, that the policy collected with.
     """
     step = inner_step_of(settings, spec)
     with alone():  # sums rounded as a rollout actor rounds them
         estimates = advantages(support, settings.advantages)
-        return step(parameters, sample_arrays(support, estimates, normaliser))
+        return step(parameters, sample_arrays(support, estimates, normalizer))

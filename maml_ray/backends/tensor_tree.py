@@ -15,7 +15,7 @@ def mapped(function: Callable[..., Tensor], tree: Tree, *others: Tree) -> Tree:
     """A tree of what ``function`` gives for each tensor of ``tree``, and its like in ``others``.
 
     As torch's own ``tree_map``, which is public in none of its forms and takes longer for the
-    tensors of a meta-batch than a step of the optimiser.
+    tensors of a meta-batch than a step of the optimizer.
     """
     if isinstance(tree, Tensor):
         return function(tree, *others)  # type: ignore[return-value]

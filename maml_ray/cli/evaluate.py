@@ -212,11 +212,11 @@ def compare(
       maml-ray compare runs/ppo-seed0 runs/ppo-seed1 runs/trpo-seed0
     """
     from maml_ray.cli.tables import print_comparison
-    from maml_ray.reporting.comparison import grouped, read_runs, summarise, write_comparison
+    from maml_ray.reporting.comparison import grouped, read_runs, summarize, write_comparison
 
     groups = grouped(read_runs(runs))
     console = Console()
-    print_comparison(console, [summarise(group) for group in groups])
+    print_comparison(console, [summarize(group) for group in groups])
     for path in write_comparison(groups, output):
         _print(console, path)
 

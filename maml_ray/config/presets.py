@@ -45,9 +45,9 @@ _VELOCITY: Preset = {
     "task": {"name": "half-cheetah-velocity", "horizon": 200},
     "policy": {"hidden_sizes": [100, 100]},
     "meta_batch": {"tasks": 20, "episodes": 10},
-    # Raw advantages: normalised ones make the step of a task that is all but solved as long as
+    # Raw advantages: normalized ones make the step of a task that is all but solved as long as
     # that of one that is not. At 4.5 million env steps: -70 after one step instead of -83.
-    "advantages": {"normalise": False},
+    "advantages": {"normalize": False},
     "inner": {"learn_rates": True},
     "outer": {"tasks_per_minibatch": 10, "final_learning_rate": 1e-3},
 }
@@ -72,7 +72,7 @@ _POINT: Preset = {
 # of the outer rate, and a value of zero behind the time limit.
 _PAPERS: Preset = {
     "policy": {
-        "normalise_observations": False,
+        "normalize_observations": False,
         "initial_log_std": 0.0,
         "min_log_std": -13.8,  # a standard deviation of 1e-6
     },
@@ -81,7 +81,7 @@ _PAPERS: Preset = {
         "gae_lambda": 1.0,
         "baseline": "linear",
         "bootstrap_time_limit": False,
-        "normalise": True,
+        "normalize": True,
     },
     "inner": {"steps": 1, "learning_rate": 0.1, "l2": 0.0},
     "outer": {
@@ -179,7 +179,7 @@ PRESETS: Mapping[str, Preset] = {
         "policy": {
             "hidden_sizes": [64, 64],
             "activation": "relu",
-            "normalise_observations": False,
+            "normalize_observations": False,
             "min_log_std": -20.0,
         },
         "meta_batch": {"tasks": 4, "episodes": 1},
@@ -187,7 +187,7 @@ PRESETS: Mapping[str, Preset] = {
             "discount": 0.99,
             "gae_lambda": 1.0,
             "baseline": "zero",
-            "normalise": False,
+            "normalize": False,
         },
         "inner": {"steps": 1, "learning_rate": 0.01, "objective": "log_prob", "l2": 1e-4},
         "outer": {

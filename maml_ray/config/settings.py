@@ -95,7 +95,7 @@ class PolicySettings(_Section):
 
     hidden_sizes: Annotated[tuple[Width, ...], Field(max_length=16)] = (64, 64)
     activation: Literal["tanh", "relu"] = "tanh"
-    normalise_observations: bool = True
+    normalize_observations: bool = True
     initial_log_std: LogStd = 0.0
     min_log_std: LogStd = -3.0
     action_scale: Positive = 1.0
@@ -124,7 +124,7 @@ class AdvantageSettings(_Section):
     gae_lambda: Fraction = 0.95
     baseline: Literal["linear", "zero"] = "linear"
     bootstrap_time_limit: bool = False
-    normalise: bool = True
+    normalize: bool = True
 
     @field_validator("bootstrap_time_limit")
     @classmethod
@@ -147,7 +147,7 @@ class InnerSettings(_Section):
 
 
 class TrustRegionSettings(_Section):
-    """The step of ``outer.objective: trpo``, which takes no other optimiser."""
+    """The step of ``outer.objective: trpo``, which takes no other optimizer."""
 
     max_kl: Positive = 0.01
     cg_iterations: Count = 10

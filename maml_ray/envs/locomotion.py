@@ -34,7 +34,7 @@ class Runner(MujocoEnv, EzPickle, ABC):
     Args:
         goal: what is asked for.
         control_cost: weight on the squared action.
-        torso_position: observe the torso's position (x, y, z in metres, of MuJoCo's last
+        torso_position: observe the torso's position (x, y, z in meters, of MuJoCo's last
             kinematics) after everything else, as the papers' environments do.
         kwargs: of the Gymnasium class, ``render_mode`` among them. Unless told otherwise the
             camera follows the animal.
@@ -219,7 +219,7 @@ class RunnerVector(MujocoVectorEnv):
         return Transition(run + control, self._never.copy(), infos)
 
     def reset_infos(self) -> dict[str, NDArray[Any]]:
-        """Where along x the episode begins, in metres."""
+        """Where along x the episode begins, in meters."""
         return {"x_position": self.positions[:, 0].copy()}
 
 

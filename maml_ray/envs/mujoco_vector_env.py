@@ -3,7 +3,7 @@
 One model, one ``MjData`` a simulation. Each simulation keeps its own solver warm start, which
 ``mujoco.rollout`` called step by step would drop: trajectories are therefore equal, to the last
 bit, to those of single Gymnasium environments with the same seeds and actions. Everything but
-the physics is vectorised over the batch.
+the physics is vectorized over the batch.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from maml_ray.common.normalisation import Normaliser
+from maml_ray.common.normalization import Normalizer
 from maml_ray.config.settings import Settings
 from maml_ray.maml.distributions import distribution, kl_divergence, to_torch
 from maml_ray.maml.losses import inner_losses, make_samples
@@ -40,7 +40,7 @@ def inner_figures(
     before: NumpyParameters,
     after: NumpyParameters,
     support: Trajectories,
-    normaliser: Normaliser | None,
+    normalizer: Normalizer | None,
 ) -> InnerFigures:
     """Look at the step that ``support`` made of ``before``.
 
@@ -49,9 +49,9 @@ def inner_figures(
         spec: the policy's sizes.
         before, after: parameters.
         support: what the step was taken on.
-        normaliser: of observations.
+        normalizer: of observations.
     """
-    samples = make_samples(support, advantages(support, settings.advantages), normaliser)
+    samples = make_samples(support, advantages(support, settings.advantages), normalizer)
     (loss,) = inner_losses(spec, settings.inner, (samples,))
     gradient, was = torch.func.grad(loss, has_aux=True)(policy_part(to_torch(before)))
     now = distribution(spec, to_torch(after), samples.observations)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from maml_ray.backends.inner_step import adapt_policy
 from maml_ray.common.errors import UserError
-from maml_ray.common.normalisation import Normaliser
+from maml_ray.common.normalization import Normalizer
 from maml_ray.common.seeding import Purpose, generator, seed_sequence
 from maml_ray.config.settings import Settings
 from maml_ray.learning.state import initial_state
@@ -33,20 +33,20 @@ class Agent:
         settings: of the run.
         spec: sizes of the policy.
         parameters: float32 arrays by name.
-        normaliser: of observations; None to take them as they are.
+        normalizer: of observations; None to take them as they are.
         adaptation_steps: inner steps taken since the meta-trained parameters.
     """
 
     settings: Settings
     spec: PolicySpec
     parameters: NumpyParameters
-    normaliser: Normaliser | None
+    normalizer: Normalizer | None
     adaptation_steps: int = 0
 
     @property
     def policy(self) -> NumpyPolicy:
         """The policy as a function of observations."""
-        return NumpyPolicy(self.spec, self.parameters, self.normaliser)
+        return NumpyPolicy(self.spec, self.parameters, self.normalizer)
 
     def act(
         self,
@@ -134,7 +134,7 @@ class Agent:
         sets = [support] if isinstance(support, Trajectories) else list(support)
         theta = self.parameters
         for trajectories in sets:
-            theta = adapt_policy(self.settings, self.spec, theta, trajectories, self.normaliser)
+            theta = adapt_policy(self.settings, self.spec, theta, trajectories, self.normalizer)
         if not all(np.isfinite(value).all() for value in theta.values()):
             raise UserError(
                 "the adapted parameters are not finite: lower inner.learning_rate "

@@ -36,8 +36,8 @@ def check_fits(agent: Agent, place: Path) -> None:
             agent.spec, agent.settings.inner
         )
         problem = _arrays(agent.parameters, expected)
-    if problem is None and agent.normaliser is not None:
-        constants = {"mean": agent.normaliser.mean, "scale": agent.normaliser.scale}
+    if problem is None and agent.normalizer is not None:
+        constants = {"mean": agent.normalizer.mean, "scale": agent.normalizer.scale}
         problem = _arrays(constants, dict.fromkeys(constants, (agent.spec.observation_size,)))
     if problem:
         raise RunFolderError(f"the policy in {place} does not fit its settings: {problem}")

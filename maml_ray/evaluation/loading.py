@@ -57,12 +57,12 @@ def agent_of(settings: Settings, checkpoint: Checkpoint, place: Path) -> Agent:
         RunFolderError: it does not fit the settings.
     """
     state = checkpoint.learner
-    normalise = settings.policy.normalise_observations
+    normalize = settings.policy.normalize_observations
     agent = Agent(
         settings=settings,
         spec=checkpoint.spec,
         parameters=dict(state.parameters),
-        normaliser=state.observations.normaliser() if normalise else None,
+        normalizer=state.observations.normalizer() if normalize else None,
     )
     check_fits(agent, place)
     return agent

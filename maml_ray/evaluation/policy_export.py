@@ -1,6 +1,6 @@
 """A policy in a folder of its own: what ``maml-ray adapt`` writes and ``maml_ray.load`` reads.
 
-Two files: ``parameters.safetensors``, the weights and, where observations are normalised, the
+Two files: ``parameters.safetensors``, the weights and, where observations are normalized, the
 constants; and ``policy.json``, the sizes, the settings of the run it comes from, and a SHA-256 of
 the other. Reading them executes nothing.
 """
@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 
 from maml_ray.common.errors import RunFolderError
-from maml_ray.common.normalisation import Normaliser
+from maml_ray.common.normalization import Normalizer
 from maml_ray.common.safe_files import Unreadable, read_bytes
 from maml_ray.config.settings import SettingsError, validate_settings
 from maml_ray.evaluation.agent import Agent
@@ -64,8 +64,8 @@ def save_policy(agent: Agent, folder: Path, task: Task | None = None) -> None:
 def policy_files(agent: Agent, task: Task | None = None) -> dict[str, bytes]:
     """Names and contents of the files of a policy's folder; the same policy gives the same."""
     arrays = dict(agent.parameters)
-    if agent.normaliser is not None:
-        arrays |= {_MEAN: agent.normaliser.mean, _SCALE: agent.normaliser.scale}
+    if agent.normalizer is not None:
+        arrays |= {_MEAN: agent.normalizer.mean, _SCALE: agent.normalizer.scale}
     content = safetensors_numpy.save(arrays)
     description = {
         "format": FORMAT,
@@ -115,15 +115,15 @@ def _agent(description: dict[str, Any], content: bytes) -> Agent:
     if description["sha256"] != {PARAMETERS: hashlib.sha256(content).hexdigest()}:
         raise ValueError(f"{PARAMETERS} is not what was written")
     arrays = safetensors_numpy.load(content)
-    normaliser = None
+    normalizer = None
     if _MEAN in arrays:
-        normaliser = Normaliser(arrays.pop(_MEAN), arrays.pop(_SCALE))
+        normalizer = Normalizer(arrays.pop(_MEAN), arrays.pop(_SCALE))
     sizes = dict(description["policy"])
     sizes["hidden_sizes"] = tuple(sizes["hidden_sizes"])
     return Agent(
         settings=validate_settings(description["settings"]),
         spec=PolicySpec(**sizes),
         parameters=arrays,
-        normaliser=normaliser,
+        normalizer=normalizer,
         adaptation_steps=int(description["adaptation_steps"]),
     )

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from maml_ray.common.normalisation import LIMIT, Normaliser
+from maml_ray.common.normalization import LIMIT, Normalizer
 from maml_ray.kernels.gemm import LANES, ROWS, weigh
 from maml_ray.kernels.jit import compiled, tanh
 
@@ -34,8 +34,8 @@ class Perceptron(NamedTuple):
         values: of layer after layer the biases, and then the weights of input after input, both
             filled up with zeros.
         relu: the activation; otherwise tanh.
-        mean, scale: (D,), of the normaliser: zeros and ones where there is none.
-        limit: to which normalised observations are clipped.
+        mean, scale: (D,), of the normalizer: zeros and ones where there is none.
+        limit: to which normalized observations are clipped.
     """
 
     sizes: NDArray[np.int64]
@@ -51,7 +51,7 @@ class Perceptron(NamedTuple):
         cls,
         layers: Sequence[tuple[Float32, Float32]],
         relu: bool,
-        normaliser: Normaliser | None,
+        normalizer: Normalizer | None,
     ) -> Perceptron:
         """The network of ``layers``: weights (outputs, inputs) and biases (outputs,)."""
         size = layers[0][0].shape[1]
@@ -63,8 +63,8 @@ class Perceptron(NamedTuple):
             filled[0, :outputs], filled[1:, :outputs] = biases, weights.T
             values.append(filled.reshape(-1))
         mean, scale = np.zeros(size, np.float32), np.ones(size, np.float32)
-        if normaliser is not None:
-            mean[:], scale[:] = normaliser.mean, normaliser.scale
+        if normalizer is not None:
+            mean[:], scale[:] = normalizer.mean, normalizer.scale
         return cls(
             sizes=np.array(sizes, np.int64),
             widths=np.array([_filled(each, LANES) for each in sizes], np.int64),
@@ -72,7 +72,7 @@ class Perceptron(NamedTuple):
             relu=relu,
             mean=mean,
             scale=scale,
-            limit=np.float32(np.inf if normaliser is None else LIMIT),
+            limit=np.float32(np.inf if normalizer is None else LIMIT),
         )
 
     def outputs(self, observations: Float32) -> Float32:

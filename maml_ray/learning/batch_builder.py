@@ -18,7 +18,7 @@ from maml_ray.backends.collectors import policies_at
 from maml_ray.backends.compiled import goes_by_loops
 from maml_ray.backends.microbatch import WHOLE, Passes
 from maml_ray.backends.tensor_tree import joined, selected, sliced
-from maml_ray.common.normalisation import Normaliser
+from maml_ray.common.normalization import Normalizer
 from maml_ray.config.settings import Settings
 from maml_ray.maml.distributions import ActionDistribution, Parameters
 from maml_ray.maml.losses import Samples
@@ -37,7 +37,7 @@ class Assembly:
         settings: of the run.
         spec: the policy's sizes.
         parameters: those that the rollouts were collected with, on the learner's device.
-        normaliser: likewise.
+        normalizer: likewise.
         passes: in which tasks go through the arithmetic.
         staged: whether to go by way of memory that the device can read; None: as it needs.
     """
@@ -47,13 +47,13 @@ class Assembly:
         settings: Settings,
         spec: PolicySpec,
         parameters: Parameters,
-        normaliser: Normaliser | None,
+        normalizer: Normalizer | None,
         passes: Passes = WHOLE,
         *,
         staged: bool | None = None,
     ) -> None:
         self._told = (settings, spec, parameters)
-        self._normaliser, self._passes = normaliser, passes
+        self._normalizer, self._passes = normalizer, passes
         device = next(iter(parameters.values())).device
         self._staged = device.type != "cpu" if staged is None else staged
         # By the loops each task goes alone, to the same bits whoever goes beside it.
@@ -90,7 +90,7 @@ class Assembly:
             strict=True,
         )
         for places, trajectories, advantages in phases:
-            arrays = sample_arrays(trajectories, advantages, self._normaliser)
+            arrays = sample_arrays(trajectories, advantages, self._normalizer)
             for place, array in zip(places, arrays, strict=True):
                 self._copy(array, place[task.task_index])
         self._taken.add(task.task_index)
@@ -135,7 +135,7 @@ def _places(settings: Settings, spec: PolicySpec, device: torch.device) -> Sampl
 
 
 def _credit(queries: Sequence[Trajectories]) -> NDArray[np.float32]:
-    """Mean returns of the query sets (N,), centred and divided by their standard deviation."""
+    """Mean returns of the query sets (N,), centered and divided by their standard deviation."""
     returns = np.array([query.returns.mean() for query in queries])
     credit: NDArray[np.float32]
     credit = ((returns - returns.mean()) / (returns.std() + 1e-8)).astype(np.float32)

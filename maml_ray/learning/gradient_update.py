@@ -14,8 +14,8 @@ from maml_ray.backends.tensor_tree import selected
 from maml_ray.common.seeding import Purpose, generator
 from maml_ray.config.settings import Settings
 from maml_ray.learning.adam import Moments, adam_step
-from maml_ray.learning.optimizer import OuterOptimiser, OuterStep
-from maml_ray.learning.state import OptimiserState
+from maml_ray.learning.optimizer import OuterOptimizer, OuterStep
+from maml_ray.learning.state import OptimizerState
 from maml_ray.maml.distributions import Parameters, project, to_numpy
 from maml_ray.maml.inner_loop import Order
 from maml_ray.maml.meta_objective import Diagnostics, MetaBatch, MetaObjective
@@ -24,13 +24,13 @@ from maml_ray.policies.spec import PolicySpec
 
 
 class _Place(NamedTuple):
-    """Where the optimiser has been, to go back to: parameters (P,), all in one vector."""
+    """Where the optimizer has been, to go back to: parameters (P,), all in one vector."""
 
     theta: Tensor
     moments: Moments
 
 
-class GradientUpdate(OuterOptimiser):
+class GradientUpdate(OuterOptimizer):
     """Adam down the meta-gradient; the inner steps are redone for every mini-batch."""
 
     def __init__(
@@ -84,12 +84,12 @@ class GradientUpdate(OuterOptimiser):
             learning_rate=start_rate,
         )
 
-    def state(self) -> OptimiserState:
+    def state(self) -> OptimizerState:
         """Adam's moments and its number of steps."""
         steps, *moments = self._moments
-        return OptimiserState(steps, *(to_numpy(self._by_name(each)) for each in moments))
+        return OptimizerState(steps, *(to_numpy(self._by_name(each)) for each in moments))
 
-    def load(self, state: OptimiserState) -> None:
+    def load(self, state: OptimizerState) -> None:
         """Go on from ``state``."""
         if state.steps == 0:
             self._moments = self._nothing_yet()

@@ -14,13 +14,13 @@ from torch import Tensor
 from maml_ray.backends import compiled
 from maml_ray.backends.gradient_stats import GradientDiagnostics, diagnose_gradient
 from maml_ray.backends.microbatch import passes_on
-from maml_ray.common.normalisation import Normaliser, RunningStatistics
+from maml_ray.common.normalization import Normalizer, RunningStatistics
 from maml_ray.config.settings import Settings
 from maml_ray.learning.asked_for import check, checked
 from maml_ray.learning.batch_builder import Assembly
 from maml_ray.learning.gradient_update import GradientUpdate
-from maml_ray.learning.off_policy import recentred
-from maml_ray.learning.optimizer import OuterOptimiser, OuterStep
+from maml_ray.learning.off_policy import recentered
+from maml_ray.learning.optimizer import OuterOptimizer, OuterStep
 from maml_ray.learning.staleness import collecting_version
 from maml_ray.learning.state import (
     LearnerState,
@@ -40,7 +40,7 @@ from maml_ray.rollouts.trajectories import TaskRollouts, Trajectories
 
 
 class MetaLearner:
-    """Parameters, optimiser and version; :meth:`update` turns rollouts into the next version.
+    """Parameters, optimizer and version; :meth:`update` turns rollouts into the next version.
 
     Args:
         settings: of the run.
@@ -73,7 +73,7 @@ class MetaLearner:
         by_loops = compiled.goes_by_loops(self.settings, self.spec, self.device)
         if by_loops:
             compiled.warm_up(self.settings, self.spec)
-        if not by_loops or self.settings.meta_batch.overlap:  # which vectorises a function
+        if not by_loops or self.settings.meta_batch.overlap:  # which vectorizes a function
             inner_loop.warm_up()
 
     def publish(self) -> PolicyParameters:
@@ -88,7 +88,7 @@ class MetaLearner:
         """One meta-update from the rollouts of one meta-batch, in any order, taken before or not.
 
         Where a task cannot be learned from, or a number of the update is not finite, the update is
-        skipped: parameters and optimiser stay as they were, and the version goes on.
+        skipped: parameters and optimizer stay as they were, and the version goes on.
 
         Raises:
             ValueError: the rollouts are not exactly one of each task of the meta-batch, or were
@@ -144,16 +144,16 @@ class MetaLearner:
     def _step(
         self, rollouts: Sequence[TaskRollouts]
     ) -> tuple[OuterStep | None, GradientDiagnostics | None, str | None]:
-        """One step of the optimiser: how it went, or why it is to be undone."""
+        """One step of the optimizer: how it went, or why it is to be undone."""
         batch = collected = self.prepare(rollouts)
         if self._behind is not None:
             told = (self.settings, self.spec, self.parameters)
-            batch = recentred(*told, collected, self._passes)
+            batch = recentered(*told, collected, self._passes)
         gradient = self._diagnosed(batch)
-        step = self._optimiser.update(batch, self.version, order=self._order())
+        step = self._optimizer.update(batch, self.version, order=self._order())
         if not math.isfinite(step.loss) or not math.isfinite(step.gradient_norm):
             return None, None, "the meta-loss or its gradient is not finite"
-        state = self._optimiser.state()
+        state = self._optimizer.state()
         moved = (to_numpy(self.parameters), state.first_moments, state.second_moments)
         if not all(np.isfinite(value).all() for part in moved for value in part.values()):
             return None, None, "the parameters would not be finite"
@@ -179,18 +179,18 @@ class MetaLearner:
 
     def assemble(self) -> Assembly:
         """Places for the next meta-batch, of which nothing is there yet."""
-        parameters, normaliser = self.parameters, self._normaliser()
+        parameters, normalizer = self.parameters, self._normalizer()
         if self._behind is not None:
-            values, normaliser = to_torch(self._behind.values), self._behind.normaliser
+            values, normalizer = to_torch(self._behind.values), self._behind.normalizer
             parameters = {name: value.to(self.device) for name, value in values.items()}
-        return Assembly(self.settings, self.spec, parameters, normaliser, self._passes)
+        return Assembly(self.settings, self.spec, parameters, normalizer, self._passes)
 
     def state(self) -> LearnerState:
         """A copy of everything that :meth:`load` needs."""
         return LearnerState(
             version=self.version,
             parameters=to_numpy(self.parameters),
-            optimiser=self._optimiser.state(),
+            optimizer=self._optimizer.state(),
             observations=self._observations,
             skipped_in_a_row=self._skipped_in_a_row,
             discarded_episodes=self._discarded_episodes,
@@ -229,8 +229,8 @@ class MetaLearner:
             # In the policy's own order, whatever order a file gave: sums over parameters round.
             {name: torch.tensor(state.parameters[name]) for name in asked}
         )
-        self._optimiser = self._make_optimiser()
-        self._optimiser.load(state.optimiser)
+        self._optimizer = self._make_optimizer()
+        self._optimizer.load(state.optimizer)
 
     def _diagnosed(self, batch: MetaBatch) -> GradientDiagnostics | None:
         every = self.settings.outer.diagnose_every
@@ -245,12 +245,12 @@ class MetaLearner:
             return "first" if self.version < outer.first_order_iterations else "second"
         return outer.order
 
-    def _normaliser(self) -> Normaliser | None:
-        if not self.settings.policy.normalise_observations:
+    def _normalizer(self) -> Normalizer | None:
+        if not self.settings.policy.normalize_observations:
             return None
-        return self._observations.normaliser()
+        return self._observations.normalizer()
 
-    def _make_optimiser(self) -> OuterOptimiser:
+    def _make_optimizer(self) -> OuterOptimizer:
         trust = self.settings.outer.objective == "trpo"
         kind = TrustRegionUpdate if trust else GradientUpdate
         return kind(self.settings, self.spec, self.parameters, self._passes)

@@ -26,7 +26,7 @@ from maml_ray.maml.meta_objective import MetaBatch
 from maml_ray.policies.spec import PolicySpec
 
 
-def recentred(
+def recentered(
     settings: Settings,
     spec: PolicySpec,
     parameters: Parameters,

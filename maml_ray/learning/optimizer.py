@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from maml_ray.backends.microbatch import WHOLE, Passes
 from maml_ray.config.settings import Settings
-from maml_ray.learning.state import OptimiserState
+from maml_ray.learning.state import OptimizerState
 from maml_ray.maml.distributions import Parameters
 from maml_ray.maml.inner_loop import Order
 from maml_ray.maml.meta_objective import Diagnostics, MetaBatch
@@ -35,7 +35,7 @@ class OuterStep:
     learning_rate: float | None
 
 
-class OuterOptimiser(ABC):
+class OuterOptimizer(ABC):
     """Moves the meta-parameters, in place.
 
     Args:
@@ -62,9 +62,9 @@ class OuterOptimiser(ABC):
         """One meta-update of the parameters of ``version`` from ``batch``."""
 
     @abstractmethod
-    def state(self) -> OptimiserState:
+    def state(self) -> OptimizerState:
         """A copy of what it remembers."""
 
     @abstractmethod
-    def load(self, state: OptimiserState) -> None:
+    def load(self, state: OptimizerState) -> None:
         """Go on from ``state``, to the last bit."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maml_ray.backends.inner_step import inner_step_of
-from maml_ray.common.normalisation import RunningStatistics
+from maml_ray.common.normalization import RunningStatistics
 from maml_ray.common.seeding import Purpose, seed_sequence
 from maml_ray.config.settings import Settings, SettingsError
 from maml_ray.policies.numpy_policy import NumpyPolicy
@@ -166,7 +166,7 @@ class RolloutWorker:
         theta, phases = parameters.values, list[_Phase]()
         steps = self.settings.inner.steps
         for number in range(steps + 1):
-            policy = NumpyPolicy(self.spec, theta, parameters.normaliser)
+            policy = NumpyPolicy(self.spec, theta, parameters.normalizer)
             try:
                 with collecting:
                     trajectories = self._collect(policy, assignment, number)
@@ -176,7 +176,7 @@ class RolloutWorker:
             phases.append(_Phase(trajectories, estimates))
             if number < steps:
                 self._told(f"adaptation {number + 1}")
-                samples = sample_arrays(trajectories, estimates, parameters.normaliser)
+                samples = sample_arrays(trajectories, estimates, parameters.normalizer)
                 theta = self._inner_step(theta, samples)
                 if not all(np.isfinite(value).all() for value in theta.values()):
                     name = f"adaptation {number + 1}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from maml_ray.common.normalisation import RunningStatistics
+from maml_ray.common.normalization import RunningStatistics
 from maml_ray.common.seeding import Purpose, generator
 from maml_ray.config.settings import Settings
 from maml_ray.maml.meta_parameters import initial_meta_parameters
@@ -36,7 +36,7 @@ class UpdateMetrics:
         collector_ratio_error: largest ``|ratio - 1|`` on query data of the adapted policies that
             collected them: what the learner's differ from the actors'. Rounding, or a defect.
         entropy: of the adapted policies at query data, in nats.
-        gradient_steps: steps of the optimiser; fewer than planned where the policies had moved as
+        gradient_steps: steps of the optimizer; fewer than planned where the policies had moved as
             far as ``outer.max_query_kl`` allows, or where no step kept the trust region.
         learning_rate: the outer rate used; None for a trust region.
         env_steps: environment steps in the meta-batch.
@@ -74,8 +74,8 @@ class UpdateMetrics:
 
 
 @dataclass(frozen=True)
-class OptimiserState:
-    """What an optimiser remembers from step to step: Adam's moments; nothing for a trust region."""
+class OptimizerState:
+    """What an optimizer remembers from step to step: Adam's moments; nothing for a trust region."""
 
     steps: int
     first_moments: NumpyParameters
@@ -89,7 +89,7 @@ class LearnerState:
     Attributes:
         version: of the parameters: how many updates there were.
         parameters: by name.
-        optimiser: its state.
+        optimizer: its state.
         observations: statistics of all that was seen.
         skipped_in_a_row: updates that were skipped, up to now, for want of finite numbers.
         discarded_episodes: broken simulations since the run began, each redrawn.
@@ -98,7 +98,7 @@ class LearnerState:
 
     version: int
     parameters: NumpyParameters
-    optimiser: OptimiserState
+    optimizer: OptimizerState
     observations: RunningStatistics
     skipped_in_a_row: int = 0
     discarded_episodes: int = 0
@@ -111,16 +111,16 @@ def initial_state(settings: Settings, spec: PolicySpec) -> LearnerState:
     return LearnerState(
         version=0,
         parameters=initial_meta_parameters(spec, settings.inner, rng),
-        optimiser=OptimiserState(0, {}, {}),
+        optimizer=OptimizerState(0, {}, {}),
         observations=RunningStatistics.empty(spec.observation_size),
     )
 
 
 def published(settings: Settings, state: LearnerState) -> PolicyParameters:
     """The policy of a learner's state, as it acts."""
-    normalise = settings.policy.normalise_observations
-    normaliser = state.observations.normaliser() if normalise else None
-    return PolicyParameters(state.version, state.parameters, normaliser)
+    normalize = settings.policy.normalize_observations
+    normalizer = state.observations.normalizer() if normalize else None
+    return PolicyParameters(state.version, state.parameters, normalizer)
 
 
 def collecting(settings: Settings, state: LearnerState) -> PolicyParameters:

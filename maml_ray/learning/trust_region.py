@@ -22,8 +22,8 @@ from maml_ray.backends.coverage import is_covered
 from maml_ray.backends.dispatch import meta_gradient, meta_value
 from maml_ray.backends.microbatch import WHOLE, Passes
 from maml_ray.config.settings import TrustRegionSettings
-from maml_ray.learning.optimizer import OuterOptimiser, OuterStep
-from maml_ray.learning.state import OptimiserState
+from maml_ray.learning.optimizer import OuterOptimizer, OuterStep
+from maml_ray.learning.state import OptimizerState
 from maml_ray.maml.distributions import Parameters, fisher_product, project
 from maml_ray.maml.inner_loop import Order
 from maml_ray.maml.meta_objective import MetaBatch, MetaObjective, adapted_query_policy
@@ -146,7 +146,7 @@ def _fisher_by_autograd(
     return product
 
 
-class TrustRegionUpdate(OuterOptimiser):
+class TrustRegionUpdate(OuterOptimizer):
     """One natural-gradient step on the whole meta-batch; remembers nothing between updates."""
 
     def update(self, batch: MetaBatch, version: int, *, order: Order) -> OuterStep:
@@ -179,11 +179,11 @@ class TrustRegionUpdate(OuterOptimiser):
             learning_rate=None,
         )
 
-    def state(self) -> OptimiserState:
+    def state(self) -> OptimizerState:
         """Nothing."""
-        return OptimiserState(0, {}, {})
+        return OptimizerState(0, {}, {})
 
-    def load(self, state: OptimiserState) -> None:
+    def load(self, state: OptimizerState) -> None:
         """Nothing."""
 
     def _place(self, vector: Tensor) -> None:

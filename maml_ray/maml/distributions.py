@@ -44,7 +44,7 @@ class Gaussian(NamedTuple):
 
 
 class Categorical(NamedTuple):
-    """A batch of categorical distributions: ``log_probs`` (..., A), normalised."""
+    """A batch of categorical distributions: ``log_probs`` (..., A), normalized."""
 
     log_probs: Tensor
 
@@ -55,7 +55,7 @@ ActionDistribution = Gaussian | Categorical
 def distribution(
     spec: PolicySpec, parameters: Mapping[str, Tensor], observations: Tensor
 ) -> ActionDistribution:
-    """The action distribution at ``observations`` (..., D), normalised where the policy wants it.
+    """The action distribution at ``observations`` (..., D), normalized where the policy wants it.
 
     The log standard deviation is clamped to ``spec.min_log_std``. Below the floor its gradient
     is zero, so the learner puts the parameter back onto the floor after each step
@@ -119,7 +119,7 @@ def fisher_product(
     """The Fisher matrix of ``sum(weights * KL(policy || .))`` times ``tangent``.
 
     The second derivative of the KL divergence at equality, with respect to the distribution's own
-    parameters: ``1 / s^2`` for a mean and 2 for a log standard deviation; for normalised
+    parameters: ``1 / s^2`` for a mean and 2 for a log standard deviation; for normalized
     log-probabilities ``p``, since ``E[d log p d log p]`` is the Fisher information.
 
     Args:

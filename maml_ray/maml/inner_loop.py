@@ -22,7 +22,7 @@ Loss = Callable[[Parameters], tuple[Tensor, Aux]]
 
 
 def differentiable_gradient(loss: Loss[Aux], parameters: Parameters) -> tuple[Parameters, Aux]:
-    """The gradient as a function that can itself be differentiated and vectorised, and the aux."""
+    """The gradient as a function that can itself be differentiated and vectorized, and the aux."""
     gradient, aux = torch.func.grad(loss, has_aux=True)(parameters)
     return gradient, aux
 

@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maml_ray.common.normalisation import Normaliser
+from maml_ray.common.normalization import Normalizer
 from maml_ray.config.settings import InnerSettings
 from maml_ray.maml.distributions import ActionDistribution, Parameters, distribution, log_prob
 from maml_ray.policies.spec import PolicySpec
@@ -44,7 +44,7 @@ class Samples(NamedTuple):
     What goes through the network is flat: one large matrix product, also under vmap.
 
     Attributes:
-        observations: (S, D), episode after episode, normalised where the policy wants it.
+        observations: (S, D), episode after episode, normalized where the policy wants it.
         actions: (S, A), or (S, 1) discrete.
         log_probs: (K, T) of the policy that collected them, constants.
         advantages: (K, T).
@@ -62,13 +62,13 @@ class Samples(NamedTuple):
 def make_samples(
     trajectories: Trajectories,
     advantages: NDArray[np.float32],
-    normaliser: Normaliser | None = None,
+    normalizer: Normalizer | None = None,
 ) -> Samples:
     """The same as CPU tensors.
 
     Copies: what comes from Ray's object store is read-only, which torch cannot express.
     """
-    arrays = sample_arrays(trajectories, advantages, normaliser)
+    arrays = sample_arrays(trajectories, advantages, normalizer)
     return Samples(*(torch.tensor(array) for array in arrays))
 
 
@@ -137,7 +137,7 @@ def sampling_loss(new_log_probs: Tensor, samples: Samples, credit: Tensor) -> Te
     ``-credit * mean(pi / pi_collected)``: the gradient of the expected return after adaptation
     with respect to the distribution that the support data are drawn from, which MAML leaves out
     (Stadie et al. 2018, https://arxiv.org/abs/1803.01118, equation 4; averaged over steps and
-    with the credit centred over tasks as in ProMP's code).
+    with the credit centered over tasks as in ProMP's code).
 
     Args:
         new_log_probs: (K, T) of the support actions, under the parameters to differentiate.

@@ -1,7 +1,7 @@
-"""The outer objective: what the learner minimises, a function of the parameters before adaptation.
+"""The outer objective: what the learner minimizes, a function of the parameters before adaptation.
 
 For each task the inner steps are taken from the parameters and differentiated through, and the
-adapted policy is judged on query data; all tasks go through one vectorised call. Axes: N tasks.
+adapted policy is judged on query data; all tasks go through one vectorized call. Axes: N tasks.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from maml_ray.policies.spec import PolicySpec
 
 @dataclass(frozen=True)
 class MetaObjective:
-    """What is minimised: a loss of the parameters before adaptation, on a meta-batch.
+    """What is minimized: a loss of the parameters before adaptation, on a meta-batch.
 
     Attributes:
         settings: of the run; ``inner`` adapts, ``outer`` judges.

@@ -1,6 +1,6 @@
 """What meta-training learns: the policy's parameters and, where asked, the inner rates.
 
-Both live in one dictionary, so that they are optimised, published and saved alike. A learned rate
+Both live in one dictionary, so that they are optimized, published and saved alike. A learned rate
 (Meta-SGD, Li et al. 2017, https://arxiv.org/abs/1707.09835) is kept as its logarithm under
 ``log_inner_rate/<parameter>``, one number for each of the parameter's: it cannot become negative.
 """

@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 
 from maml_ray.common.errors import RunFolderError, told
-from maml_ray.common.normalisation import Normaliser, RunningStatistics
-from maml_ray.learning.state import LearnerState, OptimiserState
+from maml_ray.common.normalization import Normalizer, RunningStatistics
+from maml_ray.learning.state import LearnerState, OptimizerState
 from maml_ray.persistence.storage import Storage
 from maml_ray.policies.spec import PolicyParameters, PolicySpec
 
@@ -79,7 +79,7 @@ def load_checkpoint(storage: Storage, name: str) -> Checkpoint:
             learner=LearnerState(
                 version=int(manifest["version"]),
                 parameters=parameters,
-                optimiser=OptimiserState(
+                optimizer=OptimizerState(
                     steps=int(manifest["optimiser_steps"]),
                     first_moments=_with_prefix(arrays, "first"),
                     second_moments=_with_prefix(arrays, "second"),
@@ -102,8 +102,8 @@ def checkpoint_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     """Names and contents of its files, the manifest last: without it there is no checkpoint."""
     state = checkpoint.learner
     arrays: dict[str, NDArray[Any]] = {
-        **{f"first/{name}": value for name, value in state.optimiser.first_moments.items()},
-        **{f"second/{name}": value for name, value in state.optimiser.second_moments.items()},
+        **{f"first/{name}": value for name, value in state.optimizer.first_moments.items()},
+        **{f"second/{name}": value for name, value in state.optimizer.second_moments.items()},
         "observations/mean": state.observations.mean,
         "observations/squares": state.observations.squares,
         **_behind_arrays(state.behind),
@@ -116,7 +116,7 @@ def checkpoint_files(checkpoint: Checkpoint) -> dict[str, bytes]:
         "format": FORMAT if state.behind is None else FORMAT_BEHIND,
         "iteration": checkpoint.iteration,
         "version": state.version,
-        "optimiser_steps": state.optimiser.steps,
+        "optimiser_steps": state.optimizer.steps,
         "observations_seen": state.observations.count,
         "total_env_steps": checkpoint.total_env_steps,
         "elapsed_s": checkpoint.elapsed_s,
@@ -174,9 +174,9 @@ def _behind_arrays(behind: PolicyParameters | None) -> dict[str, NDArray[Any]]:
     if behind is None:
         return {}
     arrays = {f"behind/{name}": value for name, value in behind.values.items()}
-    if behind.normaliser is not None:
-        arrays["behind_normaliser/mean"] = behind.normaliser.mean
-        arrays["behind_normaliser/scale"] = behind.normaliser.scale
+    if behind.normalizer is not None:
+        arrays["behind_normaliser/mean"] = behind.normalizer.mean
+        arrays["behind_normaliser/scale"] = behind.normalizer.scale
     return arrays
 
 
@@ -187,7 +187,7 @@ def _read_behind(manifest: Mapping[str, Any], arrays: Arrays) -> PolicyParameter
     return PolicyParameters(
         version=int(manifest["behind_version"]),
         values=_with_prefix(arrays, "behind"),
-        normaliser=Normaliser(constants["mean"], constants["scale"]) if constants else None,
+        normalizer=Normalizer(constants["mean"], constants["scale"]) if constants else None,
     )
 
 

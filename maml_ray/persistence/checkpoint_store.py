@@ -2,10 +2,10 @@
 
 A checkpoint is a folder ``checkpoints/00000120`` (the number of finished iterations) of three
 files: ``parameters.safetensors`` (the policy, readable by any safetensors program),
-``learner.safetensors`` (the optimiser's moments, the statistics of observations) and
+``learner.safetensors`` (the optimizer's moments, the statistics of observations) and
 ``manifest.json``, which holds the counters, the policy's sizes and a SHA-256 of each other file.
 With ``meta_batch.overlap`` the meta-batch that is under way is not kept, but what it is collected
-with is, beside the optimiser's moments: a run that goes on collects it again, to the same bits.
+with is, beside the optimizer's moments: a run that goes on collects it again, to the same bits.
 The manifest is written last: without it there is no checkpoint. ``checkpoints/best.json`` names
 the one whose parameters had the highest return after adaptation.
 """

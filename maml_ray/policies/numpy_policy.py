@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from maml_ray.common.normalisation import Normaliser
+from maml_ray.common.normalization import Normalizer
 from maml_ray.kernels.policy_forward import Perceptron
 from maml_ray.policies.spec import LOG_STD, PolicySpec
 
@@ -19,12 +19,12 @@ class NumpyPolicy:
     """The policy for inference: batches of observations to actions, of numpy arrays.
 
     Agrees with :func:`maml_ray.maml.distributions.distribution` up to rounding, once the latter's
-    observations are normalised. Not differentiable.
+    observations are normalized. Not differentiable.
 
     Args:
         spec: the policy's sizes.
         parameters: by name; what else is in there is left alone.
-        normaliser: of observations; None to take them as they are.
+        normalizer: of observations; None to take them as they are.
 
     Attributes:
         spec: as given.
@@ -36,13 +36,13 @@ class NumpyPolicy:
         self,
         spec: PolicySpec,
         parameters: Mapping[str, NDArray[np.float32]],
-        normaliser: Normaliser | None = None,
+        normalizer: Normalizer | None = None,
     ) -> None:
         self.spec = spec
         layers = [
             (parameters[f"{name}.weight"], parameters[f"{name}.bias"]) for name in spec.layer_names
         ]
-        self.perceptron = Perceptron.of(layers, spec.activation == "relu", normaliser)
+        self.perceptron = Perceptron.of(layers, spec.activation == "relu", normalizer)
         floor = np.float32(spec.min_log_std)
         self.log_std = np.maximum(parameters.get(LOG_STD, np.zeros(0, np.float32)), floor)
         with np.errstate(over="ignore"):  # an adaptation that explodes is found by its actions

@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete, Space
 from numpy.typing import NDArray
 
-from maml_ray.common.normalisation import Normaliser
+from maml_ray.common.normalization import Normalizer
 from maml_ray.config.settings import PolicySettings
 
 NumpyParameters = dict[str, NDArray[np.float32]]
@@ -113,12 +113,12 @@ class PolicyParameters:
     Attributes:
         version: which they are.
         values: float32 arrays by name.
-        normaliser: of observations; None to take them as they are.
+        normalizer: of observations; None to take them as they are.
     """
 
     version: int
     values: Mapping[str, NDArray[np.float32]]
-    normaliser: Normaliser | None
+    normalizer: Normalizer | None
 
 
 def initial_parameters(spec: PolicySpec, rng: np.random.Generator) -> NumpyParameters:

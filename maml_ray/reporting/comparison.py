@@ -18,7 +18,7 @@ from maml_ray.config.settings import Settings, load_settings
 from maml_ray.evaluation.results_file import read_evaluation
 from maml_ray.persistence.metrics_file import read_metrics
 from maml_ray.persistence.run_dir import RunFolder, open_run
-from maml_ray.reporting.plots import COLOURS, column, plain, save_figure, smoothed
+from maml_ray.reporting.plots import COLORS, column, plain, save_figure, smoothed
 
 _NOT_MATHEMATICS = ("run", "cluster", "evaluation")
 _POINTS = 200
@@ -111,7 +111,7 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
     return [Group(label, group) for label, group in zip(labels, members, strict=True)]
 
 
-def summarise(group: Group) -> Summary:
+def summarize(group: Group) -> Summary:
     """A group's line of the table."""
     runs = group.runs
     evaluated = all(run.evaluation is not None for run in runs)
@@ -144,15 +144,15 @@ def comparison_figure(groups: Sequence[Group]) -> Figure:
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
     for place, group in enumerate(groups):
-        colour = COLOURS[place % len(COLOURS)]
+        color = COLORS[place % len(COLORS)]
         steps, after = _curves(group, "return_after")
         _, before = _curves(group, "return_before")
-        axes.plot(steps / 1e6, after.mean(axis=0), color=colour, linewidth=2, label=group.label)
+        axes.plot(steps / 1e6, after.mean(axis=0), color=color, linewidth=2, label=group.label)
         if any(run.settings.inner.steps for run in group.runs):
-            axes.plot(steps / 1e6, before.mean(axis=0), color=colour, linewidth=1, linestyle="--")
+            axes.plot(steps / 1e6, before.mean(axis=0), color=color, linewidth=1, linestyle="--")
         if len(group.runs) > 1:
             axes.fill_between(
-                steps / 1e6, after.min(axis=0), after.max(axis=0), color=colour, alpha=0.2
+                steps / 1e6, after.min(axis=0), after.max(axis=0), color=color, alpha=0.2
             )
     axes.set_xlabel("environment steps (million)")
     axes.set_ylabel("mean return: after (solid) and before (dashed) adaptation")
@@ -174,7 +174,7 @@ def write_comparison(groups: Sequence[Group], output: Path) -> list[Path]:
         with table.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(_COLUMNS)
-            for summary in map(summarise, groups):
+            for summary in map(summarize, groups):
                 head = (summary.label, summary.seeds, summary.env_steps, summary.minutes)
                 for step, returns in summary.returns.items():
                     speed = summary.speeds.get(step, "")

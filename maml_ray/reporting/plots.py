@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from maml_ray.persistence.run_dir import RunFolder
 
 Rows = Sequence[Mapping[str, Any]]
-# Okabe and Ito's palette: told apart by colour-blind people too.
-_BEFORE, _AFTER, _OTHER, _GREY = "#E69F00", "#0072B2", "#009E73", "#999999"
-COLOURS = (_AFTER, _BEFORE, _OTHER, "#CC79A7", "#56B4E9", "#D55E00", _GREY)
+# Okabe and Ito's palette: told apart by color-blind people too.
+_BEFORE, _AFTER, _OTHER, _GRAY = "#E69F00", "#0072B2", "#009E73", "#999999"
+COLORS = (_AFTER, _BEFORE, _OTHER, "#CC79A7", "#56B4E9", "#D55E00", _GRAY)
 _DPI = 120
 _FEW = 5  # so few points get a mark each: a line through one point is invisible
 
@@ -76,11 +76,11 @@ def returns_figure(rows: Rows) -> Figure:
         ("return_before", "before adaptation", _BEFORE),
         ("return_after", "after one round of adaptation", _AFTER),
     )
-    for key, label, colour in curves:
+    for key, label, color in curves:
         values = column(rows, key)
-        axes.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
+        axes.plot(steps, values, color=color, alpha=0.25, linewidth=1)
         axes.plot(
-            steps, smoothed(values), color=colour, linewidth=2, label=label, marker=_marker(rows)
+            steps, smoothed(values), color=color, linewidth=2, label=label, marker=_marker(rows)
         )
     axes.set_xlabel("environment steps (million)")
     axes.set_ylabel("mean return of an episode")
@@ -105,13 +105,13 @@ def meta_update_figure(rows: Rows) -> Figure:
     )
     iterations = column(rows, "iteration")
     for axes, (title, curves) in zip(figure.subplots(3, 2).flat, panels, strict=True):
-        for key, label, colour in curves:
+        for key, label, color in curves:
             values = column(rows, key)
             told = np.isfinite(values)  # some are looked at every so often only
             axes.plot(
                 iterations[told],
                 values[told],
-                color=colour,
+                color=color,
                 linewidth=1.2,
                 label=label,
                 marker=_marker(values[told]),
@@ -137,7 +137,7 @@ def time_figure(rows: Rows) -> Figure:
         np.append(iterations, iterations[-1] + 1),
         np.hstack([shares, shares[:, -1:]]),
         labels=[key.removesuffix("_s") for key in keys],
-        colors=[_AFTER, _OTHER, _BEFORE, _GREY],
+        colors=[_AFTER, _OTHER, _BEFORE, _GRAY],
         step="post",
     )
     _iterations(axes)
@@ -163,7 +163,7 @@ def evaluation_figure(evaluation: Mapping[str, Any]) -> Figure:
             means,
             yerr=reach,
             label=name,
-            color=COLOURS[place % len(COLOURS)],
+            color=COLORS[place % len(COLORS)],
             marker="o",
             capsize=4,
             linewidth=2,
@@ -178,7 +178,7 @@ def evaluation_figure(evaluation: Mapping[str, Any]) -> Figure:
 
 
 def smoothed(values: NDArray[np.float64], window: int = 9) -> NDArray[np.float64]:
-    """Centred moving mean over at most ``window`` finite values, narrower at the ends."""
+    """Centered moving mean over at most ``window`` finite values, narrower at the ends."""
     half = window // 2
     windows = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
     return np.array(

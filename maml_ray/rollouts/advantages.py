@@ -77,7 +77,7 @@ class Values:
 def fitted_values(trajectories: Trajectories, rewards: Float64, discount: float) -> Values:
     """Values of a baseline, linear in the features, fitted by ridge to the discounted returns.
 
-    Minimises ``|X w - y|^2 + 1e-5 |w|^2`` over the steps that were taken; the value after the last
+    Minimizes ``|X w - y|^2 + 1e-5 |w|^2`` over the steps that were taken; the value after the last
     step is zero.
     """
     observations, taken = trajectories.observations, trajectories.mask
@@ -123,7 +123,7 @@ def _solved(matrix: Float64, target: Float64) -> Float64:
     return np.linalg.solve(matrix, target).astype(np.float64)
 
 
-def generalised_advantages(
+def generalized_advantages(
     rewards: Float64, values: Values, lengths: NDArray[np.integer], settings: AdvantageSettings
 ) -> Float64:
     """GAE (K, T) of ``rewards`` (K, T), zero after an episode's end, and ``lengths`` (K,) in steps.
@@ -141,7 +141,7 @@ def generalised_advantages(
 def advantages(trajectories: Trajectories, settings: AdvantageSettings) -> NDArray[np.float32]:
     """Advantages (K, T) of one task and phase, zero after an episode's end.
 
-    With ``normalise`` they have mean 0 and standard deviation 1 over the steps taken.
+    With ``normalize`` they have mean 0 and standard deviation 1 over the steps taken.
     """
     rewards = np.where(trajectories.mask, trajectories.rewards.astype(np.float64), 0.0)
     if settings.baseline == "zero":
@@ -151,10 +151,10 @@ def advantages(trajectories: Trajectories, settings: AdvantageSettings) -> NDArr
     else:
         values = fitted_values(trajectories, rewards, settings.discount)
     lengths = trajectories.mask.sum(axis=1)
-    result: Float64 = generalised_advantages(rewards, values, lengths, settings)
+    result: Float64 = generalized_advantages(rewards, values, lengths, settings)
     result = np.where(trajectories.mask, result, 0.0)
-    if settings.normalise:
+    if settings.normalize:
         taken = result[trajectories.mask]
-        centred = (result - taken.mean()) / (taken.std() + 1e-8)
-        result = np.where(trajectories.mask, centred, 0.0)
+        centered = (result - taken.mean()) / (taken.std() + 1e-8)
+        result = np.where(trajectories.mask, centered, 0.0)
     return result.astype(np.float32)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from maml_ray.common.normalisation import RunningStatistics
+from maml_ray.common.normalization import RunningStatistics
 from maml_ray.tasks.task import Task
 
 Float32 = NDArray[np.float32]

@@ -37,7 +37,7 @@ class Protocol:
         seed: of all the randomness.
         inner_rate: in place of the run's inner learning rate.
         beside: run folders whose policies are judged alike, for comparison.
-        untrained: whether the randomly initialised policy is, too.
+        untrained: whether the randomly initialized policy is, too.
         checkpoint: of the run: newest, best, or its number.
         video: whether one is recorded.
         video_path: where, if not in the run folder.

@@ -77,5 +77,5 @@ class FollowedRun:
             return None
         fetched: PolicyParameters = ray.get(snapshot.parameters[0], timeout=ANSWER_S)
         settings, spec = self._described
-        agent = Agent(settings, spec, dict(fetched.values), fetched.normaliser)
+        agent = Agent(settings, spec, dict(fetched.values), fetched.normalizer)
         return Followed(snapshot.version, agent)

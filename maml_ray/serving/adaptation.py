@@ -108,7 +108,7 @@ def _figures(before: Agent, after: Agent, support: Trajectories) -> InnerFigures
         before.parameters,
         after.parameters,
         support,
-        before.normaliser,
+        before.normalizer,
     )
 
 

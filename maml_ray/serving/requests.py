@@ -189,8 +189,8 @@ def support_of(body: SupportBody, agent: Agent) -> Trajectories:
 def own_log_probs(agent: Agent, trajectories: Trajectories) -> NDArray[np.float32]:
     """Log-probabilities (K, T) of the actions under ``agent``; zero after an episode's end."""
     observations = trajectories.observations
-    if agent.normaliser is not None:
-        observations = agent.normaliser(observations)
+    if agent.normalizer is not None:
+        observations = agent.normalizer(observations)
     with torch.no_grad():
         policy = distribution(
             agent.spec, to_torch(agent.parameters), torch.from_numpy(observations)

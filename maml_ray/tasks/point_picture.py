@@ -32,7 +32,7 @@ def _disc(
     picture: NDArray[np.uint8],
     place: NDArray[np.float64],
     radius: float,
-    colour: tuple[int, int, int],
+    color: tuple[int, int, int],
 ) -> None:
     """A disc at ``place`` (2,), where -1 and 1 are the picture's edges and y goes up."""
     x, y = (SIZE - 1) * (1.0 + place[0]) / 2.0, (SIZE - 1) * (1.0 - place[1]) / 2.0
@@ -40,4 +40,4 @@ def _disc(
     part = picture[top : int(y + radius) + 2, left : int(x + radius) + 2]
     rows = np.arange(top, top + part.shape[0])[:, None] - y
     columns = np.arange(left, left + part.shape[1])[None, :] - x
-    part[rows**2 + columns**2 <= radius**2] = colour
+    part[rows**2 + columns**2 <= radius**2] = color

@@ -1,7 +1,7 @@
 """How close the learner's meta-update comes to the arithmetic that it is made of.
 
 The floor is the time that the matrix products of an update take if each runs as fast as a large
-one on the same threads, timed in turns with the updates: what activations, losses, the optimiser
+one on the same threads, timed in turns with the updates: what activations, losses, the optimizer
 and everything between cost is on top of it.
 """
 

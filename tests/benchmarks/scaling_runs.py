@@ -99,7 +99,7 @@ def settings_for(actors: int, iterations: int, *, overlap: bool = False) -> Sett
                 "options": {"phase_s": PHASE_S},
                 "horizon": STEPS,
             },
-            "policy": {"hidden_sizes": [HIDDEN], "normalise_observations": False},
+            "policy": {"hidden_sizes": [HIDDEN], "normalize_observations": False},
             "advantages": {"baseline": "zero"},
             "meta_batch": {"tasks": actors, "episodes": EPISODES, "overlap": overlap},
             "outer": {"epochs": 1, "tasks_per_minibatch": None, "diagnose_every": None},

@@ -47,7 +47,7 @@ class Scales:
             self._processes[f"{child.cmdline()[0].split(':')[2]} {child.pid}"] = child
 
     def on_iteration(self, record: IterationRecord) -> None:
-        # Without the pages of files, which are shared or not as neighbours come and go; and without
+        # Without the pages of files, which are shared or not as neighbors come and go; and without
         # the object store, which is weighed apart.
         told = {name: process.memory_info() for name, process in self._processes.items()}
         weights = {name: (seen.rss - seen.shared) / MIB for name, seen in told.items()}

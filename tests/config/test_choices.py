@@ -66,7 +66,7 @@ def arms(**sections: dict[str, Any]) -> Settings:
         {
             "run": {"iterations": 16},
             "task": {"name": f"{__name__}:ArmTasks", "horizon": 5},
-            "policy": {"hidden_sizes": [8], "normalise_observations": False},
+            "policy": {"hidden_sizes": [8], "normalize_observations": False},
             "meta_batch": {"tasks": 10, "episodes": 6},
             "advantages": {"gae_lambda": 0.0, "discount": 0.0},
             "inner": {"learning_rate": 1.0, **sections.get("inner", {})},

@@ -169,7 +169,7 @@ def test_a_batch_is_seeded_apart_without_a_seed() -> None:
     env.close()
 
 
-def test_a_simulation_does_not_depend_on_its_neighbours() -> None:
+def test_a_simulation_does_not_depend_on_its_neighbors() -> None:
     alone, together = HalfCheetahBackwardVector(1), HalfCheetahBackwardVector(4)
     seeds: list[int | None] = [1, 2, 3, 4]
     together.reset(seed=seeds)

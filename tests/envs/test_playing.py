@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import VectorWrapper
 
-from maml_ray.common.normalisation import Normaliser
+from maml_ray.common.normalization import Normalizer
 from maml_ray.config.settings import PolicySettings, TaskSettings
 from maml_ray.envs.vector_env import Transition
 from maml_ray.policies.numpy_policy import NumpyPolicy
@@ -50,10 +50,10 @@ def policy_for(env: Any, scale: float) -> NumpyPolicy:
     spec = PolicySpec.from_spaces(settings, env.single_observation_space, env.single_action_space)
     parameters = initial_parameters(spec, np.random.default_rng(0))
     rng = np.random.default_rng(1)
-    normaliser = Normaliser(
+    normalizer = Normalizer(
         rng.standard_normal(17).astype(np.float32), rng.uniform(0.5, 2.0, 17).astype(np.float32)
     )
-    return NumpyPolicy(spec, parameters, normaliser)
+    return NumpyPolicy(spec, parameters, normalizer)
 
 
 @pytest.mark.parametrize("explore", [True, False])

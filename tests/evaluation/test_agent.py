@@ -18,7 +18,7 @@ from tests.oracles import naive as oracles
 def fresh_agent(settings: Settings) -> Agent:
     spec = policy_spec(settings)
     published = MetaLearner(settings, spec).publish()
-    return Agent(settings, spec, dict(published.values), published.normaliser)
+    return Agent(settings, spec, dict(published.values), published.normalizer)
 
 
 @pytest.fixture

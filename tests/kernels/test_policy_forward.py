@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from maml_ray.common.normalisation import Normaliser
+from maml_ray.common.normalization import Normalizer
 from maml_ray.kernels.policy_forward import Perceptron, evaluate
 
 Layers = list[tuple[NDArray[np.float32], NDArray[np.float32]]]
@@ -46,18 +46,18 @@ def in_float64(layers: Layers, relu: bool, observations: NDArray[Any]) -> NDArra
     return hidden
 
 
-@given(network=networks, rows=st.integers(1, 7), normalised=st.booleans())
-def test_outputs_are_those_of_numpy(network: Any, rows: int, normalised: bool) -> None:
+@given(network=networks, rows=st.integers(1, 7), normalized=st.booleans())
+def test_outputs_are_those_of_numpy(network: Any, rows: int, normalized: bool) -> None:
     rng = np.random.default_rng(network["seed"])
     sizes, relu = network["sizes"], network["relu"]
     layers, observations = layers_of(sizes, rng), 3.0 * numbers(rng, rows, sizes[0])
-    normaliser = None
+    normalizer = None
     seen = observations.astype(np.float64)
-    if normalised:  # 3 * 5 is beyond the limit often enough
+    if normalized:  # 3 * 5 is beyond the limit often enough
         scale = np.float32(5.0) * np.abs(numbers(rng, sizes[0]))
-        normaliser = Normaliser(numbers(rng, sizes[0]), scale)
-        seen = np.clip((seen - normaliser.mean) * normaliser.scale, -10.0, 10.0)
-    found = Perceptron.of(layers, relu, normaliser).outputs(observations)
+        normalizer = Normalizer(numbers(rng, sizes[0]), scale)
+        seen = np.clip((seen - normalizer.mean) * normalizer.scale, -10.0, 10.0)
+    found = Perceptron.of(layers, relu, normalizer).outputs(observations)
     assert found.dtype == np.float32
     assert found.shape == (rows, sizes[-1])
     np.testing.assert_allclose(found, in_float64(layers, relu, seen), rtol=2e-5, atol=2e-5)
@@ -73,24 +73,24 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(network: Any, rows: int, da
     np.testing.assert_array_equal(perceptron.outputs(observations[chosen]), every[chosen])
 
 
-def test_a_normaliser_clips_and_without_one_nothing_does() -> None:
+def test_a_normalizer_clips_and_without_one_nothing_does() -> None:
     identity = [(np.eye(3, dtype=np.float32), np.zeros(3, np.float32))]
     observations = np.array([1000.0, -1000.0, 1.5], np.float32)
-    normaliser = Normaliser(np.full(3, 0.5, np.float32), np.full(3, 2.0, np.float32))
-    found = Perceptron.of(identity, False, normaliser).outputs(observations)
+    normalizer = Normalizer(np.full(3, 0.5, np.float32), np.full(3, 2.0, np.float32))
+    found = Perceptron.of(identity, False, normalizer).outputs(observations)
     np.testing.assert_array_equal(found, [10.0, -10.0, 2.0])
     found = Perceptron.of(identity, False, None).outputs(observations)
     np.testing.assert_array_equal(found, observations)
 
 
 @pytest.mark.parametrize("relu", [True, False])
-@pytest.mark.parametrize("normalised", [True, False])
+@pytest.mark.parametrize("normalized", [True, False])
 def test_an_observation_that_is_no_number_spoils_its_own_row_alone(
-    relu: bool, normalised: bool
+    relu: bool, normalized: bool
 ) -> None:
     rng = np.random.default_rng(0)
-    normaliser = Normaliser(numbers(rng, 5), np.ones(5, np.float32)) if normalised else None
-    perceptron = Perceptron.of(layers_of((5, 9, 9, 3), rng), relu, normaliser)
+    normalizer = Normalizer(numbers(rng, 5), np.ones(5, np.float32)) if normalized else None
+    perceptron = Perceptron.of(layers_of((5, 9, 9, 3), rng), relu, normalizer)
     observations = numbers(rng, 5, 5)
     sound = perceptron.outputs(observations)
     observations[[1, 4], 2] = np.nan

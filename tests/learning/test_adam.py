@@ -14,15 +14,15 @@ def test_it_is_pytorchs(scale: float) -> None:
     theta = torch.randn(50, generator=rng, dtype=torch.float64)
     moments = Moments(0, torch.zeros_like(theta), torch.zeros_like(theta))
     theirs = theta.clone().requires_grad_()
-    optimiser = torch.optim.Adam([theirs])
+    optimizer = torch.optim.Adam([theirs])
     for step in range(30):
         gradient = scale * torch.randn(50, generator=rng, dtype=torch.float64)
         rate = 0.1 / (1 + step)
         theta, moments = adam_step(theta, gradient, moments, rate)
-        optimiser.param_groups[0]["lr"], theirs.grad = rate, gradient
-        optimiser.step()
+        optimizer.param_groups[0]["lr"], theirs.grad = rate, gradient
+        optimizer.step()
         torch.testing.assert_close(theta, theirs.detach(), rtol=1e-12, atol=1e-13)
-    kept = optimiser.state[theirs]
+    kept = optimizer.state[theirs]
     assert moments.steps == int(kept["step"])
     torch.testing.assert_close(moments.first, kept["exp_avg"])
     torch.testing.assert_close(moments.second, kept["exp_avg_sq"])

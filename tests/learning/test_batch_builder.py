@@ -17,7 +17,7 @@ from tests.learning_runs import Run, change, same_state, without_time
 @pytest.fixture
 def run(small_settings: Settings) -> Run:
     run = Run(small_settings)
-    run.learner.update(run.collect())  # so that observations are normalised
+    run.learner.update(run.collect())  # so that observations are normalized
     return run
 
 
@@ -115,7 +115,7 @@ def test_a_broken_task_that_was_taken_has_the_update_skipped_as_ever(run: Run) -
 def test_by_way_of_memory_that_a_device_can_read_the_meta_batch_is_the_same(run: Run) -> None:
     """As a GPU gets it, but for the device."""
     rollouts, published = run.collect(), run.learner.publish()
-    told = (run.settings, run.learner.spec, run.learner.parameters, published.normaliser)
+    told = (run.settings, run.learner.spec, run.learner.parameters, published.normalizer)
     staged = Assembly(*told, staged=True)
     staged.take(rollouts[2])
     found, direct = staged.finished(rollouts), run.learner.prepare(rollouts)

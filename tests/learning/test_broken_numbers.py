@@ -174,12 +174,12 @@ def assert_only_counters_moved(before: LearnerState, after: LearnerState) -> Non
     moments = ("first_moments", "second_moments")
     for one, other in (
         (before.parameters, after.parameters),
-        *((getattr(before.optimiser, n), getattr(after.optimiser, n)) for n in moments),
+        *((getattr(before.optimizer, n), getattr(after.optimizer, n)) for n in moments),
     ):
         assert set(one) == set(other)
         for name in one:
             np.testing.assert_array_equal(one[name], other[name])
-    assert before.optimiser.steps == after.optimiser.steps
+    assert before.optimizer.steps == after.optimizer.steps
 
 
 OUTER = pytest.mark.parametrize("objective", ["ppo", "trpo", "reinforce"])

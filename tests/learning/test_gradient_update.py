@@ -80,7 +80,7 @@ def test_minibatches_are_shuffled_anew_by_each_version() -> None:
 def test_minibatches_take_as_many_steps(small_settings: Settings) -> None:
     run = Run(change(small_settings, "outer", tasks_per_minibatch=2, epochs=3))
     run.learner.update(run.collect())
-    assert run.learner.state().optimiser.steps == 2 * 3
+    assert run.learner.state().optimizer.steps == 2 * 3
 
 
 def test_one_step_is_adam_on_the_meta_gradient(small_settings: Settings) -> None:
@@ -109,7 +109,7 @@ def test_gradients_are_clipped_to_their_norm(small_settings: Settings) -> None:
     clipped = Run(change(small_settings, "outer", epochs=1, max_gradient_norm=limit))
     assert clipped.learner.update(rollouts).gradient_norm == pytest.approx(norm)  # before clipping
     # Adam's first moment after one step is a tenth of the gradient that it was given.
-    moments = clipped.learner.state().optimiser.first_moments
+    moments = clipped.learner.state().optimizer.first_moments
     given = 10 * np.sqrt(sum(float(np.sum(np.square(value))) for value in moments.values()))
     assert given == pytest.approx(limit, rel=1e-4)
     loose = Run(change(small_settings, "outer", epochs=1, max_gradient_norm=4 * norm))
@@ -250,7 +250,7 @@ def test_the_state_of_adam_is_that_of_its_own_steps(small_settings: Settings) ->
         lambda t: meta_loss(MetaObjective(run.settings, spec, "second"), t, batch)[0], before
     )
     run.learner.update(rollouts)
-    state = run.learner.state().optimiser
+    state = run.learner.state().optimizer
     assert state.steps == 1
     for name, slope in gradient.items():
         np.testing.assert_allclose(state.first_moments[name], 0.1 * slope, rtol=1e-3, atol=1e-7)

@@ -91,8 +91,8 @@ def test_changing_the_query_data_changes_the_update(run: Run) -> None:
     assert not same(run.learner.publish().values, other.learner.publish().values)
 
 
-def test_observations_seen_normalise_the_next_version_and_no_sooner(run: Run) -> None:
-    first = run.learner.publish().normaliser
+def test_observations_seen_normalize_the_next_version_and_no_sooner(run: Run) -> None:
+    first = run.learner.publish().normalizer
     assert first is not None
     assert (first.mean == 0).all()
     assert (first.scale == 1).all()
@@ -101,17 +101,17 @@ def test_observations_seen_normalise_the_next_version_and_no_sooner(run: Run) ->
     seen = np.concatenate(
         [phase.observations.reshape(-1, 17) for t in rollouts for phase in (*t.support, t.query)]
     )
-    second = run.learner.publish().normaliser
+    second = run.learner.publish().normalizer
     assert second is not None
     np.testing.assert_allclose(second.mean, seen.mean(axis=0), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(second.scale, 1 / seen.std(axis=0), rtol=1e-4)
 
 
 def test_observations_are_left_alone_where_the_policy_wants_it(small_settings: Settings) -> None:
-    run = Run(change(small_settings, "policy", normalise_observations=False))
+    run = Run(change(small_settings, "policy", normalize_observations=False))
     for _ in range(2):
         assert run.learner.update(run.collect()).collector_ratio_error < 1e-4
-        assert run.learner.publish().normaliser is None
+        assert run.learner.publish().normalizer is None
 
 
 def test_the_order_of_arrival_does_not_matter(run: Run) -> None:
@@ -152,13 +152,13 @@ def test_a_state_is_a_copy(run: Run) -> None:
     run.learner.update(run.collect())
     state = run.learner.state()
     saved = {name: value.copy() for name, value in state.parameters.items()}
-    moments = {name: value.copy() for name, value in state.optimiser.first_moments.items()}
+    moments = {name: value.copy() for name, value in state.optimizer.first_moments.items()}
     other = Run(run.settings)
     other.learner.load(state)
     other.learner.update(other.collect())
     run.learner.update(run.collect())
     assert same(state.parameters, saved)
-    assert same(state.optimiser.first_moments, moments)
+    assert same(state.optimizer.first_moments, moments)
 
 
 def test_a_fresh_state_can_be_loaded(run: Run) -> None:
@@ -166,7 +166,7 @@ def test_a_fresh_state_can_be_loaded(run: Run) -> None:
     fresh = MetaLearner(run.settings, run.learner.spec)
     run.learner.load(fresh.state())
     assert same_state(run.learner.state(), fresh.state())
-    assert run.learner.state().optimiser.steps == 0
+    assert run.learner.state().optimizer.steps == 0
 
 
 def test_the_state_of_another_policy_is_refused(run: Run) -> None:

@@ -66,16 +66,16 @@ def test_rollouts_that_were_not_asked_for_are_refused(run: Run, mistake: Any, me
 
 
 def test_samples_are_the_tasks_in_their_order_and_the_phases_in_theirs(run: Run) -> None:
-    run.learner.update(run.collect())  # so that observations are normalised
-    rollouts, normaliser = run.collect(), run.learner.publish().normaliser
-    assert normaliser is not None
+    run.learner.update(run.collect())  # so that observations are normalized
+    rollouts, normalizer = run.collect(), run.learner.publish().normalizer
+    assert normalizer is not None
     batch = run.learner.prepare(rollouts)
     assert batch.query.log_probs.shape == (3, 2, 20)
     for index, task in enumerate(rollouts):
         pairs = zip((*batch.support, batch.query), (*task.support, task.query), strict=True)
         for samples, phase in pairs:
             np.testing.assert_array_equal(
-                samples.observations[index].numpy(), normaliser(phase.observations).reshape(40, 17)
+                samples.observations[index].numpy(), normalizer(phase.observations).reshape(40, 17)
             )
             np.testing.assert_array_equal(
                 samples.actions[index].numpy(), phase.actions.reshape(40, 6)

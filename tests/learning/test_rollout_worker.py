@@ -14,7 +14,7 @@ import torch
 from maml_ray.backends.collectors import policies_at
 from maml_ray.backends.inner_step import adapt_policy
 from maml_ray.backends.tensor_tree import mapped
-from maml_ray.common.normalisation import Normaliser
+from maml_ray.common.normalization import Normalizer
 from maml_ray.config.settings import Settings, SettingsError, validate_settings
 from maml_ray.kernels import inner_step
 from maml_ray.learning.rollout_worker import Assignment, RolloutWorker, policy_spec, sample_tasks
@@ -59,8 +59,8 @@ def parameters_of(settings: Settings, version: int = 4) -> PolicyParameters:
     spec = policy_spec(settings)
     values = initial_parameters(spec, np.random.default_rng(0))
     size = (spec.observation_size,)
-    normaliser = Normaliser(np.full(size, 0.3, np.float32), np.full(size, 0.5, np.float32))
-    return PolicyParameters(version, values, normaliser)
+    normalizer = Normalizer(np.full(size, 0.3, np.float32), np.full(size, 0.5, np.float32))
+    return PolicyParameters(version, values, normalizer)
 
 
 def assignment(iteration: int = 4, task_index: int = 1, task: Task = TASK) -> Assignment:
@@ -153,8 +153,8 @@ def test_adapting_changes_neither_parameters_nor_data(worker: RolloutWorker) -> 
     before = {name: value.copy() for name, value in published.values.items()}
     support = rollouts.support[0]
     saved = [getattr(support, name).copy() for name in ARRAYS]
-    values, normaliser = published.values, published.normaliser
-    adapted = adapt_policy(worker.settings, worker.spec, values, support, normaliser)
+    values, normalizer = published.values, published.normalizer
+    adapted = adapt_policy(worker.settings, worker.spec, values, support, normalizer)
     for name, value in values.items():
         np.testing.assert_array_equal(value, before[name])
         assert not np.shares_memory(adapted[name], value)
@@ -170,7 +170,7 @@ def test_adapting_to_what_ray_delivers_compiles_nothing_more(worker: RolloutWork
     kinds = len(loop.signatures)
     for name in ARRAYS:
         getattr(support, name).flags.writeable = False
-    adapt_policy(worker.settings, worker.spec, published.values, support, published.normaliser)
+    adapt_policy(worker.settings, worker.spec, published.values, support, published.normalizer)
     assert len(loop.signatures) == kinds > 0
 
 

@@ -13,7 +13,7 @@ from torch.distributions import kl_divergence as torch_kl
 from maml_ray.backends.dispatch import meta_gradient
 from maml_ray.config.settings import Settings, SettingsError, TrustRegionSettings, validate_settings
 from maml_ray.learning.learner import MetaLearner
-from maml_ray.learning.off_policy import recentred
+from maml_ray.learning.off_policy import recentered
 from maml_ray.learning.staleness import checkpoints_to_keep, collecting_version
 from maml_ray.maml.distributions import Gaussian
 from maml_ray.maml.meta_objective import MetaBatch, MetaObjective
@@ -100,7 +100,7 @@ def test_versions_parameters_and_staleness(small_settings: Settings) -> None:
     next_with = run.learner.collecting()
     assert next_with.version == 3
     assert same(next_with.values, published[3].values)
-    assert same(vars(next_with.normaliser), vars(published[3].normaliser))
+    assert same(vars(next_with.normalizer), vars(published[3].normalizer))
     assert run.learner.publish().version == 4
 
 
@@ -118,15 +118,15 @@ def test_rollouts_of_another_version_than_was_asked_for_are_refused(run: Run, ve
         run.learner.update(rollouts)
 
 
-def test_observations_are_normalised_as_they_were_when_they_were_seen(run: Run) -> None:
-    rollouts, normaliser = run.collect(), run.learner.collecting().normaliser
-    assert normaliser is not None
-    assert not same(vars(normaliser), vars(run.learner.publish().normaliser))
+def test_observations_are_normalized_as_they_were_when_they_were_seen(run: Run) -> None:
+    rollouts, normalizer = run.collect(), run.learner.collecting().normalizer
+    assert normalizer is not None
+    assert not same(vars(normalizer), vars(run.learner.publish().normalizer))
     batch = run.learner.prepare(rollouts)
     for found, phase in ((batch.support[0], "support"), (batch.query, "query")):
         for index, task in enumerate(rollouts):
             seen = task.support[0] if phase == "support" else task.query
-            expected = normaliser(seen.observations).reshape(-1, seen.observations.shape[-1])
+            expected = normalizer(seen.observations).reshape(-1, seen.observations.shape[-1])
             np.testing.assert_array_equal(found.observations[index].numpy(), expected)
 
 
@@ -197,7 +197,7 @@ def test_the_gradient_of_stale_data_is_the_references(
         name: value + moved * torch.randn(value.shape, generator=draw, dtype=value.dtype)
         for name, value in today.items()
     }
-    seen = recentred(settings, spec, today, batch)
+    seen = recentered(settings, spec, today, batch)
     _, told, found = meta_gradient(MetaObjective(settings, spec, "second"), theta, seen)
     expected = oracles.gradient(lambda at: decoupled(run, batch, at), theta)
     assert oracles.relative_error(found, expected) < 1e-5  # the batch is of float32
@@ -264,12 +264,12 @@ def test_an_update_that_is_skipped_leaves_the_versions_in_step(run: Run) -> None
     assert run.learner.update(run.collect()).skipped is None
 
 
-@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("at", [1, 2, 3])
 def test_a_learner_loaded_goes_on_as_one_never_interrupted(
-    small_settings: Settings, at: int, normalise: bool
+    small_settings: Settings, at: int, normalize: bool
 ) -> None:
-    settings = overlapped(change(small_settings, "policy", normalise_observations=normalise))
+    settings = overlapped(change(small_settings, "policy", normalize_observations=normalize))
     whole, first, second = Run(settings), Run(settings), Run(settings)
     for _ in range(4):
         expected = whole.learner.update(whole.collect())

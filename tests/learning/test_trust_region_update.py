@@ -14,7 +14,7 @@ from torch import Tensor
 from maml_ray.backends.dispatch import meta_gradient, meta_value
 from maml_ray.config.settings import Settings, TrustRegionSettings
 from maml_ray.learning import trust_region
-from maml_ray.learning.state import OptimiserState
+from maml_ray.learning.state import OptimizerState
 from maml_ray.maml.meta_objective import Diagnostics, MetaBatch, MetaObjective
 from maml_ray.policies.spec import LOG_STD
 from maml_ray.rollouts.trajectories import TaskRollouts
@@ -190,7 +190,7 @@ def with_query_rewards(
 @pytest.mark.filterwarnings("ignore:invalid value")
 def test_data_that_say_nothing_move_nothing(small_settings: Settings, value: float) -> None:
     """No advantage at all, or numbers that are none."""
-    settings = change(small_settings, "advantages", normalise=False, baseline="zero")
+    settings = change(small_settings, "advantages", normalize=False, baseline="zero")
     run = Run(by_trust_region(settings))
     before = run.learner.publish().values
     metrics = run.learner.update(with_query_rewards(run.settings, run.collect(), value))
@@ -214,4 +214,4 @@ def test_it_remembers_nothing_and_asks_for_no_epochs(small_settings: Settings) -
     one.learner.update(rollouts)
     other.learner.update(rollouts)
     assert same(one.learner.publish().values, other.learner.publish().values)
-    assert one.learner.state().optimiser == OptimiserState(0, {}, {})
+    assert one.learner.state().optimizer == OptimizerState(0, {}, {})

@@ -335,7 +335,7 @@ def test_the_fisher_product_is_the_hessian_of_the_divergence(kind: str) -> None:
     draw = random_gaussian if kind == "gaussian" else random_categorical
     policy, weights = draw(rng, 4, 3), torch.from_numpy(rng.random(4))
     change = type(policy)(*(torch.from_numpy(rng.standard_normal(p.shape)) for p in policy))
-    if isinstance(change, Categorical):  # what normalised log-probabilities can do
+    if isinstance(change, Categorical):  # what normalized log-probabilities can do
         probabilities = policy.log_probs.exp()  # type: ignore[union-attr]
         mean = (probabilities * change.log_probs).sum(-1, keepdim=True)
         change = Categorical(change.log_probs - mean)

@@ -12,12 +12,12 @@ Parameters = dict[str, Tensor]
 RATE = 0.3
 
 
-def quadratic(centre: float) -> Callable[[Parameters], tuple[Tensor, Tensor]]:
-    """``1/2 |theta - c|^2`` over all parameters, and its centre beside it."""
+def quadratic(center: float) -> Callable[[Parameters], tuple[Tensor, Tensor]]:
+    """``1/2 |theta - c|^2`` over all parameters, and its center beside it."""
 
     def loss(theta: Parameters) -> tuple[Tensor, Tensor]:
-        squares = torch.stack([((value - centre) ** 2).sum() for value in theta.values()])
-        return 0.5 * squares.sum(), torch.tensor(centre)
+        squares = torch.stack([((value - center) ** 2).sum() for value in theta.values()])
+        return 0.5 * squares.sum(), torch.tensor(center)
 
     return loss
 
@@ -32,14 +32,14 @@ def start() -> Parameters:
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize(("order", "factor"), [("second", 2), ("first", 1)])
 def test_meta_gradient_of_a_quadratic_in_closed_form(steps: int, order: Order, factor: int) -> None:
-    theta, centre = start(), 0.7
-    adapted, _ = adapt(theta, [quadratic(centre)] * steps, RATE, order=order)
-    loss, _ = quadratic(centre)(adapted)
+    theta, center = start(), 0.7
+    adapted, _ = adapt(theta, [quadratic(center)] * steps, RATE, order=order)
+    loss, _ = quadratic(center)(adapted)
     loss.backward()
     for name, value in theta.items():
-        moved = centre + (1 - RATE) ** steps * (value.detach() - centre)
+        moved = center + (1 - RATE) ** steps * (value.detach() - center)
         torch.testing.assert_close(adapted[name].detach(), moved)
-        expected = (1 - RATE) ** (factor * steps) * (value.detach() - centre)
+        expected = (1 - RATE) ** (factor * steps) * (value.detach() - center)
         torch.testing.assert_close(value.grad, expected)
 
 

@@ -120,9 +120,9 @@ def test_the_inner_kl_penalty_is_added_to_the_loss() -> None:
         plain, diagnostics = meta_loss(
             MetaObjective(without, GAUSSIAN, "second"), parameters, batch
         )
-        penalised, _ = meta_loss(MetaObjective(with_it, GAUSSIAN, "second"), parameters, batch)
+        penalized, _ = meta_loss(MetaObjective(with_it, GAUSSIAN, "second"), parameters, batch)
         assert float(diagnostics.inner_kl) > 1e-4
-        torch.testing.assert_close(penalised - plain, 0.5 * diagnostics.inner_kl * added)
+        torch.testing.assert_close(penalized - plain, 0.5 * diagnostics.inner_kl * added)
 
 
 @pytest.mark.parametrize("outer", OUTER)

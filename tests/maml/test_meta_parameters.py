@@ -138,9 +138,9 @@ def test_the_learners_adapted_policies_are_the_actors_with_learned_rates(
     rollouts = run.collect()
     batch = run.learner.prepare(rollouts)
     for index, task in enumerate(meta_oracles.tasks_of(batch)):
-        theta, normaliser = run.learner.publish().values, run.learner.publish().normaliser
+        theta, normalizer = run.learner.publish().values, run.learner.publish().normalizer
         for support in rollouts[index].support:
-            theta = adapt_policy(settings, run.learner.spec, theta, support, normaliser)
+            theta = adapt_policy(settings, run.learner.spec, theta, support, normalizer)
         expected, _ = meta_oracles.adapted(settings, run.learner.spec, published, task)
         found = policy_part(to_torch(theta))
         assert oracles.relative_error(found, expected) < 1e-5
@@ -174,9 +174,9 @@ def test_an_agent_adapts_with_the_learned_rates(small_settings: Settings) -> Non
     run = Run(change(learned(small_settings), "outer", learning_rate=0.1))
     run.learner.update(run.collect())
     published = run.learner.publish()
-    agent = Agent(run.settings, run.learner.spec, dict(published.values), published.normaliser)
+    agent = Agent(run.settings, run.learner.spec, dict(published.values), published.normalizer)
     support = agent.collect(episodes=2, seed=1)
     expected = adapt_policy(
-        run.settings, run.learner.spec, published.values, support, published.normaliser
+        run.settings, run.learner.spec, published.values, support, published.normalizer
     )
     assert same(agent.adapt(support).parameters, expected)

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from maml_ray.common.errors import RunFolderError
-from maml_ray.common.normalisation import Normaliser, RunningStatistics
-from maml_ray.learning.state import LearnerState, OptimiserState
+from maml_ray.common.normalization import Normalizer, RunningStatistics
+from maml_ray.learning.state import LearnerState, OptimizerState
 from maml_ray.persistence.checkpoint_format import (
     BrokenCheckpoint,
     Checkpoint,
@@ -47,21 +47,21 @@ def checkpoint(iteration: int, spec: PolicySpec = SPEC) -> Checkpoint:
         }
 
     seen = RunningStatistics(1e3, rng.standard_normal(3), rng.random(3))
-    moved = OptimiserState(8 * iteration, arrays(), arrays())
+    moved = OptimizerState(8 * iteration, arrays(), arrays())
     state = LearnerState(iteration, arrays(), moved, seen)
     return Checkpoint(iteration, 1000 * iteration, 1.5 * iteration, spec, state)
 
 
 def dictionaries(point: Checkpoint) -> list[NumpyParameters]:
     state = point.learner
-    return [state.parameters, state.optimiser.first_moments, state.optimiser.second_moments]
+    return [state.parameters, state.optimizer.first_moments, state.optimizer.second_moments]
 
 
 def assert_equal(one: Checkpoint, other: Checkpoint) -> None:
     counters = ("iteration", "total_env_steps", "elapsed_s", "spec")
     assert [getattr(one, name) for name in counters] == [getattr(other, name) for name in counters]
     assert one.learner.version == other.learner.version
-    assert one.learner.optimiser.steps == other.learner.optimiser.steps
+    assert one.learner.optimizer.steps == other.learner.optimizer.steps
     assert one.learner.observations.count == other.learner.observations.count
     for name in ("mean", "squares"):
         found, wanted = (getattr(point.learner.observations, name) for point in (one, other))
@@ -90,12 +90,12 @@ def manifest_of(point: Checkpoint) -> dict[str, Any]:
     return manifest
 
 
-@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("normalize", [True, False])
 def test_what_the_next_meta_batch_is_collected_with_is_kept_to_the_last_bit(
-    storage: LocalStorage, normalise: bool
+    storage: LocalStorage, normalize: bool
 ) -> None:
     before, seen = checkpoint(6).learner, checkpoint(6).learner.observations
-    behind = PolicyParameters(6, before.parameters, seen.normaliser() if normalise else None)
+    behind = PolicyParameters(6, before.parameters, seen.normalizer() if normalize else None)
     point = replace(checkpoint(7), learner=replace(checkpoint(7).learner, behind=behind))
     loaded = load_checkpoint(storage, save_checkpoint(storage, point, keep=3))
     assert_equal(loaded, point)
@@ -105,12 +105,12 @@ def test_what_the_next_meta_batch_is_collected_with_is_kept_to_the_last_bit(
     assert set(found.values) == set(behind.values)
     for name, value in behind.values.items():
         np.testing.assert_array_equal(found.values[name], value)
-    if behind.normaliser is None:
-        assert found.normaliser is None
+    if behind.normalizer is None:
+        assert found.normalizer is None
         return
-    assert isinstance(found.normaliser, Normaliser)
-    for name, constant in vars(behind.normaliser).items():
-        np.testing.assert_array_equal(getattr(found.normaliser, name), constant)
+    assert isinstance(found.normalizer, Normalizer)
+    for name, constant in vars(behind.normalizer).items():
+        np.testing.assert_array_equal(getattr(found.normalizer, name), constant)
     assert manifest_of(point)["format"] == 3  # what reads only 2 would collect with others
 
 
@@ -142,11 +142,11 @@ def test_what_kind_of_policy_it_is_is_kept(storage: LocalStorage) -> None:
         assert_equal(load_checkpoint(storage, name), checkpoint(iteration, spec))
 
 
-def test_an_optimiser_that_remembers_nothing_is_saved(storage: LocalStorage) -> None:
+def test_an_optimizer_that_remembers_nothing_is_saved(storage: LocalStorage) -> None:
     full = checkpoint(3)
-    state = replace(full.learner, optimiser=OptimiserState(0, {}, {}))
+    state = replace(full.learner, optimizer=OptimizerState(0, {}, {}))
     name = save_checkpoint(storage, replace(full, learner=state), keep=1)
-    assert load_checkpoint(storage, name).learner.optimiser == OptimiserState(0, {}, {})
+    assert load_checkpoint(storage, name).learner.optimizer == OptimizerState(0, {}, {})
 
 
 def test_the_parameters_are_a_plain_safetensors_file(storage: LocalStorage) -> None:
@@ -256,7 +256,7 @@ FILES = ["manifest.json", "parameters.safetensors", "learner.safetensors"]
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("harm", ["missing", "folder", "empty"])
-def test_a_harmed_checkpoint_is_recognised_and_the_one_before_it_used(
+def test_a_harmed_checkpoint_is_recognized_and_the_one_before_it_used(
     storage: LocalStorage, name: str, harm: str
 ) -> None:
     save_checkpoint(storage, checkpoint(1), keep=3)

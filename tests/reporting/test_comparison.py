@@ -19,7 +19,7 @@ from maml_ray.reporting.comparison import (
     comparison_figure,
     grouped,
     read_runs,
-    summarise,
+    summarize,
     write_comparison,
 )
 from tests.reporting.conftest import MakeRecord
@@ -92,7 +92,7 @@ def test_a_folder_of_runs_stands_for_them_all(make_run: MakeRun) -> None:
 
 def test_a_summary_is_of_the_evaluations_where_every_seed_has_one(make_run: MakeRun) -> None:
     paths = [make_run(f"x-{seed}", f"run.seed={seed}", evaluated=10.0 * seed) for seed in range(3)]
-    summary = summarise(grouped(read_runs(paths))[0])
+    summary = summarize(grouped(read_runs(paths))[0])
     assert summary.evaluated
     assert (summary.seeds, summary.env_steps) == (3, 40_000)
     assert summary.minutes == pytest.approx(20.0 / 60.0)
@@ -105,7 +105,7 @@ def test_otherwise_it_is_of_trainings_last_tenth(make_run: MakeRun) -> None:
         make_run("x-0", "run.seed=0", gain=2.0, evaluated=5.0),
         make_run("x-1", "run.seed=1", gain=4.0),
     ]
-    summary = summarise(grouped(read_runs(paths))[0])
+    summary = summarize(grouped(read_runs(paths))[0])
     assert not summary.evaluated
     assert summary.returns == {0: (-1.0, -1.0, -1.0), 1: (27.0, 18.0, 36.0)}
     assert summary.speeds == {1: 1.5}  # before adaptation none was told
@@ -141,7 +141,7 @@ def test_plot_and_table_are_written(make_run: MakeRun, tmp_path: Path) -> None:
 
 def test_the_table_on_a_terminal_shows_every_group(make_run: MakeRun) -> None:
     paths = [make_run("x-0", evaluated=1.0), make_run("y-0", "outer.epochs=3")]
-    summaries = [summarise(group) for group in grouped(read_runs(paths))]
+    summaries = [summarize(group) for group in grouped(read_runs(paths))]
     console = Console(file=io.StringIO(), width=120)
     print_comparison(console, summaries)
     assert isinstance(console.file, io.StringIO)

@@ -83,7 +83,7 @@ def test_without_rows_there_is_nothing_to_draw(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_smoothing_is_a_centred_mean_that_skips_gaps() -> None:
+def test_smoothing_is_a_centered_mean_that_skips_gaps() -> None:
     values = np.array([0.0, 3.0, 6.0, np.nan, 12.0])
     np.testing.assert_allclose(smoothed(values, window=3), [1.5, 3.0, 4.5, 9.0, 12.0])
 

@@ -15,9 +15,9 @@ from maml_ray.reporting.comparison import (
     Summary,
     comparison_figure,
     read_runs,
-    summarise,
+    summarize,
 )
-from maml_ray.reporting.plots import COLOURS, plain
+from maml_ray.reporting.plots import COLORS, plain
 
 CURVES: Mapping[str, tuple[str, ...]] = {
     "direction.png": ("direction-ppo", "direction-trpo"),
@@ -64,7 +64,7 @@ def write_results(runs: Mapping[str, Sequence[Path]], output: Path) -> Path:
         if shown:
             steps_figure(shown).savefig(output / file, dpi=100)
     table = output / "table.md"
-    lines = [*_HEAD, *(_line(summarise(group)) for group in groups.values())]
+    lines = [*_HEAD, *(_line(summarize(group)) for group in groups.values())]
     random = _random_lines(groups)
     table.write_text("\n".join([*lines, *random]) + "\n", encoding="utf-8")
     return table
@@ -75,7 +75,7 @@ def steps_figure(groups: Sequence[Group]) -> Figure:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for place, group in enumerate(groups):
-        returns = summarise(group).returns
+        returns = summarize(group).returns
         means = np.array([mean for mean, _, _ in returns.values()])
         ends = np.array([(low, high) for _, low, high in returns.values()]).T
         axes.errorbar(
@@ -83,7 +83,7 @@ def steps_figure(groups: Sequence[Group]) -> Figure:
             means,
             yerr=np.abs(ends - means),
             label=group.label,
-            color=COLOURS[place % len(COLOURS)],
+            color=COLORS[place % len(COLORS)],
             marker="o",
             capsize=4,
         )

@@ -15,7 +15,7 @@ from maml_ray.rollouts.advantages import (
     baseline_features,
     discounted_sums,
     fitted_values,
-    generalised_advantages,
+    generalized_advantages,
 )
 from maml_ray.rollouts.trajectories import Trajectories
 from tests.oracles import naive as oracles
@@ -33,7 +33,7 @@ fractions = st.sampled_from([0.0, 0.3, 0.95, 0.99, 1.0])
 
 
 def raw(**changes: object) -> AdvantageSettings:
-    return AdvantageSettings(normalise=False).model_copy(update=changes)
+    return AdvantageSettings(normalize=False).model_copy(update=changes)
 
 
 @given(data=trajectories, discount=fractions)
@@ -57,7 +57,7 @@ def test_gae_is_the_sum_over_temporal_differences(
     values = np.where(data.mask, data.observations[..., 0].astype(np.float64), 0.0)
     settings, lengths = AdvantageSettings(discount=discount, gae_lambda=lam), data.mask.sum(axis=1)
     behind = np.zeros(data.episodes)
-    actual = generalised_advantages(rewards, Values(values, behind), lengths, settings)
+    actual = generalized_advantages(rewards, Values(values, behind), lengths, settings)
     expected = oracles.gae(rewards, values, lengths, discount, lam)
     np.testing.assert_allclose(np.where(data.mask, actual, 0.0), expected, atol=1e-12)
 
@@ -80,18 +80,18 @@ def test_baseline_is_the_ridge_solution(data: Trajectories) -> None:
     np.testing.assert_array_equal(values.final, 0.0)
 
 
-@given(data=trajectories, discount=fractions, lam=fractions, normalise=st.booleans())
+@given(data=trajectories, discount=fractions, lam=fractions, normalize=st.booleans())
 def test_advantages_are_the_oracles_put_together(
-    data: Trajectories, discount: float, lam: float, normalise: bool
+    data: Trajectories, discount: float, lam: float, normalize: bool
 ) -> None:
-    settings = AdvantageSettings(discount=discount, gae_lambda=lam, normalise=normalise)
+    settings = AdvantageSettings(discount=discount, gae_lambda=lam, normalize=normalize)
     rewards = data.rewards.astype(np.float64)
     returns = oracles.discounted_sums(rewards, discount)
     values = oracles.ridge_values(data, returns, RIDGE)
     expected = oracles.gae(rewards, values, data.mask.sum(axis=1), discount, lam)
     taken = expected[data.mask]
     tolerance = 1e-3
-    if normalise:
+    if normalize:
         if taken.std() < 0.1:  # the baseline explains it all: what is left is rounding
             return
         expected = np.where(data.mask, (expected - taken.mean()) / taken.std(), 0.0)
@@ -112,7 +112,7 @@ def test_zero_baseline_with_lambda_one_gives_the_discounted_returns(
 
 
 @pytest.mark.parametrize("early", [False, True])
-def test_normalised_advantages_have_mean_zero_and_deviation_one(early: bool) -> None:
+def test_normalized_advantages_have_mean_zero_and_deviation_one(early: bool) -> None:
     data = oracles.random_trajectories(np.random.default_rng(0), 6, 30, early_ends=early)
     result = advantages(data, AdvantageSettings())
     assert result[data.mask].mean() == pytest.approx(0.0, abs=1e-6)
@@ -120,7 +120,7 @@ def test_normalised_advantages_have_mean_zero_and_deviation_one(early: bool) -> 
     assert (result[~data.mask] == 0).all()
 
 
-def test_the_scale_of_the_reward_does_not_matter_when_normalised() -> None:
+def test_the_scale_of_the_reward_does_not_matter_when_normalized() -> None:
     data = oracles.random_trajectories(np.random.default_rng(0), 4, 30)
     scaled = replace(data, rewards=data.rewards * np.float32(64.0))
     np.testing.assert_allclose(

@@ -16,7 +16,7 @@ from maml_ray.rollouts.advantages import (
     advantages,
     bootstrapped_values,
     fitted_values,
-    generalised_advantages,
+    generalized_advantages,
 )
 from maml_ray.rollouts.trajectories import Trajectories
 from tests.oracles import naive as oracles
@@ -88,7 +88,7 @@ def test_the_values_are_the_fixed_point_of_fitting_and_bootstrapping(seed: int) 
 def test_advantages_are_those_of_episodes_that_go_on(seed: int) -> None:
     data = with_ends(seed, 6, 20)
     settings = AdvantageSettings(
-        discount=0.7, gae_lambda=0.8, bootstrap_time_limit=True, normalise=False
+        discount=0.7, gae_lambda=0.8, bootstrap_time_limit=True, normalize=False
     )
     values, final, _ = fixed_point(data, 0.7)
     expected = np.zeros(data.mask.shape)
@@ -132,7 +132,7 @@ def test_a_constant_reward_is_worth_the_same_at_any_time() -> None:
     np.testing.assert_allclose(found.of_steps, 40.0, rtol=1e-3)
     np.testing.assert_allclose(found.final, 40.0, rtol=1e-3)
     assert plain.of_steps[:, -1].max() < 15.0
-    settings = AdvantageSettings(discount=0.95, bootstrap_time_limit=True, normalise=False)
+    settings = AdvantageSettings(discount=0.95, bootstrap_time_limit=True, normalize=False)
     assert np.abs(advantages(data, settings)).max() < 0.1
 
 
@@ -156,7 +156,7 @@ def test_the_last_step_of_each_episode_is_followed_by_its_own_final_value() -> N
     assert len(set(lengths)) > 1
     settings = AdvantageSettings(discount=0.7, gae_lambda=0.0)
     values = bootstrapped_values(data, rewards_of(data), 0.7)
-    found = generalised_advantages(rewards_of(data), values, lengths, settings)
+    found = generalized_advantages(rewards_of(data), values, lengths, settings)
     for episode, length in enumerate(lengths):
         last = length - 1
         expected = data.rewards[episode, last] + 0.7 * values.final[episode]

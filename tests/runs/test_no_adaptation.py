@@ -1,4 +1,4 @@
-"""Without inner steps: plain policy optimisation on the data of all tasks together."""
+"""Without inner steps: plain policy optimization on the data of all tasks together."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_trpo_is_the_natural_gradient_of_the_joint_data(plain: Settings) -> None
         trust_region=TrustRegionSettings(max_kl=1e-3, damping=0.1, cg_iterations=50),
     )
     run = Run(settings)
-    run.learner.update(run.collect())  # so that observations are normalised
+    run.learner.update(run.collect())  # so that observations are normalized
     rollouts = run.collect()
     batch: MetaBatch = meta_oracles.tree_map(lambda t: t.double(), run.learner.prepare(rollouts))
     before = {name: value.detach().double() for name, value in run.learner.parameters.items()}
@@ -126,12 +126,12 @@ def test_the_policy_can_be_adapted_all_the_same(plain: Settings) -> None:
     run = Run(plain)
     run.learner.update(run.collect())
     published = run.learner.publish()
-    agent = Agent(run.settings, run.learner.spec, dict(published.values), published.normaliser)
+    agent = Agent(run.settings, run.learner.spec, dict(published.values), published.normalizer)
     support = agent.collect(episodes=2, seed=1)
     theta = published.values
-    adapted = adapt_policy(run.settings, run.learner.spec, theta, support, published.normaliser)
+    adapted = adapt_policy(run.settings, run.learner.spec, theta, support, published.normalizer)
     one_step = change(run.settings, "inner", steps=1)
-    expected = adapt_policy(one_step, run.learner.spec, theta, support, published.normaliser)
+    expected = adapt_policy(one_step, run.learner.spec, theta, support, published.normalizer)
     assert all(np.array_equal(adapted[name], expected[name]) for name in expected)
     assert max(np.abs(adapted[name] - theta[name]).max() for name in theta) > 1e-4
     assert agent.adapt(support).adaptation_steps == 1

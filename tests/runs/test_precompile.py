@@ -42,7 +42,7 @@ def test_a_run_compiles_nothing_more() -> None:
         ["task.name=half-cheetah-direction", "policy.hidden_sizes=[8, 4, 4]"],
         ["task.name=ant-direction", "policy.activation=relu", "inner.steps=2"],
         ["outer.objective=trpo", "inner.learn_rates=true"],
-        ["task.name=point-navigation", "policy.normalise_observations=false"],
+        ["task.name=point-navigation", "policy.normalize_observations=false"],
     ):
         small = ["task.horizon=3", "meta_batch.tasks=1", "meta_batch.episodes=2"]
         settings = load_settings(overrides=[*small, *other])

@@ -51,7 +51,7 @@ def trained(chosen: Settings, path: Path, **kwargs: object) -> tuple[Recorder, R
 def assert_same_result(one: RunFolder, other: RunFolder) -> None:
     first, second = (load_newest(LocalStorage(folder.path))[0] for folder in (one, other))
     assert (first.iteration, first.total_env_steps) == (second.iteration, second.total_env_steps)
-    one_moved, other_moved = first.learner.optimiser, second.learner.optimiser
+    one_moved, other_moved = first.learner.optimizer, second.learner.optimizer
     for a, b in (
         (first.learner.parameters, second.learner.parameters),
         (one_moved.first_moments, other_moved.first_moments),

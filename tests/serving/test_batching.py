@@ -70,8 +70,8 @@ def test_alone_it_is_the_agents_own_to_the_bit(agents: tuple[Agent, Agent]) -> N
             assert answer.log_probs is None
 
 
-def test_a_policy_that_overflows_is_refused_and_its_neighbours_answered() -> None:
-    agent = replace(agent_of(settings()), normaliser=None)
+def test_a_policy_that_overflows_is_refused_and_its_neighbors_answered() -> None:
+    agent = replace(agent_of(settings()), normalizer=None)
     weights = {name: np.abs(value) * np.float32(1e30) for name, value in agent.parameters.items()}
     weights["mean.weight"] = np.full_like(weights["mean.weight"], 3e38)
     served = ServedPolicy("p", replace(agent, parameters=weights))

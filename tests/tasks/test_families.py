@@ -238,7 +238,7 @@ def test_wrong_parameters_are_refused(name: str) -> None:
     tasks = resolve_tasks(TaskSettings(name=name))
     parameters = dict(tasks.sample(np.random.default_rng(0), 1)[0].parameters)
     with pytest.raises(ValueError, match=r"there is|a task is|is not among"):
-        tasks.task({**parameters, "colour": 1.0})
+        tasks.task({**parameters, "color": 1.0})
     for key in parameters:
         for value in (float("nan"), float("inf"), -float("inf")):
             with pytest.raises(ValueError, match=r"finite|a task is"):

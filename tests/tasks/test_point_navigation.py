@@ -99,14 +99,14 @@ def test_the_picture_shows_goal_trail_and_point() -> None:
     picture = env.render()
     assert picture is not None
 
-    def colour(x: float, y: float) -> list[int]:
+    def color(x: float, y: float) -> list[int]:
         row, column = (round(479 * (1 - y / 0.75) / 2), round(479 * (1 + x / 0.75) / 2))
         return [int(value) for value in picture[row, column]]
 
-    assert colour(0.5, 0.25) == [220, 60, 50]
-    assert colour(-0.3, 0.3) == [20, 90, 180]
-    assert colour(-0.15, 0.15) == [150, 190, 230]
-    assert colour(-0.5, -0.5) == [255, 255, 255]
+    assert color(0.5, 0.25) == [220, 60, 50]
+    assert color(-0.3, 0.3) == [20, 90, 180]
+    assert color(-0.15, 0.15) == [150, 190, 230]
+    assert color(-0.5, -0.5) == [255, 255, 255]
     assert PointNavigation().render() is None
 
 

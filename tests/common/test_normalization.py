@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from maml_ray.common.normalisation import LIMIT, RunningStatistics
+from maml_ray.common.normalization import LIMIT, RunningStatistics
 from maml_ray.config.settings import Settings
 from maml_ray.learning.learner import MetaLearner
 from maml_ray.learning.rollout_worker import Assignment, RolloutWorker, sample_tasks
@@ -32,28 +32,28 @@ def test_merging_in_parts_gives_the_statistics_of_the_whole() -> None:
 def test_nothing_seen_is_the_identity_and_an_empty_batch_changes_nothing() -> None:
     empty = RunningStatistics.empty(3)
     some = np.array([[1.0, -2.0, 3.0]], dtype=np.float32)
-    np.testing.assert_array_equal(empty.normaliser()(some), some)
+    np.testing.assert_array_equal(empty.normalizer()(some), some)
     assert empty.merged(some[:0]) is empty
 
 
-def test_normalised_observations_have_mean_zero_and_variance_one() -> None:
+def test_normalized_observations_have_mean_zero_and_variance_one() -> None:
     seen = observations(5000)
-    normalised = RunningStatistics.empty(3).merged(seen).normaliser()(seen)
-    np.testing.assert_allclose(normalised.mean(axis=0), 0.0, atol=1e-3)
-    np.testing.assert_allclose(normalised.std(axis=0), 1.0, atol=1e-3)
+    normalized = RunningStatistics.empty(3).merged(seen).normalizer()(seen)
+    np.testing.assert_allclose(normalized.mean(axis=0), 0.0, atol=1e-3)
+    np.testing.assert_allclose(normalized.std(axis=0), 1.0, atol=1e-3)
 
 
 def test_spikes_are_clipped_and_a_constant_does_not_divide_by_zero() -> None:
     constant = np.full((10, 3), 2.0, dtype=np.float32)
-    normaliser = RunningStatistics.empty(3).merged(constant).normaliser()
-    np.testing.assert_array_equal(normaliser(constant), 0.0)
-    assert np.abs(normaliser(constant + 1e6)).max() == LIMIT
+    normalizer = RunningStatistics.empty(3).merged(constant).normalizer()
+    np.testing.assert_array_equal(normalizer(constant), 0.0)
+    assert np.abs(normalizer(constant + 1e6)).max() == LIMIT
 
 
 def test_the_input_is_not_written_to() -> None:
     seen = observations(4)
     before = seen.copy()
-    RunningStatistics.empty(3).merged(seen).normaliser()(seen)
+    RunningStatistics.empty(3).merged(seen).normalizer()(seen)
     np.testing.assert_array_equal(seen, before)
 
 
@@ -84,26 +84,26 @@ def test_the_statistics_are_those_of_all_phases_of_an_iteration(small_settings: 
     np.testing.assert_allclose(state.mean, seen.astype(np.float64).mean(axis=0), atol=1e-9)
 
 
-def test_actors_and_learner_see_the_same_normalised_observations(small_settings: Settings) -> None:
+def test_actors_and_learner_see_the_same_normalized_observations(small_settings: Settings) -> None:
     """After the first update the constants are no longer the identity: ratios must still be 1."""
     learner, worker = updated_learner(small_settings)
-    assert not np.allclose(learner.publish().normaliser.scale, 1.0)  # type: ignore[union-attr]
+    assert not np.allclose(learner.publish().normalizer.scale, 1.0)  # type: ignore[union-attr]
     metrics = learner.update(rollouts(learner, worker, small_settings))
     assert metrics.collector_ratio_error < 1e-4
 
 
-def test_the_numpy_policy_normalises_as_the_samples_are(small_settings: Settings) -> None:
+def test_the_numpy_policy_normalizes_as_the_samples_are(small_settings: Settings) -> None:
     learner, worker = updated_learner(small_settings)
     theta = learner.publish()
     query = rollouts(learner, worker, small_settings)[0].query
-    samples = make_samples(query, advantages(query, small_settings.advantages), theta.normaliser)
+    samples = make_samples(query, advantages(query, small_settings.advantages), theta.normalizer)
     by_torch = distribution(worker.spec, to_torch(theta.values), samples.observations)[0]
-    by_numpy = NumpyPolicy(worker.spec, theta.values, theta.normaliser).outputs(query.observations)
+    by_numpy = NumpyPolicy(worker.spec, theta.values, theta.normalizer).outputs(query.observations)
     np.testing.assert_allclose(by_numpy.reshape(by_torch.shape), by_torch, atol=1e-5)
 
 
 def test_it_is_a_setting(small_settings: Settings) -> None:
-    policy = small_settings.policy.model_copy(update={"normalise_observations": False})
+    policy = small_settings.policy.model_copy(update={"normalize_observations": False})
     learner, _ = updated_learner(small_settings.model_copy(update={"policy": policy}))
-    assert learner.publish().normaliser is None
+    assert learner.publish().normalizer is None
     assert torch.isfinite(learner.parameters["log_std"]).all()

@@ -1,4 +1,4 @@
-"""Normalisation of observations: running statistics, frozen within an iteration.
+"""Normalization of observations: running statistics, frozen within an iteration.
 
 A network whose inputs differ in scale by a factor of ten learns slowly (the half-cheetah's joint
 velocities against its angles). The learner keeps the mean and variance of all observations that
@@ -14,20 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 LIMIT = 10.0
-"""Normalised observations are clipped to +-10: a rare spike must not shake the network."""
+"""Normalized observations are clipped to +-10: a rare spike must not shake the network."""
 _LOWER, _UPPER = np.float32(-LIMIT), np.float32(LIMIT)
 _SMALLEST_STD = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
-class Normaliser:
+class Normalizer:
     """``clip((observation - mean) * scale)``: float32 constants of shape (D,)."""
 
     mean: NDArray[np.float32]
     scale: NDArray[np.float32]
 
     def __call__(self, observations: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Normalise observations (..., D); a new array."""
+        """Normalize observations (..., D); a new array."""
         result: NDArray[np.float32] = observations - self.mean
         result *= self.scale
         # Two ufuncs: np.clip's own overhead is as long as all the rest here.
@@ -79,11 +79,11 @@ class RunningStatistics:
             + np.square(delta) * (self.count * other.count / total),
         )
 
-    def normaliser(self) -> Normaliser:
+    def normalizer(self) -> Normalizer:
         """The map to mean 0 and standard deviation 1; the identity while nothing has been seen."""
         if self.count == 0.0:
-            return Normaliser(
+            return Normalizer(
                 np.zeros_like(self.mean, np.float32), np.ones_like(self.mean, np.float32)
             )
         std = np.maximum(np.sqrt(self.squares / self.count), _SMALLEST_STD)
-        return Normaliser(self.mean.astype(np.float32), (1.0 / std).astype(np.float32))
+        return Normalizer(self.mean.astype(np.float32), (1.0 / std).astype(np.float32))
