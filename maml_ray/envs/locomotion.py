@@ -19,7 +19,7 @@ from maml_ray.envs.mujoco_vector_env import MujocoVectorEnv
 from maml_ray.envs.rendering import follow, furnish
 from maml_ray.envs.rewards import Goal
 from maml_ray.envs.vector_env import Bool, Float64, Transition
-from maml_ray.kernels.policy_forward import Float32, Player, scaled
+from maml_ray.kernels.policy_forward import Float32, PolicyKernel, scaled
 
 Terms = dict[str, Any]
 
@@ -158,7 +158,7 @@ class RunnerVector(MujocoVectorEnv):
         """Columns (K, n) that a family observes between velocities and torso position."""
         return ()
 
-    def play(self, player: Player, observed: Float32, actions: Float32) -> Played | None:
+    def play(self, player: PolicyKernel, observed: Float32, actions: Float32) -> Played | None:
         """Whole episodes, where none ever ends: what the steps were worth is asked afterwards.
 
         From the states that a reset has left; equal to as many calls of ``step`` to the last bit.

@@ -23,8 +23,8 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from maml_ray.envs.vector_env import Float64
-from maml_ray.kernels.jit import compiled
-from maml_ray.kernels.policy_forward import Float32, Player, evaluate
+from maml_ray.kernels.jit import jit
+from maml_ray.kernels.policy_forward import Float32, PolicyKernel, evaluate
 
 Addresses = NDArray[np.int64]
 
@@ -86,10 +86,10 @@ def step_address() -> int | None:
     return None
 
 
-@compiled
+@jit
 def play(
     simulations: Simulations,
-    player: Player,
+    player: PolicyKernel,
     rooms: Float32,
     first: int,
     states: Float64,
@@ -125,7 +125,7 @@ def play(
             _look(simulations, i, first, states[step + 1, i], observed[step + 1, i])
 
 
-@compiled
+@jit
 def _look(simulations: Simulations, i: int, first: int, state: Float64, seen: Float32) -> None:
     _, positions, velocities = simulations.sizes
     position = _numbers(simulations.positions[i], positions)
@@ -138,7 +138,7 @@ def _look(simulations: Simulations, i: int, first: int, state: Float64, seen: Fl
         seen[j] = state[first + j]
 
 
-@compiled
+@jit
 def _numbers(address: int, count: int) -> Any:
     """What MuJoCo keeps at ``address``: ``count`` float64 numbers, to be read and written."""
     return carray(_pointer(address), (count,), np.float64)

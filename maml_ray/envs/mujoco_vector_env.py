@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from maml_ray.envs import mujoco_kernel
 from maml_ray.envs.vector_env import BatchEnv, Bool, Float64
-from maml_ray.kernels.policy_forward import Float32, Player, scaled
+from maml_ray.kernels.policy_forward import Float32, PolicyKernel, scaled
 
 _GIVEN_UP = (
     mujoco.mjtWarning.mjWARN_BADQPOS,
@@ -95,7 +95,7 @@ class MujocoVectorEnv(BatchEnv, ABC):
         np.concatenate(self._velocity_views, out=self.velocities.reshape(-1))
 
     def play_states(
-        self, player: Player, first: int, observed: Float32, actions: Float32
+        self, player: PolicyKernel, first: int, observed: Float32, actions: Float32
     ) -> Float64:
         """Control steps of every simulation, and no more than must be between them.
 
@@ -126,7 +126,7 @@ class MujocoVectorEnv(BatchEnv, ABC):
         return states
 
     def _check_sizes(
-        self, player: Player, seen: Float64, observed: Float32, actions: Float32
+        self, player: PolicyKernel, seen: Float64, observed: Float32, actions: Float32
     ) -> None:
         """A compiled loop would write beyond an array that is too small."""
         inputs, outputs = player.perceptron.sizes[[0, -1]]
@@ -141,7 +141,7 @@ class MujocoVectorEnv(BatchEnv, ABC):
 
     def _play_by_steps(
         self,
-        player: Player,
+        player: PolicyKernel,
         states: Float64,
         seen: Float64,
         observed: Float32,

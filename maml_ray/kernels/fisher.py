@@ -10,10 +10,10 @@ import numpy as np
 from maml_ray.kernels import gaussian, inner_step, mlp
 from maml_ray.kernels.gaussian import Floats
 from maml_ray.kernels.inner_step import Data, Rules, Steps
-from maml_ray.kernels.jit import compiled
+from maml_ray.kernels.jit import jit
 
 
-@compiled
+@jit
 def fisher_product(
     rules: Rules,
     rates: Floats,
@@ -57,7 +57,7 @@ def fisher_product(
             gradient += inner_step.hessian_product(rules, steps, support, k, -(rates * gradient))
 
 
-@compiled
+@jit
 def _by_fisher(
     rules: Rules, theta: Floats, observations: Floats, weights: Floats, direction: Floats
 ) -> Floats:
@@ -69,7 +69,7 @@ def _by_fisher(
     moved, gradient = np.empty_like(mean), direction.copy()
     parameters = theta[:network]
     mlp.forward(rules.sizes, rules.relu, parameters, observations, hidden, mean)
-    mlp.push(
+    mlp.forward_jvp(
         rules.sizes,
         rules.relu,
         parameters,

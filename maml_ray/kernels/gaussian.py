@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maml_ray.kernels.jit import compiled
+from maml_ray.kernels.jit import jit
 
 Floats = NDArray[np.floating[Any]]
 
@@ -25,7 +25,7 @@ PPO, TRPO, REINFORCE = 0, 1, 2
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
-@compiled
+@jit
 def log_probs(mean: Floats, log_std: Floats, actions: Floats, into: Floats) -> None:
     """Log-probabilities (S,) of the actions."""
     size = len(log_std)
@@ -39,7 +39,7 @@ def log_probs(mean: Floats, log_std: Floats, actions: Floats, into: Floats) -> N
         into[sample] = -0.5 * squares - constant
 
 
-@compiled
+@jit
 def inner_weights(
     ratio: bool,
     now: Floats,
@@ -54,7 +54,7 @@ def inner_weights(
         into[sample] = -gain * math.exp(now[sample] - collected[sample]) if ratio else -gain
 
 
-@compiled
+@jit
 def slopes(
     mean: Floats, log_std: Floats, actions: Floats, weight: Floats, by_mean: Floats, by_std: Floats
 ) -> None:
@@ -70,7 +70,7 @@ def slopes(
     by_std[:] = total
 
 
-@compiled
+@jit
 def slopes_along(
     ratio: bool,
     mean: Floats,
@@ -111,7 +111,7 @@ def slopes_along(
     by_std[:] = total
 
 
-@compiled
+@jit
 def kl(
     old_mean: Floats, old_log_std: Floats, mean: Floats, log_std: Floats, weights: Floats
 ) -> float:
@@ -127,7 +127,7 @@ def kl(
     return total
 
 
-@compiled
+@jit
 def add_kl_slopes(
     coefficient: float,
     old_mean: Floats,
@@ -151,7 +151,7 @@ def add_kl_slopes(
         by_std[column] += total
 
 
-@compiled
+@jit
 def fisher_slopes(log_std: Floats, weights: Floats, moved: Floats, wider: Floats) -> None:
     """The second derivative of :func:`kl`, where it is zero, times a change of the policy.
 
@@ -165,7 +165,7 @@ def fisher_slopes(log_std: Floats, weights: Floats, moved: Floats, wider: Floats
         wider[column] *= 2.0 * total
 
 
-@compiled
+@jit
 def outer_loss(
     objective: int,
     clip: float,
@@ -194,7 +194,7 @@ def outer_loss(
     return loss
 
 
-@compiled
+@jit
 def ratio_errors(
     clip: float, now: Floats, collected: Floats, weights: Floats
 ) -> tuple[float, float]:
@@ -209,7 +209,7 @@ def ratio_errors(
     return fraction, largest
 
 
-@compiled
+@jit
 def entropy(log_std: Floats, weights: Floats) -> float:
     """In nats, of a policy that is the same Gaussian everywhere but for its mean."""
     nats: float = (log_std.sum() + len(log_std) * (_HALF_LOG_2PI + 0.5)) * weights.sum()

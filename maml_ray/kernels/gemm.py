@@ -16,16 +16,16 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from maml_ray.kernels.jit import compiled
+from maml_ray.kernels.jit import jit
 
 Float32 = NDArray[np.float32]
 
-ROWS, LANES = 4, 16
+TILE_ROWS, TILE_COLUMNS = 4, 16
 """A tile's. On a processor of smaller registers the compiler makes it of several of them."""
 
 
-@compiled
-def weigh(values: Float32, seen: Float32, into: Float32) -> None:
+@jit
+def matmul_bias(values: Float32, seen: Float32, into: Float32) -> None:
     """Biases plus weighted inputs; each row alone, its sums in the order of the inputs.
 
     Args:
@@ -33,14 +33,14 @@ def weigh(values: Float32, seen: Float32, into: Float32) -> None:
         seen: (K, n or more) inputs.
         into: (K, m) sums, to be filled in; K and m are multiples of a tile's.
     """
-    for i in range(0, into.shape[0], ROWS):
-        for o in range(0, into.shape[1], LANES):
+    for i in range(0, into.shape[0], TILE_ROWS):
+        for o in range(0, into.shape[1], TILE_COLUMNS):
             _tile(values, seen, into, i, o)
 
 
-_VECTOR = ir.VectorType(ir.FloatType(), LANES)
+_VECTOR = ir.VectorType(ir.FloatType(), TILE_COLUMNS)
 _NO_VECTOR = ir.Constant(_VECTOR, ir.Undefined)
-_FIRST = ir.Constant(ir.VectorType(ir.IntType(32), LANES), None)
+_FIRST = ir.Constant(ir.VectorType(ir.IntType(32), TILE_COLUMNS), None)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -67,7 +67,7 @@ def _tile(typing: Any, values: Any, seen: Any, into: Any, i: Any, o: Any) -> Any
             alone = builder.insert_element(_NO_VECTOR, number, ir.IntType(32)(0))
             return builder.shuffle_vector(alone, _NO_VECTOR, _FIRST)
 
-        one, rows = i.type(1), [builder.add(i, i.type(r)) for r in range(ROWS)]
+        one, rows = i.type(1), [builder.add(i, i.type(r)) for r in range(TILE_ROWS)]
         biases = builder.load(lanes(values, i.type(0)), align=4)
         sums = [cgutils.alloca_once_value(builder, biases) for _ in rows]
         inputs = builder.sub(builder.extract_value(values.shape, 0), one)

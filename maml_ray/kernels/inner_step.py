@@ -13,7 +13,7 @@ import numpy as np
 
 from maml_ray.kernels import gaussian, mlp
 from maml_ray.kernels.gaussian import Floats
-from maml_ray.kernels.jit import compiled
+from maml_ray.kernels.jit import jit
 from maml_ray.kernels.mlp import Sizes
 
 
@@ -79,7 +79,7 @@ class Steps(NamedTuple):
     weights: Floats
 
 
-@compiled
+@jit
 def steps_taken(
     rules: Rules,
     theta: Floats,
@@ -136,7 +136,7 @@ def steps_taken(
     return steps
 
 
-@compiled
+@jit
 def policies(
     rules: Rules,
     theta: Floats,
@@ -167,7 +167,7 @@ def policies(
         log_stds[k] = floored(rules, steps.thetas[k])
 
 
-@compiled
+@jit
 def hessian_product(rules: Rules, steps: Steps, support: Data, k: int, direction: Floats) -> Floats:
     """The Hessian of inner loss ``k`` times a direction (Q,)."""
     before, by_mean, change = pushed(rules, steps, support, k, direction)
@@ -175,7 +175,7 @@ def hessian_product(rules: Rules, steps: Steps, support: Data, k: int, direction
     return change
 
 
-@compiled
+@jit
 def pushed(
     rules: Rules, steps: Steps, support: Data, k: int, direction: Floats
 ) -> tuple[Floats, Floats, Floats]:
@@ -187,7 +187,7 @@ def pushed(
     network = len(theta) - rules.sizes[-1]
     before, moved = np.empty_like(steps.hidden[k]), np.empty_like(mean)
     by_mean, change = np.empty_like(mean), np.empty_like(theta)
-    mlp.push(
+    mlp.forward_jvp(
         rules.sizes,
         rules.relu,
         theta[:network],
@@ -213,7 +213,7 @@ def pushed(
     return before, by_mean, change
 
 
-@compiled
+@jit
 def bent(
     rules: Rules,
     steps: Steps,
@@ -227,7 +227,7 @@ def bent(
     """The Hessian of inner loss ``k`` times a direction, from what :func:`pushed` gave."""
     theta = steps.thetas[k]
     network = len(theta) - rules.sizes[-1]
-    mlp.push_backward(
+    mlp.backward_jvp(
         rules.sizes,
         rules.relu,
         theta[:network],
@@ -245,7 +245,7 @@ def bent(
         change[place] += 2.0 * rules.l2 * direction[place]
 
 
-@compiled
+@jit
 def to_gradient(
     rules: Rules,
     theta: Floats,
@@ -272,13 +272,13 @@ def to_gradient(
     hold(rules, theta, gradient)
 
 
-@compiled
+@jit
 def floored(rules: Rules, theta: Floats) -> Floats:
     """The log standard deviations (A,)."""
     return np.maximum(theta[len(theta) - rules.sizes[-1] :], theta.dtype.type(rules.floor))
 
 
-@compiled
+@jit
 def hold(rules: Rules, theta: Floats, gradient: Floats) -> None:
     """No gradient of a log standard deviation that is held by its floor."""
     for place in range(len(theta) - rules.sizes[-1], len(theta)):
@@ -286,7 +286,7 @@ def hold(rules: Rules, theta: Floats, gradient: Floats) -> None:
             gradient[place] = 0.0
 
 
-@compiled
+@jit
 def room_for_hidden(rules: Rules, theta: Floats, samples: int) -> Floats:
     """Room for what the hidden layers give."""
     return np.empty(samples * rules.sizes[1:-1].sum(), theta.dtype)

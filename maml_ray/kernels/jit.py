@@ -26,7 +26,7 @@ from numba.extending import overload
 Loop = TypeVar("Loop", bound=Callable[..., Any])
 
 
-def where_it_is_kept(package: Path) -> str | None:
+def cache_directory(package: Path) -> str | None:
     """A folder for the loops of ``package`` as they are: beside them, or in the user's cache.
 
     None where neither can be written to: each process then compiles for itself.
@@ -46,10 +46,10 @@ def where_it_is_kept(package: Path) -> str | None:
     return None
 
 
-_KEPT = where_it_is_kept(Path(__file__).parents[1])
+_KEPT = cache_directory(Path(__file__).parents[1])
 
 
-def compiled(loop: Loop) -> Loop:
+def jit(loop: Loop) -> Loop:
     """Compile ``loop`` when it is first called with arguments of certain types.
 
     A product and a sum may become one operation, which rounds once. Sums keep their order, and

@@ -15,7 +15,7 @@ import numpy as np
 from maml_ray.kernels import gaussian, inner_step, mlp
 from maml_ray.kernels.gaussian import Floats
 from maml_ray.kernels.inner_step import Data, Rules, Steps
-from maml_ray.kernels.jit import compiled
+from maml_ray.kernels.jit import jit
 
 LOSS, INNER_KL, QUERY_KL, CLIP_FRACTION, LARGEST_RATIO_ERROR, ENTROPY = range(6)
 """Places of what there is to tell of a task: the loss, then ``Diagnostics``."""
@@ -33,7 +33,7 @@ class Held(NamedTuple):
     log_std: Floats
 
 
-@compiled
+@jit
 def meta_gradient(
     rules: Rules,
     theta: Floats,
@@ -70,7 +70,7 @@ def meta_gradient(
             _add_kl_alone(rules, steps, support, of_support, k, gradient)
 
 
-@compiled
+@jit
 def meta_value(
     rules: Rules,
     theta: Floats,
@@ -89,7 +89,7 @@ def meta_value(
     _add_inner_kl(rules, steps, support, of_support, told)
 
 
-@compiled
+@jit
 def _look(
     rules: Rules,
     theta: Floats,
@@ -124,7 +124,7 @@ def _look(
     )
 
 
-@compiled
+@jit
 def _judge(rules: Rules, theta: Floats, query: Data, of_query: Held, told: Floats) -> Floats:
     """The outer loss's gradient (Q,) at an adapted policy, after :func:`_look`."""
     samples, outputs = len(query.weights), rules.sizes[-1]
@@ -143,7 +143,7 @@ def _judge(rules: Rules, theta: Floats, query: Data, of_query: Held, told: Float
     return gradient
 
 
-@compiled
+@jit
 def _add_inner_kl(
     rules: Rules, steps: Steps, support: Data, of_support: Held, told: Floats
 ) -> None:
@@ -158,7 +158,7 @@ def _add_inner_kl(
     told[LOSS] += rules.kl * told[INNER_KL]
 
 
-@compiled
+@jit
 def _go_back(
     rules: Rules,
     steps: Steps,
@@ -178,7 +178,7 @@ def _go_back(
     adjoint += change
 
 
-@compiled
+@jit
 def _add_kl_alone(
     rules: Rules, steps: Steps, support: Data, of_support: Held, k: int, adjoint: Floats
 ) -> None:
@@ -191,7 +191,7 @@ def _add_kl_alone(
     adjoint += change
 
 
-@compiled
+@jit
 def _add_kl(
     rules: Rules,
     steps: Steps,

@@ -3,8 +3,8 @@
 A block goes through all layers before the next one, and so stays in the core's own cache. Matrix
 products are SciPy's BLAS's. Nothing here knows of losses or policies. What a pass
 forward and back leaves behind is enough for the derivative of that gradient along a direction
-(Pearlmutter 1994, https://doi.org/10.1162/neco.1994.6.1.147): :func:`push`, then
-:func:`push_backward`.
+(Pearlmutter 1994, https://doi.org/10.1162/neco.1994.6.1.147): :func:`forward_jvp`, then
+:func:`backward_jvp`.
 
 Arrays are flat, for one compilation to serve networks of any depth and width. S samples, L layers:
 
@@ -23,7 +23,7 @@ import numpy as np
 import scipy.linalg.cython_blas  # noqa: F401  the BLAS: there before anybody limits its threads
 from numpy.typing import NDArray
 
-from maml_ray.kernels.jit import compiled, tanh
+from maml_ray.kernels.jit import jit, tanh
 
 Floats = NDArray[np.floating]
 Sizes = NDArray[np.int64]
@@ -32,13 +32,13 @@ BLOCK = 128
 """Samples that go through the network at a time: 64 outputs of as many float32 are 32 kB."""
 
 
-@compiled
+@jit
 def _rows(flat: Floats, first: int, last: int, width: int) -> Floats:
     """Rows of a matrix of ``width`` columns that begins where ``flat`` does."""
     return flat[first * width : last * width].reshape((last - first, width))
 
 
-@compiled
+@jit
 def _starts(sizes: Sizes) -> Sizes:
     """(L + 1,) where each layer's parameters begin, and where the last one's end."""
     starts = np.zeros(len(sizes), np.int64)
@@ -47,30 +47,30 @@ def _starts(sizes: Sizes) -> Sizes:
     return starts
 
 
-@compiled
+@jit
 def _weight(flat: Floats, start: int, outputs: int, inputs: int) -> Floats:
     return flat[start : start + outputs * inputs].reshape((outputs, inputs))
 
 
-@compiled
+@jit
 def _bias(flat: Floats, start: int, outputs: int, inputs: int) -> Floats:
     return flat[start + outputs * inputs : start + outputs * (inputs + 1)]
 
 
-@compiled
+@jit
 def _behind(sizes: Sizes, layer: int) -> int:
     """Sum of the sizes of the hidden layers before hidden layer ``layer``."""
     before: int = sizes[1 : layer + 1].sum()
     return before
 
 
-@compiled
+@jit
 def _hidden(flat: Floats, sizes: Sizes, layer: int, samples: int, first: int, last: int) -> Floats:
     """A block of what hidden layer ``layer`` has in ``hidden``."""
     return _rows(flat[samples * _behind(sizes, layer) :], first, last, sizes[layer + 1])
 
 
-@compiled
+@jit
 def _inputs(
     observations: Floats,
     hidden: Floats,
@@ -86,14 +86,14 @@ def _inputs(
     return _hidden(hidden, sizes, layer - 1, samples, first, last)
 
 
-@compiled
+@jit
 def _add_rows(values: Floats, bias: Floats) -> None:
     for row in range(values.shape[0]):
         for column in range(values.shape[1]):
             values[row, column] += bias[column]
 
 
-@compiled
+@jit
 def _activate(values: Floats, bias: Floats, relu: bool) -> None:
     """Add the bias, and apply the activation."""
     zero = values.dtype.type(0)
@@ -107,7 +107,7 @@ def _activate(values: Floats, bias: Floats, relu: bool) -> None:
                 values[row, column] = tanh(values[row, column] + bias[column])
 
 
-@compiled
+@jit
 def _bend(values: Floats, activated: Floats, relu: bool) -> None:
     """Multiply by the derivative of the activation that gave ``activated``."""
     one, zero = values.dtype.type(1), values.dtype.type(0)
@@ -120,14 +120,14 @@ def _bend(values: Floats, activated: Floats, relu: bool) -> None:
                 values[row, column] *= one - activated[row, column] * activated[row, column]
 
 
-@compiled
+@jit
 def _add(total: Floats, values: Floats) -> None:
     for row in range(values.shape[0]):
         for column in range(values.shape[1]):
             total[row, column] += values[row, column]
 
 
-@compiled
+@jit
 def _note(
     gradient: Floats, start: int, slope: Floats, inputs: Floats, scratch: Floats, biased: bool
 ) -> None:
@@ -143,7 +143,7 @@ def _note(
                 bias[column] += slope[row, column]
 
 
-@compiled
+@jit
 def forward(
     sizes: Sizes, relu: bool, theta: Floats, observations: Floats, hidden: Floats, output: Floats
 ) -> None:
@@ -167,7 +167,7 @@ def forward(
                 _activate(given, bias, relu)
 
 
-@compiled
+@jit
 def backward(
     sizes: Sizes,
     relu: bool,
@@ -199,8 +199,8 @@ def backward(
                 current = below
 
 
-@compiled
-def push(
+@jit
+def forward_jvp(
     sizes: Sizes,
     relu: bool,
     theta: Floats,
@@ -241,8 +241,8 @@ def push(
                 _bend(change, given, relu)
 
 
-@compiled
-def push_backward(
+@jit
+def backward_jvp(
     sizes: Sizes,
     relu: bool,
     theta: Floats,
@@ -255,7 +255,7 @@ def push_backward(
     slope_along: Floats,
     gradient: Floats,
 ) -> None:
-    """The derivative of a pass back along the direction of :func:`push`: of the gradient (P,).
+    """The derivative of a pass back along the direction of :func:`forward_jvp`: of the gradient (P,).
 
     Args:
         sizes, relu, theta, observations, hidden: of the pass forward.
@@ -302,7 +302,7 @@ def push_backward(
             current = below
 
 
-@compiled
+@jit
 def _add_second_bend(total: Floats, slope: Floats, activated: Floats, before: Floats) -> None:
     """What the second derivative of tanh adds: it is ``-2 tanh tanh'``; that of relu is none."""
     two = total.dtype.type(2)

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maml_ray.common.normalization import LIMIT, Normalizer
-from maml_ray.kernels.gemm import LANES, ROWS, weigh
-from maml_ray.kernels.jit import compiled, tanh
+from maml_ray.kernels.gemm import TILE_COLUMNS, TILE_ROWS, matmul_bias
+from maml_ray.kernels.jit import jit, tanh
 
 Float32 = NDArray[np.float32]
 
@@ -59,7 +59,7 @@ class Perceptron(NamedTuple):
         values = []
         for inputs, (weights, biases) in zip(sizes[:-1], layers, strict=True):
             outputs = len(weights)
-            filled = np.zeros((1 + inputs, _filled(outputs, LANES)), np.float32)
+            filled = np.zeros((1 + inputs, _filled(outputs, TILE_COLUMNS)), np.float32)
             filled[0, :outputs], filled[1:, :outputs] = biases, weights.T
             values.append(filled.reshape(-1))
         mean, scale = np.zeros(size, np.float32), np.ones(size, np.float32)
@@ -67,7 +67,7 @@ class Perceptron(NamedTuple):
             mean[:], scale[:] = normalizer.mean, normalizer.scale
         return cls(
             sizes=np.array(sizes, np.int64),
-            widths=np.array([_filled(each, LANES) for each in sizes], np.int64),
+            widths=np.array([_filled(each, TILE_COLUMNS) for each in sizes], np.int64),
             values=np.concatenate(values),
             relu=relu,
             mean=mean,
@@ -89,10 +89,10 @@ class Perceptron(NamedTuple):
 
     def rooms(self, rows: int) -> Float32:
         """(2, n) room for the layers' inputs and outputs, of ``rows`` rows filled up to tiles."""
-        return np.zeros((2, _filled(rows, ROWS) * int(self.widths.max())), np.float32)
+        return np.zeros((2, _filled(rows, TILE_ROWS) * int(self.widths.max())), np.float32)
 
 
-class Player(NamedTuple):
+class PolicyKernel(NamedTuple):
     """Who plays whole episodes: acts as ``perceptron`` says, and deviates from it.
 
     Attributes:
@@ -111,12 +111,12 @@ def scaled(actions: Float32, scale: float) -> Float32:
     return actions if scale == 1.0 else actions * np.float32(scale)
 
 
-@compiled
+@jit
 def evaluate(perceptron: Perceptron, observations: Float32, rooms: Float32, into: Float32) -> None:
     """Outputs, ``into`` (K, A), at ``observations`` (K, D), with ``rooms`` to work in."""
     rows, sizes, widths = len(observations), perceptron.sizes, perceptron.widths
     last = len(sizes) - 2
-    filled = (rows + ROWS - 1) // ROWS * ROWS
+    filled = (rows + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
     seen = rooms[0][: filled * widths[0]].reshape(filled, widths[0])
     for i in range(rows):
         for j in range(sizes[0]):
@@ -129,7 +129,7 @@ def evaluate(perceptron: Perceptron, observations: Float32, rooms: Float32, into
         end = begin + (1 + inputs) * outputs
         room = rooms[1 - layer % 2][: filled * outputs]
         given = room.reshape(filled, outputs)
-        weigh(perceptron.values[begin:end].reshape(1 + inputs, outputs), seen, given)
+        matmul_bias(perceptron.values[begin:end].reshape(1 + inputs, outputs), seen, given)
         if layer < last:
             _activate(perceptron.relu, room)
         seen, begin = given, end
@@ -138,7 +138,7 @@ def evaluate(perceptron: Perceptron, observations: Float32, rooms: Float32, into
             into[i, j] = seen[i, j]
 
 
-@compiled
+@jit
 def _activate(relu: bool, values: Float32) -> None:
     if relu:
         for i in range(len(values)):

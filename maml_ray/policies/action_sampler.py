@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from maml_ray.kernels.policy_forward import Player, scaled
+from maml_ray.kernels.policy_forward import PolicyKernel, scaled
 from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.policies.spec import PolicySpec
 
@@ -31,7 +31,7 @@ class Sampler(Protocol):
     def choose(self, step: int, outputs: Float32) -> Float32:
         """The same of the policy's ``outputs`` (K, A) there, which may be written to."""
 
-    def player(self) -> Player | None:
+    def player(self) -> PolicyKernel | None:
         """The same for a batch that plays whole episodes by itself; None where it is no such."""
 
     def log_probs(self) -> Float32:
@@ -89,9 +89,9 @@ class _GaussianSampler:
         outputs += self._deviations[step]
         return outputs
 
-    def player(self) -> Player:
+    def player(self) -> PolicyKernel:
         scale = np.float32(self._policy.spec.action_scale)
-        return Player(self._policy.perceptron, self._deviations, scale)
+        return PolicyKernel(self._policy.perceptron, self._deviations, scale)
 
     def log_probs(self) -> Float32:
         noise, policy = self._noise, self._policy

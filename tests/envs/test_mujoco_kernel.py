@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from maml_ray.envs import mujoco_kernel
-from maml_ray.kernels.policy_forward import Player
+from maml_ray.kernels.policy_forward import PolicyKernel
 from maml_ray.rollouts.collector import collect
 from maml_ray.tasks.half_cheetah import HalfCheetahBackwardVector
 from tests.envs.test_playing import policy_for
@@ -27,9 +27,9 @@ def batch(count: int = 3, **keywords: Any) -> HalfCheetahBackwardVector:
     return HalfCheetahBackwardVector(count, max_episode_steps=HORIZON, **keywords)
 
 
-def player_for(env: Any, scale: float = 1.0, steps: int = 5) -> Player:
+def player_for(env: Any, scale: float = 1.0, steps: int = 5) -> PolicyKernel:
     noise = np.random.default_rng(0).standard_normal((steps, env.num_envs, 6)).astype(np.float32)
-    return Player(policy_for(env, scale).perceptron, noise, np.float32(scale))
+    return PolicyKernel(policy_for(env, scale).perceptron, noise, np.float32(scale))
 
 
 def room(env: Any, steps: int = 5) -> tuple[Any, Any]:

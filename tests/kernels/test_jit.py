@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import maml_ray
-from maml_ray.kernels.jit import compiled, tanh, where_it_is_kept
+from maml_ray.kernels.jit import cache_directory, jit, tanh
 
 
-@compiled
+@jit
 def tanh_of(values: NDArray[Any], into: NDArray[Any]) -> None:
     for i in range(values.size):
         into[i] = tanh(values[i])
@@ -82,12 +82,12 @@ def test_what_was_compiled_of_other_loops_is_not_taken(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
     for name in ("kernels/jit.py", "kernels/outer.py", "envs/inner_kernel.py"):
         (tmp_path / name).write_text("as it was")
-    before = where_it_is_kept(tmp_path)
+    before = cache_directory(tmp_path)
     assert before is not None
-    assert where_it_is_kept(tmp_path) == before
+    assert cache_directory(tmp_path) == before
     for name in ("kernels/outer.py", "envs/inner_kernel.py"):
         (tmp_path / name).write_text("changed")
-        assert where_it_is_kept(tmp_path) != before
+        assert cache_directory(tmp_path) != before
         (tmp_path / name).write_text("as it was")
     assert Path(before).is_dir()
 
@@ -104,7 +104,7 @@ def test_where_the_package_cannot_be_written_to(
     if writable == "nothing":
         cache.write_text("a file, too")
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    kept = where_it_is_kept(package)
+    kept = cache_directory(package)
     if writable == "nothing":
         assert kept is None
     else:
