@@ -10,7 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from maml_ray.config.settings import Settings, SettingsError, load_settings
+    from maml_ray.config.loading import load_settings
+    from maml_ray.config.settings import Settings, SettingsError
     from maml_ray.evaluation.agent import Agent
     from maml_ray.evaluation.evaluate import Evaluation, evaluate
     from maml_ray.evaluation.loading import load
@@ -37,7 +38,7 @@ _HOMES = {
     "Trajectories": "rollouts.trajectories",
     "evaluate": "evaluation.evaluate",
     "load": "evaluation.loading",
-    "load_settings": "config.settings",
+    "load_settings": "config.loading",
     "record_video": "evaluation.video",
     "save_policy": "evaluation.policy_export",
     "show_video": "evaluation.notebook",

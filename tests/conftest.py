@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from maml_ray.backends import collectors, dispatch, inner_step
-from maml_ray.config.settings import Settings, validate_settings
+from maml_ray.config.loading import validate_settings
+from maml_ray.config.settings import Settings
 from maml_ray.learning import batch_builder, trust_region
 
 torch.set_num_threads(1)

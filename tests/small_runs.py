@@ -10,7 +10,8 @@ from unittest import mock
 
 from matplotlib.figure import Figure
 
-from maml_ray.config.settings import Settings, dump_settings, validate_settings
+from maml_ray.config.loading import dump_settings, validate_settings
+from maml_ray.config.settings import Settings
 from maml_ray.evaluation.agent import Agent
 from maml_ray.learning.learner import MetaLearner
 from maml_ray.learning.rollout_worker import policy_spec

@@ -9,7 +9,8 @@ import typer
 
 from maml_ray.cli.options import Overrides, Preset, SettingsFile
 from maml_ray.common.errors import ResourceError
-from maml_ray.config.settings import Settings, load_settings
+from maml_ray.config.loading import load_settings
+from maml_ray.config.settings import Settings
 
 if TYPE_CHECKING:
     from maml_ray.jobs.doctor import Finding

@@ -16,7 +16,8 @@ from maml_ray.cli.options import Overrides, Preset, SettingsFile
 from maml_ray.cli.tables import print_evaluation, print_notes
 from maml_ray.common.errors import Interrupted, Superseded, TrainingFailed, UserError
 from maml_ray.common.signals import EndOnSignal
-from maml_ray.config.settings import Settings, dump_settings, load_settings
+from maml_ray.config.loading import dump_settings, load_settings
+from maml_ray.config.settings import Settings
 
 app = typer.Typer(
     name="maml-ray",
@@ -80,15 +81,15 @@ def train(
         raise UserError("--resume names the run folder already: leave --run-dir out")
     if resume not in (None, "auto") and preset is not None:
         raise UserError("--resume takes the run's own settings: leave --preset out")
-    from maml_ray.runs.train import find_run  # imports torch and Ray: not for --help
+    from maml_ray.runs.train import open_or_fetch_run  # imports torch and Ray: not for --help
     from maml_ray.runs.train import train as run
 
     source = settings_file
     if resume not in (None, "auto") and source is None:
-        source = find_run(resume).settings
+        source = open_or_fetch_run(resume).settings
     settings = load_settings(source, preset=preset, overrides=extra)
     result = run(settings, run_dir=run_dir, resume=resume, console=console)
-    print_evaluation(console, result.figures)
+    print_evaluation(console, result.results)
     print_notes(console, result.notes)
     _print_next_steps(console, result.folder.path)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from maml_ray.config.settings import Settings, load_settings
+from maml_ray.config.loading import load_settings
+from maml_ray.config.settings import Settings
 from maml_ray.evaluation.agent import Agent
-from maml_ray.evaluation.compatibility import check_fits
+from maml_ray.evaluation.compatibility import check_matches_settings
 from maml_ray.evaluation.policy_export import DESCRIPTION, load_policy
 from maml_ray.persistence.checkpoint_format import Checkpoint
 from maml_ray.persistence.checkpoint_store import load_chosen
@@ -29,10 +30,10 @@ def load(folder: str | Path, *, checkpoint: str = "newest") -> Agent:
     """
     if os.path.lexists(Path(folder) / DESCRIPTION):
         return load_policy(Path(folder))
-    return load_checkpointed(folder, checkpoint)[0]
+    return load_with_iteration(folder, checkpoint)[0]
 
 
-def load_checkpointed(folder: str | Path, checkpoint: str = "newest") -> tuple[Agent, int]:
+def load_with_iteration(folder: str | Path, checkpoint: str = "newest") -> tuple[Agent, int]:
     """The meta-trained policy of a run, and the number of iterations that it was trained for.
 
     Raises:
@@ -42,10 +43,10 @@ def load_checkpointed(folder: str | Path, checkpoint: str = "newest") -> tuple[A
     run = open_run(folder)
     settings = load_settings(run.settings)
     found, _ = load_chosen(run_storage(run, settings), checkpoint)
-    return agent_of(settings, found, run.checkpoints), found.iteration
+    return agent_from_checkpoint(settings, found, run.checkpoints), found.iteration
 
 
-def agent_of(settings: Settings, checkpoint: Checkpoint, place: Path) -> Agent:
+def agent_from_checkpoint(settings: Settings, checkpoint: Checkpoint, place: Path) -> Agent:
     """The policy of a checkpoint.
 
     Args:
@@ -64,5 +65,5 @@ def agent_of(settings: Settings, checkpoint: Checkpoint, place: Path) -> Agent:
         parameters=dict(state.parameters),
         normalizer=state.observations.normalizer() if normalize else None,
     )
-    check_fits(agent, place)
+    check_matches_settings(agent, place)
     return agent

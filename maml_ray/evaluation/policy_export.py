@@ -21,9 +21,10 @@ from safetensors import numpy as safetensors_numpy
 from maml_ray.common.errors import RunFolderError
 from maml_ray.common.normalization import Normalizer
 from maml_ray.common.safe_files import Unreadable, read_bytes
-from maml_ray.config.settings import SettingsError, validate_settings
+from maml_ray.config.loading import validate_settings
+from maml_ray.config.settings import SettingsError
 from maml_ray.evaluation.agent import Agent
-from maml_ray.evaluation.compatibility import check_fits
+from maml_ray.evaluation.compatibility import check_matches_settings
 from maml_ray.persistence.run_dir import check_inside
 from maml_ray.policies.spec import PolicySpec
 from maml_ray.tasks.task import Task
@@ -47,7 +48,7 @@ def save_policy(agent: Agent, folder: Path, task: Task | None = None) -> None:
     Raises:
         RunFolderError: the folder is there, or cannot be written.
     """
-    files = policy_files(agent, task)
+    files = serialize_policy(agent, task)
     if os.path.lexists(folder):
         raise RunFolderError(f"{folder} is there already: name another folder")
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
@@ -61,7 +62,7 @@ def save_policy(agent: Agent, folder: Path, task: Task | None = None) -> None:
         raise RunFolderError(f"cannot write the policy to {folder}: {error.strerror}") from None
 
 
-def policy_files(agent: Agent, task: Task | None = None) -> dict[str, bytes]:
+def serialize_policy(agent: Agent, task: Task | None = None) -> dict[str, bytes]:
     """Names and contents of the files of a policy's folder; the same policy gives the same."""
     arrays = dict(agent.parameters)
     if agent.normalizer is not None:
@@ -100,7 +101,7 @@ def load_policy(folder: Path) -> Agent:
         raise SettingsError(f"{folder / DESCRIPTION}: {error}") from None
     except (TypeError, ValueError, OverflowError, AttributeError, SafetensorError) as error:
         raise RunFolderError(f"{folder} does not hold a policy: {str(error)[:200]}") from None
-    check_fits(agent, folder)
+    check_matches_settings(agent, folder)
     return agent
 
 

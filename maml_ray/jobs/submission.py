@@ -8,7 +8,8 @@ import shlex
 from collections.abc import Mapping
 
 from maml_ray.common.versions import own_version
-from maml_ray.config.settings import Settings, SettingsError, dump_settings
+from maml_ray.config.loading import dump_settings
+from maml_ray.config.settings import Settings, SettingsError
 from maml_ray.persistence.run_dir import JOB_VARIABLE
 from maml_ray.persistence.storage import open_storage
 from maml_ray.tasks.registry import BUILT_IN

@@ -15,13 +15,8 @@ from pathlib import Path
 from maml_ray.common.errors import RunFolderError, UserError, told
 from maml_ray.common.safe_files import write_whole
 from maml_ray.common.yaml_data import YamlError, parse_yaml
-from maml_ray.config.settings import (
-    MAX_FILE_BYTES,
-    Settings,
-    dump_settings,
-    load_settings,
-    validate_settings,
-)
+from maml_ray.config.loading import MAX_FILE_BYTES, dump_settings, load_settings, validate_settings
+from maml_ray.config.settings import Settings
 from maml_ray.learning.staleness import checkpoints_to_keep
 from maml_ray.persistence.checkpoint_format import Checkpoint
 from maml_ray.persistence.checkpoint_store import save_checkpoint

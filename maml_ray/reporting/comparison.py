@@ -14,11 +14,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from maml_ray.common.errors import RunFolderError
-from maml_ray.config.settings import Settings, load_settings
+from maml_ray.config.loading import load_settings
+from maml_ray.config.settings import Settings
 from maml_ray.evaluation.results_file import read_evaluation
 from maml_ray.persistence.metrics_file import read_metrics
 from maml_ray.persistence.run_dir import RunFolder, open_run
-from maml_ray.reporting.plots import COLORS, column, plain, save_figure, smoothed
+from maml_ray.reporting.plots import COLORS, column, style_axes, save_figure, smooth
 
 _NOT_MATHEMATICS = ("run", "cluster", "evaluation")
 _POINTS = 200
@@ -100,7 +101,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     return [_read(folder) for folder in folders]
 
 
-def grouped(runs: Sequence[Run]) -> list[Group]:
+def group_by_settings(runs: Sequence[Run]) -> list[Group]:
     """Runs of equal mathematics together, in the order of their first."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -157,7 +158,7 @@ def comparison_figure(groups: Sequence[Group]) -> Figure:
     axes.set_xlabel("environment steps (million)")
     axes.set_ylabel("mean return: after (solid) and before (dashed) adaptation")
     axes.legend(frameon=False)
-    plain(axes)
+    style_axes(axes)
     return figure
 
 
@@ -248,7 +249,7 @@ def _curves(group: Group, key: str) -> tuple[NDArray[np.float64], NDArray[np.flo
     starts = [run.rows[0]["total_env_steps"] for run in group.runs]
     steps = np.linspace(max(starts), min(ends), _POINTS)
     curves = [
-        np.interp(steps, column(run.rows, "total_env_steps"), smoothed(column(run.rows, key)))
+        np.interp(steps, column(run.rows, "total_env_steps"), smooth(column(run.rows, key)))
         for run in group.runs
     ]
     return steps, np.stack(curves)

@@ -11,7 +11,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from maml_ray.common.safe_files import Unreadable, read_bytes, write_whole
-from maml_ray.config.settings import Settings, dump_settings
+from maml_ray.config.loading import dump_settings
+from maml_ray.config.settings import Settings
 from maml_ray.persistence.run_dir import RunFolder
 
 _EVALUATION_PLOT = "evaluation.png"

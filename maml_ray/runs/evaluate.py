@@ -14,9 +14,10 @@ from rich.console import Console
 from maml_ray.common.errors import RunFolderError
 from maml_ray.common.versions import versions
 from maml_ray.config import limits
-from maml_ray.config.settings import SettingsError, load_settings
+from maml_ray.config.loading import load_settings
+from maml_ray.config.settings import SettingsError
 from maml_ray.evaluation.agent import Agent
-from maml_ray.evaluation.compatibility import check_fits_task
+from maml_ray.evaluation.compatibility import check_matches_task
 from maml_ray.evaluation.evaluate import Evaluation, evaluate
 from maml_ray.evaluation.loading import load
 from maml_ray.evaluation.results_file import write_evaluation
@@ -27,7 +28,7 @@ from maml_ray.reporting.html import write_report
 
 
 @dataclass(frozen=True)
-class Protocol:
+class EvaluationConfig:
     """How a run is judged; None is what its settings say.
 
     Attributes:
@@ -36,7 +37,7 @@ class Protocol:
         steps: adaptation steps.
         seed: of all the randomness.
         inner_rate: in place of the run's inner learning rate.
-        beside: run folders whose policies are judged alike, for comparison.
+        baselines: run folders whose policies are judged alike, for comparison.
         untrained: whether the randomly initialized policy is, too.
         checkpoint: of the run: newest, best, or its number.
         video: whether one is recorded.
@@ -48,7 +49,7 @@ class Protocol:
     steps: int | None = None
     seed: int = 0
     inner_rate: float | None = None
-    beside: tuple[Path, ...] = ()
+    baselines: tuple[Path, ...] = ()
     untrained: bool = False
     checkpoint: str = "newest"
     video: bool = True
@@ -68,7 +69,7 @@ class RunResult:
 
     folder: RunFolder
     evaluation: Evaluation | None
-    figures: dict[str, Any]
+    results: dict[str, Any]
     notes: tuple[str, ...]
 
     def load(self) -> Agent:
@@ -77,7 +78,10 @@ class RunResult:
 
 
 def evaluate_run(
-    folder: RunFolder, protocol: Protocol = Protocol(), *, console: Console | None = None
+    folder: RunFolder,
+    config: EvaluationConfig = EvaluationConfig(),
+    *,
+    console: Console | None = None,
 ) -> RunResult:
     """Evaluate a run's checkpoint, and write figures, episodes, video and report.
 
@@ -88,39 +92,39 @@ def evaluate_run(
             learned and cannot be replaced.
         RunFolderError: a run cannot be read, or a file not be written.
     """
-    agent = with_rate(load(folder.path, checkpoint=protocol.checkpoint), protocol.inner_rate)
-    check_fits_task(agent, folder.path)
-    check_size(agent, protocol)
+    agent = override_inner_rate(load(folder.path, checkpoint=config.checkpoint), config.inner_rate)
+    check_matches_task(agent, folder.path)
+    check_evaluation_size(agent, config)
     check_writable(folder.evaluation, folder.episodes, folder.plots, folder.report)
     _rows(folder)
-    others = _beside(agent, protocol)
+    others = _beside(agent, config)
     with _told(console or Console(quiet=True)) as tell:
         judged = {
             name: evaluate(
                 one,
-                tasks=protocol.tasks,
-                episodes=protocol.episodes,
-                steps=protocol.steps,
-                seed=protocol.seed,
+                tasks=config.tasks,
+                episodes=config.episodes,
+                steps=config.steps,
+                seed=config.seed,
                 on_task=tell(name),
             )
             for name, one in {"": agent, **others}.items()
         }
     evaluation = judged.pop("")
-    figures = write_evaluation(
+    results = write_evaluation(
         evaluation, agent.settings, judged, folder.evaluation, folder.episodes
     )
     notes: list[str] = []
-    if protocol.video:
+    if config.video:
         try:
-            record_video(agent, evaluation.replays, protocol.video_path or folder.video)
+            record_video(agent, evaluation.replays, config.video_path or folder.video)
         except VideoUnavailable as error:
             notes.append(str(error))
-    report_run(folder, figures)
-    return RunResult(folder, evaluation, figures, tuple(notes))
+    report_run(folder, results)
+    return RunResult(folder, evaluation, results, tuple(notes))
 
 
-def report_run(folder: RunFolder, figures: dict[str, Any] | None) -> Path:
+def report_run(folder: RunFolder, results: dict[str, Any] | None) -> Path:
     """Plots and report of what the run folder holds.
 
     Raises:
@@ -133,8 +137,8 @@ def report_run(folder: RunFolder, figures: dict[str, Any] | None) -> Path:
     rows, settings = _rows(folder), load_settings(folder.settings)
     check_writable(folder.plots, folder.report)
     try:
-        write_plots(rows, figures, folder)
-        return write_report(folder, settings, rows, figures, versions())
+        write_plots(rows, results, folder)
+        return write_report(folder, settings, rows, results, versions())
     except OSError as error:
         place = error.filename2 or error.filename or folder.path
         raise RunFolderError(f"cannot write the report: {place}: {error.strerror}") from None
@@ -144,20 +148,20 @@ def _rows(folder: RunFolder) -> list[dict[str, Any]]:
     return read_metrics(folder.metrics) if os.path.lexists(folder.metrics) else []
 
 
-def check_size(agent: Agent, protocol: Protocol) -> None:
+def check_evaluation_size(agent: Agent, config: EvaluationConfig) -> None:
     """Refuse an evaluation that would never end.
 
     Raises:
-        SettingsError: ``protocol`` asks for too much.
+        SettingsError: ``config`` asks for too much.
     """
     judged, horizon = agent.settings.evaluation, agent.settings.task.horizon
-    tasks, episodes = protocol.tasks or judged.tasks, protocol.episodes or judged.episodes
-    problem = limits.evaluation(tasks, episodes, protocol.steps or 0, horizon, prefix="--")
+    tasks, episodes = config.tasks or judged.tasks, config.episodes or judged.episodes
+    problem = limits.evaluation(tasks, episodes, config.steps or 0, horizon, prefix="--")
     if problem:
         raise SettingsError(problem)
 
 
-def with_rate(agent: Agent, rate: float | None) -> Agent:
+def override_inner_rate(agent: Agent, rate: float | None) -> Agent:
     """``agent`` with another inner rate, if one is given.
 
     Raises:
@@ -171,21 +175,21 @@ def with_rate(agent: Agent, rate: float | None) -> Agent:
     return replace(agent, settings=agent.settings.model_copy(update={"inner": inner}))
 
 
-def _beside(agent: Agent, protocol: Protocol) -> dict[str, Agent]:
+def _beside(agent: Agent, config: EvaluationConfig) -> dict[str, Agent]:
     """The other policies by name, each ready for the same tasks and the same number of steps."""
     others: dict[str, Agent] = {}
-    tasks = protocol.tasks or agent.settings.evaluation.tasks
-    drawn = agent.sample_tasks(tasks, seed=protocol.seed)
-    for path in protocol.beside:
+    tasks = config.tasks or agent.settings.evaluation.tasks
+    drawn = agent.sample_tasks(tasks, seed=config.seed)
+    for path in config.baselines:
         other = load(open_run(path).path)
         same_horizon = other.settings.task.horizon == agent.settings.task.horizon
-        if not same_horizon or other.sample_tasks(tasks, seed=protocol.seed) != drawn:
+        if not same_horizon or other.sample_tasks(tasks, seed=config.seed) != drawn:
             raise SettingsError(
                 f"{path} was trained on {_named(other)}, the run on {_named(agent)}: "
                 "their returns cannot be compared"
             )
         others[_free(other.settings.run.name, others)] = _judged_alike(other, agent)
-    if protocol.untrained:
+    if config.untrained:
         others[_free("random", others)] = agent.untrained()
     return others
 

@@ -8,13 +8,14 @@ Without it the first run does so, and begins half a minute later.
 from __future__ import annotations
 
 from maml_ray.backends.compiled import warm_up
-from maml_ray.config.settings import Settings, validate_settings
+from maml_ray.config.loading import validate_settings
+from maml_ray.config.settings import Settings
 from maml_ray.learning.learner import MetaLearner
 from maml_ray.learning.rollout_worker import Assignment, RolloutWorker, sample_tasks
 from maml_ray.policies.numpy_policy import NumpyPolicy
 
 
-def compile_ahead() -> None:
+def precompile() -> None:
     """Go through an iteration that is as small as can be, of what is compiled for any run."""
     settings = _small()
     worker = RolloutWorker(settings)
@@ -42,4 +43,4 @@ def _small() -> Settings:
 
 
 if __name__ == "__main__":
-    compile_ahead()
+    precompile()

@@ -8,9 +8,10 @@ import secrets
 from rich.console import Console
 
 from maml_ray.common.errors import RunFolderError, told
-from maml_ray.config.settings import Settings, SettingsError, load_settings
-from maml_ray.evaluation.compatibility import check_fits_task
-from maml_ray.evaluation.loading import agent_of
+from maml_ray.config.loading import load_settings
+from maml_ray.config.settings import Settings, SettingsError
+from maml_ray.evaluation.compatibility import check_matches_task
+from maml_ray.evaluation.loading import agent_from_checkpoint
 from maml_ray.persistence.checkpoint_format import Checkpoint
 from maml_ray.persistence.checkpoint_store import has_checkpoints, newest_of
 from maml_ray.persistence.metrics_file import read_metrics
@@ -34,7 +35,7 @@ FREE_ON_RESUME = (
 """What a resumed run may change, beside all of ``cluster``, ``faults`` and ``evaluation``."""
 
 
-def check_free(folder: RunFolder, settings: Settings) -> None:
+def check_no_existing_run(folder: RunFolder, settings: Settings) -> None:
     """Refuse to begin a run where there is one: in its folder, or in its storage.
 
     Raises:
@@ -58,7 +59,7 @@ def check_free(folder: RunFolder, settings: Settings) -> None:
         )
 
 
-def check_takes_files(settings: Settings) -> None:
+def check_storage_writable(settings: Settings) -> None:
     """Refuse to begin, or to go on, with a storage that takes nothing: before Ray is started.
 
     Raises:
@@ -77,7 +78,7 @@ def check_takes_files(settings: Settings) -> None:
         ) from None
 
 
-def point_of_return(folder: RunFolder, settings: Settings, console: Console) -> Checkpoint | None:
+def load_resume_state(folder: RunFolder, settings: Settings, console: Console) -> Checkpoint | None:
     """Where a run goes on; None where it was ended before its first checkpoint.
 
     Raises:
@@ -98,7 +99,7 @@ def point_of_return(folder: RunFolder, settings: Settings, console: Console) -> 
         _check_mounted(folder, places[-1])
         say(console, f"{place} has no checkpoint yet: the run begins anew")
         return None
-    check_fits_task(agent_of(settings, checkpoint, folder.checkpoints), folder.path)
+    check_matches_task(agent_from_checkpoint(settings, checkpoint, folder.checkpoints), folder.path)
     for each in places:
         fetch_metrics(each, folder, checkpoint.iteration)
     return checkpoint

@@ -9,7 +9,8 @@ from functools import cache
 from pathlib import Path
 
 from maml_ray.common.errors import RunFolderError, Superseded, told
-from maml_ray.config.settings import Settings, dump_settings
+from maml_ray.config.loading import dump_settings
+from maml_ray.config.settings import Settings
 from maml_ray.learning.staleness import checkpoints_to_keep
 from maml_ray.persistence.async_writer import CheckpointWriter
 from maml_ray.persistence.checkpoint_format import Checkpoint
@@ -28,7 +29,7 @@ from maml_ray.persistence.run_storage import (
 from maml_ray.persistence.storage import LocalStorage, Storage
 
 
-def settle_in(
+def open_session(
     folder: RunFolder, settings: Settings, resume: Checkpoint | None = None, *, new: bool = False
 ) -> FencedStorage:
     """Make the run folder, with the settings in it, and begin an attempt at the run.
@@ -67,7 +68,7 @@ def settle_in(
 
 
 @contextmanager
-def saving(
+def open_checkpoint_writer(
     settings: Settings,
     folder: RunFolder,
     storage: FencedStorage,

@@ -10,7 +10,8 @@ from pathlib import Path
 from rich.console import Console
 
 from maml_ray.common.errors import Interrupted, RunFolderError, TrainingFailed
-from maml_ray.config.settings import Settings, load_settings
+from maml_ray.config.loading import load_settings
+from maml_ray.config.settings import Settings
 from maml_ray.evaluation.results_file import read_evaluation
 from maml_ray.persistence.checkpoint_format import Checkpoint
 from maml_ray.persistence.file_lock import run_lock
@@ -24,10 +25,15 @@ from maml_ray.persistence.run_storage import (
 )
 from maml_ray.reporting.metrics_log import MetricsLog
 from maml_ray.reporting.progress import make_progress
-from maml_ray.runs.evaluate import Protocol, RunResult, evaluate_run
-from maml_ray.runs.resume import check_free, check_takes_files, point_of_return, say
-from maml_ray.runs.session import settle_in
-from maml_ray.runs.training_loop import train as train_on_ray
+from maml_ray.runs.evaluate import EvaluationConfig, RunResult, evaluate_run
+from maml_ray.runs.resume import (
+    check_no_existing_run,
+    check_storage_writable,
+    load_resume_state,
+    say,
+)
+from maml_ray.runs.session import open_session
+from maml_ray.runs.training_loop import train_on_ray
 from maml_ray.tasks.registry import resolve_tasks
 
 AUTO = "auto"
@@ -62,13 +68,13 @@ def train(
     folder, settings = _chosen(settings, run_dir, resume, console)
     with run_lock(folder.path):  # and only then look at what the folder holds
         if resume is None or not os.path.lexists(folder.settings):
-            check_free(folder, settings)
-            check_takes_files(settings)
+            check_no_existing_run(folder, settings)
+            check_storage_writable(settings)
             return _run(folder, settings, None, console, new=resume is None)
-        checkpoint = point_of_return(folder, settings, console)
+        checkpoint = load_resume_state(folder, settings, console)
         if checkpoint is not None and checkpoint.iteration >= settings.run.iterations:
             return _done(folder, settings, checkpoint, console, again=resume != AUTO)
-        check_takes_files(settings)
+        check_storage_writable(settings)
         return _run(folder, settings, checkpoint, console)
 
 
@@ -91,7 +97,7 @@ def _run(
     finally:
         for observer in observers:
             observer.close()
-    return evaluate_run(folder, Protocol(video=settings.evaluation.video), console=console)
+    return evaluate_run(folder, EvaluationConfig(video=settings.evaluation.video), console=console)
 
 
 def _done(
@@ -100,10 +106,10 @@ def _done(
     """What is left to do of a run that has all its iterations: no Ray is needed for it."""
     say(console, f"{folder.path} is done: it has {checkpoint.iteration} iterations")
     if load_settings(folder.settings) != settings:
-        settle_in(folder, settings, checkpoint)
+        open_session(folder, settings, checkpoint)
     if not again and _is_evaluated(folder):
         return RunResult(folder, None, read_evaluation(folder.evaluation), ())
-    return evaluate_run(folder, Protocol(video=settings.evaluation.video), console=console)
+    return evaluate_run(folder, EvaluationConfig(video=settings.evaluation.video), console=console)
 
 
 def _is_evaluated(folder: RunFolder) -> bool:
@@ -124,7 +130,7 @@ def _chosen(
 ) -> tuple[RunFolder, Settings]:
     """The run folder, which need not be there yet, and the settings."""
     if resume is not None and resume != AUTO:
-        folder = find_run(resume)
+        folder = open_or_fetch_run(resume)
         settings = _placed(settings or load_settings(folder.settings))
     else:
         settings = _placed(settings or Settings())
@@ -132,7 +138,7 @@ def _chosen(
             folder = _named(settings, console)
         else:
             folder = RunFolder(Path(run_dir)) if run_dir is not None else _new_folder(settings)
-            check_free(folder, settings)
+            check_no_existing_run(folder, settings)
         if run_dir is None:
             _tell_directory(settings, console)
     resolve_tasks(settings.task)  # a name that is not there costs nothing yet
@@ -140,7 +146,7 @@ def _chosen(
     return folder, settings
 
 
-def find_run(run: str | Path) -> RunFolder:
+def open_or_fetch_run(run: str | Path) -> RunFolder:
     """The run folder of a path; of a URL, a copy of what is kept there, under ``runs/``.
 
     Raises:

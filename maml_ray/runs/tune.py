@@ -8,14 +8,15 @@ from typing import Any
 
 from maml_ray.common.errors import UserError
 from maml_ray.common.json_data import plain
-from maml_ray.config.settings import Settings, SettingsError, validate_settings
+from maml_ray.config.loading import validate_settings
+from maml_ray.config.settings import Settings, SettingsError
 from maml_ray.persistence.checkpoint_store import has_checkpoints, load_newest
 from maml_ray.persistence.file_lock import run_lock
 from maml_ray.persistence.records import IterationRecord, Observer, StartReport
 from maml_ray.persistence.run_dir import RunFolder
 from maml_ray.persistence.run_storage import run_storage
 from maml_ray.reporting.metrics_log import MetricsLog
-from maml_ray.runs.training_loop import train
+from maml_ray.runs.training_loop import train_on_ray
 
 _LONGEST_NAME = 50
 """Of a run: a trial's id follows it."""
@@ -104,7 +105,7 @@ def _run(settings: Settings, report: Callable[[dict[str, Any]], None]) -> None:
         log = MetricsLog(folder, resume.iteration if resume else 0)
         observers: list[Observer] = [log, _Reporter(folder, report)]
         try:
-            train(settings, folder, observers=observers, resume=resume)
+            train_on_ray(settings, folder, observers=observers, resume=resume)
         finally:
             log.close()
 

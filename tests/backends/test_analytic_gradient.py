@@ -11,7 +11,8 @@ import torch
 from maml_ray.backends.analytic_gradient import analytic_meta_gradient
 from maml_ray.backends.compiled import compiled_meta_gradient
 from maml_ray.backends.coverage import is_covered
-from maml_ray.config.settings import Settings, validate_settings
+from maml_ray.config.loading import validate_settings
+from maml_ray.config.settings import Settings
 from maml_ray.kernels.mlp import BLOCK
 from maml_ray.maml.distributions import Parameters
 from maml_ray.maml.inner_loop import Order

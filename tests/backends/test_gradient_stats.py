@@ -15,7 +15,8 @@ from torch import Tensor
 
 from maml_ray.backends.dispatch import task_gradients
 from maml_ray.backends.gradient_stats import diagnose_gradient
-from maml_ray.config.settings import Settings, validate_settings
+from maml_ray.config.loading import validate_settings
+from maml_ray.config.settings import Settings
 from maml_ray.maml.inner_loop import Order
 from maml_ray.maml.meta_objective import MetaBatch, MetaObjective
 from maml_ray.persistence.metrics_file import read_metrics

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from maml_ray.config.settings import Settings, validate_settings
+from maml_ray.config.loading import validate_settings
+from maml_ray.config.settings import Settings
 from maml_ray.maml.inner_loop import Order
 from maml_ray.maml.meta_objective import MetaBatch, MetaObjective, meta_loss
 from maml_ray.policies.spec import PolicySpec

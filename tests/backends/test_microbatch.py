@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from maml_ray.backends.analytic_gradient import analytic_meta_gradient
 from maml_ray.backends.dispatch import meta_gradient, meta_value
 from maml_ray.backends.microbatch import Passes, bytes_a_task, passes_on
-from maml_ray.config.settings import Settings, load_settings
+from maml_ray.config.loading import load_settings
+from maml_ray.config.settings import Settings
 from maml_ray.learning.learner import MetaLearner
 from maml_ray.learning.trust_region import fisher_of_adapted_policies
 from maml_ray.maml.inner_loop import Order

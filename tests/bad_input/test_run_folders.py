@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 import maml_ray
 from maml_ray.common.errors import RunFolderError, UserError
-from maml_ray.config.settings import dump_settings
+from maml_ray.config.loading import dump_settings
 from maml_ray.persistence.run_dir import RunFolder
-from maml_ray.runs.adapt import adapt_to
-from maml_ray.runs.evaluate import Protocol, evaluate_run
+from maml_ray.runs.adapt import adapt_run
+from maml_ray.runs.evaluate import EvaluationConfig, evaluate_run
 from tests.bad_input import damage
 from tests.bad_input.command_line import (
     REACHED,
@@ -64,7 +64,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = run_of(settings(), tmp_path_factory.mktemp("finished") / "run")
     rows = ({"iteration": i, "total_env_steps": 10 * (i + 1), **ROW} for i in range(3))
     folder.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    evaluate_run(folder, Protocol(tasks=2, episodes=2, untrained=True, video=False))
+    evaluate_run(folder, EvaluationConfig(tasks=2, episodes=2, untrained=True, video=False))
     folder.tensorboard.mkdir()
     folder.video.write_bytes(b"no film")
     return folder.path
@@ -272,7 +272,7 @@ def test_settings_of_another_task(copied: Path) -> None:
 @pytest.fixture(scope="session")
 def adapted(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("adapted") / "policy"
-    return adapt_to(finished, {"x": 0.1, "y": 0.2}, episodes=2, output=place).folder
+    return adapt_run(finished, {"x": 0.1, "y": 0.2}, episodes=2, output=place).folder
 
 
 @pytest.mark.parametrize("how", damage.ANYWHERE, ids=lambda how: how.__name__)

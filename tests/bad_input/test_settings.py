@@ -12,15 +12,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from maml_ray.config.loading import MAX_FILE_BYTES, dump_settings, load_settings, validate_settings
 from maml_ray.config.presets import PRESETS
-from maml_ray.config.settings import (
-    MAX_FILE_BYTES,
-    Settings,
-    SettingsError,
-    dump_settings,
-    load_settings,
-    validate_settings,
-)
+from maml_ray.config.settings import Settings, SettingsError
 from tests.bad_input.odd import (
     AS_YAML,
     DEFAULTS,

@@ -18,7 +18,8 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from maml_ray.config.settings import Settings, load_settings
+from maml_ray.config.loading import load_settings
+from maml_ray.config.settings import Settings
 from maml_ray.learning.learner import MetaLearner
 from maml_ray.learning.rollout_worker import Assignment, RolloutWorker, sample_tasks
 from maml_ray.policies.spec import PolicySpec

@@ -16,10 +16,11 @@ from unittest import mock
 import numpy as np
 import ray
 
-from maml_ray.config.settings import Settings, validate_settings
+from maml_ray.config.loading import validate_settings
+from maml_ray.config.settings import Settings
 from maml_ray.persistence.records import IterationRecord, StartReport
 from maml_ray.persistence.run_dir import RunFolder
-from maml_ray.runs.training_loop import train
+from maml_ray.runs.training_loop import train_on_ray
 from maml_ray.runtime.actor_system import Crew
 from maml_ray.runtime.learner_handle import LearnerClient
 from tests.benchmarks.scaling_cpu import CpuSeconds, cpu_seconds, per_iteration, queued_s
@@ -195,7 +196,7 @@ def run_with(
             stack.enter_context(mock.patch.object(owner, name, wrapped))
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         chosen = settings_for(actors, total, overlap=overlap)
-        train(chosen, RunFolder(Path(folder)), observers=[watch])
+        train_on_ray(chosen, RunFolder(Path(folder)), observers=[watch])
     assert watch.cpu is not None
     timings = [record.timings for record in watch.records[WARM_UP:]]
     means = {

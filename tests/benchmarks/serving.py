@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from maml_ray.config.settings import validate_settings
+from maml_ray.config.loading import validate_settings
 from tests.benchmarks.arguments import count
 from tests.small_runs import run_of
 

@@ -13,7 +13,8 @@ from typing import Any
 from numpy.typing import NDArray
 from safetensors import numpy as safetensors_numpy
 
-from maml_ray.config.settings import Settings, validate_settings
+from maml_ray.config.loading import validate_settings
+from maml_ray.config.settings import Settings
 from maml_ray.persistence.metrics_file import read_metrics
 from maml_ray.persistence.run_dir import RunFolder
 from tests.chaos.faults import Fault

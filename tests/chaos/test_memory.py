@@ -11,11 +11,11 @@ import psutil
 import pytest
 import ray
 
-from maml_ray.config.settings import validate_settings
+from maml_ray.config.loading import validate_settings
 from maml_ray.persistence.records import IterationRecord, StartReport
 from maml_ray.persistence.run_dir import RunFolder
 from maml_ray.reporting.metrics_log import MetricsLog
-from maml_ray.runs.training_loop import train
+from maml_ray.runs.training_loop import train_on_ray
 from tests.small_ray import small_ray
 
 ITERATIONS, WARM_UP = 300, 60
@@ -78,7 +78,7 @@ def test_no_memory_is_gathered_over_three_hundred_iterations(tmp_path: Path) -> 
     )
     folder, scales = RunFolder(tmp_path / "run"), Scales()
     log = MetricsLog(folder)
-    train(settings, folder, observers=[scales, log])
+    train_on_ray(settings, folder, observers=[scales, log])
     log.close()
     assert len(scales.weights[0]) == 5
     print(f"\n{os.uname().machine}, MiB at iteration {WARM_UP}, at the end, growth per 100:")

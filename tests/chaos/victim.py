@@ -13,7 +13,8 @@ from pathlib import Path
 
 import psutil
 
-from maml_ray.config.settings import Settings, dump_settings
+from maml_ray.config.loading import dump_settings
+from maml_ray.config.settings import Settings
 from maml_ray.persistence.metrics_file import read_metrics
 from maml_ray.persistence.run_dir import RunFolder
 from tests.chaos.machine import Machine

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from maml_ray.config.settings import Settings, validate_settings
+from maml_ray.config.loading import validate_settings
+from maml_ray.config.settings import Settings
 from maml_ray.persistence.checkpoint_store import load_newest
 from maml_ray.persistence.records import IterationRecord, StartReport
 from maml_ray.persistence.run_dir import RunFolder

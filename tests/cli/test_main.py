@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maml_ray.cli.main import main
-from maml_ray.config.settings import load_settings, validate_settings
+from maml_ray.config.loading import load_settings, validate_settings
 from tests.small_runs import agent_of, run_of, settings
 
 

@@ -15,7 +15,7 @@ from ray.scripts.scripts import cli as ray_cli
 from typer.exceptions import TyperException
 
 from maml_ray.cli.main import app
-from maml_ray.config.settings import load_settings
+from maml_ray.config.loading import load_settings
 from tests.cluster.commands import (
     Command,
     in_comments,

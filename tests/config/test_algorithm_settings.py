@@ -6,13 +6,8 @@ from typing import Any
 
 import pytest
 
-from maml_ray.config.settings import (
-    Settings,
-    SettingsError,
-    dump_settings,
-    load_settings,
-    validate_settings,
-)
+from maml_ray.config.loading import dump_settings, load_settings, validate_settings
+from maml_ray.config.settings import Settings, SettingsError
 
 
 @pytest.mark.parametrize(

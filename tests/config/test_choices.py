@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from maml_ray.config.settings import Settings, validate_settings
+from maml_ray.config.loading import validate_settings
+from maml_ray.config.settings import Settings
 from maml_ray.learning.state import UpdateMetrics
 from maml_ray.tasks.task import Task, TaskDistribution
 from tests.learning_runs import Run

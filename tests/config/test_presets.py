@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from maml_ray.config.loading import dump_settings, load_settings
 from maml_ray.config.presets import PRESETS
-from maml_ray.config.settings import Settings, SettingsError, dump_settings, load_settings
+from maml_ray.config.settings import Settings, SettingsError
 from tests.config.test_settings import write
 
 

@@ -10,14 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from maml_ray.config.settings import (
-    MAX_FILE_BYTES,
-    Settings,
-    SettingsError,
-    dump_settings,
-    load_settings,
-    validate_settings,
-)
+from maml_ray.config.loading import MAX_FILE_BYTES, dump_settings, load_settings, validate_settings
+from maml_ray.config.settings import Settings, SettingsError
 
 
 def write(folder: Path, text: str) -> Path:

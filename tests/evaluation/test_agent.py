@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from maml_ray.config.settings import Settings, validate_settings
+from maml_ray.config.loading import validate_settings
+from maml_ray.config.settings import Settings
 from maml_ray.evaluation.agent import Agent
 from maml_ray.learning.learner import MetaLearner
 from maml_ray.learning.rollout_worker import policy_spec

@@ -13,7 +13,7 @@ from ray._private.runtime_env.packaging import create_package
 
 import maml_ray
 from maml_ray.common.errors import UserError
-from maml_ray.config.settings import load_settings, validate_settings
+from maml_ray.config.loading import load_settings, validate_settings
 from maml_ray.jobs import packaging
 from maml_ray.jobs.submission import job_settings
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import ray
 
-from maml_ray.config.settings import Settings, validate_settings
+from maml_ray.config.loading import validate_settings
+from maml_ray.config.settings import Settings
 from maml_ray.jobs import probes
 from maml_ray.jobs.doctor import Level
 

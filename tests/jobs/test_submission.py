@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from maml_ray.config.settings import SettingsError, load_settings, validate_settings
+from maml_ray.config.loading import load_settings, validate_settings
+from maml_ray.config.settings import SettingsError
 from maml_ray.jobs.submission import (
     check_lasting,
     check_task_goes_along,

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from gymnasium.vector import VectorEnv
 
-from maml_ray.config.settings import FaultSettings, Settings, validate_settings
+from maml_ray.config.loading import validate_settings
+from maml_ray.config.settings import FaultSettings, Settings
 from maml_ray.learning.learner import MetaLearner
 from maml_ray.learning.rollout_worker import Assignment, RolloutWorker, policy_spec, sample_tasks
 from maml_ray.learning.state import LearnerState, UpdateMetrics
@@ -19,7 +20,7 @@ from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.policies.spec import initial_parameters
 from maml_ray.rollouts.collector import ATTEMPTS, BrokenSimulation, collect
 from maml_ray.rollouts.trajectories import TaskRollouts, Trajectories
-from maml_ray.runs.health import hopeless
+from maml_ray.runs.training_loop import check_fault_budget
 from maml_ray.tasks.registry import resolve_tasks
 from tests.learning_runs import rewarded
 
@@ -241,13 +242,13 @@ def test_a_run_ends_when_a_budget_is_spent_and_not_before() -> None:
     good: UpdateMetrics = learner.update(rollouts_of(settings, learner))
     budgets = FaultSettings(skipped_updates=2, discarded_episodes=5)
     bad = replace(good, skipped="the loss is not finite", skipped_in_a_row=2)
-    assert hopeless(good, budgets) is None
-    assert hopeless(bad, budgets) is None
-    told = hopeless(replace(bad, skipped_in_a_row=3), budgets)
+    assert check_fault_budget(good, budgets) is None
+    assert check_fault_budget(bad, budgets) is None
+    told = check_fault_budget(replace(bad, skipped_in_a_row=3), budgets)
     assert told is not None
     assert "faults.skipped_updates" in told
     assert "the loss is not finite" in told
-    assert hopeless(replace(good, discarded_episodes=5), budgets) is None
-    told = hopeless(replace(good, discarded_episodes=6), budgets)
+    assert check_fault_budget(replace(good, discarded_episodes=5), budgets) is None
+    told = check_fault_budget(replace(good, discarded_episodes=6), budgets)
     assert told is not None
     assert "faults.discarded_episodes" in told

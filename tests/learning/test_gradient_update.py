@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from maml_ray.config.settings import Settings, load_settings
+from maml_ray.config.loading import load_settings
+from maml_ray.config.settings import Settings
 from maml_ray.learning.gradient_update import GradientUpdate
 from maml_ray.maml.distributions import to_torch
 from maml_ray.maml.meta_objective import MetaBatch, MetaObjective, meta_loss

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from maml_ray.config.settings import Settings, load_settings
+from maml_ray.config.loading import load_settings
+from maml_ray.config.settings import Settings
 from maml_ray.learning.learner import MetaLearner
 from maml_ray.maml.inner_loop import Order
 from maml_ray.maml.meta_objective import MetaObjective, meta_loss

@@ -15,7 +15,8 @@ from maml_ray.backends.collectors import policies_at
 from maml_ray.backends.inner_step import adapt_policy
 from maml_ray.backends.tensor_tree import mapped
 from maml_ray.common.normalization import Normalizer
-from maml_ray.config.settings import Settings, SettingsError, validate_settings
+from maml_ray.config.loading import validate_settings
+from maml_ray.config.settings import Settings, SettingsError
 from maml_ray.kernels import inner_step
 from maml_ray.learning.rollout_worker import Assignment, RolloutWorker, policy_spec, sample_tasks
 from maml_ray.maml.distributions import to_torch
@@ -315,7 +316,7 @@ def test_a_run_imports_pytorch_in_its_learner_alone(objective: str, needed: list
     program = f"""
 import sys
 import maml_ray.runtime.actors, maml_ray.runs.train
-from maml_ray.config.settings import validate_settings
+from maml_ray.config.loading import validate_settings
 from maml_ray.policies.spec import PolicyParameters, initial_parameters
 from maml_ray.learning.rollout_worker import Assignment, RolloutWorker, sample_tasks
 import numpy as np

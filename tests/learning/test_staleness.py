@@ -11,7 +11,8 @@ import torch
 from torch.distributions import kl_divergence as torch_kl
 
 from maml_ray.backends.dispatch import meta_gradient
-from maml_ray.config.settings import Settings, SettingsError, TrustRegionSettings, validate_settings
+from maml_ray.config.loading import validate_settings
+from maml_ray.config.settings import Settings, SettingsError, TrustRegionSettings
 from maml_ray.learning.learner import MetaLearner
 from maml_ray.learning.off_policy import recentered
 from maml_ray.learning.staleness import checkpoints_to_keep, collecting_version

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from maml_ray.config.settings import validate_settings
+from maml_ray.config.loading import validate_settings
 from maml_ray.maml.losses import Samples, inner_loss
 from maml_ray.policies.spec import PolicySpec
 from tests.oracles import meta as meta_oracles

@@ -14,10 +14,10 @@ from rich.console import Console
 
 from maml_ray.cli.tables import print_comparison
 from maml_ray.common.errors import RunFolderError
-from maml_ray.config.settings import dump_settings, load_settings
+from maml_ray.config.loading import dump_settings, load_settings
 from maml_ray.reporting.comparison import (
     comparison_figure,
-    grouped,
+    group_by_settings,
     read_runs,
     summarize,
     write_comparison,
@@ -71,7 +71,7 @@ def test_seeds_of_the_same_mathematics_are_one_group(make_run: MakeRun) -> None:
         make_run("trpo-0", "outer.objective=trpo"),
         make_run("ppo-1", "run.seed=1", "cluster.rollout_actors=3", "evaluation.tasks=9"),
     ]
-    groups = grouped(read_runs(paths))
+    groups = group_by_settings(read_runs(paths))
     assert [group.label for group in groups] == ["ppo", "trpo"]
     assert [[run.folder.path.name for run in group.runs] for group in groups] == [
         ["ppo-0", "ppo-1"],
@@ -81,7 +81,7 @@ def test_seeds_of_the_same_mathematics_are_one_group(make_run: MakeRun) -> None:
 
 def test_groups_of_one_name_are_told_apart_by_what_differs(make_run: MakeRun) -> None:
     paths = [make_run("x-0"), make_run("x-1", "outer.epochs=9", "inner.l2=0.5")]
-    labels = [group.label for group in grouped(read_runs(paths))]
+    labels = [group.label for group in group_by_settings(read_runs(paths))]
     assert labels == ["l2=0.0, epochs=1", "l2=0.5, epochs=9"]
 
 
@@ -92,7 +92,7 @@ def test_a_folder_of_runs_stands_for_them_all(make_run: MakeRun) -> None:
 
 def test_a_summary_is_of_the_evaluations_where_every_seed_has_one(make_run: MakeRun) -> None:
     paths = [make_run(f"x-{seed}", f"run.seed={seed}", evaluated=10.0 * seed) for seed in range(3)]
-    summary = summarize(grouped(read_runs(paths))[0])
+    summary = summarize(group_by_settings(read_runs(paths))[0])
     assert summary.evaluated
     assert (summary.seeds, summary.env_steps) == (3, 40_000)
     assert summary.minutes == pytest.approx(20.0 / 60.0)
@@ -105,7 +105,7 @@ def test_otherwise_it_is_of_trainings_last_tenth(make_run: MakeRun) -> None:
         make_run("x-0", "run.seed=0", gain=2.0, evaluated=5.0),
         make_run("x-1", "run.seed=1", gain=4.0),
     ]
-    summary = summarize(grouped(read_runs(paths))[0])
+    summary = summarize(group_by_settings(read_runs(paths))[0])
     assert not summary.evaluated
     assert summary.returns == {0: (-1.0, -1.0, -1.0), 1: (27.0, 18.0, 36.0)}
     assert summary.speeds == {1: 1.5}  # before adaptation none was told
@@ -113,7 +113,7 @@ def test_otherwise_it_is_of_trainings_last_tenth(make_run: MakeRun) -> None:
 
 def test_the_curves_are_the_mean_and_the_range_over_seeds(make_run: MakeRun) -> None:
     paths = [make_run(f"x-{seed}", f"run.seed={seed}", gain=1.0 + seed) for seed in range(3)]
-    (axes,) = comparison_figure(grouped(read_runs(paths))).axes
+    (axes,) = comparison_figure(group_by_settings(read_runs(paths))).axes
     after, before = axes.get_lines()
     steps = np.asarray(after.get_xdata())
     middle = slice(90, 110)  # between the two whole windows of the smoothing
@@ -128,7 +128,7 @@ def test_the_curves_are_the_mean_and_the_range_over_seeds(make_run: MakeRun) -> 
 
 def test_plot_and_table_are_written(make_run: MakeRun, tmp_path: Path) -> None:
     paths = [make_run("x-0", evaluated=1.0), make_run("y-0", "outer.epochs=3", evaluated=7.0)]
-    plot, table = write_comparison(grouped(read_runs(paths)), tmp_path / "out")
+    plot, table = write_comparison(group_by_settings(read_runs(paths)), tmp_path / "out")
     assert iio.imread(plot)[..., :3].std() > 5
     with table.open(newline="") as file:
         lines = list(csv.DictReader(file))
@@ -141,7 +141,7 @@ def test_plot_and_table_are_written(make_run: MakeRun, tmp_path: Path) -> None:
 
 def test_the_table_on_a_terminal_shows_every_group(make_run: MakeRun) -> None:
     paths = [make_run("x-0", evaluated=1.0), make_run("y-0", "outer.epochs=3")]
-    summaries = [summarize(group) for group in grouped(read_runs(paths))]
+    summaries = [summarize(group) for group in group_by_settings(read_runs(paths))]
     console = Console(file=io.StringIO(), width=120)
     print_comparison(console, summaries)
     assert isinstance(console.file, io.StringIO)

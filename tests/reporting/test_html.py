@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from maml_ray.config.settings import Settings, load_settings, validate_settings
+from maml_ray.config.loading import load_settings, validate_settings
+from maml_ray.config.settings import Settings
 from maml_ray.persistence.run_dir import RunFolder
 from maml_ray.reporting.html import write_report
 from maml_ray.reporting.plots import write_plots

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from maml_ray.config.settings import Settings, load_settings
+from maml_ray.config.loading import load_settings
+from maml_ray.config.settings import Settings
 
 
 @dataclass(frozen=True)

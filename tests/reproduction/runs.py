@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from maml_ray.config.settings import dump_settings
+from maml_ray.config.loading import dump_settings
 from maml_ray.persistence.metrics_file import read_metrics
 from maml_ray.persistence.run_dir import RunFolder
 from tests.reproduction.experiments import Experiment

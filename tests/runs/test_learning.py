@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from maml_ray.config.settings import load_settings
+from maml_ray.config.loading import load_settings
 from maml_ray.runs.train import train
 
 DEPLOY = Path(__file__).parents[2] / "deploy.yaml"

@@ -13,14 +13,15 @@ import pytest
 import ray
 
 from maml_ray.common.errors import Interrupted
-from maml_ray.config.settings import Settings, validate_settings
+from maml_ray.config.loading import validate_settings
+from maml_ray.config.settings import Settings
 from maml_ray.learning.learner import MetaLearner
 from maml_ray.learning.rollout_worker import Assignment, RolloutWorker, sample_tasks
 from maml_ray.learning.state import LearnerState
 from maml_ray.persistence.checkpoint_store import load_newest
 from maml_ray.persistence.run_dir import RunFolder
 from maml_ray.persistence.storage import LocalStorage
-from maml_ray.runs.training_loop import train
+from maml_ray.runs.training_loop import train_on_ray
 from maml_ray.runtime.learner_handle import LearnerClient, RolloutsLost
 from maml_ray.runtime.rollout_pool import RolloutPool
 from maml_ray.tasks.registry import resolve_tasks
@@ -67,7 +68,7 @@ def schedule() -> LearnerState:
 
 def trained(path: Path, actors: int = 2, **others: Any) -> Recorder:
     recorder = Recorder()
-    train(settings(actors), RunFolder(path), observers=[recorder], **others)
+    train_on_ray(settings(actors), RunFolder(path), observers=[recorder], **others)
     return recorder
 
 
@@ -90,7 +91,7 @@ def test_ray_and_the_number_of_actors_add_nothing_to_the_mathematics(
 @pytest.mark.parametrize("stop_after", [1, 3])
 def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path: Path, stop_after: int) -> None:
     with pytest.raises(Interrupted):
-        train(settings(), RunFolder(tmp_path), observers=[Recorder(stop_after)])
+        train_on_ray(settings(), RunFolder(tmp_path), observers=[Recorder(stop_after)])
     checkpoint, _ = load_newest(LocalStorage(tmp_path))
     assert checkpoint.iteration == stop_after
     assert checkpoint.learner.behind is not None

@@ -6,12 +6,12 @@ import subprocess
 import sys
 from typing import Any
 
-from maml_ray.config.settings import load_settings
+from maml_ray.config.loading import load_settings
 from maml_ray.envs import mujoco_kernel
 from maml_ray.kernels import fisher, inner_step, meta_gradient, mlp, policy_forward
 from maml_ray.learning.learner import MetaLearner
 from maml_ray.learning.rollout_worker import Assignment, RolloutWorker, sample_tasks
-from maml_ray.runs.precompile import compile_ahead
+from maml_ray.runs.precompile import precompile
 
 
 def signatures() -> dict[str, int]:
@@ -34,7 +34,7 @@ def signatures() -> dict[str, int]:
 
 
 def test_a_run_compiles_nothing_more() -> None:
-    compile_ahead()
+    precompile()
     before = signatures()
     assert before["maml_ray.kernels.meta_gradient.meta_gradient"] >= 1
     assert before["maml_ray.envs.mujoco_kernel.play"] >= 1
@@ -60,8 +60,8 @@ def test_a_learner_on_a_cpu_does_not_import_pytorchs_compiler() -> None:
     # It takes more than a second of every start, and compiles nothing here.
     program = """
 import sys
-from maml_ray.runs.precompile import compile_ahead
-compile_ahead()
+from maml_ray.runs.precompile import precompile
+precompile()
 print("torch._dynamo" in sys.modules)
 """
     done = subprocess.run(

@@ -15,7 +15,8 @@ import pytest
 from rich.console import Console
 
 from maml_ray.common.errors import Interrupted, RunFolderError, Superseded
-from maml_ray.config.settings import Settings, SettingsError, load_settings
+from maml_ray.config.loading import load_settings
+from maml_ray.config.settings import Settings, SettingsError
 from maml_ray.persistence.checkpoint_store import load_newest, read_best
 from maml_ray.persistence.metrics_file import read_metrics
 from maml_ray.persistence.run_dir import JOB_VARIABLE, RunFolder, base_directory
@@ -269,7 +270,7 @@ def test_the_same_command_begins_goes_on_and_finds_that_all_is_done(
     evaluated = folder.evaluation.read_bytes()
     result = train(where, resume="auto")
     assert result.evaluation is None
-    assert result.figures["task"] == "point-navigation"
+    assert result.results["task"] == "point-navigation"
     assert "is done: it has 4 iterations" in said_by(where, resume="auto")
     folder.evaluation.unlink()
     train(where, resume="auto")

@@ -9,12 +9,12 @@ import pytest
 
 from maml_ray.common.errors import Interrupted, RunFolderError, Superseded, TrainingFailed
 from maml_ray.common.signals import StopRequest
-from maml_ray.config.settings import load_settings
+from maml_ray.config.loading import load_settings
 from maml_ray.persistence.checkpoint_store import load_newest
 from maml_ray.persistence.lease import FencedStorage, claim
 from maml_ray.persistence.run_dir import RunFolder
 from maml_ray.persistence.storage import LocalStorage
-from maml_ray.runs.session import saving, settle_in
+from maml_ray.runs.session import open_checkpoint_writer, open_session
 from tests.runs.made_up_training import checkpoint_of
 from tests.small_runs import settings
 
@@ -33,9 +33,11 @@ def test_what_lies_in_the_fallback_folder_is_another_runs_and_is_left_alone(
     (fallback / "run").mkdir(parents=True)
     (fallback / "run" / "settings.yaml").write_text("another's")
     chosen = settings(faults={"fallback_directory": str(fallback)})
-    attempt = settle_in(folder, chosen).attempt
+    attempt = open_session(folder, chosen).attempt
     folder.metrics.write_text("{}\n")
-    with saving(chosen, folder, FencedStorage(Full(folder.path), attempt)) as writer:
+    with open_checkpoint_writer(
+        chosen, folder, FencedStorage(Full(folder.path), attempt)
+    ) as writer:
         for iteration in (1, 2):
             writer.submit(checkpoint_of(chosen, iteration))
             with pytest.raises(TrainingFailed, match=f"--resume {fallback}/run-2"):
@@ -53,8 +55,10 @@ def test_the_temporary_folder_is_shared_with_others_who_are_not_trusted(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     folder, chosen = RunFolder(tmp_path / "run"), settings()
-    attempt = settle_in(folder, chosen).attempt
-    with saving(chosen, folder, FencedStorage(Full(folder.path), attempt)) as writer:
+    attempt = open_session(folder, chosen).attempt
+    with open_checkpoint_writer(
+        chosen, folder, FencedStorage(Full(folder.path), attempt)
+    ) as writer:
         writer.submit(checkpoint_of(chosen, 1))
         with pytest.raises(TrainingFailed, match="what was in memory is in"):
             writer.flush(0.0)
@@ -75,17 +79,19 @@ def test_a_new_run_that_cannot_be_begun_can_be_tried_again(
             patches.setattr("maml_ray.runs.session.dump_settings", full)
             patches.setattr("maml_ray.persistence.run_storage.dump_settings", full)
             with pytest.raises(RunFolderError, match="No space left"):
-                settle_in(folder, chosen, new=True)
+                open_session(folder, chosen, new=True)
         assert not folder.settings.exists()
-        settle_in(folder, chosen, new=True)
+        open_session(folder, chosen, new=True)
 
 
 def test_parameters_are_saved_though_the_curves_cannot_be_read(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     chosen = settings(faults={"fallback_directory": str(tmp_path / "fallback")})
-    attempt = settle_in(folder, chosen).attempt
+    attempt = open_session(folder, chosen).attempt
     folder.metrics.mkdir()
-    with saving(chosen, folder, FencedStorage(Full(folder.path), attempt)) as writer:
+    with open_checkpoint_writer(
+        chosen, folder, FencedStorage(Full(folder.path), attempt)
+    ) as writer:
         writer.submit(checkpoint_of(chosen, 1))
         with pytest.raises(TrainingFailed, match="what was in memory is in"):
             writer.flush(0.0)
@@ -95,12 +101,12 @@ def test_parameters_are_saved_though_the_curves_cannot_be_read(tmp_path: Path) -
 def test_a_run_settles_in_with_an_attempt_of_its_own(tmp_path: Path) -> None:
     chosen = settings(run={"storage": str(tmp_path / "kept")})
     folder, kept = RunFolder(tmp_path / "run"), LocalStorage(tmp_path / "kept" / "run")
-    first = settle_in(folder, chosen, new=True)
+    first = open_session(folder, chosen, new=True)
     assert kept.names(".") == ["attempts", "settings.yaml"]
     with pytest.raises(RunFolderError, match="belongs to another run"):
-        settle_in(RunFolder(tmp_path / "again" / "run"), chosen, new=True)
+        open_session(RunFolder(tmp_path / "again" / "run"), chosen, new=True)
     assert not (tmp_path / "again").exists()
-    second = settle_in(folder, chosen)
+    second = open_session(folder, chosen)
     assert (first.attempt.number, second.attempt.number) == (1, 2)
     with pytest.raises(Superseded):
         first.write("a", b"")
@@ -109,8 +115,8 @@ def test_a_run_settles_in_with_an_attempt_of_its_own(tmp_path: Path) -> None:
 def test_a_change_of_storage_ends_older_attempts_in_both(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     before, after = (settings(run={"storage": str(tmp_path / name)}) for name in "ab")
-    older = settle_in(folder, before)
-    newer = settle_in(folder, after, checkpoint_of(after, 3))
+    older = open_session(folder, before)
+    newer = open_session(folder, after, checkpoint_of(after, 3))
     assert newer.attempt.number == 2
     with pytest.raises(Superseded, match="attempt 2 of this run"):
         older.write("a", b"")

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from maml_ray.common.errors import Interrupted, Superseded
-from maml_ray.config.settings import Settings, validate_settings
+from maml_ray.config.loading import validate_settings
+from maml_ray.config.settings import Settings
 from maml_ray.learning.learner import MetaLearner
 from maml_ray.learning.rollout_worker import Assignment, RolloutWorker, sample_tasks
 from maml_ray.persistence.checkpoint_store import load_newest
@@ -17,7 +18,7 @@ from maml_ray.persistence.lease import claim
 from maml_ray.persistence.records import INCIDENTAL_KEYS, IterationRecord
 from maml_ray.persistence.run_dir import RunFolder
 from maml_ray.persistence.storage import LocalStorage
-from maml_ray.runs.training_loop import train
+from maml_ray.runs.training_loop import train_on_ray
 from maml_ray.tasks.registry import resolve_tasks
 from tests.small_ray import Recorder, small_ray
 
@@ -43,7 +44,7 @@ def settings(actors: int = 2, run: dict[str, str] | None = None) -> Settings:
 
 def trained(chosen: Settings, path: Path, **kwargs: object) -> tuple[Recorder, RunFolder]:
     recorder, folder = Recorder(), RunFolder(path)
-    train(chosen, folder, observers=[recorder], **kwargs)  # type: ignore[arg-type]
+    train_on_ray(chosen, folder, observers=[recorder], **kwargs)  # type: ignore[arg-type]
     assert recorder.events == []
     return recorder, folder
 
@@ -106,7 +107,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(tmp_path: Path, stop_afte
     broken = RunFolder(tmp_path / "broken")
     interrupted = Recorder(stop_after)
     with pytest.raises(Interrupted):
-        train(settings(), broken, observers=[interrupted])
+        train_on_ray(settings(), broken, observers=[interrupted])
     assert interrupted.events == []
     checkpoint, _ = load_newest(LocalStorage(broken.path))
     assert checkpoint.iteration == stop_after
@@ -133,7 +134,7 @@ def test_a_run_that_is_begun_elsewhere_stops_here_and_ends_there_with_the_same_b
     _, whole = trained(settings(), tmp_path / "whole")
     older = Overtaken()
     with pytest.raises(Superseded, match=r"attempt 2 .* this one, attempt 1, stops"):
-        train(settings(run=kept), here, observers=[older])
+        train_on_ray(settings(run=kept), here, observers=[older])
     assert older.events == []
     assert storage.names("checkpoints") == []
     assert older.starts[0].attempt == 1

@@ -14,7 +14,8 @@ import ray
 
 import maml_ray
 from maml_ray.common.errors import UserError
-from maml_ray.config.settings import Settings, SettingsError, validate_settings
+from maml_ray.config.loading import validate_settings
+from maml_ray.config.settings import Settings, SettingsError
 from maml_ray.runs.tune import tune_objective, with_config
 from tests.evaluation.test_worked_example import code
 from tests.small_ray import small_ray

@@ -16,13 +16,13 @@ import ray
 from ray.exceptions import ObjectStoreFullError
 
 from maml_ray.common.errors import Interrupted, ResourceError, TrainingFailed
-from maml_ray.config.settings import Settings, validate_settings
+from maml_ray.config.loading import validate_settings
+from maml_ray.config.settings import Settings
 from maml_ray.learning.learner import MetaLearner
 from maml_ray.learning.rollout_worker import Assignment, RolloutWorker, policy_spec
 from maml_ray.learning.state import initial_state
 from maml_ray.rollouts.trajectories import TaskRollouts
-from maml_ray.runtime.capacity import Capacity
-from maml_ray.runtime.demand import demanded_actors
+from maml_ray.runtime.capacity import Capacity, demanded_actors
 from maml_ray.runtime.fault_policy import FaultLog, settle
 from maml_ray.runtime.learner_handle import LearnerClient
 from maml_ray.runtime.ray_session import ResourcePlan

@@ -16,7 +16,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maml_ray.config.settings import TaskSettings, validate_settings
+from maml_ray.config.loading import validate_settings
+from maml_ray.config.settings import TaskSettings
 from maml_ray.envs.gym_registration import ENVIRONMENTS
 from maml_ray.learning.rollout_worker import Assignment, RolloutWorker
 from maml_ray.policies.spec import PolicyParameters, initial_parameters

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 
-from maml_ray.config.settings import TaskSettings, validate_settings
+from maml_ray.config.loading import validate_settings
+from maml_ray.config.settings import TaskSettings
 from maml_ray.learning.rollout_worker import Assignment, RolloutWorker
 from maml_ray.policies.spec import PolicyParameters, initial_parameters
 from maml_ray.tasks.registry import BUILT_IN, resolve_tasks

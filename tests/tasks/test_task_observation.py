@@ -8,7 +8,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from maml_ray.config.settings import SettingsError, TaskSettings, validate_settings
+from maml_ray.config.loading import validate_settings
+from maml_ray.config.settings import SettingsError, TaskSettings
 from maml_ray.learning.rollout_worker import policy_spec
 from maml_ray.tasks.registry import resolve_tasks
 from maml_ray.tasks.task import Task, TaskDistribution
