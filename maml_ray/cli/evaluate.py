@@ -106,19 +106,19 @@ def evaluate(
     """
     from maml_ray.cli.tables import print_evaluation, print_notes
     from maml_ray.persistence.run_dir import open_run
-    from maml_ray.runs.evaluate import Protocol, evaluate_run
+    from maml_ray.runs.evaluate import EvaluationConfig, evaluate_run
 
     if inner_rate is not None and not 0.0 < inner_rate < math.inf:
         raise UserError(f"--inner-rate {inner_rate} is not allowed: it must be greater than 0")
     if video is not None:
         _check_video(video)
-    protocol = Protocol(
+    config = EvaluationConfig(
         tasks=tasks,
         episodes=episodes,
         steps=None if steps is None else _number_of_steps(steps),
         seed=seed,
         inner_rate=inner_rate,
-        beside=tuple(beside or ()),
+        baselines=tuple(beside or ()),
         untrained=random,
         checkpoint=checkpoint,
         video=record,
@@ -129,15 +129,15 @@ def evaluate(
             raise UserError("--follow takes no RUN, --beside, --video or --checkpoint beside it")
         from maml_ray.cli.watch import follow_run
 
-        follow_run(follow, protocol, every=every, address=address, output=output)
+        follow_run(follow, config, every=every, address=address, output=output)
         return
     if every != 1 or address is not None or output is not None:
         raise UserError("--every, --address and --output are for a run that is followed: --follow")
     if run is None:
         raise UserError("name a run folder, or a run on a cluster with --follow")
     console = Console()
-    result = evaluate_run(open_run(run), protocol, console=console)
-    print_evaluation(console, result.figures)
+    result = evaluate_run(open_run(run), config, console=console)
+    print_evaluation(console, result.results)
     print_notes(console, result.notes)
     for path in (result.folder.report, video or result.folder.video):
         if path.exists():
@@ -172,10 +172,10 @@ def adapt(
 
       maml-ray adapt runs/direction-20260101-120000 --task '{"direction": -1}'
     """
-    from maml_ray.runs.adapt import adapt_to
+    from maml_ray.runs.adapt import adapt_run
 
     parameters = _parameters(task)
-    adapted = adapt_to(
+    adapted = adapt_run(
         run,
         parameters,
         steps=steps,
@@ -212,9 +212,14 @@ def compare(
       maml-ray compare runs/ppo-seed0 runs/ppo-seed1 runs/trpo-seed0
     """
     from maml_ray.cli.tables import print_comparison
-    from maml_ray.reporting.comparison import grouped, read_runs, summarize, write_comparison
+    from maml_ray.reporting.comparison import (
+        group_by_settings,
+        read_runs,
+        summarize,
+        write_comparison,
+    )
 
-    groups = grouped(read_runs(runs))
+    groups = group_by_settings(read_runs(runs))
     console = Console()
     print_comparison(console, [summarize(group) for group in groups])
     for path in write_comparison(groups, output):
@@ -234,8 +239,8 @@ def report(run: Run) -> None:
 
     folder = open_run(run)
     there = os.path.lexists(folder.evaluation)
-    figures = read_evaluation(folder.evaluation) if there else None
-    _print(Console(), report_run(folder, figures))
+    results = read_evaluation(folder.evaluation) if there else None
+    _print(Console(), report_run(folder, results))
 
 
 def _check_video(path: Path) -> None:

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from maml_ray.reporting.progress import clock
+from maml_ray.reporting.progress import format_duration
 
 if TYPE_CHECKING:
     from maml_ray.monitoring.registry import RunSeen
@@ -49,7 +49,7 @@ def _cells(status: RunStatus, told_s_ago: float) -> list[str]:
         _number(status.return_after, ".1f"),
         _number(status.steps_per_second, ",.0f"),
         str(status.actors),
-        "" if age is None else f"{clock(age + told_s_ago)} ago",
+        "" if age is None else f"{format_duration(age + told_s_ago)} ago",
         _since(status.began_at),
     ]
 

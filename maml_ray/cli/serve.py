@@ -15,7 +15,7 @@ from maml_ray.common.errors import UserError
 
 if TYPE_CHECKING:
     from maml_ray.serving.launcher import Endpoint
-    from maml_ray.serving.policies import ServedPolicy
+    from maml_ray.serving.policy_store import ServedPolicy
 
 _LONGEST_EXAMPLE = 40
 """Numbers of an observation that are printed."""
@@ -69,10 +69,10 @@ def serve(
       maml-ray serve runs/direction-20260101-120000 --host 0.0.0.0 --token-file token
     """
     _check_installed()
+    from maml_ray.serving.auth import token_digest
     from maml_ray.serving.launcher import serve_until_stopped
-    from maml_ray.serving.policies import load_base
+    from maml_ray.serving.policy_store import load_base
     from maml_ray.serving.settings import serve_settings
-    from maml_ray.serving.token import token_digest
 
     settings = serve_settings(
         {

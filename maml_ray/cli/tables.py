@@ -12,20 +12,20 @@ from rich.table import Table
 _FEW_TASKS = 6  # more would scroll the overall figures away; the report and the CSV have them all
 
 
-def print_evaluation(console: Console, figures: Mapping[str, Any]) -> None:
+def print_evaluation(console: Console, results: Mapping[str, Any]) -> None:
     """The content of ``evaluation.json``: the policy, those beside it, and a few tasks apart."""
-    beside = figures["beside"]
+    beside = results["beside"]
     table = _table(
-        f"Return: {figures['tasks']} tasks x {figures['episodes']} episodes",
+        f"Return: {results['tasks']} tasks x {results['episodes']} episodes",
         "policy" if beside else None,
     )
-    for name, rows in {"meta-trained": figures["rows"], **beside}.items():
+    for name, rows in {"meta-trained": results["rows"], **beside}.items():
         _add_rows(table, rows, lambda row, name=name: name if beside else None)
     console.print(table)
-    tasks = {row["task"] for row in figures["rows_by_task"]}
+    tasks = {row["task"] for row in results["rows_by_task"]}
     if 1 < len(tasks) <= _FEW_TASKS:
         table = _table("By task", "task")
-        ordered = sorted(figures["rows_by_task"], key=lambda row: str(row["task"]))
+        ordered = sorted(results["rows_by_task"], key=lambda row: str(row["task"]))
         _add_rows(table, ordered, lambda row: str(row["task"]))
         console.print(table)
 

@@ -20,7 +20,7 @@ from maml_ray.common.errors import Interrupted
 if TYPE_CHECKING:
     from maml_ray.common.signals import StopRequest
     from maml_ray.monitoring.registry import RunSeen
-    from maml_ray.runs.evaluate import Protocol
+    from maml_ray.runs.evaluate import EvaluationConfig
 
 _REFRESH_S = 2.0
 
@@ -89,7 +89,7 @@ def _pause(stop: StopRequest) -> None:
 
 
 def follow_run(
-    name: str, protocol: Protocol, *, every: int, address: str | None, output: Path | None
+    name: str, config: EvaluationConfig, *, every: int, address: str | None, output: Path | None
 ) -> None:
     """Evaluate a run while it trains; what ``maml-ray evaluate --follow`` does.
 
@@ -100,7 +100,7 @@ def follow_run(
     from maml_ray.common.signals import StopRequest
     from maml_ray.monitoring.registry import find_run, joined
     from maml_ray.runs.follow import FollowLog, follow
-    from maml_ray.runs.remote_source import FollowedRun
+    from maml_ray.runs.remote_source import RemoteRun
 
     console = Console()
     with joined(address), StopRequest() as stop:
@@ -111,16 +111,16 @@ def follow_run(
             _print(console, f"following {run}, rows go to {folder}")
             os.nice(19)  # what trains on the same machine goes first
 
-            def on_judged(judged: Any) -> None:
+            def on_evaluated(judged: Any) -> None:
                 log.add(judged)
                 _print(console, judged.line())
 
             judged = follow(
-                FollowedRun(run, check_stop=stop.check),
-                protocol,
+                RemoteRun(run, check_stop=stop.check),
+                config,
                 every=every,
                 check_stop=stop.check,
-                on_judged=on_judged,
+                on_evaluated=on_evaluated,
                 on_problem=lambda version, told: _print(console, f"version {version}: {told}"),
             )
         _print(console, f"{run} has ended; {judged} versions were evaluated: {folder}")

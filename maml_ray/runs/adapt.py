@@ -13,7 +13,7 @@ from maml_ray.common.errors import RunFolderError, UserError
 from maml_ray.common.seeding import Purpose, seed_sequence
 from maml_ray.config import limits
 from maml_ray.evaluation.agent import Agent
-from maml_ray.evaluation.compatibility import check_fits_task
+from maml_ray.evaluation.compatibility import check_matches_task
 from maml_ray.evaluation.loading import load
 from maml_ray.evaluation.policy_export import save_policy
 from maml_ray.rollouts.env_cache import Simulations
@@ -27,7 +27,7 @@ _LONGEST_NAME = 100
 
 
 @dataclass(frozen=True)
-class Adapted:
+class SavedAdaptation:
     """An adaptation that has been written down.
 
     Attributes:
@@ -44,7 +44,7 @@ class Adapted:
     after: float
 
 
-def adapt_to(
+def adapt_run(
     run: Path,
     parameters: Mapping[str, float],
     *,
@@ -53,7 +53,7 @@ def adapt_to(
     seed: int = 0,
     checkpoint: str = "newest",
     output: Path | None = None,
-) -> Adapted:
+) -> SavedAdaptation:
     """Collect support data of a task, take the inner steps, and write the policy.
 
     Args:
@@ -70,22 +70,22 @@ def adapt_to(
         RunFolderError: the run cannot be read, or the folder is there or cannot be written.
     """
     agent = load(run, checkpoint=checkpoint)
-    check_fits_task(agent, run)
+    check_matches_task(agent, run)
     horizon = agent.settings.task.horizon
     problem = limits.episodes_at_once(episodes or 1, horizon, "--episodes")
     if problem:
         raise UserError(problem)
-    task = named_task(agent, parameters)
+    task = task_from_parameters(agent, parameters)
     folder = output or run / "adapted" / _slug(task)
     if os.path.lexists(folder):  # before the work, not after it
         raise RunFolderError(f"{folder} is there already: name another folder with --output")
-    outcome = adapt_on(agent, task, steps=steps, episodes=episodes, seed=seed)
+    outcome = adapt_in_simulation(agent, task, steps=steps, episodes=episodes, seed=seed)
     save_policy(outcome.agent, folder, task)
-    return Adapted(folder, task, outcome.steps, outcome.before, outcome.after)
+    return SavedAdaptation(folder, task, outcome.steps, outcome.before, outcome.after)
 
 
 @dataclass(frozen=True)
-class Outcome:
+class AdaptationResult:
     """An adaptation in simulation.
 
     Attributes:
@@ -111,7 +111,7 @@ class Outcome:
         return len(self.support)
 
 
-def adapt_on(
+def adapt_in_simulation(
     agent: Agent,
     task: Task,
     *,
@@ -119,7 +119,7 @@ def adapt_on(
     episodes: int | None = None,
     seed: int = 0,
     measured: int = MEASURED_EPISODES,
-) -> Outcome:
+) -> AdaptationResult:
     """Collect support data of ``task`` and take an inner step, once or more; measure around it.
 
     Args:
@@ -144,7 +144,7 @@ def adapt_on(
             supports.append(support)
             agents.append(agents[-1].adapt(support))
         after = mean_return(agents[-1], task, seed, AFTER, measured, simulations)
-    return Outcome(tuple(agents), tuple(supports), before, after)
+    return AdaptationResult(tuple(agents), tuple(supports), before, after)
 
 
 def mean_return(
@@ -167,7 +167,7 @@ def mean_return(
     return float(collected.returns.mean())
 
 
-def named_task(agent: Agent, parameters: Mapping[str, float]) -> Task:
+def task_from_parameters(agent: Agent, parameters: Mapping[str, float]) -> Task:
     """The task of the agent's family that has these parameters.
 
     Raises:

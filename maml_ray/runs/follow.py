@@ -14,24 +14,23 @@ from maml_ray.common.safe_files import PatientFile
 from maml_ray.config.settings import SettingsError
 from maml_ray.evaluation.agent import Agent
 from maml_ray.evaluation.evaluate import Evaluation, EvaluationRow, evaluate
-from maml_ray.runs.evaluate import Protocol as EvaluationProtocol
-from maml_ray.runs.evaluate import check_size, with_rate
+from maml_ray.runs.evaluate import EvaluationConfig, check_evaluation_size, override_inner_rate
 
 ROWS = "followed.jsonl"
 
 
 @dataclass(frozen=True)
-class Followed:
+class PolicyVersion:
     """A version of the parameters, ready for use."""
 
     version: int
     agent: Agent
 
 
-class Source(Protocol):
+class VersionSource(Protocol):
     """Where versions come from."""
 
-    def next(self, newer_than: int, every: int) -> Followed | None:
+    def next(self, newer_than: int, every: int) -> PolicyVersion | None:
         """The newest version that is newer and that ``every`` divides; None once there is no more.
 
         Waits for it.
@@ -39,7 +38,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Judged:
+class EvaluatedVersion:
     """One version, evaluated.
 
     Attributes:
@@ -86,12 +85,12 @@ class Judged:
 
 
 def follow(
-    source: Source,
-    protocol: EvaluationProtocol,
+    source: VersionSource,
+    config: EvaluationConfig,
     *,
     every: int = 1,
     check_stop: Callable[[], None] = lambda: None,
-    on_judged: Callable[[Judged], None],
+    on_evaluated: Callable[[EvaluatedVersion], None],
     on_problem: Callable[[int, str], None] = lambda version, told: None,
 ) -> int:
     """Evaluate version after version until ``source`` ends; how many there were.
@@ -101,7 +100,7 @@ def follow(
 
     Args:
         source: of the versions.
-        protocol: how they are judged.
+        config: how they are evaluated.
         every: only versions that it divides.
         check_stop: called between tasks; may raise to end it.
         on_judged: told of each version.
@@ -109,21 +108,21 @@ def follow(
             not finite. The next one may be better.
 
     Raises:
-        SettingsError: the protocol asks for too much, or for a rate that the run has learned; or
+        SettingsError: ``config`` asks for too much, or for a rate that the run has learned; or
             the run's tasks cannot be had here.
     """
     version, judged = -1, 0
     while (found := source.next(version, every)) is not None:
-        agent, began = with_rate(found.agent, protocol.inner_rate), time.perf_counter()
-        check_size(agent, protocol)
+        agent, began = override_inner_rate(found.agent, config.inner_rate), time.perf_counter()
+        check_evaluation_size(agent, config)
         version = found.version
         try:
             evaluation = evaluate(
                 agent,
-                tasks=protocol.tasks,
-                episodes=protocol.episodes,
-                steps=protocol.steps,
-                seed=protocol.seed,
+                tasks=config.tasks,
+                episodes=config.episodes,
+                steps=config.steps,
+                seed=config.seed,
                 on_task=lambda task, tasks: check_stop(),
             )
         except SettingsError:
@@ -132,7 +131,7 @@ def follow(
             on_problem(version, str(error))
         else:
             judged += 1
-            on_judged(Judged(version, evaluation, time.perf_counter() - began))
+            on_evaluated(EvaluatedVersion(version, evaluation, time.perf_counter() - began))
     return judged
 
 
@@ -147,18 +146,18 @@ class FollowLog:
     """
 
     def __init__(self, folder: Path) -> None:
-        from maml_ray.reporting.tensorboard import EventLog  # slow to import
+        from maml_ray.reporting.tensorboard import EventWriter  # slow to import
 
         if (folder / ROWS).exists():
             raise RunFolderError(f"{folder} holds {ROWS} already: name another folder")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._events = EventLog(folder / "tensorboard")
+            self._events = EventWriter(folder / "tensorboard")
         except OSError as error:
             raise RunFolderError(f"cannot write to {folder}: {error.strerror}") from None
         self._lines = PatientFile(folder / ROWS)
 
-    def add(self, judged: Judged) -> None:
+    def add(self, judged: EvaluatedVersion) -> None:
         """One line, and one point of every curve, at the version."""
         self._lines.append(f"{json.dumps(judged.as_row())}\n".encode())
         points: dict[str, float] = {}

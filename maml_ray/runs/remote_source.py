@@ -14,7 +14,7 @@ from maml_ray.config.settings import Settings
 from maml_ray.evaluation.agent import Agent
 from maml_ray.monitoring.registry import ANSWER_S, names_of_runs, service_of
 from maml_ray.policies.spec import PolicyParameters, PolicySpec
-from maml_ray.runs.follow import Followed
+from maml_ray.runs.follow import PolicyVersion
 from maml_ray.runtime.actor_handle import reason
 from maml_ray.runtime.run_id import RunName
 
@@ -25,11 +25,11 @@ SILENCE_S = 300.0
 """A run whose service cannot be had for so long, while its actors live, is given up."""
 
 
-class RunLost(UserError):
+class RunUnreachable(UserError):
     """The run is there, and its service does not answer."""
 
 
-class FollowedRun:
+class RemoteRun:
     """The newest parameters of a run, version after version, until the run ends.
 
     Args:
@@ -41,7 +41,7 @@ class FollowedRun:
         self.name, self._check_stop = name, check_stop
         self._described: tuple[Settings, PolicySpec] | None = None
 
-    def next(self, newer_than: int, every: int) -> Followed | None:
+    def next(self, newer_than: int, every: int) -> PolicyVersion | None:
         """The newest version that is newer and that ``every`` divides; None once the run is over.
 
         Raises:
@@ -64,10 +64,12 @@ class FollowedRun:
                     heard = time.monotonic()
                     continue
             if time.monotonic() - heard > SILENCE_S:
-                raise RunLost(f"{self.name} has not answered for {SILENCE_S:.0f} s: {problem}")
+                raise RunUnreachable(
+                    f"{self.name} has not answered for {SILENCE_S:.0f} s: {problem}"
+                )
             time.sleep(_LOOK_EVERY_S)
 
-    def _ask(self, service: Any, newer_than: int, every: int) -> Followed | None:
+    def _ask(self, service: Any, newer_than: int, every: int) -> PolicyVersion | None:
         if self._described is None:
             (described,) = ray.get(service.described.remote(), timeout=ANSWER_S)
             self._described = ray.get(described, timeout=ANSWER_S)
@@ -78,4 +80,4 @@ class FollowedRun:
         fetched: PolicyParameters = ray.get(snapshot.parameters[0], timeout=ANSWER_S)
         settings, spec = self._described
         agent = Agent(settings, spec, dict(fetched.values), fetched.normalizer)
-        return Followed(snapshot.version, agent)
+        return PolicyVersion(snapshot.version, agent)

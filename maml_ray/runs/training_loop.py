@@ -22,7 +22,7 @@ import ray
 
 from maml_ray.common.errors import Interrupted, TrainingFailed
 from maml_ray.common.signals import StopRequest
-from maml_ray.config.settings import Settings
+from maml_ray.config.settings import FaultSettings, Settings
 from maml_ray.learning.rollout_worker import Assignment, policy_spec, sample_tasks
 from maml_ray.learning.staleness import collecting_version
 from maml_ray.learning.state import UpdateMetrics
@@ -33,20 +33,20 @@ from maml_ray.persistence.checkpoint_format import Checkpoint
 from maml_ray.persistence.checkpoint_store import Score
 from maml_ray.persistence.records import IterationRecord, IterationTimings, Observer, StartReport
 from maml_ray.persistence.run_dir import RunFolder
-from maml_ray.runs.health import hopeless
-from maml_ray.runs.session import saving, settle_in
+from maml_ray.runs.session import open_checkpoint_writer, open_session
 from maml_ray.runtime.actor_system import Crew, crew
-from maml_ray.runtime.ray_session import connected, dashboard_url
+from maml_ray.runtime.ray_internals import get_dashboard_url
+from maml_ray.runtime.ray_session import connected
 from maml_ray.runtime.rollout_pool import Collected
 from maml_ray.tasks.registry import resolve_tasks
 from maml_ray.tasks.task import TaskDistribution
 
-HURRY_S = 4.0
+EXIT_SAVE_TIMEOUT_S = 4.0
 """How long a run that is to stop waits for its last checkpoint: a job is killed soon after."""
 
 
 @dataclass(frozen=True)
-class _Position:
+class _Progress:
     """How far a run has come."""
 
     iteration: int = 0
@@ -54,7 +54,7 @@ class _Position:
     elapsed_s: float = 0.0
 
 
-def train(
+def train_on_ray(
     settings: Settings,
     folder: RunFolder,
     *,
@@ -79,7 +79,7 @@ def train(
         Superseded: a newer attempt at the run has begun.
         RunFolderError: the folder or the storage could not be written, or is another run's.
     """
-    audience, position = _Audience(observers), _position_of(resume)
+    audience, position = _ObserverList(observers), _position_of(resume)
     tasks, spec = resolve_tasks(settings.task), policy_spec(settings)
     first = _assignments(settings, tasks, position.iteration)
     with (
@@ -91,25 +91,27 @@ def train(
         closing(Publisher(settings, spec, actors.newest, audience.on_event)) as service,
     ):
         audience.join(RayMetrics(settings.run.name), service)
-        storage = settle_in(folder, settings, resume, new=new)
+        storage = open_session(folder, settings, resume, new=new)
         attempt = storage.attempt.number
         audience.on_start(_start_report(folder, actors, resume, attempt))
-        with saving(settings, folder, storage, stop.give_way) as writer:
-            _Loop(settings, tasks, actors, writer, audience, stop.check, attempt, position).run()
+        with open_checkpoint_writer(settings, folder, storage, stop.give_way) as writer:
+            _TrainingLoop(
+                settings, tasks, actors, writer, audience, stop.check, attempt, position
+            ).run()
 
 
 @dataclass
-class _Loop:
+class _TrainingLoop:
     """Iteration after iteration, from ``position`` on."""
 
     settings: Settings
     tasks: TaskDistribution
     actors: Crew
     writer: CheckpointWriter
-    audience: _Audience
+    audience: _ObserverList
     check_stop: Callable[[], None]
     attempt: int
-    position: _Position
+    position: _Progress
 
     def run(self) -> None:
         """To the end of the run, or until something ends it; what is finished is saved.
@@ -132,7 +134,7 @@ class _Loop:
             now = time.perf_counter()
             record = self._record(update, collected, now - began)
             began = now  # what follows, files too, is the next iteration's "rest"
-            self.position = _Position(iteration + 1, record.total_env_steps, record.elapsed_s)
+            self.position = _Progress(iteration + 1, record.total_env_steps, record.elapsed_s)
             self.audience.on_iteration(record)
             self._save(update)
 
@@ -177,14 +179,14 @@ class _Loop:
             self.writer.submit(self._checkpoint())
         for message in self.writer.news():
             self.audience.on_event(message)
-        problem = hopeless(update, self.settings.faults)
+        problem = check_fault_budget(update, self.settings.faults)
         if problem is not None:
             raise TrainingFailed(problem)
 
     def _save_in_a_hurry(self, ended: Interrupted | TrainingFailed) -> None:
         """Save what there is; what ended the run is still told where that does not work."""
         try:
-            self._save_last(HURRY_S)
+            self._save_last(EXIT_SAVE_TIMEOUT_S)
         except TrainingFailed as unsaved:
             if isinstance(ended, Interrupted):
                 raise Interrupted(ended.signal_number, str(unsaved)) from None
@@ -206,6 +208,21 @@ class _Loop:
         )
 
 
+def check_fault_budget(update: UpdateMetrics, budgets: FaultSettings) -> str | None:
+    """Why a run is to end after ``update``, in a sentence; None where it may go on."""
+    if update.skipped is not None and update.skipped_in_a_row > budgets.skipped_updates:
+        return (
+            f"{update.skipped_in_a_row} updates in a row were skipped, and faults.skipped_updates "
+            f"allows {budgets.skipped_updates}; the last: {update.skipped}"
+        )
+    if update.discarded_episodes > budgets.discarded_episodes:
+        return (
+            f"{update.discarded_episodes} episodes broke and were drawn again, and "
+            f"faults.discarded_episodes allows {budgets.discarded_episodes}"
+        )
+    return None
+
+
 def _assignments(settings: Settings, tasks: TaskDistribution, iteration: int) -> list[Assignment]:
     """The work of an iteration; none behind the last."""
     if iteration >= settings.run.iterations:
@@ -224,18 +241,18 @@ def _start_report(
         rollout_actors=len(actors.places),
         learner=actors.learner_place,
         ray_address=ray.get_runtime_context().gcs_address,
-        dashboard_url=dashboard_url(),
+        dashboard_url=get_dashboard_url(),
         attempt=attempt,
     )
 
 
-def _position_of(resume: Checkpoint | None) -> _Position:
+def _position_of(resume: Checkpoint | None) -> _Progress:
     if resume is None:
-        return _Position()
-    return _Position(resume.iteration, resume.total_env_steps, resume.elapsed_s)
+        return _Progress()
+    return _Progress(resume.iteration, resume.total_env_steps, resume.elapsed_s)
 
 
-class _Audience:
+class _ObserverList:
     """All observers as one."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:

@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from maml_ray.persistence.run_dir import RunFolder
-from maml_ray.runs.training_loop import train
+from maml_ray.runs.training_loop import train_on_ray
 from maml_ray.runtime.learner_handle import LearnerClient
 from tests.chaos.machine import Machine
 from tests.chaos.watched import Watcher, assert_undisturbed, settings
@@ -51,7 +51,7 @@ def test_a_learner_that_dies_in_an_update_costs_that_update_and_nothing_else(
 
     monkeypatch.setattr(LearnerClient, "_wait_for", waiting)
     watcher = Watcher()
-    train(chosen, folder, observers=[watcher])
+    train_on_ray(chosen, folder, observers=[watcher])
     assert hit == [1, 2]
     assert [record.faults.learner_restarts for record in watcher.records] == [0, 1, 2, 2]
     assert [record.faults.lost for record in watcher.records] == [0, 0, 0, 0]

@@ -11,7 +11,7 @@ import pytest
 from maml_ray.common.errors import TrainingFailed
 from maml_ray.persistence.records import IterationRecord
 from maml_ray.persistence.run_dir import RunFolder
-from maml_ray.runs.training_loop import train
+from maml_ray.runs.training_loop import train_on_ray
 from maml_ray.runtime.rollout_pool import Collected, RolloutPool
 from tests.chaos.machine import Machine
 from tests.chaos.watched import Watcher, assert_undisturbed, settings
@@ -44,7 +44,7 @@ def test_actors_follow_the_nodes_and_rollouts_that_went_with_one_are_made_again(
     monkeypatch.setattr(RolloutPool, "begin", beginning)
     monkeypatch.setattr(RolloutPool, "finish", finishing)
     watcher = Watcher()
-    train(chosen, folder, observers=[watcher])
+    train_on_ray(chosen, folder, observers=[watcher])
     assert [record.faults.actors for record in watcher.records][:2] == [1, 2]
     assert len(batches) == 6
     lost = watcher.records[3].faults
@@ -62,7 +62,7 @@ def test_a_cluster_without_nodes_is_waited_for_and_given_up(
 
     chosen = settings(iterations=3, cluster={"empty_timeout_s": 1.0})
     with pytest.raises(TrainingFailed, match=r"waiting for a node .*cluster\.empty_timeout_s"):
-        train(chosen, RunFolder(tmp_path / "run"), observers=[Watcher(leave)])
+        train_on_ray(chosen, RunFolder(tmp_path / "run"), observers=[Watcher(leave)])
 
 
 def test_eight_actors_give_the_same_bits_as_one_process(cluster: Machine, tmp_path: Path) -> None:
@@ -70,6 +70,6 @@ def test_eight_actors_give_the_same_bits_as_one_process(cluster: Machine, tmp_pa
     cluster.add_node(cpus=8)
     chosen = settings(iterations=2, meta_batch={"tasks": 8, "episodes": 3})
     folder, watcher = RunFolder(tmp_path / "run"), Watcher()
-    train(chosen, folder, observers=[watcher])
+    train_on_ray(chosen, folder, observers=[watcher])
     assert [record.faults.actors for record in watcher.records] == [8, 8]
     assert_undisturbed(chosen, folder)

@@ -11,7 +11,7 @@ import pytest
 
 from maml_ray.persistence.records import IterationRecord
 from maml_ray.persistence.run_dir import RunFolder
-from maml_ray.runs.training_loop import train
+from maml_ray.runs.training_loop import train_on_ray
 from maml_ray.runtime.heartbeat import Place
 from maml_ray.runtime.rollout_pool import RolloutPool
 from tests.chaos.machine import Machine
@@ -49,7 +49,7 @@ def test_an_announced_node_is_left_when_another_is_there_and_nothing_is_lost(
     places: list[Place] = []
     monkeypatch.setattr(RolloutPool, "_dispatch", dispatching)
     watcher = Watcher(another)
-    train(chosen, folder, observers=[watcher])
+    train_on_ray(chosen, folder, observers=[watcher])
     assert [place.node_id for place in places] == [cluster.ids[-1]]
     assert [record.faults.lost for record in watcher.records] == [0] * 5
     assert [record.faults.failures for record in watcher.records] == [0, 0, 0, 1, 1]
@@ -93,7 +93,7 @@ def test_an_announced_node_that_goes_with_work_under_way_is_a_pre_emption(
     monkeypatch.setattr(RolloutPool, "_dispatch", dispatching)
     monkeypatch.setattr(RolloutPool, "finish", finishing)
     watcher = Watcher()
-    train(chosen, folder, observers=[watcher])
+    train_on_ray(chosen, folder, observers=[watcher])
     assert len(gone) == 2
     faults = [record.faults for record in watcher.records]
     assert faults[1].lost >= 1
@@ -117,7 +117,7 @@ def test_a_learner_whose_announced_node_goes_is_a_pre_emption_too(
             cluster.add_node(cpus=0, gpus=1)
 
     watcher = Watcher(take_away)
-    train(chosen, folder, observers=[watcher])
+    train_on_ray(chosen, folder, observers=[watcher])
     assert [record.faults.learner_restarts for record in watcher.records] == [0, 1, 1]
     assert [event for event in watcher.preempted if "the meta-update of version 1" in event]
     assert_undisturbed(chosen, folder)

@@ -12,9 +12,9 @@ import pytest
 
 from maml_ray.cli.serve import _lines
 from maml_ray.learning.rollout_worker import policy_spec
-from maml_ray.serving.policies import load_base
+from maml_ray.serving.auth import VARIABLE
+from maml_ray.serving.policy_store import load_base
 from maml_ray.serving.requests import read_act, read_adapt
-from maml_ray.serving.token import VARIABLE
 from tests.bad_input.command_line import assert_refused, run
 from tests.small_runs import run_of, settings
 

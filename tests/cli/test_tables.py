@@ -10,13 +10,13 @@ from maml_ray.cli.tables import print_evaluation
 
 
 def row(steps: int, mean: float, **changes: Any) -> dict[str, Any]:
-    figures = {"task": None, "actions": "mean", "speed": 0.25, "low": -1234.5, "high": 9876.5}
-    return {"steps": steps, "mean": mean, **figures, **changes}
+    results = {"task": None, "actions": "mean", "speed": 0.25, "low": -1234.5, "high": 9876.5}
+    return {"steps": steps, "mean": mean, **results, **changes}
 
 
-def printed(figures: dict[str, Any], width: int) -> str:
+def printed(results: dict[str, Any], width: int) -> str:
     console = Console(file=io.StringIO(), width=width)
-    print_evaluation(console, figures)
+    print_evaluation(console, results)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 

@@ -14,7 +14,7 @@ from maml_ray.persistence.checkpoint_format import Checkpoint
 from maml_ray.persistence.checkpoint_store import Score
 from maml_ray.persistence.records import Observer, StartReport
 from maml_ray.persistence.run_dir import RunFolder
-from maml_ray.runs.session import saving, settle_in
+from maml_ray.runs.session import open_checkpoint_writer, open_session
 from tests.reporting.conftest import made_up_record
 
 WAIT_S = 30.0
@@ -41,13 +41,13 @@ class MadeUpTraining:
         resume: Checkpoint | None = None,
         new: bool = False,
     ) -> None:
-        storage = settle_in(folder, settings, resume, new=new)
+        storage = open_session(folder, settings, resume, new=new)
         first, attempt = resume.iteration if resume else 0, storage.attempt.number
         self.spans.append((first, attempt))
         report = StartReport(str(folder.path), first, 1, "CPU", "", None, attempt)
         for observer in observers:
             observer.on_start(report)
-        with saving(settings, folder, storage) as writer:
+        with open_checkpoint_writer(settings, folder, storage) as writer:
             for iteration in range(first, settings.run.iterations):
                 self.before(iteration)
                 for observer in observers:

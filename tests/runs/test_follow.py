@@ -14,34 +14,34 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from maml_ray.common.errors import Interrupted, RunFolderError
 from maml_ray.config.settings import SettingsError
 from maml_ray.evaluation.evaluate import evaluate
-from maml_ray.runs.evaluate import Protocol
-from maml_ray.runs.follow import Followed, FollowLog, Judged, follow
+from maml_ray.runs.evaluate import EvaluationConfig
+from maml_ray.runs.follow import EvaluatedVersion, FollowLog, PolicyVersion, follow
 from tests.small_runs import agent_of, settings
 
-SIZES = Protocol(tasks=2, episodes=3, steps=2, seed=7)
+SIZES = EvaluationConfig(tasks=2, episodes=3, steps=2, seed=7)
 
 
 class Versions:
     """A source that has one version after another, and notes what it is asked for."""
 
-    def __init__(self, versions: Sequence[Followed]) -> None:
+    def __init__(self, versions: Sequence[PolicyVersion]) -> None:
         self._coming = list(versions)
         self.asked: list[tuple[int, int]] = []
 
-    def next(self, newer_than: int, every: int) -> Followed | None:
+    def next(self, newer_than: int, every: int) -> PolicyVersion | None:
         self.asked.append((newer_than, every))
         return self._coming.pop(0) if self._coming else None
 
 
-def version(number: int, shift: float = 0.0) -> Followed:
+def version(number: int, shift: float = 0.0) -> PolicyVersion:
     agent = agent_of(settings())
     moved = {name: value + np.float32(shift) for name, value in agent.parameters.items()}
-    return Followed(number, replace(agent, parameters=moved))
+    return PolicyVersion(number, replace(agent, parameters=moved))
 
 
-def judge(source: Versions, **options: object) -> list[Judged]:
-    judged: list[Judged] = []
-    count = follow(source, SIZES, on_judged=judged.append, **options)  # type: ignore[arg-type]
+def judge(source: Versions, **options: object) -> list[EvaluatedVersion]:
+    judged: list[EvaluatedVersion] = []
+    count = follow(source, SIZES, on_evaluated=judged.append, **options)  # type: ignore[arg-type]
     assert count == len(judged)
     return judged
 
@@ -86,16 +86,16 @@ def test_a_request_to_stop_ends_it_between_two_tasks() -> None:
         if next(asked):
             raise Interrupted(2)
 
-    judged: list[Judged] = []
+    judged: list[EvaluatedVersion] = []
     with pytest.raises(Interrupted):
-        follow(Versions([version(1)]), SIZES, check_stop=stop, on_judged=judged.append)
+        follow(Versions([version(1)]), SIZES, check_stop=stop, on_evaluated=judged.append)
     assert not judged
 
 
 def test_an_evaluation_that_would_never_end_is_refused() -> None:
-    huge = Protocol(tasks=10**7, episodes=10**6)
+    huge = EvaluationConfig(tasks=10**7, episodes=10**6)
     with pytest.raises(SettingsError, match="--tasks"):
-        follow(Versions([version(1)]), huge, on_judged=lambda judged: None)
+        follow(Versions([version(1)]), huge, on_evaluated=lambda judged: None)
 
 
 def test_rows_go_to_json_lines_and_to_tensorboard(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ from maml_ray.persistence.lease import FencedStorage, claim
 from maml_ray.persistence.records import FaultFigures
 from maml_ray.persistence.run_dir import RunFolder
 from maml_ray.persistence.storage import LocalStorage
-from maml_ray.runs.session import saving, settle_in
-from maml_ray.runs.training_loop import _Audience, _Loop, _Position
+from maml_ray.runs.session import open_checkpoint_writer, open_session
+from maml_ray.runs.training_loop import _ObserverList, _Progress, _TrainingLoop
 from maml_ray.runtime.actor_system import Crew
 from tests.reporting.conftest import made_up_record
 from tests.runs.made_up_training import checkpoint_of
@@ -86,7 +86,7 @@ def keys(assignments: list[Assignment]) -> set[tuple[int, int]]:
 class Run:
     """A loop that is ready to go."""
 
-    loop: _Loop
+    loop: _TrainingLoop
     gate: Gate
     stop: StopRequest
     folder: RunFolder
@@ -102,13 +102,15 @@ def a_run(
     chosen = settings(faults={"fallback_directory": str(path / "fallback")}, **sections)
     folder, stop = RunFolder(path / "run"), StopRequest()
     gate = Gate(folder.path)
-    storage = FencedStorage(gate, settle_in(folder, chosen).attempt)
-    with saving(chosen, folder, storage, stop.give_way) as writer:
+    storage = FencedStorage(gate, open_session(folder, chosen).attempt)
+    with open_checkpoint_writer(chosen, folder, storage, stop.give_way) as writer:
         crew = MadeUpCrew(chosen, during)
         tasks: Any = SimpleNamespace(sample=lambda rng, count: [None] * count)
-        audience = _Audience([])
+        audience = _ObserverList([])
         yield Run(
-            _Loop(chosen, tasks, cast(Crew, crew), writer, audience, stop.check, 1, _Position()),
+            _TrainingLoop(
+                chosen, tasks, cast(Crew, crew), writer, audience, stop.check, 1, _Progress()
+            ),
             gate,
             stop,
             folder,
