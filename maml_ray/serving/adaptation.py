@@ -7,14 +7,19 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from maml_ray.common.errors import UserError
-from maml_ray.evaluation.adaptation_stats import InnerFigures, inner_figures
+from maml_ray.evaluation.adaptation_stats import AdaptationStats, adaptation_stats
 from maml_ray.evaluation.agent import Agent
-from maml_ray.evaluation.compatibility import check_fits_task
+from maml_ray.evaluation.compatibility import check_matches_task
 from maml_ray.rollouts.trajectories import Trajectories
-from maml_ray.runs.adapt import AFTER, BEFORE, adapt_on, mean_return, named_task
-from maml_ray.serving.policies import ServedPolicy, adapted_name
-from maml_ray.serving.refusal import Refusal
-from maml_ray.serving.requests import AdaptBody, support_of
+from maml_ray.runs.adapt import (
+    AFTER,
+    BEFORE,
+    adapt_in_simulation,
+    mean_return,
+    task_from_parameters,
+)
+from maml_ray.serving.policy_store import ServedPolicy, adapted_name
+from maml_ray.serving.requests import AdaptBody, Refusal, support_of
 from maml_ray.tasks.task import Task
 
 
@@ -31,7 +36,7 @@ class Adaptation:
 
     policy: ServedPolicy
     adapted_from: str
-    steps: tuple[InnerFigures, ...]
+    steps: tuple[AdaptationStats, ...]
     return_before: float | None
     return_after: float | None
 
@@ -60,7 +65,7 @@ def adapt_for(
 
 
 def _in_simulation(start: ServedPolicy, request: AdaptBody, task: Task) -> Adaptation:
-    outcome = adapt_on(
+    outcome = adapt_in_simulation(
         start.agent,
         task,
         steps=request.steps,
@@ -101,8 +106,8 @@ def _on_callers_data(start: ServedPolicy, request: AdaptBody, task: Task | None)
     )
 
 
-def _figures(before: Agent, after: Agent, support: Trajectories) -> InnerFigures:
-    return inner_figures(
+def _figures(before: Agent, after: Agent, support: Trajectories) -> AdaptationStats:
+    return adaptation_stats(
         before.settings,
         before.spec,
         before.parameters,
@@ -116,10 +121,10 @@ def _task(start: ServedPolicy, request: AdaptBody) -> Task | None:
     if request.task is None:
         return None
     try:
-        check_fits_task(start.agent, "this service")
+        check_matches_task(start.agent, "this service")
     except UserError as error:
         raise Refusal(422, f"task: nothing can be simulated here: {error}") from None
-    return named_task(start.agent, request.task)
+    return task_from_parameters(start.agent, request.task)
 
 
 def _check_size(agent: Agent, request: AdaptBody, most: int) -> None:

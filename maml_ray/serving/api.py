@@ -9,9 +9,9 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from maml_ray.common.versions import own_version
-from maml_ray.serving.guard import Guard
+from maml_ray.serving.auth import Guard
 from maml_ray.serving.openapi import Documentation, ask_for_token
-from maml_ray.serving.refusal import Refusal
+from maml_ray.serving.requests import Refusal
 from maml_ray.serving.service import Service
 
 

@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maml_ray.policies.action_sampler import for_environment, make_sampler
-from maml_ray.serving.policies import ServedPolicy
-from maml_ray.serving.refusal import Refusal
-from maml_ray.serving.requests import ActRequest
+from maml_ray.serving.policy_store import ServedPolicy
+from maml_ray.serving.requests import ActRequest, Refusal
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,9 +13,8 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from maml_ray.serving.policies import ServedPolicy
-from maml_ray.serving.refusal import Refusal
-from maml_ray.serving.store import Found
+from maml_ray.serving.policy_store import Found, ServedPolicy
+from maml_ray.serving.requests import Refusal
 
 LEASE_S = 1.0
 

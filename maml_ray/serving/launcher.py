@@ -15,7 +15,8 @@ from ray.exceptions import RayError
 
 from maml_ray.common.errors import ResourceError, UserError
 from maml_ray.common.signals import StopRequest
-from maml_ray.runtime.ray_session import connected, dashboard_url
+from maml_ray.runtime.ray_internals import get_dashboard_url, owns_cluster
+from maml_ray.runtime.ray_session import connected
 from maml_ray.serving.ray_serve import build_app
 from maml_ray.serving.settings import ServeSettings
 
@@ -75,7 +76,7 @@ def serve_until_stopped(
             wait_for_applications_running=False,
         )
         _wait_until_up(settings, stop)
-        on_ready(Endpoint(_url(host, port), dashboard_url()))
+        on_ready(Endpoint(_url(host, port), get_dashboard_url()))
         while True:
             stop.check()
             time.sleep(_POLL_S)
@@ -122,7 +123,7 @@ def _serve(host: str, port: int) -> Iterator[None]:
     try:
         yield
     finally:
-        if not _is_own_ray():
+        if not owns_cluster():
             serve.shutdown()
 
 
@@ -167,11 +168,6 @@ def _reason(status: object) -> str:
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:500] if lines else "no reason is known"
-
-
-def _is_own_ray() -> bool:
-    """Whether Ray ends with this program, and all that runs in it."""
-    return ray._private.worker._global_node is not None and ray._private.worker._global_node.head
 
 
 def _url(host: str, port: int) -> str:

@@ -11,7 +11,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from maml_ray.policies.spec import PolicySpec
-from maml_ray.serving.guard import OPEN_PATHS
+from maml_ray.serving.auth import OPEN_PATHS
 from maml_ray.serving.requests import MOST_OBSERVATIONS, ActBody, AdaptBody, SupportBody
 
 Schema = dict[str, Any]

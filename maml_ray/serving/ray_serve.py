@@ -27,15 +27,13 @@ from ray.serve.handle import DeploymentHandle
 
 from maml_ray.serving.adaptation import Adaptation, adapt_for
 from maml_ray.serving.api import make_app
+from maml_ray.serving.auth import token_digest
 from maml_ray.serving.batching import Acted, act_together
 from maml_ray.serving.cache import Copies
-from maml_ray.serving.policies import BASE, ServedPolicy, load_base
-from maml_ray.serving.refusal import Refusal
-from maml_ray.serving.requests import ActRequest, AdaptBody
+from maml_ray.serving.policy_store import Found, PolicyStore, ServedPolicy, load_base
+from maml_ray.serving.requests import BASE, ActRequest, AdaptBody, Refusal
 from maml_ray.serving.service import Service
 from maml_ray.serving.settings import ServeSettings, checkpoint_choice, serve_settings
-from maml_ray.serving.store import Found, PolicyStore
-from maml_ray.serving.token import token_digest
 
 ANSWER_S = 10.0
 """Deadline for an answer of the store."""
@@ -74,7 +72,7 @@ class Store:
             self._store.replace_base(base)
 
     async def find(self, name: str, have: str | None) -> Found | Refusal:
-        """A policy by its name: :meth:`maml_ray.serving.store.PolicyStore.find`."""
+        """A policy by its name: :meth:`maml_ray.serving.policy_store.PolicyStore.find`."""
         try:
             return self._kept.find(name, have)
         except Refusal as refusal:

@@ -10,9 +10,8 @@ from maml_ray.policies.spec import PolicySpec
 from maml_ray.serving.adaptation import Adaptation
 from maml_ray.serving.batching import Acted
 from maml_ray.serving.cache import Copies
-from maml_ray.serving.policies import BASE, ServedPolicy
-from maml_ray.serving.refusal import Refusal
-from maml_ray.serving.requests import ActRequest, AdaptBody, read_act, read_adapt
+from maml_ray.serving.policy_store import ServedPolicy
+from maml_ray.serving.requests import BASE, ActRequest, AdaptBody, Refusal, read_act, read_adapt
 
 Act = Callable[[ServedPolicy, ActRequest], Awaitable[Acted | Refusal]]
 Adapt = Callable[[ServedPolicy, AdaptBody], Awaitable[Adaptation | Refusal]]

@@ -14,11 +14,9 @@ from maml_ray.serving.adaptation import Adaptation, adapt_for
 from maml_ray.serving.api import make_app
 from maml_ray.serving.batching import Acted, act_together
 from maml_ray.serving.cache import Copies
-from maml_ray.serving.policies import ServedPolicy
-from maml_ray.serving.refusal import Refusal
-from maml_ray.serving.requests import ActRequest, AdaptBody
+from maml_ray.serving.policy_store import Found, PolicyStore, ServedPolicy
+from maml_ray.serving.requests import ActRequest, AdaptBody, Refusal
 from maml_ray.serving.service import Service
-from maml_ray.serving.store import Found, PolicyStore
 
 MOST_ENV_STEPS = 5_000
 

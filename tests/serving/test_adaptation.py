@@ -16,11 +16,10 @@ from maml_ray.evaluation.agent import Agent
 from maml_ray.maml.distributions import to_numpy
 from maml_ray.policies.spec import PolicySpec
 from maml_ray.rollouts.trajectories import Trajectories
-from maml_ray.runs.adapt import adapt_to
+from maml_ray.runs.adapt import adapt_run
 from maml_ray.serving.adaptation import Adaptation, adapt_for
-from maml_ray.serving.policies import ServedPolicy, load_base
-from maml_ray.serving.refusal import Refusal
-from maml_ray.serving.requests import SupportBody, read_adapt, support_of
+from maml_ray.serving.policy_store import ServedPolicy, load_base
+from maml_ray.serving.requests import Refusal, SupportBody, read_adapt, support_of
 from tests.oracles import naive as oracles
 from tests.serving.bodies import body_of
 from tests.small_runs import agent_of, run_of, settings
@@ -45,7 +44,7 @@ def assert_same(first: Agent, second: Agent) -> None:
 
 def plain(objective: str = "ratio", **sections: Any) -> Settings:
     """Actions reach the environment as they are, so that nothing is rounded on the way."""
-    inner = {"objective": objective, "learn_rates": True}
+    inner = {"objective": objective, "learn_inner_rates": True}
     return settings(policy={"action_scale": 1.0}, inner=inner, **sections)
 
 
@@ -91,7 +90,7 @@ def test_a_task_is_adapted_to_as_by_the_command(tmp_path: Path) -> None:
     folder = run_of(settings(), tmp_path / "run")
     base = load_base(str(folder.path))
     assert base.name == "checkpoint-1"
-    by_command = adapt_to(folder.path, {"x": 0.25, "y": -0.125}, steps=2, episodes=4, seed=3)
+    by_command = adapt_run(folder.path, {"x": 0.25, "y": -0.125}, steps=2, episodes=4, seed=3)
     adapted = done(base.agent, task={"x": 0.25, "y": -0.125}, steps=2, episodes=4, seed=3)
     assert_same(maml_ray.load(by_command.folder), adapted.policy.agent)
     assert adapted.return_before == by_command.before

@@ -22,7 +22,7 @@ from hypothesis import settings as hypothesis_settings
 
 import maml_ray
 from maml_ray.evaluation.agent import Agent
-from maml_ray.serving.policies import ServedPolicy
+from maml_ray.serving.policy_store import ServedPolicy
 from maml_ray.serving.requests import MOST_OBSERVATIONS, AdaptBody
 from tests.evaluation.test_worked_example import code
 from tests.serving.bodies import body_of

@@ -11,9 +11,8 @@ import pytest
 from maml_ray.evaluation.agent import Agent
 from maml_ray.policies.action_sampler import as_recorded, for_environment, make_sampler
 from maml_ray.serving.batching import Acted, act_together
-from maml_ray.serving.policies import ServedPolicy
-from maml_ray.serving.refusal import Refusal
-from maml_ray.serving.requests import ActRequest
+from maml_ray.serving.policy_store import ServedPolicy
+from maml_ray.serving.requests import ActRequest, Refusal
 from tests.evaluation.test_agent import discrete_agent
 from tests.small_runs import agent_of, settings
 

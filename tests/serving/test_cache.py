@@ -8,10 +8,9 @@ import pytest
 
 from maml_ray.evaluation.agent import Agent
 from maml_ray.serving.cache import LEASE_S, Copies
-from maml_ray.serving.policies import ServedPolicy
-from maml_ray.serving.refusal import Refusal
-from maml_ray.serving.store import Found, PolicyStore
-from tests.serving.test_store import Clock, a_store
+from maml_ray.serving.policy_store import Found, PolicyStore, ServedPolicy
+from maml_ray.serving.requests import Refusal
+from tests.serving.test_policy_store import Clock, a_store
 from tests.small_runs import agent_of, settings
 
 

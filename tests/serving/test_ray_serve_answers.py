@@ -16,11 +16,10 @@ from maml_ray.common.errors import UserError
 from maml_ray.persistence.checkpoint_format import load_checkpoint
 from maml_ray.persistence.checkpoint_store import save_checkpoint
 from maml_ray.persistence.storage import LocalStorage
-from maml_ray.serving.policies import ServedPolicy
+from maml_ray.serving.policy_store import Found, ServedPolicy
 from maml_ray.serving.ray_serve import Store, _answer
-from maml_ray.serving.refusal import Refusal
+from maml_ray.serving.requests import Refusal
 from maml_ray.serving.settings import serve_settings
-from maml_ray.serving.store import Found
 from tests.small_runs import agent_of, run_of, settings
 
 

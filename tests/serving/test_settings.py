@@ -13,9 +13,9 @@ from ray.serve.schema import ServeDeploySchema
 
 from maml_ray.common.errors import UserError
 from maml_ray.config.settings import SettingsError
+from maml_ray.serving.auth import VARIABLE, is_right, token_digest
 from maml_ray.serving.ray_serve import build_app
 from maml_ray.serving.settings import ServeSettings, checkpoint_choice, serve_settings
-from maml_ray.serving.token import VARIABLE, is_right, token_digest
 
 FILE = Path(__file__).parents[2] / "cluster" / "serve.yaml"
 TOKEN = "0123456789abcdef"

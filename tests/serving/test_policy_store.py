@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from maml_ray.evaluation.agent import Agent
-from maml_ray.serving.policies import ServedPolicy
-from maml_ray.serving.refusal import Refusal
-from maml_ray.serving.store import PolicyStore
+from maml_ray.serving.policy_store import PolicyStore, ServedPolicy
+from maml_ray.serving.requests import Refusal
 from tests.small_runs import agent_of, settings
 
 
