@@ -105,7 +105,7 @@ def evaluate(
       maml-ray evaluate --follow direction --tasks 10 --every 10
     """
     from maml_ray.cli.tables import print_evaluation, print_notes
-    from maml_ray.persistence.run_dir import open_run
+    from maml_ray.persistence.run_dir import open_run_dir
     from maml_ray.runs.evaluate import EvaluationConfig, evaluate_run
 
     if inner_rate is not None and not 0.0 < inner_rate < math.inf:
@@ -136,7 +136,7 @@ def evaluate(
     if run is None:
         raise UserError("name a run folder, or a run on a cluster with --follow")
     console = Console()
-    result = evaluate_run(open_run(run), config, console=console)
+    result = evaluate_run(open_run_dir(run), config, console=console)
     print_evaluation(console, result.results)
     print_notes(console, result.notes)
     for path in (result.folder.report, video or result.folder.video):
@@ -234,10 +234,10 @@ def report(run: Run) -> None:
       maml-ray report runs/half-cheetah-backward-20260101-120000
     """
     from maml_ray.evaluation.results_file import read_evaluation
-    from maml_ray.persistence.run_dir import open_run
+    from maml_ray.persistence.run_dir import open_run_dir
     from maml_ray.runs.evaluate import report_run
 
-    folder = open_run(run)
+    folder = open_run_dir(run)
     there = os.path.lexists(folder.evaluation)
     results = read_evaluation(folder.evaluation) if there else None
     _print(Console(), report_run(folder, results))

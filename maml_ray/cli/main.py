@@ -128,7 +128,11 @@ def _demands(settings: Settings) -> list[str]:
     phases = settings.inner.steps + 1
     steps = batch.tasks * batch.episodes * settings.task.horizon * phases
     actors = cluster.rollout_actors
-    turns = "and it works beside the actors" if batch.overlap else "it and the actors take turns"
+    turns = (
+        "and it works beside the actors"
+        if batch.async_collection
+        else "it and the actors take turns"
+    )
     learner = {
         "auto": "one GPU if the cluster has any, else CPU threads",
         "cpu": "CPU threads",

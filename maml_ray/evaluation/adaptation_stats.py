@@ -12,12 +12,12 @@ from maml_ray.maml.distributions import distribution, kl_divergence, to_torch
 from maml_ray.maml.losses import inner_losses, make_samples
 from maml_ray.maml.meta_parameters import policy_part
 from maml_ray.policies.spec import NumpyParameters, PolicySpec
-from maml_ray.rollouts.advantages import advantages
+from maml_ray.rollouts.advantages import compute_advantages
 from maml_ray.rollouts.trajectories import Trajectories
 
 
 @dataclass(frozen=True)
-class InnerFigures:
+class AdaptationStats:
     """Figures of one inner step.
 
     Attributes:
@@ -34,14 +34,14 @@ class InnerFigures:
     env_steps: int
 
 
-def inner_figures(
+def adaptation_stats(
     settings: Settings,
     spec: PolicySpec,
     before: NumpyParameters,
     after: NumpyParameters,
     support: Trajectories,
     normalizer: Normalizer | None,
-) -> InnerFigures:
+) -> AdaptationStats:
     """Look at the step that ``support`` made of ``before``.
 
     Args:
@@ -51,13 +51,13 @@ def inner_figures(
         support: what the step was taken on.
         normalizer: of observations.
     """
-    samples = make_samples(support, advantages(support, settings.advantages), normalizer)
+    samples = make_samples(support, compute_advantages(support, settings.advantages), normalizer)
     (loss,) = inner_losses(spec, settings.inner, (samples,))
     gradient, was = torch.func.grad(loss, has_aux=True)(policy_part(to_torch(before)))
     now = distribution(spec, to_torch(after), samples.observations)
     divergence = kl_divergence(was, now).reshape(samples.weights.shape)
     squares = sum(float(part.double().square().sum()) for part in gradient.values())
-    return InnerFigures(
+    return AdaptationStats(
         kl=float((divergence * samples.weights).sum()),
         gradient_norm=squares**0.5,
         support_return=float(support.returns.mean()),

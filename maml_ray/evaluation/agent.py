@@ -14,12 +14,12 @@ from maml_ray.common.errors import UserError
 from maml_ray.common.normalization import Normalizer
 from maml_ray.common.seeding import Purpose, generator, seed_sequence
 from maml_ray.config.settings import Settings
-from maml_ray.learning.state import initial_state
+from maml_ray.learning.state import initial_learner_state
 from maml_ray.policies.action_sampler import for_environment, make_sampler
 from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.policies.spec import NumpyParameters, PolicySpec
 from maml_ray.rollouts.collector import collect
-from maml_ray.rollouts.env_cache import Simulations
+from maml_ray.rollouts.env_cache import EnvCache
 from maml_ray.rollouts.trajectories import Trajectories
 from maml_ray.tasks.registry import resolve_tasks
 from maml_ray.tasks.task import Task
@@ -84,9 +84,9 @@ class Agent:
         rng = generator(seed, Purpose.EVALUATION)
         return resolve_tasks(self.settings.task).sample_held_out(rng, count)
 
-    def simulations(self) -> Simulations:
+    def simulations(self) -> EnvCache:
         """Environments of the run's tasks, to be kept from one :meth:`collect` to the next."""
-        return Simulations(resolve_tasks(self.settings.task), self.settings.task.horizon)
+        return EnvCache(resolve_tasks(self.settings.task), self.settings.task.horizon)
 
     def collect(
         self,
@@ -95,7 +95,7 @@ class Agent:
         episodes: int | None = None,
         seed: int | np.random.SeedSequence = 0,
         explore: bool = True,
-        simulations: Simulations | None = None,
+        simulations: EnvCache | None = None,
     ) -> Trajectories:
         """Roll out episodes of ``task``; by default as many as one support set has.
 
@@ -119,7 +119,7 @@ class Agent:
 
     def untrained(self) -> Agent:
         """The same with fresh random parameters: what training is held against."""
-        fresh = initial_state(self.settings, self.spec).parameters
+        fresh = initial_learner_state(self.settings, self.spec).parameters
         return replace(self, parameters=fresh, adaptation_steps=0)
 
     def adapt(self, support: Trajectories | Sequence[Trajectories]) -> Agent:

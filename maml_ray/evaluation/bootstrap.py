@@ -11,7 +11,7 @@ RESAMPLES = 10_000
 _CHUNK = 500  # resamples drawn at a time: memory, not mathematics
 
 
-def interval_of_mean(
+def bootstrap_interval(
     returns: NDArray[np.float64], tasks: Sequence[Hashable], share: float = 0.95
 ) -> tuple[float, float]:
     """Percentile-bootstrap interval of the mean of ``returns`` (n, K), the same at every call.

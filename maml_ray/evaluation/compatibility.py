@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from maml_ray.common.errors import RunFolderError
+from maml_ray.common.errors import RunDirError
 from maml_ray.config.settings import PolicySettings
 from maml_ray.evaluation.agent import Agent
 from maml_ray.learning.rollout_worker import policy_spec
@@ -18,7 +18,7 @@ from maml_ray.policies.spec import PolicySpec
 _SHARED = ("hidden_sizes", "activation", "initial_log_std", "min_log_std", "action_scale")
 
 
-def check_fits(agent: Agent, place: Path) -> None:
+def check_matches_settings(agent: Agent, place: Path) -> None:
     """The sizes are those of the settings, the parameters of these sizes, and all are numbers.
 
     Makes no environment: a policy can be used where its task is not installed.
@@ -28,7 +28,7 @@ def check_fits(agent: Agent, place: Path) -> None:
         place: for the sentence.
 
     Raises:
-        RunFolderError: they do not fit; the sentence says what.
+        RunDirError: they do not fit; the sentence says what.
     """
     problem = _sizes(agent.spec, agent.settings.policy)
     if problem is None:
@@ -40,19 +40,19 @@ def check_fits(agent: Agent, place: Path) -> None:
         constants = {"mean": agent.normalizer.mean, "scale": agent.normalizer.scale}
         problem = _arrays(constants, dict.fromkeys(constants, (agent.spec.observation_size,)))
     if problem:
-        raise RunFolderError(f"the policy in {place} does not fit its settings: {problem}")
+        raise RunDirError(f"the policy in {place} does not fit its settings: {problem}")
 
 
-def check_fits_task(agent: Agent, place: Path | str) -> None:
+def check_matches_task(agent: Agent, place: Path | str) -> None:
     """The policy sees and does what the task of its settings shows and takes.
 
     Raises:
         SettingsError: the task cannot be made.
-        RunFolderError: it is another task's policy.
+        RunDirError: it is another task's policy.
     """
     spec = policy_spec(agent.settings)
     if spec != agent.spec:
-        raise RunFolderError(
+        raise RunDirError(
             f"the policy in {place} does not fit its settings: it has "
             f"{agent.spec.observation_size} observations and {agent.spec.action_size} actions, "
             f"{agent.settings.task.name} has {spec.observation_size} and {spec.action_size}"

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from maml_ray.common.seeding import Purpose, seed_sequence
 from maml_ray.evaluation.agent import Agent
-from maml_ray.evaluation.bootstrap import interval_of_mean
+from maml_ray.evaluation.bootstrap import bootstrap_interval
 from maml_ray.rollouts.collector import reset_seeds
-from maml_ray.rollouts.env_cache import Simulations
+from maml_ray.rollouts.env_cache import EnvCache
 from maml_ray.rollouts.trajectories import Trajectories
 from maml_ray.tasks.task import Task
 
@@ -53,7 +53,7 @@ class EvaluationRow:
         actions: sampled from the policy, or its mean.
         mean: mean undiscounted return.
         low, high: 95% interval of the mean
-            (:func:`maml_ray.evaluation.bootstrap.interval_of_mean`).
+            (:func:`maml_ray.evaluation.bootstrap.bootstrap_interval`).
         speed: mean speed in m/s; None where the task tells none.
         episodes: how many there are.
     """
@@ -190,7 +190,7 @@ def evaluate(
 
 
 def _adaptations(
-    agent: Agent, task: Task, steps: int, key: tuple[int, int], simulations: Simulations
+    agent: Agent, task: Task, steps: int, key: tuple[int, int], simulations: EnvCache
 ) -> Iterator[tuple[Agent, int]]:
     """The agent after 0, 1, ... ``steps`` inner steps on ``task``, with fresh support each time."""
     for step in range(steps + 1):
@@ -206,7 +206,7 @@ def _measured(
     episodes: int,
     step: int,
     key: tuple[int, int],
-    simulations: Simulations,
+    simulations: EnvCache,
 ) -> Iterator[tuple[Actions, Trajectories, np.random.SeedSequence]]:
     for actions, kind in _KINDS:
         # Mean actions start from the same states after any number of steps: they can be compared
@@ -254,7 +254,7 @@ def _episode(task: Task, steps: int, reset_seed: int, measured: Trajectories) ->
 
 def _row(task: str | None, steps: int, actions: Actions, group: list[Measurement]) -> EvaluationRow:
     returns = np.array([measurement.returns for measurement in group])
-    low, high = interval_of_mean(returns, [measurement.task for measurement in group])
+    low, high = bootstrap_interval(returns, [measurement.task for measurement in group])
     speeds = [measurement.speeds for measurement in group if measurement.speeds is not None]
     return EvaluationRow(
         task=task,

@@ -11,8 +11,8 @@ from maml_ray.evaluation.agent import Agent
 from maml_ray.evaluation.compatibility import check_matches_settings
 from maml_ray.evaluation.policy_export import DESCRIPTION, load_policy
 from maml_ray.persistence.checkpoint_format import Checkpoint
-from maml_ray.persistence.checkpoint_store import load_chosen
-from maml_ray.persistence.run_dir import open_run
+from maml_ray.persistence.checkpoint_store import load_named_checkpoint
+from maml_ray.persistence.run_dir import open_run_dir
 from maml_ray.persistence.run_storage import run_storage
 
 
@@ -25,7 +25,7 @@ def load(folder: str | Path, *, checkpoint: str = "newest") -> Agent:
             trained), or a number of iterations.
 
     Raises:
-        RunFolderError: it is neither, or holds nothing that can be read and fits its settings.
+        RunDirError: it is neither, or holds nothing that can be read and fits its settings.
         SettingsError: its settings cannot be read.
     """
     if os.path.lexists(Path(folder) / DESCRIPTION):
@@ -37,12 +37,12 @@ def load_with_iteration(folder: str | Path, checkpoint: str = "newest") -> tuple
     """The meta-trained policy of a run, and the number of iterations that it was trained for.
 
     Raises:
-        RunFolderError: as :func:`load`.
+        RunDirError: as :func:`load`.
         SettingsError: as :func:`load`.
     """
-    run = open_run(folder)
+    run = open_run_dir(folder)
     settings = load_settings(run.settings)
-    found, _ = load_chosen(run_storage(run, settings), checkpoint)
+    found, _ = load_named_checkpoint(open_run_storage(run, settings), checkpoint)
     return agent_from_checkpoint(settings, found, run.checkpoints), found.iteration
 
 
@@ -55,7 +55,7 @@ def agent_from_checkpoint(settings: Settings, checkpoint: Checkpoint, place: Pat
         place: where from, for the sentence.
 
     Raises:
-        RunFolderError: it does not fit the settings.
+        RunDirError: it does not fit the settings.
     """
     state = checkpoint.learner
     normalize = settings.policy.normalize_observations

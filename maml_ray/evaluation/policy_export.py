@@ -18,7 +18,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 
-from maml_ray.common.errors import RunFolderError
+from maml_ray.common.errors import RunDirError
 from maml_ray.common.normalization import Normalizer
 from maml_ray.common.safe_files import Unreadable, read_bytes
 from maml_ray.config.loading import validate_settings
@@ -46,11 +46,11 @@ def save_policy(agent: Agent, folder: Path, task: Task | None = None) -> None:
         task: what it was adapted to, for the record.
 
     Raises:
-        RunFolderError: the folder is there, or cannot be written.
+        RunDirError: the folder is there, or cannot be written.
     """
     files = serialize_policy(agent, task)
     if os.path.lexists(folder):
-        raise RunFolderError(f"{folder} is there already: name another folder")
+        raise RunDirError(f"{folder} is there already: name another folder")
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         aside.mkdir(parents=True)
@@ -59,7 +59,7 @@ def save_policy(agent: Agent, folder: Path, task: Task | None = None) -> None:
         os.replace(aside, folder)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
-        raise RunFolderError(f"cannot write the policy to {folder}: {error.strerror}") from None
+        raise RunDirError(f"cannot write the policy to {folder}: {error.strerror}") from None
 
 
 def serialize_policy(agent: Agent, task: Task | None = None) -> dict[str, bytes]:
@@ -83,24 +83,24 @@ def load_policy(folder: Path) -> Agent:
     """Read what :func:`save_policy` has written.
 
     Raises:
-        RunFolderError: it is torn, altered or of another format, or leads out of ``folder``.
+        RunDirError: it is torn, altered or of another format, or leads out of ``folder``.
     """
     check_inside(folder, folder / DESCRIPTION, folder / PARAMETERS)
     try:
         description = json.loads(_read(folder / DESCRIPTION, _MOST_BYTES))
     except (ValueError, RecursionError):
-        raise RunFolderError(f"{folder / DESCRIPTION} is not JSON") from None
+        raise RunDirError(f"{folder / DESCRIPTION} is not JSON") from None
     content = _read(folder / PARAMETERS)
     if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise RunFolderError(f"{folder} is of another format; this version reads format {FORMAT}")
+        raise RunDirError(f"{folder} is of another format; this version reads format {FORMAT}")
     try:
         agent = _agent(description, content)
     except KeyError as error:
-        raise RunFolderError(f"{folder} does not hold a policy: it has no {error}") from None
+        raise RunDirError(f"{folder} does not hold a policy: it has no {error}") from None
     except SettingsError as error:
         raise SettingsError(f"{folder / DESCRIPTION}: {error}") from None
     except (TypeError, ValueError, OverflowError, AttributeError, SafetensorError) as error:
-        raise RunFolderError(f"{folder} does not hold a policy: {str(error)[:200]}") from None
+        raise RunDirError(f"{folder} does not hold a policy: {str(error)[:200]}") from None
     check_matches_settings(agent, folder)
     return agent
 
@@ -109,7 +109,7 @@ def _read(path: Path, most: int | None = None) -> bytes:
     try:
         return read_bytes(path, most=most)
     except Unreadable as error:
-        raise RunFolderError(f"cannot read the policy: {path}: {error}") from None
+        raise RunDirError(f"cannot read the policy: {path}: {error}") from None
 
 
 def _agent(description: dict[str, Any], content: bytes) -> Agent:

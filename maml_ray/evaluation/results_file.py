@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from maml_ray.common.errors import RunFolderError
+from maml_ray.common.errors import RunDirError
 from maml_ray.common.safe_files import Unreadable, read_text, write_whole
 from maml_ray.config.settings import Settings
 from maml_ray.evaluation.evaluate import Evaluation
@@ -21,7 +21,7 @@ COLUMNS = ("policy", "task", "parameters", "adaptation", "steps", "actions", "ep
 _MOST_BYTES = 200_000_000
 
 
-def evaluation_figures(
+def evaluation_to_dict(
     evaluation: Evaluation, settings: Settings, beside: Mapping[str, Evaluation]
 ) -> dict[str, Any]:
     """The figures as plain data: the content of ``evaluation.json``.
@@ -55,15 +55,15 @@ def write_evaluation(
     """Write both files, each whole or not at all; gives the figures.
 
     Raises:
-        RunFolderError: a file cannot be written.
+        RunDirError: a file cannot be written.
     """
-    figures = evaluation_figures(evaluation, settings, beside)
+    figures = evaluation_to_dict(evaluation, settings, beside)
     try:
         write_whole(json_path, json.dumps(figures, indent=2) + "\n")
         write_whole(csv_path, _table({settings.run.name: evaluation, **beside}))
     except OSError as error:
         place = error.filename2 or error.filename or json_path
-        raise RunFolderError(f"cannot write {place}: {error.strerror}") from None
+        raise RunDirError(f"cannot write {place}: {error.strerror}") from None
     return figures
 
 
@@ -71,12 +71,12 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     """The figures of ``evaluation.json``.
 
     Raises:
-        RunFolderError: the file is damaged.
+        RunDirError: the file is damaged.
     """
     try:
         return figures_of(read_text(path, most=_MOST_BYTES))
     except (Unreadable, ValueError) as error:
-        raise RunFolderError(
+        raise RunDirError(
             f"{path} does not hold an evaluation: run 'maml-ray evaluate {path.parent}' again "
             f"({error})"
         ) from None

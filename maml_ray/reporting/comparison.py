@@ -13,13 +13,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from maml_ray.common.errors import RunFolderError
+from maml_ray.common.errors import RunDirError
 from maml_ray.config.loading import load_settings
 from maml_ray.config.settings import Settings
 from maml_ray.evaluation.results_file import read_evaluation
 from maml_ray.persistence.metrics_file import read_metrics
-from maml_ray.persistence.run_dir import RunFolder, open_run
-from maml_ray.reporting.plots import COLORS, column, style_axes, save_figure, smooth
+from maml_ray.persistence.run_dir import RunDir, open_run_dir
+from maml_ray.reporting.plots import COLORS, column, save_figure, smooth, style_axes
 
 _NOT_MATHEMATICS = ("run", "cluster", "evaluation")
 _POINTS = 200
@@ -41,7 +41,7 @@ _COLUMNS = (
 class Run:
     """What a run folder tells: settings, training figures, and the evaluation if there is one."""
 
-    folder: RunFolder
+    folder: RunDir
     settings: Settings
     rows: Sequence[Mapping[str, Any]]
     evaluation: Mapping[str, Any] | None
@@ -88,16 +88,16 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     """The runs at ``paths``: run folders, or folders of run folders.
 
     Raises:
-        RunFolderError: there is no run at a path, or one is damaged or has not finished an
+        RunDirError: there is no run at a path, or one is damaged or has not finished an
             iteration.
     """
-    folders: list[RunFolder] = []
+    folders: list[RunDir] = []
     for path in paths:
         inside = sorted(path.glob("*/settings.yaml")) if os.path.isdir(path) else []
         if inside and not os.path.lexists(path / "settings.yaml"):
-            folders += [open_run(settings.parent) for settings in inside]
+            folders += [open_run_dir(settings.parent) for settings in inside]
         else:
-            folders.append(open_run(path))
+            folders.append(open_run_dir(path))
     return [_read(folder) for folder in folders]
 
 
@@ -166,7 +166,7 @@ def write_comparison(groups: Sequence[Group], output: Path) -> list[Path]:
     """``comparison.png`` and ``comparison.csv`` in the folder ``output``.
 
     Raises:
-        RunFolderError: they cannot be written.
+        RunDirError: they cannot be written.
     """
     plot, table = output / "comparison.png", output / "comparison.csv"
     try:
@@ -181,15 +181,15 @@ def write_comparison(groups: Sequence[Group], output: Path) -> list[Path]:
                     speed = summary.speeds.get(step, "")
                     writer.writerow((*head, summary.evaluated, step, *returns, speed))
     except OSError as error:
-        raise RunFolderError(f"cannot write to {output}: {error.strerror}") from None
+        raise RunDirError(f"cannot write to {output}: {error.strerror}") from None
     return [plot, table]
 
 
-def _read(folder: RunFolder) -> Run:
+def _read(folder: RunDir) -> Run:
     settings = load_settings(folder.settings)
     rows = read_metrics(folder.metrics) if os.path.lexists(folder.metrics) else []
     if not rows:
-        raise RunFolderError(f"{folder.path} has not finished an iteration")
+        raise RunDirError(f"{folder.path} has not finished an iteration")
     there = os.path.lexists(folder.evaluation)
     evaluation = read_evaluation(folder.evaluation) if there else None
     return Run(folder, settings, rows, evaluation)

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from maml_ray.common.safe_files import Unreadable, read_bytes, write_whole
 from maml_ray.config.loading import dump_settings
 from maml_ray.config.settings import Settings
-from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.persistence.run_dir import RunDir
 
 _EVALUATION_PLOT = "evaluation.png"
 _MOST_BYTES = 200_000_000
@@ -25,7 +25,7 @@ _PLOTS = (
 
 
 def write_report(
-    folder: RunFolder,
+    folder: RunDir,
     settings: Settings,
     rows: Sequence[Mapping[str, Any]],
     evaluation: Mapping[str, Any] | None,

@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maml_ray.common.errors import RunFolderError
+from maml_ray.common.errors import RunDirError
 from maml_ray.common.safe_files import PatientFile, write_whole
 from maml_ray.persistence.metrics_file import read_metrics
 from maml_ray.persistence.records import IterationRecord, StartReport
-from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.persistence.run_dir import RunDir
 
 if TYPE_CHECKING:
-    from maml_ray.reporting.tensorboard import EventLog
+    from maml_ray.reporting.tensorboard import EventWriter
 
 _TAGS = {
     "return_before": "return/before_adaptation",
@@ -63,33 +63,33 @@ class MetricsLog:
         first_iteration: where the run goes on. What an interrupted run has written of that
             iteration and later ones is dropped, so that each iteration is told once.
 
-    The files are opened at the start of the run, which raises a RunFolderError if the file that is
+    The files are opened at the start of the run, which raises a RunDirError if the file that is
     there is damaged other than in its last line.
     """
 
-    def __init__(self, folder: RunFolder, first_iteration: int = 0) -> None:
+    def __init__(self, folder: RunDir, first_iteration: int = 0) -> None:
         self._folder = folder
         self._first_iteration = first_iteration
         self._next_iteration = first_iteration
         self._lines: PatientFile | None = None
-        self._events: EventLog | None = None
+        self._events: EventWriter | None = None
 
     def on_start(self, report: StartReport) -> None:
         """Open the files.
 
         Raises:
-            RunFolderError: they cannot be written.
+            RunDirError: they cannot be written.
         """
-        from maml_ray.reporting.tensorboard import EventLog  # slow to import
+        from maml_ray.reporting.tensorboard import EventWriter  # slow to import
 
         folder, first = self._folder, self._first_iteration
         try:
             kept = _drop_from(folder.metrics, first)
             self._lines = PatientFile(folder.metrics)
             fetched = not folder.tensorboard.exists()  # from storage, where curves are not kept
-            self._events = EventLog(folder.tensorboard, 0 if fetched else first)
+            self._events = EventWriter(folder.tensorboard, 0 if fetched else first)
         except OSError as error:
-            raise RunFolderError(
+            raise RunDirError(
                 f"cannot write to the run folder {folder.path}: {error.strerror}"
             ) from None
         for row in kept if fetched else ():

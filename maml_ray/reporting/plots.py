@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.persistence.run_dir import RunDir
 
 Rows = Sequence[Mapping[str, Any]]
 # Okabe and Ito's palette: told apart by color-blind people too.
@@ -23,7 +23,7 @@ _DPI = 120
 _FEW = 5  # so few points get a mark each: a line through one point is invisible
 
 
-def write_plots(rows: Rows, evaluation: Mapping[str, Any] | None, folder: RunFolder) -> list[Path]:
+def write_plots(rows: Rows, evaluation: Mapping[str, Any] | None, folder: RunDir) -> list[Path]:
     """Draw all plots as PNG files.
 
     Args:
@@ -80,12 +80,12 @@ def returns_figure(rows: Rows) -> Figure:
         values = column(rows, key)
         axes.plot(steps, values, color=color, alpha=0.25, linewidth=1)
         axes.plot(
-            steps, smoothed(values), color=color, linewidth=2, label=label, marker=_marker(rows)
+            steps, smooth(values), color=color, linewidth=2, label=label, marker=_marker(rows)
         )
     axes.set_xlabel("environment steps (million)")
     axes.set_ylabel("mean return of an episode")
     axes.legend(frameon=False)
-    plain(axes)
+    style_axes(axes)
     return figure
 
 
@@ -120,7 +120,7 @@ def meta_update_figure(rows: Rows) -> Figure:
             axes.legend(frameon=False, fontsize=9)
         axes.set_title(title, fontsize=10)
         _iterations(axes)
-        plain(axes)
+        style_axes(axes)
     return figure
 
 
@@ -144,7 +144,7 @@ def time_figure(rows: Rows) -> Figure:
     axes.set_ylabel("share of wall time (%)")
     axes.set_ylim(0, 100)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
-    plain(axes)
+    style_axes(axes)
     return figure
 
 
@@ -173,11 +173,11 @@ def evaluation_figure(evaluation: Mapping[str, Any]) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(trained) > 1:
         axes.legend(frameon=False)
-    plain(axes)
+    style_axes(axes)
     return figure
 
 
-def smoothed(values: NDArray[np.float64], window: int = 9) -> NDArray[np.float64]:
+def smooth(values: NDArray[np.float64], window: int = 9) -> NDArray[np.float64]:
     """Centered moving mean over at most ``window`` finite values, narrower at the ends."""
     half = window // 2
     windows = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
@@ -201,7 +201,7 @@ def _iterations(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def plain(axes: Axes) -> None:
+def style_axes(axes: Axes) -> None:
     """Axes with no more ink than they need."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)

@@ -15,7 +15,7 @@ from maml_ray.persistence.records import IterationRecord, Observer, StartReport
 _RECENT = 10
 
 
-class TimeLeft:
+class TimeLeftEstimator:
     """Estimates the time left from the mean of the recent iterations' wall times."""
 
     def __init__(self) -> None:
@@ -35,13 +35,13 @@ class TerminalProgress:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._time_left = TimeLeft()
+        self._time_left = TimeLeftEstimator()
         self._best = float("-inf")
         self._live: Live | None = None
 
     def on_start(self, report: StartReport) -> None:
         """Say what the run starts on, and open the display."""
-        for line in describe_start(report):
+        for line in format_start(report):
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
         self._live = Live(
             f"iteration {report.first_iteration + 1} is under way",
@@ -72,7 +72,9 @@ class TerminalProgress:
             TextColumn("iteration"),
             MofNCompleteColumn(),
             BarColumn(bar_width=None),
-            TextColumn(f"{clock(record.elapsed_s)} elapsed, {clock(left_s)} left"),
+            TextColumn(
+                f"{format_duration(record.elapsed_s)} elapsed, {format_duration(left_s)} left"
+            ),
             console=self._console,
             expand=True,
         )
@@ -100,7 +102,7 @@ class TerminalProgress:
             f"{record.steps_per_second:,.0f} env steps/s"
             f"   {record.total_env_steps / 1e6:.2f} million so far{stale(update)}",
         )
-        table.add_row("time", time_shares(record))
+        table.add_row("time", format_time_shares(record))
         return Group(bar, table)
 
 
@@ -109,16 +111,16 @@ class PlainProgress:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._time_left = TimeLeft()
+        self._time_left = TimeLeftEstimator()
 
     def on_start(self, report: StartReport) -> None:
         """Say what the run starts on."""
-        for line in describe_start(report):
+        for line in format_start(report):
             self._print(line)
 
     def on_iteration(self, record: IterationRecord) -> None:
         """One line of figures."""
-        self._print(iteration_line(record, self._time_left.after(record)))
+        self._print(format_iteration(record, self._time_left.after(record)))
 
     def on_event(self, message: str) -> None:
         """One line."""
@@ -136,7 +138,7 @@ def make_progress(console: Console) -> Observer:
     return TerminalProgress(console) if console.is_terminal else PlainProgress(console)
 
 
-def describe_start(report: StartReport) -> list[str]:
+def format_start(report: StartReport) -> list[str]:
     """What the run starts on, a line each."""
     lines = [
         f"run folder  {report.run_directory}",
@@ -152,7 +154,7 @@ def describe_start(report: StartReport) -> list[str]:
     return lines
 
 
-def iteration_line(record: IterationRecord, left_s: float) -> str:
+def format_iteration(record: IterationRecord, left_s: float) -> str:
     """One iteration in a line of text."""
     update = record.update
     width = len(str(record.iterations))
@@ -160,8 +162,8 @@ def iteration_line(record: IterationRecord, left_s: float) -> str:
         f"iteration {record.iteration + 1:>{width}}/{record.iterations}"
         f"  return before {update.return_before:7.1f} after {update.return_after:7.1f}"
         f"{speeds(update)}  loss {update.loss:+.4f}  {record.steps_per_second:,.0f} steps/s"
-        f"  {time_shares(record)}{stale(update)}"
-        f"  elapsed {clock(record.elapsed_s)} left {clock(left_s)}"
+        f"  {format_time_shares(record)}{stale(update)}"
+        f"  elapsed {format_duration(record.elapsed_s)} left {format_duration(left_s)}"
         f"{skipped(update)}"
     )
 
@@ -184,7 +186,7 @@ def speeds(update: UpdateMetrics) -> str:
     return f"  m/s {update.speed_before:5.2f} {update.speed_after:5.2f}"
 
 
-def time_shares(record: IterationRecord) -> str:
+def format_time_shares(record: IterationRecord) -> str:
     """Where the iteration's time went; what ran side by side counts twice."""
     times = record.timings
     parts = {
@@ -196,7 +198,7 @@ def time_shares(record: IterationRecord) -> str:
     return " ".join(f"{name} {seconds / times.wall_s:.0%}" for name, seconds in parts.items())
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as 4:05 or 1:02:03."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)

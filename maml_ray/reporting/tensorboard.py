@@ -17,7 +17,7 @@ from typing import Any
 from maml_ray.common.safe_files import PatientFile
 
 
-class EventLog:
+class EventWriter:
     """One event file of a run.
 
     Args:

@@ -3,23 +3,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from maml_ray.evaluation.bootstrap import interval_of_mean
+from maml_ray.evaluation.bootstrap import bootstrap_interval
 
 
 def half_width(returns: np.ndarray, tasks: list[int]) -> float:
-    low, high = interval_of_mean(returns, tasks)
+    low, high = bootstrap_interval(returns, tasks)
     return (high - low) / 2
 
 
 def test_equal_returns_leave_nothing_to_doubt() -> None:
-    assert interval_of_mean(np.full((3, 4), 7.5), [0, 1, 2]) == (7.5, 7.5)
+    assert bootstrap_interval(np.full((3, 4), 7.5), [0, 1, 2]) == (7.5, 7.5)
 
 
 def test_the_same_data_give_the_same_interval() -> None:
     returns = np.random.default_rng(0).standard_normal((6, 5))
     tasks = list(range(6))
-    assert interval_of_mean(returns, tasks) == interval_of_mean(returns, tasks)
-    assert interval_of_mean(returns, tasks, 0.5) != interval_of_mean(returns, tasks)
+    assert bootstrap_interval(returns, tasks) == bootstrap_interval(returns, tasks)
+    assert bootstrap_interval(returns, tasks, 0.5) != bootstrap_interval(returns, tasks)
 
 
 def test_its_width_is_that_of_resampling_rows_and_then_within_them() -> None:
@@ -59,6 +59,6 @@ def test_it_covers_the_truth_about_as_often_as_it_says() -> None:
     covered = 0
     for _ in range(60):
         returns = rng.standard_normal((15, 1)) + rng.standard_normal((15, 4))
-        low, high = interval_of_mean(returns, list(range(15)))
+        low, high = bootstrap_interval(returns, list(range(15)))
         covered += low <= 0.0 <= high
     assert 50 <= covered <= 60  # of 60; 95% are 57

@@ -11,13 +11,13 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 
-from maml_ray.common.errors import RunFolderError
+from maml_ray.common.errors import RunDirError
 from maml_ray.common.seeding import Purpose, seed_sequence
 from maml_ray.config.settings import Settings, SettingsError
 from maml_ray.evaluation.agent import Agent
 from maml_ray.evaluation.evaluate import Evaluation, evaluate
 from maml_ray.evaluation.results_file import read_evaluation
-from maml_ray.runs.evaluate import Protocol, evaluate_run
+from maml_ray.runs.evaluate import EvaluationConfig, evaluate_run
 from tests.small_runs import agent_of, run_of, settings
 
 
@@ -133,18 +133,18 @@ def test_the_number_of_steps_is_the_settings_and_at_least_one(
 def test_files_agree_with_the_figures_and_with_each_other(tmp_path: Path) -> None:
     folder = run_of(settings(), tmp_path / "run")
     result = evaluate_run(
-        folder, Protocol(tasks=3, episodes=2, steps=1, untrained=True, video=False)
+        folder, EvaluationConfig(tasks=3, episodes=2, steps=1, untrained=True, video=False)
     )
-    figures = json.loads(folder.evaluation.read_text(), parse_constant=pytest.fail)
-    assert figures == read_evaluation(folder.evaluation)
+    results = json.loads(folder.evaluation.read_text(), parse_constant=pytest.fail)
+    assert results == read_evaluation(folder.evaluation)
     assert result.evaluation is not None
-    assert figures["rows"][2]["mean"] == result.evaluation.row(1, "stochastic").mean
-    assert set(figures["beside"]) == {"random"}
-    assert (figures["task"], figures["horizon"], figures["tasks"]) == ("point-navigation", 8, 3)
+    assert results["rows"][2]["mean"] == result.evaluation.row(1, "stochastic").mean
+    assert set(results["beside"]) == {"random"}
+    assert (results["task"], results["horizon"], results["tasks"]) == ("point-navigation", 8, 3)
     with folder.episodes.open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 2 * 3 * 2 * 2 * 2  # policies, tasks, steps, ways, episodes
-    for policy, rows in (("small", figures["rows"]), ("random", figures["beside"]["random"])):
+    for policy, rows in (("small", results["rows"]), ("random", results["beside"]["random"])):
         for row in rows:
             mine = [
                 float(line["return"])
@@ -160,7 +160,7 @@ def test_files_agree_with_the_figures_and_with_each_other(tmp_path: Path) -> Non
 def test_a_damaged_evaluation_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "evaluation.json"
     path.write_text(content)
-    with pytest.raises(RunFolderError, match="does not hold an evaluation: run 'maml-ray evaluate"):
+    with pytest.raises(RunDirError, match="does not hold an evaluation: run 'maml-ray evaluate"):
         read_evaluation(path)
 
 
@@ -168,11 +168,13 @@ def test_another_run_is_judged_on_the_same_tasks_with_its_own_rate(tmp_path: Pat
     folder = run_of(settings(), tmp_path / "a")
     other_settings = settings(inner={"learning_rate": 0.01}, run={"seed": 3})
     other = run_of(other_settings, tmp_path / "b")
-    protocol = Protocol(tasks=2, episodes=3, steps=1, beside=(other.path, other.path), video=False)
-    figures = evaluate_run(folder, protocol).figures
-    assert list(figures["beside"]) == ["small", "small (2)"]
+    config = EvaluationConfig(
+        tasks=2, episodes=3, steps=1, baselines=(other.path, other.path), video=False
+    )
+    results = evaluate_run(folder, config).results
+    assert list(results["beside"]) == ["small", "small (2)"]
     expected = evaluate(agent_of(other_settings), tasks=2, episodes=3, steps=1)
-    assert [row["mean"] for row in figures["beside"]["small"]] == [r.mean for r in expected.rows]
+    assert [row["mean"] for row in results["beside"]["small"]] == [r.mean for r in expected.rows]
 
 
 @pytest.mark.parametrize(
@@ -183,20 +185,20 @@ def test_another_run_is_judged_on_the_same_tasks_with_its_own_rate(tmp_path: Pat
 def test_a_run_of_other_tasks_cannot_stand_beside(tmp_path: Path, other: Settings) -> None:
     folder, beside = run_of(settings(), tmp_path / "a"), run_of(other, tmp_path / "b")
     with pytest.raises(SettingsError, match="cannot be compared"):
-        evaluate_run(folder, Protocol(beside=(beside.path,)))
+        evaluate_run(folder, EvaluationConfig(baselines=(beside.path,)))
     assert not folder.evaluation.exists()
 
 
 def test_another_inner_rate_is_taken_unless_rates_were_learned(tmp_path: Path) -> None:
     folder = run_of(settings(), tmp_path / "a")
-    figures = evaluate_run(
-        folder, Protocol(tasks=1, episodes=2, inner_rate=0.3, video=False)
-    ).figures
+    results = evaluate_run(
+        folder, EvaluationConfig(tasks=1, episodes=2, inner_rate=0.3, video=False)
+    ).results
     other = evaluate(agent_of(settings(inner={"learning_rate": 0.3})), tasks=1, episodes=2)
-    assert [row["mean"] for row in figures["rows"]] == [row.mean for row in other.rows]
-    learned = run_of(settings(inner={"learn_rates": True}), tmp_path / "b")
+    assert [row["mean"] for row in results["rows"]] == [row.mean for row in other.rows]
+    learned = run_of(settings(inner={"learn_inner_rates": True}), tmp_path / "b")
     with pytest.raises(SettingsError, match="learned its inner rates"):
-        evaluate_run(learned, Protocol(inner_rate=0.3))
+        evaluate_run(learned, EvaluationConfig(inner_rate=0.3))
 
 
 def test_the_untrained_policy_has_the_first_parameters(agent: Agent) -> None:
@@ -208,7 +210,7 @@ def test_the_untrained_policy_has_the_first_parameters(agent: Agent) -> None:
 
 def test_the_video_shows_both_tasks_before_and_after_side_by_side(tmp_path: Path) -> None:
     folder = run_of(settings(), tmp_path / "run")
-    result = evaluate_run(folder, Protocol(tasks=4, episodes=1, steps=1))
+    result = evaluate_run(folder, EvaluationConfig(tasks=4, episodes=1, steps=1))
     assert result.notes == ()
     frames = iio.imread(folder.video).astype(int)
     assert result.evaluation is not None

@@ -9,17 +9,17 @@ import pytest
 import torch
 
 import maml_ray
-from maml_ray.common.errors import RunFolderError, UserError
+from maml_ray.common.errors import RunDirError, UserError
 from maml_ray.evaluation.agent import Agent
 from maml_ray.evaluation.policy_export import DESCRIPTION, PARAMETERS, load_policy, save_policy
-from maml_ray.runs.adapt import adapt_to
+from maml_ray.runs.adapt import adapt_run
 from tests.evaluation.test_worked_example import code
 from tests.small_runs import agent_of, run_of, settings
 
 
 @pytest.fixture
 def agent() -> Agent:
-    found = agent_of(settings("half-cheetah-direction", inner={"learn_rates": True}))
+    found = agent_of(settings("half-cheetah-direction", inner={"learn_inner_rates": True}))
     return found.adapt(found.collect(seed=1))
 
 
@@ -39,7 +39,7 @@ def test_a_policy_comes_back_to_the_bit(tmp_path: Path, agent: Agent) -> None:
 
 def test_the_readmes_plain_pytorch_acts_alike(tmp_path: Path) -> None:
     folder = run_of(settings("half-cheetah-direction"), tmp_path / "run")
-    adapted = adapt_to(folder.path, {"direction": -1.0})
+    adapted = adapt_run(folder.path, {"direction": -1.0})
     assert adapted.folder == folder.path / "adapted" / "backward"
     names: dict[str, Any] = {"folder": str(adapted.folder)}
     exec(code("safetensors.torch"), names)
@@ -52,7 +52,7 @@ def test_the_readmes_plain_pytorch_acts_alike(tmp_path: Path) -> None:
 
 def test_adapting_is_the_agents_own_steps_on_fresh_support(tmp_path: Path) -> None:
     folder = run_of(settings(), tmp_path / "run")
-    adapted = adapt_to(folder.path, {"x": 0.25, "y": -0.125}, steps=2, episodes=4, seed=3)
+    adapted = adapt_run(folder.path, {"x": 0.25, "y": -0.125}, steps=2, episodes=4, seed=3)
     assert adapted.steps == 2
     written = json.loads((adapted.folder / DESCRIPTION).read_text())
     assert written["task"]["parameters"] == {"x": 0.25, "y": -0.125}
@@ -60,7 +60,7 @@ def test_adapting_is_the_agents_own_steps_on_fresh_support(tmp_path: Path) -> No
     assert loaded.adaptation_steps == 2
     start = maml_ray.load(folder.path)
     assert any((loaded.parameters[n] != v).any() for n, v in start.parameters.items())
-    again = adapt_to(
+    again = adapt_run(
         folder.path, {"x": 0.25, "y": -0.125}, steps=2, episodes=4, seed=3, output=tmp_path / "b"
     )
     assert (again.before, again.after) == (adapted.before, adapted.after)
@@ -72,11 +72,11 @@ def test_what_is_there_is_left_alone(tmp_path: Path, agent: Agent) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "letter").write_text("dear")
-    with pytest.raises(RunFolderError, match="is there already"):
+    with pytest.raises(RunDirError, match="is there already"):
         save_policy(agent, folder)
     run = run_of(settings(), tmp_path / "run")
-    with pytest.raises(RunFolderError, match="name another folder with --output"):
-        adapt_to(run.path, {"x": 0.0, "y": 0.1}, output=folder)
+    with pytest.raises(RunDirError, match="name another folder with --output"):
+        adapt_run(run.path, {"x": 0.0, "y": 0.1}, output=folder)
     assert [path.name for path in folder.iterdir()] == ["letter"]
 
 
@@ -84,7 +84,7 @@ def test_no_such_task(tmp_path: Path) -> None:
     run = run_of(settings(), tmp_path / "run")
     for parameters in ({"z": 1.0}, {"x": float("nan"), "y": 0.0}):
         with pytest.raises(UserError):
-            adapt_to(run.path, parameters)
+            adapt_run(run.path, parameters)
     assert not (run.path / "adapted").exists()
 
 
@@ -116,7 +116,7 @@ def broken(folder: Path, how: str) -> None:
 def test_a_broken_policy_is_refused_in_a_sentence(tmp_path: Path, agent: Agent, how: str) -> None:
     save_policy(agent, tmp_path / "policy")
     broken(tmp_path / "policy", how)
-    with pytest.raises(RunFolderError) as caught:
+    with pytest.raises(RunDirError) as caught:
         load_policy(tmp_path / "policy")
     assert "policy" in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import pytest
 
 from maml_ray.learning.state import UpdateMetrics
-from maml_ray.persistence.records import FaultFigures, IterationRecord, IterationTimings
+from maml_ray.persistence.records import FaultCounts, IterationRecord, IterationTimings
 
 
 class MakeRecord(Protocol):
@@ -45,7 +45,7 @@ def made_up_record(
         timings=IterationTimings(wall_s, 0.5 * wall_s, 0.125 * wall_s, 0.25 * wall_s),
         total_env_steps=4000 * (iteration + 1),
         elapsed_s=wall_s * (iteration + 1),
-        faults=FaultFigures(2, 10, 0, 0, 10, 0, 0, 0, 0),
+        faults=FaultCounts(2, 10, 0, 0, 10, 0, 0, 0, 0),
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from maml_ray.cli.tables import print_comparison
-from maml_ray.common.errors import RunFolderError
+from maml_ray.common.errors import RunDirError
 from maml_ray.config.loading import dump_settings, load_settings
 from maml_ray.reporting.comparison import (
     comparison_figure,
@@ -152,13 +152,13 @@ def test_the_table_on_a_terminal_shows_every_group(make_run: MakeRun) -> None:
 
 def test_what_cannot_be_compared_is_refused_by_name(make_run: MakeRun, tmp_path: Path) -> None:
     good = make_run("x-0")
-    with pytest.raises(RunFolderError, match="there is no run folder"):
+    with pytest.raises(RunDirError, match="there is no run folder"):
         read_runs([good, tmp_path / "nowhere"])
     empty = make_run("y-0")
     (empty / "metrics.jsonl").write_text("")
-    with pytest.raises(RunFolderError, match="has not finished an iteration"):
+    with pytest.raises(RunDirError, match="has not finished an iteration"):
         read_runs([good, empty])
     (empty / "metrics.jsonl").write_text((good / "metrics.jsonl").read_text())
     (empty / "evaluation.json").write_text("{")
-    with pytest.raises(RunFolderError, match="does not hold an evaluation"):
+    with pytest.raises(RunDirError, match="does not hold an evaluation"):
         read_runs([good, empty])

@@ -8,7 +8,7 @@ import pytest
 
 from maml_ray.config.loading import load_settings, validate_settings
 from maml_ray.config.settings import Settings
-from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.persistence.run_dir import RunDir
 from maml_ray.reporting.html import write_report
 from maml_ray.reporting.plots import write_plots
 from tests.reporting.conftest import MakeRecord
@@ -56,7 +56,7 @@ class Page(HTMLParser):
 
 
 def report(folder: Path, rows: list[dict[str, Any]], evaluation: Any, settings: Settings) -> Page:
-    run = RunFolder(folder)
+    run = RunDir(folder)
     return Page(write_report(run, settings, rows, evaluation, VERSIONS).read_text())
 
 
@@ -64,8 +64,8 @@ def test_it_holds_the_figures_the_settings_the_pictures_and_the_video(
     tmp_path: Path, record: MakeRecord
 ) -> None:
     rows = [record(iteration).as_row() for iteration in range(5)]
-    write_plots(rows, EVALUATION, RunFolder(tmp_path))
-    RunFolder(tmp_path).video.write_bytes(b"not really a film")
+    write_plots(rows, EVALUATION, RunDir(tmp_path))
+    RunDir(tmp_path).video.write_bytes(b"not really a film")
     page = report(tmp_path, rows, EVALUATION, validate_settings({"outer": {"clip": 0.123}}))
     for words in ("101.2", "90.0 to 110.0", "clip: 0.123", "9.9", "0.02 M", "half-cheetah"):
         assert words in page.text, words
@@ -75,7 +75,7 @@ def test_it_holds_the_figures_the_settings_the_pictures_and_the_video(
 
 def test_it_asks_for_nothing_from_outside(tmp_path: Path, record: MakeRecord) -> None:
     rows = [record(0).as_row()]
-    write_plots(rows, EVALUATION, RunFolder(tmp_path))
+    write_plots(rows, EVALUATION, RunDir(tmp_path))
     page = report(tmp_path, rows, EVALUATION, Settings())
     assert page.addresses
     assert all(address.startswith("data:") for address in page.addresses)
@@ -148,7 +148,7 @@ def test_what_was_mended_is_told(
     tmp_path: Path, record: MakeRecord, changes: list[dict[str, Any]], told: str | None
 ) -> None:
     rows = [{**record(i).as_row(), **change} for i, change in enumerate(changes)]
-    page = write_report(RunFolder(tmp_path), Settings(), rows, None, VERSIONS)
+    page = write_report(RunDir(tmp_path), Settings(), rows, None, VERSIONS)
     text = page.read_text(encoding="utf-8")
     assert ("was mended" in text) == (told is not None)
     assert told is None or told in text

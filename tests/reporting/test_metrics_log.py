@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from maml_ray.common.errors import RunFolderError
+from maml_ray.common.errors import RunDirError
 from maml_ray.persistence.metrics_file import read_metrics
 from maml_ray.persistence.records import INCIDENTAL_KEYS, StartReport
-from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.persistence.run_dir import RunDir
 from maml_ray.reporting.metrics_log import MetricsLog
 from tests.full_disk import full_disk
 from tests.reporting.conftest import MakeRecord
@@ -18,7 +18,7 @@ from tests.reporting.conftest import MakeRecord
 START = StartReport("run", 0, 2, "CPU, 2 threads", "127.0.0.1:6379", None)
 
 
-def write(folder: RunFolder, record: MakeRecord, first: int, last: int, **changes: float) -> None:
+def write(folder: RunDir, record: MakeRecord, first: int, last: int, **changes: float) -> None:
     log = MetricsLog(folder, first)
     log.on_start(START)
     for iteration in range(first, last):
@@ -29,7 +29,7 @@ def write(folder: RunFolder, record: MakeRecord, first: int, last: int, **change
 def test_a_line_an_iteration_holds_what_the_record_holds(
     tmp_path: Path, record: MakeRecord
 ) -> None:
-    folder = RunFolder(tmp_path)
+    folder = RunDir(tmp_path)
     write(folder, record, 0, 3)
     rows = read_metrics(folder.metrics)
     assert rows == [record(iteration).as_row() for iteration in range(3)]
@@ -40,15 +40,15 @@ def test_a_line_an_iteration_holds_what_the_record_holds(
 def test_a_line_is_on_disk_as_soon_as_its_iteration_is_over(
     tmp_path: Path, record: MakeRecord
 ) -> None:
-    log = MetricsLog(RunFolder(tmp_path))
+    log = MetricsLog(RunDir(tmp_path))
     log.on_start(START)
     log.on_iteration(record(0))
-    assert len(read_metrics(RunFolder(tmp_path).metrics)) == 1
+    assert len(read_metrics(RunDir(tmp_path).metrics)) == 1
     log.close()
 
 
 def test_what_is_not_finite_is_written_as_null(tmp_path: Path, record: MakeRecord) -> None:
-    folder = RunFolder(tmp_path)
+    folder = RunDir(tmp_path)
     write(folder, record, 0, 1, loss=float("nan"), gradient_norm=float("inf"))
     line = folder.metrics.read_text()
     assert "NaN" not in line
@@ -57,7 +57,7 @@ def test_what_is_not_finite_is_written_as_null(tmp_path: Path, record: MakeRecor
 
 
 def test_a_resumed_run_tells_each_iteration_once(tmp_path: Path, record: MakeRecord) -> None:
-    folder = RunFolder(tmp_path)
+    folder = RunDir(tmp_path)
     write(folder, record, 0, 5)
     with folder.metrics.open("a") as file:
         file.write('{"iteration": 5, "torn')
@@ -75,7 +75,7 @@ def test_a_resumed_run_tells_each_iteration_once(tmp_path: Path, record: MakeRec
 def test_a_run_goes_on_from_a_checkpoint_that_is_ahead_of_the_metrics(
     tmp_path: Path, record: MakeRecord
 ) -> None:
-    folder = RunFolder(tmp_path)
+    folder = RunDir(tmp_path)
     write(folder, record, 0, 3)
     write(folder, record, 5, 7)  # lines 3 and 4 were lost with the machine
     write(folder, record, 6, 8)
@@ -83,7 +83,7 @@ def test_a_run_goes_on_from_a_checkpoint_that_is_ahead_of_the_metrics(
 
 
 def test_a_run_that_starts_over_shows_no_curve_twice(tmp_path: Path, record: MakeRecord) -> None:
-    folder = RunFolder(tmp_path)
+    folder = RunDir(tmp_path)
     write(folder, record, 0, 2)
     write(folder, record, 0, 3, loss=0.5)
     assert len(read_metrics(folder.metrics)) == 3
@@ -97,11 +97,11 @@ def test_a_run_that_starts_over_shows_no_curve_twice(tmp_path: Path, record: Mak
 
 
 def test_tensorboard_shows_a_run_that_is_not_over(tmp_path: Path, record: MakeRecord) -> None:
-    log = MetricsLog(RunFolder(tmp_path), 4)
+    log = MetricsLog(RunDir(tmp_path), 4)
     log.on_start(START)
     log.on_event("rollout-1 was replaced")
     log.on_iteration(record(4))
-    events = EventAccumulator(str(RunFolder(tmp_path).tensorboard))
+    events = EventAccumulator(str(RunDir(tmp_path).tensorboard))
     events.Reload()
     (point,) = events.Scalars("throughput/env_steps_per_second")
     assert (point.step, point.value) == (4, pytest.approx(2000.0))
@@ -115,15 +115,15 @@ def test_tensorboard_shows_a_run_that_is_not_over(tmp_path: Path, record: MakeRe
 def test_the_age_of_the_last_checkpoint_is_told_once_there_is_one(
     tmp_path: Path, record: MakeRecord
 ) -> None:
-    log = MetricsLog(RunFolder(tmp_path))
+    log = MetricsLog(RunDir(tmp_path))
     log.on_start(START)
     for iteration, age in enumerate((None, 0.25, 7.5)):
         log.on_iteration(replace(record(iteration), checkpoint_age_s=age))
     log.close()
-    rows = read_metrics(RunFolder(tmp_path).metrics)
+    rows = read_metrics(RunDir(tmp_path).metrics)
     assert [row["checkpoint_age_s"] for row in rows] == [None, 0.25, 7.5]
     assert "checkpoint_age_s" in INCIDENTAL_KEYS
-    events = EventAccumulator(str(RunFolder(tmp_path).tensorboard))
+    events = EventAccumulator(str(RunDir(tmp_path).tensorboard))
     events.Reload()
     points = events.Scalars("time/checkpoint_age_s")
     assert [(point.step, point.value) for point in points] == [(1, 0.25), (2, 7.5)]
@@ -133,16 +133,16 @@ def test_the_age_of_the_last_checkpoint_is_told_once_there_is_one(
 def test_a_damaged_line_that_is_not_the_last_is_refused_and_named(
     tmp_path: Path, record: MakeRecord, line: str
 ) -> None:
-    folder = RunFolder(tmp_path)
+    folder = RunDir(tmp_path)
     write(folder, record, 0, 3)
     lines = folder.metrics.read_text().splitlines()
     folder.metrics.write_text("\n".join([lines[0], line, lines[2]]) + "\n")
-    with pytest.raises(RunFolderError, match="line 2"):
+    with pytest.raises(RunDirError, match="line 2"):
         read_metrics(folder.metrics)
 
 
 def test_curves_go_on_when_a_full_disk_has_room_again(tmp_path: Path, record: MakeRecord) -> None:
-    folder = RunFolder(tmp_path)
+    folder = RunDir(tmp_path)
     log = MetricsLog(folder)
     log.on_start(START)
     with full_disk() as disk:
@@ -164,7 +164,7 @@ def test_curves_go_on_when_a_full_disk_has_room_again(tmp_path: Path, record: Ma
 def test_a_run_fetched_from_storage_shows_its_whole_curves(
     tmp_path: Path, record: MakeRecord
 ) -> None:
-    here, there = RunFolder(tmp_path / "here"), RunFolder(tmp_path / "there")
+    here, there = RunDir(tmp_path / "here"), RunDir(tmp_path / "there")
     here.path.mkdir()
     write(here, record, 0, 4)
     there.path.mkdir()

@@ -6,12 +6,12 @@ from typing import Any
 import imageio.v3 as iio
 import numpy as np
 
-from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.persistence.run_dir import RunDir
 from maml_ray.reporting.plots import (
     evaluation_figure,
     meta_update_figure,
     returns_figure,
-    smoothed,
+    smooth,
     time_figure,
     write_plots,
 )
@@ -70,7 +70,7 @@ def test_the_meta_update_is_told_on_support_and_on_query_data(record: MakeRecord
 def test_three_pictures_are_written_at_report_size(tmp_path: Path, record: MakeRecord) -> None:
     rows = [record(iteration).as_row() for iteration in range(12)]
     rows[3]["loss"] = None  # what was not finite
-    paths = write_plots(rows, None, RunFolder(tmp_path))
+    paths = write_plots(rows, None, RunDir(tmp_path))
     assert [path.name for path in paths] == ["returns.png", "meta_update.png", "time.png"]
     for path in paths:
         picture = iio.imread(path)
@@ -79,13 +79,13 @@ def test_three_pictures_are_written_at_report_size(tmp_path: Path, record: MakeR
 
 
 def test_without_rows_there_is_nothing_to_draw(tmp_path: Path) -> None:
-    assert write_plots([], None, RunFolder(tmp_path)) == []
+    assert write_plots([], None, RunDir(tmp_path)) == []
     assert not list(tmp_path.iterdir())
 
 
 def test_smoothing_is_a_centered_mean_that_skips_gaps() -> None:
     values = np.array([0.0, 3.0, 6.0, np.nan, 12.0])
-    np.testing.assert_allclose(smoothed(values, window=3), [1.5, 3.0, 4.5, 9.0, 12.0])
+    np.testing.assert_allclose(smooth(values, window=3), [1.5, 3.0, 4.5, 9.0, 12.0])
 
 
 def test_what_is_looked_at_every_so_often_is_drawn_where_it_was(record: MakeRecord) -> None:
@@ -116,6 +116,6 @@ def test_the_evaluation_is_drawn_with_its_intervals_and_the_others_beside_it() -
 
 
 def test_an_evaluation_alone_is_drawn_too(tmp_path: Path) -> None:
-    paths = write_plots([], {"rows": [row(0, 1.0)], "beside": {}}, RunFolder(tmp_path))
+    paths = write_plots([], {"rows": [row(0, 1.0)], "beside": {}}, RunDir(tmp_path))
     assert [path.name for path in paths] == ["evaluation.png"]
     assert iio.imread(paths[0])[..., :3].std() > 5

@@ -9,11 +9,11 @@ from maml_ray.persistence.records import StartReport
 from maml_ray.reporting.progress import (
     PlainProgress,
     TerminalProgress,
-    TimeLeft,
-    clock,
-    iteration_line,
+    TimeLeftEstimator,
+    format_duration,
+    format_iteration,
+    format_time_shares,
     make_progress,
-    time_shares,
 )
 from tests.reporting.conftest import MakeRecord
 
@@ -58,8 +58,8 @@ def test_a_log_gets_one_line_an_iteration_with_all_figures(record: MakeRecord) -
 
 def test_speeds_stand_beside_returns_where_the_task_tells_them(record: MakeRecord) -> None:
     told = record(2, speed_before=-0.125, speed_after=2.5)
-    assert "before    20.0 after    24.0  m/s -0.12  2.50  loss" in iteration_line(told, 0.0)
-    assert "m/s" not in iteration_line(record(2), 0.0)
+    assert "before    20.0 after    24.0  m/s -0.12  2.50  loss" in format_iteration(told, 0.0)
+    assert "m/s" not in format_iteration(record(2), 0.0)
     _, console = consoles()
     progress = TerminalProgress(console)
     progress.on_start(START)
@@ -70,8 +70,8 @@ def test_speeds_stand_beside_returns_where_the_task_tells_them(record: MakeRecor
 
 def test_data_that_are_behind_are_said_to_be(record: MakeRecord) -> None:
     told = record(2, staleness=1)
-    assert "rest 12%  data 1 version behind  elapsed" in iteration_line(told, 0.0)
-    assert "behind" not in iteration_line(record(2), 0.0)
+    assert "rest 12%  data 1 version behind  elapsed" in format_iteration(told, 0.0)
+    assert "behind" not in format_iteration(record(2), 0.0)
     console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
     progress = TerminalProgress(console)
     progress.on_start(START)
@@ -107,7 +107,7 @@ def test_the_display_keeps_to_a_terminal_of_80_characters(record: MakeRecord) ->
 
 
 def test_time_left_is_the_recent_mean_without_the_first_slow_iteration(record: MakeRecord) -> None:
-    left = TimeLeft()
+    left = TimeLeftEstimator()
     assert left.after(record(0, wall_s=100.0)) == pytest.approx(100.0 * 19)
     assert left.after(record(1, wall_s=2.0)) == pytest.approx(2.0 * 18)
     assert left.after(record(2, wall_s=4.0)) == pytest.approx(3.0 * 17)
@@ -115,11 +115,11 @@ def test_time_left_is_the_recent_mean_without_the_first_slow_iteration(record: M
 
 
 def test_shares_are_of_wall_time(record: MakeRecord) -> None:
-    assert time_shares(record(0)) == "collect 50% adapt 12% learn 25% rest 12%"
+    assert format_time_shares(record(0)) == "collect 50% adapt 12% learn 25% rest 12%"
 
 
 @pytest.mark.parametrize(
     ("seconds", "shown"), [(0, "0:00"), (59.6, "1:00"), (245, "4:05"), (3723, "1:02:03")]
 )
 def test_clock(seconds: float, shown: str) -> None:
-    assert clock(seconds) == shown
+    assert format_duration(seconds) == shown

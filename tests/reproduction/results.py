@@ -17,7 +17,7 @@ from maml_ray.reporting.comparison import (
     read_runs,
     summarize,
 )
-from maml_ray.reporting.plots import COLORS, plain
+from maml_ray.reporting.plots import COLORS, style_axes
 
 CURVES: Mapping[str, tuple[str, ...]] = {
     "direction.png": ("direction-ppo", "direction-trpo"),
@@ -91,7 +91,7 @@ def steps_figure(groups: Sequence[Group]) -> Figure:
     axes.set_ylabel("mean return of an episode")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
-    plain(axes)
+    style_axes(axes)
     return figure
 
 

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from maml_ray.common.errors import Interrupted, RunFolderError, Superseded
+from maml_ray.common.errors import Interrupted, RunDirError, Superseded
 from maml_ray.config.loading import load_settings
 from maml_ray.config.settings import Settings, SettingsError
-from maml_ray.persistence.checkpoint_store import load_newest, read_best
+from maml_ray.persistence.checkpoint_store import load_newest_checkpoint, read_best_score
 from maml_ray.persistence.metrics_file import read_metrics
-from maml_ray.persistence.run_dir import JOB_VARIABLE, RunFolder, base_directory
+from maml_ray.persistence.run_dir import JOB_VARIABLE, RunDir, resolve_base_directory
 from maml_ray.persistence.storage import LocalStorage, Storage, open_storage
 from maml_ray.runs.evaluate import RunResult
 from maml_ray.runs.train import train as train_aloud
@@ -58,11 +58,11 @@ def said_by(*arguments: Any, **keywords: Any) -> str:
 
 
 def iterations_told(path: Path) -> list[int]:
-    return [row["iteration"] for row in read_metrics(RunFolder(path).metrics)]
+    return [row["iteration"] for row in read_metrics(RunDir(path).metrics)]
 
 
 def newest(place: Path | str) -> int:
-    return load_newest(open_storage(place))[0].iteration
+    return load_newest_checkpoint(open_storage(place))[0].iteration
 
 
 def stop_before(iteration: int, number: int = 15) -> Any:
@@ -81,7 +81,7 @@ def test_a_run_goes_on_from_its_old_storage_and_writes_to_the_new_one(
     train(chosen(5, b), resume=folder)
     assert training.spans == [(0, 1), (3, 2)]
     assert (newest(a / "run"), newest(b / "run")) == (3, 5)
-    best = read_best(LocalStorage(b / "run"))
+    best = read_best_score(LocalStorage(b / "run"))
     assert best is not None
     assert best.iteration == 1
     assert load_settings(folder / "settings.yaml").run.storage == str(b)
@@ -108,7 +108,7 @@ def test_a_storage_that_takes_nothing_is_refused_before_training(
     settings = chosen(4, tmp_path / "kept")
     refusal = rf"cannot write to run\.storage = {tmp_path}/kept \(No space left on device\)"
     for place in ({"run_dir": other}, {"resume": begun}):
-        with pytest.raises(RunFolderError, match=refusal):
+        with pytest.raises(RunDirError, match=refusal):
             train(settings, **place)
     assert len(training.spans) == 1
     assert not other.exists()
@@ -156,7 +156,7 @@ def test_an_old_storage_that_fails_is_told_where_the_new_one_has_the_run(
     (folder / "settings.yaml").write_text(
         (folder / "settings.yaml").read_text().replace(f"storage: {b}", f"storage: {a}")
     )
-    with pytest.raises(RunFolderError, match="cannot read the checkpoints"):
+    with pytest.raises(RunDirError, match="cannot read the checkpoints"):
         train(chosen(4, tmp_path / "c"), resume=folder)
 
 
@@ -168,7 +168,7 @@ def test_a_storage_that_shows_nothing_of_a_run_that_has_iterations_is_refused(
     shutil.rmtree(tmp_path / "a")
     (tmp_path / "a").mkdir()
     for storage in (tmp_path / "a", tmp_path / "b"):
-        with pytest.raises(RunFolderError, match=r"shows nothing of the run .* mounted"):
+        with pytest.raises(RunDirError, match=r"shows nothing of the run .* mounted"):
             train(chosen(4, storage), resume=tmp_path / "run")
     assert not list((tmp_path / "a").iterdir())
     assert len(training.spans) == 1
@@ -180,12 +180,12 @@ def test_a_new_run_where_one_of_its_name_is_kept_is_refused_before_anything_star
     kept = tmp_path / "kept"
     train(chosen(2, kept), run_dir=tmp_path / "one" / "run")
     before = fingerprint(kept)
-    with pytest.raises(RunFolderError, match=f"{kept}/run already holds a run: .*--resume"):
+    with pytest.raises(RunDirError, match=f"{kept}/run already holds a run: .*--resume"):
         train(chosen(2, kept), run_dir=tmp_path / "two" / "run")
     (kept / "run" / "settings.yaml").unlink()
-    with pytest.raises(RunFolderError, match="holds checkpoints of another run"):
+    with pytest.raises(RunDirError, match="holds checkpoints of another run"):
         train(chosen(2, kept), run_dir=tmp_path / "two" / "run")
-    with pytest.raises(RunFolderError, match="holds checkpoints of another run"):
+    with pytest.raises(RunDirError, match="holds checkpoints of another run"):
         train(chosen(2), run_dir=kept / "run")
     assert len(training.spans) == 1
     assert {k: v for k, v in before.items() if "settings" not in k} == fingerprint(kept)
@@ -198,9 +198,7 @@ def test_a_storage_that_holds_another_run_is_not_gone_on_in(
     train(chosen(2, tmp_path / "a"), run_dir=tmp_path / "one" / "run")
     train(chosen(4, tmp_path / "b", run={"seed": 1}), run_dir=tmp_path / "two" / "run")
     before = fingerprint(tmp_path / "b")
-    with pytest.raises(
-        RunFolderError, match=r"holds another run .*run\.seed.* another run.storage"
-    ):
+    with pytest.raises(RunDirError, match=r"holds another run .*run\.seed.* another run.storage"):
         train(chosen(4, tmp_path / "b"), resume=tmp_path / "one" / "run")
     assert fingerprint(tmp_path / "b") == before
 
@@ -210,7 +208,7 @@ def test_a_url_is_not_taken_for_a_folder_of_the_same_name(
 ) -> None:
     train(chosen(2, tmp_path / "a"), run_dir=tmp_path / "elsewhere" / "run")
     train(chosen(2, tmp_path / "b", run={"seed": 1}), run_dir=tmp_path / "runs" / "run")
-    with pytest.raises(RunFolderError, match=f"kept in {tmp_path}/b/run, not at file://"):
+    with pytest.raises(RunDirError, match=f"kept in {tmp_path}/b/run, not at file://"):
         train(None, resume=f"file://{tmp_path}/a/run")
     assert len(training.spans) == 2
 
@@ -219,7 +217,7 @@ def test_a_url_is_not_taken_for_a_folder_of_the_same_name(
 def test_a_url_that_names_no_folder_of_a_run_is_a_sentence(
     training: MadeUpTraining, url: str
 ) -> None:
-    with pytest.raises(RunFolderError, match=r"there is no run at"):
+    with pytest.raises(RunDirError, match=r"there is no run at"):
         train(None, resume=url)
 
 
@@ -259,7 +257,7 @@ def test_the_same_command_begins_goes_on_and_finds_that_all_is_done(
     training: MadeUpTraining, tmp_path: Path, storage: str | None
 ) -> None:
     where = chosen(4, storage, run={"name": "mine"})
-    folder = RunFolder(tmp_path / "runs" / "mine")
+    folder = RunDir(tmp_path / "runs" / "mine")
     training.before = stop_before(2)
     with pytest.raises(Interrupted):
         train(where, resume="auto")
@@ -311,7 +309,7 @@ def test_the_same_command_on_another_machine_goes_on_from_the_storage(
         train(chosen(iterations, kept, run=machine), resume="auto")
     assert training.spans == [(0, 1), (2, 2)]
     ours, theirs = (
-        load_newest(LocalStorage(path))[0].learner.parameters
+        load_newest_checkpoint(LocalStorage(path))[0].learner.parameters
         for path in (tmp_path / "kept" / "small",) * 2
     )
     wanted = checkpoint_of(chosen(4), 4).learner.parameters
@@ -327,7 +325,7 @@ def test_other_settings_under_the_same_name_are_refused(
     train(chosen(2, tmp_path / "kept"), resume="auto")
     for directory in ("runs", "other"):
         other = chosen(2, tmp_path / "kept", run={"seed": 9, "directory": directory})
-        with pytest.raises((SettingsError, RunFolderError), match=r"run\.seed = 9, but"):
+        with pytest.raises((SettingsError, RunDirError), match=r"run\.seed = 9, but"):
             train(other, resume="auto")
     assert len(training.spans) == 1
 
@@ -386,9 +384,9 @@ def test_being_superseded_has_an_exit_code_of_its_own(
 
 def test_a_jobs_relative_run_directory_is_one_of_the_user() -> None:
     home, job = Path("/home/me"), {JOB_VARIABLE: "{}"}
-    assert base_directory("runs", job, home) == Path("/home/me/maml_ray/runs")
-    assert base_directory("/mnt/runs", job, home) == Path("/mnt/runs")
-    assert base_directory("runs", {}, home) == Path("runs")
+    assert resolve_base_directory("runs", job, home) == Path("/home/me/maml_ray/runs")
+    assert resolve_base_directory("/mnt/runs", job, home) == Path("/mnt/runs")
+    assert resolve_base_directory("runs", {}, home) == Path("runs")
 
 
 def test_a_job_says_where_its_runs_are_and_finds_them_again(
@@ -429,6 +427,6 @@ def test_a_storage_that_takes_nothing_is_said_before_the_first_iteration(
         return Refusing(Path(place))
 
     monkeypatch.setattr("maml_ray.persistence.run_storage.open_storage", open_refusing)
-    with pytest.raises(RunFolderError, match=r"cannot write to .*kept/run: Read-only"):
+    with pytest.raises(RunDirError, match=r"cannot write to .*kept/run: Read-only"):
         train(chosen(2, tmp_path / "kept"), run_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
