@@ -1,4 +1,4 @@
-"""A small Ray of this process alone, and an observer that remembers what a run on it told."""
+"""Start a small Ray cluster in this process, and record what a run on it reports."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
 import ray
 
 from maml_ray.common.errors import Interrupted
@@ -14,10 +15,10 @@ from maml_ray.persistence.records import IterationRecord, StartReport
 
 @contextmanager
 def small_ray() -> Iterator[None]:
-    """Two CPUs; stopped at the end. One that runs in this process already is taken as it is."""
+    """Start Ray with two CPUs and stop it at the end; reuse one that this process runs already."""
     if not ray.is_initialized():
         ray.init(
-            address="local",  # not one that somebody has left running here
+            address="local",  # not one left running on this machine
             num_cpus=2,
             include_dashboard=False,
             object_store_memory=150_000_000,
@@ -28,8 +29,15 @@ def small_ray() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture(scope="package")
+def local_ray() -> Iterator[None]:
+    """Run one Ray cluster for all tests of the package whose conftest imports this fixture."""
+    with small_ray():
+        yield
+
+
 class Recorder:
-    """An observer that remembers, and can ask for a stop after some iterations."""
+    """Record everything that a run reports; optionally interrupt it after some iterations."""
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.starts: list[StartReport] = []

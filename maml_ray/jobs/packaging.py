@@ -6,24 +6,20 @@ be small: sources, not data.
 
 from __future__ import annotations
 
-import logging
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray._private.ray_constants import get_runtime_env_default_excludes
-from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
-
 import maml_ray
 from maml_ray.common.errors import UserError
+from maml_ray.runtime.ray_internals import for_each_uploaded_path
 
 LARGEST_BYTES = 10_000_000
 """Of an upload; Ray itself takes ten times as much."""
 SETTINGS = "maml_ray_settings.yaml"
 """Where the settings lie in an upload."""
 _MOST_FILES = 20_000
-_QUIET = logging.Logger("upload", level=logging.CRITICAL + 1)
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)
 
 
@@ -92,10 +88,9 @@ def of_folder(folder: Path) -> Upload:
             if len(files) > _MOST_FILES:
                 raise _TooMany
 
-    excludes = [_get_excludes(root, get_runtime_env_default_excludes())]
     complete = True
     try:
-        _dir_travel(root, excludes, note, include_gitignore=True, logger=_QUIET)
+        for_each_uploaded_path(root, note)
     except _TooMany:
         complete = False
     except OSError as error:

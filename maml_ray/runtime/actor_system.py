@@ -14,12 +14,11 @@ import ray
 from maml_ray.common.errors import TrainingFailed
 from maml_ray.config.settings import Settings
 from maml_ray.learning.rollout_worker import Assignment
-from maml_ray.learning.state import UpdateMetrics, initial_state, published
+from maml_ray.learning.state import UpdateMetrics, initial_learner_state, published
 from maml_ray.persistence.checkpoint_format import Checkpoint
-from maml_ray.persistence.records import FaultFigures
+from maml_ray.persistence.records import FaultCounts
 from maml_ray.policies.spec import PolicySpec
-from maml_ray.runtime.capacity import Capacity
-from maml_ray.runtime.demand import demanded_actors
+from maml_ray.runtime.capacity import Capacity, demanded_actors
 from maml_ray.runtime.fault_policy import FaultLog, Observation, settle
 from maml_ray.runtime.heartbeat import Place
 from maml_ray.runtime.learner_handle import LearnerClient, RolloutsLost
@@ -101,9 +100,9 @@ class Crew:
         """The newest version of the parameters, and a reference to them."""
         return self.learner.state.version, self.parameters
 
-    def figures(self, collected: Collected) -> FaultFigures:
+    def figures(self, collected: Collected) -> FaultCounts:
         """What it took to collect, and what has failed so far."""
-        return FaultFigures(
+        return FaultCounts(
             actors=collected.actors,
             **asdict(collected.counts),
             failures=self._faults.total,
@@ -154,7 +153,7 @@ def crew(
     namespace = own_name(settings.run.name).namespace
     faults = FaultLog(settings.faults, settings.cluster.max_task_attempts)
     told_of = partial(settle, faults, on_event=on_event)
-    state = resume.learner if resume else initial_state(settings, spec)
+    state = resume.learner if resume else initial_learner_state(settings, spec)
     demanded = demanded_actors(settings.cluster, settings.meta_batch.tasks)
     capacity = Capacity(settings.cluster, demanded=demanded)
     with ExitStack() as closing:

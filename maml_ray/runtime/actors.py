@@ -70,7 +70,7 @@ class LearnerActor:
         # and take half the memory.
         import torch
 
-        from maml_ray.learning.devices import choose_device, device_name
+        from maml_ray.learning.devices import device_name, select_device
         from maml_ray.learning.learner import MetaLearner
 
         # The learner works while the actors wait. Its threads take a task each, and PyTorch's own,
@@ -78,7 +78,7 @@ class LearnerActor:
         self._threads = threads or _usable_cpus()
         torch.set_num_threads(1)
         insisted = settings.cluster.learner_device == "cuda"
-        chosen, remark = choose_device(device, insisted=insisted)
+        chosen, remark = select_device(device, insisted=insisted)
         self._where = f"CPU, {self._threads} thread{'s' * (self._threads > 1)}{remark}"
         if chosen.type == "cuda":
             self._where = f"{device_name(chosen)} (Ray GPU {ray.get_gpu_ids()})"

@@ -9,6 +9,7 @@ from typing import Any
 import ray
 
 from maml_ray.config.settings import ClusterSettings
+from maml_ray.runtime.ray_internals import get_draining_nodes
 
 LOOK_EVERY_S = 2.0
 """Seconds between two looks at the cluster: a look is a call to its head."""
@@ -26,17 +27,6 @@ def wanted_actors(settings: ClusterSettings, nodes: Nodes, leaving: Collection[s
     return cpus if settings.rollout_actors is None else min(cpus, settings.rollout_actors)
 
 
-def draining_nodes() -> Collection[str]:
-    """Ids of the nodes that were announced to go away, as a cloud announces a spot machine's end.
-
-    Ray has no public call for it; its own Train and Data ask in this way. Over ``ray://`` there is
-    none at all: a node's end is then seen when it comes.
-    """
-    if ray.util.client.ray.is_connected():
-        return ()
-    return tuple(ray._private.state.state.get_draining_nodes())
-
-
 class Capacity:
     """The cluster's nodes, looked at every so often.
 
@@ -51,7 +41,7 @@ class Capacity:
         self,
         settings: ClusterSettings,
         nodes: Callable[[], Nodes] = ray.nodes,
-        draining: Callable[[], Collection[str]] = draining_nodes,
+        draining: Callable[[], Collection[str]] = get_draining_nodes,
         *,
         demanded: int = 0,
     ) -> None:
@@ -97,3 +87,25 @@ class Capacity:
     def look_again(self) -> None:
         """What was seen is out of date: somebody has died."""
         self._looked = float("-inf")
+
+
+def demanded_actors(settings: ClusterSettings, tasks: int) -> int:
+    """How many actors to keep waiting: an autoscaler adds nodes for those, and for nothing else.
+
+    Args:
+        settings: least and most actors, and whether there is an autoscaler.
+        tasks: of a meta-batch: more actors than those would idle.
+    """
+    if not settings.autoscaler:
+        return 0
+    return settings.rollout_actors or max(tasks, settings.min_rollout_actors)
+
+
+def describe_free() -> str:
+    """What the cluster has, and how much of it is free, for people."""
+    there, free = ray.cluster_resources(), ray.available_resources()
+    nodes = sum(1 for node in ray.nodes() if node.get("Alive", False))
+    told = f"free are {free.get('CPU', 0):.0f} of {there.get('CPU', 0):.0f} CPUs"
+    if there.get("GPU", 0):
+        told += f" and {free.get('GPU', 0):.0f} of {there['GPU']:.0f} GPUs"
+    return f"{told} on {nodes} node{'' if nodes == 1 else 's'}"

@@ -20,8 +20,7 @@ from maml_ray.policies.spec import PolicySpec
 from maml_ray.runtime.actor_group import FETCH_S, TELL_EVERY_S
 from maml_ray.runtime.actor_handle import describe_activity, reason
 from maml_ray.runtime.actors import LearnerActor, watched
-from maml_ray.runtime.capacity import Capacity
-from maml_ray.runtime.demand import describe_free
+from maml_ray.runtime.capacity import Capacity, describe_free
 from maml_ray.runtime.fault_policy import REPLACEMENT, Failure, Observation
 from maml_ray.runtime.heartbeat import Place
 from maml_ray.runtime.ray_session import ResourcePlan

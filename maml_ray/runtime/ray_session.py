@@ -44,7 +44,7 @@ class ResourcePlan:
 def plan_resources(settings: ClusterSettings, available: Mapping[str, float]) -> ResourcePlan:
     """Fit the settings' wishes to the cluster's resources, as ``ray.cluster_resources()`` has them.
 
-    The learner asks for no CPU: it and the actors take turns. (With ``meta_batch.overlap`` they do
+    The learner asks for no CPU: it and the actors take turns. (With ``meta_batch.async_collection`` they do
     not, and ``cluster.rollout_actors`` says how many CPUs are left to it.) With
     ``cluster.autoscaler`` what is not there may come, and is waited for; ``auto`` takes a GPU that
     is there now.
@@ -170,12 +170,6 @@ def _signals_noted() -> Iterator[Callable[[], bytes]]:
         signal.set_wakeup_fd(before)
         os.close(reading)
         os.close(writing)
-
-
-def dashboard_url() -> str | None:
-    """Where the cluster's dashboard is, if it has one."""
-    url = ray._private.worker.get_dashboard_url()
-    return f"http://{url}" if url else None
 
 
 def check_reachable(address: str) -> None:

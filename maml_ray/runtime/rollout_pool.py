@@ -21,8 +21,7 @@ from maml_ray.config.settings import Settings
 from maml_ray.learning.rollout_worker import Assignment, RolloutTimings
 from maml_ray.runtime.actor_group import FETCH_S, TELL_EVERY_S, Roster
 from maml_ray.runtime.actor_handle import InFlight, Member, describe_activity, reason
-from maml_ray.runtime.capacity import Capacity
-from maml_ray.runtime.demand import describe_free
+from maml_ray.runtime.capacity import Capacity, describe_free
 from maml_ray.runtime.fault_policy import Failure, Observation
 from maml_ray.runtime.heartbeat import Place, Receipt
 from maml_ray.runtime.work_queue import Agenda, Batch, WorkCounts

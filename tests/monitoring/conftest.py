@@ -1,15 +1,5 @@
-"""One small Ray cluster for all tests of this package that run actors; stopped after them."""
+"""Share one local Ray cluster among this package's tests."""
 
-from __future__ import annotations
+from tests.small_ray import local_ray
 
-from collections.abc import Iterator
-
-import pytest
-
-from tests.small_ray import small_ray
-
-
-@pytest.fixture(scope="package")
-def local_ray() -> Iterator[None]:
-    with small_ray():
-        yield
+__all__ = ["local_ray"]

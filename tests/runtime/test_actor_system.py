@@ -15,7 +15,7 @@ from maml_ray.common.errors import TrainingFailed
 from maml_ray.config.settings import Settings
 from maml_ray.learning.learner import MetaLearner
 from maml_ray.learning.rollout_worker import Assignment
-from maml_ray.learning.staleness import collecting_version
+from maml_ray.learning.staleness import collection_version
 from maml_ray.learning.state import LearnerState, published
 from maml_ray.persistence.checkpoint_format import Checkpoint
 from maml_ray.runtime import actor_system as crew_module
@@ -29,7 +29,7 @@ from tests.runs.made_up_training import checkpoint_of
 from tests.small_runs import settings
 
 TASKS = 2
-OVERLAPPED: dict[str, Any] = {"meta_batch": {"overlap": True}}
+OVERLAPPED: dict[str, Any] = {"meta_batch": {"async_collection": True}}
 Log = list[str]
 
 
@@ -108,8 +108,10 @@ class MadeUpLearner:
             raise RolloutsLost("gone")
         self.log.append(f"updated {version}")
         behind = published(self.settings, self.state)
-        overlap = self.settings.meta_batch.overlap
-        self.state = replace(self.state, version=version + 1, behind=behind if overlap else None)
+        async_collection = self.settings.meta_batch.async_collection
+        self.state = replace(
+            self.state, version=version + 1, behind=behind if async_collection else None
+        )
         return made_up_record(version).update
 
 
@@ -133,14 +135,14 @@ def made_up_crew(
 
 
 def work(chosen: Settings, iteration: int) -> list[Assignment]:
-    version = collecting_version(chosen, iteration)
+    version = collection_version(chosen, iteration)
     return [Assignment(iteration, index, Task("any"), version) for index in range(TASKS)]
 
 
 def learned(crew: Crew, first: int, last: int) -> None:
     """Iterations ``first`` to ``last``, as the training loop asks for them."""
     for iteration in range(first, last + 1):
-        ahead = crew.settings.meta_batch.overlap and iteration < last
+        ahead = crew.settings.meta_batch.async_collection and iteration < last
         next_one = work(crew.settings, iteration + 1) if ahead else ()
         crew.learn(work(crew.settings, iteration), next_one)
 
@@ -180,12 +182,12 @@ def started(
     )
 
 
-@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("async_collection", [False, True])
 def test_the_first_meta_batch_is_collected_while_the_learner_starts(
-    monkeypatch: pytest.MonkeyPatch, overlap: bool
+    monkeypatch: pytest.MonkeyPatch, async_collection: bool
 ) -> None:
     log: Log = []
-    chosen = settings(run={"iterations": 5}, meta_batch={"overlap": overlap})
+    chosen = settings(run={"iterations": 5}, meta_batch={"async_collection": async_collection})
     with started(monkeypatch, chosen, log, None) as crew:
         assert crew.learner_place == "here"
         learned(crew, 0, 0)

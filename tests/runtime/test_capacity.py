@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from maml_ray.config.settings import ClusterSettings
-from maml_ray.runtime.capacity import Capacity, wanted_actors
+from maml_ray.runtime.capacity import Capacity, demanded_actors, wanted_actors
 
 
 def node(name: str, *, cpus: float | None = 2.0, alive: bool = True) -> dict[str, Any]:
@@ -69,3 +69,19 @@ def test_actors_are_wanted_for_what_is_demanded_and_for_what_there_is() -> None:
     assert (capacity.room(), capacity.wanted()) == (2, 3)
     capacity = Capacity(ClusterSettings(), lambda: [node("a", cpus=8.0)], tuple, demanded=3)
     assert (capacity.room(), capacity.wanted()) == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("settings", "demanded"),
+    [
+        ({}, 0),
+        ({"rollout_actors": 30}, 0),
+        ({"autoscaler": True}, 10),
+        ({"autoscaler": True, "rollout_actors": 30}, 30),
+        ({"autoscaler": True, "min_rollout_actors": 12}, 12),
+    ],
+)
+def test_an_autoscaler_is_asked_for_the_actors_of_the_settings_or_one_a_task(
+    settings: dict[str, Any], demanded: int
+) -> None:
+    assert demanded_actors(ClusterSettings.model_validate(settings), tasks=10) == demanded

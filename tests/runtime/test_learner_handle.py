@@ -20,7 +20,7 @@ from maml_ray.common.errors import ResourceError, TrainingFailed
 from maml_ray.config.settings import Settings
 from maml_ray.learning.learner import MetaLearner
 from maml_ray.learning.rollout_worker import RolloutWorker
-from maml_ray.learning.state import LearnerState, UpdateMetrics, initial_state
+from maml_ray.learning.state import LearnerState, UpdateMetrics, initial_learner_state
 from maml_ray.rollouts.trajectories import TaskRollouts
 from maml_ray.runtime.actors import LearnerActor
 from maml_ray.runtime.capacity import Capacity
@@ -83,7 +83,7 @@ def begun(chosen: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Begin]:
             ResourcePlan(1, 0, "cpu"),
             "test-learner",
             Capacity(chosen.cluster),
-            state=initial_state(chosen, spec),
+            state=initial_learner_state(chosen, spec),
             settle=partial(settle, faults, on_event=on_event),
             on_event=on_event,
             check_stop=lambda: None,

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from maml_ray.persistence.metrics_file import read_metrics
-from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.persistence.run_dir import RunDir
 
 BIN = Path(sys.executable).parent
 SUBMIT = ["maml-ray", "submit", "--no-install"]
@@ -122,7 +122,7 @@ def test_a_run_joins_the_cluster_at_an_address(cluster: Cluster, tmp_path: Path)
     )
     assert done.returncode == 0, done.stderr
     assert "2 rollout actors" in done.stdout
-    assert len(read_metrics(RunFolder(tmp_path / "r").metrics)) == 2
+    assert len(read_metrics(RunDir(tmp_path / "r").metrics)) == 2
 
 
 def test_a_run_is_submitted_as_a_job_and_its_actors_and_tasks_can_be_read(
@@ -136,7 +136,7 @@ def test_a_run_is_submitted_as_a_job_and_its_actors_and_tasks_can_be_read(
     done = cluster.run(*submit, "--", *train, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "iteration 2/2" in done.stdout
-    assert len(read_metrics(RunFolder(run).metrics)) == 2
+    assert len(read_metrics(RunDir(run).metrics)) == 2
 
     def listed(what: str) -> list[dict[str, str]]:
         listing = cluster.run(
@@ -187,14 +187,14 @@ def test_a_run_is_submitted_from_elsewhere_stopped_and_gone_on_with(
     assert "stopped by signal 15" in rest
 
     (run,) = (tmp_path / "runs").iterdir()
-    done = len(read_metrics(RunFolder(run).metrics))
+    done = len(read_metrics(RunDir(run).metrics))
     assert done >= 1
     more = ["--resume", "--set", f"run.iterations={done + 2}"]
     again = cluster.run(*submit, *more, cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
     assert f"iteration {done + 1}/{done + 2}" in again.stdout
     assert [*(tmp_path / "runs").iterdir()] == [run]
-    rows = read_metrics(RunFolder(run).metrics)
+    rows = read_metrics(RunDir(run).metrics)
     assert [row["iteration"] for row in rows] == list(range(done + 2))
 
 

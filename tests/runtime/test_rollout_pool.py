@@ -20,7 +20,7 @@ from maml_ray.config.loading import validate_settings
 from maml_ray.config.settings import Settings
 from maml_ray.learning.learner import MetaLearner
 from maml_ray.learning.rollout_worker import Assignment, RolloutWorker, policy_spec
-from maml_ray.learning.state import initial_state
+from maml_ray.learning.state import initial_learner_state
 from maml_ray.rollouts.trajectories import TaskRollouts
 from maml_ray.runtime.capacity import Capacity, demanded_actors
 from maml_ray.runtime.fault_policy import FaultLog, settle
@@ -279,7 +279,7 @@ def test_a_learner_that_waits_for_a_gpu_says_so_and_is_given_up(
         ResourcePlan(2, 1, "cuda"),
         "test-learner",
         Capacity(chosen.cluster),
-        state=initial_state(chosen, policy_spec(chosen)),
+        state=initial_learner_state(chosen, policy_spec(chosen)),
         settle=lambda observation: None,
         on_event=events.append,
         check_stop=lambda: None,

@@ -1,0 +1,102 @@
+"""Wrap the few parts of Ray's private API that have no public counterpart, each in one function."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from maml_ray.common.errors import ResourceError
+
+TESTED_RAY = "2.60"
+"""The newest release of Ray in which every attribute below is known to exist."""
+
+DRAINING_NODES = "ray._private.state.state.get_draining_nodes"
+DASHBOARD_URL = "ray._private.worker.get_dashboard_url"
+GLOBAL_NODE = "ray._private.worker._global_node"
+DEFAULT_EXCLUDES = "ray._private.ray_constants.get_runtime_env_default_excludes"
+COMPILE_EXCLUDES = "ray._private.runtime_env.packaging._get_excludes"
+TRAVEL_DIRECTORY = "ray._private.runtime_env.packaging._dir_travel"
+
+_SILENT = logging.Logger("ray_internals", level=logging.CRITICAL + 1)
+
+
+def find_internal(path: str) -> Any:
+    """Return a private attribute of Ray by its dotted path.
+
+    Raises:
+        ResourceError: the installed Ray has no such attribute.
+    """
+    names = path.split(".")
+    for split in range(len(names), 0, -1):
+        try:
+            value: Any = importlib.import_module(".".join(names[:split]))
+        except ImportError:
+            continue
+        for name in names[split:]:
+            if not hasattr(value, name):
+                break
+            value = getattr(value, name)
+        else:
+            return value
+        break
+    raise ResourceError(
+        f"Ray {ray.__version__} has no {path}, which maml_ray needs: "
+        f"install 'ray<={TESTED_RAY}', or update maml_ray/runtime/ray_internals.py"
+    )
+
+
+def get_draining_nodes() -> Collection[str]:
+    """Return the ids of nodes that are being drained, for example before a spot preemption.
+
+    Stands in for a public list of draining nodes; Ray Train and Ray Data use the same call. Ray
+    Client (``ray://``) has no such call: the result is empty, and a preemption is seen only when
+    the node is gone.
+    """
+    if is_ray_client():
+        return ()
+    return tuple(find_internal(DRAINING_NODES)())
+
+
+def get_dashboard_url() -> str | None:
+    """Return the URL of the cluster's dashboard; None without one, or over Ray Client.
+
+    Stands in for ``ray.init().dashboard_url`` where another program called ``ray.init``: calling
+    it a second time would replace the SIGTERM handler.
+    """
+    if is_ray_client():
+        return None
+    url = find_internal(DASHBOARD_URL)()
+    return f"http://{url}" if url else None
+
+
+def owns_cluster() -> bool:
+    """Return whether this process started the Ray cluster, which then stops with it.
+
+    Stands in for a public way to tell ``ray.init(address="local")`` from joining a cluster.
+    """
+    node = find_internal(GLOBAL_NODE)
+    return node is not None and bool(node.head)
+
+
+def for_each_uploaded_path(root: Path, visit: Callable[[Path], None]) -> None:
+    """Call ``visit`` with every path under ``root`` that a Ray job would upload from there.
+
+    Stands in for a dry run of Ray's ``working_dir`` upload, with its rules for .gitignore,
+    .rayignore and default excludes.
+
+    Raises:
+        OSError: a directory cannot be read.
+    """
+    excludes = [find_internal(COMPILE_EXCLUDES)(root, find_internal(DEFAULT_EXCLUDES)())]
+    travel = find_internal(TRAVEL_DIRECTORY)
+    travel(root, excludes, visit, include_gitignore=True, logger=_SILENT)
+
+
+def is_ray_client() -> bool:
+    """Return whether this process is connected over Ray Client (``ray://``)."""
+    return bool(ray.util.client.ray.is_connected())
