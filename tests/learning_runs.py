@@ -11,7 +11,7 @@ from maml_ray.config.settings import Settings
 from maml_ray.learning.learner import MetaLearner
 from maml_ray.learning.rollout_worker import Assignment, RolloutWorker, sample_tasks
 from maml_ray.learning.state import LearnerState
-from maml_ray.rollouts.advantages import advantages
+from maml_ray.rollouts.advantages import compute_advantages
 from maml_ray.rollouts.trajectories import TaskRollouts
 
 
@@ -41,7 +41,9 @@ class Run:
 def rewarded(settings: Settings, task: TaskRollouts, rewards: Any) -> TaskRollouts:
     """``task`` with other rewards in its query data, and the advantages that they give."""
     query = replace(task.query, rewards=rewards)
-    return replace(task, query=query, query_advantages=advantages(query, settings.advantages))
+    return replace(
+        task, query=query, query_advantages=compute_advantages(query, settings.advantages)
+    )
 
 
 def same(first: Any, second: Any) -> bool:

@@ -17,7 +17,7 @@ from maml_ray.learning.learner import MetaLearner
 from maml_ray.learning.rollout_worker import policy_spec
 from maml_ray.persistence.checkpoint_format import Checkpoint
 from maml_ray.persistence.checkpoint_store import save_checkpoint
-from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.persistence.run_dir import RunDir
 from maml_ray.persistence.storage import LocalStorage
 
 
@@ -40,9 +40,9 @@ def agent_of(chosen: Settings) -> Agent:
     return Agent(chosen, spec, dict(published.values), published.normalizer)
 
 
-def run_of(chosen: Settings, path: Path) -> RunFolder:
+def run_of(chosen: Settings, path: Path) -> RunDir:
     """A run folder with a checkpoint, as training leaves it."""
-    folder, spec = RunFolder(path), policy_spec(chosen)
+    folder, spec = RunDir(path), policy_spec(chosen)
     path.mkdir(parents=True)
     folder.settings.write_text(dump_settings(chosen), encoding="utf-8")
     state = MetaLearner(chosen, spec).state()

@@ -12,7 +12,7 @@ from maml_ray.backends.coverage import is_covered
 from maml_ray.common.normalization import Normalizer
 from maml_ray.config.settings import Settings
 from maml_ray.policies.spec import NumpyParameters, PolicySpec
-from maml_ray.rollouts.advantages import advantages
+from maml_ray.rollouts.advantages import compute_advantages
 from maml_ray.rollouts.samples import sample_arrays
 from maml_ray.rollouts.trajectories import Trajectories
 
@@ -55,5 +55,5 @@ def adapt_policy(
     """
     step = inner_step_of(settings, spec)
     with alone():  # sums rounded as a rollout actor rounds them
-        estimates = advantages(support, settings.advantages)
+        estimates = compute_advantages(support, settings.advantages)
         return step(parameters, sample_arrays(support, estimates, normalizer))

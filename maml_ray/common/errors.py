@@ -22,7 +22,7 @@ class ResourceError(UserError):
     exit_code = 4
 
 
-class RunFolderError(UserError):
+class RunDirError(UserError):
     """A run folder is missing, taken, or does not hold what is asked of it."""
 
 

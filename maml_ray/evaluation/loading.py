@@ -13,7 +13,7 @@ from maml_ray.evaluation.policy_export import DESCRIPTION, load_policy
 from maml_ray.persistence.checkpoint_format import Checkpoint
 from maml_ray.persistence.checkpoint_store import load_named_checkpoint
 from maml_ray.persistence.run_dir import open_run_dir
-from maml_ray.persistence.run_storage import run_storage
+from maml_ray.persistence.run_storage import open_run_storage
 
 
 def load(folder: str | Path, *, checkpoint: str = "newest") -> Agent:

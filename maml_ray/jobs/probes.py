@@ -23,7 +23,7 @@ from maml_ray.config.settings import Settings
 from maml_ray.jobs import doctor
 from maml_ray.jobs.doctor import Finding, GpuSeen, NodeSeen, StorageSeen
 from maml_ray.learning.rollout_worker import policy_spec
-from maml_ray.persistence.storage import open_storage, within
+from maml_ray.persistence.storage import call_with_timeout, open_storage
 from maml_ray.runtime.actor_handle import reason
 
 VIDEO_S = 30.0
@@ -95,9 +95,9 @@ def see_storage(settings: Settings, deadline_s: float) -> StorageSeen:
     storage = open_storage(place)
     others = len(living_nodes()) > 1
     try:
-        within(deadline_s, lambda: storage.write(f"{folder}/driver", folder.encode()))
+        call_with_timeout(deadline_s, lambda: storage.write(f"{folder}/driver", folder.encode()))
         away = _storage_of_nodes(place, folder, deadline_s) if others else {}
-        within(deadline_s, lambda: storage.remove(folder))
+        call_with_timeout(deadline_s, lambda: storage.remove(folder))
     except OSError as error:
         return StorageSeen(place, " ".join(str(error).split())[:300], shared=shared)
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 
-def choose_device(planned: str, *, insisted: bool) -> tuple[torch.device, str]:
+def select_device(planned: str, *, insisted: bool) -> tuple[torch.device, str]:
     """The learner's device, and a remark where it is not the planned one.
 
     Args:

@@ -21,12 +21,12 @@ from maml_ray.learning.batch_builder import Assembly
 from maml_ray.learning.gradient_update import GradientUpdate
 from maml_ray.learning.off_policy import recentered
 from maml_ray.learning.optimizer import OuterOptimizer, OuterStep
-from maml_ray.learning.staleness import collecting_version
+from maml_ray.learning.staleness import collection_version
 from maml_ray.learning.state import (
     LearnerState,
     UpdateMetrics,
     collecting,
-    initial_state,
+    initial_learner_state,
     published,
 )
 from maml_ray.learning.trust_region import TrustRegionUpdate
@@ -66,14 +66,14 @@ class MetaLearner:
         self._discarded_episodes: int
         self._behind: PolicyParameters | None
         self._assembly: Assembly | None
-        self.load(initial_state(settings, spec))
+        self.load(initial_learner_state(settings, spec))
 
     def warm_up(self) -> None:
         """Do ahead of the first update what it would wait for: imports, and compiled loops."""
         by_loops = compiled.goes_by_loops(self.settings, self.spec, self.device)
         if by_loops:
             compiled.warm_up(self.settings, self.spec)
-        if not by_loops or self.settings.meta_batch.overlap:  # which vectorizes a function
+        if not by_loops or self.settings.meta_batch.async_collection:  # which vectorizes a function
             inner_loop.warm_up()
 
     def publish(self) -> PolicyParameters:
@@ -95,7 +95,7 @@ class MetaLearner:
                 collected with another version of the parameters than :meth:`collecting` gives.
         """
         start = time.perf_counter()
-        collector = collecting_version(self.settings, self.version)
+        collector = collection_version(self.settings, self.version)
         ordered = checked(rollouts, self.settings, collector)
         sound = [task for task in ordered if task.broken is None]
         before = self.state()
@@ -107,7 +107,7 @@ class MetaLearner:
             self.load(before)
         self._assembly = None
         self.version = before.version + 1
-        if self.settings.meta_batch.overlap:
+        if self.settings.meta_batch.async_collection:
             self._behind = published(self.settings, before)
         self._skipped_in_a_row = before.skipped_in_a_row + 1 if skipped is not None else 0
         self._discarded_episodes += sum(task.discarded for task in ordered)
@@ -169,7 +169,7 @@ class MetaLearner:
             ValueError: as :meth:`update`, for a task that it would refuse.
         """
         for task in rollouts:
-            check(task, self.settings, collecting_version(self.settings, self.version))
+            check(task, self.settings, collection_version(self.settings, self.version))
             self._assembly = self._assembly or self.assemble()
             self._assembly.take(task)
 
@@ -212,11 +212,11 @@ class MetaLearner:
                 raise ValueError(
                     f"the state holds parameters {shapes}, the settings ask for {asked}"
                 )
-        version = collecting_version(self.settings, state.version)
+        version = collection_version(self.settings, state.version)
         if next_with.version != version:
             raise ValueError(
                 f"the state goes on from a meta-batch of version {next_with.version}, "
-                f"the settings from one of version {version}: meta_batch.overlap is another"
+                f"the settings from one of version {version}: meta_batch.async_collection is another"
             )
         self.version, self._assembly = state.version, None
         self._behind = state.behind and replace(

@@ -19,11 +19,11 @@ from maml_ray.common.seeding import Purpose, seed_sequence
 from maml_ray.config.settings import Settings, SettingsError
 from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.policies.spec import PolicyParameters, PolicySpec
-from maml_ray.rollouts.advantages import advantages
-from maml_ray.rollouts.collector import BrokenSimulation, collect
-from maml_ray.rollouts.env_cache import Simulations
+from maml_ray.rollouts.advantages import compute_advantages
+from maml_ray.rollouts.collector import SimulationFailed, collect
+from maml_ray.rollouts.env_cache import EnvCache
 from maml_ray.rollouts.samples import sample_arrays
-from maml_ray.rollouts.trajectories import TaskRollouts, Trajectories, no_trajectories
+from maml_ray.rollouts.trajectories import TaskRollouts, Trajectories, empty_trajectories
 from maml_ray.tasks.registry import resolve_tasks
 from maml_ray.tasks.task import Task, TaskDistribution
 
@@ -123,7 +123,7 @@ class RolloutWorker:
         self.tasks = resolve_tasks(settings.task)
         self.spec = policy_spec(settings, self.tasks)
         self._inner_step = inner_step_of(settings, self.spec)
-        self._simulations = Simulations(self.tasks, settings.task.horizon)
+        self._simulations = EnvCache(self.tasks, settings.task.horizon)
 
     def roll_out(
         self, parameters: PolicyParameters, assignment: Assignment
@@ -170,9 +170,9 @@ class RolloutWorker:
             try:
                 with collecting:
                     trajectories = self._collect(policy, assignment, number)
-            except BrokenSimulation as error:
+            except SimulationFailed as error:
                 return phases, f"{self._name(number)}: {error}"
-            estimates = advantages(trajectories, self.settings.advantages)
+            estimates = compute_advantages(trajectories, self.settings.advantages)
             phases.append(_Phase(trajectories, estimates))
             if number < steps:
                 self._told(f"adaptation {number + 1}")
@@ -189,7 +189,7 @@ class RolloutWorker:
     def _nothing(self) -> _Phase:
         """In the place of a phase that could not be collected."""
         spec, settings = self.spec, self.settings
-        nothing = no_trajectories(
+        nothing = empty_trajectories(
             settings.meta_batch.episodes,
             settings.task.horizon,
             spec.observation_size,

@@ -46,7 +46,7 @@ class UpdateMetrics:
         skipped_in_a_row: updates that were skipped in a row, this one included.
         discarded_episodes: broken simulations since the run began, each redrawn.
         staleness: how many versions behind the updated parameters those were that collected the
-            meta-batch: 0, or 1 with ``meta_batch.overlap``.
+            meta-batch: 0, or 1 with ``meta_batch.async_collection``.
     """
 
     version: int
@@ -105,7 +105,7 @@ class LearnerState:
     behind: PolicyParameters | None = None
 
 
-def initial_state(settings: Settings, spec: PolicySpec) -> LearnerState:
+def initial_learner_state(settings: Settings, spec: PolicySpec) -> LearnerState:
     """Where a run begins: fresh parameters of the run's seed, and nothing seen yet."""
     rng = generator(settings.run.seed, Purpose.PARAMETERS)
     return LearnerState(

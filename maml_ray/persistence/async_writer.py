@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from maml_ray.common.errors import Superseded, TrainingFailed, told
 from maml_ray.persistence.checkpoint_format import Checkpoint
-from maml_ray.persistence.checkpoint_store import Score, save_checkpoint
+from maml_ray.persistence.checkpoint_store import CheckpointScore, save_checkpoint
 from maml_ray.persistence.storage import Storage
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
@@ -30,21 +30,21 @@ _SCORES = 1000
 
 
 @dataclass(frozen=True)
-class Written:
+class SavedCheckpoint:
     """The newest checkpoint that is safe: its number, and when it was written (Unix time)."""
 
     iteration: int
     at: float
 
 
-class CheckpointWriter:
+class AsyncCheckpointWriter:
     """A thread that writes the newest checkpoint that it was given.
 
     Args:
         storage: of the run.
         keep: how many of the newest are kept.
-        missed_allowed: so many checkpoints in a row may be missed.
-        save_elsewhere: writes a checkpoint, and what else a run needs, to where it is safe when the
+        max_missed: so many checkpoints in a row may be missed.
+        save_fallback: writes a checkpoint, and what else a run needs, to where it is safe when the
             storage is not; returns the place, for people.
         beside: brings the rest of the run's files up to date in the storage, before a checkpoint.
         on_superseded: told, in the thread, that a newer attempt at the run has begun.
@@ -57,8 +57,8 @@ class CheckpointWriter:
         storage: Storage,
         *,
         keep: int,
-        missed_allowed: int,
-        save_elsewhere: Callable[[Checkpoint], str],
+        max_missed: int,
+        save_fallback: Callable[[Checkpoint], str],
         beside: Callable[[], None] = lambda: None,
         on_superseded: Callable[[Superseded], None] = lambda error: None,
         pause: Callable[[threading.Event, float], object] = threading.Event.wait,
@@ -66,15 +66,15 @@ class CheckpointWriter:
     ) -> None:
         self._storage, self._keep, self._beside = storage, keep, beside
         self._on_superseded = on_superseded
-        self._missed_allowed, self._save_elsewhere = missed_allowed, save_elsewhere
+        self._max_missed, self._save_fallback = max_missed, save_fallback
         self._pause, self._slow_s = pause, slow_s
         self._lock = threading.Condition()
         self._pending: Checkpoint | None = None
         self._newest: Checkpoint | None = None
-        self._scores: deque[Score] = deque(maxlen=_SCORES)
+        self._scores: deque[CheckpointScore] = deque(maxlen=_SCORES)
         self._sound: set[str] = set()
         self._news: list[str] = []
-        self._written: Written | None = None
+        self._written: SavedCheckpoint | None = None
         self._missed = 0
         self._trouble: str | None = None
         self._superseded: Superseded | None = None
@@ -87,7 +87,7 @@ class CheckpointWriter:
         self._thread.start()
 
     @property
-    def written(self) -> Written | None:
+    def last_saved(self) -> SavedCheckpoint | None:
         """The newest checkpoint that is safe; None where none is yet."""
         with self._lock:
             return self._written
@@ -95,17 +95,17 @@ class CheckpointWriter:
     @property
     def age_s(self) -> float | None:
         """Seconds since the newest checkpoint that is safe was written; None where none is yet."""
-        written = self.written
+        written = self.last_saved
         return None if written is None else max(0.0, time.time() - written.at)
 
     @property
-    def missed(self) -> int:
+    def num_missed(self) -> int:
         """How many checkpoints in a row were overtaken before they were written."""
         with self._lock:
             return self._missed
 
     @property
-    def submitted(self) -> int | None:
+    def last_submitted(self) -> int | None:
         """The number of the newest checkpoint that was handed over; None where none was."""
         with self._lock:
             return None if self._newest is None else self._newest.iteration
@@ -119,12 +119,12 @@ class CheckpointWriter:
             self._pending = self._newest = checkpoint
             self._lock.notify_all()
 
-    def note_score(self, score: Score) -> None:
+    def record_score(self, score: CheckpointScore) -> None:
         """Tell how good the parameters of a checkpoint are."""
         with self._lock:
             self._scores.append(score)
 
-    def news(self) -> list[str]:
+    def poll_messages(self) -> list[str]:
         """What there is to tell since the last call: trouble, and its end.
 
         Raises:
@@ -134,12 +134,12 @@ class CheckpointWriter:
         with self._lock:
             self._check_superseded()
             news, self._news = self._news, []
-            hopeless = self._missed > self._missed_allowed
+            hopeless = self._missed > self._max_missed
             missed, trouble, newest = self._missed, self._trouble, self._newest
         if hopeless and newest is not None:
             raise TrainingFailed(
                 f"{missed} checkpoints in a row could not be written to {self._storage} "
-                f"({trouble}), and faults.missed_checkpoints allows {self._missed_allowed}; "
+                f"({trouble}), and faults.missed_checkpoints allows {self._max_missed}; "
                 f"{self._rescue(newest)}"
             )
         return news
@@ -197,7 +197,7 @@ class CheckpointWriter:
 
     def _rescue(self, checkpoint: Checkpoint) -> str:
         try:
-            place = self._save_elsewhere(checkpoint)
+            place = self._save_fallback(checkpoint)
         except OSError as error:
             return f"nor could what was in memory be saved elsewhere: {told(error)}"
         self._rescued = checkpoint
@@ -251,7 +251,7 @@ class CheckpointWriter:
                 )
             self._began = self._trouble = None
             self._missed = 0
-            self._written = Written(checkpoint.iteration, time.time())
+            self._written = SavedCheckpoint(checkpoint.iteration, time.time())
             if self._pending is checkpoint:
                 self._pending = None
             self._lock.notify_all()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 
-from maml_ray.common.errors import RunFolderError, told
+from maml_ray.common.errors import RunDirError, told
 from maml_ray.common.normalization import Normalizer, RunningStatistics
 from maml_ray.learning.state import LearnerState, OptimizerState
 from maml_ray.persistence.storage import Storage
@@ -30,7 +30,7 @@ _LEARNER = "learner.safetensors"
 Arrays = Mapping[str, NDArray[np.float32]]
 
 
-class BrokenCheckpoint(Exception):
+class CorruptCheckpoint(Exception):
     """A checkpoint that is torn or altered; the sentence says how."""
 
 
@@ -57,8 +57,8 @@ def load_checkpoint(storage: Storage, name: str) -> Checkpoint:
     """Read one checkpoint folder of ``storage`` and verify it.
 
     Raises:
-        BrokenCheckpoint: a file is missing, its checksum is wrong, or it is no checkpoint.
-        RunFolderError: it is of another format.
+        CorruptCheckpoint: a file is missing, its checksum is wrong, or it is no checkpoint.
+        RunDirError: it is of another format.
         OSError: the storage failed.
     """
     manifest = _read_manifest(storage, name)
@@ -95,7 +95,7 @@ def load_checkpoint(storage: Storage, name: str) -> Checkpoint:
             ),
         )
     except (KeyError, TypeError, ValueError, OverflowError, SafetensorError) as error:
-        raise BrokenCheckpoint(f"{storage}/{name} does not hold a checkpoint: {error}") from None
+        raise CorruptCheckpoint(f"{storage}/{name} does not hold a checkpoint: {error}") from None
 
 
 def checkpoint_files(checkpoint: Checkpoint) -> dict[str, bytes]:
@@ -135,23 +135,23 @@ def _read_manifest(storage: Storage, name: str) -> dict[str, Any]:
     try:
         manifest = json.loads(storage.read(f"{name}/{_MANIFEST}"))
     except FileNotFoundError:
-        raise BrokenCheckpoint(f"{storage}/{name} has no manifest") from None
+        raise CorruptCheckpoint(f"{storage}/{name} has no manifest") from None
     except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        raise BrokenCheckpoint(f"{storage}/{name} has no readable manifest: {error}") from None
+        raise CorruptCheckpoint(f"{storage}/{name} has no readable manifest: {error}") from None
     except (ValueError, RecursionError):
-        raise BrokenCheckpoint(f"the manifest of {storage}/{name} is not JSON") from None
+        raise CorruptCheckpoint(f"the manifest of {storage}/{name} is not JSON") from None
     if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
-        raise BrokenCheckpoint(f"the manifest of {storage}/{name} is not one of a checkpoint")
+        raise CorruptCheckpoint(f"the manifest of {storage}/{name} is not one of a checkpoint")
     if manifest["format"] not in (FORMAT, FORMAT_BEHIND):
-        raise RunFolderError(
+        raise RunDirError(
             f"{storage}/{name} is a checkpoint of format {manifest['format']}, and this version of "
             f"maml-ray reads formats {FORMAT} and {FORMAT_BEHIND}: use the version that wrote it"
         )
     if manifest.pop("seal", None) != _seal(manifest):
-        raise BrokenCheckpoint(f"the manifest of {storage}/{name} does not match its checksum")
+        raise CorruptCheckpoint(f"the manifest of {storage}/{name} does not match its checksum")
     digests = manifest.get("sha256")
     if not isinstance(digests, dict) or set(digests) != {_PARAMETERS, _LEARNER}:
-        raise BrokenCheckpoint(f"the manifest of {storage}/{name} does not name its files")
+        raise CorruptCheckpoint(f"the manifest of {storage}/{name} does not name its files")
     return manifest
 
 
@@ -164,9 +164,9 @@ def _read_verified(storage: Storage, name: str, digest: str) -> bytes:
     try:
         content = storage.read(name)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        raise BrokenCheckpoint(f"{storage}/{name} cannot be read: {told(error)}") from None
+        raise CorruptCheckpoint(f"{storage}/{name} cannot be read: {told(error)}") from None
     if hashlib.sha256(content).hexdigest() != digest:
-        raise BrokenCheckpoint(f"{storage}/{name} does not match its checksum")
+        raise CorruptCheckpoint(f"{storage}/{name} does not match its checksum")
     return content
 
 

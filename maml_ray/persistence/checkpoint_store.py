@@ -4,7 +4,7 @@ A checkpoint is a folder ``checkpoints/00000120`` (the number of finished iterat
 files: ``parameters.safetensors`` (the policy, readable by any safetensors program),
 ``learner.safetensors`` (the optimizer's moments, the statistics of observations) and
 ``manifest.json``, which holds the counters, the policy's sizes and a SHA-256 of each other file.
-With ``meta_batch.overlap`` the meta-batch that is under way is not kept, but what it is collected
+With ``meta_batch.async_collection`` the meta-batch that is under way is not kept, but what it is collected
 with is, beside the optimizer's moments: a run that goes on collects it again, to the same bits.
 The manifest is written last: without it there is no checkpoint. ``checkpoints/best.json`` names
 the one whose parameters had the highest return after adaptation.
@@ -17,10 +17,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from maml_ray.common.errors import RunFolderError
+from maml_ray.common.errors import RunDirError
 from maml_ray.persistence.checkpoint_format import (
-    BrokenCheckpoint,
     Checkpoint,
+    CorruptCheckpoint,
     checkpoint_files,
     load_checkpoint,
 )
@@ -33,7 +33,7 @@ _LOOKS = 10
 
 
 @dataclass(frozen=True)
-class Score:
+class CheckpointScore:
     """How good a checkpoint's parameters are.
 
     Attributes:
@@ -50,7 +50,7 @@ def save_checkpoint(
     checkpoint: Checkpoint,
     *,
     keep: int,
-    scores: Sequence[Score] = (),
+    scores: Sequence[CheckpointScore] = (),
     sound: set[str] | None = None,
 ) -> str:
     """Write ``checkpoint``; remove all but the newest ``keep`` sound ones and the best.
@@ -90,14 +90,14 @@ def save_checkpoint(
     return name
 
 
-def load_newest(storage: Storage) -> tuple[Checkpoint, list[str]]:
+def load_newest_checkpoint(storage: Storage) -> tuple[Checkpoint, list[str]]:
     """The newest checkpoint that can be read, and a warning for each broken one before it.
 
     Of a run that is under way all may have been replaced by newer ones while they were read: then
     those are looked for.
 
     Raises:
-        RunFolderError: there is none, the newest is of another format, or the storage fails.
+        RunDirError: there is none, the newest is of another format, or the storage fails.
     """
     warnings: list[str] = []
     seen: list[str] = []
@@ -109,33 +109,33 @@ def load_newest(storage: Storage) -> tuple[Checkpoint, list[str]]:
             for name in there:
                 try:
                     return load_checkpoint(storage, name), warnings
-                except BrokenCheckpoint as error:
+                except CorruptCheckpoint as error:
                     warnings.append(f"{error}; trying the one before it")
     except OSError as error:
-        raise RunFolderError(f"cannot read the checkpoints in {storage}: {error}") from None
+        raise RunDirError(f"cannot read the checkpoints in {storage}: {error}") from None
     found = f"; broken: {'; '.join(warnings)}" if warnings else ""
-    raise RunFolderError(f"{storage}/{FOLDER} holds no checkpoint that can be read{found}")
+    raise RunDirError(f"{storage}/{FOLDER} holds no checkpoint that can be read{found}")
 
 
-def newest_of(places: Sequence[Storage]) -> tuple[Storage, Checkpoint | None, list[str]]:
+def load_newest_of(places: Sequence[Storage]) -> tuple[Storage, Checkpoint | None, list[str]]:
     """The newest checkpoint of a run that may have some in several places.
 
     Returns:
         Where it is, the checkpoint and warnings; the first place and None where there is none.
 
     Raises:
-        RunFolderError: none can be read, though some may be there.
+        RunDirError: none can be read, though some may be there.
     """
     found: list[tuple[Storage, Checkpoint]] = []
     warnings: list[str] = []
-    problems: list[RunFolderError] = []
+    problems: list[RunDirError] = []
     for place in places:
         try:
             if has_checkpoints(place):
-                checkpoint, told = load_newest(place)
+                checkpoint, told = load_newest_checkpoint(place)
                 warnings += told
                 found.append((place, checkpoint))
-        except RunFolderError as error:
+        except RunDirError as error:
             problems.append(error)
     if not found:
         if problems:
@@ -149,15 +149,15 @@ def has_checkpoints(storage: Storage) -> bool:
     """Whether there is anything to go on from, sound or not.
 
     Raises:
-        RunFolderError: the storage fails.
+        RunDirError: the storage fails.
     """
     try:
         return bool(_folders(storage))
     except OSError as error:
-        raise RunFolderError(f"cannot read the checkpoints in {storage}: {error}") from None
+        raise RunDirError(f"cannot read the checkpoints in {storage}: {error}") from None
 
 
-def load_chosen(storage: Storage, which: str) -> tuple[Checkpoint, list[str]]:
+def load_named_checkpoint(storage: Storage, which: str) -> tuple[Checkpoint, list[str]]:
     """A checkpoint by what a person calls it, and warnings.
 
     Args:
@@ -165,36 +165,34 @@ def load_chosen(storage: Storage, which: str) -> tuple[Checkpoint, list[str]]:
         which: ``"newest"``, ``"best"``, or a number of iterations.
 
     Raises:
-        RunFolderError: there is no such checkpoint, or it cannot be read.
+        RunDirError: there is no such checkpoint, or it cannot be read.
     """
     if which == "newest":
-        return load_newest(storage)
+        return load_newest_checkpoint(storage)
     if which == "best":
         try:
-            best = read_best(storage)
+            best = read_best_score(storage)
         except OSError as error:
-            raise RunFolderError(
-                f"cannot read the note of the best in {storage}: {error}"
-            ) from None
+            raise RunDirError(f"cannot read the note of the best in {storage}: {error}") from None
         if best is None:
-            raise RunFolderError(f"{storage} does not know its best checkpoint yet: take newest")
+            raise RunDirError(f"{storage} does not know its best checkpoint yet: take newest")
         which = str(best.iteration)
     if not (which.isascii() and which.isdigit() and len(which) <= 8):
-        raise RunFolderError(f"a checkpoint is newest, best or a number, not {which!r:.60}")
+        raise RunDirError(f"a checkpoint is newest, best or a number, not {which!r:.60}")
     name = _name(int(which))
     try:
         there = _folders(storage)
         if name not in there:
             numbers = ", ".join(str(int(one.rpartition("/")[2])) for one in there) or "none"
-            raise RunFolderError(f"{storage} has no checkpoint {int(which)}; there is: {numbers}")
+            raise RunDirError(f"{storage} has no checkpoint {int(which)}; there is: {numbers}")
         return load_checkpoint(storage, name), []
-    except BrokenCheckpoint as error:
-        raise RunFolderError(str(error)) from None
+    except CorruptCheckpoint as error:
+        raise RunDirError(str(error)) from None
     except OSError as error:
-        raise RunFolderError(f"cannot read the checkpoints in {storage}: {error}") from None
+        raise RunDirError(f"cannot read the checkpoints in {storage}: {error}") from None
 
 
-def read_best(storage: Storage) -> Score | None:
+def read_best_score(storage: Storage) -> CheckpointScore | None:
     """The best checkpoint that is known; None where none is, or the note is damaged.
 
     Raises:
@@ -202,7 +200,7 @@ def read_best(storage: Storage) -> Score | None:
     """
     try:
         content = json.loads(storage.read(_BEST))
-        score = Score(int(content["iteration"]), float(content["score"]))
+        score = CheckpointScore(int(content["iteration"]), float(content["score"]))
     except (FileNotFoundError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
     return score if math.isfinite(score.value) else None
@@ -212,14 +210,16 @@ def _is_whole(storage: Storage, name: str) -> bool:
     """Whether it is there already: a resumed run comes to the same iteration, and the same bits."""
     try:
         load_checkpoint(storage, name)
-    except (BrokenCheckpoint, RunFolderError):
+    except (CorruptCheckpoint, RunDirError):
         return False
     return True
 
 
-def _note_best(storage: Storage, scores: Sequence[Score], there: Sequence[str]) -> Score | None:
+def _note_best(
+    storage: Storage, scores: Sequence[CheckpointScore], there: Sequence[str]
+) -> CheckpointScore | None:
     """The best checkpoint of those that are ``there``, written down where it is a new one."""
-    best = read_best(storage)
+    best = read_best_score(storage)
     if best is not None and _name(best.iteration) not in there:
         best = None
     better = [score for score in scores if best is None or score.value > best.value]

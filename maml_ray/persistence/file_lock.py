@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from maml_ray.common.errors import RunFolderError
+from maml_ray.common.errors import RunDirError
 
 try:
     import fcntl
@@ -32,7 +32,7 @@ _LONGEST_NOTE = 1000
 
 
 @contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
+def lock_run_dir(folder: Path) -> Iterator[None]:
     """Hold ``folder`` for this process; made where it is missing, and gone again if left empty.
 
     Programs started meanwhile do not inherit the lock: it ends with this process, not with them.
@@ -42,7 +42,7 @@ def run_lock(folder: Path) -> Iterator[None]:
         folder: of the run.
 
     Raises:
-        RunFolderError: another living run holds the folder, or it cannot be written.
+        RunDirError: another living run holds the folder, or it cannot be written.
     """
     made = _make(folder)
     try:
@@ -107,7 +107,7 @@ def _lock(descriptor: int, folder: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in _IN_USE:
-            raise RunFolderError(
+            raise RunDirError(
                 f"{folder} is in use by a living run{_holder(descriptor)}: stop it first, "
                 "or name another folder"
             ) from None
@@ -145,6 +145,6 @@ def _holder(descriptor: int) -> str:
     return f" ({host}, pid {pid}, since {since})"
 
 
-def _unusable(folder: Path, error: OSError | ValueError) -> RunFolderError:
+def _unusable(folder: Path, error: OSError | ValueError) -> RunDirError:
     reason = error.strerror if isinstance(error, OSError) else str(error)
-    return RunFolderError(f"cannot write to the run folder {folder}: {reason or error}")
+    return RunDirError(f"cannot write to the run folder {folder}: {reason or error}")

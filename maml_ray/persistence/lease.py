@@ -34,7 +34,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 
-from maml_ray.common.errors import RunFolderError, Superseded
+from maml_ray.common.errors import RunDirError, Superseded
 from maml_ray.persistence.storage import Storage
 
 FOLDER = "attempts"
@@ -45,7 +45,7 @@ _KEPT = 10
 
 
 @dataclass(frozen=True, order=True)
-class Attempt:
+class Lease:
     """One program's go at a run; of two, the greater is the newer.
 
     Attributes:
@@ -62,7 +62,7 @@ class Attempt:
         return f"{FOLDER}/{self.number:06d}-{self.token}.json"
 
 
-def claim(storage: Storage, *, above: int = 0, new: bool = False) -> Attempt:
+def acquire_lease(storage: Storage, *, above: int = 0, new: bool = False) -> Lease:
     """Begin an attempt, newer than all that are noted in ``storage``.
 
     Args:
@@ -71,17 +71,17 @@ def claim(storage: Storage, *, above: int = 0, new: bool = False) -> Attempt:
         new: the run is a new one, and nobody else may have begun it.
 
     Raises:
-        RunFolderError: there are attempts already, at what should be a new run.
+        RunDirError: there are attempts already, at what should be a new run.
         OSError: the storage failed, or others keep being faster.
     """
     for _ in range(_TRIES):
         there = _attempts(storage)
         if new and there:
-            raise RunFolderError(
+            raise RunDirError(
                 f"{storage} belongs to another run: {_told(storage, there[-1])}; go on with that "
                 "one by --resume, or name this one otherwise"
             )
-        mine = Attempt(max(above, *(one.number for one in there), 0) + 1, secrets.token_hex(8))
+        mine = Lease(max(above, *(one.number for one in there), 0) + 1, secrets.token_hex(8))
         storage.write(mine.name, _note(mine))
         there = _attempts(storage)
         if there and there[-1] == mine:
@@ -92,7 +92,7 @@ def claim(storage: Storage, *, above: int = 0, new: bool = False) -> Attempt:
     raise OSError(f"other attempts at the run in {storage} keep beginning at the same moment")
 
 
-def check(storage: Storage, mine: Attempt) -> None:
+def check(storage: Storage, mine: Lease) -> None:
     """See that ``mine`` is still the newest.
 
     Raises:
@@ -117,7 +117,7 @@ class FencedStorage:
         attempt: what :func:`claim` has given.
     """
 
-    def __init__(self, storage: Storage, attempt: Attempt) -> None:
+    def __init__(self, storage: Storage, attempt: Lease) -> None:
         self.storage = storage
         self.attempt = attempt
 
@@ -151,19 +151,19 @@ class FencedStorage:
         self.storage.remove(name)
 
 
-def _attempts(storage: Storage) -> list[Attempt]:
+def _attempts(storage: Storage) -> list[Lease]:
     """Those that are noted, the newest last."""
     found = (_NAME.fullmatch(name) for name in storage.names(FOLDER))
-    return sorted(Attempt(int(match[1]), match[2]) for match in found if match)
+    return sorted(Lease(int(match[1]), match[2]) for match in found if match)
 
 
-def _note(attempt: Attempt) -> bytes:
+def _note(attempt: Lease) -> bytes:
     since = time.strftime("%Y-%m-%d %H:%M:%S %z")
     note = {"attempt": attempt.number, "host": socket.gethostname(), "since": since}
     return json.dumps(note).encode()
 
 
-def _told(storage: Storage, attempt: Attempt) -> str:
+def _told(storage: Storage, attempt: Lease) -> str:
     """That an attempt has begun, with what its note says."""
     told = f"attempt {attempt.number} of this run began"
     try:
@@ -173,7 +173,7 @@ def _told(storage: Storage, attempt: Attempt) -> str:
         return told
 
 
-def _clear(storage: Storage, there: list[Attempt]) -> None:
+def _clear(storage: Storage, there: list[Lease]) -> None:
     """Remove notes that nobody asks for any more."""
     for one in there[:-_KEPT]:
         with suppress(OSError):

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from maml_ray.common.errors import RunFolderError
+from maml_ray.common.errors import RunDirError
 from maml_ray.common.safe_files import Unreadable, read_bytes
 from maml_ray.persistence.records import ROW_KEYS
 
@@ -25,21 +25,21 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     to disk, and may lose the last lines before them.
 
     Raises:
-        RunFolderError: the file cannot be read, another line is not a row, or an iteration is told
+        RunDirError: the file cannot be read, another line is not a row, or an iteration is told
             out of order.
     """
     try:
         content = read_bytes(path, most=_MOST_BYTES)
     except Unreadable as error:
-        raise RunFolderError(f"cannot read {path}: {error}") from None
-    return rows_of(content, str(path))
+        raise RunDirError(f"cannot read {path}: {error}") from None
+    return parse_metrics(content, str(path))
 
 
-def rows_of(content: bytes, path: str) -> list[dict[str, Any]]:
+def parse_metrics(content: bytes, path: str) -> list[dict[str, Any]]:
     """The rows in what a file of metrics holds; ``path`` is for the sentence.
 
     Raises:
-        RunFolderError: as above.
+        RunDirError: as above.
     """
     rows: list[dict[str, Any]] = []
     lines = content.decode("utf-8", errors="replace").splitlines()
@@ -48,9 +48,9 @@ def rows_of(content: bytes, path: str) -> list[dict[str, Any]]:
         if row is None:
             if number == len(lines):
                 break
-            raise RunFolderError(f"line {number} of {path} is not a row of metrics")
+            raise RunDirError(f"line {number} of {path} is not a row of metrics")
         if rows and row["iteration"] <= rows[-1]["iteration"]:
-            raise RunFolderError(
+            raise RunDirError(
                 f"line {number} of {path} tells iteration {row['iteration']} out of order"
             )
         rows.append(row)

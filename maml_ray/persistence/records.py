@@ -13,7 +13,7 @@ class IterationTimings:
     """Where the wall time of one meta-iteration went, in seconds.
 
     ``collect_s`` and ``adapt_s`` are the actors' mean; ``rest_s`` is what no work accounts for:
-    dispatch, transport, and actors that wait for the slowest. With ``meta_batch.overlap`` the parts
+    dispatch, transport, and actors that wait for the slowest. With ``meta_batch.async_collection`` the parts
     run side by side, of two meta-batches: they add up to more than the wall time.
     """
 
@@ -29,7 +29,7 @@ class IterationTimings:
 
 
 @dataclass(frozen=True)
-class FaultFigures:
+class FaultCounts:
     """What it took to get an iteration's rollouts and its update, whatever died on the way.
 
     ``dispatched = used + discarded + lost`` over a whole run, but for what is under way; the counts
@@ -81,7 +81,7 @@ class IterationRecord:
     timings: IterationTimings
     total_env_steps: int
     elapsed_s: float
-    faults: FaultFigures
+    faults: FaultCounts
     checkpoint_age_s: float | None = None
     attempt: int = 1
 
@@ -108,7 +108,7 @@ class IterationRecord:
 
 INCIDENTAL_KEYS = frozenset(
     {field.name for field in fields(IterationTimings)}
-    | {field.name for field in fields(FaultFigures)}
+    | {field.name for field in fields(FaultCounts)}
     | {"rest_s", "steps_per_second", "elapsed_s", "checkpoint_age_s", "attempt"}
 )
 """Keys of a row that may differ between two runs of the same settings and seed."""

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from maml_ray.common.errors import RunFolderError
+from maml_ray.common.errors import RunDirError
 
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray sets it for the program of a submitted job, and for no other."""
 
 
 @dataclass(frozen=True)
-class RunFolder:
+class RunDir:
     """Paths of one run. Nothing is created by asking for a path."""
 
     path: Path
@@ -75,7 +75,7 @@ class RunFolder:
         return self.path / "report.html"
 
 
-def base_directory(directory: str, environment: Mapping[str, str], home: Path) -> Path:
+def resolve_base_directory(directory: str, environment: Mapping[str, str], home: Path) -> Path:
     """Where run folders are made.
 
     A submitted job's working directory is a copy that Ray removes: there a relative directory is
@@ -91,19 +91,19 @@ def base_directory(directory: str, environment: Mapping[str, str], home: Path) -
     return Path(directory)
 
 
-def open_run(run: str | Path) -> RunFolder:
+def open_run_dir(run: str | Path) -> RunDir:
     """An existing run folder.
 
     Raises:
-        RunFolderError: there is none at ``run``, or a link in it leads out of it.
+        RunDirError: there is none at ``run``, or a link in it leads out of it.
     """
-    folder = RunFolder(Path(run))
+    folder = RunDir(Path(run))
     # os.path and not Path: what can be no path at all is not there either, and no error.
     if not os.path.isdir(folder.path):
-        raise RunFolderError(f"there is no run folder {run}")
+        raise RunDirError(f"there is no run folder {run}")
     check_inside(folder.path, *_places(folder))
     if not os.path.isfile(folder.settings):
-        raise RunFolderError(f"{run} is not a run folder: it has no {folder.settings.name}")
+        raise RunDirError(f"{run} is not a run folder: it has no {folder.settings.name}")
     return folder
 
 
@@ -111,33 +111,33 @@ def check_inside(folder: Path, *places: Path) -> None:
     """Nothing is read or written outside: a run folder may come from somebody else.
 
     Raises:
-        RunFolderError: one of ``places`` is a link out of ``folder``, which may be a link itself,
+        RunDirError: one of ``places`` is a link out of ``folder``, which may be a link itself,
             or a pipe or a device.
     """
     real = os.path.realpath(folder)
     for place in places:
         target = os.path.realpath(place)
         if os.path.commonpath((real, target)) != real:
-            raise RunFolderError(
+            raise RunDirError(
                 f"{place} leads out of the run folder, to {target}: put what it stands for there"
             )
         if os.path.exists(target) and not (os.path.isfile(target) or os.path.isdir(target)):
-            raise RunFolderError(f"{place} is neither a file nor a folder: reading it may not end")
+            raise RunDirError(f"{place} is neither a file nor a folder: reading it may not end")
 
 
 def check_writable(*places: Path) -> None:
     """Files can be replaced and folders be filled: found out before the work and not after it.
 
     Raises:
-        RunFolderError: a file is in the place of a folder, or the other way round.
+        RunDirError: a file is in the place of a folder, or the other way round.
     """
     for place in places:
         kind, right = ("file", os.path.isfile) if place.suffix else ("folder", os.path.isdir)
         if os.path.lexists(place) and not right(place):
-            raise RunFolderError(f"{place} is not a {kind}: move it out of the way")
+            raise RunDirError(f"{place} is not a {kind}: move it out of the way")
 
 
-def _places(folder: RunFolder) -> Iterator[Path]:
+def _places(folder: RunDir) -> Iterator[Path]:
     """Everything that a run puts into its folder, and the checkpoints' own files."""
     yield from (folder.settings, folder.metrics, folder.evaluation, folder.episodes)
     yield from (folder.report, folder.video, folder.plots, folder.tensorboard, folder.adapted)

@@ -12,7 +12,7 @@ import re
 from itertools import count, groupby
 from pathlib import Path
 
-from maml_ray.common.errors import RunFolderError, UserError, told
+from maml_ray.common.errors import RunDirError, UserError, told
 from maml_ray.common.safe_files import write_whole
 from maml_ray.common.yaml_data import YamlError, parse_yaml
 from maml_ray.config.loading import MAX_FILE_BYTES, dump_settings, load_settings, validate_settings
@@ -21,9 +21,9 @@ from maml_ray.learning.staleness import checkpoints_to_keep
 from maml_ray.persistence.checkpoint_format import Checkpoint
 from maml_ray.persistence.checkpoint_store import save_checkpoint
 from maml_ray.persistence.lease import FencedStorage
-from maml_ray.persistence.metrics_file import read_metrics, rows_of
-from maml_ray.persistence.run_dir import RunFolder
-from maml_ray.persistence.storage import LocalStorage, Storage, open_storage, same_place
+from maml_ray.persistence.metrics_file import parse_metrics, read_metrics
+from maml_ray.persistence.run_dir import RunDir
+from maml_ray.persistence.storage import LocalStorage, Storage, is_same_storage, open_storage
 
 _SETTINGS = "settings.yaml"
 _METRICS = "metrics"
@@ -32,7 +32,7 @@ _ROWS = 100
 """Iterations in one piece of the metrics."""
 
 
-def run_storage(folder: RunFolder, settings: Settings) -> Storage:
+def open_run_storage(folder: RunDir, settings: Settings) -> Storage:
     """The storage of the run in ``folder``: that folder, or its own under ``run.storage``.
 
     Raises:
@@ -43,11 +43,11 @@ def run_storage(folder: RunFolder, settings: Settings) -> Storage:
     return open_storage(f"{settings.run.storage.rstrip('/')}/{folder.path.resolve().name}")
 
 
-def stored_settings(storage: Storage) -> Settings | None:
+def read_settings(storage: Storage) -> Settings | None:
     """The settings of the run that is kept in ``storage``; None where none is.
 
     Raises:
-        RunFolderError: they cannot be read.
+        RunDirError: they cannot be read.
     """
     place = f"{storage}/{_SETTINGS}"
     try:
@@ -55,16 +55,16 @@ def stored_settings(storage: Storage) -> Settings | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise RunFolderError(f"cannot read {place}: {told(error)}") from None
+        raise RunDirError(f"cannot read {place}: {told(error)}") from None
     try:
         if len(content) > MAX_FILE_BYTES:
-            raise RunFolderError(f"it is larger than {MAX_FILE_BYTES:,} bytes")
+            raise RunDirError(f"it is larger than {MAX_FILE_BYTES:,} bytes")
         return validate_settings(parse_yaml(content.decode(), place))
     except (UserError, YamlError, UnicodeDecodeError, AttributeError, TypeError) as error:
-        raise RunFolderError(f"{place} does not hold the settings of a run: {error}") from None
+        raise RunDirError(f"{place} does not hold the settings of a run: {error}") from None
 
 
-def keep_settings(storage: Storage, settings: Settings) -> None:
+def write_settings(storage: Storage, settings: Settings) -> None:
     """Put a run's settings into its storage, where they are not there yet.
 
     Raises:
@@ -79,7 +79,7 @@ def keep_settings(storage: Storage, settings: Settings) -> None:
     storage.write(_SETTINGS, content)
 
 
-class Mirror:
+class MetricsMirror:
     """Brings the metrics up to date in the storage; the run folder's copy leads.
 
     Args:
@@ -87,9 +87,9 @@ class Mirror:
         storage: where the copy goes; the same folder needs none.
     """
 
-    def __init__(self, folder: RunFolder, storage: Storage) -> None:
+    def __init__(self, folder: RunDir, storage: Storage) -> None:
         self._folder, self._storage = folder, storage
-        self._needed = not is_at(storage, folder)
+        self._needed = not is_run_dir(storage, folder)
         self._pieces = 0
 
     def __call__(self) -> None:
@@ -108,47 +108,47 @@ class Mirror:
         self._pieces = int(rows[-1]["iteration"]) // _ROWS if rows else 0
 
 
-def fetch_run(url: str, directory: Path) -> RunFolder:
+def fetch_run(url: str, directory: Path) -> RunDir:
     """A run folder of what lies at ``url``; where it is there already, that one.
 
     Metrics are left to :func:`fetch_metrics`, which knows how far the run has come.
 
     Raises:
-        RunFolderError: there is no run at the URL, it cannot be read, or the folder is that of
+        RunDirError: there is no run at the URL, it cannot be read, or the folder is that of
             another run.
         StorageError: there can be none at that URL.
     """
     above, _, name = url.rstrip("/").rpartition("/")
-    storage, folder = open_storage(url), RunFolder(directory / name)
+    storage, folder = open_storage(url), RunDir(directory / name)
     if name in ("", ".", "..") or above.endswith("/"):
-        raise RunFolderError(f"there is no run at {url}: name the run's own folder")
+        raise RunDirError(f"there is no run at {url}: name the run's own folder")
     if os.path.lexists(folder.settings):
-        place = run_storage(folder, load_settings(folder.settings))
-        if not same_place(place, storage):
-            raise RunFolderError(
+        place = open_run_storage(folder, load_settings(folder.settings))
+        if not is_same_storage(place, storage):
+            raise RunDirError(
                 f"{folder.path} is a run that is kept in {place}, not at {url}: go on with it by "
                 f"--resume {folder.path}, or move the folder away"
             )
         return folder
-    settings = stored_settings(storage)
+    settings = read_settings(storage)
     if settings is None:
-        raise RunFolderError(f"there is no run at {url}: it has no {_SETTINGS}")
+        raise RunDirError(f"there is no run at {url}: it has no {_SETTINGS}")
     # It may have been moved since: it is gone on with where it was found.
     found = settings.model_copy(update={"run": settings.run.model_copy(update={"storage": above})})
     try:
         LocalStorage(folder.path).write(_SETTINGS, dump_settings(found).encode())
     except OSError as error:
-        raise RunFolderError(f"cannot fetch the run at {url}: {told(error)}") from None
+        raise RunDirError(f"cannot fetch the run at {url}: {told(error)}") from None
     return folder
 
 
-def fetch_metrics(storage: Storage, folder: RunFolder, before: int) -> None:
+def fetch_metrics(storage: Storage, folder: RunDir, before: int) -> None:
     """Add the rows of iterations ``before`` one that the run folder lacks: another machine's.
 
     Raises:
-        RunFolderError: they cannot be read, or not be written.
+        RunDirError: they cannot be read, or not be written.
     """
-    if is_at(storage, folder):
+    if is_run_dir(storage, folder):
         return
     ours = {r["iteration"]: r for r in read_metrics(folder.metrics)} if _told(folder) else {}
     if all(iteration in ours for iteration in range(before)):
@@ -158,16 +158,18 @@ def fetch_metrics(storage: Storage, folder: RunFolder, before: int) -> None:
         theirs = {
             row["iteration"]: row
             for name in pieces
-            for row in rows_of(storage.read(f"{_METRICS}/{name}"), f"{storage}/{_METRICS}/{name}")
+            for row in parse_metrics(
+                storage.read(f"{_METRICS}/{name}"), f"{storage}/{_METRICS}/{name}"
+            )
             if row["iteration"] < before
         }
         rows = sorted({**theirs, **ours}.items())
         write_whole(folder.metrics, "".join(json.dumps(row) + "\n" for _, row in rows))
     except OSError as error:
-        raise RunFolderError(f"cannot fetch the metrics in {storage}: {told(error)}") from None
+        raise RunDirError(f"cannot fetch the metrics in {storage}: {told(error)}") from None
 
 
-def save_elsewhere(settings: Settings, place: RunFolder, checkpoint: Checkpoint, rows: str) -> str:
+def save_fallback(settings: Settings, place: RunDir, checkpoint: Checkpoint, rows: str) -> str:
     """Write a run folder of what is in memory, and say how to go on from it.
 
     Args:
@@ -187,28 +189,31 @@ def save_elsewhere(settings: Settings, place: RunFolder, checkpoint: Checkpoint,
     return f"{place.path}: go on from it with maml-ray train --resume {place.path}"
 
 
-def free_folder(base: Path, name: str) -> RunFolder:
+def unused_run_dir(base: Path, name: str) -> RunDir:
     """A folder below ``base`` that is not there yet, of ``name`` or numbered."""
     names = (name if number == 1 else f"{name}-{number}" for number in count(1))
-    return RunFolder(next(base / each for each in names if not os.path.lexists(base / each)))
+    return RunDir(next(base / each for each in names if not os.path.lexists(base / each)))
 
 
-def is_at(storage: Storage, folder: RunFolder) -> bool:
+def is_run_dir(storage: Storage, folder: RunDir) -> bool:
     """Whether a run's storage is its folder."""
     inner = storage.storage if isinstance(storage, FencedStorage) else storage
-    return same_place(inner, LocalStorage(folder.path))
+    return is_same_storage(inner, LocalStorage(folder.path))
 
 
-def places_of(folder: RunFolder, settings: Settings) -> tuple[Storage, ...]:
+def checkpoint_storages(folder: RunDir, settings: Settings) -> tuple[Storage, ...]:
     """Where a run may have checkpoints: in its storage, and in the one it had until now.
 
     Args:
         folder: of the run; its recorded settings name the latter.
         settings: that it is to go on with.
     """
-    now, before = run_storage(folder, settings), run_storage(folder, load_settings(folder.settings))
-    return (now,) if same_place(now, before) else (now, before)
+    now, before = (
+        open_run_storage(folder, settings),
+        open_run_storage(folder, load_settings(folder.settings)),
+    )
+    return (now,) if is_same_storage(now, before) else (now, before)
 
 
-def _told(folder: RunFolder) -> bool:
+def _told(folder: RunDir) -> bool:
     return os.path.lexists(folder.metrics)

@@ -86,7 +86,7 @@ def is_partial(name: str) -> bool:
     return name.startswith(".") and name.endswith(_PARTIAL)
 
 
-def same_place(one: Storage, other: Storage) -> bool:
+def is_same_storage(one: Storage, other: Storage) -> bool:
     """Whether two storages are one."""
     if isinstance(one, LocalStorage) and isinstance(other, LocalStorage):
         return one.path.resolve() == other.path.resolve()
@@ -234,7 +234,7 @@ class RemoteStorage:
         limit = ANSWER_S if limit_s is None else limit_s
         try:
             self._files.invalidate_cache()
-            return within(limit, action)
+            return call_with_timeout(limit, action)
         except FileNotFoundError:
             raise
         except Exception as error:
@@ -242,7 +242,7 @@ class RemoteStorage:
             raise OSError(f"cannot {what} in {self._url}: {told}") from None
 
 
-def within(limit_s: float, action: Callable[[], Result]) -> Result:
+def call_with_timeout(limit_s: float, action: Callable[[], Result]) -> Result:
     """What ``action`` gives, in a thread that is left behind where it does not come back.
 
     Raises:

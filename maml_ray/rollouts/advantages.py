@@ -74,7 +74,7 @@ class Values:
     final: Float64
 
 
-def fitted_values(trajectories: Trajectories, rewards: Float64, discount: float) -> Values:
+def fit_baseline(trajectories: Trajectories, rewards: Float64, discount: float) -> Values:
     """Values of a baseline, linear in the features, fitted by ridge to the discounted returns.
 
     Minimizes ``|X w - y|^2 + 1e-5 |w|^2`` over the steps that were taken; the value after the last
@@ -88,7 +88,9 @@ def fitted_values(trajectories: Trajectories, rewards: Float64, discount: float)
     return Values(np.where(taken, x @ weights, 0.0), np.zeros(trajectories.episodes))
 
 
-def bootstrapped_values(trajectories: Trajectories, rewards: Float64, discount: float) -> Values:
+def fit_bootstrapped_baseline(
+    trajectories: Trajectories, rewards: Float64, discount: float
+) -> Values:
     """A baseline without the time, where an episode cut off by the time limit is taken to go on.
 
     With the time it could not be told: ``discount^-t`` is a value that no reward contradicts, a
@@ -123,7 +125,7 @@ def _solved(matrix: Float64, target: Float64) -> Float64:
     return np.linalg.solve(matrix, target).astype(np.float64)
 
 
-def generalized_advantages(
+def compute_gae(
     rewards: Float64, values: Values, lengths: NDArray[np.integer], settings: AdvantageSettings
 ) -> Float64:
     """GAE (K, T) of ``rewards`` (K, T), zero after an episode's end, and ``lengths`` (K,) in steps.
@@ -138,7 +140,9 @@ def generalized_advantages(
     return discounted_sums(deltas, settings.discount * settings.gae_lambda)
 
 
-def advantages(trajectories: Trajectories, settings: AdvantageSettings) -> NDArray[np.float32]:
+def compute_advantages(
+    trajectories: Trajectories, settings: AdvantageSettings
+) -> NDArray[np.float32]:
     """Advantages (K, T) of one task and phase, zero after an episode's end.
 
     With ``normalize`` they have mean 0 and standard deviation 1 over the steps taken.
@@ -147,11 +151,11 @@ def advantages(trajectories: Trajectories, settings: AdvantageSettings) -> NDArr
     if settings.baseline == "zero":
         values = Values(np.zeros_like(rewards), np.zeros(trajectories.episodes))
     elif settings.bootstrap_time_limit:
-        values = bootstrapped_values(trajectories, rewards, settings.discount)
+        values = fit_bootstrapped_baseline(trajectories, rewards, settings.discount)
     else:
-        values = fitted_values(trajectories, rewards, settings.discount)
+        values = fit_baseline(trajectories, rewards, settings.discount)
     lengths = trajectories.mask.sum(axis=1)
-    result: Float64 = generalized_advantages(rewards, values, lengths, settings)
+    result: Float64 = compute_gae(rewards, values, lengths, settings)
     result = np.where(trajectories.mask, result, 0.0)
     if settings.normalize:
         taken = result[trajectories.mask]

@@ -20,7 +20,7 @@ ATTEMPTS = 3
 a task or a policy that breaks three in a row will break the next."""
 
 
-class BrokenSimulation(UserError):
+class SimulationFailed(UserError):
     """Episodes of a task break whenever they are drawn; the sentence says how many."""
 
 
@@ -52,7 +52,7 @@ def collect(
         Trajectories of K episodes and T steps.
 
     Raises:
-        BrokenSimulation: an episode broke as often as it was drawn.
+        SimulationFailed: an episode broke as often as it was drawn.
     """
     # What is not a number is looked for afterwards: it needs no warnings on the way.
     with np.errstate(all="ignore"):
@@ -65,7 +65,7 @@ def collect(
             collected = _with_rows(collected, again, broken)
             broken &= _broken(again, env)
     if broken.any():
-        raise BrokenSimulation(
+        raise SimulationFailed(
             f"{np.count_nonzero(broken)} of {len(broken)} episodes broke {ATTEMPTS} times in a "
             "row: observations, rewards or actions were not finite, or MuJoCo gave it up"
         )

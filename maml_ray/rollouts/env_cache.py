@@ -9,7 +9,7 @@ from gymnasium.vector import VectorEnv
 from maml_ray.tasks.task import Task, TaskDistribution
 
 
-class Simulations:
+class EnvCache:
     """Owns the batches of one task family, one for each number of episodes.
 
     Args:
@@ -41,7 +41,7 @@ class Simulations:
             env.close()
         self._batches.clear()
 
-    def __enter__(self) -> Simulations:
+    def __enter__(self) -> EnvCache:
         return self
 
     def __exit__(self, *exception: object) -> None:

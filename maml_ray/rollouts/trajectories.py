@@ -134,7 +134,9 @@ class TaskRollouts:
         return sum(phase.env_steps for phase in self.support) + self.query.env_steps
 
 
-def no_trajectories(episodes: int, steps: int, observation_size: int, actions: int) -> Trajectories:
+def empty_trajectories(
+    episodes: int, steps: int, observation_size: int, actions: int
+) -> Trajectories:
     """Episodes of no steps: in the place of what could not be collected.
 
     Args:

@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from maml_ray.common.errors import RunFolderError, UserError
+from maml_ray.common.errors import RunDirError, UserError
 from maml_ray.common.seeding import Purpose, seed_sequence
 from maml_ray.config import limits
 from maml_ray.evaluation.agent import Agent
 from maml_ray.evaluation.compatibility import check_matches_task
 from maml_ray.evaluation.loading import load
 from maml_ray.evaluation.policy_export import save_policy
-from maml_ray.rollouts.env_cache import Simulations
+from maml_ray.rollouts.env_cache import EnvCache
 from maml_ray.rollouts.trajectories import Trajectories
 from maml_ray.tasks.registry import resolve_tasks
 from maml_ray.tasks.task import Task
@@ -67,7 +67,7 @@ def adapt_run(
 
     Raises:
         UserError: there is no such task.
-        RunFolderError: the run cannot be read, or the folder is there or cannot be written.
+        RunDirError: the run cannot be read, or the folder is there or cannot be written.
     """
     agent = load(run, checkpoint=checkpoint)
     check_matches_task(agent, run)
@@ -78,7 +78,7 @@ def adapt_run(
     task = task_from_parameters(agent, parameters)
     folder = output or run / "adapted" / _slug(task)
     if os.path.lexists(folder):  # before the work, not after it
-        raise RunFolderError(f"{folder} is there already: name another folder with --output")
+        raise RunDirError(f"{folder} is there already: name another folder with --output")
     outcome = adapt_in_simulation(agent, task, steps=steps, episodes=episodes, seed=seed)
     save_policy(outcome.agent, folder, task)
     return SavedAdaptation(folder, task, outcome.steps, outcome.before, outcome.after)
@@ -148,7 +148,7 @@ def adapt_in_simulation(
 
 
 def mean_return(
-    agent: Agent, task: Task, seed: int, stream: int, episodes: int, simulations: Simulations
+    agent: Agent, task: Task, seed: int, stream: int, episodes: int, simulations: EnvCache
 ) -> float:
     """Mean return of fresh episodes with sampled actions; NaN of none.
 

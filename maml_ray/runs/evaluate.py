@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from maml_ray.common.errors import RunFolderError
+from maml_ray.common.errors import RunDirError
 from maml_ray.common.versions import versions
 from maml_ray.config import limits
 from maml_ray.config.loading import load_settings
@@ -23,7 +23,7 @@ from maml_ray.evaluation.loading import load
 from maml_ray.evaluation.results_file import write_evaluation
 from maml_ray.evaluation.video import VideoUnavailable, record_video
 from maml_ray.persistence.metrics_file import read_metrics
-from maml_ray.persistence.run_dir import RunFolder, check_writable, open_run
+from maml_ray.persistence.run_dir import RunDir, check_writable, open_run_dir
 from maml_ray.reporting.html import write_report
 
 
@@ -67,7 +67,7 @@ class RunResult:
         notes: sentences that a person should read, such as why there is no video.
     """
 
-    folder: RunFolder
+    folder: RunDir
     evaluation: Evaluation | None
     results: dict[str, Any]
     notes: tuple[str, ...]
@@ -78,7 +78,7 @@ class RunResult:
 
 
 def evaluate_run(
-    folder: RunFolder,
+    folder: RunDir,
     config: EvaluationConfig = EvaluationConfig(),
     *,
     console: Console | None = None,
@@ -90,7 +90,7 @@ def evaluate_run(
     Raises:
         SettingsError: a policy to be judged beside is of other tasks, or the inner rate is
             learned and cannot be replaced.
-        RunFolderError: a run cannot be read, or a file not be written.
+        RunDirError: a run cannot be read, or a file not be written.
     """
     agent = override_inner_rate(load(folder.path, checkpoint=config.checkpoint), config.inner_rate)
     check_matches_task(agent, folder.path)
@@ -124,11 +124,11 @@ def evaluate_run(
     return RunResult(folder, evaluation, results, tuple(notes))
 
 
-def report_run(folder: RunFolder, results: dict[str, Any] | None) -> Path:
+def report_run(folder: RunDir, results: dict[str, Any] | None) -> Path:
     """Plots and report of what the run folder holds.
 
     Raises:
-        RunFolderError: the metrics are damaged, or a file cannot be written.
+        RunDirError: the metrics are damaged, or a file cannot be written.
     """
     from maml_ray.reporting.plots import (
         write_plots,  # imports matplotlib: not before training begins
@@ -141,10 +141,10 @@ def report_run(folder: RunFolder, results: dict[str, Any] | None) -> Path:
         return write_report(folder, settings, rows, results, versions())
     except OSError as error:
         place = error.filename2 or error.filename or folder.path
-        raise RunFolderError(f"cannot write the report: {place}: {error.strerror}") from None
+        raise RunDirError(f"cannot write the report: {place}: {error.strerror}") from None
 
 
-def _rows(folder: RunFolder) -> list[dict[str, Any]]:
+def _rows(folder: RunDir) -> list[dict[str, Any]]:
     return read_metrics(folder.metrics) if os.path.lexists(folder.metrics) else []
 
 
@@ -169,7 +169,7 @@ def override_inner_rate(agent: Agent, rate: float | None) -> Agent:
     """
     if rate is None:
         return agent
-    if agent.settings.inner.learn_rates:
+    if agent.settings.inner.learn_inner_rates:
         raise SettingsError("the run has learned its inner rates: leave --inner-rate out")
     inner = agent.settings.inner.model_copy(update={"learning_rate": rate})
     return replace(agent, settings=agent.settings.model_copy(update={"inner": inner}))
@@ -181,7 +181,7 @@ def _beside(agent: Agent, config: EvaluationConfig) -> dict[str, Agent]:
     tasks = config.tasks or agent.settings.evaluation.tasks
     drawn = agent.sample_tasks(tasks, seed=config.seed)
     for path in config.baselines:
-        other = load(open_run(path).path)
+        other = load(open_run_dir(path).path)
         same_horizon = other.settings.task.horizon == agent.settings.task.horizon
         if not same_horizon or other.sample_tasks(tasks, seed=config.seed) != drawn:
             raise SettingsError(

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from maml_ray.common.errors import RunFolderError, UserError
+from maml_ray.common.errors import RunDirError, UserError
 from maml_ray.common.safe_files import PatientFile
 from maml_ray.config.settings import SettingsError
 from maml_ray.evaluation.agent import Agent
@@ -142,19 +142,19 @@ class FollowLog:
         folder: is made; must not hold rows yet.
 
     Raises:
-        RunFolderError: it does, or cannot be written.
+        RunDirError: it does, or cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
         from maml_ray.reporting.tensorboard import EventWriter  # slow to import
 
         if (folder / ROWS).exists():
-            raise RunFolderError(f"{folder} holds {ROWS} already: name another folder")
+            raise RunDirError(f"{folder} holds {ROWS} already: name another folder")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._events = EventWriter(folder / "tensorboard")
         except OSError as error:
-            raise RunFolderError(f"cannot write to {folder}: {error.strerror}") from None
+            raise RunDirError(f"cannot write to {folder}: {error.strerror}") from None
         self._lines = PatientFile(folder / ROWS)
 
     def add(self, judged: EvaluatedVersion) -> None:

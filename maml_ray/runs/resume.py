@@ -7,21 +7,21 @@ import secrets
 
 from rich.console import Console
 
-from maml_ray.common.errors import RunFolderError, told
+from maml_ray.common.errors import RunDirError, told
 from maml_ray.config.loading import load_settings
 from maml_ray.config.settings import Settings, SettingsError
 from maml_ray.evaluation.compatibility import check_matches_task
 from maml_ray.evaluation.loading import agent_from_checkpoint
 from maml_ray.persistence.checkpoint_format import Checkpoint
-from maml_ray.persistence.checkpoint_store import has_checkpoints, newest_of
+from maml_ray.persistence.checkpoint_store import has_checkpoints, load_newest_of
 from maml_ray.persistence.metrics_file import read_metrics
-from maml_ray.persistence.run_dir import RunFolder, check_writable
+from maml_ray.persistence.run_dir import RunDir, check_writable
 from maml_ray.persistence.run_storage import (
+    checkpoint_storages,
     fetch_metrics,
-    is_at,
-    places_of,
-    run_storage,
-    stored_settings,
+    is_run_dir,
+    open_run_storage,
+    read_settings,
 )
 from maml_ray.persistence.storage import Storage, open_storage
 
@@ -35,25 +35,25 @@ FREE_ON_RESUME = (
 """What a resumed run may change, beside all of ``cluster``, ``faults`` and ``evaluation``."""
 
 
-def check_no_existing_run(folder: RunFolder, settings: Settings) -> None:
+def check_no_existing_run(folder: RunDir, settings: Settings) -> None:
     """Refuse to begin a run where there is one: in its folder, or in its storage.
 
     Raises:
-        RunFolderError: there is one, or the storage cannot be read.
+        RunDirError: there is one, or the storage cannot be read.
     """
     if os.path.lexists(folder.settings):
-        raise RunFolderError(
+        raise RunDirError(
             f"{folder.path} already holds a run: go on with it by --resume {folder.path}, "
             "or name another folder"
         )
-    storage = run_storage(folder, settings)
-    if not is_at(storage, folder) and stored_settings(storage) is not None:
-        raise RunFolderError(
+    storage = open_run_storage(folder, settings)
+    if not is_run_dir(storage, folder) and read_settings(storage) is not None:
+        raise RunDirError(
             f"{storage} already holds a run: go on with it by --resume {storage}, "
             "or name another folder"
         )
     if has_checkpoints(storage):
-        raise RunFolderError(
+        raise RunDirError(
             f"{storage} holds checkpoints of another run, without its settings: move them away, "
             "or name another folder"
         )
@@ -63,7 +63,7 @@ def check_storage_writable(settings: Settings) -> None:
     """Refuse to begin, or to go on, with a storage that takes nothing: before Ray is started.
 
     Raises:
-        RunFolderError: a marker cannot be written there, or not be removed.
+        RunDirError: a marker cannot be written there, or not be removed.
     """
     if settings.run.storage is None:
         return
@@ -72,27 +72,27 @@ def check_storage_writable(settings: Settings) -> None:
         storage.write(marker, b"")
         storage.remove(marker)
     except OSError as error:
-        raise RunFolderError(
+        raise RunDirError(
             f"cannot write to run.storage = {settings.run.storage} ({told(error)}): mend it, or "
             "set run.storage to a place that can be written"
         ) from None
 
 
-def load_resume_state(folder: RunFolder, settings: Settings, console: Console) -> Checkpoint | None:
+def load_resume_state(folder: RunDir, settings: Settings, console: Console) -> Checkpoint | None:
     """Where a run goes on; None where it was ended before its first checkpoint.
 
     Raises:
         SettingsError: the settings are not the run's.
-        RunFolderError: the folder or the storage cannot be used, or is another run's.
+        RunDirError: the folder or the storage cannot be used, or is another run's.
     """
     _check_resumable(load_settings(folder.settings), settings)
     check_writable(folder.checkpoints, folder.tensorboard, folder.plots, folder.attempts)
     check_writable(folder.metrics, folder.evaluation, folder.episodes, folder.report)
     if os.path.lexists(folder.metrics):
         read_metrics(folder.metrics)  # before Ray is started, not after
-    places = places_of(folder, settings)
+    places = checkpoint_storages(folder, settings)
     _check_same_run(folder, places[0], settings)
-    place, checkpoint, warnings = newest_of(places)
+    place, checkpoint, warnings = load_newest_of(places)
     for warning in warnings:
         say(console, f"warning: {warning}")
     if checkpoint is None:
@@ -105,25 +105,25 @@ def load_resume_state(folder: RunFolder, settings: Settings, console: Console) -
     return checkpoint
 
 
-def _check_same_run(folder: RunFolder, storage: Storage, settings: Settings) -> None:
+def _check_same_run(folder: RunDir, storage: Storage, settings: Settings) -> None:
     """Refuse to go on in a storage that holds another run."""
-    there = None if is_at(storage, folder) else stored_settings(storage)
+    there = None if is_run_dir(storage, folder) else read_settings(storage)
     if there is None:
         return
     try:
         _check_resumable(there, settings)
     except SettingsError as error:
-        raise RunFolderError(
+        raise RunDirError(
             f"{storage} holds another run than {folder.path} ({error}): name another run.storage"
         ) from None
 
 
-def _check_mounted(folder: RunFolder, storage: Storage) -> None:
+def _check_mounted(folder: RunDir, storage: Storage) -> None:
     """Refuse to begin anew because a storage shows nothing of a run that was written to it."""
-    if is_at(storage, folder) or not os.path.lexists(folder.metrics):
+    if is_run_dir(storage, folder) or not os.path.lexists(folder.metrics):
         return
-    if stored_settings(storage) is None and read_metrics(folder.metrics):
-        raise RunFolderError(
+    if read_settings(storage) is None and read_metrics(folder.metrics):
+        raise RunDirError(
             f"{storage} shows nothing of the run in {folder.path}, which has finished iterations: "
             "see that it is mounted, or name another run folder to begin anew"
         )

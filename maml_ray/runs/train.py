@@ -9,19 +9,19 @@ from pathlib import Path
 
 from rich.console import Console
 
-from maml_ray.common.errors import Interrupted, RunFolderError, TrainingFailed
+from maml_ray.common.errors import Interrupted, RunDirError, TrainingFailed
 from maml_ray.config.loading import load_settings
 from maml_ray.config.settings import Settings
 from maml_ray.evaluation.results_file import read_evaluation
 from maml_ray.persistence.checkpoint_format import Checkpoint
-from maml_ray.persistence.file_lock import run_lock
+from maml_ray.persistence.file_lock import lock_run_dir
 from maml_ray.persistence.records import Observer
-from maml_ray.persistence.run_dir import RunFolder, base_directory, open_run
+from maml_ray.persistence.run_dir import RunDir, open_run_dir, resolve_base_directory
 from maml_ray.persistence.run_storage import (
     fetch_run,
-    is_at,
-    run_storage,
-    stored_settings,
+    is_run_dir,
+    open_run_storage,
+    read_settings,
 )
 from maml_ray.reporting.metrics_log import MetricsLog
 from maml_ray.reporting.progress import make_progress
@@ -58,7 +58,7 @@ def train(
 
     Raises:
         SettingsError: the settings do not fit the run that is to be resumed, or name no task.
-        RunFolderError: the folder or the storage cannot be used, or is another run's.
+        RunDirError: the folder or the storage cannot be used, or is another run's.
         ResourceError: the cluster is not there or lacks what is asked for.
         TrainingFailed: a piece of work could not be done.
         Superseded: a newer attempt at the run has begun elsewhere.
@@ -66,7 +66,7 @@ def train(
     """
     console = console or Console()
     folder, settings = _chosen(settings, run_dir, resume, console)
-    with run_lock(folder.path):  # and only then look at what the folder holds
+    with lock_run_dir(folder.path):  # and only then look at what the folder holds
         if resume is None or not os.path.lexists(folder.settings):
             check_no_existing_run(folder, settings)
             check_storage_writable(settings)
@@ -79,7 +79,7 @@ def train(
 
 
 def _run(
-    folder: RunFolder,
+    folder: RunDir,
     settings: Settings,
     checkpoint: Checkpoint | None,
     console: Console,
@@ -101,7 +101,7 @@ def _run(
 
 
 def _done(
-    folder: RunFolder, settings: Settings, checkpoint: Checkpoint, console: Console, *, again: bool
+    folder: RunDir, settings: Settings, checkpoint: Checkpoint, console: Console, *, again: bool
 ) -> RunResult:
     """What is left to do of a run that has all its iterations: no Ray is needed for it."""
     say(console, f"{folder.path} is done: it has {checkpoint.iteration} iterations")
@@ -112,13 +112,13 @@ def _done(
     return evaluate_run(folder, EvaluationConfig(video=settings.evaluation.video), console=console)
 
 
-def _is_evaluated(folder: RunFolder) -> bool:
+def _is_evaluated(folder: RunDir) -> bool:
     """Whether there is an evaluation, of these iterations, and the report that comes after it."""
     try:
         read_evaluation(folder.evaluation)
         written = folder.evaluation.stat().st_mtime
         return folder.report.exists() and written >= folder.metrics.stat().st_mtime
-    except (OSError, RunFolderError):
+    except (OSError, RunDirError):
         return False
 
 
@@ -127,7 +127,7 @@ def _chosen(
     run_dir: str | Path | None,
     resume: str | Path | None,
     console: Console,
-) -> tuple[RunFolder, Settings]:
+) -> tuple[RunDir, Settings]:
     """The run folder, which need not be there yet, and the settings."""
     if resume is not None and resume != AUTO:
         folder = open_or_fetch_run(resume)
@@ -137,41 +137,41 @@ def _chosen(
         if resume == AUTO:
             folder = _named(settings, console)
         else:
-            folder = RunFolder(Path(run_dir)) if run_dir is not None else _new_folder(settings)
+            folder = RunDir(Path(run_dir)) if run_dir is not None else _new_folder(settings)
             check_no_existing_run(folder, settings)
         if run_dir is None:
             _tell_directory(settings, console)
     resolve_tasks(settings.task)  # a name that is not there costs nothing yet
-    run_storage(folder, settings)  # nor does a URL that is none
+    open_run_storage(folder, settings)  # nor does a URL that is none
     return folder, settings
 
 
-def open_or_fetch_run(run: str | Path) -> RunFolder:
+def open_or_fetch_run(run: str | Path) -> RunDir:
     """The run folder of a path; of a URL, a copy of what is kept there, under ``runs/``.
 
     Raises:
-        RunFolderError: there is no run.
+        RunDirError: there is no run.
         StorageError: there can be none at that URL.
     """
     if "://" in str(run):
         return fetch_run(str(run), _directory(Settings()))
-    return open_run(run)
+    return open_run_dir(run)
 
 
-def _named(settings: Settings, console: Console) -> RunFolder:
+def _named(settings: Settings, console: Console) -> RunDir:
     """The run folder of ``run.name``, without a time stamp: fetched, if it is only in storage."""
-    folder = RunFolder(_directory(settings) / settings.run.name)
+    folder = RunDir(_directory(settings) / settings.run.name)
     if not os.path.lexists(folder.settings):
-        storage = run_storage(folder, settings)
-        if not is_at(storage, folder) and stored_settings(storage) is not None:
+        storage = open_run_storage(folder, settings)
+        if not is_run_dir(storage, folder) and read_settings(storage) is not None:
             say(console, f"going on with the run that is kept in {storage}")
             return fetch_run(str(storage), folder.path.parent)
         return folder
-    return open_run(folder.path)
+    return open_run_dir(folder.path)
 
 
 def _directory(settings: Settings) -> Path:
-    return base_directory(settings.run.directory, os.environ, Path.home())
+    return resolve_base_directory(settings.run.directory, os.environ, Path.home())
 
 
 def _tell_directory(settings: Settings, console: Console) -> None:
@@ -190,16 +190,16 @@ def _placed(settings: Settings) -> Settings:
     storage = settings.run.storage
     if storage is None or "://" in storage:
         return settings
-    path = base_directory(storage, os.environ, Path.home()).absolute()
+    path = resolve_base_directory(storage, os.environ, Path.home()).absolute()
     return settings.model_copy(
         update={"run": settings.run.model_copy(update={"storage": str(path)})}
     )
 
 
-def _new_folder(settings: Settings) -> RunFolder:
+def _new_folder(settings: Settings) -> RunDir:
     """One named after the run and the time; numbered where another began in the same second."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     name = f"{settings.run.name}-{stamp}"
     names = (name if number == 1 else f"{name}-{number}" for number in count(1))
     paths = (_directory(settings) / each for each in names)
-    return RunFolder(next(path for path in paths if not os.path.lexists(path)))
+    return RunDir(next(path for path in paths if not os.path.lexists(path)))

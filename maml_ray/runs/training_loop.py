@@ -6,7 +6,7 @@ The loop moves references and figures; it holds neither trajectories nor gradien
 hold is the learner's last state, which is small: whoever dies, training goes on from there, and to
 the same bits, since every random number is named by what it is for.
 
-With ``meta_batch.overlap`` the actors collect the next meta-batch while the learner updates from
+With ``meta_batch.async_collection`` the actors collect the next meta-batch while the learner updates from
 this one: see :mod:`~maml_ray.learning.staleness`.
 """
 
@@ -24,15 +24,15 @@ from maml_ray.common.errors import Interrupted, TrainingFailed
 from maml_ray.common.signals import StopRequest
 from maml_ray.config.settings import FaultSettings, Settings
 from maml_ray.learning.rollout_worker import Assignment, policy_spec, sample_tasks
-from maml_ray.learning.staleness import collecting_version
+from maml_ray.learning.staleness import collection_version
 from maml_ray.learning.state import UpdateMetrics
 from maml_ray.monitoring.prometheus import RayMetrics
 from maml_ray.monitoring.publisher import Publisher
-from maml_ray.persistence.async_writer import CheckpointWriter
+from maml_ray.persistence.async_writer import AsyncCheckpointWriter
 from maml_ray.persistence.checkpoint_format import Checkpoint
-from maml_ray.persistence.checkpoint_store import Score
+from maml_ray.persistence.checkpoint_store import CheckpointScore
 from maml_ray.persistence.records import IterationRecord, IterationTimings, Observer, StartReport
-from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.persistence.run_dir import RunDir
 from maml_ray.runs.session import open_checkpoint_writer, open_session
 from maml_ray.runtime.actor_system import Crew, crew
 from maml_ray.runtime.ray_internals import get_dashboard_url
@@ -56,7 +56,7 @@ class _Progress:
 
 def train_on_ray(
     settings: Settings,
-    folder: RunFolder,
+    folder: RunDir,
     *,
     observers: Sequence[Observer] = (),
     resume: Checkpoint | None = None,
@@ -77,7 +77,7 @@ def train_on_ray(
             finished is safe where the message says.
         Interrupted: a signal came; the finished iterations have been checkpointed.
         Superseded: a newer attempt at the run has begun.
-        RunFolderError: the folder or the storage could not be written, or is another run's.
+        RunDirError: the folder or the storage could not be written, or is another run's.
     """
     audience, position = _ObserverList(observers), _position_of(resume)
     tasks, spec = resolve_tasks(settings.task), policy_spec(settings)
@@ -107,7 +107,7 @@ class _TrainingLoop:
     settings: Settings
     tasks: TaskDistribution
     actors: Crew
-    writer: CheckpointWriter
+    writer: AsyncCheckpointWriter
     audience: _ObserverList
     check_stop: Callable[[], None]
     attempt: int
@@ -140,7 +140,7 @@ class _TrainingLoop:
 
     def _ahead(self, iteration: int) -> list[Assignment]:
         """What is collected while the learner is at ``iteration``: the next one, or nothing."""
-        if not self.settings.meta_batch.overlap:
+        if not self.settings.meta_batch.async_collection:
             return []
         return _assignments(self.settings, self.tasks, iteration + 1)
 
@@ -174,10 +174,10 @@ class _TrainingLoop:
         """
         if math.isfinite(update.return_after):
             collector = update.version - 1 - update.staleness
-            self.writer.note_score(Score(collector, update.return_after))
+            self.writer.record_score(CheckpointScore(collector, update.return_after))
         if self.position.iteration % self.settings.run.checkpoint_every == 0:
             self.writer.submit(self._checkpoint())
-        for message in self.writer.news():
+        for message in self.writer.poll_messages():
             self.audience.on_event(message)
         problem = check_fault_budget(update, self.settings.faults)
         if problem is not None:
@@ -194,7 +194,7 @@ class _TrainingLoop:
 
     def _save_last(self, deadline_s: float, check: Callable[[], None] = lambda: None) -> None:
         """See to it that all that is finished is safe."""
-        if self.position.iteration > (self.writer.submitted or 0):
+        if self.position.iteration > (self.writer.last_submitted or 0):
             self.writer.submit(self._checkpoint())
         self.writer.flush(deadline_s, check)
 
@@ -228,12 +228,12 @@ def _assignments(settings: Settings, tasks: TaskDistribution, iteration: int) ->
     if iteration >= settings.run.iterations:
         return []
     drawn = sample_tasks(settings, tasks, iteration)
-    version = collecting_version(settings, iteration)
+    version = collection_version(settings, iteration)
     return [Assignment(iteration, index, task, version) for index, task in enumerate(drawn)]
 
 
 def _start_report(
-    folder: RunFolder, actors: Crew, resume: Checkpoint | None, attempt: int
+    folder: RunDir, actors: Crew, resume: Checkpoint | None, attempt: int
 ) -> StartReport:
     return StartReport(
         run_directory=str(folder.path),

@@ -10,11 +10,11 @@ from maml_ray.common.errors import UserError
 from maml_ray.common.json_data import plain
 from maml_ray.config.loading import validate_settings
 from maml_ray.config.settings import Settings, SettingsError
-from maml_ray.persistence.checkpoint_store import has_checkpoints, load_newest
-from maml_ray.persistence.file_lock import run_lock
+from maml_ray.persistence.checkpoint_store import has_checkpoints, load_newest_checkpoint
+from maml_ray.persistence.file_lock import lock_run_dir
 from maml_ray.persistence.records import IterationRecord, Observer, StartReport
-from maml_ray.persistence.run_dir import RunFolder
-from maml_ray.persistence.run_storage import run_storage
+from maml_ray.persistence.run_dir import RunDir
+from maml_ray.persistence.run_storage import open_run_storage
 from maml_ray.reporting.metrics_log import MetricsLog
 from maml_ray.runs.training_loop import train_on_ray
 
@@ -98,10 +98,10 @@ def _trial_of(settings: Settings) -> Callable[[dict[str, Any]], None]:
 
 
 def _run(settings: Settings, report: Callable[[dict[str, Any]], None]) -> None:
-    folder = RunFolder(Path(settings.run.directory) / settings.run.name)
-    with run_lock(folder.path):
-        storage = run_storage(folder, settings)
-        resume = load_newest(storage)[0] if has_checkpoints(storage) else None
+    folder = RunDir(Path(settings.run.directory) / settings.run.name)
+    with lock_run_dir(folder.path):
+        storage = open_run_storage(folder, settings)
+        resume = load_newest_checkpoint(storage)[0] if has_checkpoints(storage) else None
         log = MetricsLog(folder, resume.iteration if resume else 0)
         observers: list[Observer] = [log, _Reporter(folder, report)]
         try:
@@ -113,7 +113,7 @@ def _run(settings: Settings, report: Callable[[dict[str, Any]], None]) -> None:
 class _Reporter:
     """An observer that tells Tune of each iteration, which may end the trial there."""
 
-    def __init__(self, folder: RunFolder, report: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, folder: RunDir, report: Callable[[dict[str, Any]], None]) -> None:
         self._folder, self._report = folder, report
 
     def on_start(self, report: StartReport) -> None:

@@ -20,8 +20,8 @@ from maml_ray.config.settings import Settings
 from maml_ray.maml.inner_loop import Order
 from maml_ray.maml.meta_objective import MetaBatch, MetaObjective
 from maml_ray.persistence.metrics_file import read_metrics
-from maml_ray.persistence.records import FaultFigures, IterationRecord, IterationTimings
-from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.persistence.records import FaultCounts, IterationRecord, IterationTimings
+from maml_ray.persistence.run_dir import RunDir
 from maml_ray.policies.spec import PolicySpec
 from maml_ray.reporting.metrics_log import MetricsLog
 from tests.backends.test_meta_gradient import (
@@ -139,7 +139,7 @@ def test_the_update_tells_them_every_so_many_iterations(
     assert told == [True, False, False, True, False]
 
 
-def rows_of(settings: Settings, folder: RunFolder, iterations: int) -> list[dict[str, Any]]:
+def parse_metrics(settings: Settings, folder: RunDir, iterations: int) -> list[dict[str, Any]]:
     """A short run's rows, written and read back."""
     run, log = Run(settings), MetricsLog(folder)
     folder.path.mkdir(parents=True, exist_ok=True)
@@ -153,14 +153,14 @@ def rows_of(settings: Settings, folder: RunFolder, iterations: int) -> list[dict
                 timings=IterationTimings(1.0, 0.5, 0.1, 0.2),
                 total_env_steps=10 * (iteration + 1),
                 elapsed_s=1.0,
-                faults=FaultFigures(2, 10, 0, 0, 10, 0, 0, 0, 0),
+                faults=FaultCounts(2, 10, 0, 0, 10, 0, 0, 0, 0),
             )
         )
     log.close()
     return read_metrics(folder.metrics)
 
 
-def scalars(folder: RunFolder, tag: str) -> list[tuple[int, float]]:
+def scalars(folder: RunDir, tag: str) -> list[tuple[int, float]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder.tensorboard))
@@ -174,8 +174,8 @@ def test_between_looks_the_row_holds_null_and_tensorboard_nothing(
     small_settings: Settings, tmp_path: Path
 ) -> None:
     settings = change(small_settings, "outer", diagnose_every=2, objective="trpo")
-    folder = RunFolder(tmp_path / "run")
-    rows = rows_of(settings, folder, 3)
+    folder = RunDir(tmp_path / "run")
+    rows = parse_metrics(settings, folder, 3)
     raw = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     assert rows == raw
     for key, tag in (

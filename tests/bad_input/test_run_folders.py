@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import maml_ray
-from maml_ray.common.errors import RunFolderError, UserError
+from maml_ray.common.errors import RunDirError, UserError
 from maml_ray.config.loading import dump_settings
-from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.persistence.run_dir import RunDir
 from maml_ray.runs.adapt import adapt_run
 from maml_ray.runs.evaluate import EvaluationConfig, evaluate_run
 from tests.bad_input import damage
@@ -250,7 +250,7 @@ def test_a_file_of_a_terabyte_is_not_read(copied: Path) -> None:
     [
         {"policy": {"hidden_sizes": [5]}},
         {"policy": {"activation": "relu"}},
-        {"inner": {"learn_rates": True}},
+        {"inner": {"learn_inner_rates": True}},
         {"policy": {"action_scale": 0.5}},
     ],
     ids=repr,
@@ -259,7 +259,7 @@ def test_settings_of_another_run(copied: Path, changes: dict[str, Any]) -> None:
     (copied / "settings.yaml").write_text(dump_settings(settings(**changes)))
     for command in ("evaluate", "adapt", "resume"):
         assert_refused(use(command, copied), str(copied), "does not fit its settings")
-    with pytest.raises(RunFolderError, match="does not fit its settings"):
+    with pytest.raises(RunDirError, match="does not fit its settings"):
         maml_ray.load(copied)
 
 
@@ -313,4 +313,4 @@ def test_a_run_folder_that_can_be_none(tmp_path: Path) -> None:
         for command in ("evaluate", "adapt", "compare", "report", "resume"):
             assert_refused(use(command, tmp_path / name if name else Path("")))
     assert sorted(os.listdir(tmp_path)) == ["file", "loop"]
-    assert RunFolder(tmp_path).path.is_dir()
+    assert RunDir(tmp_path).path.is_dir()

@@ -19,7 +19,7 @@ import ray
 import maml_ray
 from maml_ray.config.loading import load_settings
 from maml_ray.config.settings import Settings
-from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.persistence.run_dir import RunDir
 from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.runs.training_loop import train_on_ray
 from tests.benchmarks.collection import physics_alone
@@ -71,7 +71,7 @@ def measure(settings_file: str, iterations: int) -> IterationResult:
     try:
         before = _physics_on_all_cores(settings)
         with tempfile.TemporaryDirectory() as folder:
-            train_on_ray(settings, RunFolder(Path(folder)), observers=[recorder])
+            train_on_ray(settings, RunDir(Path(folder)), observers=[recorder])
             trained = maml_ray.load(folder).policy
         physics_us = 0.5 * (before + _physics_on_all_cores(settings, trained))
     finally:

@@ -19,7 +19,7 @@ import ray
 from maml_ray.config.loading import validate_settings
 from maml_ray.config.settings import Settings
 from maml_ray.persistence.records import IterationRecord, StartReport
-from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.persistence.run_dir import RunDir
 from maml_ray.runs.training_loop import train_on_ray
 from maml_ray.runtime.actor_system import Crew
 from maml_ray.runtime.learner_handle import LearnerClient
@@ -102,7 +102,7 @@ def settings_for(actors: int, iterations: int, *, overlap: bool = False) -> Sett
             },
             "policy": {"hidden_sizes": [HIDDEN], "normalize_observations": False},
             "advantages": {"baseline": "zero"},
-            "meta_batch": {"tasks": actors, "episodes": EPISODES, "overlap": overlap},
+            "meta_batch": {"tasks": actors, "episodes": EPISODES, "async_collection": overlap},
             "outer": {"epochs": 1, "tasks_per_minibatch": None, "diagnose_every": None},
             "cluster": {"rollout_actors": actors, "min_rollout_actors": actors},
         }
@@ -196,7 +196,7 @@ def run_with(
             stack.enter_context(mock.patch.object(owner, name, wrapped))
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         chosen = settings_for(actors, total, overlap=overlap)
-        train_on_ray(chosen, RunFolder(Path(folder)), observers=[watch])
+        train_on_ray(chosen, RunDir(Path(folder)), observers=[watch])
     assert watch.cpu is not None
     timings = [record.timings for record in watch.records[WARM_UP:]]
     means = {

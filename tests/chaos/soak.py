@@ -16,7 +16,7 @@ from safetensors import numpy as safetensors_numpy
 from maml_ray.config.loading import validate_settings
 from maml_ray.config.settings import Settings
 from maml_ray.persistence.metrics_file import read_metrics
-from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.persistence.run_dir import RunDir
 from tests.chaos.faults import Fault
 from tests.chaos.machine import machine
 from tests.chaos.undisturbed import fingerprint, undisturbed
@@ -116,13 +116,13 @@ def soak(
             raise RunDied(f"after {dict(done)}: {died}") from None
         finally:
             victim.close()
-    rows = read_metrics(RunFolder(folder).metrics)
+    rows = read_metrics(RunDir(folder).metrics)
     assert [row["iteration"] for row in rows] == list(range(len(rows)))
     return Outcome(
         faults=done,
         iterations=(len(rows), settings.run.iterations),
         failures=rows[-1]["failures"],
-        fingerprint=fingerprint(_final_parameters(RunFolder(folder))),
+        fingerprint=fingerprint(_final_parameters(RunDir(folder))),
         undisturbed=fingerprint(undisturbed(settings).parameters),
         resumes=tuple(victim.resumes),
         farewells=tuple(victim.farewells),
@@ -130,7 +130,7 @@ def soak(
     )
 
 
-def _final_parameters(folder: RunFolder) -> dict[str, NDArray[Any]]:
+def _final_parameters(folder: RunDir) -> dict[str, NDArray[Any]]:
     newest = max(path for path in folder.checkpoints.iterdir() if path.name.isdigit())
     parameters: dict[str, NDArray[Any]]
     parameters = safetensors_numpy.load_file(newest / "parameters.safetensors")

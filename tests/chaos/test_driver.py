@@ -19,9 +19,9 @@ import botocore.config
 import numpy as np
 import pytest
 
-from maml_ray.common.errors import RunFolderError
-from maml_ray.persistence.checkpoint_store import load_newest
-from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.common.errors import RunDirError
+from maml_ray.persistence.checkpoint_store import load_newest_checkpoint
+from maml_ray.persistence.run_dir import RunDir
 from maml_ray.persistence.storage import LocalStorage
 from maml_ray.tasks.half_cheetah import HalfCheetahBackwardTasks
 from maml_ray.tasks.task import Task
@@ -196,7 +196,7 @@ def test_a_signal_during_the_evaluation(tmp_path: Path, number: signal.Signals) 
         wait_for(process, "evaluating")
         process.send_signal(number)
         assert_ended(process, number)
-    assert load_newest(LocalStorage(tmp_path / "run"))[0].iteration == 1
+    assert load_newest_checkpoint(LocalStorage(tmp_path / "run"))[0].iteration == 1
     assert not (tmp_path / "run" / "evaluation.json").exists()
 
 
@@ -218,7 +218,7 @@ def test_a_signal_while_the_storage_hangs(tmp_path: Path) -> None:
         said = assert_ended(process, signal.SIGTERM)
     (saved,) = (tmp_path / "fallback").iterdir()
     assert str(saved) in said
-    assert load_newest(LocalStorage(saved))[0].iteration >= 1
+    assert load_newest_checkpoint(LocalStorage(saved))[0].iteration >= 1
 
 
 @pytest.mark.soak
@@ -242,7 +242,9 @@ def test_a_driver_killed_twice_in_the_same_iteration_comes_to_the_same_end(tmp_p
     with driver(resume, tmp_path) as process:
         process.communicate(timeout=DEADLINE_S)
         assert process.returncode == 0
-    ours, theirs = (load_newest(LocalStorage(path))[0].learner for path in (broken, whole))
+    ours, theirs = (
+        load_newest_checkpoint(LocalStorage(path))[0].learner for path in (broken, whole)
+    )
     assert set(ours.parameters) == set(theirs.parameters)
     for name in theirs.parameters:
         np.testing.assert_array_equal(ours.parameters[name], theirs.parameters[name])
@@ -259,13 +261,13 @@ def _killed_at(gate: Path, process: subprocess.Popen[str], run: Path) -> int:
 
 def _all_is_saved(run: Path) -> bool:
     try:
-        return len(RunFolder(run).metrics.read_text().splitlines()) == _newest(run)
-    except RunFolderError:  # checkpoints come and go while they are read
+        return len(RunDir(run).metrics.read_text().splitlines()) == _newest(run)
+    except RunDirError:  # checkpoints come and go while they are read
         return False
 
 
 def _newest(run: Path) -> int:
-    return load_newest(LocalStorage(run))[0].iteration
+    return load_newest_checkpoint(LocalStorage(run))[0].iteration
 
 
 def _until(there: Callable[[], bool], process: subprocess.Popen[str]) -> None:

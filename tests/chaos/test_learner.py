@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import ray
 
-from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.persistence.run_dir import RunDir
 from maml_ray.runs.training_loop import train_on_ray
 from maml_ray.runtime.learner_handle import LearnerClient
 from tests.chaos.machine import Machine
@@ -30,7 +30,7 @@ def test_a_learner_that_dies_in_an_update_costs_that_update_and_nothing_else(
     cluster: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In iteration 1 its process is killed, in iteration 2 its node goes."""
-    chosen, folder = settings(iterations=4, outer={"epochs": 200}), RunFolder(tmp_path / "run")
+    chosen, folder = settings(iterations=4, outer={"epochs": 200}), RunDir(tmp_path / "run")
     nodes = [cluster.add_node(cpus=0, gpus=1)]  # the learner asks for the GPU: it has to be there
     wait = LearnerClient._wait_for
     hit: list[int] = []

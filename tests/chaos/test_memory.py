@@ -13,7 +13,7 @@ import ray
 
 from maml_ray.config.loading import validate_settings
 from maml_ray.persistence.records import IterationRecord, StartReport
-from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.persistence.run_dir import RunDir
 from maml_ray.reporting.metrics_log import MetricsLog
 from maml_ray.runs.training_loop import train_on_ray
 from tests.small_ray import small_ray
@@ -76,7 +76,7 @@ def test_no_memory_is_gathered_over_three_hundred_iterations(tmp_path: Path) -> 
             "cluster": {"learner_threads": 1},
         }
     )
-    folder, scales = RunFolder(tmp_path / "run"), Scales()
+    folder, scales = RunDir(tmp_path / "run"), Scales()
     log = MetricsLog(folder)
     train_on_ray(settings, folder, observers=[scales, log])
     log.close()

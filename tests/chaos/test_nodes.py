@@ -10,7 +10,7 @@ import pytest
 
 from maml_ray.common.errors import TrainingFailed
 from maml_ray.persistence.records import IterationRecord
-from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.persistence.run_dir import RunDir
 from maml_ray.runs.training_loop import train_on_ray
 from maml_ray.runtime.rollout_pool import Collected, RolloutPool
 from tests.chaos.machine import Machine
@@ -22,7 +22,7 @@ def test_actors_follow_the_nodes_and_rollouts_that_went_with_one_are_made_again(
     cluster: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Iteration 1 gains a node; 3 loses the one that holds rollouts, before the update."""
-    chosen, folder = settings(iterations=5), RunFolder(tmp_path / "run")
+    chosen, folder = settings(iterations=5), RunDir(tmp_path / "run")
     begin, finish = RolloutPool.begin, RolloutPool.finish
     batches: list[Collected] = []
 
@@ -62,14 +62,14 @@ def test_a_cluster_without_nodes_is_waited_for_and_given_up(
 
     chosen = settings(iterations=3, cluster={"empty_timeout_s": 1.0})
     with pytest.raises(TrainingFailed, match=r"waiting for a node .*cluster\.empty_timeout_s"):
-        train_on_ray(chosen, RunFolder(tmp_path / "run"), observers=[Watcher(leave)])
+        train_on_ray(chosen, RunDir(tmp_path / "run"), observers=[Watcher(leave)])
 
 
 def test_eight_actors_give_the_same_bits_as_one_process(cluster: Machine, tmp_path: Path) -> None:
     cluster.remove_node(random.Random(0))
     cluster.add_node(cpus=8)
     chosen = settings(iterations=2, meta_batch={"tasks": 8, "episodes": 3})
-    folder, watcher = RunFolder(tmp_path / "run"), Watcher()
+    folder, watcher = RunDir(tmp_path / "run"), Watcher()
     train_on_ray(chosen, folder, observers=[watcher])
     assert [record.faults.actors for record in watcher.records] == [8, 8]
     assert_undisturbed(chosen, folder)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from maml_ray.persistence.records import IterationRecord
-from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.persistence.run_dir import RunDir
 from maml_ray.runs.training_loop import train_on_ray
 from maml_ray.runtime.heartbeat import Place
 from maml_ray.runtime.rollout_pool import RolloutPool
@@ -26,7 +26,7 @@ def test_an_announced_node_is_left_when_another_is_there_and_nothing_is_lost(
     cluster: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Announced in iteration 1, while its actor works; another node has come by iteration 2."""
-    chosen, folder = settings(iterations=5, faults=NO_OTHER), RunFolder(tmp_path / "run")
+    chosen, folder = settings(iterations=5, faults=NO_OTHER), RunDir(tmp_path / "run")
     (first,) = cluster.ids
     cluster.add_node(cpus=0, gpus=1)  # for the learner, which would be anywhere otherwise
     dispatch = RolloutPool._dispatch
@@ -63,7 +63,7 @@ def test_an_announced_node_that_goes_with_work_under_way_is_a_pre_emption(
     cluster: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In iteration 1 with work in flight; in iteration 3 with rollouts that are not yet used."""
-    chosen, folder = settings(iterations=5, faults=NO_OTHER), RunFolder(tmp_path / "run")
+    chosen, folder = settings(iterations=5, faults=NO_OTHER), RunDir(tmp_path / "run")
     cluster.add_node(cpus=0, gpus=1)  # for the learner
     dispatch, finish = RolloutPool._dispatch, RolloutPool.finish
     gone: list[str] = []
@@ -108,7 +108,7 @@ def test_a_learner_whose_announced_node_goes_is_a_pre_emption_too(
     cluster: Machine, tmp_path: Path
 ) -> None:
     chosen = settings(iterations=3, faults=NO_OTHER)
-    folder, learners_node = RunFolder(tmp_path / "run"), cluster.add_node(cpus=0, gpus=1)
+    folder, learners_node = RunDir(tmp_path / "run"), cluster.add_node(cpus=0, gpus=1)
 
     def take_away(record: IterationRecord) -> None:
         if record.iteration == 0:

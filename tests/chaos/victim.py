@@ -16,7 +16,7 @@ import psutil
 from maml_ray.config.loading import dump_settings
 from maml_ray.config.settings import Settings
 from maml_ray.persistence.metrics_file import read_metrics
-from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.persistence.run_dir import RunDir
 from tests.chaos.machine import Machine
 
 PATIENCE_S = 240.0
@@ -44,7 +44,7 @@ class Victim:
 
     def __init__(self, machine: Machine, settings: Settings, folder: Path) -> None:
         self.machine = machine
-        self.folder = RunFolder(folder)
+        self.folder = RunDir(folder)
         self.resumes: list[float] = []
         self.farewells: list[float] = []
         self._log = folder.with_suffix(".log")

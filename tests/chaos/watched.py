@@ -7,9 +7,9 @@ from typing import Any
 
 from maml_ray.config.loading import validate_settings
 from maml_ray.config.settings import Settings
-from maml_ray.persistence.checkpoint_store import load_newest
+from maml_ray.persistence.checkpoint_store import load_newest_checkpoint
 from maml_ray.persistence.records import IterationRecord, StartReport
-from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.persistence.run_dir import RunDir
 from maml_ray.persistence.storage import LocalStorage
 from maml_ray.runtime.fault_policy import Failure
 from tests.chaos.undisturbed import fingerprint, undisturbed
@@ -59,6 +59,6 @@ def settings(iterations: int, **sections: Any) -> Settings:
     )
 
 
-def assert_undisturbed(chosen: Settings, folder: RunFolder) -> None:
-    found = load_newest(LocalStorage(folder.path))[0].learner
+def assert_undisturbed(chosen: Settings, folder: RunDir) -> None:
+    found = load_newest_checkpoint(LocalStorage(folder.path))[0].learner
     assert fingerprint(found.parameters) == fingerprint(undisturbed(chosen).parameters)

@@ -19,7 +19,7 @@ from maml_ray.evaluation.loading import load
 from maml_ray.monitoring.prometheus import METRICS
 from maml_ray.persistence.checkpoint_store import has_checkpoints
 from maml_ray.persistence.metrics_file import read_metrics
-from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.persistence.run_dir import RunDir
 from maml_ray.persistence.storage import LocalStorage
 from tests.runtime.test_ray_cluster import BIN, Cluster, cluster  # noqa: F401  (a fixture)
 
@@ -151,7 +151,7 @@ def watched(
         "place": place,
         "seen": seen,
         "sample": sample,
-        "rows": read_metrics(RunFolder(place / "r").metrics),
+        "rows": read_metrics(RunDir(place / "r").metrics),
         "judged": [json.loads(line) for line in rows.read_text().splitlines()],
         "codes": codes,
         "said": [program.said for program in programs],

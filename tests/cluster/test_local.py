@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from maml_ray.persistence.metrics_file import read_metrics
-from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.persistence.run_dir import RunDir
 from tests.cluster.files import CLUSTER
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -74,7 +74,7 @@ def test_a_run_is_seen_on_three_nodes_and_nothing_is_left(tmp_path: Path) -> Non
     where = dict(re.findall(r"^(\S+) +was on (\S+)$", output, re.M))
     assert set(where) == {"learner", "rollout-0", "rollout-1", "rollout-2"}
     assert {where[f"rollout-{i}"] for i in range(3)} == {"head", "node-1", "node-2"}
-    assert len(read_metrics(RunFolder(run).metrics)) == 2
+    assert len(read_metrics(RunDir(run).metrics)) == 2
     assert mark.processes() == []
     assert folders() <= before
     assert not (home / ".ray").exists()

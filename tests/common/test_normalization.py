@@ -10,7 +10,7 @@ from maml_ray.learning.rollout_worker import Assignment, RolloutWorker, sample_t
 from maml_ray.maml.distributions import distribution, to_torch
 from maml_ray.maml.losses import make_samples
 from maml_ray.policies.numpy_policy import NumpyPolicy
-from maml_ray.rollouts.advantages import advantages
+from maml_ray.rollouts.advantages import compute_advantages
 
 
 def observations(n: int, seed: int = 0) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
@@ -96,7 +96,9 @@ def test_the_numpy_policy_normalizes_as_the_samples_are(small_settings: Settings
     learner, worker = updated_learner(small_settings)
     theta = learner.publish()
     query = rollouts(learner, worker, small_settings)[0].query
-    samples = make_samples(query, advantages(query, small_settings.advantages), theta.normalizer)
+    samples = make_samples(
+        query, compute_advantages(query, small_settings.advantages), theta.normalizer
+    )
     by_torch = distribution(worker.spec, to_torch(theta.values), samples.observations)[0]
     by_numpy = NumpyPolicy(worker.spec, theta.values, theta.normalizer).outputs(query.observations)
     np.testing.assert_allclose(by_numpy.reshape(by_torch.shape), by_torch, atol=1e-5)

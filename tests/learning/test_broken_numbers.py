@@ -18,7 +18,7 @@ from maml_ray.learning.rollout_worker import Assignment, RolloutWorker, policy_s
 from maml_ray.learning.state import LearnerState, UpdateMetrics
 from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.policies.spec import initial_parameters
-from maml_ray.rollouts.collector import ATTEMPTS, BrokenSimulation, collect
+from maml_ray.rollouts.collector import ATTEMPTS, SimulationFailed, collect
 from maml_ray.rollouts.trajectories import TaskRollouts, Trajectories
 from maml_ray.runs.training_loop import check_fault_budget
 from maml_ray.tasks.registry import resolve_tasks
@@ -120,7 +120,7 @@ def test_episodes_that_break_however_often_they_are_drawn_are_given_up_in_a_sent
         attempts.add(attempt)
         outcome[1][3] = math.nan
 
-    with pytest.raises(BrokenSimulation, match=r"1 of 4 episodes broke 3 times in a row"):
+    with pytest.raises(SimulationFailed, match=r"1 of 4 episodes broke 3 times in a row"):
         collected(chosen(), spoil, SEED)
     assert len(attempts) == ATTEMPTS
 

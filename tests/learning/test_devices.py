@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from maml_ray.learning.devices import choose_device
+from maml_ray.learning.devices import select_device
 
 
 @pytest.mark.parametrize(
@@ -14,14 +14,14 @@ def test_the_planned_device_is_taken_where_it_works(
     monkeypatch: pytest.MonkeyPatch, planned: str, there: bool, device: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
-    assert choose_device(planned, insisted=False) == (torch.device(device), "")
+    assert select_device(planned, insisted=False) == (torch.device(device), "")
 
 
 def test_a_gpu_that_pytorch_cannot_see_is_done_without_and_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    device, remark = choose_device("cuda", insisted=False)
+    device, remark = select_device("cuda", insisted=False)
     assert device.type == "cpu"
     assert "PyTorch" in remark
 
@@ -29,4 +29,4 @@ def test_a_gpu_that_pytorch_cannot_see_is_done_without_and_said(
 def test_or_refused_where_it_was_insisted_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RuntimeError, match="learner_device=cpu"):
-        choose_device("cuda", insisted=True)
+        select_device("cuda", insisted=True)

@@ -12,7 +12,7 @@ import torch
 from maml_ray.backends.tensor_tree import selected
 from maml_ray.config.settings import Settings
 from maml_ray.maml.meta_parameters import policy_part
-from maml_ray.rollouts.advantages import advantages
+from maml_ray.rollouts.advantages import compute_advantages
 from maml_ray.rollouts.trajectories import TaskRollouts
 from tests.learning_runs import Run, change, same_state
 from tests.oracles import meta as meta_oracles
@@ -82,19 +82,26 @@ def test_samples_are_the_tasks_in_their_order_and_the_phases_in_theirs(run: Run)
             )
             np.testing.assert_array_equal(samples.log_probs[index].numpy(), phase.log_probs)
             np.testing.assert_array_equal(
-                samples.advantages[index].numpy(), advantages(phase, run.settings.advantages)
+                samples.advantages[index].numpy(),
+                compute_advantages(phase, run.settings.advantages),
             )
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2])
 @pytest.mark.parametrize("objective", ["ratio", "dice"])  # by hand, and by autograd
-@pytest.mark.parametrize("learn_rates", [False, True])
+@pytest.mark.parametrize("learn_inner_rates", [False, True])
 def test_collectors_are_the_policies_that_collected(
-    small_settings: Settings, learn_rates: bool, objective: str, steps: int
+    small_settings: Settings, learn_inner_rates: bool, objective: str, steps: int
 ) -> None:
     """Today's and its adaptations, by the reference; they carry no graph."""
     run = Run(
-        change(small_settings, "inner", learn_rates=learn_rates, objective=objective, steps=steps)
+        change(
+            small_settings,
+            "inner",
+            learn_inner_rates=learn_inner_rates,
+            objective=objective,
+            steps=steps,
+        )
     )
     run.learner.update(run.collect())
     batch = run.learner.prepare(run.collect())

@@ -22,7 +22,7 @@ from maml_ray.learning.rollout_worker import Assignment, RolloutWorker, policy_s
 from maml_ray.maml.distributions import to_torch
 from maml_ray.maml.losses import InnerObjective, make_samples
 from maml_ray.policies.spec import PolicyParameters, initial_parameters
-from maml_ray.rollouts.advantages import advantages
+from maml_ray.rollouts.advantages import compute_advantages
 from maml_ray.rollouts.trajectories import TaskRollouts, Trajectories
 from maml_ray.tasks.task import Task, TaskDistribution
 from tests.oracles import meta as meta_oracles
@@ -138,7 +138,7 @@ def test_each_phase_is_collected_by_the_policy_adapted_to_the_ones_before(
         np.testing.assert_allclose(phase.log_probs, log_probs.detach().numpy(), atol=1e-4)
         if number == 2:
             break
-        weights = torch.tensor(advantages(phase, settings.advantages)).double()
+        weights = torch.tensor(compute_advantages(phase, settings.advantages)).double()
         slopes = torch.autograd.grad(-(log_probs * weights).mean(), list(theta.values()))
         theta = {
             name: (value - settings.inner.learning_rate * slope).detach().requires_grad_()
@@ -300,7 +300,7 @@ def test_adapting_for_an_actor_is_to_the_bit_what_the_learner_differentiates(
     published, spec = parameters_of(settings), policy_spec(settings)
     support = worker.roll_out(published, assignment())[0].support[0]
     theta = to_torch(published.values)
-    samples = make_samples(support, advantages(support, settings.advantages), None)
+    samples = make_samples(support, compute_advantages(support, settings.advantages), None)
     one = mapped(lambda tensor: tensor[None], samples)
     found = adapt_policy(settings, spec, published.values, support, None)
     _, expected = policies_at(settings, spec, theta, (one,), one)

@@ -15,7 +15,7 @@ from maml_ray.config.loading import validate_settings
 from maml_ray.config.settings import Settings, SettingsError, TrustRegionSettings
 from maml_ray.learning.learner import MetaLearner
 from maml_ray.learning.off_policy import recentered
-from maml_ray.learning.staleness import checkpoints_to_keep, collecting_version
+from maml_ray.learning.staleness import checkpoints_to_keep, collection_version
 from maml_ray.maml.distributions import Gaussian
 from maml_ray.maml.meta_objective import MetaBatch, MetaObjective
 from tests.learning_runs import Run, change, same, same_state, without_time
@@ -27,7 +27,7 @@ from tests.small_runs import settings as small
 def overlapped(settings: Settings, **outer: Any) -> Settings:
     """Overlapped, with updates that move far, and a loss that knows who collected."""
     moving = {"learning_rate": 0.01, "inner_kl_coefficient": 1.0, "max_query_kl": None, **outer}
-    return change(change(settings, "meta_batch", overlap=True), "outer", **moving)
+    return change(change(settings, "meta_batch", async_collection=True), "outer", **moving)
 
 
 @pytest.fixture
@@ -69,25 +69,31 @@ def by_hand(run: Run, batch: MetaBatch) -> list[MetaBatch]:
 
 
 def test_the_first_version_collects_twice_and_each_later_one_once() -> None:
-    chosen = small(meta_batch={"overlap": True})
-    assert [collecting_version(chosen, iteration) for iteration in range(5)] == [0, 0, 1, 2, 3]
-    assert [collecting_version(small(), iteration) for iteration in range(3)] == [0, 1, 2]
+    chosen = small(meta_batch={"async_collection": True})
+    assert [collection_version(chosen, iteration) for iteration in range(5)] == [0, 0, 1, 2, 3]
+    assert [collection_version(small(), iteration) for iteration in range(3)] == [0, 1, 2]
 
 
-@pytest.mark.parametrize(("overlap", "keep", "kept"), [(False, 1, 1), (True, 1, 2), (True, 3, 3)])
+@pytest.mark.parametrize(
+    ("async_collection", "keep", "kept"), [(False, 1, 1), (True, 1, 2), (True, 3, 3)]
+)
 def test_two_checkpoints_are_kept_where_the_last_but_one_may_be_the_best(
-    overlap: bool, keep: int, kept: int
+    async_collection: bool, keep: int, kept: int
 ) -> None:
-    chosen = small(meta_batch={"overlap": overlap}, run={"keep_checkpoints": keep})
+    chosen = small(
+        meta_batch={"async_collection": async_collection}, run={"keep_checkpoints": keep}
+    )
     assert checkpoints_to_keep(chosen) == kept
 
 
 @pytest.mark.parametrize("objective", ["dice", "log_prob"])
 def test_inner_steps_without_a_ratio_are_refused(objective: str) -> None:
-    behind = {"meta_batch": {"overlap": True}}
+    behind = {"meta_batch": {"async_collection": True}}
     validate_settings({"inner": {"objective": objective}})
     validate_settings({**behind, "inner": {"objective": objective, "steps": 0}})
-    with pytest.raises(SettingsError, match=rf"inner\.objective = '{objective}' .*overlap"):
+    with pytest.raises(
+        SettingsError, match=rf"inner\.objective = '{objective}' .*async_collection"
+    ):
         validate_settings({**behind, "inner": {"objective": objective}})
 
 
@@ -287,7 +293,11 @@ def test_a_state_of_the_other_kind_is_refused(run: Run, small_settings: Settings
     fresh = Run(small_settings)
     fresh.learner.update(fresh.collect())
     spec = run.learner.spec
-    with pytest.raises(ValueError, match=r"of version 1, .* of version 0: meta_batch.overlap"):
+    with pytest.raises(
+        ValueError, match=r"of version 1, .* of version 0: meta_batch.async_collection"
+    ):
         MetaLearner(run.settings, spec).load(fresh.learner.state())
-    with pytest.raises(ValueError, match=r"of version 1, .* of version 2: meta_batch.overlap"):
+    with pytest.raises(
+        ValueError, match=r"of version 1, .* of version 2: meta_batch.async_collection"
+    ):
         MetaLearner(small_settings, spec).load(run.learner.state())

@@ -16,7 +16,7 @@ from maml_ray.common.seeding import Purpose, generator
 from maml_ray.config.settings import InnerSettings, RunSettings, Settings
 from maml_ray.evaluation.agent import Agent
 from maml_ray.learning.learner import MetaLearner
-from maml_ray.learning.state import initial_state
+from maml_ray.learning.state import initial_learner_state
 from maml_ray.maml.distributions import to_torch
 from maml_ray.maml.meta_parameters import (
     LOG_RATE,
@@ -37,7 +37,7 @@ SPEC = PolicySpec(3, 2, (4,), "tanh", 0.0, -3.0)
 
 
 def learned(settings: Settings, **more: object) -> Settings:
-    return change(settings, "inner", learn_rates=True, **more)
+    return change(settings, "inner", learn_inner_rates=True, **more)
 
 
 def rates_of(inner: InnerSettings, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -50,7 +50,7 @@ def rates_of(inner: InnerSettings, parameters: dict[str, Tensor]) -> dict[str, T
 @pytest.mark.parametrize("rate", [1e-4, 0.1, 3.0])
 def test_rates_start_at_the_setting_one_for_each_number(rate: float, discrete: bool) -> None:
     spec = replace(SPEC, discrete=discrete)
-    inner = InnerSettings(learning_rate=rate, learn_rates=True)
+    inner = InnerSettings(learning_rate=rate, learn_inner_rates=True)
     parameters = initial_meta_parameters(spec, inner, np.random.default_rng(0))
     shapes = {name: tuple(value.shape) for name, value in parameters.items()}
     assert shapes == meta_parameter_shapes(spec, inner)
@@ -62,7 +62,7 @@ def test_rates_start_at_the_setting_one_for_each_number(rate: float, discrete: b
 
 
 def test_the_policys_own_parameters_do_not_depend_on_it() -> None:
-    inner = InnerSettings(learn_rates=True)
+    inner = InnerSettings(learn_inner_rates=True)
     with_rates = initial_meta_parameters(SPEC, inner, np.random.default_rng(0))
     plain = initial_parameters(SPEC, np.random.default_rng(0))
     assert same(policy_part(with_rates), plain)
@@ -75,10 +75,10 @@ def test_the_policys_own_parameters_do_not_depend_on_it() -> None:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_run_begins_with_what_its_seeds_own_stream_draws(seed: int) -> None:
     """Not with numbers that its tasks or episodes are drawn from, too."""
-    settings = Settings(run=RunSettings(seed=seed), inner=InnerSettings(learn_rates=True))
+    settings = Settings(run=RunSettings(seed=seed), inner=InnerSettings(learn_inner_rates=True))
     stream = generator(seed, Purpose.PARAMETERS)
     expected = initial_meta_parameters(SPEC, settings.inner, stream)
-    assert same(initial_state(settings, SPEC).parameters, expected)
+    assert same(initial_learner_state(settings, SPEC).parameters, expected)
     assert same(MetaLearner(settings, SPEC).publish().values, expected)
 
 
@@ -91,7 +91,7 @@ def test_an_inner_step_moves_each_number_by_its_own_rate(small_settings: Setting
         for name, value in run.learner.publish().values.items()
     }
     support = run.collect()[0].support[0]
-    fixed = change(run.settings, "inner", learn_rates=False, learning_rate=1.0)
+    fixed = change(run.settings, "inner", learn_inner_rates=False, learning_rate=1.0)
     once = adapt_policy(fixed, run.learner.spec, policy_part(theta), support, None)
     adapted = adapt_policy(run.settings, run.learner.spec, theta, support, None)
     assert set(adapted) == set(theta)

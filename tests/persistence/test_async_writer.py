@@ -10,9 +10,13 @@ from pathlib import Path
 import pytest
 
 from maml_ray.common.errors import Interrupted, Superseded, TrainingFailed
-from maml_ray.persistence.async_writer import FIRST_PAUSE_S, LONGEST_PAUSE_S, CheckpointWriter
-from maml_ray.persistence.checkpoint_store import Score, load_newest, read_best
-from maml_ray.persistence.lease import FencedStorage, claim
+from maml_ray.persistence.async_writer import FIRST_PAUSE_S, LONGEST_PAUSE_S, AsyncCheckpointWriter
+from maml_ray.persistence.checkpoint_store import (
+    CheckpointScore,
+    load_newest_checkpoint,
+    read_best_score,
+)
+from maml_ray.persistence.lease import FencedStorage, acquire_lease
 from maml_ray.persistence.storage import LocalStorage
 from tests.persistence.test_checkpoint_store import assert_equal, checkpoint
 
@@ -70,25 +74,25 @@ def pauses() -> Pauses:
     return Pauses()
 
 
-Opener = Callable[..., CheckpointWriter]
+Opener = Callable[..., AsyncCheckpointWriter]
 
 
 @pytest.fixture
 def open_writer(disk: Disk, pauses: Pauses, tmp_path: Path) -> Iterator[Opener]:
-    opened: list[CheckpointWriter] = []
+    opened: list[AsyncCheckpointWriter] = []
 
-    def opener(missed_allowed: int = 2, slow_s: float = 1e9) -> CheckpointWriter:
+    def opener(max_missed: int = 2, slow_s: float = 1e9) -> AsyncCheckpointWriter:
         def elsewhere(point: object) -> str:
             assert not (tmp_path / "elsewhere").exists(), "once is enough"
             (tmp_path / "elsewhere").write_text(str(getattr(point, "iteration", None)))
             return "a safe place"
 
         opened.append(
-            CheckpointWriter(
+            AsyncCheckpointWriter(
                 disk,
                 keep=2,
-                missed_allowed=missed_allowed,
-                save_elsewhere=elsewhere,
+                max_missed=max_missed,
+                save_fallback=elsewhere,
                 pause=pauses,
                 slow_s=slow_s,
             )
@@ -108,13 +112,13 @@ def test_checkpoints_are_written_and_the_best_is_noted(open_writer: Opener, disk
     assert writer.age_s is None
     for iteration in (1, 2, 3):
         writer.submit(checkpoint(iteration))
-        writer.note_score(Score(iteration, float(iteration == 1)))
+        writer.record_score(CheckpointScore(iteration, float(iteration == 1)))
         writer.flush(WAIT_S)
-    assert writer.written is not None
-    assert writer.written.iteration == 3
-    assert_equal(load_newest(disk)[0], checkpoint(3))
-    assert read_best(disk) == Score(1, 1.0)
-    assert writer.news() == []
+    assert writer.last_saved is not None
+    assert writer.last_saved.iteration == 3
+    assert_equal(load_newest_checkpoint(disk)[0], checkpoint(3))
+    assert read_best_score(disk) == CheckpointScore(1, 1.0)
+    assert writer.poll_messages() == []
 
 
 def test_the_age_is_of_what_is_safe_and_not_of_what_waits(
@@ -152,16 +156,16 @@ def test_a_full_disk_is_told_once_and_tried_again_with_growing_pauses(
         pauses.lengths
         == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, LONGEST_PAUSE_S] + [LONGEST_PAUSE_S] * 2
     )
-    (told,) = writer.news()
+    (told,) = writer.poll_messages()
     assert "No space left on device" in told
     assert "training goes on" in told
     disk.full = False
     pauses.over.release()
     writer.flush(WAIT_S)
-    (told,) = writer.news()
+    (told,) = writer.poll_messages()
     assert "written to" in told
     assert "again" in told
-    assert_equal(load_newest(disk)[0], checkpoint(1))
+    assert_equal(load_newest_checkpoint(disk)[0], checkpoint(1))
 
 
 def test_what_is_overtaken_while_the_disk_is_full_is_missed_and_the_newest_is_written(
@@ -173,27 +177,27 @@ def test_what_is_overtaken_while_the_disk_is_full_is_missed_and_the_newest_is_wr
     pauses.wait_for_one()
     writer.submit(checkpoint(2))
     writer.submit(checkpoint(3))
-    assert writer.missed == 2
+    assert writer.num_missed == 2
     disk.full = False
     pauses.over.release()
     writer.flush(WAIT_S)
-    assert writer.missed == 0
+    assert writer.num_missed == 0
     assert disk.names("checkpoints") == ["00000003"]
 
 
 def test_too_many_missed_in_a_row_end_the_run_with_all_of_it_in_a_safe_place(
     open_writer: Opener, disk: Disk, pauses: Pauses, tmp_path: Path
 ) -> None:
-    writer = open_writer(missed_allowed=2)
+    writer = open_writer(max_missed=2)
     disk.full = True
     for iteration in (1, 2, 3):
         writer.submit(checkpoint(iteration))
         if iteration == 1:
             pauses.wait_for_one()
-        writer.news()
+        writer.poll_messages()
     writer.submit(checkpoint(4))
     with pytest.raises(TrainingFailed, match=r"3 checkpoints.*No space.*allows 2; .*a safe place"):
-        writer.news()
+        writer.poll_messages()
     assert (tmp_path / "elsewhere").read_text() == "4"
     writer.flush(0.0)  # it is safe there: the run may end
 
@@ -201,28 +205,28 @@ def test_too_many_missed_in_a_row_end_the_run_with_all_of_it_in_a_safe_place(
 def test_a_slow_disk_holds_nobody_up_and_is_trouble_when_it_stays_slow(
     open_writer: Opener, disk: Disk
 ) -> None:
-    writer = open_writer(missed_allowed=1, slow_s=0.0)
+    writer = open_writer(max_missed=1, slow_s=0.0)
     disk.may_go_on.clear()
     writer.submit(checkpoint(1))
     assert disk.reached.wait(WAIT_S)
     writer.submit(checkpoint(2))  # returns although the disk does not
-    assert writer.missed == 1
-    assert any("taken more than" in told for told in writer.news())
+    assert writer.num_missed == 1
+    assert any("taken more than" in told for told in writer.poll_messages())
     writer.submit(checkpoint(3))
     with pytest.raises(TrainingFailed, match="a safe place"):
-        writer.news()
+        writer.poll_messages()
 
 
 def test_slow_but_not_too_slow_is_no_news(open_writer: Opener, disk: Disk) -> None:
-    writer = open_writer(missed_allowed=0)
+    writer = open_writer(max_missed=0)
     disk.may_go_on.clear()
     for iteration in (1, 2, 3):
         writer.submit(checkpoint(iteration))
         assert disk.reached.wait(WAIT_S)
-    assert (writer.missed, writer.news()) == (0, [])
+    assert (writer.num_missed, writer.poll_messages()) == (0, [])
     disk.may_go_on.set()
     writer.flush(WAIT_S)
-    assert_equal(load_newest(disk)[0], checkpoint(3))
+    assert_equal(load_newest_checkpoint(disk)[0], checkpoint(3))
 
 
 def test_a_last_checkpoint_that_cannot_be_written_in_time_goes_to_the_safe_place(
@@ -272,22 +276,22 @@ def test_a_newer_attempt_ends_it_and_nothing_is_written_anywhere(
         raise AssertionError("the newer attempt has it all")
 
     told: list[Superseded] = []
-    writer = CheckpointWriter(
-        FencedStorage(disk, claim(disk)),
+    writer = AsyncCheckpointWriter(
+        FencedStorage(disk, acquire_lease(disk)),
         keep=2,
-        missed_allowed=0,
-        save_elsewhere=elsewhere,
+        max_missed=0,
+        save_fallback=elsewhere,
         on_superseded=told.append,
     )
     writer.submit(checkpoint(1))
     writer.flush(WAIT_S)
-    claim(disk)
+    acquire_lease(disk)
     for iteration in (2, 3, 4):
         writer.submit(checkpoint(iteration))
         with pytest.raises(Superseded, match="this one, attempt 1, stops"):
             writer.flush(WAIT_S)
         with pytest.raises(Superseded):
-            writer.news()
+            writer.poll_messages()
     writer.close()
     assert disk.names("checkpoints") == ["00000001"]
     assert len(told) == 1

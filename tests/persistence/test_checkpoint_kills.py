@@ -10,12 +10,16 @@ from typing import Any
 
 import pytest
 
-from maml_ray.persistence.checkpoint_store import Score, load_newest, save_checkpoint
+from maml_ray.persistence.checkpoint_store import (
+    CheckpointScore,
+    load_newest_checkpoint,
+    save_checkpoint,
+)
 from maml_ray.persistence.storage import LocalStorage, Storage
 from tests.persistence.test_checkpoint_store import assert_equal, checkpoint
 
 KEEP = 2
-SCORES = [Score(1, 1.0), Score(2, 2.0), Score(3, 3.0)]
+SCORES = [CheckpointScore(1, 1.0), CheckpointScore(2, 2.0), CheckpointScore(3, 3.0)]
 
 
 class Killed(BaseException):
@@ -66,14 +70,14 @@ def history(storage: Storage) -> None:
 
 
 def assert_survived(storage: Storage, k: int) -> None:
-    newest, _ = load_newest(storage)
+    newest, _ = load_newest_checkpoint(storage)
     assert newest.iteration in (3, 4), f"killed at operation {k}"
     assert_equal(newest, checkpoint(newest.iteration))
     # And the next program goes on as if nothing had been.
     save_checkpoint(storage, checkpoint(4), keep=KEEP, scores=SCORES)
     save_checkpoint(storage, checkpoint(5), keep=KEEP, scores=SCORES)
     assert storage.names("checkpoints") == ["00000003", "00000004", "00000005", "best.json"]
-    assert_equal(load_newest(storage)[0], checkpoint(5))
+    assert_equal(load_newest_checkpoint(storage)[0], checkpoint(5))
 
 
 @pytest.mark.parametrize("torn", [False, True])

@@ -14,20 +14,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from maml_ray.common.errors import RunFolderError
+from maml_ray.common.errors import RunDirError
 from maml_ray.common.normalization import Normalizer, RunningStatistics
 from maml_ray.learning.state import LearnerState, OptimizerState
 from maml_ray.persistence.checkpoint_format import (
-    BrokenCheckpoint,
     Checkpoint,
+    CorruptCheckpoint,
     checkpoint_files,
     load_checkpoint,
 )
 from maml_ray.persistence.checkpoint_store import (
-    Score,
-    load_chosen,
-    load_newest,
-    read_best,
+    CheckpointScore,
+    load_named_checkpoint,
+    load_newest_checkpoint,
+    read_best_score,
     save_checkpoint,
 )
 from maml_ray.persistence.storage import LocalStorage
@@ -159,18 +159,20 @@ def test_the_newest_are_kept_and_nothing_else_is_left(storage: LocalStorage) -> 
     for iteration in range(1, 6):
         save_checkpoint(storage, checkpoint(iteration), keep=2)
     assert storage.names(FOLDER) == ["00000004", "00000005"]
-    newest, warnings = load_newest(storage)
+    newest, warnings = load_newest_checkpoint(storage)
     assert (newest.iteration, warnings) == (5, [])
 
 
 def test_the_best_stays_beside_the_newest_and_can_be_asked_for(storage: LocalStorage) -> None:
     values = [1.0, 5.0, 3.0, 4.0, 2.0, 0.0]
     for iteration in range(1, 7):
-        known = [Score(i, v) for i, v in enumerate(values[: iteration - 1], 1)]
+        known = [CheckpointScore(i, v) for i, v in enumerate(values[: iteration - 1], 1)]
         save_checkpoint(storage, checkpoint(iteration), keep=2, scores=known)
     assert storage.names(FOLDER) == ["00000002", "00000005", "00000006", "best.json"]
-    assert read_best(storage) == Score(2, 5.0)
-    assert [load_chosen(storage, which)[0].iteration for which in ("best", "newest", "5")] == [
+    assert read_best_score(storage) == CheckpointScore(2, 5.0)
+    assert [
+        load_named_checkpoint(storage, which)[0].iteration for which in ("best", "newest", "5")
+    ] == [
         2,
         6,
         5,
@@ -179,10 +181,12 @@ def test_the_best_stays_beside_the_newest_and_can_be_asked_for(storage: LocalSto
 
 def test_a_score_of_a_checkpoint_that_is_not_there_is_no_news(storage: LocalStorage) -> None:
     save_checkpoint(storage, checkpoint(10), keep=2)
-    save_checkpoint(storage, checkpoint(20), keep=2, scores=[Score(13, 9.0)])
-    assert read_best(storage) is None
-    save_checkpoint(storage, checkpoint(30), keep=2, scores=[Score(13, 9.0), Score(20, 1.0)])
-    assert read_best(storage) == Score(20, 1.0)
+    save_checkpoint(storage, checkpoint(20), keep=2, scores=[CheckpointScore(13, 9.0)])
+    assert read_best_score(storage) is None
+    save_checkpoint(
+        storage, checkpoint(30), keep=2, scores=[CheckpointScore(13, 9.0), CheckpointScore(20, 1.0)]
+    )
+    assert read_best_score(storage) == CheckpointScore(20, 1.0)
 
 
 class Forgetful(LocalStorage):
@@ -201,38 +205,40 @@ def test_a_note_of_the_best_that_cannot_be_read_now_is_a_failed_save_and_costs_n
 ) -> None:
     storage = Forgetful(tmp_path)
     for iteration in (1, 2, 3):
-        scores = [Score(1, 9.0)] if iteration == 2 else []
+        scores = [CheckpointScore(1, 9.0)] if iteration == 2 else []
         save_checkpoint(storage, checkpoint(iteration), keep=1, scores=scores)
     storage.fails = True
     with pytest.raises(OSError, match="Input/output"):
-        save_checkpoint(storage, checkpoint(4), keep=1, scores=[Score(3, 1.0)])
-    with pytest.raises(RunFolderError, match="cannot read"):
-        load_chosen(storage, "best")
+        save_checkpoint(storage, checkpoint(4), keep=1, scores=[CheckpointScore(3, 1.0)])
+    with pytest.raises(RunDirError, match="cannot read"):
+        load_named_checkpoint(storage, "best")
     storage.fails = False
-    save_checkpoint(storage, checkpoint(4), keep=1, scores=[Score(3, 1.0)])
+    save_checkpoint(storage, checkpoint(4), keep=1, scores=[CheckpointScore(3, 1.0)])
     assert storage.names(FOLDER) == ["00000001", "00000004", "best.json"]
-    assert read_best(storage) == Score(1, 9.0)
+    assert read_best_score(storage) == CheckpointScore(1, 9.0)
 
 
 @pytest.mark.parametrize("note", [b"torn", b'{"iteration": 2, "score": NaN}', b"[1]", b"\xff"])
 def test_a_damaged_note_of_the_best_is_written_anew_from_the_scores_that_are_known(
     storage: LocalStorage, note: bytes
 ) -> None:
-    scores = [Score(1, 9.0), Score(2, 1.0), Score(17, 99.0)]
+    scores = [CheckpointScore(1, 9.0), CheckpointScore(2, 1.0), CheckpointScore(17, 99.0)]
     save_checkpoint(storage, checkpoint(1), keep=1)
     save_checkpoint(storage, checkpoint(2), keep=1, scores=scores[:1])
     storage.write(f"{FOLDER}/best.json", note)
     save_checkpoint(storage, checkpoint(3), keep=1, scores=scores)
-    assert read_best(storage) == Score(1, 9.0)
+    assert read_best_score(storage) == CheckpointScore(1, 9.0)
     assert storage.names(FOLDER) == ["00000001", "00000003", "best.json"]
 
 
 def test_a_best_checkpoint_that_is_gone_is_not_the_best_for_ever(storage: LocalStorage) -> None:
     for iteration in (1, 2, 3):
-        save_checkpoint(storage, checkpoint(iteration), keep=3, scores=[Score(1, 9.0)])
+        save_checkpoint(storage, checkpoint(iteration), keep=3, scores=[CheckpointScore(1, 9.0)])
     storage.remove(f"{FOLDER}/00000001")
-    save_checkpoint(storage, checkpoint(4), keep=3, scores=[Score(1, 9.0), Score(3, 1.0)])
-    assert read_best(storage) == Score(3, 1.0)
+    save_checkpoint(
+        storage, checkpoint(4), keep=3, scores=[CheckpointScore(1, 9.0), CheckpointScore(3, 1.0)]
+    )
+    assert read_best_score(storage) == CheckpointScore(3, 1.0)
 
 
 def test_broken_ones_are_not_counted_among_those_that_are_kept(storage: LocalStorage) -> None:
@@ -247,8 +253,8 @@ def test_broken_ones_are_not_counted_among_those_that_are_kept(storage: LocalSto
 @pytest.mark.parametrize("which", ["7", "last", "best", "-1", "²", "9" * 30])
 def test_a_checkpoint_that_is_not_there_is_a_sentence(storage: LocalStorage, which: str) -> None:
     save_checkpoint(storage, checkpoint(1), keep=2)
-    with pytest.raises(RunFolderError):
-        load_chosen(storage, which)
+    with pytest.raises(RunDirError):
+        load_named_checkpoint(storage, which)
 
 
 FILES = ["manifest.json", "parameters.safetensors", "learner.safetensors"]
@@ -266,7 +272,7 @@ def test_a_harmed_checkpoint_is_recognized_and_the_one_before_it_used(
         file.mkdir()
     elif harm == "empty":
         file.write_bytes(b"")
-    newest, warnings = load_newest(storage)
+    newest, warnings = load_newest_checkpoint(storage)
     assert_equal(newest, checkpoint(1))
     assert len(warnings) == 1
     assert "00000002" in warnings[0]
@@ -291,7 +297,7 @@ def test_any_bit_that_is_altered_is_seen(
     else:
         content[place:place] = data.draw(st.binary(min_size=1, max_size=9))
     file.write_bytes(content)
-    newest, warnings = load_newest(storage)
+    newest, warnings = load_newest_checkpoint(storage)
     if name == "manifest.json" and newest.iteration == 2:  # white space means nothing in JSON
         assert_equal(newest, checkpoint(2))
     else:
@@ -321,7 +327,7 @@ def test_nothing_that_lies_in_the_place_of_a_file_is_executed(
     storage.write(f"{folder}/parameters.safetensors", files["parameters.safetensors"])
     storage.write(f"{folder}/learner.safetensors", payload)
     storage.write(f"{folder}/manifest.json", json.dumps(manifest).encode())
-    with pytest.raises(BrokenCheckpoint, match="does not hold a checkpoint"):
+    with pytest.raises(CorruptCheckpoint, match="does not hold a checkpoint"):
         load_checkpoint(storage, folder)
     assert not (tmp_path / "trapped").exists()
 
@@ -332,7 +338,7 @@ def test_a_manifest_of_another_shape_is_refused_in_a_sentence(
 ) -> None:
     name = save_checkpoint(storage, checkpoint(1), keep=1)
     (storage.path / name / "manifest.json").write_text(content)
-    with pytest.raises(BrokenCheckpoint):
+    with pytest.raises(CorruptCheckpoint):
         load_checkpoint(storage, name)
 
 
@@ -341,8 +347,8 @@ def test_another_format_version_is_refused_and_named(storage: LocalStorage) -> N
     name = save_checkpoint(storage, checkpoint(2), keep=3)
     file = storage.path / name / "manifest.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "format": 99}))
-    with pytest.raises(RunFolderError, match="format 99"):
-        load_newest(storage)
+    with pytest.raises(RunDirError, match="format 99"):
+        load_newest_checkpoint(storage)
 
 
 def test_saving_over_a_broken_checkpoint_mends_it(storage: LocalStorage) -> None:
@@ -372,7 +378,7 @@ def test_checkpoints_that_are_replaced_while_they_are_read_are_followed(
     storage = Busy(tmp_path)
     save_checkpoint(storage, checkpoint(1), keep=1)
     storage.left = times
-    found, warnings = load_newest(storage)
+    found, warnings = load_newest_checkpoint(storage)
     assert_equal(found, checkpoint(1 + times))
     assert warnings == []
 
@@ -381,10 +387,10 @@ def test_whoever_is_too_slow_for_all_of_them_is_told_and_does_not_hang(tmp_path:
     storage = Busy(tmp_path)
     save_checkpoint(storage, checkpoint(1), keep=1)
     storage.left = 1000
-    with pytest.raises(RunFolderError, match="no checkpoint that can be read"):
-        load_newest(storage)
+    with pytest.raises(RunDirError, match="no checkpoint that can be read"):
+        load_newest_checkpoint(storage)
 
 
 def test_no_checkpoint_at_all_is_said(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match="no checkpoint"):
-        load_newest(LocalStorage(tmp_path / "nowhere"))
+    with pytest.raises(RunDirError, match="no checkpoint"):
+        load_newest_checkpoint(LocalStorage(tmp_path / "nowhere"))

@@ -15,17 +15,17 @@ from typing import Any
 
 import pytest
 
-from maml_ray.common.errors import RunFolderError, TrainingFailed
+from maml_ray.common.errors import RunDirError, TrainingFailed
 from maml_ray.config.settings import Settings
-from maml_ray.persistence.file_lock import LOCK, run_lock
+from maml_ray.persistence.file_lock import LOCK, lock_run_dir
 from maml_ray.runs.train import train
 from tests.small_runs import run_of, settings
 
 HOLDER = """
 import subprocess, sys
 from pathlib import Path
-from maml_ray.persistence.file_lock import run_lock
-with run_lock(Path(sys.argv[1])):
+from maml_ray.persistence.file_lock import lock_run_dir
+with lock_run_dir(Path(sys.argv[1])):
     {first}
     print("held", flush=True)
     sys.stdin.readline()
@@ -49,7 +49,7 @@ def holder(folder: Path, first: str = "pass") -> Iterator[subprocess.Popen[str]]
 
 def test_a_folder_in_use_by_a_living_run_is_not_taken_over(tmp_path: Path) -> None:
     with holder(tmp_path) as process:
-        with pytest.raises(RunFolderError) as caught, run_lock(tmp_path):
+        with pytest.raises(RunDirError) as caught, lock_run_dir(tmp_path):
             pass
         told = str(caught.value)
         assert f"{tmp_path} is in use by a living run" in told
@@ -57,7 +57,7 @@ def test_a_folder_in_use_by_a_living_run_is_not_taken_over(tmp_path: Path) -> No
         assert "stop it first, or name another folder" in told
         process.send_signal(signal.SIGKILL)
         process.wait()
-        with run_lock(tmp_path):  # nothing stale is left
+        with lock_run_dir(tmp_path):  # nothing stale is left
             pass
 
 
@@ -67,7 +67,7 @@ def test_training_and_resuming_are_refused_on_a_living_run(tmp_path: Path) -> No
         (begun.path, {"resume": begun.path}),
         (tmp_path / "new", {"run_dir": tmp_path / "new"}),
     ):
-        with holder(folder), pytest.raises(RunFolderError, match="in use by a living run"):
+        with holder(folder), pytest.raises(RunDirError, match="in use by a living run"):
             train(settings(), **arguments)  # type: ignore[arg-type]
 
 
@@ -85,21 +85,21 @@ def test_what_a_run_starts_does_not_inherit_its_lock(tmp_path: Path) -> None:
             process.kill()
             process.wait()
             os.kill(pid, 0)  # the child lives
-            with run_lock(tmp_path):
+            with lock_run_dir(tmp_path):
                 pass
         finally:
             os.kill(pid, signal.SIGKILL)
 
 
 def test_a_run_that_does_not_begin_leaves_nothing_behind(tmp_path: Path) -> None:
-    with run_lock(tmp_path / "a" / "b"):
+    with lock_run_dir(tmp_path / "a" / "b"):
         assert (tmp_path / "a" / "b" / LOCK).is_file()
     assert not list(tmp_path.iterdir())
-    with run_lock(tmp_path / "c"):
+    with lock_run_dir(tmp_path / "c"):
         (tmp_path / "c" / "settings.yaml").write_text("")
     assert (tmp_path / "c" / "settings.yaml").exists()
     (tmp_path / "mine").mkdir()
-    with run_lock(tmp_path / "mine"):
+    with lock_run_dir(tmp_path / "mine"):
         pass
     assert (tmp_path / "mine").is_dir()
 
@@ -110,7 +110,7 @@ def test_the_lock_is_held_for_the_whole_of_a_run(
     seen: list[str] = []
 
     def training(*arguments: Any, **keywords: Any) -> None:
-        with pytest.raises(RunFolderError) as caught:
+        with pytest.raises(RunDirError) as caught:
             train(settings(), run_dir=tmp_path / "run")
         seen.append(str(caught.value))
         raise TrainingFailed("far enough")
@@ -154,7 +154,7 @@ def test_a_lock_that_is_no_file_is_refused_and_left_alone(tmp_path: Path, kind: 
         lock.symlink_to(other)
     else:
         os.mkfifo(lock)
-    with pytest.raises(RunFolderError, match="cannot write to the run folder"), run_lock(tmp_path):
+    with pytest.raises(RunDirError, match="cannot write to the run folder"), lock_run_dir(tmp_path):
         pass
     assert other.read_text() == "mine"
 
@@ -163,7 +163,10 @@ def test_a_lock_that_is_no_file_is_refused_and_left_alone(tmp_path: Path, kind: 
 def test_a_damaged_note_changes_nothing_but_the_words(tmp_path: Path, note: str) -> None:
     with holder(tmp_path):
         (tmp_path / LOCK).write_text(note)
-        with pytest.raises(RunFolderError, match="a living run: stop it first"), run_lock(tmp_path):
+        with (
+            pytest.raises(RunDirError, match="a living run: stop it first"),
+            lock_run_dir(tmp_path),
+        ):
             pass
 
 
@@ -174,5 +177,5 @@ def test_without_locks_in_the_file_system_the_run_goes_on_with_a_warning(
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.warns(UserWarning, match="has no locks"), run_lock(tmp_path):
+    with pytest.warns(UserWarning, match="has no locks"), lock_run_dir(tmp_path):
         pass

@@ -9,9 +9,13 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from maml_ray.common.errors import RunFolderError, Superseded
-from maml_ray.persistence.checkpoint_store import Score, load_newest, save_checkpoint
-from maml_ray.persistence.lease import Attempt, FencedStorage, check, claim
+from maml_ray.common.errors import RunDirError, Superseded
+from maml_ray.persistence.checkpoint_store import (
+    CheckpointScore,
+    load_newest_checkpoint,
+    save_checkpoint,
+)
+from maml_ray.persistence.lease import FencedStorage, Lease, acquire_lease, check
 from maml_ray.persistence.storage import LocalStorage, Storage, open_storage
 from tests.persistence.test_checkpoint_store import assert_equal, checkpoint
 
@@ -65,8 +69,8 @@ class Interleaved:
 
 
 def test_attempts_are_counted_and_the_newest_alone_writes(storage: Storage) -> None:
-    first = claim(storage)
-    second = claim(storage)
+    first = acquire_lease(storage)
+    second = acquire_lease(storage)
     assert (first.number, second.number) == (1, 2)
     FencedStorage(storage, second).write("a", b"second")
     older = FencedStorage(storage, first)
@@ -86,17 +90,17 @@ def test_a_newer_attempt_at_any_moment_of_a_save_lets_nothing_more_be_begun(
     tmp_path: Path,
 ) -> None:
     """For each k: a newer attempt begins before the k-th operation of the older one's save."""
-    scores = [Score(1, 1.0), Score(2, 2.0), Score(3, 3.0)]
+    scores = [CheckpointScore(1, 1.0), CheckpointScore(2, 2.0), CheckpointScore(3, 3.0)]
     for k in range(1, 100):
         storage = LocalStorage(tmp_path / str(k))
-        claim(storage)
+        acquire_lease(storage)
         for iteration in (1, 2, 3):
             save_checkpoint(storage, checkpoint(iteration), keep=2, scores=scores[: iteration - 1])
-        mine = claim(storage)
-        newer: list[Attempt] = []
+        mine = acquire_lease(storage)
+        newer: list[Lease] = []
 
-        def begin(storage: Storage = storage, newer: list[Attempt] = newer) -> None:
-            newer.append(claim(storage))
+        def begin(storage: Storage = storage, newer: list[Lease] = newer) -> None:
+            newer.append(acquire_lease(storage))
 
         between = Interleaved(storage, k, begin)
         try:
@@ -108,11 +112,11 @@ def test_a_newer_attempt_at_any_moment_of_a_save_lets_nothing_more_be_begun(
             return
         assert len(between.since) <= 1, f"{between.since} after operation {k}"
         # Whatever was under way, the newer attempt goes on as if nothing had been.
-        assert load_newest(storage)[0].iteration in (3, 4)
+        assert load_newest_checkpoint(storage)[0].iteration in (3, 4)
         fenced = FencedStorage(storage, newer[0])
         for iteration in (4, 5):
             save_checkpoint(fenced, checkpoint(iteration), keep=2, scores=scores)
-        assert_equal(load_newest(storage)[0], checkpoint(5))
+        assert_equal(load_newest_checkpoint(storage)[0], checkpoint(5))
         assert storage.names("checkpoints") == ["00000003", "00000004", "00000005", "best.json"]
     raise AssertionError("saving never came to its end")
 
@@ -124,7 +128,7 @@ def test_of_two_that_begin_at_any_moment_of_each_other_exactly_one_stays(
     """The other one takes the same number, with a lower or a higher token, in between."""
     for k in range(1, 20):
         storage = LocalStorage(tmp_path / str(k))
-        claim(storage)
+        acquire_lease(storage)
         tokens = iter(["8" * 16] * 5)
         monkeypatch.setattr(
             "maml_ray.persistence.lease.secrets.token_hex", lambda _, t=tokens: next(t)
@@ -133,16 +137,16 @@ def test_of_two_that_begin_at_any_moment_of_each_other_exactly_one_stays(
         def other(storage: Storage = storage) -> None:
             there = [name for name in storage.names("attempts") if "8888" not in name]
             number = int(there[-1].split("-")[0]) + 1  # as if it had been listed before ours
-            storage.write(Attempt(number, token).name, b"{}")
+            storage.write(Lease(number, token).name, b"{}")
 
         between = Interleaved(storage, k, other)
-        mine = claim(between)
+        mine = acquire_lease(between)
         monkeypatch.undo()
         if not between.happened:
             assert k == 4  # a listing, the note, a listing
             return
         rival = next(
-            Attempt(int(name[:6]), token)
+            Lease(int(name[:6]), token)
             for name in storage.names("attempts")
             if name.endswith(f"{token}.json")
         )
@@ -160,26 +164,26 @@ def test_of_two_that_begin_at_any_moment_of_each_other_exactly_one_stays(
 def test_a_new_run_is_refused_where_an_attempt_is_noted_and_leaves_no_note(
     storage: Storage,
 ) -> None:
-    claim(storage, new=True)
+    acquire_lease(storage, new=True)
     before = storage.names("attempts")
-    with pytest.raises(RunFolderError, match=r"belongs to another run: attempt 1 .* --resume"):
-        claim(storage, new=True)
+    with pytest.raises(RunDirError, match=r"belongs to another run: attempt 1 .* --resume"):
+        acquire_lease(storage, new=True)
     assert storage.names("attempts") == before
 
 
 def test_of_two_new_runs_that_begin_at_the_same_moment_one_is_refused(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
-    rival = Attempt(1, "f" * 16)
+    rival = Lease(1, "f" * 16)
     between = Interleaved(storage, 2, lambda: storage.write(rival.name, b"{}"))
-    with pytest.raises(RunFolderError, match="belongs to another run"):
-        claim(between, new=True)
+    with pytest.raises(RunDirError, match="belongs to another run"):
+        acquire_lease(between, new=True)
     assert storage.names("attempts") == [rival.name.rpartition("/")[2]]
     check(storage, rival)
 
 
 def test_a_storage_that_has_lost_the_note_is_not_written_to(storage: Storage) -> None:
     """A share that is not mounted any more is an empty folder."""
-    mine = claim(storage)
+    mine = acquire_lease(storage)
     storage.remove(mine.name)
     with pytest.raises(OSError, match="emptied or unmounted"):
         FencedStorage(storage, mine).write("a", b"")
@@ -191,7 +195,7 @@ def test_a_storage_that_fails_is_no_newer_attempt(tmp_path: Path) -> None:
         def names(self, folder: str) -> list[str]:
             raise OSError(5, "Input/output error")
 
-    mine = claim(LocalStorage(tmp_path))
+    mine = acquire_lease(LocalStorage(tmp_path))
     with pytest.raises(OSError, match="Input/output"):
         check(Away(tmp_path), mine)
 
@@ -200,23 +204,23 @@ def test_a_storage_that_fails_is_no_newer_attempt(tmp_path: Path) -> None:
     "name", [".000009-ffffffffffffffff.json.partial", "9.json", "000009-x.json", "readme"]
 )
 def test_what_is_no_note_is_none(storage: Storage, name: str) -> None:
-    mine = claim(storage)
+    mine = acquire_lease(storage)
     storage.write(f"attempts/{name}", b"")
     check(storage, mine)
 
 
 @pytest.mark.parametrize("note", [b"", b"[]", b"{", b"[" * 900, b"\xff", b'{"host": 1}'])
 def test_a_damaged_note_changes_nothing_but_the_words(storage: Storage, note: bytes) -> None:
-    mine = claim(storage)
-    storage.write(Attempt(7, "0" * 16).name, note)
+    mine = acquire_lease(storage)
+    storage.write(Lease(7, "0" * 16).name, note)
     with pytest.raises(Superseded, match="attempt 7 of this run began: this one, attempt 1, stops"):
         check(storage, mine)
-    assert claim(storage).number == 8
+    assert acquire_lease(storage).number == 8
 
 
 def test_notes_do_not_pile_up_and_numbers_go_on(storage: Storage) -> None:
     for number in range(1, 26):
-        assert claim(storage).number == number
+        assert acquire_lease(storage).number == number
     kept = storage.names("attempts")
     assert [int(name[:6]) for name in kept] == list(range(16, 26))
-    assert claim(storage, above=40).number == 41
+    assert acquire_lease(storage, above=40).number == 41

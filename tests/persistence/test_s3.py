@@ -13,18 +13,23 @@ import pytest
 import s3fs
 from moto.server import ThreadedMotoServer
 
-from maml_ray.common.errors import RunFolderError, Superseded
+from maml_ray.common.errors import RunDirError, Superseded
 from maml_ray.evaluation.loading import load
-from maml_ray.persistence.checkpoint_store import Score, load_chosen, load_newest, save_checkpoint
-from maml_ray.persistence.lease import FencedStorage, claim
+from maml_ray.persistence.checkpoint_store import (
+    CheckpointScore,
+    load_named_checkpoint,
+    load_newest_checkpoint,
+    save_checkpoint,
+)
+from maml_ray.persistence.lease import FencedStorage, acquire_lease
 from maml_ray.persistence.metrics_file import REQUIRED_KEYS, read_metrics
-from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.persistence.run_dir import RunDir
 from maml_ray.persistence.run_storage import (
-    Mirror,
+    MetricsMirror,
     fetch_metrics,
     fetch_run,
-    keep_settings,
-    run_storage,
+    open_run_storage,
+    write_settings,
 )
 from maml_ray.persistence.storage import open_storage
 from tests.persistence.test_checkpoint_store import assert_equal, checkpoint
@@ -63,15 +68,15 @@ def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_checkpoints_are_kept_replaced_and_removed(bucket: str) -> None:
     storage = open_storage(f"{bucket}/runs/a")
-    with pytest.raises(RunFolderError, match="no checkpoint"):
-        load_newest(storage)
+    with pytest.raises(RunDirError, match="no checkpoint"):
+        load_newest_checkpoint(storage)
     for iteration in range(1, 6):
-        scores = [Score(2, 9.0)] if iteration > 2 else []
+        scores = [CheckpointScore(2, 9.0)] if iteration > 2 else []
         save_checkpoint(storage, checkpoint(iteration), keep=2, scores=scores)
     kept = ["00000002", "00000004", "00000005", "best.json"]
     assert storage.names("checkpoints") == kept
-    assert_equal(load_newest(storage)[0], checkpoint(5))
-    assert_equal(load_chosen(storage, "best")[0], checkpoint(2))
+    assert_equal(load_newest_checkpoint(storage)[0], checkpoint(5))
+    assert_equal(load_named_checkpoint(storage, "best")[0], checkpoint(2))
 
 
 def test_an_altered_object_is_seen_and_the_checkpoint_before_it_used(bucket: str) -> None:
@@ -80,7 +85,7 @@ def test_an_altered_object_is_seen_and_the_checkpoint_before_it_used(bucket: str
         save_checkpoint(storage, checkpoint(iteration), keep=2)
     key = "runs/a/checkpoints/00000002/learner.safetensors"
     boto3.client("s3").put_object(Bucket=BUCKET, Key=key, Body=b"another")
-    newest, warnings = load_newest(storage)
+    newest, warnings = load_newest_checkpoint(storage)
     assert_equal(newest, checkpoint(1))
     assert "checksum" in warnings[0]
 
@@ -94,10 +99,10 @@ def test_a_run_is_fetched_whole_from_where_it_is_kept(bucket: str, tmp_path: Pat
     """Settings, metrics in pieces, checkpoints: on another machine it is the same run."""
     chosen = settings(run={"storage": f"{bucket}/runs"})
     here = run_of(chosen, tmp_path / "here" / "small-1")
-    storage = run_storage(here, chosen)
+    storage = open_run_storage(here, chosen)
     assert str(storage) == f"{bucket}/runs/small-1"
-    keep_settings(storage, chosen)
-    mirror = Mirror(here, storage)
+    write_settings(storage, chosen)
+    mirror = MetricsMirror(here, storage)
     with here.metrics.open("a") as lines:
         for iteration in range(250):
             row = {**dict.fromkeys(REQUIRED_KEYS, 1.0), "iteration": iteration}
@@ -111,22 +116,22 @@ def test_a_run_is_fetched_whole_from_where_it_is_kept(bucket: str, tmp_path: Pat
     fetch_metrics(storage, there, before=250)
     assert there.settings.read_bytes() == here.settings.read_bytes()
     assert read_metrics(there.metrics) == read_metrics(here.metrics)
-    assert_equal(load_newest(run_storage(there, chosen))[0], checkpoint(3))
+    assert_equal(load_newest_checkpoint(open_run_storage(there, chosen))[0], checkpoint(3))
 
 
 def test_a_url_without_a_run_is_a_sentence(bucket: str, tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match="no run at"):
+    with pytest.raises(RunDirError, match="no run at"):
         fetch_run(f"{bucket}/runs/nobody", tmp_path)
     assert not (tmp_path / "nobody").exists()
 
 
 def test_of_two_attempts_in_a_bucket_the_older_one_writes_no_more(bucket: str) -> None:
     storage = open_storage(f"{bucket}/runs/a")
-    older = FencedStorage(storage, claim(storage))
+    older = FencedStorage(storage, acquire_lease(storage))
     save_checkpoint(older, checkpoint(1), keep=2)
-    with pytest.raises(RunFolderError, match="belongs to another run"):
-        claim(storage, new=True)
-    newer = FencedStorage(storage, claim(storage))
+    with pytest.raises(RunDirError, match="belongs to another run"):
+        acquire_lease(storage, new=True)
+    newer = FencedStorage(storage, acquire_lease(storage))
     with pytest.raises(Superseded, match="attempt 2 of this run began on"):
         save_checkpoint(older, checkpoint(2), keep=2)
     with pytest.raises(Superseded):
@@ -159,7 +164,7 @@ def test_a_run_killed_on_one_machine_goes_on_from_the_bucket_on_another(
     subprocess.run(
         [*train, "--resume", url, "--set", "run.iterations=4"], cwd=second, check=True, timeout=200
     )
-    run = RunFolder(second / "runs" / "shared")
+    run = RunDir(second / "runs" / "shared")
     assert [row["iteration"] for row in read_metrics(run.metrics)] == [0, 1, 2, 3]
-    assert load_newest(open_storage(url))[0].iteration == 4
+    assert load_newest_checkpoint(open_storage(url))[0].iteration == 4
     assert load(run.path).spec == agent_of(load(run.path).settings).spec

@@ -10,14 +10,14 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from maml_ray.persistence.checkpoint_store import load_newest, save_checkpoint
+from maml_ray.persistence.checkpoint_store import load_newest_checkpoint, save_checkpoint
 from maml_ray.persistence.storage import (
     LocalStorage,
     RemoteStorage,
     Storage,
     StorageError,
+    is_same_storage,
     open_storage,
-    same_place,
 )
 from tests.persistence.test_checkpoint_store import assert_equal, checkpoint
 
@@ -60,7 +60,7 @@ def test_checkpoints_are_kept_in_any_of_them(storage: Storage) -> None:
     for iteration in (1, 2, 3):
         save_checkpoint(storage, checkpoint(iteration), keep=2)
     assert storage.names("checkpoints") == ["00000002", "00000003"]
-    assert_equal(load_newest(storage)[0], checkpoint(3))
+    assert_equal(load_newest_checkpoint(storage)[0], checkpoint(3))
 
 
 def test_a_write_that_fails_leaves_what_was_there(
@@ -121,7 +121,7 @@ def test_programs_that_share_a_folder_and_a_process_id_do_not_mix_their_writes(
     ],
 )
 def test_two_names_of_one_place(one: str, other: str, same: bool) -> None:
-    assert same_place(open_storage(one), open_storage(other)) is same
+    assert is_same_storage(open_storage(one), open_storage(other)) is same
 
 
 def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

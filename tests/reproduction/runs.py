@@ -10,19 +10,19 @@ from pathlib import Path
 
 from maml_ray.config.loading import dump_settings
 from maml_ray.persistence.metrics_file import read_metrics
-from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.persistence.run_dir import RunDir
 from tests.reproduction.experiments import Experiment
 
 TASKS, EPISODES = 40, 20
 """The protocol, as Finn et al. 2017, figure 5, whose policies take up to 3 gradient steps."""
 
 
-def run_folder(base: Path, experiment: Experiment, seed: int) -> RunFolder:
+def run_folder(base: Path, experiment: Experiment, seed: int) -> RunDir:
     """Where an experiment's run has its place."""
-    return RunFolder(base / f"{experiment.name}-seed{seed}")
+    return RunDir(base / f"{experiment.name}-seed{seed}")
 
 
-def train(base: Path, experiment: Experiment, seed: int) -> RunFolder:
+def train(base: Path, experiment: Experiment, seed: int) -> RunDir:
     """Train, or go on, or do nothing where it is done."""
     folder, settings = run_folder(base, experiment, seed), experiment.settings(seed)
     if _finished_iterations(folder) == settings.run.iterations and folder.evaluation.exists():
@@ -37,7 +37,7 @@ def train(base: Path, experiment: Experiment, seed: int) -> RunFolder:
     return folder
 
 
-def evaluate(folder: RunFolder, steps: int) -> None:
+def evaluate(folder: RunDir, steps: int) -> None:
     """Judge a run by the protocol, once, after 0 to ``steps`` gradient steps."""
     if folder.evaluation.exists():
         figures = json.loads(folder.evaluation.read_text(encoding="utf-8"))
@@ -47,7 +47,7 @@ def evaluate(folder: RunFolder, steps: int) -> None:
     _maml_ray("evaluate", str(folder.path), *counts)
 
 
-def _finished_iterations(folder: RunFolder) -> int:
+def _finished_iterations(folder: RunDir) -> int:
     return len(read_metrics(folder.metrics)) if folder.metrics.exists() else 0
 
 

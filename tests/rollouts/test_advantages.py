@@ -11,11 +11,11 @@ from maml_ray.config.settings import AdvantageSettings
 from maml_ray.rollouts.advantages import (
     RIDGE,
     Values,
-    advantages,
     baseline_features,
+    compute_advantages,
+    compute_gae,
     discounted_sums,
-    fitted_values,
-    generalized_advantages,
+    fit_baseline,
 )
 from maml_ray.rollouts.trajectories import Trajectories
 from tests.oracles import naive as oracles
@@ -57,7 +57,7 @@ def test_gae_is_the_sum_over_temporal_differences(
     values = np.where(data.mask, data.observations[..., 0].astype(np.float64), 0.0)
     settings, lengths = AdvantageSettings(discount=discount, gae_lambda=lam), data.mask.sum(axis=1)
     behind = np.zeros(data.episodes)
-    actual = generalized_advantages(rewards, Values(values, behind), lengths, settings)
+    actual = compute_gae(rewards, Values(values, behind), lengths, settings)
     expected = oracles.gae(rewards, values, lengths, discount, lam)
     np.testing.assert_allclose(np.where(data.mask, actual, 0.0), expected, atol=1e-12)
 
@@ -74,7 +74,7 @@ def test_features_by_hand() -> None:
 def test_baseline_is_the_ridge_solution(data: Trajectories) -> None:
     rewards = data.rewards.astype(np.float64)
     returns = oracles.discounted_sums(rewards, 0.99)
-    values = fitted_values(data, rewards, 0.99)
+    values = fit_baseline(data, rewards, 0.99)
     expected = oracles.ridge_values(data, returns, RIDGE)
     np.testing.assert_allclose(values.of_steps, expected, atol=1e-4)
     np.testing.assert_array_equal(values.final, 0.0)
@@ -96,7 +96,7 @@ def test_advantages_are_the_oracles_put_together(
             return
         expected = np.where(data.mask, (expected - taken.mean()) / taken.std(), 0.0)
         tolerance = 1e-2
-    actual = advantages(data, settings)
+    actual = compute_advantages(data, settings)
     assert actual.dtype == np.float32
     np.testing.assert_allclose(actual, expected, atol=tolerance)
 
@@ -107,14 +107,14 @@ def test_zero_baseline_with_lambda_one_gives_the_discounted_returns(
 ) -> None:
     settings = raw(baseline="zero", gae_lambda=1.0, discount=discount)
     expected = oracles.discounted_sums(data.rewards.astype(np.float64), discount)
-    actual = advantages(data, settings)
+    actual = compute_advantages(data, settings)
     np.testing.assert_allclose(actual, np.where(data.mask, expected, 0), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("early", [False, True])
 def test_normalized_advantages_have_mean_zero_and_deviation_one(early: bool) -> None:
     data = oracles.random_trajectories(np.random.default_rng(0), 6, 30, early_ends=early)
-    result = advantages(data, AdvantageSettings())
+    result = compute_advantages(data, AdvantageSettings())
     assert result[data.mask].mean() == pytest.approx(0.0, abs=1e-6)
     assert result[data.mask].std() == pytest.approx(1.0, abs=1e-5)
     assert (result[~data.mask] == 0).all()
@@ -124,7 +124,9 @@ def test_the_scale_of_the_reward_does_not_matter_when_normalized() -> None:
     data = oracles.random_trajectories(np.random.default_rng(0), 4, 30)
     scaled = replace(data, rewards=data.rewards * np.float32(64.0))
     np.testing.assert_allclose(
-        advantages(scaled, AdvantageSettings()), advantages(data, AdvantageSettings()), atol=1e-4
+        compute_advantages(scaled, AdvantageSettings()),
+        compute_advantages(data, AdvantageSettings()),
+        atol=1e-4,
     )
 
 
@@ -137,18 +139,18 @@ def test_what_lies_behind_an_end_changes_nothing() -> None:
         rewards=np.where(data.mask, data.rewards, np.float32(1e6)),
     )
     np.testing.assert_array_equal(
-        advantages(junk, AdvantageSettings()), advantages(data, AdvantageSettings())
+        compute_advantages(junk, AdvantageSettings()), compute_advantages(data, AdvantageSettings())
     )
 
 
 def test_constant_rewards_of_zero_give_zero() -> None:
     data = oracles.random_trajectories(np.random.default_rng(0))
     silent = replace(data, rewards=np.zeros_like(data.rewards))
-    np.testing.assert_array_equal(advantages(silent, AdvantageSettings()), 0.0)
+    np.testing.assert_array_equal(compute_advantages(silent, AdvantageSettings()), 0.0)
 
 
 def test_a_good_baseline_takes_away_what_the_state_explains() -> None:
     data = oracles.random_trajectories(np.random.default_rng(0), 20, 5)
     explained = replace(data, rewards=data.observations[..., 0].copy())
     settings = raw(discount=0.0)
-    assert float(np.abs(advantages(explained, settings)).max()) < 1e-3
+    assert float(np.abs(compute_advantages(explained, settings)).max()) < 1e-3

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from maml_ray.config.settings import AdvantageSettings
 from maml_ray.rollouts.advantages import (
     RIDGE,
-    advantages,
-    bootstrapped_values,
-    fitted_values,
-    generalized_advantages,
+    compute_advantages,
+    compute_gae,
+    fit_baseline,
+    fit_bootstrapped_baseline,
 )
 from maml_ray.rollouts.trajectories import Trajectories
 from tests.oracles import naive as oracles
@@ -77,7 +77,7 @@ def fixed_point(data: Trajectories, discount: float) -> tuple[Float64, Float64, 
 def test_the_values_are_the_fixed_point_of_fitting_and_bootstrapping(seed: int) -> None:
     data = with_ends(seed, 6, 20)
     values, final, _ = fixed_point(data, 0.7)
-    found = bootstrapped_values(data, rewards_of(data), 0.7)
+    found = fit_bootstrapped_baseline(data, rewards_of(data), 0.7)
     np.testing.assert_allclose(found.of_steps, values, atol=1e-8)
     np.testing.assert_allclose(found.final, final, atol=1e-8)
     assert (np.abs(final) > 1e-2).any()  # or the test shows nothing
@@ -100,7 +100,7 @@ def test_advantages_are_those_of_episodes_that_go_on(seed: int) -> None:
             delta = reward + 0.7 * behind[step] - values[episode, step]
             running = delta + 0.7 * 0.8 * running
             expected[episode, step] = running
-    np.testing.assert_allclose(advantages(data, settings), expected, atol=1e-5)
+    np.testing.assert_allclose(compute_advantages(data, settings), expected, atol=1e-5)
 
 
 @given(
@@ -118,7 +118,7 @@ def test_where_every_episode_ended_by_itself_nothing_is_bootstrapped(
     y = oracles.discounted_sums(rewards, 0.9)[data.mask]
     system = np.vstack((x, np.sqrt(RIDGE) * np.eye(5)))
     weights = np.linalg.lstsq(system, np.concatenate((y, np.zeros(5))), rcond=None)[0]
-    found = bootstrapped_values(data, rewards, 0.9)
+    found = fit_bootstrapped_baseline(data, rewards, 0.9)
     np.testing.assert_allclose(found.of_steps[data.mask], x @ weights, atol=1e-4)
     np.testing.assert_array_equal(found.final, 0.0)
 
@@ -128,12 +128,12 @@ def test_a_constant_reward_is_worth_the_same_at_any_time() -> None:
     data = with_ends(0, 10, 100, early=False, terminated=False)
     data = replace(data, rewards=np.full((10, 100), 2.0, np.float32))
     rewards = rewards_of(data)
-    found, plain = bootstrapped_values(data, rewards, 0.95), fitted_values(data, rewards, 0.95)
+    found, plain = fit_bootstrapped_baseline(data, rewards, 0.95), fit_baseline(data, rewards, 0.95)
     np.testing.assert_allclose(found.of_steps, 40.0, rtol=1e-3)
     np.testing.assert_allclose(found.final, 40.0, rtol=1e-3)
     assert plain.of_steps[:, -1].max() < 15.0
     settings = AdvantageSettings(discount=0.95, bootstrap_time_limit=True, normalize=False)
-    assert np.abs(advantages(data, settings)).max() < 0.1
+    assert np.abs(compute_advantages(data, settings)).max() < 0.1
 
 
 @pytest.mark.parametrize("steps", [20, 100, 200])
@@ -144,7 +144,7 @@ def test_noise_in_the_rewards_does_not_run_away(steps: int, discount: float) -> 
         data = with_ends(seed, 10, steps, early=False, terminated=False)
         noise = np.random.default_rng(seed).standard_normal((10, steps))
         data = replace(data, rewards=(1.0 + noise).astype(np.float32))
-        found = bootstrapped_values(data, rewards_of(data), discount)
+        found = fit_bootstrapped_baseline(data, rewards_of(data), discount)
         worth = 1.0 / (1.0 - discount)
         assert found.final.mean() == pytest.approx(worth, rel=0.3)
         assert found.of_steps.mean() == pytest.approx(worth, rel=0.3)
@@ -155,8 +155,8 @@ def test_the_last_step_of_each_episode_is_followed_by_its_own_final_value() -> N
     lengths = data.mask.sum(axis=1)
     assert len(set(lengths)) > 1
     settings = AdvantageSettings(discount=0.7, gae_lambda=0.0)
-    values = bootstrapped_values(data, rewards_of(data), 0.7)
-    found = generalized_advantages(rewards_of(data), values, lengths, settings)
+    values = fit_bootstrapped_baseline(data, rewards_of(data), 0.7)
+    found = compute_gae(rewards_of(data), values, lengths, settings)
     for episode, length in enumerate(lengths):
         last = length - 1
         expected = data.rewards[episode, last] + 0.7 * values.final[episode]
@@ -172,11 +172,13 @@ def test_what_lies_behind_an_end_changes_nothing() -> None:
         rewards=np.where(data.mask, data.rewards, np.float32(1e6)),
     )
     settings = AdvantageSettings(bootstrap_time_limit=True)
-    np.testing.assert_array_equal(advantages(junk, settings), advantages(data, settings))
+    np.testing.assert_array_equal(
+        compute_advantages(junk, settings), compute_advantages(data, settings)
+    )
 
 
 @pytest.mark.parametrize("missing", ["final_observations", "terminated"])
 def test_trajectories_that_do_not_know_their_ends_are_refused(missing: str) -> None:
     data = replace(with_ends(0, 2, 5), **{missing: None})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="final_observations and terminated"):
-        advantages(data, AdvantageSettings(bootstrap_time_limit=True))
+        compute_advantages(data, AdvantageSettings(bootstrap_time_limit=True))

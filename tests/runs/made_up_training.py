@@ -11,9 +11,9 @@ from maml_ray.learning.learner import MetaLearner
 from maml_ray.learning.rollout_worker import policy_spec
 from maml_ray.learning.state import LearnerState
 from maml_ray.persistence.checkpoint_format import Checkpoint
-from maml_ray.persistence.checkpoint_store import Score
+from maml_ray.persistence.checkpoint_store import CheckpointScore
 from maml_ray.persistence.records import Observer, StartReport
-from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.persistence.run_dir import RunDir
 from maml_ray.runs.session import open_checkpoint_writer, open_session
 from tests.reporting.conftest import made_up_record
 
@@ -35,7 +35,7 @@ class MadeUpTraining:
     def __call__(
         self,
         settings: Settings,
-        folder: RunFolder,
+        folder: RunDir,
         *,
         observers: Sequence[Observer] = (),
         resume: Checkpoint | None = None,
@@ -52,10 +52,12 @@ class MadeUpTraining:
                 self.before(iteration)
                 for observer in observers:
                     observer.on_iteration(replace(made_up_record(iteration), attempt=attempt))
-                writer.note_score(Score(iteration, -abs(iteration - 1.0)))  # checkpoint 1 is best
+                writer.record_score(
+                    CheckpointScore(iteration, -abs(iteration - 1.0))
+                )  # checkpoint 1 is best
                 writer.submit(checkpoint_of(settings, iteration + 1))
                 writer.flush(WAIT_S)
-                writer.news()
+                writer.poll_messages()
 
 
 def checkpoint_of(settings: Settings, iteration: int) -> Checkpoint:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from maml_ray.common.errors import Interrupted, RunFolderError
+from maml_ray.common.errors import Interrupted, RunDirError
 from maml_ray.config.settings import SettingsError
 from maml_ray.evaluation.evaluate import evaluate
 from maml_ray.runs.evaluate import EvaluationConfig
@@ -114,7 +114,7 @@ def test_rows_go_to_json_lines_and_to_tensorboard(tmp_path: Path) -> None:
     assert [point.step for point in points] == [3, 8]
     expected = [one.evaluation.row(2, "mean").mean for one in judged]
     assert [point.value for point in points] == pytest.approx(expected, rel=1e-6)
-    with pytest.raises(RunFolderError, match="name another folder"):
+    with pytest.raises(RunDirError, match="name another folder"):
         FollowLog(tmp_path / "followed")
 
 

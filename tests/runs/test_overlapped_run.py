@@ -18,8 +18,8 @@ from maml_ray.config.settings import Settings
 from maml_ray.learning.learner import MetaLearner
 from maml_ray.learning.rollout_worker import Assignment, RolloutWorker, sample_tasks
 from maml_ray.learning.state import LearnerState
-from maml_ray.persistence.checkpoint_store import load_newest
-from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.persistence.checkpoint_store import load_newest_checkpoint
+from maml_ray.persistence.run_dir import RunDir
 from maml_ray.persistence.storage import LocalStorage
 from maml_ray.runs.training_loop import train_on_ray
 from maml_ray.runtime.learner_handle import LearnerClient, RolloutsLost
@@ -43,7 +43,7 @@ def settings(actors: int = 2) -> Settings:
             "run": {"seed": 5, "iterations": ITERATIONS},
             "task": {"horizon": 30},
             "policy": {"hidden_sizes": [16]},
-            "meta_batch": {"tasks": 4, "episodes": 3, "overlap": True},
+            "meta_batch": {"tasks": 4, "episodes": 3, "async_collection": True},
             "outer": {"epochs": 2, "tasks_per_minibatch": 3, "final_learning_rate": 1e-4},
             "cluster": {"rollout_actors": actors, "learner_threads": 1},
         }
@@ -68,12 +68,12 @@ def schedule() -> LearnerState:
 
 def trained(path: Path, actors: int = 2, **others: Any) -> Recorder:
     recorder = Recorder()
-    train_on_ray(settings(actors), RunFolder(path), observers=[recorder], **others)
+    train_on_ray(settings(actors), RunDir(path), observers=[recorder], **others)
     return recorder
 
 
 def assert_as_scheduled(path: Path) -> None:
-    found = load_newest(LocalStorage(path))[0].learner
+    found = load_newest_checkpoint(LocalStorage(path))[0].learner
     assert same_state(found, schedule())
 
 
@@ -91,8 +91,8 @@ def test_ray_and_the_number_of_actors_add_nothing_to_the_mathematics(
 @pytest.mark.parametrize("stop_after", [1, 3])
 def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path: Path, stop_after: int) -> None:
     with pytest.raises(Interrupted):
-        train_on_ray(settings(), RunFolder(tmp_path), observers=[Recorder(stop_after)])
-    checkpoint, _ = load_newest(LocalStorage(tmp_path))
+        train_on_ray(settings(), RunDir(tmp_path), observers=[Recorder(stop_after)])
+    checkpoint, _ = load_newest_checkpoint(LocalStorage(tmp_path))
     assert checkpoint.iteration == stop_after
     assert checkpoint.learner.behind is not None
     assert checkpoint.learner.behind.version == stop_after - 1

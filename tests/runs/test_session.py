@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from maml_ray.common.errors import Interrupted, RunFolderError, Superseded, TrainingFailed
+from maml_ray.common.errors import Interrupted, RunDirError, Superseded, TrainingFailed
 from maml_ray.common.signals import StopRequest
 from maml_ray.config.loading import load_settings
-from maml_ray.persistence.checkpoint_store import load_newest
-from maml_ray.persistence.lease import FencedStorage, claim
-from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.persistence.checkpoint_store import load_newest_checkpoint
+from maml_ray.persistence.lease import FencedStorage, acquire_lease
+from maml_ray.persistence.run_dir import RunDir
 from maml_ray.persistence.storage import LocalStorage
 from maml_ray.runs.session import open_checkpoint_writer, open_session
 from tests.runs.made_up_training import checkpoint_of
@@ -29,7 +29,7 @@ class Full(LocalStorage):
 def test_what_lies_in_the_fallback_folder_is_another_runs_and_is_left_alone(
     tmp_path: Path,
 ) -> None:
-    fallback, folder = tmp_path / "fallback", RunFolder(tmp_path / "run")
+    fallback, folder = tmp_path / "fallback", RunDir(tmp_path / "run")
     (fallback / "run").mkdir(parents=True)
     (fallback / "run" / "settings.yaml").write_text("another's")
     chosen = settings(faults={"fallback_directory": str(fallback)})
@@ -44,8 +44,8 @@ def test_what_lies_in_the_fallback_folder_is_another_runs_and_is_left_alone(
                 writer.flush(0.0)
     assert sorted(path.name for path in fallback.iterdir()) == ["run", "run-2"]
     assert (fallback / "run" / "settings.yaml").read_text() == "another's"
-    saved = RunFolder(fallback / "run-2")
-    assert load_newest(LocalStorage(saved.path))[0].iteration == 2
+    saved = RunDir(fallback / "run-2")
+    assert load_newest_checkpoint(LocalStorage(saved.path))[0].iteration == 2
     assert load_settings(saved.settings).run.storage is None
     assert saved.metrics.read_text() == "{}\n"
 
@@ -54,7 +54,7 @@ def test_the_temporary_folder_is_shared_with_others_who_are_not_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    folder, chosen = RunFolder(tmp_path / "run"), settings()
+    folder, chosen = RunDir(tmp_path / "run"), settings()
     attempt = open_session(folder, chosen).attempt
     with open_checkpoint_writer(
         chosen, folder, FencedStorage(Full(folder.path), attempt)
@@ -64,7 +64,7 @@ def test_the_temporary_folder_is_shared_with_others_who_are_not_trusted(
             writer.flush(0.0)
     (base,) = tmp_path.glob("maml_ray-fallback-*")
     assert base.stat().st_mode & 0o777 == 0o700
-    assert load_newest(LocalStorage(base / "run"))[0].iteration == 1
+    assert load_newest_checkpoint(LocalStorage(base / "run"))[0].iteration == 1
 
 
 def test_a_new_run_that_cannot_be_begun_can_be_tried_again(
@@ -74,18 +74,18 @@ def test_a_new_run_that_cannot_be_begun_can_be_tried_again(
         raise OSError(28, "No space left on device")
 
     for name, storage in (("one", None), ("two", str(tmp_path / "kept"))):
-        chosen, folder = settings(run={"storage": storage}), RunFolder(tmp_path / name)
+        chosen, folder = settings(run={"storage": storage}), RunDir(tmp_path / name)
         with monkeypatch.context() as patches:
             patches.setattr("maml_ray.runs.session.dump_settings", full)
             patches.setattr("maml_ray.persistence.run_storage.dump_settings", full)
-            with pytest.raises(RunFolderError, match="No space left"):
+            with pytest.raises(RunDirError, match="No space left"):
                 open_session(folder, chosen, new=True)
         assert not folder.settings.exists()
         open_session(folder, chosen, new=True)
 
 
 def test_parameters_are_saved_though_the_curves_cannot_be_read(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
+    folder = RunDir(tmp_path / "run")
     chosen = settings(faults={"fallback_directory": str(tmp_path / "fallback")})
     attempt = open_session(folder, chosen).attempt
     folder.metrics.mkdir()
@@ -95,16 +95,16 @@ def test_parameters_are_saved_though_the_curves_cannot_be_read(tmp_path: Path) -
         writer.submit(checkpoint_of(chosen, 1))
         with pytest.raises(TrainingFailed, match="what was in memory is in"):
             writer.flush(0.0)
-    assert load_newest(LocalStorage(tmp_path / "fallback" / "run"))[0].iteration == 1
+    assert load_newest_checkpoint(LocalStorage(tmp_path / "fallback" / "run"))[0].iteration == 1
 
 
 def test_a_run_settles_in_with_an_attempt_of_its_own(tmp_path: Path) -> None:
     chosen = settings(run={"storage": str(tmp_path / "kept")})
-    folder, kept = RunFolder(tmp_path / "run"), LocalStorage(tmp_path / "kept" / "run")
+    folder, kept = RunDir(tmp_path / "run"), LocalStorage(tmp_path / "kept" / "run")
     first = open_session(folder, chosen, new=True)
     assert kept.names(".") == ["attempts", "settings.yaml"]
-    with pytest.raises(RunFolderError, match="belongs to another run"):
-        open_session(RunFolder(tmp_path / "again" / "run"), chosen, new=True)
+    with pytest.raises(RunDirError, match="belongs to another run"):
+        open_session(RunDir(tmp_path / "again" / "run"), chosen, new=True)
     assert not (tmp_path / "again").exists()
     second = open_session(folder, chosen)
     assert (first.attempt.number, second.attempt.number) == (1, 2)
@@ -113,14 +113,14 @@ def test_a_run_settles_in_with_an_attempt_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_change_of_storage_ends_older_attempts_in_both(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
+    folder = RunDir(tmp_path / "run")
     before, after = (settings(run={"storage": str(tmp_path / name)}) for name in "ab")
     older = open_session(folder, before)
     newer = open_session(folder, after, checkpoint_of(after, 3))
     assert newer.attempt.number == 2
     with pytest.raises(Superseded, match="attempt 2 of this run"):
         older.write("a", b"")
-    assert claim(LocalStorage(tmp_path / "b" / "run")).number == 3
+    assert acquire_lease(LocalStorage(tmp_path / "b" / "run")).number == 3
 
 
 def test_whoever_waits_hears_of_a_newer_attempt() -> None:

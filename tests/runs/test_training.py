@@ -13,10 +13,10 @@ from maml_ray.config.loading import validate_settings
 from maml_ray.config.settings import Settings
 from maml_ray.learning.learner import MetaLearner
 from maml_ray.learning.rollout_worker import Assignment, RolloutWorker, sample_tasks
-from maml_ray.persistence.checkpoint_store import load_newest
-from maml_ray.persistence.lease import claim
+from maml_ray.persistence.checkpoint_store import load_newest_checkpoint
+from maml_ray.persistence.lease import acquire_lease
 from maml_ray.persistence.records import INCIDENTAL_KEYS, IterationRecord
-from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.persistence.run_dir import RunDir
 from maml_ray.persistence.storage import LocalStorage
 from maml_ray.runs.training_loop import train_on_ray
 from maml_ray.tasks.registry import resolve_tasks
@@ -42,15 +42,17 @@ def settings(actors: int = 2, run: dict[str, str] | None = None) -> Settings:
     )
 
 
-def trained(chosen: Settings, path: Path, **kwargs: object) -> tuple[Recorder, RunFolder]:
-    recorder, folder = Recorder(), RunFolder(path)
+def trained(chosen: Settings, path: Path, **kwargs: object) -> tuple[Recorder, RunDir]:
+    recorder, folder = Recorder(), RunDir(path)
     train_on_ray(chosen, folder, observers=[recorder], **kwargs)  # type: ignore[arg-type]
     assert recorder.events == []
     return recorder, folder
 
 
-def assert_same_result(one: RunFolder, other: RunFolder) -> None:
-    first, second = (load_newest(LocalStorage(folder.path))[0] for folder in (one, other))
+def assert_same_result(one: RunDir, other: RunDir) -> None:
+    first, second = (
+        load_newest_checkpoint(LocalStorage(folder.path))[0] for folder in (one, other)
+    )
     assert (first.iteration, first.total_env_steps) == (second.iteration, second.total_env_steps)
     one_moved, other_moved = first.learner.optimizer, second.learner.optimizer
     for a, b in (
@@ -93,7 +95,7 @@ def test_ray_adds_nothing_to_the_mathematics(tmp_path: Path) -> None:
             for index, task in enumerate(sample_tasks(chosen, tasks, iteration))
         ]
         learner.update([worker.roll_out(theta, assignment)[0] for assignment in work])
-    distributed = load_newest(LocalStorage(folder.path))[0].learner.parameters
+    distributed = load_newest_checkpoint(LocalStorage(folder.path))[0].learner.parameters
     for name, value in learner.publish().values.items():
         np.testing.assert_array_equal(distributed[name], value)
 
@@ -104,12 +106,12 @@ def test_ray_adds_nothing_to_the_mathematics(tmp_path: Path) -> None:
 )
 def test_an_interrupted_run_goes_on_to_the_same_result(tmp_path: Path, stop_after: int) -> None:
     _, whole = trained(settings(), tmp_path / "whole")
-    broken = RunFolder(tmp_path / "broken")
+    broken = RunDir(tmp_path / "broken")
     interrupted = Recorder(stop_after)
     with pytest.raises(Interrupted):
         train_on_ray(settings(), broken, observers=[interrupted])
     assert interrupted.events == []
-    checkpoint, _ = load_newest(LocalStorage(broken.path))
+    checkpoint, _ = load_newest_checkpoint(LocalStorage(broken.path))
     assert checkpoint.iteration == stop_after
     resumed, _ = trained(settings(), tmp_path / "broken", resume=checkpoint)
     assert [r.iteration for r in resumed.records] == list(range(stop_after, 4))
@@ -122,14 +124,14 @@ def test_a_run_that_is_begun_elsewhere_stops_here_and_ends_there_with_the_same_b
     tmp_path: Path,
 ) -> None:
     kept = {"storage": str(tmp_path / "kept")}
-    here, there = RunFolder(tmp_path / "here" / "run"), RunFolder(tmp_path / "there" / "run")
+    here, there = RunDir(tmp_path / "here" / "run"), RunDir(tmp_path / "there" / "run")
     storage = LocalStorage(tmp_path / "kept" / "run")
 
     class Overtaken(Recorder):
         def on_iteration(self, record: IterationRecord) -> None:
             super().on_iteration(record)
             if record.iteration == 1:  # its checkpoint, the first one, is yet to be written
-                claim(storage)
+                acquire_lease(storage)
 
     _, whole = trained(settings(), tmp_path / "whole")
     older = Overtaken()
@@ -141,7 +143,7 @@ def test_a_run_that_is_begun_elsewhere_stops_here_and_ends_there_with_the_same_b
     newer, _ = trained(settings(run=kept), there.path)
     assert newer.starts[0].attempt == 3
     assert {record.attempt for record in newer.records} == {3}
-    assert_same_result(whole, RunFolder(storage.path))
+    assert_same_result(whole, RunDir(storage.path))
 
 
 def test_the_parts_of_an_iteration_add_up_to_its_wall_time(tmp_path: Path) -> None:

@@ -17,10 +17,14 @@ from maml_ray.common.errors import Interrupted, Superseded, TrainingFailed
 from maml_ray.common.signals import StopRequest
 from maml_ray.config.settings import Settings
 from maml_ray.learning.rollout_worker import Assignment
-from maml_ray.persistence.checkpoint_store import Score, load_newest, read_best
-from maml_ray.persistence.lease import FencedStorage, claim
-from maml_ray.persistence.records import FaultFigures
-from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.persistence.checkpoint_store import (
+    CheckpointScore,
+    load_newest_checkpoint,
+    read_best_score,
+)
+from maml_ray.persistence.lease import FencedStorage, acquire_lease
+from maml_ray.persistence.records import FaultCounts
+from maml_ray.persistence.run_dir import RunDir
 from maml_ray.persistence.storage import LocalStorage
 from maml_ray.runs.session import open_checkpoint_writer, open_session
 from maml_ray.runs.training_loop import _ObserverList, _Progress, _TrainingLoop
@@ -73,8 +77,8 @@ class MadeUpCrew:
         update = made_up_record(iteration, staleness=behind).update
         return SimpleNamespace(actors=1, rollouts=[]), update
 
-    def figures(self, collected: Any) -> FaultFigures:
-        return FaultFigures(1, 1, 0, 0, 1, 0, 0, 0, 0)
+    def figures(self, collected: Any) -> FaultCounts:
+        return FaultCounts(1, 1, 0, 0, 1, 0, 0, 0, 0)
 
 
 def keys(assignments: list[Assignment]) -> set[tuple[int, int]]:
@@ -89,7 +93,7 @@ class Run:
     loop: _TrainingLoop
     gate: Gate
     stop: StopRequest
-    folder: RunFolder
+    folder: RunDir
     crew: MadeUpCrew
 
 
@@ -100,7 +104,7 @@ def a_run(
     """Three iterations in a folder; another attempt can be claimed in it."""
     sections = {"run": {"iterations": 3}, **sections}
     chosen = settings(faults={"fallback_directory": str(path / "fallback")}, **sections)
-    folder, stop = RunFolder(path / "run"), StopRequest()
+    folder, stop = RunDir(path / "run"), StopRequest()
     gate = Gate(folder.path)
     storage = FencedStorage(gate, open_session(folder, chosen).attempt)
     with open_checkpoint_writer(chosen, folder, storage, stop.give_way) as writer:
@@ -122,7 +126,7 @@ def a_run(
 def test_a_run_ends_with_its_last_checkpoint_safe(tmp_path: Path) -> None:
     with a_run(tmp_path) as run:
         run.loop.run()
-    assert load_newest(LocalStorage(run.folder.path))[0].iteration == 3
+    assert load_newest_checkpoint(LocalStorage(run.folder.path))[0].iteration == 3
 
 
 @pytest.mark.timeout(90)  # of a run that does not hear
@@ -147,7 +151,7 @@ def test_a_signal_while_the_last_checkpoint_is_waited_for_is_obeyed(tmp_path: Pa
         with pytest.raises(Interrupted):
             run.loop.run()
         assert looked.is_set()
-    assert load_newest(LocalStorage(run.folder.path))[0].iteration == 3
+    assert load_newest_checkpoint(LocalStorage(run.folder.path))[0].iteration == 3
 
 
 def test_a_run_that_is_stopped_by_its_storage_is_saved_elsewhere_once(tmp_path: Path) -> None:
@@ -158,7 +162,7 @@ def test_a_run_that_is_stopped_by_its_storage_is_saved_elsewhere_once(tmp_path: 
         with pytest.raises(TrainingFailed, match=r"within 0 s .*No space left .*fallback/run:"):
             run.loop.run()
     assert [path.name for path in (tmp_path / "fallback").iterdir()] == ["run"]
-    assert load_newest(LocalStorage(tmp_path / "fallback" / "run"))[0].iteration == 3
+    assert load_newest_checkpoint(LocalStorage(tmp_path / "fallback" / "run"))[0].iteration == 3
 
 
 @pytest.mark.parametrize("when", [0, 1, 2])
@@ -166,7 +170,7 @@ def test_a_newer_attempt_ends_it_without_a_last_checkpoint(tmp_path: Path, when:
     def during(iteration: int) -> None:
         if iteration == when:
             run.loop.writer.flush(WAIT_S)
-            claim(LocalStorage(run.folder.path))
+            acquire_lease(LocalStorage(run.folder.path))
 
     with a_run(tmp_path, during) as run, pytest.raises(Superseded, match="attempt 2 of this run"):
         run.loop.run()
@@ -188,7 +192,7 @@ def test_each_meta_batch_is_collected_with_the_newest_version_and_nothing_ahead(
 def test_with_overlap_the_next_one_is_asked_for_with_what_is_newest_before_the_update(
     tmp_path: Path,
 ) -> None:
-    with a_run(tmp_path, meta_batch={"overlap": True}) as run:
+    with a_run(tmp_path, meta_batch={"async_collection": True}) as run:
         run.loop.run()
     assert run.crew.asked == [({(0, 0)}, {(1, 0)}), ({(1, 0)}, {(2, 1)}), ({(2, 1)}, set())]
 
@@ -199,7 +203,12 @@ def test_with_overlap_a_return_is_credited_to_the_version_that_collected(tmp_pat
     def during(iteration: int) -> None:
         run.loop.writer.flush(WAIT_S)  # none is overtaken
 
-    chosen = {"meta_batch": {"overlap": True}, "run": {"iterations": 4, "keep_checkpoints": 1}}
+    chosen = {
+        "meta_batch": {"async_collection": True},
+        "run": {"iterations": 4, "keep_checkpoints": 1},
+    }
     with a_run(tmp_path, during, **chosen) as run:
         run.loop.run()
-    assert read_best(LocalStorage(run.folder.path)) == Score(2, 36.0)  # made up: 12 an iteration
+    assert read_best_score(LocalStorage(run.folder.path)) == CheckpointScore(
+        2, 36.0
+    )  # made up: 12 an iteration

@@ -15,10 +15,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import maml_ray
-from maml_ray.common.errors import RunFolderError
-from maml_ray.persistence.checkpoint_store import load_newest
+from maml_ray.common.errors import RunDirError
+from maml_ray.persistence.checkpoint_store import load_newest_checkpoint
 from maml_ray.persistence.metrics_file import read_metrics
-from maml_ray.persistence.run_dir import RunFolder
+from maml_ray.persistence.run_dir import RunDir
 from maml_ray.persistence.storage import LocalStorage
 from maml_ray.tasks.half_cheetah import HalfCheetahBackward
 
@@ -63,9 +63,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 def test_a_run_leaves_everything_that_was_promised(whole: tuple[Path, str]) -> None:
-    folder = RunFolder(whole[0])
+    folder = RunDir(whole[0])
     assert [row["iteration"] for row in read_metrics(folder.metrics)] == [0, 1, 2, 3]
-    assert load_newest(LocalStorage(folder.path))[0].iteration == 4
+    assert load_newest_checkpoint(LocalStorage(folder.path))[0].iteration == 4
     assert len(list(folder.plots.glob("*.png"))) == 4
     assert len(folder.episodes.read_text().splitlines()) == 1 + 4 * 6
     evaluation = json.loads(folder.evaluation.read_text())
@@ -94,7 +94,7 @@ def test_it_prints_a_line_an_iteration_and_where_everything_is(whole: tuple[Path
 
 
 def test_the_video_shows_an_episode_that_moves(whole: tuple[Path, str]) -> None:
-    video = RunFolder(whole[0]).video
+    video = RunDir(whole[0]).video
     if not video.exists():
         pytest.skip("this machine cannot render")
     frames = iio.imread(video)
@@ -108,12 +108,12 @@ def test_evaluate_and_report_work_on_the_folder_alone(whole: tuple[Path, str]) -
     again = finished([*program, "evaluate", "run", "--episodes", "4", "--tasks", "3"], cwd)
     assert again.returncode == 0, again.stderr
     assert "3 tasks x 4 episodes" in again.stdout
-    rows = json.loads(RunFolder(whole[0]).evaluation.read_text())["rows"]
+    rows = json.loads(RunDir(whole[0]).evaluation.read_text())["rows"]
     assert all(row["episodes"] == 12 for row in rows)
     assert "random" in again.stdout
-    RunFolder(whole[0]).report.unlink()
+    RunDir(whole[0]).report.unlink()
     assert finished([*program, "report", "run"], cwd).returncode == 0
-    assert f"{rows[-1]['mean']:.1f}" in RunFolder(whole[0]).report.read_text()
+    assert f"{rows[-1]['mean']:.1f}" in RunDir(whole[0]).report.read_text()
 
 
 def test_the_trained_policy_is_used_from_python_and_adapts(whole: tuple[Path, str]) -> None:
@@ -140,11 +140,11 @@ def test_evaluation_repeats_itself_with_a_seed_and_differs_with_another(
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(whole: tuple[Path, str]) -> None:
-    before = RunFolder(whole[0]).metrics.read_bytes()
+    before = RunDir(whole[0]).metrics.read_bytes()
     refused = finished(command("train", "--run-dir", "run"), whole[0].parent)
     assert refused.returncode == 2
     assert "--resume run" in refused.stderr
-    assert RunFolder(whole[0]).metrics.read_bytes() == before
+    assert RunDir(whole[0]).metrics.read_bytes() == before
 
 
 def test_a_resumed_run_keeps_its_settings(whole: tuple[Path, str]) -> None:
@@ -177,22 +177,22 @@ def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on_to_the_same_end(
     assert process.returncode == 128 + number, complaints
     assert "--resume run" in said + complaints
     assert "Traceback" not in complaints
-    done = load_newest(LocalStorage(RunFolder(tmp_path / "run").path))[0].iteration
+    done = load_newest_checkpoint(LocalStorage(RunDir(tmp_path / "run").path))[0].iteration
     assert 1 <= done < 4
     resumed = finished([sys.executable, "-m", "maml_ray", "train", "--resume", "run"], tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     ours, theirs = (
-        load_newest(LocalStorage(RunFolder(path).path))[0].learner.parameters
+        load_newest_checkpoint(LocalStorage(RunDir(path).path))[0].learner.parameters
         for path in (tmp_path / "run", whole[0])
     )
     for name in theirs:
         np.testing.assert_array_equal(ours[name], theirs[name])
-    rows = read_metrics(RunFolder(tmp_path / "run").metrics)
+    rows = read_metrics(RunDir(tmp_path / "run").metrics)
     assert [row["iteration"] for row in rows] == [0, 1, 2, 3]
 
 
 def test_what_is_not_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match="not a run folder"):
+    with pytest.raises(RunDirError, match="not a run folder"):
         maml_ray.load(tmp_path)
-    with pytest.raises(RunFolderError, match="no run folder"):
+    with pytest.raises(RunDirError, match="no run folder"):
         maml_ray.load(tmp_path / "nowhere")
