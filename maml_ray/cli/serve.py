@@ -69,12 +69,12 @@ def serve(
       maml-ray serve runs/direction-20260101-120000 --host 0.0.0.0 --token-file token
     """
     _check_installed()
-    from maml_ray.serving.auth import token_digest
+    from maml_ray.serving.auth import load_token_digest
     from maml_ray.serving.launcher import serve_until_stopped
-    from maml_ray.serving.policy_store import load_base
-    from maml_ray.serving.settings import serve_settings
+    from maml_ray.serving.policy_store import load_base_policy
+    from maml_ray.serving.settings import parse_serve_settings
 
-    settings = serve_settings(
+    settings = parse_serve_settings(
         {
             "run": run if "://" in run else os.path.abspath(run),
             "checkpoint": checkpoint,
@@ -82,8 +82,8 @@ def serve(
             "token_file": None if token_file is None else os.path.abspath(token_file),
         }
     )
-    guarded = token_digest(settings.token_file) is not None
-    base = load_base(run, checkpoint)  # a mistake is told before Ray is started
+    guarded = load_token_digest(settings.token_file) is not None
+    base = load_base_policy(run, checkpoint)  # a mistake is told before Ray is started
     console = Console()
 
     def on_ready(endpoint: Endpoint) -> None:

@@ -18,13 +18,13 @@ from maml_ray.runs.adapt import (
     mean_return,
     task_from_parameters,
 )
-from maml_ray.serving.policy_store import ServedPolicy, adapted_name
-from maml_ray.serving.requests import AdaptBody, Refusal, support_of
+from maml_ray.serving.policy_store import ServedPolicy, new_policy_name
+from maml_ray.serving.requests import AdaptBody, ApiError, to_trajectories
 from maml_ray.tasks.task import Task
 
 
 @dataclass(frozen=True, eq=False)
-class Adaptation:
+class AdaptResult:
     """An adapted policy, and what its making was like.
 
     Attributes:
@@ -41,9 +41,9 @@ class Adaptation:
     return_after: float | None
 
 
-def adapt_for(
+def handle_adapt_request(
     start: ServedPolicy, request: AdaptBody, *, most_env_steps: int
-) -> Adaptation | Refusal:
+) -> AdaptResult | ApiError:
     """Serve one request to adapt, within limits.
 
     Args:
@@ -58,13 +58,13 @@ def adapt_for(
             assert task is not None, "a request without either is not read"
             return _in_simulation(start, request, task)
         return _on_callers_data(start, request, task)
-    except Refusal as refusal:
+    except ApiError as refusal:
         return refusal
     except UserError as error:
-        return Refusal(422, str(error))
+        return ApiError(422, str(error))
 
 
-def _in_simulation(start: ServedPolicy, request: AdaptBody, task: Task) -> Adaptation:
+def _in_simulation(start: ServedPolicy, request: AdaptBody, task: Task) -> AdaptResult:
     outcome = adapt_in_simulation(
         start.agent,
         task,
@@ -75,8 +75,8 @@ def _in_simulation(start: ServedPolicy, request: AdaptBody, task: Task) -> Adapt
     )
     pairs = zip(pairwise(outcome.agents), outcome.support, strict=True)
     steps = (_figures(before, after, support) for (before, after), support in pairs)
-    return Adaptation(
-        ServedPolicy(adapted_name(), outcome.agent, task),
+    return AdaptResult(
+        ServedPolicy(new_policy_name(), outcome.agent, task),
         start.name,
         tuple(steps),
         _or_none(outcome.before),
@@ -84,9 +84,9 @@ def _in_simulation(start: ServedPolicy, request: AdaptBody, task: Task) -> Adapt
     )
 
 
-def _on_callers_data(start: ServedPolicy, request: AdaptBody, task: Task | None) -> Adaptation:
+def _on_callers_data(start: ServedPolicy, request: AdaptBody, task: Task | None) -> AdaptResult:
     assert request.trajectories is not None, "asked for with the caller's data alone"
-    support = support_of(request.trajectories, start.agent)
+    support = to_trajectories(request.trajectories, start.agent)
     adapted = start.agent.adapt(support)
     before = after = math.nan
     if task is not None:
@@ -97,8 +97,8 @@ def _on_callers_data(start: ServedPolicy, request: AdaptBody, task: Task | None)
                 )
                 for agent, stream in ((start.agent, BEFORE), (adapted, AFTER))
             )
-    return Adaptation(
-        ServedPolicy(adapted_name(), adapted, task),
+    return AdaptResult(
+        ServedPolicy(new_policy_name(), adapted, task),
         start.name,
         (_figures(start.agent, adapted, support),),
         _or_none(before),
@@ -123,7 +123,7 @@ def _task(start: ServedPolicy, request: AdaptBody) -> Task | None:
     try:
         check_matches_task(start.agent, "this service")
     except UserError as error:
-        raise Refusal(422, f"task: nothing can be simulated here: {error}") from None
+        raise ApiError(422, f"task: nothing can be simulated here: {error}") from None
     return task_from_parameters(start.agent, request.task)
 
 
@@ -138,7 +138,7 @@ def _check_size(agent: Agent, request: AdaptBody, most: int) -> None:
         episodes += steps * (request.episodes or settings.meta_batch.episodes)
     total = episodes * settings.task.horizon
     if total > most:
-        raise Refusal(
+        raise ApiError(
             422,
             f"episodes: {total:,} steps of simulation in one request are not allowed, at most "
             f"{most:,}: ask for fewer episodes, measured_episodes or steps",

@@ -9,9 +9,9 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from maml_ray.common.versions import own_version
-from maml_ray.serving.auth import Guard
-from maml_ray.serving.openapi import Documentation, ask_for_token
-from maml_ray.serving.requests import Refusal
+from maml_ray.serving.auth import GuardMiddleware
+from maml_ray.serving.openapi import RouteDocs, document_bearer_auth
+from maml_ray.serving.requests import ApiError
 from maml_ray.serving.service import Service
 
 
@@ -29,16 +29,16 @@ def make_app(service: Service, *, digest: bytes | None, max_body_bytes: int) -> 
         version=own_version(),
         redoc_url=None,
     )
-    app.add_middleware(Guard, digest=digest, max_body_bytes=max_body_bytes)
-    app.add_exception_handler(Refusal, _refused)
+    app.add_middleware(GuardMiddleware, digest=digest, max_body_bytes=max_body_bytes)
+    app.add_exception_handler(ApiError, _refused)
     app.add_exception_handler(HTTPException, _not_routed)
-    _add_routes(app, service, Documentation(service.spec, service.example_task))
+    _add_routes(app, service, RouteDocs(service.spec, service.example_task))
     if digest is not None:
-        ask_for_token(app)
+        document_bearer_auth(app)
     return app
 
 
-def _add_routes(app: FastAPI, service: Service, told: Documentation) -> None:
+def _add_routes(app: FastAPI, service: Service, told: RouteDocs) -> None:
     @app.post("/act", **told.act())
     async def act(request: Request) -> Response:
         return _json(await service.act(await request.body()))
@@ -68,8 +68,8 @@ def _json(content: dict[str, Any], status: int = 200) -> Response:
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refusal), "registered for it alone"
-    return _json({"error": error.sentence}, error.status)
+    assert isinstance(error, ApiError), "registered for it alone"
+    return _json({"error": error.message}, error.status)
 
 
 async def _not_routed(request: Request, error: Exception) -> Response:

@@ -17,14 +17,14 @@ import orjson
 
 from maml_ray.common.errors import UserError
 from maml_ray.common.safe_files import Unreadable, read_text
-from maml_ray.serving.requests import Refusal
+from maml_ray.serving.requests import ApiError
 
-VARIABLE = "MAML_RAY_SERVE_TOKEN"
+TOKEN_VARIABLE = "MAML_RAY_SERVE_TOKEN"
 _MOST_BYTES = 10_000
 _SHORTEST = 16
 
 
-def token_digest(token_file: str | None) -> bytes | None:
+def load_token_digest(token_file: str | None) -> bytes | None:
     """SHA-256 of the token in ``token_file`` or the environment; None where there is neither.
 
     The digest and not the token goes through the cluster.
@@ -38,8 +38,8 @@ def token_digest(token_file: str | None) -> bytes | None:
         except Unreadable as error:
             raise UserError(f"cannot read the token file {token_file}: {error}") from None
         source = f"the token file {token_file}"
-    elif VARIABLE in os.environ:
-        token, source = os.environ[VARIABLE].strip(), VARIABLE
+    elif TOKEN_VARIABLE in os.environ:
+        token, source = os.environ[TOKEN_VARIABLE].strip(), TOKEN_VARIABLE
     else:
         return None
     if len(token) < _SHORTEST or not token.isascii():
@@ -50,7 +50,7 @@ def token_digest(token_file: str | None) -> bytes | None:
     return _digest(token.encode())
 
 
-def is_right(authorization: bytes, digest: bytes) -> bool:
+def token_matches(authorization: bytes, digest: bytes) -> bool:
     """Whether an ``Authorization`` header carries the token."""
     scheme, _, token = authorization.partition(b" ")
     return hmac.compare_digest(_digest(token.strip()), digest) and scheme.lower() == b"bearer"
@@ -70,7 +70,7 @@ OPEN_PATHS = frozenset({"/healthz", "/docs", "/openapi.json"})
 _log = logging.getLogger(__name__)
 
 
-class Guard:
+class GuardMiddleware:
     """ASGI middleware.
 
     Args:
@@ -97,19 +97,21 @@ class Guard:
         try:
             self._check(scope)
             await self._app(scope, self._counted(receive), sending)
-        except Refusal as refusal:
+        except ApiError as refusal:
             await _refuse(send, refusal)
         except Exception:
             _log.exception("%s %s failed", scope["method"], scope["path"])
             if not started:
-                await _refuse(send, Refusal(500, "the service failed; its log says why"))
+                await _refuse(send, ApiError(500, "the service failed; its log says why"))
 
     def _check(self, scope: Scope) -> None:
         headers = dict(scope["headers"])
         if self._digest is not None and scope["path"] not in OPEN_PATHS:
             given = headers.get(b"authorization", b"")
-            if not is_right(given, self._digest):
-                raise Refusal(401, "a token is needed: send the header 'Authorization: Bearer ...'")
+            if not token_matches(given, self._digest):
+                raise ApiError(
+                    401, "a token is needed: send the header 'Authorization: Bearer ...'"
+                )
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._most:
             raise self._too_large()
@@ -127,13 +129,13 @@ class Guard:
 
         return receiving
 
-    def _too_large(self) -> Refusal:
-        return Refusal(413, f"the body is larger than {self._most:,} bytes")
+    def _too_large(self) -> ApiError:
+        return ApiError(413, f"the body is larger than {self._most:,} bytes")
 
 
-async def _refuse(send: Send, refusal: Refusal) -> None:
+async def _refuse(send: Send, refusal: ApiError) -> None:
     headers = [(b"content-type", b"application/json")]
     if refusal.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-    await send({"type": "http.response.body", "body": orjson.dumps({"error": refusal.sentence})})
+    await send({"type": "http.response.body", "body": orjson.dumps({"error": refusal.message})})

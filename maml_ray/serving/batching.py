@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from maml_ray.policies.action_sampler import for_environment, make_sampler
 from maml_ray.serving.policy_store import ServedPolicy
-from maml_ray.serving.requests import ActRequest, Refusal
+from maml_ray.serving.requests import ActRequest, ApiError
 
 
 @dataclass(frozen=True, eq=False)
-class Acted:
+class ActResult:
     """An answer.
 
     Attributes:
@@ -29,7 +29,7 @@ class Acted:
     log_probs: NDArray[np.float32] | None
 
 
-def act_together(asked: Sequence[tuple[ServedPolicy, ActRequest]]) -> list[Acted | Refusal]:
+def act_batch(asked: Sequence[tuple[ServedPolicy, ActRequest]]) -> list[ActResult | ApiError]:
     """An answer to each request, in order.
 
     Requests to one policy go through its network together, so the last bits of an action may
@@ -38,7 +38,7 @@ def act_together(asked: Sequence[tuple[ServedPolicy, ActRequest]]) -> list[Acted
     groups: dict[str, list[int]] = {}
     for index, (policy, _) in enumerate(asked):
         groups.setdefault(policy.name, []).append(index)
-    answers: dict[int, Acted | Refusal] = {}
+    answers: dict[int, ActResult | ApiError] = {}
     for members in groups.values():
         policy = asked[members[0]][0]
         requests = [asked[index][1] for index in members]
@@ -46,7 +46,7 @@ def act_together(asked: Sequence[tuple[ServedPolicy, ActRequest]]) -> list[Acted
     return [answers[index] for index in range(len(asked))]
 
 
-def _act(policy: ServedPolicy, requests: Sequence[ActRequest]) -> list[Acted | Refusal]:
+def _act(policy: ServedPolicy, requests: Sequence[ActRequest]) -> list[ActResult | ApiError]:
     batch = (
         requests[0].observations
         if len(requests) == 1
@@ -64,11 +64,11 @@ def _act(policy: ServedPolicy, requests: Sequence[ActRequest]) -> list[Acted | R
 
 def _answer(
     policy: ServedPolicy, request: ActRequest, outputs: NDArray[np.float32]
-) -> Acted | Refusal:
+) -> ActResult | ApiError:
     if not np.isfinite(outputs).all():
-        return Refusal(422, "observations are not allowed: at them the policy's actions overflow")
+        return ApiError(422, "observations are not allowed: at them the policy's actions overflow")
     rng = np.random.default_rng(request.seed) if request.explore else None
     sampler = make_sampler(policy.policy, 1, len(outputs), rng)
     actions = sampler.choose(0, outputs)
     log_probs = sampler.log_probs()[0] if request.explore else None
-    return Acted(policy.name, for_environment(policy.agent.spec, actions), log_probs)
+    return ActResult(policy.name, for_environment(policy.agent.spec, actions), log_probs)

@@ -13,12 +13,12 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from maml_ray.serving.policy_store import Found, ServedPolicy
-from maml_ray.serving.requests import Refusal
+from maml_ray.serving.policy_store import LookupResult, ServedPolicy
+from maml_ray.serving.requests import ApiError
 
-LEASE_S = 1.0
+CACHE_TTL_S = 1.0
 
-Ask = Callable[[str, str | None], Awaitable[Found | Refusal]]
+Ask = Callable[[str, str | None], Awaitable[LookupResult | ApiError]]
 """Asks the store: the name of a policy, and the name of what is here already."""
 
 
@@ -28,7 +28,7 @@ class _Copy:
     until: float
 
 
-class Copies:
+class PolicyCache:
     """Policies by the name that they were asked for.
 
     Args:
@@ -46,7 +46,7 @@ class Copies:
         """The policy called ``name``.
 
         Raises:
-            Refusal: the store has none of that name.
+            ApiError: the store has none of that name.
         """
         copy = self._copies.get(name)
         if copy is not None and self._clock() < copy.until:
@@ -61,11 +61,11 @@ class Copies:
         copy = self._copies.pop(name, None)
         asked = self._clock()
         found = await self._ask(name, copy.policy.name if copy else None)
-        if isinstance(found, Refusal):
+        if isinstance(found, ApiError):
             raise found
         policy = found.policy if copy is None else found.policy or copy.policy
         assert policy is not None, "the store leaves out only what is here"
-        lease = LEASE_S if found.expires_in_s is None else min(LEASE_S, found.expires_in_s)
+        lease = CACHE_TTL_S if found.expires_in_s is None else min(CACHE_TTL_S, found.expires_in_s)
         self._copies[name] = _Copy(policy, asked + lease)
         while len(self._copies) > self._most:
             self._copies.popitem(last=False)

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from maml_ray.policies.spec import PolicySpec
 from maml_ray.serving.auth import OPEN_PATHS
-from maml_ray.serving.requests import MOST_OBSERVATIONS, ActBody, AdaptBody, SupportBody
+from maml_ray.serving.requests import MAX_OBSERVATIONS, ActBody, AdaptBody, SupportBody
 
 Schema = dict[str, Any]
 
@@ -33,7 +33,7 @@ _SENTENCES = {
 
 
 @dataclass(frozen=True)
-class Documentation:
+class RouteDocs:
     """What FastAPI is told of each route beside its function.
 
     Attributes:
@@ -48,7 +48,7 @@ class Documentation:
         """Of ``POST /act``."""
         body = _schema(ActBody)
         one = _row(self.spec.observation_size)
-        body["properties"]["observations"] = {"oneOf": [one, _many(one, MOST_OBSERVATIONS)]}
+        body["properties"]["observations"] = {"oneOf": [one, _many(one, MAX_OBSERVATIONS)]}
         example = {"observations": [0.0] * self.spec.observation_size}
         answer = _answer(
             policy=_TEXT,
@@ -134,7 +134,7 @@ class _Binary(Response):
     media_type = "application/octet-stream"
 
 
-def ask_for_token(app: FastAPI) -> None:
+def document_bearer_auth(app: FastAPI) -> None:
     """Have OpenAPI say that a bearer token is to be presented."""
 
     def openapi() -> dict[str, Any]:

@@ -18,7 +18,7 @@ from maml_ray.evaluation.loading import load, load_with_iteration
 from maml_ray.evaluation.policy_export import DESCRIPTION, PARAMETERS, serialize_policy
 from maml_ray.persistence.run_storage import fetch_run
 from maml_ray.policies.numpy_policy import NumpyPolicy
-from maml_ray.serving.requests import BASE, Refusal
+from maml_ray.serving.requests import BASE_POLICY, ApiError
 from maml_ray.tasks.task import Task
 
 
@@ -60,12 +60,12 @@ class ServedPolicy:
         return serialize_policy(self.agent, self.task)[DESCRIPTION]
 
 
-def adapted_name() -> str:
+def new_policy_name() -> str:
     """A name for an adapted policy, which nobody guesses."""
     return f"adapted-{secrets.token_hex(8)}"
 
 
-def load_base(run: str, checkpoint: str = "newest") -> ServedPolicy:
+def load_base_policy(run: str, checkpoint: str = "newest") -> ServedPolicy:
     """The policy of a run folder, of a run's URL in storage, or of a folder of ``maml-ray adapt``.
 
     Raises:
@@ -87,7 +87,7 @@ def _of_run(folder: Path, checkpoint: str) -> ServedPolicy:
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class LookupResult:
     """A policy that is there.
 
     Attributes:
@@ -143,7 +143,7 @@ class PolicyStore:
             self._kept.popitem(last=False)
         return self._max_age_s
 
-    def find(self, name: str, have: str | None = None) -> Found:
+    def find(self, name: str, have: str | None = None) -> LookupResult:
         """A policy by its name; ``base`` is whichever checkpoint is live.
 
         Args:
@@ -151,14 +151,14 @@ class PolicyStore:
             have: the name of a policy that the asker has, which need not be sent again.
 
         Raises:
-            Refusal: there is none, or there no longer is.
+            ApiError: there is none, or there no longer is.
         """
-        if name in (BASE, self._base.name):
+        if name in (BASE_POLICY, self._base.name):
             policy, left = self._base, None
         else:
             self._forget_old()
             if name not in self._kept:
-                raise Refusal(
+                raise ApiError(
                     404,
                     f"policy: there is no {name!r:.80}: it was never here, or is gone (the "
                     f"{self._most:,} most recently used are kept, for {self._max_age_s:,.0f} s): "
@@ -167,7 +167,7 @@ class PolicyStore:
             policy, made = self._kept[name]
             self._kept.move_to_end(name)
             left = self._max_age_s - (self._clock() - made)
-        return Found(policy.name, left, None if policy.name == have else policy)
+        return LookupResult(policy.name, left, None if policy.name == have else policy)
 
     def _forget_old(self) -> None:
         oldest = self._clock() - self._max_age_s

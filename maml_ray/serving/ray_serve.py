@@ -25,26 +25,26 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from maml_ray.serving.adaptation import Adaptation, adapt_for
+from maml_ray.serving.adaptation import AdaptResult, handle_adapt_request
 from maml_ray.serving.api import make_app
-from maml_ray.serving.auth import token_digest
-from maml_ray.serving.batching import Acted, act_together
-from maml_ray.serving.cache import Copies
-from maml_ray.serving.policy_store import Found, PolicyStore, ServedPolicy, load_base
-from maml_ray.serving.requests import BASE, ActRequest, AdaptBody, Refusal
+from maml_ray.serving.auth import load_token_digest
+from maml_ray.serving.batching import ActResult, act_batch
+from maml_ray.serving.cache import PolicyCache
+from maml_ray.serving.policy_store import LookupResult, PolicyStore, ServedPolicy, load_base_policy
+from maml_ray.serving.requests import BASE_POLICY, ActRequest, AdaptBody, ApiError
 from maml_ray.serving.service import Service
-from maml_ray.serving.settings import ServeSettings, checkpoint_choice, serve_settings
+from maml_ray.serving.settings import ServeSettings, parse_serve_settings, parse_user_config
 
-ANSWER_S = 10.0
+STORE_TIMEOUT_S = 10.0
 """Deadline for an answer of the store."""
-MOST_COPIES = 1000
-MOST_BATCH = 64
+MAX_CACHED_POLICIES = 1000
+MAX_BATCH_SIZE = 64
 """Requests that are answered by one pass through a network."""
-_AT_ONCE = 256
+_MAX_CONCURRENT_REQUESTS = 256
 """Requests that a replica holds at a time: it waits for the store, and for others to batch with."""
 
 
-class Store:
+class StoreDeployment:
     """The deployment ``PolicyStore``: reads the run, and keeps the adapted policies.
 
     Its ``user_config`` says which checkpoint is live: when it changes, the new one is put live
@@ -64,18 +64,18 @@ class Store:
         Raises:
             UserError: there is no such checkpoint; Serve tells it in the application's status.
         """
-        base = load_base(self._settings.run, checkpoint_choice(user_config).checkpoint)
+        base = load_base_policy(self._settings.run, parse_user_config(user_config).checkpoint)
         if self._store is None:
             most, age = self._settings.max_policies, self._settings.max_age_s
             self._store = PolicyStore(base, most=most, max_age_s=age)
         else:
             self._store.replace_base(base)
 
-    async def find(self, name: str, have: str | None) -> Found | Refusal:
+    async def find(self, name: str, have: str | None) -> LookupResult | ApiError:
         """A policy by its name: :meth:`maml_ray.serving.policy_store.PolicyStore.find`."""
         try:
             return self._kept.find(name, have)
-        except Refusal as refusal:
+        except ApiError as refusal:
             return refusal
 
     async def keep(self, policy: ServedPolicy) -> float:
@@ -88,7 +88,7 @@ class Store:
         return self._store
 
 
-class Adapter:
+class AdapterDeployment:
     """The deployment ``Adapter``: simulates and takes inner steps, one request at a time.
 
     Args:
@@ -101,13 +101,13 @@ class Adapter:
         # One thread: a request that its caller has given up still ends before the next begins.
         self._thread = ThreadPoolExecutor(1)
 
-    async def adapt(self, start: ServedPolicy, request: AdaptBody) -> Adaptation | Refusal:
+    async def adapt(self, start: ServedPolicy, request: AdaptBody) -> AdaptResult | ApiError:
         """An adapted policy, or why there is none; in a thread, so that Serve sees it alive."""
-        adapt = partial(adapt_for, start, request, most_env_steps=self._most_env_steps)
+        adapt = partial(handle_adapt_request, start, request, most_env_steps=self._most_env_steps)
         return await asyncio.get_running_loop().run_in_executor(self._thread, adapt)
 
 
-class Api:
+class ApiDeployment:
     """The deployment ``PolicyApi``: the routes; acts by itself, and has others adapt.
 
     Args:
@@ -126,11 +126,11 @@ class Api:
         torch.set_num_threads(1)
         self._settings, self._digest = settings, digest
         self._store, self._adapter = store, adapter
-        self._copies = Copies(self._find, most=MOST_COPIES)
+        self._copies = PolicyCache(self._find, most=MAX_CACHED_POLICIES)
 
     async def __serve_build_asgi_app__(self) -> Any:
         """The routes, once the store has told what kind of policy it is."""
-        base = await self._copies.get(BASE)
+        base = await self._copies.get(BASE_POLICY)
         base.agent.act(np.zeros(base.agent.spec.observation_size))  # no request waits for its loop
         service = Service(
             base.agent.spec,
@@ -143,28 +143,34 @@ class Api:
         limit = self._settings.max_body_bytes
         return make_app(service, digest=self._digest, max_body_bytes=limit)
 
-    @serve.batch(max_batch_size=MOST_BATCH, batch_wait_timeout_s=0.0)
-    async def _act(self, asked: list[tuple[ServedPolicy, ActRequest]]) -> list[Acted | Refusal]:
+    @serve.batch(max_batch_size=MAX_BATCH_SIZE, batch_wait_timeout_s=0.0)
+    async def _act(
+        self, asked: list[tuple[ServedPolicy, ActRequest]]
+    ) -> list[ActResult | ApiError]:
         # Nobody waits for others to come: under load they are there already.
-        return act_together(asked)
+        return act_batch(asked)
 
-    async def _act_on(self, policy: ServedPolicy, request: ActRequest) -> Acted | Refusal:
-        answer: Acted | Refusal = await self._act((policy, request))
+    async def _act_on(self, policy: ServedPolicy, request: ActRequest) -> ActResult | ApiError:
+        answer: ActResult | ApiError = await self._act((policy, request))
         return answer
 
-    async def _adapt_from(self, policy: ServedPolicy, request: AdaptBody) -> Adaptation | Refusal:
+    async def _adapt_from(self, policy: ServedPolicy, request: AdaptBody) -> AdaptResult | ApiError:
         deadline = self._settings.adapt_timeout_s
         response = self._adapter.adapt.remote(policy, request)
-        adapted: Adaptation | Refusal = await _answer(response, "adapter", deadline)
+        adapted: AdaptResult | ApiError = await _answer(response, "adapter", deadline)
         return adapted
 
-    async def _find(self, name: str, have: str | None) -> Found | Refusal:
+    async def _find(self, name: str, have: str | None) -> LookupResult | ApiError:
         response = self._store.find.remote(name, have)
-        found: Found | Refusal = await _answer(response, "store of policies", ANSWER_S)
+        found: LookupResult | ApiError = await _answer(
+            response, "store of policies", STORE_TIMEOUT_S
+        )
         return found
 
     async def _keep(self, policy: ServedPolicy) -> float:
-        return float(await _answer(self._store.keep.remote(policy), "store of policies", ANSWER_S))
+        return float(
+            await _answer(self._store.keep.remote(policy), "store of policies", STORE_TIMEOUT_S)
+        )
 
 
 def build_app(args: Mapping[str, Any]) -> serve.Application:
@@ -176,18 +182,18 @@ def build_app(args: Mapping[str, Any]) -> serve.Application:
     Raises:
         UserError: an argument is unknown or out of range, or the token cannot be read.
     """
-    settings = serve_settings(args)
-    digest = token_digest(settings.token_file)
+    settings = parse_serve_settings(args)
+    digest = load_token_digest(settings.token_file)
     store = _deployed(
-        Store,
+        StoreDeployment,
         name="PolicyStore",
         num_replicas=1,  # what it keeps is nowhere else
         ray_actor_options={"num_cpus": 0},
-        max_ongoing_requests=10 * _AT_ONCE,
+        max_ongoing_requests=10 * _MAX_CONCURRENT_REQUESTS,
         user_config={"checkpoint": settings.checkpoint},
     ).bind(settings)
     adapter = _deployed(
-        Adapter,
+        AdapterDeployment,
         name="Adapter",
         num_replicas=settings.adapters,
         ray_actor_options={"num_cpus": 1},
@@ -195,11 +201,11 @@ def build_app(args: Mapping[str, Any]) -> serve.Application:
         max_queued_requests=settings.max_waiting,
     ).bind(settings)
     app: serve.Application = _deployed(
-        serve.ingress()(Api),
+        serve.ingress()(ApiDeployment),
         name="PolicyApi",
         num_replicas=settings.replicas,
         ray_actor_options={"num_cpus": 1},
-        max_ongoing_requests=_AT_ONCE,
+        max_ongoing_requests=_MAX_CONCURRENT_REQUESTS,
     ).bind(settings, digest, store, adapter)
     return app
 
@@ -212,15 +218,15 @@ async def _answer(response: Any, name: str, deadline_s: float) -> Any:
     """What another deployment answers.
 
     Raises:
-        Refusal: it is busy, away or too slow.
+        ApiError: it is busy, away or too slow.
     """
     try:
         return await asyncio.wait_for(response, deadline_s)
     except BackPressureError:
-        raise Refusal(503, f"too many requests wait for the {name}: try again later") from None
+        raise ApiError(503, f"too many requests wait for the {name}: try again later") from None
     except TimeoutError:
-        raise Refusal(503, f"the {name} did not answer within {deadline_s:g} s") from None
+        raise ApiError(503, f"the {name} did not answer within {deadline_s:g} s") from None
     except (RayError, RayServeException) as error:
         if isinstance(getattr(error, "cause", None), Exception):
             raise  # a defect there: it belongs in the log
-        raise Refusal(503, f"the {name} is away: try again later") from None
+        raise ApiError(503, f"the {name} is away: try again later") from None

@@ -34,7 +34,7 @@ from maml_ray.policies.spec import PolicySpec
 from maml_ray.rollouts.trajectories import Trajectories
 
 
-class Refusal(Exception):
+class ApiError(Exception):
     """A request cannot be served; whose fault it is says the status.
 
     Attributes:
@@ -42,18 +42,18 @@ class Refusal(Exception):
         sentence: for the caller.
     """
 
-    def __init__(self, status: int, sentence: str) -> None:
-        super().__init__(status, sentence)  # both: an exception that crosses processes needs them
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(status, message)  # both: an exception that crosses processes needs them
         self.status = status
-        self.sentence = one_line(sentence)
+        self.message = one_line(message)
 
 
-MOST_AXES = 3
+MAX_AXES = 3
 _NUMBERS = frozenset({int, float})
 _BOOLEANS = frozenset({bool})
 
 
-def float32_array(value: Any) -> NDArray[np.float32]:
+def to_float32_array(value: Any) -> NDArray[np.float32]:
     """Nested lists of numbers as an array.
 
     Raises:
@@ -74,7 +74,7 @@ def float32_array(value: Any) -> NDArray[np.float32]:
     return array
 
 
-def bool_array(value: Any) -> NDArray[np.bool_]:
+def to_bool_array(value: Any) -> NDArray[np.bool_]:
     """Nested lists of true and false as an array.
 
     Raises:
@@ -90,19 +90,19 @@ def bool_array(value: Any) -> NDArray[np.bool_]:
     return array
 
 
-Numbers = Annotated[Any, PlainValidator(float32_array), WithJsonSchema({"type": "array"})]
+FloatArray = Annotated[Any, PlainValidator(to_float32_array), WithJsonSchema({"type": "array"})]
 """A field of a request that is an array of numbers."""
-Booleans = Annotated[Any, PlainValidator(bool_array), WithJsonSchema({"type": "array"})]
+BoolArray = Annotated[Any, PlainValidator(to_bool_array), WithJsonSchema({"type": "array"})]
 """A field of a request that is an array of true and false."""
 
 
 def _check(value: Any, kinds: frozenset[type], words: str) -> None:
     axes, first = 0, value
-    while type(first) is list and first and axes <= MOST_AXES:
+    while type(first) is list and first and axes <= MAX_AXES:
         axes, first = axes + 1, first[0]
-    empty = type(first) is list and not first and axes < MOST_AXES
-    if axes > MOST_AXES or not (empty or (axes and _made_of(value, axes, kinds))):
-        raise ValueError(f"must be an array of {words}, of at most {MOST_AXES} axes")
+    empty = type(first) is list and not first and axes < MAX_AXES
+    if axes > MAX_AXES or not (empty or (axes and _made_of(value, axes, kinds))):
+        raise ValueError(f"must be an array of {words}, of at most {MAX_AXES} axes")
 
 
 def _made_of(value: Any, axes: int, kinds: frozenset[type]) -> bool:
@@ -113,9 +113,9 @@ def _made_of(value: Any, axes: int, kinds: frozenset[type]) -> bool:
     return all(_made_of(row, axes - 1, kinds) for row in value)
 
 
-BASE = "base"
+BASE_POLICY = "base"
 """The name of the policy that adaptations begin from, whichever checkpoint it is."""
-MOST_OBSERVATIONS = 4096
+MAX_OBSERVATIONS = 4096
 """In one request to act: it holds up all that are answered together with it."""
 
 
@@ -138,8 +138,8 @@ class _Body(BaseModel):
 class ActBody(_Body):
     """``POST /act``: observations (D,) or (n, D), and whose actions are asked for."""
 
-    observations: Numbers
-    policy: Name = BASE
+    observations: FloatArray
+    policy: Name = BASE_POLICY
     explore: bool = False
     seed: Seed | None = None
 
@@ -150,19 +150,19 @@ class SupportBody(_Body):
     Actions are as ``POST /act`` gives them: (K, T, A), or (K, T) of a discrete policy.
     """
 
-    observations: Numbers
-    actions: Numbers
-    rewards: Numbers
-    mask: Booleans = None
-    log_probs: Numbers = None
-    final_observations: Numbers = None
-    terminated: Booleans = None
+    observations: FloatArray
+    actions: FloatArray
+    rewards: FloatArray
+    mask: BoolArray = None
+    log_probs: FloatArray = None
+    final_observations: FloatArray = None
+    terminated: BoolArray = None
 
 
 class AdaptBody(_Body):
     """``POST /adapt``: a task to simulate, or what the caller collected, or both."""
 
-    policy: Name = BASE
+    policy: Name = BASE_POLICY
     task: Annotated[dict[Name, Float], Field(max_length=1000)] | None = None
     trajectories: SupportBody | None = None
     steps: Annotated[int, Field(ge=1, le=MOST_ADAPTATION_STEPS), _WHOLE] | None = None
@@ -201,11 +201,11 @@ class ActRequest:
     seed: int | None
 
 
-def read_act(content: bytes, spec: PolicySpec) -> ActRequest:
+def parse_act(content: bytes, spec: PolicySpec) -> ActRequest:
     """The body of ``POST /act``.
 
     Raises:
-        Refusal: it is no JSON (400), or not what such a policy takes (422).
+        ApiError: it is no JSON (400), or not what such a policy takes (422).
     """
     body = _read(ActBody, content)
     observations: NDArray[np.float32] = body.observations
@@ -214,32 +214,32 @@ def read_act(content: bytes, spec: PolicySpec) -> ActRequest:
     single = observations.ndim == 1
     if single:
         observations = observations[None]
-    if len(observations) > MOST_OBSERVATIONS:
-        raise Refusal(
+    if len(observations) > MAX_OBSERVATIONS:
+        raise ApiError(
             422,
             f"observations: {len(observations):,} at once are not allowed: at most "
-            f"{MOST_OBSERVATIONS:,}",
+            f"{MAX_OBSERVATIONS:,}",
         )
     return ActRequest(body.policy, observations, single, body.explore, body.seed)
 
 
-def read_adapt(content: bytes) -> AdaptBody:
-    """The body of ``POST /adapt``; arrays' shapes are checked by :func:`support_of`.
+def parse_adapt(content: bytes) -> AdaptBody:
+    """The body of ``POST /adapt``; arrays' shapes are checked by :func:`to_trajectories`.
 
     Raises:
-        Refusal: it is no JSON (400), or not such a request (422).
+        ApiError: it is no JSON (400), or not such a request (422).
     """
     return _read(AdaptBody, content)
 
 
-def support_of(body: SupportBody, agent: Agent) -> Trajectories:
+def to_trajectories(body: SupportBody, agent: Agent) -> Trajectories:
     """The caller's episodes as support data for ``agent``.
 
     Log-probabilities that were left out are those of ``agent`` at the actions: the caller says by
     it that this policy sampled them.
 
     Raises:
-        Refusal: the shapes do not fit together or the policy, or the mask is of no episodes.
+        ApiError: the shapes do not fit together or the policy, or the mask is of no episodes.
     """
     spec, rewards = agent.spec, body.rewards
     if rewards.ndim != 2:
@@ -271,11 +271,11 @@ def support_of(body: SupportBody, agent: Agent) -> Trajectories:
         terminated=body.terminated,
     )
     if body.log_probs is None:
-        return replace(trajectories, log_probs=own_log_probs(agent, trajectories))
+        return replace(trajectories, log_probs=policy_log_probs(agent, trajectories))
     return trajectories
 
 
-def own_log_probs(agent: Agent, trajectories: Trajectories) -> NDArray[np.float32]:
+def policy_log_probs(agent: Agent, trajectories: Trajectories) -> NDArray[np.float32]:
     """Log-probabilities (K, T) of the actions under ``agent``; zero after an episode's end."""
     observations = trajectories.observations
     if agent.normalizer is not None:
@@ -292,11 +292,11 @@ def _read(kind: type[Body], content: bytes) -> Body:
     try:
         data = orjson.loads(content)
     except orjson.JSONDecodeError as error:
-        raise Refusal(400, f"the body is not JSON: {error!s:.120}") from None
+        raise ApiError(400, f"the body is not JSON: {error!s:.120}") from None
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        raise Refusal(422, _sentence(error, kind)) from None
+        raise ApiError(422, _sentence(error, kind)) from None
 
 
 def _sentence(error: ValidationError, kind: type[BaseModel]) -> str:
@@ -314,7 +314,7 @@ def _sentence(error: ValidationError, kind: type[BaseModel]) -> str:
 
 def _check_mask(mask: NDArray[np.bool_]) -> None:
     if not mask[:, 0].all() or (mask[:, 1:] & ~mask[:, :-1]).any():
-        raise Refusal(
+        raise ApiError(
             422,
             "trajectories.mask is not allowed: each episode is true for its steps, of which it "
             "has one at least, and false after its end",
@@ -326,7 +326,7 @@ def _check_bootstrap(body: SupportBody, agent: Agent) -> None:
         return
     for name in ("final_observations", "terminated"):
         if getattr(body, name) is None:
-            raise Refusal(
+            raise ApiError(
                 422,
                 f"trajectories.{name} is missing: this policy was trained with "
                 "advantages.bootstrap_time_limit",
@@ -342,7 +342,7 @@ def _checked_actions(
     first, last = spec.first_action, spec.first_action + spec.action_size - 1
     actions = np.where(mask, actions, np.float32(first))
     if (actions != np.floor(actions)).any() or actions.min() < first or actions.max() > last:
-        raise Refusal(
+        raise ApiError(
             422, f"trajectories.actions are not allowed: whole numbers from {first} to {last}"
         )
     return actions
@@ -353,5 +353,5 @@ def _taken(array: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.fl
     return np.where(mask if array.ndim == 2 else mask[..., None], array, np.float32(0.0))
 
 
-def _wrong_shape(name: str, wanted: str, array: NDArray[Any]) -> Refusal:
-    return Refusal(422, f"{name} must have shape {wanted}, got {array.shape}")
+def _wrong_shape(name: str, wanted: str, array: NDArray[Any]) -> ApiError:
+    return ApiError(422, f"{name} must have shape {wanted}, got {array.shape}")

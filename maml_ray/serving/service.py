@@ -7,14 +7,21 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from maml_ray.policies.spec import PolicySpec
-from maml_ray.serving.adaptation import Adaptation
-from maml_ray.serving.batching import Acted
-from maml_ray.serving.cache import Copies
+from maml_ray.serving.adaptation import AdaptResult
+from maml_ray.serving.batching import ActResult
+from maml_ray.serving.cache import PolicyCache
 from maml_ray.serving.policy_store import ServedPolicy
-from maml_ray.serving.requests import BASE, ActRequest, AdaptBody, Refusal, read_act, read_adapt
+from maml_ray.serving.requests import (
+    BASE_POLICY,
+    ActRequest,
+    AdaptBody,
+    ApiError,
+    parse_act,
+    parse_adapt,
+)
 
-Act = Callable[[ServedPolicy, ActRequest], Awaitable[Acted | Refusal]]
-Adapt = Callable[[ServedPolicy, AdaptBody], Awaitable[Adaptation | Refusal]]
+Act = Callable[[ServedPolicy, ActRequest], Awaitable[ActResult | ApiError]]
+Adapt = Callable[[ServedPolicy, AdaptBody], Awaitable[AdaptResult | ApiError]]
 Keep = Callable[[ServedPolicy], Awaitable[float]]
 
 
@@ -33,7 +40,7 @@ class Service:
 
     spec: PolicySpec
     example_task: dict[str, float] | None
-    copies: Copies
+    copies: PolicyCache
     act_on: Act
     adapt_from: Adapt
     keep: Keep
@@ -42,12 +49,12 @@ class Service:
         """``POST /act``.
 
         Raises:
-            Refusal: as every method here.
+            ApiError: as every method here.
         """
-        request = read_act(content, self.spec)
+        request = parse_act(content, self.spec)
         policy = await self.copies.get(request.policy)
         acted = await self.act_on(policy, request)
-        if isinstance(acted, Refusal):
+        if isinstance(acted, ApiError):
             raise acted
         answer: dict[str, Any] = {
             "policy": acted.policy,
@@ -59,10 +66,10 @@ class Service:
 
     async def adapt(self, content: bytes) -> dict[str, Any]:
         """``POST /adapt``."""
-        request = read_adapt(content)
+        request = parse_adapt(content)
         start = await self.copies.get(request.policy)
         adapted = await self.adapt_from(start, request)
-        if isinstance(adapted, Refusal):
+        if isinstance(adapted, ApiError):
             raise adapted
         task = adapted.policy.task
         return {
@@ -81,5 +88,5 @@ class Service:
 
     async def health(self) -> dict[str, Any]:
         """``GET /healthz``: well, and with this policy live."""
-        base = await self.copies.get(BASE)
+        base = await self.copies.get(BASE_POLICY)
         return {"status": "ok", "policy": base.name, "task": base.agent.settings.task.name}

@@ -50,7 +50,7 @@ class ServeSettings(BaseModel):
     token_file: Annotated[str, Field(min_length=1)] | None = None
 
 
-class CheckpointChoice(BaseModel):
+class StoreUserConfig(BaseModel):
     """The ``user_config`` of the deployment ``PolicyStore``: which checkpoint is live."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,7 +60,7 @@ class CheckpointChoice(BaseModel):
     )
 
 
-def serve_settings(arguments: Mapping[str, Any]) -> ServeSettings:
+def parse_serve_settings(arguments: Mapping[str, Any]) -> ServeSettings:
     """Check the application's arguments.
 
     Raises:
@@ -74,14 +74,14 @@ def serve_settings(arguments: Mapping[str, Any]) -> ServeSettings:
         raise SettingsError(message) from None
 
 
-def checkpoint_choice(user_config: Any) -> CheckpointChoice:
+def parse_user_config(user_config: Any) -> StoreUserConfig:
     """Check a ``user_config``.
 
     Raises:
         SettingsError: there is something else in it.
     """
     try:
-        return CheckpointChoice.model_validate(user_config)
+        return StoreUserConfig.model_validate(user_config)
     except ValidationError as error:
         message = explain(error, prefix=("user_config",), known_at=lambda place: ["checkpoint"])
         raise SettingsError(message) from None

@@ -12,9 +12,9 @@ import pytest
 
 from maml_ray.cli.serve import _lines
 from maml_ray.learning.rollout_worker import policy_spec
-from maml_ray.serving.auth import VARIABLE
-from maml_ray.serving.policy_store import load_base
-from maml_ray.serving.requests import read_act, read_adapt
+from maml_ray.serving.auth import TOKEN_VARIABLE
+from maml_ray.serving.policy_store import load_base_policy
+from maml_ray.serving.requests import parse_act, parse_adapt
 from tests.bad_input.command_line import assert_refused, run
 from tests.small_runs import run_of, settings
 
@@ -66,8 +66,8 @@ def test_a_port_that_is_taken(folder: str) -> None:
 def test_a_token_in_the_environment_that_is_none(
     folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(VARIABLE, "short")
-    assert_refused(run("serve", folder), VARIABLE)
+    monkeypatch.setenv(TOKEN_VARIABLE, "short")
+    assert_refused(run("serve", folder), TOKEN_VARIABLE)
 
 
 @pytest.mark.parametrize("module", ["fastapi", "orjson"])
@@ -81,7 +81,7 @@ def test_without_the_extra_it_says_how_to_get_it(
 def test_what_is_printed_can_be_typed(folder: str) -> None:
     from maml_ray.serving.launcher import Endpoint
 
-    base = load_base(folder)
+    base = load_base_policy(folder)
     endpoint = Endpoint("http://127.0.0.1:8000", None)
     lines = _lines(base, folder, endpoint, guarded=True, loopback=True)
     assert """http://127.0.0.1:8000/act -d '{"observations": [0, 0]}'""" in "\n".join(lines)
@@ -96,8 +96,8 @@ def test_the_readmes_requests_are_ones_that_are_read() -> None:
     bodies = re.findall(r"localhost:8000/(act|adapt) +-d '(.*?)'", section)
     assert [route for route, _ in bodies] == ["act", "adapt", "act"]
     spec = policy_spec(settings("half-cheetah-direction"))
-    assert read_act(bodies[0][1].encode(), spec).single
-    assert read_adapt(bodies[1][1].encode()).task == {"direction": -1.0}
+    assert parse_act(bodies[0][1].encode(), spec).single
+    assert parse_adapt(bodies[1][1].encode()).task == {"direction": -1.0}
     command = section.partition("maml-ray serve RUN ")[2].splitlines()[0]
     options = re.findall(r"--[a-z-]+", command)
     assert len(options) == 4

@@ -10,12 +10,12 @@ from typing import Any
 import uvicorn
 
 from maml_ray.evaluation.agent import Agent
-from maml_ray.serving.adaptation import Adaptation, adapt_for
+from maml_ray.serving.adaptation import AdaptResult, handle_adapt_request
 from maml_ray.serving.api import make_app
-from maml_ray.serving.batching import Acted, act_together
-from maml_ray.serving.cache import Copies
-from maml_ray.serving.policy_store import Found, PolicyStore, ServedPolicy
-from maml_ray.serving.requests import ActRequest, AdaptBody, Refusal
+from maml_ray.serving.batching import ActResult, act_batch
+from maml_ray.serving.cache import PolicyCache
+from maml_ray.serving.policy_store import LookupResult, PolicyStore, ServedPolicy
+from maml_ray.serving.requests import ActRequest, AdaptBody, ApiError
 from maml_ray.serving.service import Service
 
 MOST_ENV_STEPS = 5_000
@@ -28,23 +28,23 @@ def store_of(agent: Agent, most: int = 50) -> PolicyStore:
 def service_of(agent: Agent, store: PolicyStore | None = None) -> Service:
     kept = store_of(agent) if store is None else store
 
-    async def ask(name: str, have: str | None) -> Found | Refusal:
+    async def ask(name: str, have: str | None) -> LookupResult | ApiError:
         try:
             return kept.find(name, have)
-        except Refusal as refusal:
+        except ApiError as refusal:
             return refusal
 
-    async def act_on(policy: ServedPolicy, request: ActRequest) -> Acted | Refusal:
-        return act_together([(policy, request)])[0]
+    async def act_on(policy: ServedPolicy, request: ActRequest) -> ActResult | ApiError:
+        return act_batch([(policy, request)])[0]
 
-    async def adapt_from(policy: ServedPolicy, request: AdaptBody) -> Adaptation | Refusal:
-        return adapt_for(policy, request, most_env_steps=MOST_ENV_STEPS)
+    async def adapt_from(policy: ServedPolicy, request: AdaptBody) -> AdaptResult | ApiError:
+        return handle_adapt_request(policy, request, most_env_steps=MOST_ENV_STEPS)
 
     async def keep(policy: ServedPolicy) -> float:
         return kept.keep(policy)
 
     task = dict(agent.sample_tasks(1)[0].parameters)
-    return Service(agent.spec, task, Copies(ask, most=50), act_on, adapt_from, keep)
+    return Service(agent.spec, task, PolicyCache(ask, most=50), act_on, adapt_from, keep)
 
 
 @contextmanager

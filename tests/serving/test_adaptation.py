@@ -17,23 +17,23 @@ from maml_ray.maml.distributions import to_numpy
 from maml_ray.policies.spec import PolicySpec
 from maml_ray.rollouts.trajectories import Trajectories
 from maml_ray.runs.adapt import adapt_run
-from maml_ray.serving.adaptation import Adaptation, adapt_for
-from maml_ray.serving.policy_store import ServedPolicy, load_base
-from maml_ray.serving.requests import Refusal, SupportBody, read_adapt, support_of
+from maml_ray.serving.adaptation import AdaptResult, handle_adapt_request
+from maml_ray.serving.policy_store import ServedPolicy, load_base_policy
+from maml_ray.serving.requests import ApiError, SupportBody, parse_adapt, to_trajectories
 from tests.oracles import naive as oracles
 from tests.serving.bodies import body_of
 from tests.small_runs import agent_of, run_of, settings
 
 
-def asked(agent: Agent, **request: Any) -> Adaptation | Refusal:
-    return adapt_for(
-        ServedPolicy("start", agent), read_adapt(orjson.dumps(request)), most_env_steps=100_000
+def asked(agent: Agent, **request: Any) -> AdaptResult | ApiError:
+    return handle_adapt_request(
+        ServedPolicy("start", agent), parse_adapt(orjson.dumps(request)), most_env_steps=100_000
     )
 
 
-def done(agent: Agent, **request: Any) -> Adaptation:
+def done(agent: Agent, **request: Any) -> AdaptResult:
     outcome = asked(agent, **request)
-    assert isinstance(outcome, Adaptation), outcome
+    assert isinstance(outcome, AdaptResult), outcome
     return outcome
 
 
@@ -67,7 +67,7 @@ def test_log_probs_that_are_left_out_are_the_policys_own(agent: Agent) -> None:
     support = agent.collect(seed=1)
     body = body_of(agent, support)
     del body["log_probs"], body["mask"], body["final_observations"], body["terminated"]
-    found = support_of(SupportBody.model_validate(body), agent)
+    found = to_trajectories(SupportBody.model_validate(body), agent)
     np.testing.assert_allclose(found.log_probs, support.log_probs, rtol=1e-4, atol=1e-5)
     adapted = done(agent, trajectories=body).policy.agent
     for name, value in agent.adapt(support).parameters.items():
@@ -88,7 +88,7 @@ def test_another_policys_data_are_weighed_by_its_log_probs() -> None:
 
 def test_a_task_is_adapted_to_as_by_the_command(tmp_path: Path) -> None:
     folder = run_of(settings(), tmp_path / "run")
-    base = load_base(str(folder.path))
+    base = load_base_policy(str(folder.path))
     assert base.name == "checkpoint-1"
     by_command = adapt_run(folder.path, {"x": 0.25, "y": -0.125}, steps=2, episodes=4, seed=3)
     adapted = done(base.agent, task={"x": 0.25, "y": -0.125}, steps=2, episodes=4, seed=3)
@@ -98,7 +98,7 @@ def test_a_task_is_adapted_to_as_by_the_command(tmp_path: Path) -> None:
     assert len(adapted.steps) == 2
     assert adapted.policy.task is not None
     assert dict(adapted.policy.task.parameters) == {"x": 0.25, "y": -0.125}
-    folder_of_policy = load_base(str(by_command.folder))
+    folder_of_policy = load_base_policy(str(by_command.folder))
     assert folder_of_policy.name.startswith("policy-")
     assert_same(folder_of_policy.agent, adapted.policy.agent)
 
@@ -155,7 +155,7 @@ def test_what_lies_behind_an_episodes_end_changes_nothing() -> None:
                 old = bodies[1][name][episode][step]
                 bodies[1][name][episode][step] = [1e30] * len(old) if type(old) is list else -1e30
     first, second = (done(agent, trajectories=body).policy.agent for body in bodies)
-    found = support_of(SupportBody.model_validate(bodies[1]), agent)
+    found = to_trajectories(SupportBody.model_validate(bodies[1]), agent)
     for array in (found.observations, found.actions, found.rewards, found.log_probs):
         assert not array[~mask].any()  # as Trajectories promise
     assert_same(first, second)
@@ -173,12 +173,12 @@ def test_discrete_actions_are_the_environments_integers() -> None:
         "actions": actions.tolist(),
         "rewards": rng.standard_normal((2, 5)).tolist(),
     }
-    support = support_of(SupportBody.model_validate(body), agent)
+    support = to_trajectories(SupportBody.model_validate(body), agent)
     np.testing.assert_array_equal(support.actions[..., 0], actions + 1)
     for wrong in (-2, 3, 0.5):
         bad = {**body, "actions": [[wrong] * 5, [0] * 5]}
-        with pytest.raises(Refusal, match="whole numbers from -1 to 2"):
-            support_of(SupportBody.model_validate(bad), agent)
+        with pytest.raises(ApiError, match="whole numbers from -1 to 2"):
+            to_trajectories(SupportBody.model_validate(bad), agent)
 
 
 def test_every_field_of_trajectories_that_a_caller_knows_can_be_sent() -> None:
@@ -212,9 +212,9 @@ def test_shapes_that_do_not_fit_name_their_field(change: dict[str, Any], words: 
     agent = agent_of(settings())
     done(agent, trajectories=GOOD)
     refused = asked(agent, trajectories={**GOOD, **change})
-    assert isinstance(refused, Refusal)
+    assert isinstance(refused, ApiError)
     assert refused.status == 422
-    assert all(word in refused.sentence for word in words), refused.sentence
+    assert all(word in refused.message for word in words), refused.message
 
 
 def test_a_policy_that_bootstraps_needs_to_know_how_episodes_ended() -> None:
@@ -225,8 +225,8 @@ def test_a_policy_that_bootstraps_needs_to_know_how_episodes_ended() -> None:
         body = body_of(agent, support)
         del body[name]
         refused = asked(agent, trajectories=body)
-        assert isinstance(refused, Refusal)
-        assert f"trajectories.{name} is missing" in refused.sentence
+        assert isinstance(refused, ApiError)
+        assert f"trajectories.{name} is missing" in refused.message
 
 
 def test_no_such_task_and_too_much_simulation_are_refused() -> None:
@@ -238,9 +238,9 @@ def test_no_such_task_and_too_much_simulation_are_refused() -> None:
         ({"task": {"x": 0.0, "y": 0.1}, "steps": 100, "episodes": 999}, "steps"),
     ):
         refused = asked(agent, **request)
-        assert isinstance(refused, Refusal), request
+        assert isinstance(refused, ApiError), request
         assert refused.status == 422
-        assert word in refused.sentence
+        assert word in refused.message
 
 
 def test_parameters_that_are_no_numbers_are_not_kept() -> None:
@@ -248,8 +248,8 @@ def test_parameters_that_are_no_numbers_are_not_kept() -> None:
     body = body_of(agent, agent.collect(seed=1))
     body["log_probs"] = [[-1000.0] * 8] * 3  # a ratio beyond any float
     refused = asked(agent, trajectories=body)
-    assert isinstance(refused, Refusal)
-    assert "not finite" in refused.sentence
+    assert isinstance(refused, ApiError)
+    assert "not finite" in refused.message
 
 
 def test_a_family_that_is_not_installed_adapts_to_callers_data_alone() -> None:
@@ -258,5 +258,5 @@ def test_a_family_that_is_not_installed_adapts_to_callers_data_alone() -> None:
     there = replace(agent, settings=agent.settings.model_copy(update={"task": task}))
     done(there, trajectories=GOOD)
     refused = asked(there, task={"x": 0.0})
-    assert isinstance(refused, Refusal)
-    assert "nothing can be simulated here" in refused.sentence
+    assert isinstance(refused, ApiError)
+    assert "nothing can be simulated here" in refused.message

@@ -23,7 +23,7 @@ from hypothesis import settings as hypothesis_settings
 import maml_ray
 from maml_ray.evaluation.agent import Agent
 from maml_ray.serving.policy_store import ServedPolicy
-from maml_ray.serving.requests import MOST_OBSERVATIONS, AdaptBody
+from maml_ray.serving.requests import MAX_OBSERVATIONS, AdaptBody
 from tests.evaluation.test_worked_example import code
 from tests.serving.bodies import body_of
 from tests.serving.local_service import served, service_of, store_of
@@ -171,7 +171,7 @@ def test_own_trajectories_take_one_step(url: str) -> None:
 def test_too_many_observations_and_too_large_bodies(url: str) -> None:
     few = agent_of(settings())  # of two numbers each: many fit into a body
     with served(service_of(few)) as small:
-        many = np.zeros((MOST_OBSERVATIONS + 1, 2), np.float32)
+        many = np.zeros((MAX_OBSERVATIONS + 1, 2), np.float32)
         assert "4,097 at once" in post(small, "/act", {"observations": many}).json()["error"]
         assert post(small, "/act", {"observations": many[1:]}).status_code == 200
     fits = b'{"observations": ' + json.dumps(OBSERVATION).encode() + b"}"

@@ -10,9 +10,9 @@ import pytest
 
 from maml_ray.evaluation.agent import Agent
 from maml_ray.policies.action_sampler import as_recorded, for_environment, make_sampler
-from maml_ray.serving.batching import Acted, act_together
+from maml_ray.serving.batching import ActResult, act_batch
 from maml_ray.serving.policy_store import ServedPolicy
-from maml_ray.serving.requests import ActRequest, Refusal
+from maml_ray.serving.requests import ActRequest, ApiError
 from tests.evaluation.test_agent import discrete_agent
 from tests.small_runs import agent_of, settings
 
@@ -41,9 +41,9 @@ def test_requests_of_two_policies_in_one_batch(agents: tuple[Agent, Agent]) -> N
         observations = rng.standard_normal((1 + number % 3, size)).astype(np.float32)
         request = ask(observations, explore=number % 4 == 0, seed=number)
         asked.append((served[number % 2], request))
-    answers = act_together(asked)
+    answers = act_batch(asked)
     for (policy, request), answer in zip(asked, answers, strict=True):
-        assert isinstance(answer, Acted)
+        assert isinstance(answer, ActResult)
         assert answer.policy == policy.name
         noise = np.random.default_rng(request.seed)
         expected = policy.agent.act(request.observations, explore=request.explore, rng=noise)
@@ -57,8 +57,8 @@ def test_alone_it_is_the_agents_own_to_the_bit(agents: tuple[Agent, Agent]) -> N
     observations = np.random.default_rng(1).standard_normal(size).astype(np.float32)
     for explore in (False, True):
         request = ask(observations, explore=explore, seed=7)
-        (answer,) = act_together([(ServedPolicy("p", agent), request)])
-        assert isinstance(answer, Acted)
+        (answer,) = act_batch([(ServedPolicy("p", agent), request)])
+        assert isinstance(answer, ActResult)
         expected = agent.act(observations, explore=explore, rng=np.random.default_rng(7))
         np.testing.assert_array_equal(answer.actions, expected)
         if explore:
@@ -75,8 +75,8 @@ def test_a_policy_that_overflows_is_refused_and_its_neighbors_answered() -> None
     weights["mean.weight"] = np.full_like(weights["mean.weight"], 3e38)
     served = ServedPolicy("p", replace(agent, parameters=weights))
     calm, wild = np.zeros((1, 2), np.float32), np.ones((1, 2), np.float32)
-    answers = act_together([(served, ask(calm)), (served, ask(wild)), (served, ask(calm))])
-    assert [type(answer) for answer in answers] == [Acted, Refusal, Acted]
+    answers = act_batch([(served, ask(calm)), (served, ask(wild)), (served, ask(calm))])
+    assert [type(answer) for answer in answers] == [ActResult, ApiError, ActResult]
 
 
 def test_an_environments_actions_are_recorded_ones_again(agents: tuple[Agent, Agent]) -> None:

@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from maml_ray.evaluation.agent import Agent
-from maml_ray.serving.cache import LEASE_S, Copies
-from maml_ray.serving.policy_store import Found, PolicyStore, ServedPolicy
-from maml_ray.serving.requests import Refusal
+from maml_ray.serving.cache import CACHE_TTL_S, PolicyCache
+from maml_ray.serving.policy_store import LookupResult, PolicyStore, ServedPolicy
+from maml_ray.serving.requests import ApiError
 from tests.serving.test_policy_store import Clock, a_store
 from tests.small_runs import agent_of, settings
 
@@ -28,12 +28,12 @@ class Asked:
         self.go_on = asyncio.Event()
         self.go_on.set()
 
-    async def __call__(self, name: str, have: str | None) -> Found | Refusal:
+    async def __call__(self, name: str, have: str | None) -> LookupResult | ApiError:
         self.questions.append((name, have))
         await self.go_on.wait()
         try:
             return self.store.find(name, have)
-        except Refusal as refusal:
+        except ApiError as refusal:
             return refusal
 
 
@@ -41,12 +41,12 @@ def test_the_store_is_asked_once_a_lease_and_sends_a_policy_once(agent: Agent) -
     async def check() -> None:
         store, _ = a_store(agent)
         clock, asked = Clock(), Asked(store)
-        copies = Copies(asked, most=5, clock=clock)
+        copies = PolicyCache(asked, most=5, clock=clock)
         first = await copies.get("base")
-        clock.now = LEASE_S * 0.99
+        clock.now = CACHE_TTL_S * 0.99
         assert await copies.get("base") is first
         assert asked.questions == [("base", None)]
-        clock.now = LEASE_S
+        clock.now = CACHE_TTL_S
         assert await copies.get("base") is first
         assert asked.questions == [("base", None), ("base", "checkpoint-5")]
 
@@ -57,14 +57,14 @@ def test_what_is_replaced_or_removed_is_gone_after_a_lease(agent: Agent) -> None
     async def check() -> None:
         store, _ = a_store(agent, most=1)
         clock = Clock()
-        copies = Copies(Asked(store), most=5, clock=clock)
+        copies = PolicyCache(Asked(store), most=5, clock=clock)
         store.keep(ServedPolicy("a", agent))
         assert (await copies.get("base")).name == "checkpoint-5"
         assert (await copies.get("a")).name == "a"
         store.replace_base(ServedPolicy("checkpoint-6", agent))  # removes "a", for want of room
-        clock.now = LEASE_S
+        clock.now = CACHE_TTL_S
         assert (await copies.get("base")).name == "checkpoint-6"
-        with pytest.raises(Refusal, match="'a'"):
+        with pytest.raises(ApiError, match="'a'"):
             await copies.get("a")
 
     asyncio.run(check())
@@ -73,12 +73,12 @@ def test_what_is_replaced_or_removed_is_gone_after_a_lease(agent: Agent) -> None
 def test_a_copy_does_not_outlive_its_policy(agent: Agent) -> None:
     async def check() -> None:
         store, time = a_store(agent, age=10.0)
-        copies = Copies(Asked(store), most=5, clock=time)
+        copies = PolicyCache(Asked(store), most=5, clock=time)
         store.keep(ServedPolicy("a", agent))
         time.now = 9.75
         assert (await copies.get("a")).name == "a"
         time.now = 10.0
-        with pytest.raises(Refusal):
+        with pytest.raises(ApiError):
             await copies.get("a")
 
     asyncio.run(check())
@@ -87,7 +87,7 @@ def test_a_copy_does_not_outlive_its_policy(agent: Agent) -> None:
 def test_those_who_come_while_the_store_is_asked_share_its_answer(agent: Agent) -> None:
     async def check() -> None:
         asked = Asked(a_store(agent)[0])
-        copies = Copies(asked, most=5, clock=Clock())
+        copies = PolicyCache(asked, most=5, clock=Clock())
         asked.go_on.clear()
         waiting = [asyncio.ensure_future(copies.get("base")) for _ in range(20)]
         await asyncio.sleep(0)
@@ -105,7 +105,7 @@ def test_copies_are_bounded_in_number(agent: Agent) -> None:
     async def check() -> None:
         store, _ = a_store(agent, most=10)
         asked = Asked(store)
-        copies = Copies(asked, most=2, clock=Clock())
+        copies = PolicyCache(asked, most=2, clock=Clock())
         for name in "abc":
             store.keep(ServedPolicy(name, agent))
             await copies.get(name)

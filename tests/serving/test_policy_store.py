@@ -6,7 +6,7 @@ import pytest
 
 from maml_ray.evaluation.agent import Agent
 from maml_ray.serving.policy_store import PolicyStore, ServedPolicy
-from maml_ray.serving.requests import Refusal
+from maml_ray.serving.requests import ApiError
 from tests.small_runs import agent_of, settings
 
 
@@ -32,8 +32,8 @@ def a_store(agent: Agent, most: int = 3, age: float = 10.0) -> tuple[PolicyStore
 def is_gone(store: PolicyStore, name: str) -> bool:
     try:
         return store.find(name).name != name
-    except Refusal as refusal:
-        return refusal.status == 404 and name in refusal.sentence
+    except ApiError as refusal:
+        return refusal.status == 404 and name in refusal.message
 
 
 def test_past_the_number_the_least_recently_used_goes(agent: Agent) -> None:

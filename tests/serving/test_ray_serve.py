@@ -23,7 +23,7 @@ import requests
 
 import maml_ray
 from maml_ray.evaluation.agent import Agent
-from maml_ray.serving.auth import VARIABLE
+from maml_ray.serving.auth import TOKEN_VARIABLE
 from tests.serving.bodies import body_of
 from tests.small_runs import run_of, settings
 
@@ -62,7 +62,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, VARIABLE: TOKEN},
+        env={**os.environ, TOKEN_VARIABLE: TOKEN},
         start_new_session=True,
     )
     lines = _wait_for(process, "Ctrl-C")

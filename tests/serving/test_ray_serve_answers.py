@@ -16,10 +16,10 @@ from maml_ray.common.errors import UserError
 from maml_ray.persistence.checkpoint_format import load_checkpoint
 from maml_ray.persistence.checkpoint_store import save_checkpoint
 from maml_ray.persistence.storage import LocalStorage
-from maml_ray.serving.policy_store import Found, ServedPolicy
-from maml_ray.serving.ray_serve import Store, _answer
-from maml_ray.serving.requests import Refusal
-from maml_ray.serving.settings import serve_settings
+from maml_ray.serving.policy_store import LookupResult, ServedPolicy
+from maml_ray.serving.ray_serve import StoreDeployment, _answer
+from maml_ray.serving.requests import ApiError
+from maml_ray.serving.settings import parse_serve_settings
 from tests.small_runs import agent_of, run_of, settings
 
 
@@ -36,18 +36,18 @@ async def failing(error: Exception) -> Any:
     ],
 )
 def test_who_is_busy_or_away_is_named(error: Exception, word: str) -> None:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ApiError) as caught:
         asyncio.run(_answer(failing(error), "adapter", 5.0))
     assert caught.value.status == 503
-    assert word in caught.value.sentence
-    assert "adapter" in caught.value.sentence
+    assert word in caught.value.message
+    assert "adapter" in caught.value.message
 
 
 def test_who_does_not_answer_is_not_waited_for() -> None:
     async def never() -> None:
         await asyncio.Event().wait()
 
-    with pytest.raises(Refusal, match=r"within 0\.01 s"):
+    with pytest.raises(ApiError, match=r"within 0\.01 s"):
         asyncio.run(_answer(never(), "adapter", 0.01))
 
 
@@ -63,11 +63,11 @@ def test_another_checkpoint_is_put_live_and_what_is_adapted_stays(tmp_path: Path
     other = {name: value + 1 for name, value in first.learner.parameters.items()}
     later = replace(first, iteration=2, learner=replace(first.learner, parameters=other))
     save_checkpoint(storage, later, keep=2)
-    store = Store(serve_settings({"run": str(tmp_path / "run")}))
+    store = StoreDeployment(parse_serve_settings({"run": str(tmp_path / "run")}))
 
-    def found(name: str) -> Found:
+    def found(name: str) -> LookupResult:
         answer = asyncio.run(store.find(name, None))
-        assert isinstance(answer, Found), answer
+        assert isinstance(answer, LookupResult), answer
         return answer
 
     store.reconfigure({"checkpoint": "newest"})

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from maml_ray.serving.requests import bool_array, float32_array
+from maml_ray.serving.requests import to_bool_array, to_float32_array
 
 FINITE = {"allow_nan": False, "allow_infinity": False}
 
@@ -19,7 +19,7 @@ FINITE = {"allow_nan": False, "allow_infinity": False}
 @given(arrays(np.float32, array_shapes(max_dims=3), elements=FINITE))
 def test_float32_arrays_come_back_to_the_bit(array: Any) -> None:
     sent = orjson.loads(orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY))
-    back = float32_array(sent)
+    back = to_float32_array(sent)
     assert back.dtype == np.float32
     np.testing.assert_array_equal(back, array)
 
@@ -51,7 +51,7 @@ def test_float32_arrays_come_back_to_the_bit(array: Any) -> None:
 )
 def test_what_is_no_array_of_numbers_is_refused(value: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        float32_array(value)
+        to_float32_array(value)
 
 
 JSON = st.recursive(
@@ -68,7 +68,7 @@ def test_whatever_json_holds_is_an_array_or_refused(value: Any) -> None:
     def leaves(part: Any) -> list[Any]:
         return [leaf for one in part for leaf in leaves(one)] if type(part) is list else [part]
 
-    for read, kinds in ((float32_array, (int, float)), (bool_array, (bool,))):
+    for read, kinds in ((to_float32_array, (int, float)), (to_bool_array, (bool,))):
         try:
             array = read(value)
         except ValueError:
@@ -78,7 +78,7 @@ def test_whatever_json_holds_is_an_array_or_refused(value: Any) -> None:
 
 
 def test_true_and_false_are_no_numbers_nor_the_other_way_round() -> None:
-    np.testing.assert_array_equal(bool_array([[True, False]]), [[True, False]])
+    np.testing.assert_array_equal(to_bool_array([[True, False]]), [[True, False]])
     for value in ([1, 0], [True, 1], ["true"], [[True], [True, False]], []):
         with pytest.raises(ValueError, match="must"):
-            bool_array(value)
+            to_bool_array(value)

@@ -13,9 +13,9 @@ from ray.serve.schema import ServeDeploySchema
 
 from maml_ray.common.errors import UserError
 from maml_ray.config.settings import SettingsError
-from maml_ray.serving.auth import VARIABLE, is_right, token_digest
+from maml_ray.serving.auth import TOKEN_VARIABLE, load_token_digest, token_matches
 from maml_ray.serving.ray_serve import build_app
-from maml_ray.serving.settings import ServeSettings, checkpoint_choice, serve_settings
+from maml_ray.serving.settings import ServeSettings, parse_serve_settings, parse_user_config
 
 FILE = Path(__file__).parents[2] / "cluster" / "serve.yaml"
 TOKEN = "0123456789abcdef"
@@ -36,22 +36,24 @@ TOKEN = "0123456789abcdef"
 def test_an_argument_that_is_not_allowed_is_named(
     arguments: dict[str, Any], words: list[str]
 ) -> None:
-    for check in (serve_settings, build_app):
+    for check in (parse_serve_settings, build_app):
         with pytest.raises(SettingsError) as caught:
             check(arguments)
         assert all(word in str(caught.value) for word in words)
 
 
 def test_arguments_may_be_text_as_serve_run_hands_them_over() -> None:
-    settings = serve_settings({"run": "x", "replicas": "2", "max_age_s": "60", "checkpoint": 120})
+    settings = parse_serve_settings(
+        {"run": "x", "replicas": "2", "max_age_s": "60", "checkpoint": 120}
+    )
     assert (settings.replicas, settings.max_age_s, settings.checkpoint) == (2, 60.0, "120")
 
 
 def test_a_user_config_is_checked() -> None:
-    assert checkpoint_choice({"checkpoint": 120}).checkpoint == "120"
+    assert parse_user_config({"checkpoint": 120}).checkpoint == "120"
     for wrong in ({"checkpint": 1}, {"checkpoint": None}, {"checkpoint": ""}, 3):
         with pytest.raises(SettingsError, match="user_config"):
-            checkpoint_choice(wrong)
+            parse_user_config(wrong)
 
 
 def test_the_config_file_spells_out_what_there_is_and_nothing_else() -> None:
@@ -64,11 +66,11 @@ def test_the_config_file_spells_out_what_there_is_and_nothing_else() -> None:
         "replicas",
         "adapters",
     }
-    settings = serve_settings(application.args)
+    settings = parse_serve_settings(application.args)
     defaults = ServeSettings(run=settings.run)
     assert settings == defaults
     names = {one.name: one for one in application.deployments}
-    assert checkpoint_choice(names["PolicyStore"].user_config).checkpoint == defaults.checkpoint
+    assert parse_user_config(names["PolicyStore"].user_config).checkpoint == defaults.checkpoint
     app = build_app(application.args)
     assert set(names) == set(_deployments(app))
     module, _, name = application.import_path.partition(":")
@@ -109,30 +111,30 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 def test_a_token_comes_from_a_file_or_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(VARIABLE, raising=False)
-    assert token_digest(None) is None
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    assert load_token_digest(None) is None
     file = tmp_path / "token"
     file.write_text(TOKEN + "\n")
-    digest = token_digest(str(file))
+    digest = load_token_digest(str(file))
     assert digest == hashlib.sha256(TOKEN.encode()).digest()
-    monkeypatch.setenv(VARIABLE, "f" * 32)
-    assert token_digest(None) == hashlib.sha256(b"f" * 32).digest()
-    assert token_digest(str(file)) == digest  # what is named goes before what lies about
-    assert is_right(b"Bearer " + TOKEN.encode(), digest)
-    assert is_right(b"bearer  " + TOKEN.encode(), digest)
+    monkeypatch.setenv(TOKEN_VARIABLE, "f" * 32)
+    assert load_token_digest(None) == hashlib.sha256(b"f" * 32).digest()
+    assert load_token_digest(str(file)) == digest  # what is named goes before what lies about
+    assert token_matches(b"Bearer " + TOKEN.encode(), digest)
+    assert token_matches(b"bearer  " + TOKEN.encode(), digest)
     for wrong in (b"", b"Bearer", TOKEN.encode(), b"Basic " + TOKEN.encode(), b"Bearer \xff"):
-        assert not is_right(wrong, digest)
+        assert not token_matches(wrong, digest)
 
 
 def test_what_is_no_token_is_refused_rather_than_taken_for_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for content in ("", "  \n", "short", "ä" * 20):
-        monkeypatch.setenv(VARIABLE, content)
+        monkeypatch.setenv(TOKEN_VARIABLE, content)
         with pytest.raises(UserError, match="16 ASCII characters"):
-            token_digest(None)
+            load_token_digest(None)
         (tmp_path / "token").write_text(content)
         with pytest.raises(UserError, match="token file"):
-            token_digest(str(tmp_path / "token"))
+            load_token_digest(str(tmp_path / "token"))
     with pytest.raises(UserError, match="No such file"):
-        token_digest(str(tmp_path / "nowhere"))
+        load_token_digest(str(tmp_path / "nowhere"))
