@@ -126,7 +126,7 @@ def compiled_fisher(
     def product(direction: Parameters) -> Parameters:
         spec, by_name = objective.spec, _arrays(direction)
         moved, rates_moved = flat(spec, by_name), np.zeros_like(rates)
-        if objective.settings.inner.learn_rates:
+        if objective.settings.inner.learn_inner_rates:
             by_log = {name: by_name[LOG_RATE + name] for name in spec.shapes()}
             rates_moved = rates * flat(spec, by_log)
         gradients, by_rates = np.empty((2, tasks, len(theta)), theta.dtype)
@@ -235,7 +235,7 @@ def _mean_by_name(
 ) -> Parameters:
     """The mean over tasks of (N, Q) gradients by the policy's parameters and by their log rates."""
     found = _named(objective.spec, policy.mean(axis=0))
-    if objective.settings.inner.learn_rates:
+    if objective.settings.inner.learn_inner_rates:
         rates = _named(objective.spec, log_rates.mean(axis=0))
         found |= {LOG_RATE + name: value for name, value in rates.items()}
     return {name: found[name] for name in parameters}

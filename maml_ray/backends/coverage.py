@@ -11,5 +11,5 @@ def is_covered(settings: Settings, spec: PolicySpec) -> bool:
     return (
         not spec.discrete
         and settings.inner.objective in ("ratio", "log_prob")
-        and settings.outer.sampling_coefficient == 0.0
+        and settings.outer.e_maml_coefficient == 0.0
     )

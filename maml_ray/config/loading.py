@@ -106,7 +106,7 @@ def validate_settings(data: Mapping[str, Any]) -> Settings:
         raise SettingsError(str(error)) from None
     except ValidationError as error:
         raise SettingsError(explain(error, known_at=_fields_at)) from None
-    problem = _too_large(settings) or _unfit_for_overlap(settings)
+    problem = _too_large(settings) or _unfit_for_async_collection(settings)
     if problem:
         raise SettingsError(problem)
     return settings
@@ -124,19 +124,19 @@ def _too_large(settings: Settings) -> str | None:
     )
 
 
-def _unfit_for_overlap(settings: Settings) -> str | None:
+def _unfit_for_async_collection(settings: Settings) -> str | None:
     """An inner step that takes for its own what an older version has collected, where there is one.
 
     A ratio to the recorded log-probabilities makes up for the difference; the others have none, and
     their gradients would be those of a policy that is not there any more.
     """
     inner = settings.inner
-    if not settings.meta_batch.overlap or inner.steps == 0 or inner.objective == "ratio":
+    if not settings.meta_batch.async_collection or inner.steps == 0 or inner.objective == "ratio":
         return None
     return (
         f"inner.objective = {inner.objective!r} does not weigh by ratios, and with "
-        "meta_batch.overlap = true the data are of the version before: take ratio, or leave "
-        "overlap out"
+        "meta_batch.async_collection = true the data are of the version before: take ratio, or "
+        "leave async_collection out"
     )
 
 

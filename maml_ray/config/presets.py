@@ -48,7 +48,7 @@ _VELOCITY: Preset = {
     # Raw advantages: normalized ones make the step of a task that is all but solved as long as
     # that of one that is not. At 4.5 million env steps: -70 after one step instead of -83.
     "advantages": {"normalize": False},
-    "inner": {"learn_rates": True},
+    "inner": {"learn_inner_rates": True},
     "outer": {"tasks_per_minibatch": 10, "final_learning_rate": 1e-3},
 }
 

@@ -102,7 +102,7 @@ class MetaBatchSettings(_Section):
 
     tasks: Count = 10
     episodes: Count = 10
-    overlap: bool = False
+    async_collection: bool = False
 
 
 class AdvantageSettings(_Section):
@@ -129,7 +129,7 @@ class InnerSettings(_Section):
 
     steps: Annotated[int, Field(ge=0, le=5)] = 1
     learning_rate: Positive = 0.1
-    learn_rates: bool = False
+    learn_inner_rates: bool = False
     objective: Literal["ratio", "dice", "log_prob"] = "ratio"
     l2: NonNegative = 0.0
 
@@ -156,15 +156,15 @@ class OuterSettings(_Section):
     tasks_per_minibatch: Count | None = 2
     clip: Positive = 0.3
     max_query_kl: Positive | None = 0.05
-    backtracks: Annotated[int, Field(ge=0)] = 0
+    max_rollbacks: Annotated[int, Field(ge=0)] = 0
     inner_kl_coefficient: NonNegative = 5e-4
-    sampling_coefficient: NonNegative = 0.0
+    e_maml_coefficient: NonNegative = 0.0
     weight_decay: NonNegative = 0.0
     max_gradient_norm: Positive | None = None
     trust_region: TrustRegionSettings = TrustRegionSettings()
     diagnose_every: Count | None = 10
 
-    @field_validator("backtracks")
+    @field_validator("max_rollbacks")
     @classmethod
     def _has_a_limit(cls, value: int, info: ValidationInfo) -> int:
         if value and info.data.get("max_query_kl") is None:

@@ -13,7 +13,7 @@ from maml_ray.backends.microbatch import WHOLE, Passes
 from maml_ray.backends.tensor_tree import selected
 from maml_ray.common.seeding import Purpose, generator
 from maml_ray.config.settings import Settings
-from maml_ray.learning.adam import Moments, adam_step
+from maml_ray.learning.adam import AdamState, adam_step
 from maml_ray.learning.optimizer import OuterOptimizer, OuterStep
 from maml_ray.learning.state import OptimizerState
 from maml_ray.maml.distributions import Parameters, project, to_numpy
@@ -27,7 +27,7 @@ class _Place(NamedTuple):
     """Where the optimizer has been, to go back to: parameters (P,), all in one vector."""
 
     theta: Tensor
-    moments: Moments
+    moments: AdamState
 
 
 class GradientUpdate(OuterOptimizer):
@@ -55,10 +55,10 @@ class GradientUpdate(OuterOptimizer):
     def update(self, batch: MetaBatch, version: int, *, order: Order) -> OuterStep:
         """``outer.epochs`` passes over the meta-batch, or fewer where the policies went far.
 
-        The step that went too far is taken back, up to ``outer.backtracks`` times: the update goes
+        The step that went too far is taken back, up to ``outer.max_rollbacks`` times: the update goes
         on from before it, at half the rate.
         """
-        start_rate, left = self._learning_rate(version), self._settings.outer.backtracks
+        start_rate, left = self._learning_rate(version), self._settings.outer.max_rollbacks
         rate, steps = start_rate, 0
         first: tuple[Diagnostics, float] | None = None
         before: _Place | None = None
@@ -99,11 +99,11 @@ class GradientUpdate(OuterOptimizer):
             _joined({name: torch.tensor(values[name]) for name in self._parameters}).to(device)
             for values in (state.first_moments, state.second_moments)
         )
-        self._moments = Moments(state.steps, *moments)
+        self._moments = AdamState(state.steps, *moments)
 
-    def _nothing_yet(self) -> Moments:
+    def _nothing_yet(self) -> AdamState:
         nothing = torch.zeros_like(_joined(self._parameters))
-        return Moments(0, nothing, nothing)
+        return AdamState(0, nothing, nothing)
 
     def _look(self, minibatch: MetaBatch, order: Order) -> tuple[Tensor, Diagnostics, Parameters]:
         objective = MetaObjective(self._settings, self._spec, order)

@@ -25,9 +25,9 @@ from maml_ray.learning.staleness import collection_version
 from maml_ray.learning.state import (
     LearnerState,
     UpdateMetrics,
-    collecting,
+    collection_params,
     initial_learner_state,
-    published,
+    policy_snapshot,
 )
 from maml_ray.learning.trust_region import TrustRegionUpdate
 from maml_ray.maml import inner_loop
@@ -78,11 +78,11 @@ class MetaLearner:
 
     def publish(self) -> PolicyParameters:
         """The current parameters, for the actors."""
-        return published(self.settings, self.state())
+        return policy_snapshot(self.settings.policy, self.state())
 
-    def collecting(self) -> PolicyParameters:
+    def collection_params(self) -> PolicyParameters:
         """What the meta-batch of the next update is collected with."""
-        return collecting(self.settings, self.state())
+        return collection_params(self.settings.policy, self.state())
 
     def update(self, rollouts: Sequence[TaskRollouts]) -> UpdateMetrics:
         """One meta-update from the rollouts of one meta-batch, in any order, taken before or not.
@@ -92,12 +92,12 @@ class MetaLearner:
 
         Raises:
             ValueError: the rollouts are not exactly one of each task of the meta-batch, or were
-                collected with another version of the parameters than :meth:`collecting` gives.
+                collected with another version of the parameters than :meth:`collection_params` gives.
         """
         start = time.perf_counter()
-        collector = collection_version(self.settings, self.version)
+        collector = collection_version(self.settings.meta_batch, self.version)
         ordered = checked(rollouts, self.settings, collector)
-        sound = [task for task in ordered if task.broken is None]
+        sound = [task for task in ordered if task.failure is None]
         before = self.state()
         if len(sound) == len(ordered):
             step, gradient, skipped = self._step(ordered)
@@ -108,12 +108,12 @@ class MetaLearner:
         self._assembly = None
         self.version = before.version + 1
         if self.settings.meta_batch.async_collection:
-            self._behind = published(self.settings, before)
+            self._behind = policy_snapshot(self.settings.policy, before)
         self._skipped_in_a_row = before.skipped_in_a_row + 1 if skipped is not None else 0
         self._discarded_episodes += sum(task.discarded for task in ordered)
         if sound:
             # Only now: within a version the actors and the meta-gradient see the same constants.
-            self._observations = sum((task.observed for task in sound), self._observations)
+            self._observations = sum((task.obs_stats for task in sound), self._observations)
         first = [task.support[0] if task.support else task.query for task in sound]
         last = [task.query for task in sound]
         return UpdateMetrics(
@@ -169,7 +169,7 @@ class MetaLearner:
             ValueError: as :meth:`update`, for a task that it would refuse.
         """
         for task in rollouts:
-            check(task, self.settings, collection_version(self.settings, self.version))
+            check(task, self.settings, collection_version(self.settings.meta_batch, self.version))
             self._assembly = self._assembly or self.assemble()
             self._assembly.take(task)
 
@@ -191,10 +191,10 @@ class MetaLearner:
             version=self.version,
             parameters=to_numpy(self.parameters),
             optimizer=self._optimizer.state(),
-            observations=self._observations,
+            obs_stats=self._observations,
             skipped_in_a_row=self._skipped_in_a_row,
             discarded_episodes=self._discarded_episodes,
-            behind=self._behind,
+            stale_params=self._behind,
         )
 
     def load(self, state: LearnerState) -> None:
@@ -205,24 +205,24 @@ class MetaLearner:
                 of another version than the settings' next one.
         """
         asked = meta_parameter_shapes(self.spec, self.settings.inner)
-        next_with = state.behind or PolicyParameters(state.version, state.parameters, None)
+        next_with = state.stale_params or PolicyParameters(state.version, state.parameters, None)
         for values in (state.parameters, next_with.values):
             shapes = {name: tuple(value.shape) for name, value in values.items()}
             if shapes != asked:
                 raise ValueError(
                     f"the state holds parameters {shapes}, the settings ask for {asked}"
                 )
-        version = collection_version(self.settings, state.version)
+        version = collection_version(self.settings.meta_batch, state.version)
         if next_with.version != version:
             raise ValueError(
                 f"the state goes on from a meta-batch of version {next_with.version}, "
                 f"the settings from one of version {version}: meta_batch.async_collection is another"
             )
         self.version, self._assembly = state.version, None
-        self._behind = state.behind and replace(
-            state.behind, values={name: state.behind.values[name] for name in asked}
+        self._behind = state.stale_params and replace(
+            state.stale_params, values={name: state.stale_params.values[name] for name in asked}
         )
-        self._observations = state.observations
+        self._observations = state.obs_stats
         self._skipped_in_a_row = state.skipped_in_a_row
         self._discarded_episodes = state.discarded_episodes
         self.parameters = self._leaves(
@@ -262,9 +262,9 @@ class MetaLearner:
 
 
 def _first_broken(rollouts: Sequence[TaskRollouts]) -> str:
-    broken = [task for task in rollouts if task.broken is not None]
+    broken = [task for task in rollouts if task.failure is not None]
     others = f", and {len(broken) - 1} more" if len(broken) > 1 else ""
-    return f"task {broken[0].task_index} ({broken[0].task.name}), {broken[0].broken}{others}"
+    return f"task {broken[0].task_index} ({broken[0].task.name}), {broken[0].failure}{others}"
 
 
 def _mean_return(phases: Sequence[Trajectories]) -> float:

@@ -1,6 +1,6 @@
-"""What a learner tells of an update, and what it needs to go on: without the learner.
+"""Define the learner's state and the metrics of an update, without PyTorch.
 
-The driver keeps both, and the checkpoints; it has no need of PyTorch.
+The driver keeps and checkpoints them, and does not import PyTorch.
 """
 
 from __future__ import annotations
@@ -9,44 +9,45 @@ from dataclasses import dataclass
 
 from maml_ray.common.normalization import RunningStatistics
 from maml_ray.common.seeding import Purpose, generator
-from maml_ray.config.settings import Settings
+from maml_ray.config.settings import PolicySettings, Settings
 from maml_ray.maml.meta_parameters import initial_meta_parameters
 from maml_ray.policies.spec import NumpyParameters, PolicyParameters, PolicySpec
 
 
 @dataclass(frozen=True)
 class UpdateMetrics:
-    """One meta-update in numbers.
+    """Metrics of one meta-update; the field names are keys of ``metrics.jsonl``.
 
     Attributes:
-        version: of the parameters after the update.
+        version: parameter version after the update.
         return_before: mean undiscounted return of the first support episodes; of the query
-            episodes where there is no adaptation.
+            episodes if there are no inner steps.
         return_after: mean undiscounted return of the query episodes.
-        speed_before, speed_after: mean speed of the same episodes in m/s; None where the task
-            tells none.
-        loss: meta-loss on the last mini-batch looked at.
+        speed_before, speed_after: mean speed of the same episodes in m/s; None if the environment
+            reports no speed.
+        loss: meta-loss on the last mini-batch evaluated.
         gradient_norm: Euclidean norm of the first step's meta-gradient, before clipping.
-        gradient_snr: of the meta-gradient over tasks; None but every ``outer.diagnose_every``.
-        order_cosine: cosine between the second- and the first-order meta-gradient; likewise.
-        inner_kl: KL between the policies that collected support data and today's, mean.
-        query_kl: the same for the adapted policies on query data; where the data are of the version
-            before, from the adapted policies before the update.
-        clip_fraction: share of query steps whose ratio lies outside the clip range at the end.
-        collector_ratio_error: largest ``|ratio - 1|`` on query data of the adapted policies that
-            collected them: what the learner's differ from the actors'. Rounding, or a defect.
-        entropy: of the adapted policies at query data, in nats.
-        gradient_steps: steps of the optimizer; fewer than planned where the policies had moved as
-            far as ``outer.max_query_kl`` allows, or where no step kept the trust region.
-        learning_rate: the outer rate used; None for a trust region.
+        gradient_snr: signal-to-noise ratio of the meta-gradient over tasks; None except every
+            ``outer.diagnose_every`` updates.
+        order_cosine: cosine between the second- and the first-order meta-gradient; None likewise.
+        inner_kl: mean KL on support data from the collecting to the updated policies.
+        query_kl: mean KL on query data from the collecting to the updated adapted policies; for
+            data one version old, from the adapted policies before the update.
+        clip_fraction: share of query steps whose ratio is outside the clip range after the update.
+        collector_ratio_error: largest ``|ratio - 1|`` on query data between the learner's and the
+            actors' copies of the adapted policies that collected them: rounding, or a bug.
+        entropy: mean entropy of the adapted policies on query data, in nats.
+        gradient_steps: optimizer steps; fewer than planned if ``outer.max_query_kl`` was exceeded
+            or no step satisfied the trust region.
+        learning_rate: outer learning rate; None for a trust region.
         env_steps: environment steps in the meta-batch.
-        learn_s: seconds that the update took.
-        skipped: why there was no update, and the parameters are as before; None where there was
-            one. What could not be computed is NaN then.
-        skipped_in_a_row: updates that were skipped in a row, this one included.
-        discarded_episodes: broken simulations since the run began, each redrawn.
-        staleness: how many versions behind the updated parameters those were that collected the
-            meta-batch: 0, or 1 with ``meta_batch.async_collection``.
+        learn_s: duration of the update in seconds.
+        skipped: reason why the update was skipped and the parameters are unchanged, or None. What
+            could not be computed is NaN then.
+        skipped_in_a_row: consecutive skipped updates, this one included.
+        discarded_episodes: failed episodes since the run began, each collected again.
+        staleness: versions between the parameters that collected the meta-batch and the updated
+            ones: 0, or 1 with ``meta_batch.async_collection``.
     """
 
     version: int
@@ -75,7 +76,7 @@ class UpdateMetrics:
 
 @dataclass(frozen=True)
 class OptimizerState:
-    """What an optimizer remembers from step to step: Adam's moments; nothing for a trust region."""
+    """State of the outer optimizer: Adam's step count and moments; empty for a trust region."""
 
     steps: int
     first_moments: NumpyParameters
@@ -84,45 +85,45 @@ class OptimizerState:
 
 @dataclass(frozen=True)
 class LearnerState:
-    """All that a learner needs to go on.
+    """Everything that a learner needs to resume bit for bit.
 
     Attributes:
-        version: of the parameters: how many updates there were.
-        parameters: by name.
-        optimizer: its state.
-        observations: statistics of all that was seen.
-        skipped_in_a_row: updates that were skipped, up to now, for want of finite numbers.
-        discarded_episodes: broken simulations since the run began, each redrawn.
-        behind: what the next meta-batch is collected with, where it is the version before this one.
+        version: parameter version: the number of updates so far.
+        parameters: arrays by name.
+        optimizer: state of the outer optimizer.
+        obs_stats: statistics of all observations so far.
+        skipped_in_a_row: consecutive updates skipped up to now.
+        discarded_episodes: failed episodes since the run began, each collected again.
+        stale_params: policy of the previous version, if it collects the next meta-batch; None if
+            the current version does.
     """
 
     version: int
     parameters: NumpyParameters
     optimizer: OptimizerState
-    observations: RunningStatistics
+    obs_stats: RunningStatistics
     skipped_in_a_row: int = 0
     discarded_episodes: int = 0
-    behind: PolicyParameters | None = None
+    stale_params: PolicyParameters | None = None
 
 
 def initial_learner_state(settings: Settings, spec: PolicySpec) -> LearnerState:
-    """Where a run begins: fresh parameters of the run's seed, and nothing seen yet."""
+    """Return the state at the start of a run: parameters drawn from the run's seed."""
     rng = generator(settings.run.seed, Purpose.PARAMETERS)
     return LearnerState(
         version=0,
         parameters=initial_meta_parameters(spec, settings.inner, rng),
         optimizer=OptimizerState(0, {}, {}),
-        observations=RunningStatistics.empty(spec.observation_size),
+        obs_stats=RunningStatistics.empty(spec.observation_size),
     )
 
 
-def published(settings: Settings, state: LearnerState) -> PolicyParameters:
-    """The policy of a learner's state, as it acts."""
-    normalize = settings.policy.normalize_observations
-    normalizer = state.observations.normalizer() if normalize else None
+def policy_snapshot(settings: PolicySettings, state: LearnerState) -> PolicyParameters:
+    """Return the current policy of a learner, as the rollout actors receive it."""
+    normalizer = state.obs_stats.normalizer() if settings.normalize_observations else None
     return PolicyParameters(state.version, state.parameters, normalizer)
 
 
-def collecting(settings: Settings, state: LearnerState) -> PolicyParameters:
-    """What the meta-batch is collected with that a learner in ``state`` updates from next."""
-    return state.behind or published(settings, state)
+def collection_params(settings: PolicySettings, state: LearnerState) -> PolicyParameters:
+    """Return the policy that collects the meta-batch of the learner's next update."""
+    return state.stale_params or policy_snapshot(settings, state)

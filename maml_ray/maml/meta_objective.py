@@ -133,10 +133,10 @@ def task_loss(
         loss = policy_gradient_loss("ratio", log_probs, batch.query)
     else:
         loss = policy_gradient_loss("log_prob", log_probs, batch.query)
-    if outer.sampling_coefficient > 0.0:
+    if outer.e_maml_coefficient > 0.0:
         for policy, samples in zip(support_policies, batch.support, strict=True):
             term = sampling_loss(log_probs_of(policy, samples), samples, batch.credit)
-            loss = loss + outer.sampling_coefficient * term
+            loss = loss + outer.e_maml_coefficient * term
     return loss, diagnose(objective.settings, inner_kl, log_probs, query_policy, batch)
 
 

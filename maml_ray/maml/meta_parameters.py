@@ -25,7 +25,7 @@ def initial_meta_parameters(
 ) -> NumpyParameters:
     """Fresh parameters; learned rates begin at ``inner.learning_rate``."""
     parameters = initial_parameters(spec, rng)
-    if inner.learn_rates:
+    if inner.learn_inner_rates:
         start = math.log(inner.learning_rate)
         for name, value in list(parameters.items()):
             parameters[LOG_RATE + name] = np.full_like(value, start)
@@ -35,7 +35,7 @@ def initial_meta_parameters(
 def meta_parameter_shapes(spec: PolicySpec, inner: InnerSettings) -> dict[str, tuple[int, ...]]:
     """Name and shape of everything that is learned, in order."""
     shapes = spec.shapes()
-    if inner.learn_rates:
+    if inner.learn_inner_rates:
         shapes |= {LOG_RATE + name: shape for name, shape in spec.shapes().items()}
     return shapes
 
@@ -55,7 +55,7 @@ def inner_rates(
         parameters: all that is learned, as arrays or tensors.
         exp: the exponential of such.
     """
-    if not inner.learn_rates:
+    if not inner.learn_inner_rates:
         return inner.learning_rate
     return {
         name.removeprefix(LOG_RATE): exp(value)

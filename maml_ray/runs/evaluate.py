@@ -1,4 +1,4 @@
-"""The evaluation of a run: figures, episodes, video and report in its folder. No Ray."""
+"""Evaluate a run and write metrics, episodes, video and report to its directory, without Ray."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +25,25 @@ from maml_ray.evaluation.loading import load
 from maml_ray.evaluation.results_file import write_evaluation
 from maml_ray.evaluation.video import VideoUnavailable, record_video
 from maml_ray.persistence.metrics_file import read_metrics
-from maml_ray.persistence.run_dir import RunDir, check_writable, open_run_dir
+from maml_ray.persistence.run_dir import RunDir, check_writable
 from maml_ray.reporting.html import write_report
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """How a run is judged; None is what its settings say.
+    """What to evaluate and how; None stands for the run's own setting.
 
     Attributes:
-        tasks: adaptations.
-        episodes: per adaptation, number of steps and way to act.
+        tasks: number of held-out tasks.
+        episodes: episodes per task, number of adaptation steps and action mode.
         steps: adaptation steps.
-        seed: of all the randomness.
-        inner_rate: in place of the run's inner learning rate.
-        baselines: run folders whose policies are judged alike, for comparison.
-        untrained: whether the randomly initialized policy is, too.
-        checkpoint: of the run: newest, best, or its number.
-        video: whether one is recorded.
-        video_path: where, if not in the run folder.
+        seed: random seed.
+        inner_rate: replaces the run's inner learning rate.
+        baselines: run directories whose policies are evaluated on the same tasks.
+        untrained: also evaluate the randomly initialized policy.
+        checkpoint: "newest", "best" or a checkpoint number.
+        video: record a video.
+        video_path: video file; in the run directory by default.
     """
 
     tasks: int | None = None
@@ -61,10 +63,10 @@ class RunResult:
     """A finished run.
 
     Attributes:
-        folder: where everything is.
-        evaluation: of the trained policy; None where a run that was done had been evaluated before.
-        figures: the content of ``evaluation.json``.
-        notes: sentences that a person should read, such as why there is no video.
+        folder: run directory.
+        evaluation: evaluation of the trained policy; None if the run was evaluated earlier.
+        results: content of ``evaluation.json``.
+        notes: messages for the user, such as why there is no video.
     """
 
     folder: RunDir
@@ -73,99 +75,100 @@ class RunResult:
     notes: tuple[str, ...]
 
     def load(self) -> Agent:
-        """The trained policy."""
+        """Load the trained policy."""
         return load(self.folder.path)
 
 
 def evaluate_run(
-    folder: RunDir,
+    run_dir: RunDir,
     config: EvaluationConfig = EvaluationConfig(),
     *,
     console: Console | None = None,
 ) -> RunResult:
-    """Evaluate a run's checkpoint, and write figures, episodes, video and report.
+    """Evaluate a run's checkpoint; write metrics, episodes, video and report.
 
-    Without a working OpenGL there is no video, and a note says what would help.
+    Without OpenGL there is no video, and a note names the remedy.
 
     Raises:
-        SettingsError: a policy to be judged beside is of other tasks, or the inner rate is
-            learned and cannot be replaced.
-        RunDirError: a run cannot be read, or a file not be written.
+        SettingsError: a baseline was trained on other tasks, or ``inner_rate`` is given although
+            the run has learned its inner rates.
+        RunDirError: a run cannot be read, or a file cannot be written.
     """
-    agent = override_inner_rate(load(folder.path, checkpoint=config.checkpoint), config.inner_rate)
-    check_matches_task(agent, folder.path)
+    agent = override_inner_rate(load(run_dir.path, checkpoint=config.checkpoint), config.inner_rate)
+    check_matches_task(agent, run_dir.path)
     check_evaluation_size(agent, config)
-    check_writable(folder.evaluation, folder.episodes, folder.plots, folder.report)
-    _rows(folder)
-    others = _beside(agent, config)
-    with _told(console or Console(quiet=True)) as tell:
-        judged = {
-            name: evaluate(
-                one,
-                tasks=config.tasks,
-                episodes=config.episodes,
-                steps=config.steps,
-                seed=config.seed,
-                on_task=tell(name),
-            )
-            for name, one in {"": agent, **others}.items()
+    check_writable(run_dir.evaluation, run_dir.episodes, run_dir.plots, run_dir.report)
+    _read_metrics(run_dir)  # fail on damaged metrics before evaluating
+    baselines = _load_baselines(agent, config)
+    with _progress_line(console or Console(quiet=True)) as on_task:
+        evaluation = evaluate_agent(agent, config, partial(on_task, ""))
+        baseline_evaluations = {
+            name: evaluate_agent(baseline, config, partial(on_task, f"{name}: "))
+            for name, baseline in baselines.items()
         }
-    evaluation = judged.pop("")
     results = write_evaluation(
-        evaluation, agent.settings, judged, folder.evaluation, folder.episodes
+        evaluation, agent.settings, baseline_evaluations, run_dir.evaluation, run_dir.episodes
     )
     notes: list[str] = []
     if config.video:
         try:
-            record_video(agent, evaluation.replays, config.video_path or folder.video)
+            record_video(agent, evaluation.replays, config.video_path or run_dir.video)
         except VideoUnavailable as error:
             notes.append(str(error))
-    report_run(folder, results)
-    return RunResult(folder, evaluation, results, tuple(notes))
+    report_run(run_dir, results)
+    return RunResult(run_dir, evaluation, results, tuple(notes))
 
 
-def report_run(folder: RunDir, results: dict[str, Any] | None) -> Path:
-    """Plots and report of what the run folder holds.
+def evaluate_agent(
+    agent: Agent, config: EvaluationConfig, on_task: Callable[[int, int], None]
+) -> Evaluation:
+    """Evaluate ``agent``; ``on_task`` receives the index and the number of tasks before each."""
+    return evaluate(
+        agent,
+        tasks=config.tasks,
+        episodes=config.episodes,
+        steps=config.steps,
+        seed=config.seed,
+        on_task=on_task,
+    )
+
+
+def report_run(run_dir: RunDir, results: dict[str, Any] | None) -> Path:
+    """Write plots and report from the metrics and the evaluation of a run.
 
     Raises:
         RunDirError: the metrics are damaged, or a file cannot be written.
     """
-    from maml_ray.reporting.plots import (
-        write_plots,  # imports matplotlib: not before training begins
-    )
+    from maml_ray.reporting.plots import write_plots  # matplotlib would delay the start of training
 
-    rows, settings = _rows(folder), load_settings(folder.settings)
-    check_writable(folder.plots, folder.report)
+    rows, settings = _read_metrics(run_dir), load_settings(run_dir.settings)
+    check_writable(run_dir.plots, run_dir.report)
     try:
-        write_plots(rows, results, folder)
-        return write_report(folder, settings, rows, results, versions())
+        write_plots(rows, results, run_dir)
+        return write_report(run_dir, settings, rows, results, versions())
     except OSError as error:
-        place = error.filename2 or error.filename or folder.path
-        raise RunDirError(f"cannot write the report: {place}: {error.strerror}") from None
-
-
-def _rows(folder: RunDir) -> list[dict[str, Any]]:
-    return read_metrics(folder.metrics) if os.path.lexists(folder.metrics) else []
+        path = error.filename2 or error.filename or run_dir.path
+        raise RunDirError(f"cannot write the report: {path}: {error.strerror}") from None
 
 
 def check_evaluation_size(agent: Agent, config: EvaluationConfig) -> None:
-    """Refuse an evaluation that would never end.
+    """Reject an evaluation that would not end in reasonable time.
 
     Raises:
-        SettingsError: ``config`` asks for too much.
+        SettingsError: ``config`` asks for too many tasks, episodes or steps.
     """
-    judged, horizon = agent.settings.evaluation, agent.settings.task.horizon
-    tasks, episodes = config.tasks or judged.tasks, config.episodes or judged.episodes
+    defaults, horizon = agent.settings.evaluation, agent.settings.task.horizon
+    tasks, episodes = config.tasks or defaults.tasks, config.episodes or defaults.episodes
     problem = limits.evaluation(tasks, episodes, config.steps or 0, horizon, prefix="--")
     if problem:
         raise SettingsError(problem)
 
 
 def override_inner_rate(agent: Agent, rate: float | None) -> Agent:
-    """``agent`` with another inner rate, if one is given.
+    """Return ``agent`` with the inner learning rate ``rate``; unchanged if it is None.
 
     Raises:
-        SettingsError: the run has learned its rates.
+        SettingsError: the run has learned its inner rates.
     """
     if rate is None:
         return agent
@@ -175,61 +178,59 @@ def override_inner_rate(agent: Agent, rate: float | None) -> Agent:
     return replace(agent, settings=agent.settings.model_copy(update={"inner": inner}))
 
 
-def _beside(agent: Agent, config: EvaluationConfig) -> dict[str, Agent]:
-    """The other policies by name, each ready for the same tasks and the same number of steps."""
-    others: dict[str, Agent] = {}
-    tasks = config.tasks or agent.settings.evaluation.tasks
-    drawn = agent.sample_tasks(tasks, seed=config.seed)
+def _load_baselines(agent: Agent, config: EvaluationConfig) -> dict[str, Agent]:
+    """Load the baselines, by name, to be evaluated on the tasks and steps of ``agent``."""
+    baselines: dict[str, Agent] = {}
+    num_tasks = config.tasks or agent.settings.evaluation.tasks
+    tasks = agent.sample_tasks(num_tasks, seed=config.seed)
     for path in config.baselines:
-        other = load(open_run_dir(path).path)
-        same_horizon = other.settings.task.horizon == agent.settings.task.horizon
-        if not same_horizon or other.sample_tasks(tasks, seed=config.seed) != drawn:
+        baseline = load(open_run(path).path)
+        same_horizon = baseline.settings.task.horizon == agent.settings.task.horizon
+        if not same_horizon or baseline.sample_tasks(num_tasks, seed=config.seed) != tasks:
             raise SettingsError(
-                f"{path} was trained on {_named(other)}, the run on {_named(agent)}: "
-                "their returns cannot be compared"
+                f"{path} was trained on {_describe_task(baseline)}, the run on "
+                f"{_describe_task(agent)}: their returns cannot be compared"
             )
-        others[_free(other.settings.run.name, others)] = _judged_alike(other, agent)
+        name = _unused_name(baseline.settings.run.name, baselines)
+        baselines[name] = _with_evaluation_settings_of(agent, baseline)
     if config.untrained:
-        others[_free("random", others)] = agent.untrained()
-    return others
+        baselines[_unused_name("random", baselines)] = agent.untrained()
+    return baselines
 
 
-def _judged_alike(other: Agent, agent: Agent) -> Agent:
-    """``other`` with the evaluation settings of ``agent``: sizes and number of steps."""
+def _with_evaluation_settings_of(agent: Agent, baseline: Agent) -> Agent:
+    """Return ``baseline`` with the evaluation settings and number of steps of ``agent``."""
     evaluation = agent.settings.evaluation
     if evaluation.steps is None:
         steps = max(1, agent.settings.inner.steps)
         evaluation = evaluation.model_copy(update={"steps": steps})
-    settings = other.settings.model_copy(update={"evaluation": evaluation})
-    return replace(other, settings=settings)
+    settings = baseline.settings.model_copy(update={"evaluation": evaluation})
+    return replace(baseline, settings=settings)
 
 
-def _named(agent: Agent) -> str:
+def _describe_task(agent: Agent) -> str:
     task = agent.settings.task
     options = f" {task.options}" if task.options else ""
     return f"{task.name}{options} over {task.horizon} steps"
 
 
-def _free(name: str, taken: dict[str, Agent]) -> str:
-    number, free = 1, name
-    while free in taken:
-        number += 1
-        free = f"{name} ({number})"
-    return free
+def _unused_name(name: str, used: dict[str, Agent]) -> str:
+    candidates = (name if number == 1 else f"{name} ({number})" for number in count(1))
+    return next(candidate for candidate in candidates if candidate not in used)
+
+
+def _read_metrics(run_dir: RunDir) -> list[dict[str, Any]]:
+    return read_metrics(run_dir.metrics) if os.path.lexists(run_dir.metrics) else []
 
 
 @contextmanager
-def _told(console: Console) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
-    """A line that tells which task is being evaluated: 40 of them take a minute."""
+def _progress_line(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """Show which task is being evaluated; yield the callback: prefix, task index, tasks."""
     if not console.is_terminal:
         console.print("evaluating ...", style="dim")
-        yield lambda name: lambda task, tasks: None
+        yield lambda prefix, task, tasks: None
         return
     with console.status("evaluating ...") as status:
-        yield (
-            lambda name: (
-                lambda task, tasks: status.update(
-                    f"evaluating {name + ': ' if name else ''}task {task + 1} of {tasks}"
-                )
-            )
+        yield lambda prefix, task, tasks: status.update(
+            f"evaluating {prefix}task {task + 1} of {tasks}"
         )

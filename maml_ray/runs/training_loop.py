@@ -1,13 +1,14 @@
-"""The training loop.
+"""The meta-training loop on Ray.
 
-    learner publishes parameters -> actors collect, adapt, collect -> learner updates -> again
+    learner publishes parameters -> actors collect, adapt, collect -> learner updates -> repeat
 
-The loop moves references and figures; it holds neither trajectories nor gradients. What it does
-hold is the learner's last state, which is small: whoever dies, training goes on from there, and to
-the same bits, since every random number is named by what it is for.
+The loop moves object references and metrics; it holds neither trajectories nor gradients. It keeps
+the learner's last state, which is small: after the failure of an actor or of the learner, training
+continues from that state to bit-identical parameters, since every random seed is derived from its
+purpose.
 
-With ``meta_batch.async_collection`` the actors collect the next meta-batch while the learner updates from
-this one: see :mod:`~maml_ray.learning.staleness`.
+With ``meta_batch.async_collection`` the actors collect the next meta-batch while the learner
+updates: see :mod:`~maml_ray.learning.staleness`.
 """
 
 from __future__ import annotations
@@ -42,104 +43,111 @@ from maml_ray.tasks.registry import resolve_tasks
 from maml_ray.tasks.task import TaskDistribution
 
 EXIT_SAVE_TIMEOUT_S = 4.0
-"""How long a run that is to stop waits for its last checkpoint: a job is killed soon after."""
+"""Time limit of the last checkpoint after a signal or a failure: Ray kills a stopping job soon."""
 
 
 @dataclass(frozen=True)
 class _Progress:
-    """How far a run has come."""
+    """Finished iterations, environment steps and training time of a run."""
 
     iteration: int = 0
     total_env_steps: int = 0
     elapsed_s: float = 0.0
 
+    @classmethod
+    def of(cls, resume: Checkpoint | None) -> _Progress:
+        """Return the progress at which a run starts or resumes."""
+        if resume is None:
+            return cls()
+        return cls(resume.iteration, resume.total_env_steps, resume.elapsed_s)
+
 
 def train_on_ray(
     settings: Settings,
-    folder: RunDir,
+    run_dir: RunDir,
     *,
     observers: Sequence[Observer] = (),
     resume: Checkpoint | None = None,
     new: bool = False,
 ) -> None:
-    """Meta-train on Ray, with a checkpoint every so often and at the end.
+    """Meta-train on Ray, writing periodic checkpoints and a final one.
 
     Args:
-        settings: of the run.
-        folder: where settings and checkpoints go; made once the actors are up.
-        observers: told of the start, of every iteration and of events; closed by their owner.
-        resume: where to go on; None to begin.
-        new: nobody else may have begun this run.
+        settings: settings of the run.
+        run_dir: run directory, created once the actors are up.
+        observers: receive the start report, iteration records and events; closed by the caller.
+        resume: checkpoint to continue from; None starts a new run.
+        new: fail if the run's storage already belongs to a run.
 
     Raises:
-        ResourceError: the cluster is not there or lacks what is asked for.
-        TrainingFailed: a piece of work cannot be done, or the storage does not work; what is
-            finished is safe where the message says.
-        Interrupted: a signal came; the finished iterations have been checkpointed.
-        Superseded: a newer attempt at the run has begun.
-        RunDirError: the folder or the storage could not be written, or is another run's.
+        ResourceError: the cluster does not exist or lacks the requested resources.
+        TrainingFailed: a work item cannot be done or the storage does not work; the message says
+            where the finished iterations are saved.
+        Interrupted: SIGINT or SIGTERM; the finished iterations are checkpointed.
+        Superseded: a newer attempt at the run has started.
+        RunDirError: the run directory or storage cannot be written or belongs to another run.
     """
-    audience, position = _ObserverList(observers), _position_of(resume)
+    observer_list, progress = _ObserverList(observers), _Progress.of(resume)
     tasks, spec = resolve_tasks(settings.task), policy_spec(settings)
-    first = _assignments(settings, tasks, position.iteration)
+    first = _assignments(settings, tasks, progress.iteration)
     with (
         connected(settings.cluster.address),
         StopRequest() as stop,
         crew(
-            settings, spec, resume, first, on_event=audience.on_event, check_stop=stop.check
+            settings, spec, resume, first, on_event=observer_list.on_event, check_stop=stop.check
         ) as actors,
-        closing(Publisher(settings, spec, actors.newest, audience.on_event)) as service,
+        closing(Publisher(settings, spec, actors.newest, observer_list.on_event)) as publisher,
     ):
-        audience.join(RayMetrics(settings.run.name), service)
-        storage = open_session(folder, settings, resume, new=new)
+        observer_list.add(RayMetrics(settings.run.name), publisher)
+        storage = open_session(run_dir, settings, resume, new=new)
         attempt = storage.attempt.number
-        audience.on_start(_start_report(folder, actors, resume, attempt))
-        with open_checkpoint_writer(settings, folder, storage, stop.give_way) as writer:
+        observer_list.on_start(_start_report(run_dir, actors, resume, attempt))
+        with open_checkpoint_writer(settings, run_dir, storage, stop.give_way) as writer:
             _TrainingLoop(
-                settings, tasks, actors, writer, audience, stop.check, attempt, position
+                settings, tasks, actors, writer, observer_list, stop.check, attempt, progress
             ).run()
 
 
 @dataclass
 class _TrainingLoop:
-    """Iteration after iteration, from ``position`` on."""
+    """Run the remaining iterations of a run."""
 
     settings: Settings
     tasks: TaskDistribution
     actors: Crew
     writer: AsyncCheckpointWriter
-    audience: _ObserverList
+    observers: _ObserverList
     check_stop: Callable[[], None]
     attempt: int
-    position: _Progress
+    progress: _Progress
 
     def run(self) -> None:
-        """To the end of the run, or until something ends it; what is finished is saved.
+        """Train to the last iteration; on a signal or failure, save what is finished.
 
-        Not where a newer attempt has begun: then nothing more is written.
+        After :class:`Superseded` nothing is written: the run belongs to a newer attempt.
         """
         try:
             self._iterate()
             self._save_last(self.settings.cluster.task_timeout_s, self.check_stop)
             self.check_stop()
-        except (Interrupted, TrainingFailed) as ended:
-            self._save_in_a_hurry(ended)
+        except (Interrupted, TrainingFailed) as error:
+            self._save_before_exit(error)
             raise
 
     def _iterate(self) -> None:
-        began = self.actors.began  # the learner may have been waited for since
-        for iteration in range(self.position.iteration, self.settings.run.iterations):
-            work = _assignments(self.settings, self.tasks, iteration)
-            collected, update = self.actors.learn(work, self._ahead(iteration))
+        began = self.actors.began  # excludes the wait for the learner
+        for iteration in range(self.progress.iteration, self.settings.run.iterations):
+            assignments = _assignments(self.settings, self.tasks, iteration)
+            collected, update = self.actors.learn(assignments, self._prefetch(iteration))
             now = time.perf_counter()
             record = self._record(update, collected, now - began)
-            began = now  # what follows, files too, is the next iteration's "rest"
-            self.position = _Progress(iteration + 1, record.total_env_steps, record.elapsed_s)
-            self.audience.on_iteration(record)
+            began = now  # the rest of this body counts as the next iteration's ``rest_s``
+            self.progress = _Progress(iteration + 1, record.total_env_steps, record.elapsed_s)
+            self.observers.on_iteration(record)
             self._save(update)
 
-    def _ahead(self, iteration: int) -> list[Assignment]:
-        """What is collected while the learner is at ``iteration``: the next one, or nothing."""
+    def _prefetch(self, iteration: int) -> list[Assignment]:
+        """Return the assignments to collect during the update of ``iteration``."""
         if not self.settings.meta_batch.async_collection:
             return []
         return _assignments(self.settings, self.tasks, iteration + 1)
@@ -147,96 +155,96 @@ class _TrainingLoop:
     def _record(
         self, update: UpdateMetrics, collected: Collected, wall_s: float
     ) -> IterationRecord:
-        at_work = max(1, min(collected.actors, self.settings.meta_batch.tasks))
-        timings = [one.timings for one in collected.rollouts]
+        busy_actors = max(1, min(collected.actors, self.settings.meta_batch.tasks))
+        timings = [rollouts.timings for rollouts in collected.rollouts]
         return IterationRecord(
-            iteration=self.position.iteration,
+            iteration=self.progress.iteration,
             iterations=self.settings.run.iterations,
             update=update,
             timings=IterationTimings(
                 wall_s=wall_s,
-                collect_s=sum(one.collect_s for one in timings) / at_work,
-                adapt_s=sum(one.adapt_s for one in timings) / at_work,
+                collect_s=sum(one.collect_s for one in timings) / busy_actors,
+                adapt_s=sum(one.adapt_s for one in timings) / busy_actors,
                 learn_s=update.learn_s,
             ),
-            total_env_steps=self.position.total_env_steps + update.env_steps,
-            elapsed_s=self.position.elapsed_s + wall_s,
+            total_env_steps=self.progress.total_env_steps + update.env_steps,
+            elapsed_s=self.progress.elapsed_s + wall_s,
             faults=self.actors.figures(collected),
             checkpoint_age_s=self.writer.age_s,
             attempt=self.attempt,
         )
 
     def _save(self, update: UpdateMetrics) -> None:
-        """A checkpoint, when it is time for one; what there is to tell of those before it.
+        """Submit a checkpoint if one is due, and report on earlier ones.
 
         Raises:
-            TrainingFailed: the storage has failed too often, or too many numbers went wrong.
+            TrainingFailed: the storage has failed too often, or a fault budget is spent.
         """
         if math.isfinite(update.return_after):
-            collector = update.version - 1 - update.staleness
-            self.writer.record_score(CheckpointScore(collector, update.return_after))
-        if self.position.iteration % self.settings.run.checkpoint_every == 0:
+            behavior_version = update.version - 1 - update.staleness
+            self.writer.record_score(CheckpointScore(behavior_version, update.return_after))
+        if self.progress.iteration % self.settings.run.checkpoint_every == 0:
             self.writer.submit(self._checkpoint())
         for message in self.writer.poll_messages():
-            self.audience.on_event(message)
+            self.observers.on_event(message)
         problem = check_fault_budget(update, self.settings.faults)
         if problem is not None:
             raise TrainingFailed(problem)
 
-    def _save_in_a_hurry(self, ended: Interrupted | TrainingFailed) -> None:
-        """Save what there is; what ended the run is still told where that does not work."""
+    def _save_before_exit(self, error: Interrupted | TrainingFailed) -> None:
+        """Save the finished iterations; if that fails, report it along with ``error``."""
         try:
             self._save_last(EXIT_SAVE_TIMEOUT_S)
-        except TrainingFailed as unsaved:
-            if isinstance(ended, Interrupted):
-                raise Interrupted(ended.signal_number, str(unsaved)) from None
-            raise TrainingFailed(f"{ended}; {unsaved}") from None
+        except TrainingFailed as save_error:
+            if isinstance(error, Interrupted):
+                raise Interrupted(error.signal_number, str(save_error)) from None
+            raise TrainingFailed(f"{error}; {save_error}") from None
 
-    def _save_last(self, deadline_s: float, check: Callable[[], None] = lambda: None) -> None:
-        """See to it that all that is finished is safe."""
-        if self.position.iteration > (self.writer.last_submitted or 0):
+    def _save_last(self, timeout_s: float, check_stop: Callable[[], None] = lambda: None) -> None:
+        """Write a checkpoint of all finished iterations, unless it is written already."""
+        if self.progress.iteration > (self.writer.last_submitted or 0):
             self.writer.submit(self._checkpoint())
-        self.writer.flush(deadline_s, check)
+        self.writer.flush(timeout_s, check_stop)
 
     def _checkpoint(self) -> Checkpoint:
         return Checkpoint(
-            iteration=self.position.iteration,
-            total_env_steps=self.position.total_env_steps,
-            elapsed_s=self.position.elapsed_s,
+            iteration=self.progress.iteration,
+            total_env_steps=self.progress.total_env_steps,
+            elapsed_s=self.progress.elapsed_s,
             spec=self.actors.spec,
             learner=self.actors.learner.state,
         )
 
 
-def check_fault_budget(update: UpdateMetrics, budgets: FaultSettings) -> str | None:
-    """Why a run is to end after ``update``, in a sentence; None where it may go on."""
-    if update.skipped is not None and update.skipped_in_a_row > budgets.skipped_updates:
+def check_fault_budget(update: UpdateMetrics, faults: FaultSettings) -> str | None:
+    """Return why the numerical faults of a run exceed their budget; None if they do not."""
+    if update.skipped is not None and update.skipped_in_a_row > faults.skipped_updates:
         return (
             f"{update.skipped_in_a_row} updates in a row were skipped, and faults.skipped_updates "
-            f"allows {budgets.skipped_updates}; the last: {update.skipped}"
+            f"allows {faults.skipped_updates}; the last: {update.skipped}"
         )
-    if update.discarded_episodes > budgets.discarded_episodes:
+    if update.discarded_episodes > faults.discarded_episodes:
         return (
-            f"{update.discarded_episodes} episodes broke and were drawn again, and "
-            f"faults.discarded_episodes allows {budgets.discarded_episodes}"
+            f"{update.discarded_episodes} episodes were discarded and drawn again, and "
+            f"faults.discarded_episodes allows {faults.discarded_episodes}"
         )
     return None
 
 
 def _assignments(settings: Settings, tasks: TaskDistribution, iteration: int) -> list[Assignment]:
-    """The work of an iteration; none behind the last."""
+    """Return the assignments of one iteration; empty past the last."""
     if iteration >= settings.run.iterations:
         return []
-    drawn = sample_tasks(settings, tasks, iteration)
-    version = collection_version(settings, iteration)
-    return [Assignment(iteration, index, task, version) for index, task in enumerate(drawn)]
+    sampled = sample_tasks(settings, tasks, iteration)
+    version = collection_version(settings.meta_batch, iteration)
+    return [Assignment(iteration, index, task, version) for index, task in enumerate(sampled)]
 
 
 def _start_report(
-    folder: RunDir, actors: Crew, resume: Checkpoint | None, attempt: int
+    run_dir: RunDir, actors: Crew, resume: Checkpoint | None, attempt: int
 ) -> StartReport:
     return StartReport(
-        run_directory=str(folder.path),
+        run_directory=str(run_dir.path),
         first_iteration=resume.iteration if resume else 0,
         rollout_actors=len(actors.places),
         learner=actors.learner_place,
@@ -246,19 +254,14 @@ def _start_report(
     )
 
 
-def _position_of(resume: Checkpoint | None) -> _Progress:
-    if resume is None:
-        return _Progress()
-    return _Progress(resume.iteration, resume.total_env_steps, resume.elapsed_s)
-
-
 class _ObserverList:
-    """All observers as one."""
+    """Forward every call to all observers, in order."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = list(observers)
 
-    def join(self, *observers: Observer) -> None:
+    def add(self, *observers: Observer) -> None:
+        """Append observers."""
         self._observers += observers
 
     def on_start(self, report: StartReport) -> None:

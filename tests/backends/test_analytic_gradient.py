@@ -38,7 +38,7 @@ def settings_of(outer: str = "ppo", inner: str = "ratio", steps: int = 1, **more
                 "objective": inner,
                 "learning_rate": 0.3,
                 "l2": more.pop("l2", 0.01),
-                "learn_rates": more.pop("learn_rates", False),
+                "learn_inner_rates": more.pop("learn_inner_rates", False),
             },
             "outer": {"objective": outer, "inner_kl_coefficient": 0.5, **more},
         }
@@ -49,7 +49,9 @@ def problem(settings: Settings, spec: PolicySpec, length: int = 5) -> tuple[Para
     rng = np.random.default_rng(0)
     parameters = oracles.random_parameters(spec, rng)
     batch = oracles.random_meta_batch(settings, spec, parameters, rng, length)
-    return oracles.with_rates(parameters, rng) if settings.inner.learn_rates else parameters, batch
+    return oracles.with_rates(
+        parameters, rng
+    ) if settings.inner.learn_inner_rates else parameters, batch
 
 
 def check(
@@ -89,7 +91,7 @@ def test_it_is_what_autograd_finds(
 @pytest.mark.parametrize("order", ["second", "first"])
 @pytest.mark.parametrize("steps", [0, 1, 3])
 def test_learned_rates(steps: int, order: Order) -> None:
-    settings = settings_of(steps=steps, learn_rates=True)
+    settings = settings_of(steps=steps, learn_inner_rates=True)
     check(settings, SPECS["tanh"], *problem(settings, SPECS["tanh"]), order)
 
 
@@ -114,7 +116,7 @@ def test_what_it_does_not_cover() -> None:
     gaussian = SPECS["tanh"]
     discrete = PolicySpec(3, 4, (4,), "tanh", 0.0, -3.0, discrete=True)
     assert not is_covered(settings_of(inner="dice"), gaussian)
-    assert not is_covered(settings_of(sampling_coefficient=0.1), gaussian)
+    assert not is_covered(settings_of(e_maml_coefficient=0.1), gaussian)
     assert not is_covered(settings_of(), discrete)
 
 

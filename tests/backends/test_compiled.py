@@ -47,11 +47,11 @@ def stepped(
     return {name: torch.from_numpy(value) for name, value in found.items()}
 
 
-@pytest.mark.parametrize("learn_rates", [False, True])
+@pytest.mark.parametrize("learn_inner_rates", [False, True])
 @pytest.mark.parametrize("inner", ["ratio", "log_prob"])
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
-def test_an_inner_step_is_autograds(spec: PolicySpec, inner: str, learn_rates: bool) -> None:
-    settings = settings_of(inner=inner, learn_rates=learn_rates)
+def test_an_inner_step_is_autograds(spec: PolicySpec, inner: str, learn_inner_rates: bool) -> None:
+    settings = settings_of(inner=inner, learn_inner_rates=learn_inner_rates)
     parameters, batch = problem(settings, spec)
     samples = mapped(lambda tensor: tensor[1], batch.support[0])
     losses = inner_losses(spec, settings.inner, (samples,))
@@ -108,7 +108,7 @@ def test_a_task_alone_is_the_task_among_others() -> None:
 
 
 def test_parameters_in_another_order_are_the_same() -> None:
-    settings, spec = settings_of(learn_rates=True), SPECS["tanh"]
+    settings, spec = settings_of(learn_inner_rates=True), SPECS["tanh"]
     parameters, batch = problem(settings, spec)
     turned = dict(reversed(parameters.items()))
     samples = mapped(lambda tensor: tensor[1], batch.support[0])

@@ -40,7 +40,7 @@ def make_settings(
                 "objective": inner,
                 "learning_rate": 0.3,
                 "l2": 0.01,
-                "learn_rates": more.pop("learn_rates", False),
+                "learn_inner_rates": more.pop("learn_inner_rates", False),
             },
             # Large coefficients, so that a missing term cannot hide.
             "outer": {"objective": outer, "inner_kl_coefficient": 0.5, **more},
@@ -50,7 +50,7 @@ def make_settings(
 
 def everything(outer: str, inner: str, steps: int) -> Settings:
     """Learned rates and E-MAML's term, too."""
-    return make_settings(outer, inner, steps, learn_rates=True, sampling_coefficient=0.7)
+    return make_settings(outer, inner, steps, learn_inner_rates=True, e_maml_coefficient=0.7)
 
 
 def problem(
@@ -60,7 +60,7 @@ def problem(
     parameters = oracles.random_parameters(spec, rng)
     batch = oracles.random_meta_batch(settings, spec, parameters, rng)
     return (
-        oracles.with_rates(parameters, rng) if settings.inner.learn_rates else parameters
+        oracles.with_rates(parameters, rng) if settings.inner.learn_inner_rates else parameters
     ), batch
 
 

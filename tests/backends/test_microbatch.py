@@ -70,7 +70,7 @@ def test_pieces_add_up_to_the_whole(
     outer: str, inner: str, sampling: float, order: Order, passes: Passes
 ) -> None:
     """By hand and by autograd: loss, gradient, all that is told, and TRPO's Fisher product."""
-    settings = make_settings(outer, inner, 2, learn_rates=True, sampling_coefficient=sampling)
+    settings = make_settings(outer, inner, 2, learn_inner_rates=True, e_maml_coefficient=sampling)
     parameters, batch = problem(settings)
     objective = MetaObjective(settings, GAUSSIAN, order)
     told = (objective, parameters, batch)

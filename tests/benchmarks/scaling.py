@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--most", type=count, default=MOST, help="rollout actors")
     parser.add_argument("--iterations", type=count, default=12, help="of each number of actors")
     parser.add_argument("--share", type=count, default=SHARE, help="rollout actors in a process")
-    parser.add_argument("--overlap", action="store_true", help="as meta_batch.overlap")
+    parser.add_argument("--overlap", action="store_true", help="as meta_batch.async_collection")
     parser.add_argument("--profile", help="file for a profile of the driver with the most actors")
     chosen = parser.parse_args()
     results = measure(

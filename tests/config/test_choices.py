@@ -91,7 +91,7 @@ def trained(settings: Settings, iterations: int) -> list[UpdateMetrics]:
     "sections",
     [
         pytest.param({}, id="promp"),
-        pytest.param({"inner": {"learn_rates": True}}, id="learned rates"),
+        pytest.param({"inner": {"learn_inner_rates": True}}, id="learned rates"),
         pytest.param({"inner": {"objective": "dice"}}, id="dice"),
         pytest.param(
             {"outer": {"objective": "trpo", "trust_region": {"max_kl": 0.005}}}, id="trpo"

@@ -31,10 +31,10 @@ ORDERS = [(), (1,), (2, 0), (1, 2, 0), (1, 1, 0)]
     [
         ("inner", {"objective": "ratio"}),  # the policies that collected by compiled loops
         ("inner", {"objective": "dice"}),  # by autograd, all tasks together
-        ("inner", {"learn_rates": True}),
+        ("inner", {"learn_inner_rates": True}),
         ("inner", {"steps": 0}),
         ("outer", {"objective": "trpo"}),
-        ("meta_batch", {"overlap": True}),
+        ("meta_batch", {"async_collection": True}),
     ],
     ids=str,
 )
@@ -101,14 +101,14 @@ def test_what_an_update_would_refuse_is_not_taken(
 
 def test_a_broken_task_that_was_taken_has_the_update_skipped_as_ever(run: Run) -> None:
     rollouts = run.collect()
-    broken = [rollouts[0], replace(rollouts[1], broken="query: it fell apart"), rollouts[2]]
+    broken = [rollouts[0], replace(rollouts[1], failure="query: it fell apart"), rollouts[2]]
     before = run.learner.state()
     run.learner.take(broken)
     told = run.learner.update(broken)
     assert told.skipped is not None
     assert "it fell apart" in told.skipped
     after = run.learner.state()
-    expected = replace(before, version=after.version, observations=after.observations)
+    expected = replace(before, version=after.version, obs_stats=after.obs_stats)
     assert same_state(after, expected)
 
 

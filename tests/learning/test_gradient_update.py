@@ -184,16 +184,16 @@ def with_rate(settings: Settings, rate: float, **outer: Any) -> Settings:
     )
 
 
-@pytest.mark.parametrize(("epochs", "backtracks"), [(3, 9), (40, 2)])
+@pytest.mark.parametrize(("epochs", "max_rollbacks"), [(3, 9), (40, 2)])
 def test_a_step_that_went_too_far_is_taken_back_and_taken_at_half_the_rate(
-    small_settings: Settings, epochs: int, backtracks: int
+    small_settings: Settings, epochs: int, max_rollbacks: int
 ) -> None:
     """At a rate so large that each of the first steps goes too far, up to that of a quarter.
 
     What is left is that one step, as if it had been the first; no other follows, either since the
     epochs are over or since it went too far as well and nothing more is taken back.
     """
-    tried = Run(with_rate(small_settings, 2.0, epochs=epochs, backtracks=backtracks))
+    tried = Run(with_rate(small_settings, 2.0, epochs=epochs, max_rollbacks=max_rollbacks))
     plain = Run(with_rate(small_settings, 0.5, epochs=1))
     rollouts = tried.collect()
     told, expected = tried.learner.update(rollouts), plain.learner.update(rollouts)
@@ -209,7 +209,7 @@ def test_a_step_that_went_too_far_is_taken_back_and_taken_at_half_the_rate(
 def test_with_steps_that_are_taken_back_an_update_makes_use_of_its_epochs(
     small_settings: Settings,
 ) -> None:
-    run = Run(with_rate(small_settings, 2.0, epochs=40, backtracks=30))
+    run = Run(with_rate(small_settings, 2.0, epochs=40, max_rollbacks=30))
     metrics = run.learner.update(run.collect())
     assert metrics.gradient_steps > 10
     assert metrics.query_kl <= 0.02
@@ -226,7 +226,7 @@ def test_an_update_takes_its_first_step_whatever_rounding_says_of_its_distance(
 def test_weight_decay_pulls_the_policy_to_zero_and_leaves_the_rates_alone() -> None:
     """With no gradient at all, Adam's penalty is the only thing that moves a parameter."""
     settings = load_settings(
-        overrides=["outer.weight_decay=0.1", "inner.learn_rates=true", "meta_batch.tasks=3"]
+        overrides=["outer.weight_decay=0.1", "inner.learn_inner_rates=true", "meta_batch.tasks=3"]
     )
     parameters = fresh(settings)
     update = GradientUpdate(settings, SPEC, parameters)

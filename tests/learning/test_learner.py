@@ -122,15 +122,18 @@ def test_the_order_of_arrival_does_not_matter(run: Run) -> None:
     assert same_state(run.learner.state(), other.learner.state())
 
 
-@pytest.mark.parametrize("learn_rates", [False, True])
+@pytest.mark.parametrize("learn_inner_rates", [False, True])
 @pytest.mark.parametrize(
     ("objective", "tasks_per_minibatch"), [("ppo", None), ("ppo", 2), ("trpo", None)]
 )
 def test_a_learner_loaded_goes_on_as_one_never_interrupted(
-    small_settings: Settings, objective: str, tasks_per_minibatch: int | None, learn_rates: bool
+    small_settings: Settings,
+    objective: str,
+    tasks_per_minibatch: int | None,
+    learn_inner_rates: bool,
 ) -> None:
     settings = change(
-        change(small_settings, "inner", learn_rates=learn_rates),
+        change(small_settings, "inner", learn_inner_rates=learn_inner_rates),
         "outer",
         objective=objective,
         tasks_per_minibatch=tasks_per_minibatch,

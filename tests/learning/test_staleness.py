@@ -49,7 +49,7 @@ def double(tree: Any) -> Any:
 
 def behind(run: Run) -> dict[str, torch.Tensor]:
     """The parameters that collect next, in float64."""
-    values = run.learner.collecting().values
+    values = run.learner.collection_params().values
     return {name: torch.tensor(value).double() for name, value in values.items()}
 
 
@@ -70,8 +70,8 @@ def by_hand(run: Run, batch: MetaBatch) -> list[MetaBatch]:
 
 def test_the_first_version_collects_twice_and_each_later_one_once() -> None:
     chosen = small(meta_batch={"async_collection": True})
-    assert [collection_version(chosen, iteration) for iteration in range(5)] == [0, 0, 1, 2, 3]
-    assert [collection_version(small(), iteration) for iteration in range(3)] == [0, 1, 2]
+    assert [collection_version(chosen.meta_batch, iteration) for iteration in range(5)] == [0, 0, 1, 2, 3]
+    assert [collection_version(small().meta_batch, iteration) for iteration in range(3)] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_versions_parameters_and_staleness(small_settings: Settings) -> None:
         rollouts = run.collect()
         told.append(({task.version for task in rollouts}, run.learner.update(rollouts).staleness))
     assert told == [({0}, 0), ({0}, 1), ({1}, 1), ({2}, 1)]
-    next_with = run.learner.collecting()
+    next_with = run.learner.collection_params()
     assert next_with.version == 3
     assert same(next_with.values, published[3].values)
     assert same(vars(next_with.normalizer), vars(published[3].normalizer))
@@ -115,7 +115,7 @@ def test_without_overlap_nothing_is_stale(small_settings: Settings) -> None:
     run = Run(small_settings)
     assert run.learner.update(run.collect()).staleness == 0
     assert run.learner.update(run.collect()).staleness == 0
-    assert run.learner.state().behind is None
+    assert run.learner.state().stale_params is None
 
 
 @pytest.mark.parametrize("version", [0, 2, 3])
@@ -126,7 +126,7 @@ def test_rollouts_of_another_version_than_was_asked_for_are_refused(run: Run, ve
 
 
 def test_observations_are_normalized_as_they_were_when_they_were_seen(run: Run) -> None:
-    rollouts, normalizer = run.collect(), run.learner.collecting().normalizer
+    rollouts, normalizer = run.collect(), run.learner.collection_params().normalizer
     assert normalizer is not None
     assert not same(vars(normalizer), vars(run.learner.publish().normalizer))
     batch = run.learner.prepare(rollouts)
@@ -262,12 +262,12 @@ def test_a_trust_region_is_around_todays_parameters(small_settings: Settings, st
 
 def test_an_update_that_is_skipped_leaves_the_versions_in_step(run: Run) -> None:
     rollouts = run.collect()
-    broken = [replace(rollouts[0], broken="it fell over"), *rollouts[1:]]
+    broken = [replace(rollouts[0], failure="it fell over"), *rollouts[1:]]
     before = run.learner.publish()
     told = run.learner.update(broken)
     assert (told.skipped is not None, told.staleness, told.version) == (True, 1, 3)
-    assert run.learner.collecting().version == before.version == 2
-    assert same(run.learner.collecting().values, before.values)
+    assert run.learner.collection_params().version == before.version == 2
+    assert same(run.learner.collection_params().values, before.values)
     assert run.learner.update(run.collect()).skipped is None
 
 

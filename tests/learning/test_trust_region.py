@@ -181,7 +181,9 @@ def test_the_fisher_product_is_the_hessian_of_the_kl_after_adaptation(
     spec: PolicySpec, inner: str, steps: int, sampling: float, order: Order
 ) -> None:
     """With learned rates: with respect to their logarithms, too."""
-    settings = make_settings("trpo", inner, steps, learn_rates=True, sampling_coefficient=sampling)
+    settings = make_settings(
+        "trpo", inner, steps, learn_inner_rates=True, e_maml_coefficient=sampling
+    )
     parameters, batch = problem(settings, spec)
     product = fisher_of_adapted_policies(
         MetaObjective(settings, spec, order), leaves_of(parameters), batch
@@ -197,7 +199,7 @@ def test_the_fisher_product_is_the_hessian_of_the_kl_after_adaptation(
 @pytest.mark.usefixtures("arithmetic")
 @pytest.mark.parametrize("spec", POLICIES)
 def test_the_fisher_matrix_is_linear_symmetric_and_not_negative(spec: PolicySpec) -> None:
-    settings = make_settings("trpo", "ratio", 1, learn_rates=True)
+    settings = make_settings("trpo", "ratio", 1, learn_inner_rates=True)
     parameters, batch = problem(settings, spec)
     product = fisher_of_adapted_policies(
         MetaObjective(settings, spec, "second"), leaves_of(parameters), batch

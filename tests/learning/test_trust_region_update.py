@@ -36,15 +36,15 @@ def loss_at(run: Run, theta: Parameters, batch: MetaBatch) -> float:
     return float(meta_oracles.meta_loss(run.settings, run.learner.spec, theta, batch).detach())
 
 
-@pytest.mark.parametrize("learn_rates", [False, True])
+@pytest.mark.parametrize("learn_inner_rates", [False, True])
 @pytest.mark.parametrize(("steps", "inner"), [(0, "ratio"), (1, "ratio"), (2, "dice")])
 @pytest.mark.parametrize("max_kl", [1e-3, 0.02])
 def test_the_kl_holds_and_the_loss_falls(
-    small_settings: Settings, max_kl: float, steps: int, inner: str, learn_rates: bool
+    small_settings: Settings, max_kl: float, steps: int, inner: str, learn_inner_rates: bool
 ) -> None:
     """Measured by the reference, which adapts anew from the parameters before and after."""
     settings = change(
-        small_settings, "inner", steps=steps, objective=inner, learn_rates=learn_rates
+        small_settings, "inner", steps=steps, objective=inner, learn_inner_rates=learn_inner_rates
     )
     run = Run(by_trust_region(settings, max_kl=max_kl))
     for _ in range(2):

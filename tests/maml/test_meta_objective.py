@@ -77,7 +77,7 @@ def test_every_support_set_matters() -> None:
 @pytest.mark.parametrize("outer", OUTER)
 def test_copies_of_a_task_have_the_meta_gradient_of_one(outer: str) -> None:
     """An inner loss averaged over tasks would divide the inner rate by their number."""
-    settings = make_settings(outer, sampling_coefficient=0.7)
+    settings = make_settings(outer, e_maml_coefficient=0.7)
     parameters, batch = problem(settings)
     one = only_the_first(batch)
     many = meta_oracles.tree_map(lambda part: part.repeat(5, *[1] * (part.ndim - 1)), one)
@@ -94,7 +94,7 @@ def only_the_first(batch: MetaBatch) -> MetaBatch:
 
 
 def test_tasks_are_averaged_and_do_not_mix() -> None:
-    settings = make_settings(steps=2, sampling_coefficient=0.7)
+    settings = make_settings(steps=2, e_maml_coefficient=0.7)
     parameters, batch = problem(settings)
     alone = [
         meta_gradient(
@@ -128,7 +128,7 @@ def test_the_inner_kl_penalty_is_added_to_the_loss() -> None:
 @pytest.mark.parametrize("outer", OUTER)
 def test_the_sampling_term_makes_support_data_of_good_tasks_likelier(outer: str) -> None:
     """Every outer objective has it, once per inner step; at equal credit zero it is nothing."""
-    without, with_it = (make_settings(outer, steps=2, sampling_coefficient=c) for c in (0.0, 0.5))
+    without, with_it = (make_settings(outer, steps=2, e_maml_coefficient=c) for c in (0.0, 0.5))
     parameters, batch = problem(without)
     difference = loss_of(with_it, parameters, batch) - loss_of(without, parameters, batch)
     expected = torch.zeros_like(difference)

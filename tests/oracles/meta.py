@@ -116,7 +116,7 @@ def adapted(
         moved = {}
         for (name, value), slope in zip(theta.items(), slopes, strict=True):
             rate = inner.learning_rate
-            if inner.learn_rates:
+            if inner.learn_inner_rates:
                 rate = torch.exp(parameters[f"log_inner_rate/{name}"])  # type: ignore[assignment]
             moved[name] = value - rate * slope
         theta = moved
@@ -159,7 +159,7 @@ def task_loss(
             kl = (torch_kl(as_torch(old), policy) * support.weights.reshape(-1)).sum()
             loss = loss + outer.inner_kl_coefficient * kl / len(policies)
         made = torch.exp(log_probs(policy, support) - support.log_probs)
-        loss = loss - outer.sampling_coefficient * task.credit * (made * support.weights).sum()
+        loss = loss - outer.e_maml_coefficient * task.credit * (made * support.weights).sum()
     return loss
 
 

@@ -138,7 +138,7 @@ def test_the_policy_can_be_adapted_all_the_same(plain: Settings) -> None:
 
 
 def test_a_learned_rate_that_is_never_used_stays(plain: Settings) -> None:
-    run = Run(change(plain, "inner", learn_rates=True))
+    run = Run(change(plain, "inner", learn_inner_rates=True))
     for _ in range(2):
         run.learner.update(run.collect())
     for name, value in run.learner.publish().values.items():

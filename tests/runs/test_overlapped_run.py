@@ -94,8 +94,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path: Path, stop_after:
         train_on_ray(settings(), RunDir(tmp_path), observers=[Recorder(stop_after)])
     checkpoint, _ = load_newest_checkpoint(LocalStorage(tmp_path))
     assert checkpoint.iteration == stop_after
-    assert checkpoint.learner.behind is not None
-    assert checkpoint.learner.behind.version == stop_after - 1
+    assert checkpoint.learner.stale_params is not None
+    assert checkpoint.learner.stale_params.version == stop_after - 1
     resumed = trained(tmp_path, resume=checkpoint)
     assert [record.iteration for record in resumed.records] == list(range(stop_after, ITERATIONS))
     assert_as_scheduled(tmp_path)

@@ -41,7 +41,7 @@ def test_a_run_compiles_nothing_more() -> None:
     for other in (
         ["task.name=half-cheetah-direction", "policy.hidden_sizes=[8, 4, 4]"],
         ["task.name=ant-direction", "policy.activation=relu", "inner.steps=2"],
-        ["outer.objective=trpo", "inner.learn_rates=true"],
+        ["outer.objective=trpo", "inner.learn_inner_rates=true"],
         ["task.name=point-navigation", "policy.normalize_observations=false"],
     ):
         small = ["task.horizon=3", "meta_batch.tasks=1", "meta_batch.episodes=2"]
@@ -50,7 +50,7 @@ def test_a_run_compiles_nothing_more() -> None:
         learner = MetaLearner(settings, worker.spec)
         learner.warm_up()
         (task,) = sample_tasks(settings, worker.tasks, 0)
-        rollouts, _ = worker.roll_out(learner.collecting(), Assignment(0, 0, task, 0))
+        rollouts, _ = worker.roll_out(learner.collection_params(), Assignment(0, 0, task, 0))
         learner.update([rollouts])
         worker.close()
     assert signatures() == before

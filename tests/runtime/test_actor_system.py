@@ -16,7 +16,7 @@ from maml_ray.config.settings import Settings
 from maml_ray.learning.learner import MetaLearner
 from maml_ray.learning.rollout_worker import Assignment
 from maml_ray.learning.staleness import collection_version
-from maml_ray.learning.state import LearnerState, published
+from maml_ray.learning.state import LearnerState, policy_snapshot
 from maml_ray.persistence.checkpoint_format import Checkpoint
 from maml_ray.runtime import actor_system as crew_module
 from maml_ray.runtime.actor_system import Crew
@@ -107,10 +107,10 @@ class MadeUpLearner:
             self.lost = None
             raise RolloutsLost("gone")
         self.log.append(f"updated {version}")
-        behind = published(self.settings, self.state)
+        behind = policy_snapshot(self.settings.policy, self.state)
         async_collection = self.settings.meta_batch.async_collection
         self.state = replace(
-            self.state, version=version + 1, behind=behind if async_collection else None
+            self.state, version=version + 1, stale_params=behind if async_collection else None
         )
         return made_up_record(version).update
 
@@ -128,14 +128,14 @@ def made_up_crew(
     state = state or begun.learner
     client: Any = MadeUpLearner(log, chosen, state, **learner)
     pool: Any = MadeUpPool(log)
-    newest: Any = published(chosen, state)
+    newest: Any = policy_snapshot(chosen.policy, state)
     faults: Any = SimpleNamespace(total=0)
     told = list[Observation]()
     return Crew(chosen, begun.spec, client, pool, (), newest, faults, told.append)
 
 
 def work(chosen: Settings, iteration: int) -> list[Assignment]:
-    version = collection_version(chosen, iteration)
+    version = collection_version(chosen.meta_batch, iteration)
     return [Assignment(iteration, index, Task("any"), version) for index in range(TASKS)]
 
 

@@ -131,7 +131,7 @@ def test_figures_of_a_step_against_its_own_arithmetic() -> None:
     total, count = 0.0, 0
     for episode, step in np.argwhere(support.mask):
         seen = support.observations[episode, step][None]
-        old, new = agent.policy.outputs(seen)[0], after.policy.outputs(seen)[0]
+        old, new = agent.policy.forward(seen)[0], after.policy.forward(seen)[0]
         for a in range(agent.spec.action_size):
             s, t = float(agent.policy.std[a]), float(after.policy.std[a])
             gap = float(old[a]) - float(new[a])
