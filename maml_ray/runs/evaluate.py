@@ -25,7 +25,7 @@ from maml_ray.evaluation.loading import load
 from maml_ray.evaluation.results_file import write_evaluation
 from maml_ray.evaluation.video import VideoUnavailable, record_video
 from maml_ray.persistence.metrics_file import read_metrics
-from maml_ray.persistence.run_dir import RunDir, check_writable
+from maml_ray.persistence.run_dir import RunDir, check_writable, open_run_dir
 from maml_ray.reporting.html import write_report
 
 
@@ -184,7 +184,7 @@ def _load_baselines(agent: Agent, config: EvaluationConfig) -> dict[str, Agent]:
     num_tasks = config.tasks or agent.settings.evaluation.tasks
     tasks = agent.sample_tasks(num_tasks, seed=config.seed)
     for path in config.baselines:
-        baseline = load(open_run(path).path)
+        baseline = load(open_run_dir(path).path)
         same_horizon = baseline.settings.task.horizon == agent.settings.task.horizon
         if not same_horizon or baseline.sample_tasks(num_tasks, seed=config.seed) != tasks:
             raise SettingsError(

@@ -26,7 +26,7 @@ def precompile() -> None:
         rollouts, _ = worker.roll_out(published, Assignment(0, 0, task, 0))
         learner.update([rollouts])
         policy = NumpyPolicy(worker.spec, published.values, published.normalizer)
-        policy.outputs(rollouts.query.observations)  # as where episodes are stepped, not played
+        policy.forward(rollouts.query.observations)  # as where episodes are stepped, not played
         by_trust_region = {**settings.model_dump(), "outer": {"objective": "trpo"}}
         warm_up(validate_settings(by_trust_region), worker.spec)
     finally:

@@ -1,4 +1,4 @@
-"""Whether a run can begin or go on, and where: found out before anything starts."""
+"""Check that a run can start or resume, before Ray starts, and load what it resumes from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.console import Console
 
 from maml_ray.common.errors import RunDirError, told
 from maml_ray.config.loading import load_settings
-from maml_ray.config.settings import Settings, SettingsError
+from maml_ray.config.settings import RunSettings, Settings, SettingsError
 from maml_ray.evaluation.compatibility import check_matches_task
 from maml_ray.evaluation.loading import agent_from_checkpoint
 from maml_ray.persistence.checkpoint_format import Checkpoint
@@ -25,125 +25,130 @@ from maml_ray.persistence.run_storage import (
 )
 from maml_ray.persistence.storage import Storage, open_storage
 
-FREE_ON_RESUME = (
+MUTABLE_ON_RESUME = (
     "run.iterations",
     "run.checkpoint_every",
     "run.keep_checkpoints",
     "run.directory",
     "run.storage",
 )
-"""What a resumed run may change, beside all of ``cluster``, ``faults`` and ``evaluation``."""
+"""Settings that may change on resume, in addition to ``cluster``, ``faults`` and ``evaluation``."""
 
 
-def check_no_existing_run(folder: RunDir, settings: Settings) -> None:
-    """Refuse to begin a run where there is one: in its folder, or in its storage.
+def check_no_existing_run(run_dir: RunDir, settings: Settings) -> None:
+    """Reject a new run whose directory or storage already holds one.
 
     Raises:
-        RunDirError: there is one, or the storage cannot be read.
+        RunDirError: there is a run, or the storage cannot be read.
     """
-    if os.path.lexists(folder.settings):
+    if os.path.lexists(run_dir.settings):
         raise RunDirError(
-            f"{folder.path} already holds a run: go on with it by --resume {folder.path}, "
-            "or name another folder"
+            f"{run_dir.path} already holds a run: resume it with --resume {run_dir.path}, "
+            "or name another directory"
         )
-    storage = open_run_storage(folder, settings)
-    if not is_run_dir(storage, folder) and read_settings(storage) is not None:
+    storage = open_run_storage(run_dir, settings)
+    if not is_run_dir(storage, run_dir) and read_settings(storage) is not None:
         raise RunDirError(
-            f"{storage} already holds a run: go on with it by --resume {storage}, "
-            "or name another folder"
+            f"{storage} already holds a run: resume it with --resume {storage}, "
+            "or name another directory"
         )
     if has_checkpoints(storage):
         raise RunDirError(
             f"{storage} holds checkpoints of another run, without its settings: move them away, "
-            "or name another folder"
+            "or name another directory"
         )
 
 
-def check_storage_writable(settings: Settings) -> None:
-    """Refuse to begin, or to go on, with a storage that takes nothing: before Ray is started.
+def check_storage_writable(run: RunSettings) -> None:
+    """Write and remove a marker file in the run's storage, if one is set.
 
     Raises:
-        RunDirError: a marker cannot be written there, or not be removed.
+        RunDirError: either fails.
     """
-    if settings.run.storage is None:
+    if run.storage is None:
         return
-    storage, marker = open_storage(settings.run.storage), f".start-{secrets.token_hex(4)}"
+    storage, marker = open_storage(run.storage), f".start-{secrets.token_hex(4)}"
     try:
         storage.write(marker, b"")
         storage.remove(marker)
     except OSError as error:
         raise RunDirError(
-            f"cannot write to run.storage = {settings.run.storage} ({told(error)}): mend it, or "
-            "set run.storage to a place that can be written"
+            f"cannot write to run.storage = {run.storage} ({told(error)}): fix it, or "
+            "set run.storage to a writable location"
         ) from None
 
 
-def load_resume_state(folder: RunDir, settings: Settings, console: Console) -> Checkpoint | None:
-    """Where a run goes on; None where it was ended before its first checkpoint.
+def load_resume_state(run_dir: RunDir, settings: Settings, console: Console) -> Checkpoint | None:
+    """Load the checkpoint to resume from and fetch the metrics up to it.
+
+    Returns:
+        The newest checkpoint; None if the run ended before its first one.
 
     Raises:
-        SettingsError: the settings are not the run's.
-        RunDirError: the folder or the storage cannot be used, or is another run's.
+        SettingsError: the settings differ from the run's.
+        RunDirError: the directory or storage cannot be used, or belongs to another run.
     """
-    _check_resumable(load_settings(folder.settings), settings)
-    check_writable(folder.checkpoints, folder.tensorboard, folder.plots, folder.attempts)
-    check_writable(folder.metrics, folder.evaluation, folder.episodes, folder.report)
-    if os.path.lexists(folder.metrics):
-        read_metrics(folder.metrics)  # before Ray is started, not after
-    places = checkpoint_storages(folder, settings)
-    _check_same_run(folder, places[0], settings)
-    place, checkpoint, warnings = load_newest_of(places)
+    _check_resumable(load_settings(run_dir.settings), settings)
+    check_writable(run_dir.checkpoints, run_dir.tensorboard, run_dir.plots, run_dir.attempts)
+    check_writable(run_dir.metrics, run_dir.evaluation, run_dir.episodes, run_dir.report)
+    if os.path.lexists(run_dir.metrics):
+        read_metrics(run_dir.metrics)  # report damaged metrics before Ray starts
+    storages = checkpoint_storages(run_dir, settings)
+    _check_same_run(run_dir, storages[0], settings)
+    storage, checkpoint, warnings = load_newest_of(storages)
     for warning in warnings:
-        say(console, f"warning: {warning}")
+        print_notice(console, f"warning: {warning}")
     if checkpoint is None:
-        _check_mounted(folder, places[-1])
-        say(console, f"{place} has no checkpoint yet: the run begins anew")
+        _check_mounted(run_dir, storages[-1])
+        print_notice(console, f"{storage} has no checkpoint yet: the run starts from the beginning")
         return None
-    check_matches_task(agent_from_checkpoint(settings, checkpoint, folder.checkpoints), folder.path)
-    for each in places:
-        fetch_metrics(each, folder, checkpoint.iteration)
+    check_matches_task(
+        agent_from_checkpoint(settings, checkpoint, run_dir.checkpoints), run_dir.path
+    )
+    for storage in storages:
+        fetch_metrics(storage, run_dir, checkpoint.iteration)
     return checkpoint
 
 
-def _check_same_run(folder: RunDir, storage: Storage, settings: Settings) -> None:
-    """Refuse to go on in a storage that holds another run."""
-    there = None if is_run_dir(storage, folder) else read_settings(storage)
-    if there is None:
+def _check_same_run(run_dir: RunDir, storage: Storage, settings: Settings) -> None:
+    """Reject a storage that holds another run."""
+    stored = None if is_run_dir(storage, run_dir) else read_settings(storage)
+    if stored is None:
         return
     try:
-        _check_resumable(there, settings)
+        _check_resumable(stored, settings)
     except SettingsError as error:
         raise RunDirError(
-            f"{storage} holds another run than {folder.path} ({error}): name another run.storage"
+            f"{storage} holds another run than {run_dir.path} ({error}): name another run.storage"
         ) from None
 
 
-def _check_mounted(folder: RunDir, storage: Storage) -> None:
-    """Refuse to begin anew because a storage shows nothing of a run that was written to it."""
-    if is_run_dir(storage, folder) or not os.path.lexists(folder.metrics):
+def _check_mounted(run_dir: RunDir, storage: Storage) -> None:
+    """Reject an empty storage of a run that has finished iterations: it may not be mounted."""
+    if is_run_dir(storage, run_dir) or not os.path.lexists(run_dir.metrics):
         return
-    if read_settings(storage) is None and read_metrics(folder.metrics):
+    if read_settings(storage) is None and read_metrics(run_dir.metrics):
         raise RunDirError(
-            f"{storage} shows nothing of the run in {folder.path}, which has finished iterations: "
-            "see that it is mounted, or name another run folder to begin anew"
+            f"{storage} is empty, but the run in {run_dir.path} has finished iterations: check "
+            "that the storage is mounted, or start a new run in another directory"
         )
 
 
-def _check_resumable(recorded: Settings, asked: Settings) -> None:
-    """Refuse to go on with other mathematics than the run began with."""
+def _check_resumable(recorded: Settings, requested: Settings) -> None:
+    """Reject a change of settings that would change what the run computes."""
     for section in type(recorded).model_fields:
         if section in ("cluster", "faults", "evaluation"):
             continue
-        before, after = getattr(recorded, section), getattr(asked, section)
+        before, after = getattr(recorded, section), getattr(requested, section)
         for key in type(before).model_fields:
             name, old, new = f"{section}.{key}", getattr(before, key), getattr(after, key)
-            if old != new and name not in FREE_ON_RESUME:
+            if old != new and name not in MUTABLE_ON_RESUME:
                 raise SettingsError(
                     f"{name} = {new!r}, but the run to resume has {old!r}: a resumed run keeps "
                     "its settings; start a new run to change them"
                 )
 
 
-def say(console: Console, line: str) -> None:
-    """A line that a person should see."""
+def print_notice(console: Console, line: str) -> None:
+    """Print a line that the user should notice."""
     console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)

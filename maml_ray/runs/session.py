@@ -1,4 +1,4 @@
-"""Keeping what a run has learned safe, while it learns."""
+"""Prepare a run's directory and storage for an attempt, and its checkpoint writer."""
 
 from __future__ import annotations
 
@@ -35,69 +35,79 @@ from maml_ray.persistence.storage import LocalStorage, Storage
 
 
 def open_session(
-    folder: RunDir, settings: Settings, resume: Checkpoint | None = None, *, new: bool = False
+    run_dir: RunDir, settings: Settings, resume: Checkpoint | None = None, *, new: bool = False
 ) -> FencedStorage:
-    """Make the run folder, with the settings in it, and begin an attempt at the run.
+    """Create the run directory with its settings, and start an attempt at the run.
 
-    From here on no older attempt writes to the run's storage. A run that changes its storage has
-    in the new one what it goes on from before its settings say so.
+    From here on no older attempt can write to the run's storage. If the run moves to another
+    storage, the checkpoint to resume from is copied there before the settings name it: a crash in
+    between loses nothing.
 
     Args:
-        folder: of the run.
-        settings: of the run.
-        resume: where it goes on.
-        new: nobody else may have begun it.
+        run_dir: run directory; created if needed.
+        settings: settings of the run.
+        resume: checkpoint that the run resumes from.
+        new: fail if the storage already belongs to a run.
+
+    Returns:
+        The run's storage, which refuses writes once a newer attempt has started.
 
     Raises:
-        RunDirError: the folder or the storage cannot be written to, or the storage belongs to
-            another run.
+        RunDirError: the run directory or the storage cannot be written to, or the storage belongs
+            to another run.
     """
-    places = checkpoint_storages(folder, settings) if folder.settings.exists() else ()
-    storage = open_run_storage(folder, settings)
+    storages = checkpoint_storages(run_dir, settings) if run_dir.settings.exists() else ()
+    previous = storages[1:]
+    storage = open_run_storage(run_dir, settings)
     try:
-        fenced = _begin(storage, places[1:], new and not is_run_dir(storage, folder))
-        if not is_run_dir(storage, folder):
-            _keep_settings(fenced, settings, new)
+        fenced = _start_attempt(storage, previous, new and not is_run_dir(storage, run_dir))
+        if not is_run_dir(storage, run_dir):
+            _store_settings(fenced, settings, new)
         if resume is not None:
-            _bring_along(resume, places[1:], fenced, settings)
+            _copy_checkpoints(resume, previous, fenced, settings)
     except OSError as error:
         raise RunDirError(f"cannot write to {storage}: {told(error)}") from None
     try:
         content = dump_settings(settings).encode()
-        LocalStorage(folder.path).write(folder.settings.name, content)
+        LocalStorage(run_dir.path).write(run_dir.settings.name, content)
     except OSError as error:
-        raise RunDirError(f"cannot write to the run folder {folder.path}: {told(error)}") from None
+        raise RunDirError(
+            f"cannot write to the run directory {run_dir.path}: {told(error)}"
+        ) from None
     return fenced
 
 
 @contextmanager
 def open_checkpoint_writer(
     settings: Settings,
-    folder: RunDir,
+    run_dir: RunDir,
     storage: FencedStorage,
     on_superseded: Callable[[Superseded], None] = lambda error: None,
 ) -> Iterator[AsyncCheckpointWriter]:
-    """A writer of the run's checkpoints, for the time of the block."""
-    chosen = settings.faults.fallback_directory
+    """Open the background writer of a run's checkpoints, and close it after the block.
 
-    @cache  # what is there already is another run's, or an earlier misfortune of this one
-    def place() -> RunDir:
-        # The temporary folder is everybody's: there, one that nobody else can have made.
-        base = Path(chosen or tempfile.mkdtemp(prefix="maml_ray-fallback-"))
-        return unused_run_dir(base, folder.path.resolve().name)
+    If the storage fails too often, the writer saves to ``faults.fallback_directory`` or to a
+    temporary directory instead.
+    """
 
-    def elsewhere(checkpoint: Checkpoint) -> str:
+    @cache  # one new directory per run: an existing one holds another run or an older fallback
+    def fallback_dir() -> RunDir:
+        # The system's temporary directory is shared: mkdtemp makes one that only this user can use.
+        base = settings.faults.fallback_directory or tempfile.mkdtemp(prefix="maml_ray-fallback-")
+        return unused_run_dir(Path(base), run_dir.path.resolve().name)
+
+    def save_to_fallback(checkpoint: Checkpoint) -> str:
         rows = ""
-        with suppress(OSError):  # the parameters are worth more than the curves
-            rows = folder.metrics.read_text(encoding="utf-8")
-        return save_fallback(settings, place(), checkpoint, rows)
+        with suppress(OSError):  # save the parameters even if the metrics cannot be read
+            rows = run_dir.metrics.read_text(encoding="utf-8")
+        return save_fallback(settings, fallback_dir(), checkpoint, rows)
 
     writer = AsyncCheckpointWriter(
         storage,
         keep=checkpoints_to_keep(settings),
         max_missed=settings.faults.missed_checkpoints,
-        save_fallback=elsewhere,
-        beside=MetricsMirror(folder, storage),
+        save_fallback=save_to_fallback,
+        beside=MetricsMirror(run_dir, storage),
         on_superseded=on_superseded,
     )
     try:
@@ -106,17 +116,17 @@ def open_checkpoint_writer(
         writer.close()
 
 
-def _begin(storage: Storage, former: tuple[Storage, ...], new: bool) -> FencedStorage:
-    """A new attempt, in the storage and in the one that the run had until now."""
+def _start_attempt(storage: Storage, previous: tuple[Storage, ...], new: bool) -> FencedStorage:
+    """Acquire the lease of the storage and of the one that the run used before."""
     above = 0
-    for place in former:
-        with suppress(OSError):  # it may be why another is taken
-            above = acquire_lease(place).number - 1  # it is one attempt, wherever it is noted
+    for old_storage in previous:
+        with suppress(OSError):  # its failure may be the reason for the move
+            above = acquire_lease(old_storage).number - 1  # the same number in both
     return FencedStorage(storage, acquire_lease(storage, above=above, new=new))
 
 
-def _keep_settings(storage: FencedStorage, settings: Settings, new: bool) -> None:
-    """The settings into the storage; a new run that cannot even do that leaves no trace."""
+def _store_settings(storage: FencedStorage, settings: Settings, new: bool) -> None:
+    """Write the settings to the storage; if that fails, a new run releases its lease."""
     try:
         write_settings(storage, settings)
     except OSError:
@@ -126,16 +136,16 @@ def _keep_settings(storage: FencedStorage, settings: Settings, new: bool) -> Non
         raise
 
 
-def _bring_along(
-    resume: Checkpoint, former: tuple[Storage, ...], storage: Storage, settings: Settings
+def _copy_checkpoints(
+    resume: Checkpoint, previous: tuple[Storage, ...], storage: Storage, settings: Settings
 ) -> None:
-    """What the run goes on from, and its best checkpoint, into its storage, where they are not."""
+    """Save ``resume``, and the best checkpoint of the previous storage, to ``storage``."""
     scores: list[CheckpointScore] = []
-    for place in former:
+    for old_storage in previous:
         with suppress(OSError, RunDirError):
-            best = read_best_score(place)
+            best = read_best_score(old_storage)
             if best is not None:
-                brought, _ = load_named_checkpoint(place, str(best.iteration))
-                save_checkpoint(storage, brought, keep=checkpoints_to_keep(settings))
+                best_checkpoint, _ = load_named_checkpoint(old_storage, str(best.iteration))
+                save_checkpoint(storage, best_checkpoint, keep=checkpoints_to_keep(settings))
                 scores.append(best)
     save_checkpoint(storage, resume, keep=checkpoints_to_keep(settings), scores=scores)

@@ -168,7 +168,7 @@ def test_a_storage_that_shows_nothing_of_a_run_that_has_iterations_is_refused(
     shutil.rmtree(tmp_path / "a")
     (tmp_path / "a").mkdir()
     for storage in (tmp_path / "a", tmp_path / "b"):
-        with pytest.raises(RunDirError, match=r"shows nothing of the run .* mounted"):
+        with pytest.raises(RunDirError, match=r"is empty, but the run .* mounted"):
             train(chosen(4, storage), resume=tmp_path / "run")
     assert not list((tmp_path / "a").iterdir())
     assert len(training.spans) == 1
@@ -396,7 +396,7 @@ def test_a_job_says_where_its_runs_are_and_finds_them_again(
     monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
     told = said_by(chosen(2, "kept"), resume="auto")
     there = tmp_path / "home" / "maml_ray"
-    assert told.count(f"run.directory is {there}/runs here") == 1
+    assert told.count(f"using run.directory = {there}/runs") == 1
     assert (there / "runs" / "small" / "settings.yaml").exists()
     assert newest(there / "kept" / "small") == 2
     monkeypatch.chdir("/")
