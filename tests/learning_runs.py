@@ -30,7 +30,7 @@ class Run:
         self.learner = MetaLearner(settings, self.worker.spec)
 
     def collect(self) -> list[TaskRollouts]:
-        published, iteration = self.learner.collecting(), self.learner.version
+        published, iteration = self.learner.collection_params(), self.learner.version
         tasks = sample_tasks(self.settings, self.worker.tasks, iteration)
         return [
             self.worker.roll_out(published, Assignment(iteration, i, task, published.version))[0]
@@ -60,7 +60,7 @@ def same_state(first: LearnerState, second: LearnerState) -> bool:
         and same(first.parameters, second.parameters)
         and same(one.first_moments, other.first_moments)
         and same(one.second_moments, other.second_moments)
-        and same(vars(first.observations), vars(second.observations))
+        and same(vars(first.obs_stats), vars(second.obs_stats))
     )
 
 

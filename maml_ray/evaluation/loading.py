@@ -1,4 +1,4 @@
-"""A trained policy from where it was left: a run folder, or a folder that holds only a policy."""
+"""Load a trained policy from a run folder or from an exported policy folder."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from maml_ray.persistence.run_storage import open_run_storage
 
 
 def load(folder: str | Path, *, checkpoint: str = "newest") -> Agent:
-    """The meta-trained policy of a run, from its newest readable checkpoint; or an adapted one.
+    """Load the meta-trained policy of a run, or an exported policy.
 
     Args:
-        folder: a run folder, or what ``maml-ray adapt`` has written.
-        checkpoint: of a run: ``"newest"``, ``"best"`` (by return after adaptation, while it was
-            trained), or a number of iterations.
+        folder: a run folder, or a folder written by ``maml-ray adapt`` or :func:`save_policy`.
+        checkpoint: for a run folder: ``"newest"`` (the newest readable one), ``"best"`` (by return
+            after adaptation during training), or a number of iterations.
 
     Raises:
-        RunDirError: it is neither, or holds nothing that can be read and fits its settings.
-        SettingsError: its settings cannot be read.
+        RunDirError: the folder is neither, or holds no readable policy that fits its settings.
+        SettingsError: the settings cannot be read.
     """
     if os.path.lexists(Path(folder) / DESCRIPTION):
         return load_policy(Path(folder))
@@ -34,7 +34,7 @@ def load(folder: str | Path, *, checkpoint: str = "newest") -> Agent:
 
 
 def load_with_iteration(folder: str | Path, checkpoint: str = "newest") -> tuple[Agent, int]:
-    """The meta-trained policy of a run, and the number of iterations that it was trained for.
+    """Load the meta-trained policy of a run and the number of iterations it was trained for.
 
     Raises:
         RunDirError: as :func:`load`.
@@ -42,20 +42,20 @@ def load_with_iteration(folder: str | Path, checkpoint: str = "newest") -> tuple
     """
     run = open_run_dir(folder)
     settings = load_settings(run.settings)
-    found, _ = load_named_checkpoint(open_run_storage(run, settings), checkpoint)
-    return agent_from_checkpoint(settings, found, run.checkpoints), found.iteration
+    loaded, _ = load_named_checkpoint(open_run_storage(run, settings), checkpoint)
+    return agent_from_checkpoint(settings, loaded, run.checkpoints), loaded.iteration
 
 
-def agent_from_checkpoint(settings: Settings, checkpoint: Checkpoint, place: Path) -> Agent:
-    """The policy of a checkpoint.
+def agent_from_checkpoint(settings: Settings, checkpoint: Checkpoint, source: Path) -> Agent:
+    """Return the policy of a checkpoint.
 
     Args:
-        settings: of its run.
-        checkpoint: as it was read.
-        place: where from, for the sentence.
+        settings: settings of the run.
+        checkpoint: checkpoint as loaded.
+        source: path it was loaded from, for the error message.
 
     Raises:
-        RunDirError: it does not fit the settings.
+        RunDirError: the policy does not fit the settings.
     """
     state = checkpoint.learner
     normalize = settings.policy.normalize_observations
@@ -63,7 +63,7 @@ def agent_from_checkpoint(settings: Settings, checkpoint: Checkpoint, place: Pat
         settings=settings,
         spec=checkpoint.spec,
         parameters=dict(state.parameters),
-        normalizer=state.observations.normalizer() if normalize else None,
+        normalizer=state.obs_stats.normalizer() if normalize else None,
     )
-    check_matches_settings(agent, place)
+    check_matches_settings(agent, source)
     return agent

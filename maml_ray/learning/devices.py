@@ -1,30 +1,25 @@
-"""Where the learner computes."""
+"""Choose the device that the learner computes on."""
 
 from __future__ import annotations
 
 import torch
 
 
-def select_device(planned: str, *, insisted: bool) -> tuple[torch.device, str]:
-    """The learner's device, and a remark where it is not the planned one.
+def select_device(assigned: str, *, require_gpu: bool) -> tuple[torch.device, str]:
+    """Return the learner's device, and a remark if it is not the assigned one.
 
     Args:
-        planned: ``"cuda"`` where Ray has given the learner a GPU, else ``"cpu"``.
-        insisted: whether the settings ask for a GPU and nothing else.
+        assigned: ``"cuda"`` if Ray has assigned a GPU to the learner, else ``"cpu"``.
+        require_gpu: raise instead of falling back to the CPU.
 
     Raises:
-        RuntimeError: a GPU is insisted on, and PyTorch sees none.
+        RuntimeError: a GPU is required, but PyTorch sees none.
     """
-    if planned == "cpu" or torch.cuda.is_available():
-        return torch.device(planned), ""
-    blind = f"Ray gives the learner a GPU, but PyTorch {torch.__version__} sees none"
-    if insisted:
+    if assigned == "cpu" or torch.cuda.is_available():
+        return torch.device(assigned), ""
+    reason = f"Ray gives the learner a GPU, but PyTorch {torch.__version__} sees none"
+    if require_gpu:
         raise RuntimeError(
-            f"{blind}: install a CUDA build of PyTorch, or set cluster.learner_device=cpu"
+            f"{reason}: install a CUDA build of PyTorch, or set cluster.learner_device=cpu"
         )
-    return torch.device("cpu"), f" ({blind})"
-
-
-def device_name(device: torch.device) -> str:
-    """Of a GPU, as its maker calls it."""
-    return torch.cuda.get_device_name(device)
+    return torch.device("cpu"), f" ({reason})"

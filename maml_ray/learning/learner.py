@@ -16,7 +16,6 @@ from maml_ray.backends.gradient_stats import GradientDiagnostics, diagnose_gradi
 from maml_ray.backends.microbatch import passes_on
 from maml_ray.common.normalization import Normalizer, RunningStatistics
 from maml_ray.config.settings import Settings
-from maml_ray.learning.asked_for import check, checked
 from maml_ray.learning.batch_builder import Assembly
 from maml_ray.learning.gradient_update import GradientUpdate
 from maml_ray.learning.off_policy import recentered
@@ -36,7 +35,12 @@ from maml_ray.maml.inner_loop import Order
 from maml_ray.maml.meta_objective import MetaBatch, collector_ratio_error
 from maml_ray.maml.meta_parameters import meta_parameter_shapes
 from maml_ray.policies.spec import PolicyParameters, PolicySpec
-from maml_ray.rollouts.trajectories import TaskRollouts, Trajectories
+from maml_ray.rollouts.trajectories import (
+    TaskRollouts,
+    Trajectories,
+    validate_rollouts,
+    validate_task_rollouts,
+)
 
 
 class MetaLearner:
@@ -96,7 +100,12 @@ class MetaLearner:
         """
         start = time.perf_counter()
         collector = collection_version(self.settings.meta_batch, self.version)
-        ordered = checked(rollouts, self.settings, collector)
+        ordered = validate_rollouts(
+            rollouts,
+            num_tasks=self.settings.meta_batch.tasks,
+            inner_steps=self.settings.inner.steps,
+            version=collector,
+        )
         sound = [task for task in ordered if task.failure is None]
         before = self.state()
         if len(sound) == len(ordered):
@@ -169,7 +178,12 @@ class MetaLearner:
             ValueError: as :meth:`update`, for a task that it would refuse.
         """
         for task in rollouts:
-            check(task, self.settings, collection_version(self.settings.meta_batch, self.version))
+            validate_task_rollouts(
+                task,
+                num_tasks=self.settings.meta_batch.tasks,
+                inner_steps=self.settings.inner.steps,
+                version=collection_version(self.settings.meta_batch, self.version),
+            )
             self._assembly = self._assembly or self.assemble()
             self._assembly.take(task)
 

@@ -1,13 +1,13 @@
-"""What one task of a meta-iteration costs a rollout actor: support, adapt, query. No Ray.
+"""Roll out one task: collect support data and adapt, once per inner step, then collect query data.
 
-The worker owns the simulations and is otherwise without state: what it returns depends on the
-parameters, the task and the settings' seed alone, so any worker may do any work, again.
+A worker keeps no state but its environments: its rollouts depend only on the parameters, the
+assignment and the run's seed, so any worker may do, or repeat, any assignment.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ from maml_ray.policies.spec import PolicyParameters, PolicySpec
 from maml_ray.rollouts.advantages import compute_advantages
 from maml_ray.rollouts.collector import SimulationFailed, collect
 from maml_ray.rollouts.env_cache import EnvCache
-from maml_ray.rollouts.samples import sample_arrays
+from maml_ray.rollouts.samples import make_samples
 from maml_ray.rollouts.trajectories import TaskRollouts, Trajectories, empty_trajectories
 from maml_ray.tasks.registry import resolve_tasks
 from maml_ray.tasks.task import Task, TaskDistribution
@@ -30,14 +30,14 @@ from maml_ray.tasks.task import Task, TaskDistribution
 
 @dataclass(frozen=True)
 class Assignment:
-    """One piece of work: roll out ``task`` with the parameters of ``version``.
+    """One work item: roll out ``task`` with parameters ``version``.
 
     Attributes:
-        iteration: the meta-iteration that asks.
-        task_index: the task's place in the meta-batch; with the iteration it names the stream
-            of random numbers.
-        task: the task.
-        version: the version of the parameters to use.
+        iteration: meta-iteration that the rollouts are for.
+        task_index: index of the task in the meta-batch; with ``iteration`` it selects the random
+            stream.
+        task: task to roll out.
+        version: parameter version to use.
     """
 
     iteration: int
@@ -51,17 +51,17 @@ class Assignment:
 
 @dataclass(frozen=True)
 class RolloutTimings:
-    """Seconds that an assignment took: to collect, and to adapt, weigh and pack what there is."""
+    """Seconds that an assignment took: collecting, and everything else (mostly adapting)."""
 
     collect_s: float
     adapt_s: float
 
 
 def policy_spec(settings: Settings, tasks: TaskDistribution | None = None) -> PolicySpec:
-    """The policy's sizes, read off the task's spaces.
+    """Return the policy's sizes for the spaces of the task's environment.
 
     Raises:
-        SettingsError: a policy cannot be made for these spaces.
+        SettingsError: the spaces are not supported.
     """
     tasks = tasks or resolve_tasks(settings.task)
     task = tasks.sample(np.random.default_rng(0), 1)[0]
@@ -75,76 +75,73 @@ def policy_spec(settings: Settings, tasks: TaskDistribution | None = None) -> Po
 
 
 def sample_tasks(settings: Settings, tasks: TaskDistribution, iteration: int) -> tuple[Task, ...]:
-    """The meta-batch of ``iteration``: its tasks depend on the seed and the iteration alone."""
+    """Sample the tasks of a meta-batch; they depend on the seed and the iteration only."""
     stream = seed_sequence(settings.run.seed, Purpose.TASKS, iteration)
     return tasks.sample(np.random.default_rng(stream), settings.meta_batch.tasks)
 
 
 @dataclass(frozen=True)
 class _Phase:
-    """Trajectories, and their advantages (K, T)."""
+    """Trajectories of one support or query set, and their advantages (K, T)."""
 
     trajectories: Trajectories
     advantages: NDArray[np.float32]
 
 
 class _Stopwatch:
-    """Adds up the seconds spent within it."""
+    """Accumulates the seconds spent in its ``with`` blocks."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
     def __enter__(self) -> None:
-        self._began = time.perf_counter()
+        self._started = time.perf_counter()
 
     def __exit__(self, *exception: object) -> None:
-        self.seconds += time.perf_counter() - self._began
-
-
-def _observed(phases: Sequence[Trajectories]) -> RunningStatistics:
-    """Of all observations, those after an episode's end left out."""
-    seen = np.concatenate([phase.observations[phase.mask] for phase in phases])
-    return RunningStatistics.empty(seen.shape[1]).merged(seen)
+        self.seconds += time.perf_counter() - self._started
 
 
 class RolloutWorker:
-    """A batch of simulations and the inner loop around it.
+    """Collects rollouts of one task at a time in its own environments.
 
     Args:
-        settings: of the run.
-        told: told of every phase as it begins.
+        settings: settings of the run.
+        on_phase: called with the name of each phase when it begins.
     """
 
     def __init__(
-        self, settings: Settings, told: Callable[[str], None] = lambda phase: None
+        self, settings: Settings, on_phase: Callable[[str], None] = lambda phase: None
     ) -> None:
         self.settings = settings
-        self._told = told
+        self._on_phase = on_phase
         self.tasks = resolve_tasks(settings.task)
         self.spec = policy_spec(settings, self.tasks)
         self._inner_step = inner_step_of(settings, self.spec)
-        self._simulations = EnvCache(self.tasks, settings.task.horizon)
+        self._envs = EnvCache(self.tasks, settings.task.horizon)
 
     def roll_out(
         self, parameters: PolicyParameters, assignment: Assignment
     ) -> tuple[TaskRollouts, RolloutTimings]:
         """Collect support data and adapt to it, once per inner step; then collect query data.
 
-        Where simulations break again and again, or the adapted parameters are not finite, the
-        rollouts say so, and hold what there is: one bad task does not end a run.
+        If simulations keep failing or the adapted parameters are not finite, the rollouts contain
+        the phases before the failure and ``failure`` is set, so that one task cannot end a run.
 
         Raises:
-            ValueError: ``parameters`` are not of the version that the assignment names.
+            ValueError: ``parameters`` do not have the assignment's version.
         """
         if parameters.version != assignment.version:
             raise ValueError(
                 f"{assignment} asks for parameters of version {assignment.version}, "
                 f"got version {parameters.version}"
             )
-        began, collecting = time.perf_counter(), _Stopwatch()
-        phases, broken = self._phases(parameters, assignment, collecting)
-        phases += [self._nothing()] * (self.settings.inner.steps + 1 - len(phases))
+        start, collecting = time.perf_counter(), _Stopwatch()
+        phases, failure = self._run_phases(parameters, assignment, collecting)
+        phases += [self._empty_phase()] * (self.settings.inner.steps + 1 - len(phases))
         *support, query = phases
+        observations = np.concatenate(
+            [phase.trajectories.observations[phase.trajectories.mask] for phase in phases]
+        )
         rollouts = TaskRollouts(
             task=assignment.task,
             task_index=assignment.task_index,
@@ -153,52 +150,48 @@ class RolloutWorker:
             query=query.trajectories,
             support_advantages=tuple(phase.advantages for phase in support),
             query_advantages=query.advantages,
-            observed=_observed([phase.trajectories for phase in phases]),
-            broken=broken,
+            obs_stats=RunningStatistics.empty(self.spec.observation_size).merged(observations),
+            failure=failure,
         )
-        elsewhere_s = time.perf_counter() - began - collecting.seconds
-        return rollouts, RolloutTimings(collecting.seconds, elsewhere_s)
+        other_s = time.perf_counter() - start - collecting.seconds
+        return rollouts, RolloutTimings(collecting.seconds, other_s)
 
-    def _phases(
+    def _run_phases(
         self, parameters: PolicyParameters, assignment: Assignment, collecting: _Stopwatch
     ) -> tuple[list[_Phase], str | None]:
-        """The phases that could be collected, and what broke at the next one."""
-        theta, phases = parameters.values, list[_Phase]()
+        """Return the phases up to the first failure, and the failure."""
+        values, phases = parameters.values, list[_Phase]()
         steps = self.settings.inner.steps
         for number in range(steps + 1):
-            policy = NumpyPolicy(self.spec, theta, parameters.normalizer)
+            policy = NumpyPolicy(self.spec, values, parameters.normalizer)
+            name = "query" if number == steps else f"support {number + 1}"
+            self._on_phase(name)
             try:
                 with collecting:
                     trajectories = self._collect(policy, assignment, number)
             except SimulationFailed as error:
-                return phases, f"{self._name(number)}: {error}"
-            estimates = compute_advantages(trajectories, self.settings.advantages)
-            phases.append(_Phase(trajectories, estimates))
+                return phases, f"{name}: {error}"
+            advantages = compute_advantages(trajectories, self.settings.advantages)
+            phases.append(_Phase(trajectories, advantages))
             if number < steps:
-                self._told(f"adaptation {number + 1}")
-                samples = sample_arrays(trajectories, estimates, parameters.normalizer)
-                theta = self._inner_step(theta, samples)
-                if not all(np.isfinite(value).all() for value in theta.values()):
-                    name = f"adaptation {number + 1}"
+                name = f"adaptation {number + 1}"
+                self._on_phase(name)
+                samples = make_samples(trajectories, advantages, parameters.normalizer)
+                values = self._inner_step(values, samples)
+                if not all(np.isfinite(value).all() for value in values.values()):
                     return phases, f"{name}: the adapted parameters are not finite"
         return phases, None
 
-    def _name(self, phase: int) -> str:
-        return "query" if phase == self.settings.inner.steps else f"support {phase + 1}"
-
-    def _nothing(self) -> _Phase:
-        """In the place of a phase that could not be collected."""
-        spec, settings = self.spec, self.settings
-        nothing = empty_trajectories(
-            settings.meta_batch.episodes,
-            settings.task.horizon,
-            spec.observation_size,
-            spec.recorded_action_size,
+    def _empty_phase(self) -> _Phase:
+        trajectories = empty_trajectories(
+            self.settings.meta_batch.episodes,
+            self.settings.task.horizon,
+            self.spec.observation_size,
+            self.spec.recorded_action_size,
         )
-        return _Phase(nothing, np.zeros_like(nothing.rewards))
+        return _Phase(trajectories, np.zeros_like(trajectories.rewards))
 
     def _collect(self, policy: NumpyPolicy, assignment: Assignment, phase: int) -> Trajectories:
-        self._told(self._name(phase))
         seed = seed_sequence(
             self.settings.run.seed,
             Purpose.ROLLOUT,
@@ -206,9 +199,9 @@ class RolloutWorker:
             assignment.task_index,
             phase,
         )
-        env = self._simulations.of(assignment.task, self.settings.meta_batch.episodes)
+        env = self._envs.get(assignment.task, self.settings.meta_batch.episodes)
         return collect(policy, env, self.settings.task.horizon, seed)
 
     def close(self) -> None:
-        """Free the simulations."""
-        self._simulations.close()
+        """Close the environments."""
+        self._envs.close()

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from maml_ray.common.errors import Superseded, TrainingFailed, told
+from maml_ray.common.errors import Superseded, TrainingFailed, error_reason
 from maml_ray.persistence.checkpoint_format import Checkpoint
 from maml_ray.persistence.checkpoint_store import CheckpointScore, save_checkpoint
 from maml_ray.persistence.storage import Storage
@@ -227,7 +227,7 @@ class AsyncCheckpointWriter:
             except Exception as error:  # a thread that died of it would do so in silence
                 with self._lock:
                     self._began = None
-                    self._note_trouble(told(error))
+                    self._note_trouble(error_reason(error))
                 self._pause(self._woken, FIRST_PAUSE_S if self._hurry else pause)
                 self._woken.clear()
                 pause = min(2.0 * pause, LONGEST_PAUSE_S)

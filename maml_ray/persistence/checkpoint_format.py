@@ -1,4 +1,7 @@
-"""The files of a checkpoint: a value to bytes and back, checked on the way in."""
+"""Serialize checkpoints to files, and read them back with their checksums verified.
+
+Nothing outside this module knows the layout of the files.
+"""
 
 from __future__ import annotations
 
@@ -13,37 +16,48 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 
-from maml_ray.common.errors import RunDirError, told
+from maml_ray.common.errors import RunDirError, error_reason
 from maml_ray.common.normalization import Normalizer, RunningStatistics
 from maml_ray.learning.state import LearnerState, OptimizerState
 from maml_ray.persistence.storage import Storage
 from maml_ray.policies.spec import PolicyParameters, PolicySpec
 
 FORMAT = 2
-FORMAT_BEHIND = 3
-"""As format 2, with the parameters that the next meta-batch is collected with: what reads only
-format 2 would collect it with others, so it must refuse. Written where there are any."""
+FORMAT_STALE = 3
+"""Format 2 plus the policy of the previous version, which collects the next meta-batch; written
+only if there is one. A reader of format 2 alone must refuse it: it would collect that meta-batch
+with other parameters."""
 _MANIFEST = "manifest.json"
 _PARAMETERS = "parameters.safetensors"
 _LEARNER = "learner.safetensors"
+
+# Keys in the files. They predate the names of the attributes and must not follow them.
+_OPTIMIZER_STEPS = "optimiser_steps"
+_OBS_COUNT = "observations_seen"
+_STALE_VERSION = "behind_version"
+_FIRST_MOMENTS = "first"
+_SECOND_MOMENTS = "second"
+_OBS_STATS = "observations"
+_STALE_PARAMS = "behind"
+_STALE_NORMALIZER = "behind_normaliser"
 
 Arrays = Mapping[str, NDArray[np.float32]]
 
 
 class CorruptCheckpoint(Exception):
-    """A checkpoint that is torn or altered; the sentence says how."""
+    """A checkpoint is incomplete or its content was altered; the message says how."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything that a run needs to go on.
+    """Everything that a run needs to resume.
 
     Attributes:
-        iteration: number of finished iterations, and so the number of the next.
-        total_env_steps: environment steps taken so far.
+        iteration: number of finished iterations.
+        total_env_steps: environment steps so far.
         elapsed_s: seconds of training so far.
         spec: sizes of the policy.
-        learner: the learner's state.
+        learner: state of the learner.
     """
 
     iteration: int
@@ -54,11 +68,11 @@ class Checkpoint:
 
 
 def load_checkpoint(storage: Storage, name: str) -> Checkpoint:
-    """Read one checkpoint folder of ``storage`` and verify it.
+    """Read and verify the checkpoint in directory ``name`` of ``storage``.
 
     Raises:
-        CorruptCheckpoint: a file is missing, its checksum is wrong, or it is no checkpoint.
-        RunDirError: it is of another format.
+        CorruptCheckpoint: a file is missing, a checksum is wrong, or it is not a checkpoint.
+        RunDirError: it has an unknown format.
         OSError: the storage failed.
     """
     manifest = _read_manifest(storage, name)
@@ -80,18 +94,18 @@ def load_checkpoint(storage: Storage, name: str) -> Checkpoint:
                 version=int(manifest["version"]),
                 parameters=parameters,
                 optimizer=OptimizerState(
-                    steps=int(manifest["optimiser_steps"]),
-                    first_moments=_with_prefix(arrays, "first"),
-                    second_moments=_with_prefix(arrays, "second"),
+                    steps=int(manifest[_OPTIMIZER_STEPS]),
+                    first_moments=_with_prefix(arrays, _FIRST_MOMENTS),
+                    second_moments=_with_prefix(arrays, _SECOND_MOMENTS),
                 ),
-                observations=RunningStatistics(
-                    count=float(manifest["observations_seen"]),
-                    mean=arrays["observations/mean"],
-                    squares=arrays["observations/squares"],
+                obs_stats=RunningStatistics(
+                    count=float(manifest[_OBS_COUNT]),
+                    mean=arrays[f"{_OBS_STATS}/mean"],
+                    squares=arrays[f"{_OBS_STATS}/squares"],
                 ),
                 skipped_in_a_row=int(manifest["skipped_in_a_row"]),
                 discarded_episodes=int(manifest["discarded_episodes"]),
-                behind=_read_behind(manifest, arrays),
+                stale_params=_read_stale_params(manifest, arrays),
             ),
         )
     except (KeyError, TypeError, ValueError, OverflowError, SafetensorError) as error:
@@ -99,25 +113,29 @@ def load_checkpoint(storage: Storage, name: str) -> Checkpoint:
 
 
 def checkpoint_files(checkpoint: Checkpoint) -> dict[str, bytes]:
-    """Names and contents of its files, the manifest last: without it there is no checkpoint."""
-    state = checkpoint.learner
+    """Return the checkpoint's files by name, the manifest last: it marks the others as complete."""
+    state, stale = checkpoint.learner, checkpoint.learner.stale_params
     arrays: dict[str, NDArray[Any]] = {
-        **{f"first/{name}": value for name, value in state.optimizer.first_moments.items()},
-        **{f"second/{name}": value for name, value in state.optimizer.second_moments.items()},
-        "observations/mean": state.observations.mean,
-        "observations/squares": state.observations.squares,
-        **_behind_arrays(state.behind),
+        **_prefixed(_FIRST_MOMENTS, state.optimizer.first_moments),
+        **_prefixed(_SECOND_MOMENTS, state.optimizer.second_moments),
+        f"{_OBS_STATS}/mean": state.obs_stats.mean,
+        f"{_OBS_STATS}/squares": state.obs_stats.squares,
     }
+    if stale is not None:
+        arrays |= _prefixed(_STALE_PARAMS, stale.values)
+        if stale.normalizer is not None:
+            arrays[f"{_STALE_NORMALIZER}/mean"] = stale.normalizer.mean
+            arrays[f"{_STALE_NORMALIZER}/scale"] = stale.normalizer.scale
     files = {
         _PARAMETERS: safetensors_numpy.save(dict(state.parameters)),
         _LEARNER: safetensors_numpy.save(arrays),
     }
     manifest = {
-        "format": FORMAT if state.behind is None else FORMAT_BEHIND,
+        "format": FORMAT if stale is None else FORMAT_STALE,
         "iteration": checkpoint.iteration,
         "version": state.version,
-        "optimiser_steps": state.optimizer.steps,
-        "observations_seen": state.observations.count,
+        _OPTIMIZER_STEPS: state.optimizer.steps,
+        _OBS_COUNT: state.obs_stats.count,
         "total_env_steps": checkpoint.total_env_steps,
         "elapsed_s": checkpoint.elapsed_s,
         "skipped_in_a_row": state.skipped_in_a_row,
@@ -125,8 +143,8 @@ def checkpoint_files(checkpoint: Checkpoint) -> dict[str, bytes]:
         "policy": asdict(checkpoint.spec),
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
     }
-    if state.behind is not None:
-        manifest["behind_version"] = state.behind.version
+    if stale is not None:
+        manifest[_STALE_VERSION] = stale.version
     sealed = {**manifest, "seal": _seal(manifest)}
     return {**files, _MANIFEST: json.dumps(sealed, indent=2).encode()}
 
@@ -142,10 +160,10 @@ def _read_manifest(storage: Storage, name: str) -> dict[str, Any]:
         raise CorruptCheckpoint(f"the manifest of {storage}/{name} is not JSON") from None
     if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
         raise CorruptCheckpoint(f"the manifest of {storage}/{name} is not one of a checkpoint")
-    if manifest["format"] not in (FORMAT, FORMAT_BEHIND):
+    if manifest["format"] not in (FORMAT, FORMAT_STALE):
         raise RunDirError(
             f"{storage}/{name} is a checkpoint of format {manifest['format']}, and this version of "
-            f"maml-ray reads formats {FORMAT} and {FORMAT_BEHIND}: use the version that wrote it"
+            f"maml-ray reads formats {FORMAT} and {FORMAT_STALE}: use the version that wrote it"
         )
     if manifest.pop("seal", None) != _seal(manifest):
         raise CorruptCheckpoint(f"the manifest of {storage}/{name} does not match its checksum")
@@ -156,7 +174,7 @@ def _read_manifest(storage: Storage, name: str) -> dict[str, Any]:
 
 
 def _seal(manifest: Mapping[str, Any]) -> str:
-    """A checksum of what the manifest says: a counter that has been altered is an error too."""
+    """Return a checksum of the manifest, so that an altered counter is detected too."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
@@ -170,25 +188,19 @@ def _read_verified(storage: Storage, name: str, digest: str) -> bytes:
     return content
 
 
-def _behind_arrays(behind: PolicyParameters | None) -> dict[str, NDArray[Any]]:
-    if behind is None:
-        return {}
-    arrays = {f"behind/{name}": value for name, value in behind.values.items()}
-    if behind.normalizer is not None:
-        arrays["behind_normaliser/mean"] = behind.normalizer.mean
-        arrays["behind_normaliser/scale"] = behind.normalizer.scale
-    return arrays
-
-
-def _read_behind(manifest: Mapping[str, Any], arrays: Arrays) -> PolicyParameters | None:
-    if manifest["format"] != FORMAT_BEHIND:
+def _read_stale_params(manifest: Mapping[str, Any], arrays: Arrays) -> PolicyParameters | None:
+    if manifest["format"] != FORMAT_STALE:
         return None
-    constants = _with_prefix(arrays, "behind_normaliser")
+    normalizer = _with_prefix(arrays, _STALE_NORMALIZER)
     return PolicyParameters(
-        version=int(manifest["behind_version"]),
-        values=_with_prefix(arrays, "behind"),
-        normalizer=Normalizer(constants["mean"], constants["scale"]) if constants else None,
+        version=int(manifest[_STALE_VERSION]),
+        values=_with_prefix(arrays, _STALE_PARAMS),
+        normalizer=Normalizer(normalizer["mean"], normalizer["scale"]) if normalizer else None,
     )
+
+
+def _prefixed(prefix: str, arrays: Arrays) -> dict[str, NDArray[np.float32]]:
+    return {f"{prefix}/{name}": value for name, value in arrays.items()}
 
 
 def _with_prefix(arrays: Arrays, prefix: str) -> dict[str, NDArray[np.float32]]:

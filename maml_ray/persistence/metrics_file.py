@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from maml_ray.common.errors import RunDirError
-from maml_ray.common.safe_files import Unreadable, read_bytes
+from maml_ray.common.safe_files import UnreadableFile, read_bytes
 from maml_ray.persistence.records import ROW_KEYS
 
 REQUIRED_KEYS = ("iteration", "total_env_steps", "elapsed_s")
@@ -30,7 +30,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """
     try:
         content = read_bytes(path, most=_MOST_BYTES)
-    except Unreadable as error:
+    except UnreadableFile as error:
         raise RunDirError(f"cannot read {path}: {error}") from None
     return parse_metrics(content, str(path))
 

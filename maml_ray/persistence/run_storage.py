@@ -12,8 +12,8 @@ import re
 from itertools import count, groupby
 from pathlib import Path
 
-from maml_ray.common.errors import RunDirError, UserError, told
-from maml_ray.common.safe_files import write_whole
+from maml_ray.common.errors import RunDirError, UserError, error_reason
+from maml_ray.common.safe_files import write_atomic
 from maml_ray.common.yaml_data import YamlError, parse_yaml
 from maml_ray.config.loading import MAX_FILE_BYTES, dump_settings, load_settings, validate_settings
 from maml_ray.config.settings import Settings
@@ -164,7 +164,7 @@ def fetch_metrics(storage: Storage, folder: RunDir, before: int) -> None:
             if row["iteration"] < before
         }
         rows = sorted({**theirs, **ours}.items())
-        write_whole(folder.metrics, "".join(json.dumps(row) + "\n" for _, row in rows))
+        write_atomic(folder.metrics, "".join(json.dumps(row) + "\n" for _, row in rows))
     except OSError as error:
         raise RunDirError(f"cannot fetch the metrics in {storage}: {told(error)}") from None
 

@@ -10,7 +10,7 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from maml_ray.common.errors import UserError
-from maml_ray.policies.action_sampler import Sampler, for_environment, make_sampler
+from maml_ray.policies.action_sampler import ActionSampler, make_sampler, to_env_actions
 from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.policies.spec import PolicySpec
 from maml_ray.rollouts.trajectories import Trajectories
@@ -92,16 +92,16 @@ def _attempt(
         seen[:] = observation
         actions = sampler.act(step, seen)
         record.actions[step] = actions
-        outcome = env.step(for_environment(policy.spec, actions))
+        outcome = env.step(to_env_actions(policy.spec, actions))
         observation = outcome[0]
         if record.note(step, outcome):
             break
     return record.trajectories(observation, sampler.log_probs())
 
 
-def _played(env: VectorEnv[Any, Any, Any], sampler: Sampler, record: _Record) -> bool:
+def _played(env: VectorEnv[Any, Any, Any], sampler: ActionSampler, record: _Record) -> bool:
     """Have ``env`` play whole episodes by itself, where it can; whether it could."""
-    play, player = getattr(env, "play", None), sampler.player()
+    play, player = getattr(env, "play", None), sampler.kernel()
     if play is None or player is None:
         return False
     outcome = play(player, record.observations_and_last, record.actions)

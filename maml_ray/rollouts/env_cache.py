@@ -1,4 +1,4 @@
-"""Batches of environments that are made once and turned to whatever task is asked for."""
+"""Reuse vector environments for different tasks of a family."""
 
 from __future__ import annotations
 
@@ -10,36 +10,35 @@ from maml_ray.tasks.task import Task, TaskDistribution
 
 
 class EnvCache:
-    """Owns the batches of one task family, one for each number of episodes.
+    """Owns one vector environment per batch size, and retargets it to the task requested.
 
     Args:
-        tasks: the family.
+        tasks: task family.
         horizon: steps after which an episode is truncated.
     """
 
     def __init__(self, tasks: TaskDistribution, horizon: int) -> None:
         self.tasks = tasks
         self.horizon = horizon
-        self._batches: dict[int, tuple[VectorEnv[Any, Any, Any], Task]] = {}
+        self._envs: dict[int, tuple[VectorEnv[Any, Any, Any], Task]] = {}
 
-    def of(self, task: Task, episodes: int) -> VectorEnv[Any, Any, Any]:
-        """``episodes`` environments of ``task``; valid until the next call."""
-        known = self._batches.get(episodes)
-        if known is not None:
-            env, before = known
-            if task == before or self.tasks.retarget(env, task):
-                self._batches[episodes] = (env, task)
+    def get(self, task: Task, num_envs: int) -> VectorEnv[Any, Any, Any]:
+        """Return ``num_envs`` environments of ``task``; valid until the next call."""
+        if num_envs in self._envs:
+            env, current = self._envs[num_envs]
+            if task == current or self.tasks.retarget(env, task):
+                self._envs[num_envs] = (env, task)
                 return env
             env.close()
-        env = self.tasks.make_vector_env(task, num_envs=episodes, horizon=self.horizon)
-        self._batches[episodes] = (env, task)
+        env = self.tasks.make_vector_env(task, num_envs=num_envs, horizon=self.horizon)
+        self._envs[num_envs] = (env, task)
         return env
 
     def close(self) -> None:
-        """Free them."""
-        for env, _ in self._batches.values():
+        """Close the environments."""
+        for env, _ in self._envs.values():
             env.close()
-        self._batches.clear()
+        self._envs.clear()
 
     def __enter__(self) -> EnvCache:
         return self

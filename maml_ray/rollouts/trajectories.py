@@ -1,10 +1,11 @@
-"""What actors send: trajectories, as plain numpy arrays with fixed axes.
+"""Define trajectories and the rollouts of a task as NumPy arrays, as actors send them.
 
 Axes: ``K`` episodes, ``T`` steps, ``D`` observation size, ``A`` action size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ Bool = NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class Trajectories:
-    """K episodes of one policy on one task, collected side by side.
+    """K episodes of one policy on one task, collected in parallel.
 
     Attributes:
         observations: (K, T, D) float32, before the action.
@@ -27,15 +28,14 @@ class Trajectories:
         log_probs: (K, T) float32, summed over action dimensions, under the sampling policy.
         rewards: (K, T) float32, zero after an episode's end.
         mask: (K, T) bool, False after an episode's end.
-        final_observations: (K, D) float32, after an episode's last step; None if not known.
-        terminated: (K,) bool, whether an episode ended by itself, and not by the time limit; None
-            if not known.
-        speeds: (K,) float32, mean over an episode of what the environment calls its ``speed``, in
-            m/s; None where it tells none.
-        discarded: how many broken episodes were discarded and drawn again to get these.
+        final_observations: (K, D) float32, after an episode's last step; None if unknown.
+        terminated: (K,) bool, whether an episode ended before the time limit; None if unknown.
+        speeds: (K,) float32, episode mean of ``info["speed"]`` in m/s; None if the environment
+            reports none.
+        discarded: number of failed episodes that were discarded and collected again.
 
     Raises:
-        ValueError: the arrays' shapes or dtypes do not fit together.
+        ValueError: the arrays' shapes or dtypes are inconsistent.
     """
 
     observations: Float32
@@ -85,32 +85,32 @@ class Trajectories:
 
     @property
     def env_steps(self) -> int:
-        """Number of environment steps taken, those after an episode's end left out."""
+        """Number of environment steps, without those after an episode's end."""
         return int(self.mask.sum())
 
     @property
     def returns(self) -> NDArray[np.float64]:
         """(K,) undiscounted return of each episode."""
-        taken = np.where(self.mask, self.rewards, np.float32(0.0))
-        returns: NDArray[np.float64] = taken.sum(axis=1, dtype=np.float64)
+        rewards = np.where(self.mask, self.rewards, np.float32(0.0))
+        returns: NDArray[np.float64] = rewards.sum(axis=1, dtype=np.float64)
         return returns
 
 
 @dataclass(frozen=True, eq=False)
 class TaskRollouts:
-    """What one task of a meta-iteration yields: one support set per inner step, one query set.
+    """Rollouts of one task of a meta-batch: one support set per inner step, one query set.
 
     Attributes:
         task: the task that was rolled out.
-        task_index: its place in the meta-batch.
-        version: the version of the parameters that it was collected with.
+        task_index: its index in the meta-batch.
+        version: version of the parameters that collected it.
         support: one element per inner step, each collected by the policy before that step.
         query: collected by the policy after the last inner step.
-        support_advantages: (K, T) of each support set.
-        query_advantages: (K, T) of the query set.
-        observed: statistics of the observations of all phases.
-        broken: why nothing can be learned from this task, in a sentence; None where it can. Phases
-            that could not be collected then hold no steps.
+        support_advantages: (K, T) for each support set.
+        query_advantages: (K, T).
+        obs_stats: statistics of the observations of all phases.
+        failure: reason why the task cannot be learned from, or None. Phases that could not be
+            collected then have no steps.
     """
 
     task: Task
@@ -120,35 +120,69 @@ class TaskRollouts:
     query: Trajectories
     support_advantages: tuple[Float32, ...]
     query_advantages: Float32
-    observed: RunningStatistics
-    broken: str | None = None
+    obs_stats: RunningStatistics
+    failure: str | None = None
 
     @property
     def discarded(self) -> int:
-        """Broken episodes in all phases together, each discarded and drawn again."""
+        """Number of failed episodes in all phases, each discarded and collected again."""
         return sum(phase.discarded for phase in self.support) + self.query.discarded
 
     @property
     def env_steps(self) -> int:
-        """Environment steps in all phases together."""
+        """Number of environment steps in all phases."""
         return sum(phase.env_steps for phase in self.support) + self.query.env_steps
 
 
 def empty_trajectories(
-    episodes: int, steps: int, observation_size: int, actions: int
+    episodes: int, steps: int, observation_size: int, action_size: int
 ) -> Trajectories:
-    """Episodes of no steps: in the place of what could not be collected.
-
-    Args:
-        episodes: K.
-        steps: T; all of them are masked.
-        observation_size: D.
-        actions: A, or 1 for discrete ones.
-    """
+    """Return trajectories with every step masked, to stand for a phase that was not collected."""
     return Trajectories(
         observations=np.zeros((episodes, steps, observation_size), np.float32),
-        actions=np.zeros((episodes, steps, actions), np.float32),
+        actions=np.zeros((episodes, steps, action_size), np.float32),
         log_probs=np.zeros((episodes, steps), np.float32),
         rewards=np.zeros((episodes, steps), np.float32),
         mask=np.zeros((episodes, steps), np.bool_),
     )
+
+
+def validate_rollouts(
+    rollouts: Sequence[TaskRollouts], *, num_tasks: int, inner_steps: int, version: int
+) -> list[TaskRollouts]:
+    """Return the rollouts of a meta-batch in the order of their tasks.
+
+    Raises:
+        ValueError: they are not exactly one of each of ``num_tasks`` tasks, or one of them fails
+            :func:`validate_task_rollouts`.
+    """
+    ordered = sorted(rollouts, key=lambda task: task.task_index)
+    indices = [task.task_index for task in ordered]
+    if indices != list(range(num_tasks)):
+        raise ValueError(f"an update needs tasks 0 to {num_tasks - 1}, each once; got {indices}")
+    for task in ordered:
+        validate_task_rollouts(task, num_tasks=num_tasks, inner_steps=inner_steps, version=version)
+    return ordered
+
+
+def validate_task_rollouts(
+    task: TaskRollouts, *, num_tasks: int, inner_steps: int, version: int
+) -> None:
+    """Check that a task's rollouts belong to a meta-batch.
+
+    Raises:
+        ValueError: the task index is not below ``num_tasks``, the rollouts were not collected with
+            ``version`` of the parameters, or they do not have ``inner_steps`` support sets.
+    """
+    if not 0 <= task.task_index < num_tasks:
+        raise ValueError(f"there is no task {task.task_index} of {num_tasks}")
+    if task.version != version:
+        raise ValueError(
+            f"task {task.task_index} was collected with version {task.version}, "
+            f"the learner asked for version {version}"
+        )
+    if len(task.support) != inner_steps:
+        raise ValueError(
+            f"task {task.task_index} has {len(task.support)} support sets, "
+            f"inner.steps is {inner_steps}"
+        )

@@ -102,7 +102,7 @@ def train_on_ray(
         storage = open_session(run_dir, settings, resume, new=new)
         attempt = storage.attempt.number
         observer_list.on_start(_start_report(run_dir, actors, resume, attempt))
-        with open_checkpoint_writer(settings, run_dir, storage, stop.give_way) as writer:
+        with open_checkpoint_writer(settings, run_dir, storage, stop.supersede) as writer:
             _TrainingLoop(
                 settings, tasks, actors, writer, observer_list, stop.check, attempt, progress
             ).run()

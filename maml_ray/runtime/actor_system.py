@@ -14,7 +14,7 @@ import ray
 from maml_ray.common.errors import TrainingFailed
 from maml_ray.config.settings import Settings
 from maml_ray.learning.rollout_worker import Assignment
-from maml_ray.learning.state import UpdateMetrics, initial_learner_state, published
+from maml_ray.learning.state import UpdateMetrics, initial_learner_state, policy_snapshot
 from maml_ray.persistence.checkpoint_format import Checkpoint
 from maml_ray.persistence.records import FaultCounts
 from maml_ray.policies.spec import PolicySpec
@@ -89,7 +89,7 @@ class Crew:
                 collected = self.pool.collect(batch.parameters, assignments, collected)
             else:
                 self._account(collected.counts, len(assignments))
-                self.parameters = ray.put(published(self.settings, self.learner.state))
+                self.parameters = ray.put(policy_snapshot(self.settings.policy, self.learner.state))
                 return collected, update
 
     def _hand_over(self, done: Sequence[Rollout]) -> None:
@@ -111,7 +111,7 @@ class Crew:
 
     def _collecting(self) -> ray.ObjectRef[Any]:
         """What a meta-batch is collected with that is not under way: after the start."""
-        behind = self.learner.state.behind
+        behind = self.learner.state.stale_params
         return self.parameters if behind is None else ray.put(behind)
 
     def _account(self, counts: WorkCounts, tasks: int) -> None:
@@ -174,7 +174,7 @@ def crew(
         )
         closing.callback(pool.close)
         places = pool.wait_until_ready()
-        newest = ray.put(published(settings, state))
+        newest = ray.put(policy_snapshot(settings.policy, state))
         made = Crew(settings, spec, learner, pool, places, newest, faults, told_of)
         made.begin(first)
         made.learner_place = learner.wait_until_ready(pool.step)

@@ -28,7 +28,7 @@ class RolloutActor:
     def __init__(self, name: str, settings: Settings) -> None:
         self._name, self._settings = name, settings
         self._activity = ActivityLog()
-        self._worker = RolloutWorker(settings, told=self._activity.now)
+        self._worker = RolloutWorker(settings, on_phase=self._activity.now)
 
     def __repr__(self) -> str:
         # Ray's dashboard asks once, after the start: what an actor does now stands with its tasks.
@@ -70,18 +70,18 @@ class LearnerActor:
         # and take half the memory.
         import torch
 
-        from maml_ray.learning.devices import device_name, select_device
+        from maml_ray.learning.devices import select_device
         from maml_ray.learning.learner import MetaLearner
 
         # The learner works while the actors wait. Its threads take a task each, and PyTorch's own,
         # whose number decides how it rounds, stay one.
         self._threads = threads or _usable_cpus()
         torch.set_num_threads(1)
-        insisted = settings.cluster.learner_device == "cuda"
-        chosen, remark = select_device(device, insisted=insisted)
+        require_gpu = settings.cluster.learner_device == "cuda"
+        chosen, remark = select_device(device, require_gpu=require_gpu)
         self._where = f"CPU, {self._threads} thread{'s' * (self._threads > 1)}{remark}"
         if chosen.type == "cuda":
-            self._where = f"{device_name(chosen)} (Ray GPU {ray.get_gpu_ids()})"
+            self._where = f"{torch.cuda.get_device_name(chosen)} (Ray GPU {ray.get_gpu_ids()})"
         self._activity = ActivityLog()
         self._learner = MetaLearner(settings, spec, chosen, self._threads)
         self._learner.warm_up()

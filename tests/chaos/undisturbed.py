@@ -21,7 +21,7 @@ def undisturbed(settings: Settings) -> LearnerState:
     worker, tasks = RolloutWorker(settings), resolve_tasks(settings.task)
     learner = MetaLearner(settings, worker.spec)
     for iteration in range(settings.run.iterations):
-        theta = learner.collecting()
+        theta = learner.collection_params()
         learner.update(
             [
                 worker.roll_out(theta, Assignment(iteration, index, task, theta.version))[0]

@@ -191,7 +191,7 @@ def test_an_inner_step_that_explodes_is_told_and_its_update_skipped(objective: s
     settings = chosen(outer={"objective": objective}, inner={"learning_rate": 1e300})
     learner = MetaLearner(settings, policy_spec(settings))
     before, rollouts = learner.state(), rollouts_of(settings, learner)
-    assert all("adapted parameters are not finite" in (task.broken or "") for task in rollouts)
+    assert all("adapted parameters are not finite" in (task.failure or "") for task in rollouts)
     assert not any(task.query.mask.any() for task in rollouts)
     metrics = learner.update(rollouts)
     assert metrics.skipped is not None

@@ -70,8 +70,8 @@ def by_hand(run: Run, batch: MetaBatch) -> list[MetaBatch]:
 
 def test_the_first_version_collects_twice_and_each_later_one_once() -> None:
     chosen = small(meta_batch={"async_collection": True})
-    assert [collection_version(chosen.meta_batch, iteration) for iteration in range(5)] == [0, 0, 1, 2, 3]
-    assert [collection_version(small().meta_batch, iteration) for iteration in range(3)] == [0, 1, 2]
+    assert [collection_version(chosen.meta_batch, k) for k in range(5)] == [0, 0, 1, 2, 3]
+    assert [collection_version(small().meta_batch, k) for k in range(3)] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

@@ -62,9 +62,9 @@ def assert_equal(one: Checkpoint, other: Checkpoint) -> None:
     assert [getattr(one, name) for name in counters] == [getattr(other, name) for name in counters]
     assert one.learner.version == other.learner.version
     assert one.learner.optimizer.steps == other.learner.optimizer.steps
-    assert one.learner.observations.count == other.learner.observations.count
+    assert one.learner.obs_stats.count == other.learner.obs_stats.count
     for name in ("mean", "squares"):
-        found, wanted = (getattr(point.learner.observations, name) for point in (one, other))
+        found, wanted = (getattr(point.learner.obs_stats, name) for point in (one, other))
         np.testing.assert_array_equal(found, wanted)
     for found, wanted in zip(dictionaries(one), dictionaries(other), strict=True):
         assert set(found) == set(wanted)
@@ -94,12 +94,12 @@ def manifest_of(point: Checkpoint) -> dict[str, Any]:
 def test_what_the_next_meta_batch_is_collected_with_is_kept_to_the_last_bit(
     storage: LocalStorage, normalize: bool
 ) -> None:
-    before, seen = checkpoint(6).learner, checkpoint(6).learner.observations
+    before, seen = checkpoint(6).learner, checkpoint(6).learner.obs_stats
     behind = PolicyParameters(6, before.parameters, seen.normalizer() if normalize else None)
-    point = replace(checkpoint(7), learner=replace(checkpoint(7).learner, behind=behind))
+    point = replace(checkpoint(7), learner=replace(checkpoint(7).learner, stale_params=behind))
     loaded = load_checkpoint(storage, save_checkpoint(storage, point, keep=3))
     assert_equal(loaded, point)
-    found = loaded.learner.behind
+    found = loaded.learner.stale_params
     assert found is not None
     assert found.version == 6
     assert set(found.values) == set(behind.values)
@@ -129,7 +129,7 @@ def test_without_anything_behind_it_is_the_format_that_it_always_was(
         *(f"{moment}/{part}" for moment in ("first", "second") for part in SPEC.shapes()),
         *("observations/mean", "observations/squares"),
     }
-    assert load_checkpoint(storage, name).learner.behind is None
+    assert load_checkpoint(storage, name).learner.stale_params is None
 
 
 def test_what_kind_of_policy_it_is_is_kept(storage: LocalStorage) -> None:
