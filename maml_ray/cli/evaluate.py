@@ -14,7 +14,7 @@ from rich.console import Console
 
 from maml_ray.cli.watch import Address
 from maml_ray.common.errors import UserError
-from maml_ray.config.limits import MOST_ADAPTATION_STEPS
+from maml_ray.config.limits import MAX_ADAPTATION_STEPS
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that 'train' has made.")]
 _LARGEST_SEED = 2**63 - 1
@@ -151,7 +151,7 @@ def adapt(
     ],
     steps: Annotated[
         int | None,
-        typer.Option(min=1, max=MOST_ADAPTATION_STEPS, help="Inner steps.  [default: the run's]"),
+        typer.Option(min=1, max=MAX_ADAPTATION_STEPS, help="Inner steps.  [default: the run's]"),
     ] = None,
     episodes: Annotated[
         int | None,
@@ -257,10 +257,10 @@ def _print(console: Console, path: Path) -> None:
 def _number_of_steps(text: str) -> int:
     """The N of ``N`` or ``0..N``."""
     match = re.fullmatch(r"(?:0\.\.)?(\d{1,4})", text.strip())
-    if match is None or int(match[1]) > MOST_ADAPTATION_STEPS:
+    if match is None or int(match[1]) > MAX_ADAPTATION_STEPS:
         raise UserError(
             f"--steps {text:.80} is not allowed: write 3 or 0..3, up to "
-            f"{MOST_ADAPTATION_STEPS}, for the return after each number of steps from 0"
+            f"{MAX_ADAPTATION_STEPS}, for the return after each number of steps from 0"
         )
     return int(match[1])
 

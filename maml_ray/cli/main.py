@@ -15,7 +15,7 @@ from maml_ray.cli import cluster, evaluate, serve, watch
 from maml_ray.cli.options import Overrides, Preset, SettingsFile
 from maml_ray.cli.tables import print_evaluation, print_notes
 from maml_ray.common.errors import Interrupted, Superseded, TrainingFailed, UserError
-from maml_ray.common.signals import EndOnSignal
+from maml_ray.common.signals import ExitOnSignal
 from maml_ray.config.loading import dump_settings, load_settings
 from maml_ray.config.settings import Settings
 
@@ -172,7 +172,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # a file's name may be no text at all
             stream.reconfigure(errors="backslashreplace")
     try:
-        with EndOnSignal():
+        with ExitOnSignal():
             app()
     except (UserError, Superseded) as error:
         print(f"maml-ray: {error}", file=sys.stderr)

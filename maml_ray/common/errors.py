@@ -13,7 +13,7 @@ class UserError(Exception):
     exit_code = 2
 
     def __init__(self, sentence: str) -> None:
-        super().__init__(one_line(sentence))
+        super().__init__(escape_unprintable(sentence))
 
 
 class ResourceError(UserError):
@@ -61,10 +61,10 @@ class Superseded(Exception):
     exit_code = 3
 
     def __init__(self, sentence: str) -> None:
-        super().__init__(one_line(sentence))
+        super().__init__(escape_unprintable(sentence))
 
 
-def one_line(text: str) -> str:
+def escape_unprintable(text: str) -> str:
     """``text`` with every character that does not print written as an escape."""
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
@@ -72,7 +72,7 @@ def one_line(text: str) -> str:
     )
 
 
-def told(error: Exception) -> str:
+def error_reason(error: Exception) -> str:
     """What went wrong, in a few words for a sentence."""
     return (
         getattr(error, "strerror", None)

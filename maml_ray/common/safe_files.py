@@ -14,11 +14,11 @@ from functools import cache
 from pathlib import Path
 
 
-class Unreadable(Exception):
+class UnreadableFile(Exception):
     """A file cannot be read; the words say why, and go behind its name."""
 
 
-def read_bytes(path: Path, *, most: int | None = None) -> bytes:
+def read_bytes(path: Path, *, max_bytes: int | None = None) -> bytes:
     """The content of a regular file.
 
     A pipe is refused, and so is ``<(...)`` of a shell: it can be read but once, and the file's
@@ -26,41 +26,41 @@ def read_bytes(path: Path, *, most: int | None = None) -> bytes:
 
     Args:
         path: of the file.
-        most: bytes that it may have.
+        max_bytes: bytes that it may have.
 
     Raises:
-        Unreadable: it is not there, no regular file, larger, or the storage fails.
+        UnreadableFile: it is not there, no regular file, larger, or the storage fails.
     """
     try:
         with open(path, "rb", opener=_without_waiting) as file:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
-                raise Unreadable("it is not a regular file")
-            if most is None:
+                raise UnreadableFile("it is not a regular file")
+            if max_bytes is None:
                 return file.read()
-            content = file.read(most + 1) if found.st_size <= most else b""
+            content = file.read(max_bytes + 1) if found.st_size <= max_bytes else b""
     except OSError as error:
-        raise Unreadable(error.strerror or str(error)) from None
+        raise UnreadableFile(error.strerror or str(error)) from None
     except ValueError as error:  # a name with a null byte in it, or half of a character
-        raise Unreadable(f"no file can have that name ({error})") from None
-    if found.st_size > most or len(content) > most:
-        raise Unreadable(f"it is larger than {most:,} bytes")
+        raise UnreadableFile(f"no file can have that name ({error})") from None
+    if found.st_size > max_bytes or len(content) > max_bytes:
+        raise UnreadableFile(f"it is larger than {max_bytes:,} bytes")
     return content
 
 
-def read_text(path: Path, *, most: int) -> str:
+def read_text(path: Path, *, max_bytes: int) -> str:
     """The same, as UTF-8 text.
 
     Raises:
-        Unreadable: as above, or it is not UTF-8.
+        UnreadableFile: as above, or it is not UTF-8.
     """
     try:
-        return read_bytes(path, most=most).decode("utf-8")
+        return read_bytes(path, max_bytes=max_bytes).decode("utf-8")
     except UnicodeDecodeError:
-        raise Unreadable("it is not UTF-8 text") from None
+        raise UnreadableFile("it is not UTF-8 text") from None
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_atomic(path: Path, text: str) -> None:
     """Write ``text`` to ``path``, whole or not at all; half a character is written escaped.
 
     Raises:
@@ -82,7 +82,7 @@ def write_whole(path: Path, text: str) -> None:
         raise
 
 
-class PatientFile:
+class RetryingFile:
     """A file that grows; what a full disk refuses of it is kept, and tried again.
 
     Args:

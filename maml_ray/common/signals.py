@@ -11,7 +11,7 @@ from typing import Any
 
 from maml_ray.common.errors import Interrupted, Superseded
 
-LAST_RESORT_S = 9.5
+EXIT_TIMEOUT_S = 9.5
 """A program that was asked to end has ended by then, whatever it waits for."""
 _AGAIN_S = 0.01
 """Until a signal comes again that was lost on the way: what it came into has ended by then."""
@@ -62,7 +62,7 @@ class StopRequest(_Handler):
         super().__init__()
         self._superseded: Superseded | None = None
 
-    def give_way(self, superseded: Superseded) -> None:
+    def supersede(self, superseded: Superseded) -> None:
         """Stop, since a newer attempt has begun; from any thread."""
         self._superseded = superseded
 
@@ -80,27 +80,27 @@ class StopRequest(_Handler):
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         super()._hear(number, frame)
-        if EndOnSignal.current is not None:
-            EndOnSignal.current.note(number)
+        if ExitOnSignal.current is not None:
+            ExitOnSignal.current.note(number)
 
 
-class EndOnSignal(_Handler):
+class ExitOnSignal(_Handler):
     """While entered, the first signal ends the program, and a second one does so at once.
 
     For all that a program does beside a loop of :class:`StopRequest`: its start, and what follows.
     What is open is closed on the way out; what does not close in time is left behind.
     """
 
-    current: EndOnSignal | None = None
+    current: ExitOnSignal | None = None
 
     def __init__(self) -> None:
         super().__init__()
         self._swallowed = False
         self._again: threading.Timer | None = None
 
-    def __enter__(self) -> EndOnSignal:
+    def __enter__(self) -> ExitOnSignal:
         super().__enter__()
-        EndOnSignal.current = self
+        ExitOnSignal.current = self
         self._hook_before, sys.unraisablehook = sys.unraisablehook, self._unraisable
         return self
 
@@ -108,13 +108,13 @@ class EndOnSignal(_Handler):
         if self._again is not None:
             self._again.cancel()  # what it would interrupt has ended
         sys.unraisablehook = self._hook_before
-        EndOnSignal.current = None
+        ExitOnSignal.current = None
         super().__exit__(*raised)
 
     def note(self, number: int) -> None:
         """A signal was heard, here or within: the next one ends the program at once."""
         self._signal = number
-        last_resort = threading.Timer(LAST_RESORT_S, os._exit, (128 + number,))
+        last_resort = threading.Timer(EXIT_TIMEOUT_S, os._exit, (128 + number,))
         last_resort.daemon = True
         last_resort.start()
 

@@ -7,20 +7,20 @@ from collections.abc import Callable, Iterable, Sequence
 
 from pydantic import ValidationError
 
-from maml_ray.common.json_data import named
+from maml_ray.common.json_data import format_key
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """``"; did you mean '...'?"`` where one of ``known`` looks like ``name``, else nothing."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {match[0]!r}?" if match else ""
 
 
-def explain(
+def describe_validation_error(
     error: ValidationError,
     *,
     prefix: Sequence[str] = (),
-    known_at: Callable[[tuple[str, ...]], Sequence[str]] = lambda location: (),
+    allowed_keys: Callable[[tuple[str, ...]], Sequence[str]] = lambda location: (),
     noun: str = "a setting",
 ) -> str:
     """The first problem of a validation error as one sentence, and how many more there are.
@@ -34,10 +34,10 @@ def explain(
     problems = error.errors(include_url=False)
     first = problems[0]
     location = (*prefix, *(str(part) for part in first["loc"]))
-    key = named(location)
+    key = format_key(location)
     if first["type"] == "extra_forbidden":
-        known = known_at(location[:-1])
-        hint = nearest(location[-1], known)
+        known = allowed_keys(location[:-1])
+        hint = did_you_mean(location[-1], known)
         sentence = f"{key} is not {noun}{hint}"
         if not hint:
             sentence += f"; known here: {', '.join(known)}"

@@ -16,13 +16,13 @@ MOST_ITERATION_STEPS = 1_000_000_000
 """Environment steps of an iteration: the learner holds them."""
 MOST_EVALUATED = 100_000
 """Episodes of an evaluation for each number of steps: the bootstrap resamples them."""
-MOST_ADAPTATION_STEPS = 100
+MAX_ADAPTATION_STEPS = 100
 """Inner steps after training."""
 MOST_WEIGHTS = 100_000_000
 """Between the hidden layers of a policy."""
 
 
-def episodes_at_once(episodes: int, horizon: int, name: str) -> str | None:
+def episodes_problem(episodes: int, horizon: int, name: str) -> str | None:
     """What is wrong with so many ``episodes`` of one task, if anything.
 
     Args:
@@ -40,7 +40,9 @@ def episodes_at_once(episodes: int, horizon: int, name: str) -> str | None:
     return None
 
 
-def evaluation(tasks: int, episodes: int, steps: int, horizon: int, prefix: str) -> str | None:
+def evaluation_problem(
+    tasks: int, episodes: int, steps: int, horizon: int, prefix: str
+) -> str | None:
     """What is wrong with the size of an evaluation, if anything.
 
     Args:
@@ -50,17 +52,17 @@ def evaluation(tasks: int, episodes: int, steps: int, horizon: int, prefix: str)
         horizon: of an episode.
         prefix: of the three names: ``"evaluation."`` in settings, ``"--"`` on a command line.
     """
-    if steps > MOST_ADAPTATION_STEPS:
-        return f"{prefix}steps = {_shown(steps)} is not allowed: at most {MOST_ADAPTATION_STEPS}"
+    if steps > MAX_ADAPTATION_STEPS:
+        return f"{prefix}steps = {_shown(steps)} is not allowed: at most {MAX_ADAPTATION_STEPS}"
     if tasks * episodes > MOST_EVALUATED:
         return (
             f"{prefix}tasks = {_shown(tasks)} with {prefix}episodes = {_shown(episodes)} is not "
             f"allowed: at most {MOST_EVALUATED:,} episodes in all"
         )
-    return episodes_at_once(episodes, horizon, f"{prefix}episodes")
+    return episodes_problem(episodes, horizon, f"{prefix}episodes")
 
 
-def iteration(tasks: int, episodes: int, horizon: int, phases: int) -> str | None:
+def iteration_problem(tasks: int, episodes: int, horizon: int, phases: int) -> str | None:
     """What is wrong with the size of an iteration's data, if anything."""
     steps = tasks * episodes * horizon * phases
     if steps > MOST_ITERATION_STEPS:
@@ -68,10 +70,10 @@ def iteration(tasks: int, episodes: int, horizon: int, phases: int) -> str | Non
             f"meta_batch.tasks = {_shown(tasks)} is not allowed: an iteration would have "
             f"{_shown(steps)} environment steps, more than {MOST_ITERATION_STEPS:,}"
         )
-    return episodes_at_once(episodes, horizon, "meta_batch.episodes")
+    return episodes_problem(episodes, horizon, "meta_batch.episodes")
 
 
-def network(hidden_sizes: Sequence[int]) -> str | None:
+def network_problem(hidden_sizes: Sequence[int]) -> str | None:
     """What is wrong with the size of a policy's network, if anything."""
     weights = sum(a * b for a, b in pairwise(hidden_sizes))
     if weights + sum(hidden_sizes) > MOST_WEIGHTS:

@@ -9,11 +9,11 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from maml_ray.common.json_data import DEEPEST, NotPlain, plain
-from maml_ray.common.safe_files import Unreadable, read_text
+from maml_ray.common.json_data import MAX_DEPTH, NotJsonError, check_json
+from maml_ray.common.safe_files import UnreadableFile, read_text
 from maml_ray.common.yaml_data import YamlError, dump_yaml, parse_yaml
 from maml_ray.config import limits
-from maml_ray.config.error_messages import explain, nearest
+from maml_ray.config.error_messages import describe_validation_error, did_you_mean
 from maml_ray.config.presets import PRESETS
 from maml_ray.config.settings import Settings, SettingsError
 
@@ -87,7 +87,7 @@ def _base(own: Mapping[str, Any], preset: str | None, path: str | Path | None) -
     if chosen not in PRESETS:
         where = f"{path}: " if preset is None else ""
         raise SettingsError(
-            f"{where}run.preset = {chosen!r:.60} is not known{nearest(chosen, PRESETS)}; "
+            f"{where}run.preset = {chosen!r:.60} is not known{did_you_mean(chosen, PRESETS)}; "
             f"there is: {', '.join(sorted(PRESETS))}"
         )
     return _merged(PRESETS[chosen], {"run": {"preset": chosen}})
@@ -101,11 +101,11 @@ def validate_settings(data: Mapping[str, Any]) -> Settings:
     """
     try:
         # JSON mode is the strict mode that still takes a list for a tuple and 1 for 1.0.
-        settings = Settings.model_validate_json(json.dumps(plain(data)), strict=True)
-    except NotPlain as error:
+        settings = Settings.model_validate_json(json.dumps(check_json(data)), strict=True)
+    except NotJsonError as error:
         raise SettingsError(str(error)) from None
     except ValidationError as error:
-        raise SettingsError(explain(error, known_at=_fields_at)) from None
+        raise SettingsError(describe_validation_error(error, allowed_keys=_fields_at)) from None
     problem = _too_large(settings) or _unfit_for_async_collection(settings)
     if problem:
         raise SettingsError(problem)
@@ -116,9 +116,9 @@ def _too_large(settings: Settings) -> str | None:
     """What no machine holds, in settings that are each all right."""
     batch, judged, horizon = settings.meta_batch, settings.evaluation, settings.task.horizon
     return (
-        limits.network(settings.policy.hidden_sizes)
-        or limits.iteration(batch.tasks, batch.episodes, horizon, settings.inner.steps + 1)
-        or limits.evaluation(
+        limits.network_problem(settings.policy.hidden_sizes)
+        or limits.iteration_problem(batch.tasks, batch.episodes, horizon, settings.inner.steps + 1)
+        or limits.evaluation_problem(
             judged.tasks, judged.episodes, judged.steps or 0, horizon, prefix="evaluation."
         )
     )
@@ -147,8 +147,8 @@ def dump_settings(settings: Settings) -> str:
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        text = read_text(path, most=MAX_FILE_BYTES)
-    except Unreadable as error:
+        text = read_text(path, max_bytes=MAX_FILE_BYTES)
+    except UnreadableFile as error:
         raise SettingsError(f"cannot read the settings file {path}: {error}") from None
     data = _data(text, str(path))
     if data is None:
@@ -170,7 +170,7 @@ def _data(text: str, source: str) -> Any:
 def _parse_override(override: str) -> Mapping[str, Any]:
     key, separator, text = override.partition("=")
     parts = key.strip().split(".")
-    if not separator or not all(parts) or len(parts) > DEEPEST:
+    if not separator or not all(parts) or len(parts) > MAX_DEPTH:
         raise SettingsError(
             f"cannot read the setting {override!r:.80}: write key.path=value, e.g. outer.epochs=4"
         )

@@ -1,4 +1,4 @@
-"""A MuJoCo model whose masses, inertias, damping and friction can be multiplied, and put back."""
+"""Scale the masses, inertias, damping and friction of a MuJoCo model, reversibly."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import mujoco
 import numpy as np
 
 from maml_ray.common.numbers import finite_floats
-from maml_ray.config.error_messages import nearest
+from maml_ray.config.error_messages import did_you_mean
 
 _KINDS = {
     "mass": "body_mass",
@@ -19,54 +19,53 @@ _KINDS = {
 }
 
 
-class _Element(NamedTuple):
-    """One number of the model: its array's name, its place in it, what the model came with."""
+class _Parameter(NamedTuple):
+    """A number of the model: its array's name, its index there and its original value."""
 
     array: str
-    place: tuple[int, ...]
+    index: tuple[int, ...]
     original: float
 
 
-class Dynamics:
-    """The numbers of ``model`` that can be multiplied, by name.
+class ModelRandomizer:
+    """Multiplies the dynamics parameters of a model by name.
 
-    ``mass/torso``, ``inertia/torso/x``, ``damping/thigh_joint``, ``friction/foot_geom/slide``
-    (and ``spin``, ``roll``). Numbers that are zero, to which a multiplier does nothing, have no
-    name.
+    Names are ``mass/torso``, ``inertia/torso/x``, ``damping/thigh_joint``,
+    ``friction/foot_geom/slide`` (and ``spin``, ``roll``). Parameters that are zero have none.
 
     Args:
-        model: as it was loaded; it is changed in place by :meth:`apply`.
+        model: as loaded; :meth:`apply` modifies it in place.
 
     Attributes:
-        multipliers: those that were last applied.
+        multipliers: those last applied.
     """
 
     def __init__(self, model: mujoco.MjModel) -> None:
         self._model = model
         self._scratch = mujoco.MjData(model)
         self._originals = {name: getattr(model, name).copy() for name in _KINDS.values()}
-        self._elements = {
-            name: _Element(array, index, float(self._originals[array][index]))
-            for name, array, index in _elements(model)
+        self._parameters = {
+            name: _Parameter(array, index, float(self._originals[array][index]))
+            for name, array, index in _named_parameters(model)
             if self._originals[array][index] != 0.0
         }
         self.multipliers: dict[str, float] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All names, kind after kind, each in the model's order."""
-        return tuple(self._elements)
+        """All names by kind, within a kind in the model's order."""
+        return tuple(self._parameters)
 
-    def check(self, multipliers: Mapping[str, float]) -> dict[str, float]:
-        """``multipliers`` as floats.
+    def validate(self, multipliers: Mapping[str, float]) -> dict[str, float]:
+        """Return ``multipliers`` as floats.
 
         Raises:
-            ValueError: a name is not known, or a multiplier is not a positive number.
+            ValueError: a name is unknown, or a multiplier is not a positive number.
         """
         for name in multipliers:
-            if name not in self._elements:
+            if name not in self._parameters:
                 raise ValueError(
-                    f"{name!r} is not among the dynamics{nearest(name, self._elements)} "
+                    f"{name!r} is not among the dynamics{did_you_mean(name, self._parameters)} "
                     f"(there are: {self._summary()})"
                 )
         values = finite_floats(multipliers)
@@ -76,26 +75,26 @@ class Dynamics:
         return values
 
     def apply(self, multipliers: Mapping[str, float]) -> None:
-        """Make the model what it came as, times ``multipliers``; those left out are 1.
+        """Set the model to its original parameters times ``multipliers``; missing ones are 1.
 
         Raises:
-            ValueError: see :meth:`check`; the model is then as before.
+            ValueError: see :meth:`validate`; the model is then unchanged.
         """
-        values = self.check(multipliers)
+        values = self.validate(multipliers)
         for array, original in self._originals.items():
             getattr(self._model, array)[:] = original
         for name, value in values.items():
-            array, place, original = self._elements[name]
-            getattr(self._model, array)[place] = original * value
-        # The reference code leaves this out: constants derived from the masses, such as the
-        # inverse weights that scale the solver's constraints, are then those of another model.
+            array, index, original = self._parameters[name]
+            getattr(self._model, array)[index] = original * value
+        # Recomputes constants that derive from the masses, such as the inverse weights that scale
+        # the solver's constraints. The reference code leaves them those of the original model.
         mujoco.mj_setConst(self._model, self._scratch)
         self.multipliers = values
 
     def _summary(self) -> str:
-        """What there is, a kind at a time."""
+        """List the names compactly, kind by kind."""
         parts: dict[str, list[str]] = {kind: [] for kind in _KINDS}
-        for name in self._elements:
+        for name in self._parameters:
             kind, owner = name.split("/")[:2]
             if owner not in parts[kind]:
                 parts[kind].append(owner)
@@ -105,8 +104,8 @@ class Dynamics:
         )
 
 
-def _elements(model: mujoco.MjModel) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """Name, array and index of every number that could have a multiplier."""
+def _named_parameters(model: mujoco.MjModel) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Yield the name, array and index of each parameter, zero ones included."""
     bodies = [model.body(i).name for i in range(1, model.nbody)]  # 0 is the world
     for i, body in enumerate(bodies, start=1):
         yield f"mass/{body}", "body_mass", (i,)
@@ -120,13 +119,13 @@ def _elements(model: mujoco.MjModel) -> Iterator[tuple[str, str, tuple[int, ...]
             yield f"friction/{model.geom(i).name}/{way}", "geom_friction", (i, axis)
 
 
-def sampled_multipliers(
+def sample_multipliers(
     rng: np.random.Generator, names: tuple[str, ...], log_scale_limit: float
 ) -> dict[str, float]:
-    """A multiplier for each of ``names``: ``base ** uniform(-limit, limit)``.
+    """Draw a multiplier ``base ** uniform(-limit, limit)`` for each of ``names``.
 
-    The base is 1.5, and 1.3 for damping: Rothfuss et al. 2019, ProMP
-    (https://arxiv.org/abs/1810.06784), whose environments are those of rand_param_envs.
+    The base is 1.5, and 1.3 for damping, as in the environments of ProMP (Rothfuss et al. 2019,
+    https://arxiv.org/abs/1810.06784), rand_param_envs.
     """
     bases = np.array([1.3 if name.startswith("damping/") else 1.5 for name in names])
     drawn = bases ** rng.uniform(-log_scale_limit, log_scale_limit, size=len(names))

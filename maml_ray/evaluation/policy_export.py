@@ -1,8 +1,8 @@
-"""A policy in a folder of its own: what ``maml-ray adapt`` writes and ``maml_ray.load`` reads.
+"""Export a policy to a folder and load it: used by ``maml-ray adapt`` and ``maml_ray.load``.
 
-Two files: ``parameters.safetensors``, the weights and, where observations are normalized, the
-constants; and ``policy.json``, the sizes, the settings of the run it comes from, and a SHA-256 of
-the other. Reading them executes nothing.
+The folder holds two files: ``parameters.safetensors`` with the parameters and, if observations are
+normalized, the mean and scale; ``policy.json`` with the architecture, the settings of the run, and
+a SHA-256 of the other file. Loading executes no code from them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from safetensors import numpy as safetensors_numpy
 
 from maml_ray.common.errors import RunDirError
 from maml_ray.common.normalization import Normalizer
-from maml_ray.common.safe_files import Unreadable, read_bytes
+from maml_ray.common.safe_files import UnreadableFile, read_bytes
 from maml_ray.config.loading import validate_settings
 from maml_ray.config.settings import SettingsError
 from maml_ray.evaluation.agent import Agent
@@ -32,38 +32,37 @@ from maml_ray.tasks.task import Task
 FORMAT = 1
 DESCRIPTION = "policy.json"
 PARAMETERS = "parameters.safetensors"
-_MOST_BYTES = 10_000_000
-"""Of the description."""
+_MAX_DESCRIPTION_BYTES = 10_000_000
 _MEAN, _SCALE = "observation_mean", "observation_scale"
 
 
 def save_policy(agent: Agent, folder: Path, task: Task | None = None) -> None:
-    """Write ``agent`` to ``folder``, whole or not at all.
+    """Write a policy to a new folder, atomically.
 
     Args:
         agent: the policy, adapted or not.
-        folder: must not be there yet.
-        task: what it was adapted to, for the record.
+        folder: folder to create; must not exist.
+        task: task it was adapted to, stored for reference.
 
     Raises:
-        RunDirError: the folder is there, or cannot be written.
+        RunDirError: the folder exists or cannot be written.
     """
     files = serialize_policy(agent, task)
     if os.path.lexists(folder):
-        raise RunDirError(f"{folder} is there already: name another folder")
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+        raise RunDirError(f"{folder} already exists: name another folder")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
-        aside.mkdir(parents=True)
+        temporary.mkdir(parents=True)
         for name, content in files.items():
-            (aside / name).write_bytes(content)
-        os.replace(aside, folder)
+            (temporary / name).write_bytes(content)
+        os.replace(temporary, folder)
     except OSError as error:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise RunDirError(f"cannot write the policy to {folder}: {error.strerror}") from None
 
 
 def serialize_policy(agent: Agent, task: Task | None = None) -> dict[str, bytes]:
-    """Names and contents of the files of a policy's folder; the same policy gives the same."""
+    """Return name and content of each file of a policy folder; deterministic."""
     arrays = dict(agent.parameters)
     if agent.normalizer is not None:
         arrays |= {_MEAN: agent.normalizer.mean, _SCALE: agent.normalizer.scale}
@@ -80,23 +79,26 @@ def serialize_policy(agent: Agent, task: Task | None = None) -> dict[str, bytes]
 
 
 def load_policy(folder: Path) -> Agent:
-    """Read what :func:`save_policy` has written.
+    """Load a policy written by :func:`save_policy`.
 
     Raises:
-        RunDirError: it is torn, altered or of another format, or leads out of ``folder``.
+        RunDirError: a file is truncated, altered, of another format, or a link out of ``folder``.
+        SettingsError: the stored settings are invalid.
     """
     check_inside(folder, folder / DESCRIPTION, folder / PARAMETERS)
     try:
-        description = json.loads(_read(folder / DESCRIPTION, _MOST_BYTES))
+        description = json.loads(_read(folder / DESCRIPTION, _MAX_DESCRIPTION_BYTES))
     except (ValueError, RecursionError):
         raise RunDirError(f"{folder / DESCRIPTION} is not JSON") from None
     content = _read(folder / PARAMETERS)
     if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise RunDirError(f"{folder} is of another format; this version reads format {FORMAT}")
+        raise RunDirError(
+            f"the policy in {folder} has another format: this version reads format {FORMAT}"
+        )
     try:
-        agent = _agent(description, content)
+        agent = _parse(description, content)
     except KeyError as error:
-        raise RunDirError(f"{folder} does not hold a policy: it has no {error}") from None
+        raise RunDirError(f"{folder} does not hold a policy: {error} is missing") from None
     except SettingsError as error:
         raise SettingsError(f"{folder / DESCRIPTION}: {error}") from None
     except (TypeError, ValueError, OverflowError, AttributeError, SafetensorError) as error:
@@ -105,25 +107,25 @@ def load_policy(folder: Path) -> Agent:
     return agent
 
 
-def _read(path: Path, most: int | None = None) -> bytes:
+def _read(path: Path, max_bytes: int | None = None) -> bytes:
     try:
-        return read_bytes(path, most=most)
-    except Unreadable as error:
+        return read_bytes(path, max_bytes=max_bytes)
+    except UnreadableFile as error:
         raise RunDirError(f"cannot read the policy: {path}: {error}") from None
 
 
-def _agent(description: dict[str, Any], content: bytes) -> Agent:
+def _parse(description: dict[str, Any], content: bytes) -> Agent:
     if description["sha256"] != {PARAMETERS: hashlib.sha256(content).hexdigest()}:
-        raise ValueError(f"{PARAMETERS} is not what was written")
+        raise ValueError(f"the SHA-256 of {PARAMETERS} differs from the recorded one")
     arrays = safetensors_numpy.load(content)
     normalizer = None
     if _MEAN in arrays:
         normalizer = Normalizer(arrays.pop(_MEAN), arrays.pop(_SCALE))
-    sizes = dict(description["policy"])
-    sizes["hidden_sizes"] = tuple(sizes["hidden_sizes"])
+    spec = dict(description["policy"])
+    spec["hidden_sizes"] = tuple(spec["hidden_sizes"])
     return Agent(
         settings=validate_settings(description["settings"]),
-        spec=PolicySpec(**sizes),
+        spec=PolicySpec(**spec),
         parameters=arrays,
         normalizer=normalizer,
         adaptation_steps=int(description["adaptation_steps"]),

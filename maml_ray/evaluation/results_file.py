@@ -1,35 +1,40 @@
-"""What an evaluation leaves behind: figures as JSON for programs, episodes as CSV for pandas."""
+"""Write and read the results of an evaluation: statistics as JSON, episodes as CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from maml_ray.common.errors import RunDirError
-from maml_ray.common.safe_files import Unreadable, read_text, write_whole
+from maml_ray.common.safe_files import UnreadableFile, read_text, write_atomic
 from maml_ray.config.settings import Settings
 from maml_ray.evaluation.evaluate import Evaluation
-from maml_ray.evaluation.evaluation_schema import figures_of
 
 COLUMNS = ("policy", "task", "parameters", "adaptation", "steps", "actions", "episode", "return")
-"""Of the CSV, one line an episode; ``speed`` follows, empty where the task tells none."""
-_MOST_BYTES = 200_000_000
+"""Columns of the CSV, which has one line per episode; a column ``speed`` follows, empty if the task
+reports no speed."""
+_MAX_BYTES = 200_000_000
+_MAX_MAGNITUDE = 1e30
 
 
 def evaluation_to_dict(
-    evaluation: Evaluation, settings: Settings, beside: Mapping[str, Evaluation]
+    evaluation: Evaluation, settings: Settings, baselines: Mapping[str, Evaluation]
 ) -> dict[str, Any]:
-    """The figures as plain data: the content of ``evaluation.json``.
+    """Return the content of ``evaluation.json``.
 
     Args:
-        evaluation: of the run's policy.
-        settings: of the run; what makes returns comparable or not goes into the file.
-        beside: of other policies by the same protocol, by name.
+        evaluation: evaluation of the run's policy.
+        settings: settings of the run; those that decide whether returns can be compared are
+            included.
+        baselines: evaluations of other policies on the same tasks and seeds, by name.
     """
     return {
         "task": settings.task.name,
@@ -39,75 +44,126 @@ def evaluation_to_dict(
         "tasks": evaluation.tasks,
         "episodes": evaluation.episodes,
         "seed": evaluation.seed,
-        "rows": _plain(evaluation),
+        "rows": [asdict(row) for row in evaluation.rows],
         "rows_by_task": [asdict(row) for row in evaluation.rows_by_task],
-        "beside": {name: _plain(other) for name, other in beside.items()},
+        "beside": {
+            name: [asdict(row) for row in baseline.rows] for name, baseline in baselines.items()
+        },
     }
 
 
 def write_evaluation(
     evaluation: Evaluation,
     settings: Settings,
-    beside: Mapping[str, Evaluation],
+    baselines: Mapping[str, Evaluation],
     json_path: Path,
     csv_path: Path,
 ) -> dict[str, Any]:
-    """Write both files, each whole or not at all; gives the figures.
+    """Write both files, each atomically, and return the content of the JSON file.
 
     Raises:
         RunDirError: a file cannot be written.
     """
-    figures = evaluation_to_dict(evaluation, settings, beside)
+    results = evaluation_to_dict(evaluation, settings, baselines)
     try:
-        write_whole(json_path, json.dumps(figures, indent=2) + "\n")
-        write_whole(csv_path, _table({settings.run.name: evaluation, **beside}))
+        write_atomic(json_path, json.dumps(results, indent=2) + "\n")
+        write_atomic(csv_path, _csv_table({settings.run.name: evaluation, **baselines}))
     except OSError as error:
-        place = error.filename2 or error.filename or json_path
-        raise RunDirError(f"cannot write {place}: {error.strerror}") from None
-    return figures
+        path = error.filename2 or error.filename or json_path
+        raise RunDirError(f"cannot write {path}: {error.strerror}") from None
+    return results
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
-    """The figures of ``evaluation.json``.
+    """Read and validate ``evaluation.json``.
 
     Raises:
         RunDirError: the file is damaged.
     """
     try:
-        return figures_of(read_text(path, most=_MOST_BYTES))
-    except (Unreadable, ValueError) as error:
+        return _parse(read_text(path, max_bytes=_MAX_BYTES))
+    except (UnreadableFile, ValueError) as error:
         raise RunDirError(
             f"{path} does not hold an evaluation: run 'maml-ray evaluate {path.parent}' again "
             f"({error})"
         ) from None
 
 
-def _table(everyone: Mapping[str, Evaluation]) -> str:
+def _csv_table(evaluations: Mapping[str, Evaluation]) -> str:
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow((*COLUMNS, "speed"))
-    for name, one in everyone.items():
-        writer.writerows(_lines(name, one))
+    for name, evaluation in evaluations.items():
+        writer.writerows(_csv_rows(name, evaluation))
     return text.getvalue()
 
 
-def _plain(evaluation: Evaluation) -> list[dict[str, Any]]:
-    return [asdict(row) for row in evaluation.rows]
-
-
-def _lines(name: str, evaluation: Evaluation) -> Iterator[tuple[Any, ...]]:
-    for one in evaluation.measurements:
-        parameters = json.dumps(dict(one.task.parameters))
-        speeds = one.speeds or ("",) * len(one.returns)
-        for episode, (value, speed) in enumerate(zip(one.returns, speeds, strict=True)):
+def _csv_rows(name: str, evaluation: Evaluation) -> Iterator[tuple[Any, ...]]:
+    for measurement in evaluation.measurements:
+        parameters = json.dumps(dict(measurement.task.parameters))
+        speeds = measurement.speeds or ("",) * len(measurement.returns)
+        for episode, (value, speed) in enumerate(zip(measurement.returns, speeds, strict=True)):
             yield (
                 name,
-                one.task.name,
+                measurement.task.name,
                 parameters,
-                one.adaptation,
-                one.steps,
-                one.actions,
+                measurement.adaptation,
+                measurement.steps,
+                measurement.actions,
                 episode,
                 value,
                 speed,
             )
+
+
+def _check_magnitude(value: float) -> float:
+    if abs(value) > _MAX_MAGNITUDE and not math.isnan(value):
+        raise ValueError(f"should be less than {_MAX_MAGNITUDE:g}")
+    return value
+
+
+_Number = Annotated[float, AfterValidator(_check_magnitude)]
+"""Small enough to be plotted, or NaN, from a policy that made the simulation diverge."""
+_Count = Annotated[int, Field(ge=0, le=10**15)]
+
+
+class _Model(BaseModel):
+    # Extra keys are accepted: a later version may write more.
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class _Row(_Model):
+    task: str | None
+    steps: _Count
+    actions: Literal["stochastic", "mean"]
+    mean: _Number
+    low: _Number
+    high: _Number
+    speed: _Number | None
+    episodes: _Count
+
+
+class _TaskRow(_Row):
+    task: str
+
+
+class _Results(_Model):
+    tasks: _Count
+    episodes: _Count
+    rows: Annotated[list[_Row], Field(min_length=1)]
+    rows_by_task: list[_TaskRow]
+    beside: dict[str, list[_Row]]
+
+
+def _parse(text: str) -> dict[str, Any]:
+    """Parse the content of ``evaluation.json``.
+
+    Raises:
+        ValueError: it is invalid; the message names the key.
+    """
+    try:
+        return _Results.model_validate_json(text).model_dump()
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{key:.80}: {first['msg']:.200}".lstrip(": ")) from None

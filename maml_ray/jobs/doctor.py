@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from maml_ray.common.errors import ResourceError, one_line
+from maml_ray.common.errors import ResourceError, escape_unprintable
 from maml_ray.config.settings import ClusterSettings
 from maml_ray.runtime.ray_session import plan_resources
 
@@ -42,7 +42,7 @@ class Finding:
 
     def __str__(self) -> str:
         remedy = f": {self.remedy}" if self.remedy else ""
-        return one_line(f"{self.level.value:8} {self.subject:10} {self.told}{remedy}")
+        return escape_unprintable(f"{self.level.value:8} {self.subject:10} {self.told}{remedy}")
 
 
 @dataclass(frozen=True)

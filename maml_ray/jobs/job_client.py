@@ -20,7 +20,7 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
-from maml_ray.common.errors import ResourceError, one_line
+from maml_ray.common.errors import ResourceError, escape_unprintable
 from maml_ray.jobs.packaging import Upload
 from maml_ray.runtime.ray_session import check_reachable
 
@@ -155,7 +155,7 @@ def told(address: str | None) -> Iterator[None]:
     try:
         yield
     except AuthenticationError as error:
-        reason = one_line(" ".join(str(error).split()))[:160]
+        reason = escape_unprintable(" ".join(str(error).split()))[:160]
         raise ResourceError(
             f"the job server {where} wants a token: set RAY_AUTH_MODE=token ({reason})"
         ) from None

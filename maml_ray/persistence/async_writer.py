@@ -199,7 +199,7 @@ class AsyncCheckpointWriter:
         try:
             place = self._save_fallback(checkpoint)
         except OSError as error:
-            return f"nor could what was in memory be saved elsewhere: {told(error)}"
+            return f"nor could what was in memory be saved elsewhere: {error_reason(error)}"
         self._rescued = checkpoint
         return f"what was in memory is in {place}"
 

@@ -182,7 +182,7 @@ def _read_verified(storage: Storage, name: str, digest: str) -> bytes:
     try:
         content = storage.read(name)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        raise CorruptCheckpoint(f"{storage}/{name} cannot be read: {told(error)}") from None
+        raise CorruptCheckpoint(f"{storage}/{name} cannot be read: {error_reason(error)}") from None
     if hashlib.sha256(content).hexdigest() != digest:
         raise CorruptCheckpoint(f"{storage}/{name} does not match its checksum")
     return content

@@ -29,7 +29,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             out of order.
     """
     try:
-        content = read_bytes(path, most=_MOST_BYTES)
+        content = read_bytes(path, max_bytes=_MOST_BYTES)
     except UnreadableFile as error:
         raise RunDirError(f"cannot read {path}: {error}") from None
     return parse_metrics(content, str(path))

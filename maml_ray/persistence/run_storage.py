@@ -55,7 +55,7 @@ def read_settings(storage: Storage) -> Settings | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise RunDirError(f"cannot read {place}: {told(error)}") from None
+        raise RunDirError(f"cannot read {place}: {error_reason(error)}") from None
     try:
         if len(content) > MAX_FILE_BYTES:
             raise RunDirError(f"it is larger than {MAX_FILE_BYTES:,} bytes")
@@ -138,7 +138,7 @@ def fetch_run(url: str, directory: Path) -> RunDir:
     try:
         LocalStorage(folder.path).write(_SETTINGS, dump_settings(found).encode())
     except OSError as error:
-        raise RunDirError(f"cannot fetch the run at {url}: {told(error)}") from None
+        raise RunDirError(f"cannot fetch the run at {url}: {error_reason(error)}") from None
     return folder
 
 
@@ -166,7 +166,7 @@ def fetch_metrics(storage: Storage, folder: RunDir, before: int) -> None:
         rows = sorted({**theirs, **ours}.items())
         write_atomic(folder.metrics, "".join(json.dumps(row) + "\n" for _, row in rows))
     except OSError as error:
-        raise RunDirError(f"cannot fetch the metrics in {storage}: {told(error)}") from None
+        raise RunDirError(f"cannot fetch the metrics in {storage}: {error_reason(error)}") from None
 
 
 def save_fallback(settings: Settings, place: RunDir, checkpoint: Checkpoint, rows: str) -> str:

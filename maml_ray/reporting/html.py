@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from maml_ray.common.safe_files import Unreadable, read_bytes, write_whole
+from maml_ray.common.safe_files import UnreadableFile, read_bytes, write_atomic
 from maml_ray.config.loading import dump_settings
 from maml_ray.config.settings import Settings
 from maml_ray.persistence.run_dir import RunDir
@@ -69,7 +69,7 @@ def write_report(
         folder=shlex.quote(str(folder.path)),
         settings_file=shlex.quote(str(folder.settings)),
     )
-    write_whole(folder.report, page)
+    write_atomic(folder.report, page)
     return folder.report
 
 
@@ -101,7 +101,7 @@ def _by_task(evaluation: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
 def _embedded(path: Path, kind: str) -> str | None:
     """A picture or a video as part of the page; None where there is none that can be."""
     try:
-        content = read_bytes(path, most=_MOST_BYTES)
-    except Unreadable:
+        content = read_bytes(path, max_bytes=_MOST_BYTES)
+    except UnreadableFile:
         return None
     return f"data:{kind};base64,{b64encode(content).decode()}"

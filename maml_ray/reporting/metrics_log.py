@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maml_ray.common.errors import RunDirError
-from maml_ray.common.safe_files import PatientFile, write_whole
+from maml_ray.common.safe_files import RetryingFile, write_atomic
 from maml_ray.persistence.metrics_file import read_metrics
 from maml_ray.persistence.records import IterationRecord, StartReport
 from maml_ray.persistence.run_dir import RunDir
@@ -71,7 +71,7 @@ class MetricsLog:
         self._folder = folder
         self._first_iteration = first_iteration
         self._next_iteration = first_iteration
-        self._lines: PatientFile | None = None
+        self._lines: RetryingFile | None = None
         self._events: EventWriter | None = None
 
     def on_start(self, report: StartReport) -> None:
@@ -85,7 +85,7 @@ class MetricsLog:
         folder, first = self._folder, self._first_iteration
         try:
             kept = _drop_from(folder.metrics, first)
-            self._lines = PatientFile(folder.metrics)
+            self._lines = RetryingFile(folder.metrics)
             fetched = not folder.tensorboard.exists()  # from storage, where curves are not kept
             self._events = EventWriter(folder.tensorboard, 0 if fetched else first)
         except OSError as error:
@@ -132,7 +132,7 @@ def _drop_from(path: Path, first_iteration: int) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     kept = [row for row in read_metrics(path) if row["iteration"] < first_iteration]
-    write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
+    write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept))
     return kept
 
 

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from maml_ray.common.safe_files import PatientFile
+from maml_ray.common.safe_files import RetryingFile
 
 
 class EventWriter:
@@ -31,7 +31,7 @@ class EventWriter:
     def __init__(self, folder: Path, first_step: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         stamp = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
-        self._file = PatientFile(_free(folder / f"events.out.tfevents.{stamp}"))
+        self._file = RetryingFile(_free(folder / f"events.out.tfevents.{stamp}"))
         from tensorboard.compat.proto.event_pb2 import SessionLog
 
         self._file.append(_record(step=first_step, file_version="brain.Event:2"))

@@ -1,4 +1,4 @@
-"""Adapting a trained policy to one named task, and keeping it."""
+"""Adapt a trained policy to one task in simulation, and save it."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ from maml_ray.tasks.registry import resolve_tasks
 from maml_ray.tasks.task import Task
 
 BEFORE, AFTER, _SUPPORT = range(3)
-MEASURED_EPISODES = 20
-_LONGEST_NAME = 100
+"""Streams of random numbers: measurement before and after adaptation, and support data."""
+EVAL_EPISODES = 20
+_MAX_NAME_LENGTH = 100
 
 
 @dataclass(frozen=True)
 class SavedAdaptation:
-    """An adaptation that has been written down.
+    """An adapted policy on disk.
 
     Attributes:
-        folder: where the policy is.
-        task: what it was adapted to.
+        folder: directory of the policy.
+        task: task that it was adapted to.
         steps: inner steps taken.
-        before, after: mean return of fresh episodes, sampled actions.
+        before, after: mean return of separate episodes with sampled actions.
     """
 
     folder: Path
@@ -54,31 +55,31 @@ def adapt_run(
     checkpoint: str = "newest",
     output: Path | None = None,
 ) -> SavedAdaptation:
-    """Collect support data of a task, take the inner steps, and write the policy.
+    """Adapt a run's policy to the task with these parameters, and save it.
 
     Args:
-        run: a run folder.
-        parameters: of the task.
-        steps: inner steps; ``inner.steps`` of the run by default, and at least one.
-        episodes: of each support set; as in training by default.
-        seed: of the support data.
-        checkpoint: of the run: newest, best, or its number.
-        output: folder to make; ``RUN/adapted/TASK`` by default.
+        run: run directory.
+        parameters: parameters of the task.
+        steps: inner steps; by default ``inner.steps`` of the run, and at least one.
+        episodes: episodes per support set; by default as in training.
+        seed: random seed.
+        checkpoint: "newest", "best" or a checkpoint number.
+        output: directory to create; ``RUN/adapted/TASK`` by default.
 
     Raises:
         UserError: there is no such task.
-        RunDirError: the run cannot be read, or the folder is there or cannot be written.
+        RunDirError: the run cannot be read, or the directory exists or cannot be written.
     """
     agent = load(run, checkpoint=checkpoint)
     check_matches_task(agent, run)
     horizon = agent.settings.task.horizon
-    problem = limits.episodes_at_once(episodes or 1, horizon, "--episodes")
+    problem = limits.episodes_problem(episodes or 1, horizon, "--episodes")
     if problem:
         raise UserError(problem)
     task = task_from_parameters(agent, parameters)
-    folder = output or run / "adapted" / _slug(task)
-    if os.path.lexists(folder):  # before the work, not after it
-        raise RunDirError(f"{folder} is there already: name another folder with --output")
+    folder = output or run / "adapted" / _directory_name(task)
+    if os.path.lexists(folder):  # before the rollouts, not after
+        raise RunDirError(f"{folder} already exists: name another directory with --output")
     outcome = adapt_in_simulation(agent, task, steps=steps, episodes=episodes, seed=seed)
     save_policy(outcome.agent, folder, task)
     return SavedAdaptation(folder, task, outcome.steps, outcome.before, outcome.after)
@@ -86,13 +87,12 @@ def adapt_run(
 
 @dataclass(frozen=True)
 class AdaptationResult:
-    """An adaptation in simulation.
+    """The agents and data of an adaptation in simulation.
 
     Attributes:
-        agents: the one before, and the one after each inner step.
-        support: what each inner step was taken on.
-        before, after: mean return of fresh episodes, sampled actions; NaN where none were asked
-            for.
+        agents: the initial agent, and the agent after each inner step.
+        support: trajectories that each inner step was taken on.
+        before, after: mean return of separate episodes with sampled actions; NaN without episodes.
     """
 
     agents: tuple[Agent, ...]
@@ -102,7 +102,7 @@ class AdaptationResult:
 
     @property
     def agent(self) -> Agent:
-        """The adapted one."""
+        """The adapted agent."""
         return self.agents[-1]
 
     @property
@@ -118,47 +118,47 @@ def adapt_in_simulation(
     steps: int | None = None,
     episodes: int | None = None,
     seed: int = 0,
-    measured: int = MEASURED_EPISODES,
+    eval_episodes: int = EVAL_EPISODES,
 ) -> AdaptationResult:
-    """Collect support data of ``task`` and take an inner step, once or more; measure around it.
+    """Collect support data of ``task`` and take inner steps; measure the return before and after.
 
     Args:
-        agent: whom to adapt; stays as it is.
-        task: to what.
-        steps: inner steps; ``inner.steps`` of the settings by default, and at least one.
-        episodes: of each support set; as in training by default.
-        seed: of everything that is drawn.
-        measured: episodes that the return is measured on, before and after.
+        agent: agent to adapt; left unchanged.
+        task: task to adapt to.
+        steps: inner steps; by default ``inner.steps`` of the settings, and at least one.
+        episodes: episodes per support set; by default as in training.
+        seed: random seed.
+        eval_episodes: episodes that the return is measured on, before and after.
 
     Raises:
-        UserError: the simulations or the adapted parameters break.
+        UserError: a simulation failed, or the adapted parameters are not finite.
     """
     with agent.simulations() as simulations:
-        before = mean_return(agent, task, seed, BEFORE, measured, simulations)
-        agents, supports = [agent], []
+        before = mean_return(agent, task, seed, BEFORE, eval_episodes, simulations)
+        agents, support_sets = [agent], []
         for step in range(steps or max(1, agent.settings.inner.steps)):
-            stream = seed_sequence(seed, Purpose.EVALUATION, _SUPPORT, step)
+            seeds = seed_sequence(seed, Purpose.EVALUATION, _SUPPORT, step)
             support = agents[-1].collect(
-                task, episodes=episodes, seed=stream, simulations=simulations
+                task, episodes=episodes, seed=seeds, simulations=simulations
             )
-            supports.append(support)
+            support_sets.append(support)
             agents.append(agents[-1].adapt(support))
-        after = mean_return(agents[-1], task, seed, AFTER, measured, simulations)
-    return AdaptationResult(tuple(agents), tuple(supports), before, after)
+        after = mean_return(agents[-1], task, seed, AFTER, eval_episodes, simulations)
+    return AdaptationResult(tuple(agents), tuple(support_sets), before, after)
 
 
 def mean_return(
     agent: Agent, task: Task, seed: int, stream: int, episodes: int, simulations: EnvCache
 ) -> float:
-    """Mean return of fresh episodes with sampled actions; NaN of none.
+    """Return the mean return of new episodes with sampled actions; NaN if ``episodes`` is 0.
 
     Args:
-        agent: who acts.
-        task: on what.
-        seed: of what is drawn.
-        stream: :data:`BEFORE` or :data:`AFTER` adaptation: each has episodes of its own.
-        episodes: how many.
-        simulations: to be used.
+        agent: agent that acts.
+        task: task of the episodes.
+        seed: random seed.
+        stream: :data:`BEFORE` or :data:`AFTER`: both measurements use different random numbers.
+        episodes: number of episodes.
+        simulations: environments to use.
     """
     if episodes == 0:
         return math.nan
@@ -168,10 +168,10 @@ def mean_return(
 
 
 def task_from_parameters(agent: Agent, parameters: Mapping[str, float]) -> Task:
-    """The task of the agent's family that has these parameters.
+    """Return the task with these parameters from the agent's task distribution.
 
     Raises:
-        UserError: there is none; the sentence says what there is.
+        UserError: there is none; the message lists the valid parameters.
     """
     for key, value in parameters.items():
         if not math.isfinite(value):
@@ -182,6 +182,6 @@ def task_from_parameters(agent: Agent, parameters: Mapping[str, float]) -> Task:
         raise UserError(f"there is no such task of {agent.settings.task.name}: {error}") from None
 
 
-def _slug(task: Task) -> str:
-    """The task's name as a folder's."""
-    return re.sub(r"[^A-Za-z0-9.+-]+", "-", task.name)[:_LONGEST_NAME].strip("-.") or "task"
+def _directory_name(task: Task) -> str:
+    """Return the name of the task with characters that every file system accepts."""
+    return re.sub(r"[^A-Za-z0-9.+-]+", "-", task.name)[:_MAX_NAME_LENGTH].strip("-.") or "task"

@@ -159,7 +159,7 @@ def check_evaluation_size(agent: Agent, config: EvaluationConfig) -> None:
     """
     defaults, horizon = agent.settings.evaluation, agent.settings.task.horizon
     tasks, episodes = config.tasks or defaults.tasks, config.episodes or defaults.episodes
-    problem = limits.evaluation(tasks, episodes, config.steps or 0, horizon, prefix="--")
+    problem = limits.evaluation_problem(tasks, episodes, config.steps or 0, horizon, prefix="--")
     if problem:
         raise SettingsError(problem)
 

@@ -1,4 +1,4 @@
-"""Evaluating a run while it trains: each version that there is time for. No Ray."""
+"""Evaluate a run while it trains, skipping versions published during an evaluation; no Ray."""
 
 from __future__ import annotations
 
@@ -10,41 +10,47 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from maml_ray.common.errors import RunDirError, UserError
-from maml_ray.common.safe_files import PatientFile
+from maml_ray.common.safe_files import RetryingFile
 from maml_ray.config.settings import SettingsError
 from maml_ray.evaluation.agent import Agent
-from maml_ray.evaluation.evaluate import Evaluation, EvaluationRow, evaluate
-from maml_ray.runs.evaluate import EvaluationConfig, check_evaluation_size, override_inner_rate
+from maml_ray.evaluation.evaluate import Evaluation, EvaluationRow
+from maml_ray.runs.evaluate import (
+    EvaluationConfig,
+    check_evaluation_size,
+    evaluate_agent,
+    override_inner_rate,
+)
 
-ROWS = "followed.jsonl"
+FILE_NAME = "followed.jsonl"
 
 
 @dataclass(frozen=True)
 class PolicyVersion:
-    """A version of the parameters, ready for use."""
+    """An agent with one published version of the parameters."""
 
     version: int
     agent: Agent
 
 
 class VersionSource(Protocol):
-    """Where versions come from."""
+    """Supply policy versions of a run."""
 
     def next(self, newer_than: int, every: int) -> PolicyVersion | None:
-        """The newest version that is newer and that ``every`` divides; None once there is no more.
+        """Wait for a version after ``newer_than`` that is a multiple of ``every``.
 
-        Waits for it.
+        Returns:
+            The newest such version; None once the run has ended.
         """
 
 
 @dataclass(frozen=True)
 class EvaluatedVersion:
-    """One version, evaluated.
+    """The evaluation of one version.
 
     Attributes:
-        version: of the parameters.
-        evaluation: what was found.
-        took_s: seconds that it took.
+        version: version of the parameters.
+        evaluation: results.
+        took_s: duration of the evaluation in seconds.
     """
 
     version: int
@@ -53,16 +59,16 @@ class EvaluatedVersion:
 
     @property
     def before(self) -> EvaluationRow:
-        """Sampled actions, before adaptation."""
+        """Results before adaptation, with sampled actions."""
         return self.evaluation.row(0, "stochastic")
 
     @property
     def after(self) -> EvaluationRow:
-        """Sampled actions, after the last adaptation step."""
+        """Results after the last adaptation step, with sampled actions."""
         return self.evaluation.row(max(row.steps for row in self.evaluation.rows), "stochastic")
 
-    def line(self) -> str:
-        """The version in a line of text."""
+    def format_line(self) -> str:
+        """Return the results as a line of text."""
         before, after = self.before, self.after
         speeds = ""
         if before.speed is not None and after.speed is not None:
@@ -72,8 +78,8 @@ class EvaluatedVersion:
             f"({after.low:.1f} to {after.high:.1f}){speeds}  took {self.took_s:.1f} s"
         )
 
-    def as_row(self) -> dict[str, Any]:
-        """One JSON object: a line of ``followed.jsonl``."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the results as a JSON object: a line of ``followed.jsonl``."""
         return {
             "version": self.version,
             "tasks": self.evaluation.tasks,
@@ -91,84 +97,82 @@ def follow(
     every: int = 1,
     check_stop: Callable[[], None] = lambda: None,
     on_evaluated: Callable[[EvaluatedVersion], None],
-    on_problem: Callable[[int, str], None] = lambda version, told: None,
+    on_error: Callable[[int, str], None] = lambda version, message: None,
 ) -> int:
-    """Evaluate version after version until ``source`` ends; how many there were.
+    """Evaluate versions of ``source`` until it ends, and return how many.
 
-    All by the same tasks and seeds, so that what differs between two versions is the policy. What
-    comes while one is evaluated is passed over, but for the newest.
+    All use the same tasks and seeds, so that results differ only because the policy does. Of the
+    versions published during an evaluation only the newest is evaluated.
 
     Args:
-        source: of the versions.
-        config: how they are evaluated.
-        every: only versions that it divides.
-        check_stop: called between tasks; may raise to end it.
-        on_judged: told of each version.
-        on_problem: told of a version that cannot be judged, and why: one that adapts to what is
-            not finite. The next one may be better.
+        source: supplies the versions.
+        config: how to evaluate them.
+        every: evaluate only versions that are multiples of it.
+        check_stop: called between tasks; may raise to stop.
+        on_evaluated: receives each result.
+        on_error: receives a version that cannot be evaluated and why, such as adapted parameters
+            that are not finite; later versions may be better.
 
     Raises:
-        SettingsError: ``config`` asks for too much, or for a rate that the run has learned; or
-            the run's tasks cannot be had here.
+        SettingsError: the evaluation is too large, the inner rate is learned and cannot be
+            replaced, or the run's tasks are not installed here.
     """
-    version, judged = -1, 0
-    while (found := source.next(version, every)) is not None:
-        agent, began = override_inner_rate(found.agent, config.inner_rate), time.perf_counter()
+    version, count = -1, 0
+    while (candidate := source.next(version, every)) is not None:
+        started = time.perf_counter()
+        agent, version = override_inner_rate(candidate.agent, config.inner_rate), candidate.version
         check_evaluation_size(agent, config)
-        version = found.version
         try:
-            evaluation = evaluate(
-                agent,
-                tasks=config.tasks,
-                episodes=config.episodes,
-                steps=config.steps,
-                seed=config.seed,
-                on_task=lambda task, tasks: check_stop(),
-            )
+            evaluation = evaluate_agent(agent, config, lambda task, tasks: check_stop())
         except SettingsError:
-            raise  # of a family that is not installed here, say: no other version would do
+            raise  # it would fail for every version
         except UserError as error:
-            on_problem(version, str(error))
+            on_error(version, str(error))
         else:
-            judged += 1
-            on_evaluated(EvaluatedVersion(version, evaluation, time.perf_counter() - began))
-    return judged
+            count += 1
+            on_evaluated(EvaluatedVersion(version, evaluation, time.perf_counter() - started))
+    return count
 
 
 class FollowLog:
-    """Rows of what was judged, in ``followed.jsonl`` and TensorBoard.
+    """Log evaluations to ``followed.jsonl`` and TensorBoard.
 
     Args:
-        folder: is made; must not hold rows yet.
+        directory: created if needed; must not contain ``followed.jsonl``.
 
     Raises:
-        RunDirError: it does, or cannot be written.
+        RunDirError: it contains one, or cannot be written.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, directory: Path) -> None:
         from maml_ray.reporting.tensorboard import EventWriter  # slow to import
 
-        if (folder / ROWS).exists():
-            raise RunDirError(f"{folder} holds {ROWS} already: name another folder")
+        if (directory / FILE_NAME).exists():
+            raise RunDirError(f"{directory} already contains {FILE_NAME}: name another directory")
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._events = EventWriter(folder / "tensorboard")
+            directory.mkdir(parents=True, exist_ok=True)
+            self._events = EventWriter(directory / "tensorboard")
         except OSError as error:
+<<<<<<< mine
+            raise RunDirError(f"cannot write to {directory}: {error.strerror}") from None
+        self._lines = PatientFile(directory / FILE_NAME)
+=======
             raise RunDirError(f"cannot write to {folder}: {error.strerror}") from None
-        self._lines = PatientFile(folder / ROWS)
+        self._lines = RetryingFile(folder / ROWS)
+>>>>>>> current
 
-    def add(self, judged: EvaluatedVersion) -> None:
-        """One line, and one point of every curve, at the version."""
-        self._lines.append(f"{json.dumps(judged.as_row())}\n".encode())
+    def add(self, evaluated: EvaluatedVersion) -> None:
+        """Append one line, and one point to every curve, at the version."""
+        self._lines.append(f"{json.dumps(evaluated.to_dict())}\n".encode())
         points: dict[str, float] = {}
-        for row in judged.evaluation.rows:
+        for row in evaluated.evaluation.rows:
             tag = f"evaluation/after_{row.steps}_steps_{row.actions}"
             points[f"{tag}_return"] = row.mean
             if row.speed is not None:
                 points[f"{tag}_m_per_s"] = row.speed
-        self._events.add_scalars(points, judged.version)
+        self._events.add_scalars(points, evaluated.version)
 
     def close(self) -> None:
-        """Write what waits."""
+        """Write pending data and close the files."""
         self._lines.close()
         self._events.close()

@@ -7,7 +7,7 @@ import secrets
 
 from rich.console import Console
 
-from maml_ray.common.errors import RunDirError, told
+from maml_ray.common.errors import RunDirError, error_reason
 from maml_ray.config.loading import load_settings
 from maml_ray.config.settings import RunSettings, Settings, SettingsError
 from maml_ray.evaluation.compatibility import check_matches_task
@@ -73,7 +73,7 @@ def check_storage_writable(run: RunSettings) -> None:
         storage.remove(marker)
     except OSError as error:
         raise RunDirError(
-            f"cannot write to run.storage = {run.storage} ({told(error)}): fix it, or "
+            f"cannot write to run.storage = {run.storage} ({error_reason(error)}): fix it, or "
             "set run.storage to a writable location"
         ) from None
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-from maml_ray.common.errors import RunDirError, Superseded, told
+from maml_ray.common.errors import RunDirError, Superseded, error_reason
 from maml_ray.config.loading import dump_settings
 from maml_ray.config.settings import Settings
 from maml_ray.learning.staleness import checkpoints_to_keep
@@ -66,13 +66,13 @@ def open_session(
         if resume is not None:
             _copy_checkpoints(resume, previous, fenced, settings)
     except OSError as error:
-        raise RunDirError(f"cannot write to {storage}: {told(error)}") from None
+        raise RunDirError(f"cannot write to {storage}: {error_reason(error)}") from None
     try:
         content = dump_settings(settings).encode()
         LocalStorage(run_dir.path).write(run_dir.settings.name, content)
     except OSError as error:
         raise RunDirError(
-            f"cannot write to the run directory {run_dir.path}: {told(error)}"
+            f"cannot write to the run directory {run_dir.path}: {error_reason(error)}"
         ) from None
     return fenced
 

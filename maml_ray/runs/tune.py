@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from maml_ray.common.errors import UserError
-from maml_ray.common.json_data import plain
+from maml_ray.common.json_data import check_json
 from maml_ray.config.loading import validate_settings
 from maml_ray.config.settings import Settings, SettingsError
 from maml_ray.persistence.checkpoint_store import has_checkpoints, load_newest_checkpoint
@@ -67,7 +67,7 @@ def with_config(settings: Settings, config: Mapping[str, Any]) -> Settings:
             if not isinstance(place, dict):
                 raise SettingsError(f"{path:.80} is not a setting: {part:.80} has none below it")
         place[key] = value.item() if hasattr(value, "item") else value
-    return validate_settings(plain(data))
+    return validate_settings(check_json(data))
 
 
 def _for_trials(settings: Settings) -> Settings:

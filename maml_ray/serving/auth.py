@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from maml_ray.common.errors import UserError
-from maml_ray.common.safe_files import Unreadable, read_text
+from maml_ray.common.safe_files import UnreadableFile, read_text
 from maml_ray.serving.requests import ApiError
 
 TOKEN_VARIABLE = "MAML_RAY_SERVE_TOKEN"
@@ -34,8 +34,8 @@ def load_token_digest(token_file: str | None) -> bytes | None:
     """
     if token_file is not None:
         try:
-            token = read_text(Path(token_file), most=_MOST_BYTES).strip()
-        except Unreadable as error:
+            token = read_text(Path(token_file), max_bytes=_MOST_BYTES).strip()
+        except UnreadableFile as error:
             raise UserError(f"cannot read the token file {token_file}: {error}") from None
         source = f"the token file {token_file}"
     elif TOKEN_VARIABLE in os.environ:

@@ -24,12 +24,12 @@ from pydantic import (
     model_validator,
 )
 
-from maml_ray.common.errors import one_line
-from maml_ray.config.error_messages import explain
-from maml_ray.config.limits import MOST_ADAPTATION_STEPS
+from maml_ray.common.errors import escape_unprintable
+from maml_ray.config.error_messages import describe_validation_error
+from maml_ray.config.limits import MAX_ADAPTATION_STEPS
 from maml_ray.evaluation.agent import Agent
 from maml_ray.maml.distributions import distribution, log_prob, to_torch
-from maml_ray.policies.action_sampler import as_recorded
+from maml_ray.policies.action_sampler import from_env_actions
 from maml_ray.policies.spec import PolicySpec
 from maml_ray.rollouts.trajectories import Trajectories
 
@@ -45,7 +45,7 @@ class ApiError(Exception):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(status, message)  # both: an exception that crosses processes needs them
         self.status = status
-        self.message = one_line(message)
+        self.message = escape_unprintable(message)
 
 
 MAX_AXES = 3
@@ -165,7 +165,7 @@ class AdaptBody(_Body):
     policy: Name = BASE_POLICY
     task: Annotated[dict[Name, Float], Field(max_length=1000)] | None = None
     trajectories: SupportBody | None = None
-    steps: Annotated[int, Field(ge=1, le=MOST_ADAPTATION_STEPS), _WHOLE] | None = None
+    steps: Annotated[int, Field(ge=1, le=MAX_ADAPTATION_STEPS), _WHOLE] | None = None
     episodes: Annotated[int, Field(ge=1), _WHOLE] | None = None
     measured_episodes: Annotated[int, Field(ge=0), _WHOLE] = 20
     seed: Seed = 0
@@ -260,7 +260,7 @@ def to_trajectories(body: SupportBody, agent: Agent) -> Trajectories:
     mask = np.ones(shape, np.bool_) if body.mask is None else body.mask
     _check_mask(mask)
     _check_bootstrap(body, agent)
-    recorded = as_recorded(spec, _checked_actions(body.actions, mask, spec))
+    recorded = from_env_actions(spec, _checked_actions(body.actions, mask, spec))
     trajectories = Trajectories(
         observations=_taken(body.observations, mask),
         actions=_taken(recorded, mask),
@@ -305,10 +305,10 @@ def _sentence(error: ValidationError, kind: type[BaseModel]) -> str:
         return str(first["msg"]).removeprefix("Value error, ")
     if not first["loc"]:
         return "the body must be a JSON object"
-    return explain(
+    return describe_validation_error(
         error,
         noun="a field",
-        known_at=lambda place: list((SupportBody if place else kind).model_fields),
+        allowed_keys=lambda place: list((SupportBody if place else kind).model_fields),
     )
 
 

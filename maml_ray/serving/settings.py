@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from maml_ray.config.error_messages import explain
+from maml_ray.config.error_messages import describe_validation_error
 from maml_ray.config.settings import SettingsError
 
 Count = Annotated[int, Field(ge=1)]
@@ -70,7 +70,9 @@ def parse_serve_settings(arguments: Mapping[str, Any]) -> ServeSettings:
         return ServeSettings.model_validate(dict(arguments))
     except ValidationError as error:
         known = list(ServeSettings.model_fields)
-        message = explain(error, known_at=lambda place: known, noun="an argument")
+        message = describe_validation_error(
+            error, allowed_keys=lambda place: known, noun="an argument"
+        )
         raise SettingsError(message) from None
 
 
@@ -83,5 +85,7 @@ def parse_user_config(user_config: Any) -> StoreUserConfig:
     try:
         return StoreUserConfig.model_validate(user_config)
     except ValidationError as error:
-        message = explain(error, prefix=("user_config",), known_at=lambda place: ["checkpoint"])
+        message = describe_validation_error(
+            error, prefix=("user_config",), allowed_keys=lambda place: ["checkpoint"]
+        )
         raise SettingsError(message) from None

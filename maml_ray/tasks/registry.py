@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from maml_ray.config.error_messages import explain, nearest
+from maml_ray.config.error_messages import describe_validation_error, did_you_mean
 from maml_ray.config.settings import SettingsError, TaskSettings
 from maml_ray.tasks.task import TaskDistribution
 from maml_ray.tasks.task_observation import ObservedParametersTasks
@@ -47,7 +47,7 @@ def _factory(name: str) -> type[TaskDistribution]:
     module_name, separator, class_name = target.partition(":")
     if not separator or not module_name or not class_name:
         raise SettingsError(
-            f"task.name = {name!r:.80} is not known{nearest(name, BUILT_IN)} "
+            f"task.name = {name!r:.80} is not known{did_you_mean(name, BUILT_IN)} "
             f"(built in: {', '.join(sorted(BUILT_IN))}; your own: 'module:Class')"
         )
     try:
@@ -70,13 +70,13 @@ def _made(
         if known is not None and key not in known:
             there = ", ".join(known) or "none"
             raise SettingsError(
-                f"task.options.{key} is not an option of {name}{nearest(key, known)} "
+                f"task.options.{key} is not an option of {name}{did_you_mean(key, known)} "
                 f"(there are: {there})"
             )
     try:
         return factory(**options)
     except ValidationError as error:
-        raise SettingsError(explain(error, prefix=("task", "options"))) from None
+        raise SettingsError(describe_validation_error(error, prefix=("task", "options"))) from None
     except ValueError as error:
         raise SettingsError(f"task.options are not allowed: {error}") from None
     except Exception as error:  # a person's own class

@@ -15,7 +15,7 @@ BEGIN = """
 import signal, sys, threading
 from maml_ray.common import signals
 from maml_ray.common.errors import Interrupted
-from maml_ray.common.signals import EndOnSignal, StopRequest
+from maml_ray.common.signals import ExitOnSignal, StopRequest
 
 def say(word):
     print(word, flush=True)
@@ -74,7 +74,7 @@ def test_outside_of_a_loop_the_first_signal_closes_what_is_open_and_ends_the_pro
     number: signal.Signals,
 ) -> None:
     text = """
-with EndOnSignal():
+with ExitOnSignal():
     try:
         say("open")
         hang()
@@ -96,12 +96,12 @@ def test_a_signal_that_comes_where_exceptions_are_swallowed_ends_the_program_as_
 ) -> None:
     """As within a destructor, or what is to be done before a fork."""
     text = f"""
-signals.LAST_RESORT_S = 1000.0
+signals.EXIT_TIMEOUT_S = 1000.0
 class Open:
     def __del__(self):
         signal.raise_signal({int(number)})
 
-with EndOnSignal():
+with ExitOnSignal():
     try:
         Open()
         hang()
@@ -121,7 +121,7 @@ class Open:
     def __del__(self):
         signal.raise_signal(signal.SIGTERM)
 
-with EndOnSignal():
+with ExitOnSignal():
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
     try:
         Open()
@@ -143,7 +143,7 @@ class Open:
         signal.raise_signal(signal.SIGTERM)
 
 try:
-    with EndOnSignal():
+    with ExitOnSignal():
         Open()
         raise Interrupted(signal.SIGTERM)
 except Interrupted:
@@ -161,7 +161,7 @@ except Interrupted:
 @BOTH
 def test_a_second_signal_does_not_wait_for_what_does_not_close(number: signal.Signals) -> None:
     text = """
-with EndOnSignal():
+with ExitOnSignal():
     try:
         say("open")
         hang()
@@ -180,8 +180,8 @@ with EndOnSignal():
 @pytest.mark.parametrize("loop", [False, True])
 def test_what_does_not_close_in_time_is_left_behind(loop: bool) -> None:
     text = f"""
-signals.LAST_RESORT_S = 0.2
-with EndOnSignal():
+signals.EXIT_TIMEOUT_S = 0.2
+with ExitOnSignal():
     try:
         if {loop}:
             with StopRequest() as stop:
@@ -201,8 +201,8 @@ with EndOnSignal():
 
 def test_the_second_signal_is_the_second_also_where_a_loop_has_heard_the_first() -> None:
     text = """
-signals.LAST_RESORT_S = 1000.0
-with EndOnSignal():
+signals.EXIT_TIMEOUT_S = 1000.0
+with ExitOnSignal():
     try:
         with StopRequest() as stop:
             say("on its way")

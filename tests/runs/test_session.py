@@ -126,7 +126,7 @@ def test_a_change_of_storage_ends_older_attempts_in_both(tmp_path: Path) -> None
 def test_whoever_waits_hears_of_a_newer_attempt() -> None:
     stop = StopRequest()
     stop.check()
-    stop.give_way(Superseded("attempt 2 of this run began"))
+    stop.supersede(Superseded("attempt 2 of this run began"))
     with pytest.raises(Superseded):
         stop.check()
     assert not issubclass(Superseded, Interrupted | TrainingFailed)  # which save what they have

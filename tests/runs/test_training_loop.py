@@ -107,7 +107,7 @@ def a_run(
     folder, stop = RunDir(path / "run"), StopRequest()
     gate = Gate(folder.path)
     storage = FencedStorage(gate, open_session(folder, chosen).attempt)
-    with open_checkpoint_writer(chosen, folder, storage, stop.give_way) as writer:
+    with open_checkpoint_writer(chosen, folder, storage, stop.supersede) as writer:
         crew = MadeUpCrew(chosen, during)
         tasks: Any = SimpleNamespace(sample=lambda rng, count: [None] * count)
         audience = _ObserverList([])
