@@ -1,1 +1,1 @@
-"""A trained agent, and how good it is."""
+"""Trained agents: load, adapt, evaluate, record and export them."""

@@ -1,4 +1,4 @@
-"""Intervals of a mean return, by bootstrap, with what depends on what kept in mind."""
+"""Compute confidence intervals of mean returns by a two-stage bootstrap."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 10_000
-_CHUNK = 500  # resamples drawn at a time: memory, not mathematics
+_CHUNK = 500  # resamples drawn at a time, to bound memory
 
 
 def bootstrap_interval(
-    returns: NDArray[np.float64], tasks: Sequence[Hashable], share: float = 0.95
+    returns: NDArray[np.float64], tasks: Sequence[Hashable], confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile-bootstrap interval of the mean of ``returns`` (n, K), the same at every call.
+    """Return a percentile-bootstrap confidence interval (low, high) of the mean return.
 
-    The n rows are adaptations, each to one of ``tasks`` (n,) with support data of its own; the K
-    episodes of a row share what they adapted to, and are not independent. So adaptations are
-    resampled first, and episodes within each (a two-stage bootstrap, Davison and Hinkley 1997,
-    section 3.8). Where every task was adapted to more than once, the tasks are the family's (two
-    directions), and only the adaptations to each are resampled; where they are draws from a
-    family, so are they.
+    The K episodes of an adaptation share its support set and are not independent, so adaptations
+    are resampled first and then episodes within each (a two-stage bootstrap, Davison and Hinkley
+    1997, section 3.8). If every task was adapted to more than once, the tasks are the whole family
+    (two directions, for example) and adaptations are resampled within each task. Otherwise the
+    tasks are draws from a family, and adaptations to all tasks are resampled together.
+
+    The random generator has a fixed seed: equal data give equal intervals.
 
     Args:
-        returns: of the episodes.
-        tasks: equal for equal tasks.
-        share: of the resampled means that lies inside.
+        returns: (n, K) undiscounted returns of n adaptations with K episodes each.
+        tasks: (n,) task of each adaptation.
+        confidence: share of the resampled means within the interval.
     """
     rng = np.random.default_rng(0)
     strata = _strata(tasks)
@@ -38,15 +39,15 @@ def bootstrap_interval(
             [stratum[rng.integers(len(stratum), size=(size, len(stratum)))] for stratum in strata],
             axis=1,
         )
-        picks = rng.integers(episodes, size=(size, count, episodes))
-        means.append(returns[rows[..., None], picks].mean(axis=(1, 2)))
-    tail = 50.0 * (1.0 - share)
+        columns = rng.integers(episodes, size=(size, count, episodes))
+        means.append(returns[rows[..., None], columns].mean(axis=(1, 2)))
+    tail = 50.0 * (1.0 - confidence)
     low, high = np.percentile(np.concatenate(means), [tail, 100.0 - tail])
     return float(low), float(high)
 
 
 def _strata(tasks: Sequence[Hashable]) -> list[NDArray[np.int64]]:
-    """Row numbers by task where each task has several, else all in one."""
+    """Return row indices grouped by task if every task has several rows, else in one group."""
     groups: dict[Hashable, list[int]] = {}
     for row, task in enumerate(tasks):
         groups.setdefault(task, []).append(row)

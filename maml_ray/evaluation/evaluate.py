@@ -1,4 +1,4 @@
-"""Evaluation: the return after 0, 1, 2, ... adaptation steps, on held-out tasks. No Ray."""
+"""Measure an agent's return after 0, 1, 2, ... adaptation steps on held-out tasks."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ from maml_ray.tasks.task import Task
 
 Actions = Literal["stochastic", "mean"]
 _SUPPORT, _STOCHASTIC, _MEAN = range(3)
-_KINDS: tuple[tuple[Actions, int], ...] = (("stochastic", _STOCHASTIC), ("mean", _MEAN))
+"""Last word of a random stream's key: what the stream is used for."""
+_ACTION_MODES: tuple[tuple[Actions, int], ...] = (("stochastic", _STOCHASTIC), ("mean", _MEAN))
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Episodes of one adaptation to one task, after some number of steps, by one way to act.
+    """Returns of one adaptation after some number of steps, with stochastic or mean actions.
 
     Attributes:
-        task: the task.
-        adaptation: its number; each has support data of its own.
+        task: task adapted to.
+        adaptation: index of the adaptation; each has its own support sets.
         steps: adaptation steps taken; 0 is before adaptation.
         actions: sampled from the policy, or its mean.
-        returns: undiscounted, one an episode.
-        speeds: mean speed of each episode in m/s; None where the task tells none.
+        returns: undiscounted return of each episode.
+        speeds: mean speed of each episode in m/s; None if the task reports no speed.
     """
 
     task: Task
@@ -45,17 +46,17 @@ class Measurement:
 
 @dataclass(frozen=True)
 class EvaluationRow:
-    """Measurements summed up.
+    """Statistics over measurements of equal steps and actions.
 
     Attributes:
-        task: its name; None for all together.
+        task: name of the task; None for all tasks together.
         steps: adaptation steps taken.
         actions: sampled from the policy, or its mean.
         mean: mean undiscounted return.
-        low, high: 95% interval of the mean
+        low, high: 95% confidence interval of the mean
             (:func:`maml_ray.evaluation.bootstrap.bootstrap_interval`).
-        speed: mean speed in m/s; None where the task tells none.
-        episodes: how many there are.
+        speed: mean speed in m/s; None if the task reports no speed.
+        episodes: number of episodes.
     """
 
     task: str | None
@@ -70,36 +71,36 @@ class EvaluationRow:
 
 @dataclass(frozen=True, eq=False)
 class Episode:
-    """One evaluated episode, enough to see it again: its task, its reset seed, its actions.
+    """One evaluated episode, with what is needed to replay it.
 
     Attributes:
-        task: the task.
+        task: task of the episode.
         steps: adaptation steps taken before it.
-        reset_seed: of its initial state.
-        actions: (T, n) as recorded.
-        total: its undiscounted return.
-        speed: its mean speed in m/s, if the task tells one.
+        reset_seed: seed of its initial state.
+        actions: (T, n) actions as recorded in :class:`Trajectories`.
+        episode_return: undiscounted return.
+        speed: mean speed in m/s; None if the task reports no speed.
     """
 
     task: Task
     steps: int
     reset_seed: int
     actions: NDArray[np.float32]
-    total: float
+    episode_return: float
     speed: float | None
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What an evaluation found.
+    """Results of :func:`evaluate`.
 
     Attributes:
-        tasks: number of adaptations, each to a task drawn from the held-out ones.
-        episodes: per adaptation, number of steps and way to act.
-        seed: of all the randomness in it.
-        measurements: everything, in the order of adaptation, steps, way to act.
-        replays: the first mean-action episode before and after adaptation, from the same initial
-            state, of one task or of two that differ most.
+        tasks: number of adaptations, each to a held-out task.
+        episodes: episodes per adaptation, number of steps and kind of actions.
+        seed: random seed.
+        measurements: all measurements, ordered by adaptation, steps, kind of actions.
+        replays: pairs of mean-action episodes before and after adaptation, from the same initial
+            state, of the two tasks that differ most (of one if all are equal).
     """
 
     tasks: int
@@ -110,19 +111,19 @@ class Evaluation:
 
     @property
     def rows(self) -> tuple[EvaluationRow, ...]:
-        """All tasks together, by number of steps, stochastic before mean actions."""
+        """Statistics over all tasks, by number of steps, stochastic before mean actions."""
         return self._rows(lambda measurement: None)
 
     @property
     def rows_by_task(self) -> tuple[EvaluationRow, ...]:
-        """The same for each distinct task."""
+        """Statistics for each distinct task."""
         return self._rows(lambda measurement: measurement.task.name)
 
     def row(self, steps: int, actions: Actions) -> EvaluationRow:
-        """The row of all tasks for a number of steps and a way to act.
+        """Return the row over all tasks for a number of steps and a kind of actions.
 
         Raises:
-            KeyError: there is none.
+            KeyError: there is no such row.
         """
         for row in self.rows:
             if (row.steps, row.actions) == (steps, actions):
@@ -146,21 +147,22 @@ def evaluate(
     seed: int = 0,
     on_task: Callable[[int, int], None] = lambda task, tasks: None,
 ) -> Evaluation:
-    """Judge an agent on tasks and random numbers that training has not seen.
+    """Evaluate an agent on held-out tasks, with random numbers not used in training.
 
-    For each task the agent collects a support set (of the size that it was trained with), takes
-    an inner step, and so on; before the first and after every step its return is measured on
-    episodes of their own.
+    For each task the agent repeatedly collects a support set, of the size used in training, and
+    takes an inner step. Before the first step and after each one, its return is measured on
+    separate episodes.
 
     Args:
-        agent: what :func:`maml_ray.load` gives.
-        tasks: number of adaptations; ``evaluation.tasks`` of its settings by default.
-        episodes: per adaptation, number of steps and way to act; ``evaluation.episodes`` by
-            default.
-        steps: adaptation steps; ``evaluation.steps`` by default, or else ``inner.steps``, and at
-            least one.
-        seed: of all the randomness in it.
-        on_task: told the number of each adaptation as it begins, and how many there are.
+        agent: agent to evaluate, for example from :func:`maml_ray.load`.
+        tasks: number of adaptations; default ``evaluation.tasks`` of the agent's settings.
+        episodes: episodes per adaptation, number of steps and kind of actions; default
+            ``evaluation.episodes``.
+        steps: adaptation steps; default ``evaluation.steps`` if set, else ``inner.steps`` but at
+            least 1.
+        seed: random seed.
+        on_task: called at the start of each adaptation with its index and the number of
+            adaptations.
     """
     settings = agent.settings
     tasks = tasks or settings.evaluation.tasks
@@ -169,22 +171,21 @@ def evaluate(
         steps = settings.evaluation.steps
     if steps is None:
         steps = max(1, settings.inner.steps)
-    drawn = agent.sample_tasks(tasks, seed=seed)
-    shown = _contrasting(drawn)
+    held_out = agent.sample_tasks(tasks, seed=seed)
     measurements: list[Measurement] = []
-    replays: dict[int, list[Episode]] = {index: [] for index in shown}
+    replays: dict[int, list[Episode]] = {index: [] for index in _most_different(held_out)}
     with agent.simulations() as simulations:
-        for index, task in enumerate(drawn):
+        for index, task in enumerate(held_out):
             on_task(index, tasks)
             key = (seed, index)
             for adapted, step in _adaptations(agent, task, steps, key, simulations):
-                for actions, measured, stream in _measured(
+                for actions, trajectories, stream in _rollouts(
                     adapted, task, episodes, step, key, simulations
                 ):
-                    measurements.append(_measurement(task, index, step, actions, measured))
+                    measurements.append(_measurement(task, index, step, actions, trajectories))
                     if index in replays and actions == "mean" and step in (0, steps):
-                        first = reset_seeds(stream, episodes)[0]
-                        replays[index].append(_episode(task, step, first, measured))
+                        reset_seed = reset_seeds(stream, episodes)[0]
+                        replays[index].append(_episode(task, step, reset_seed, trajectories))
     pairs = tuple((pair[0], pair[-1]) for pair in replays.values())
     return Evaluation(tasks, episodes, seed, tuple(measurements), pairs)
 
@@ -192,7 +193,7 @@ def evaluate(
 def _adaptations(
     agent: Agent, task: Task, steps: int, key: tuple[int, int], simulations: EnvCache
 ) -> Iterator[tuple[Agent, int]]:
-    """The agent after 0, 1, ... ``steps`` inner steps on ``task``, with fresh support each time."""
+    """Yield the agent after 0, 1, ..., ``steps`` inner steps, each on a new support set."""
     for step in range(steps + 1):
         yield agent, step
         if step < steps:
@@ -200,7 +201,7 @@ def _adaptations(
             agent = agent.adapt(agent.collect(task, seed=stream, simulations=simulations))
 
 
-def _measured(
+def _rollouts(
     agent: Agent,
     task: Task,
     episodes: int,
@@ -208,18 +209,18 @@ def _measured(
     key: tuple[int, int],
     simulations: EnvCache,
 ) -> Iterator[tuple[Actions, Trajectories, np.random.SeedSequence]]:
-    for actions, kind in _KINDS:
-        # Mean actions start from the same states after any number of steps: they can be compared
-        # side by side.
+    """Yield episodes with stochastic and with mean actions, and the random stream of each."""
+    for actions, kind in _ACTION_MODES:
+        # Mean actions start from the same states after any number of steps, for comparison.
         stream = _stream(key, step if kind == _STOCHASTIC else 0, kind)
-        collected = agent.collect(
+        trajectories = agent.collect(
             task,
             episodes=episodes,
             seed=stream,
             explore=kind == _STOCHASTIC,
             simulations=simulations,
         )
-        yield actions, collected, stream
+        yield actions, trajectories, stream
 
 
 def _stream(key: tuple[int, int], step: int, kind: int) -> np.random.SeedSequence:
@@ -228,27 +229,29 @@ def _stream(key: tuple[int, int], step: int, kind: int) -> np.random.SeedSequenc
 
 
 def _measurement(
-    task: Task, adaptation: int, steps: int, actions: Actions, measured: Trajectories
+    task: Task, adaptation: int, steps: int, actions: Actions, trajectories: Trajectories
 ) -> Measurement:
-    speeds = measured.speeds
+    speeds = trajectories.speeds
     return Measurement(
         task=task,
         adaptation=adaptation,
         steps=steps,
         actions=actions,
-        returns=tuple(measured.returns.tolist()),
+        returns=tuple(trajectories.returns.tolist()),
         speeds=None if speeds is None else tuple(float(speed) for speed in speeds),
     )
 
 
-def _episode(task: Task, steps: int, reset_seed: int, measured: Trajectories) -> Episode:
+def _episode(task: Task, steps: int, reset_seed: int, trajectories: Trajectories) -> Episode:
+    """Return the first of the episodes."""
+    speeds = trajectories.speeds
     return Episode(
         task=task,
         steps=steps,
         reset_seed=reset_seed,
-        actions=measured.actions[0][measured.mask[0]],
-        total=float(measured.returns[0]),
-        speed=None if measured.speeds is None else float(measured.speeds[0]),
+        actions=trajectories.actions[0][trajectories.mask[0]],
+        episode_return=float(trajectories.returns[0]),
+        speed=None if speeds is None else float(speeds[0]),
     )
 
 
@@ -268,8 +271,8 @@ def _row(task: str | None, steps: int, actions: Actions, group: list[Measurement
     )
 
 
-def _contrasting(tasks: tuple[Task, ...]) -> tuple[int, ...]:
-    """Numbers of one task, or of two that differ: the least and the greatest by parameters."""
+def _most_different(tasks: tuple[Task, ...]) -> tuple[int, ...]:
+    """Return indices of the tasks least and greatest by parameters, or of one if all are equal."""
     ordered = sorted(range(len(tasks)), key=lambda index: (tasks[index].parameters, index))
     first, last = ordered[0], ordered[-1]
     return (first,) if tasks[first] == tasks[last] else (first, last)

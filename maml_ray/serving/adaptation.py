@@ -10,7 +10,6 @@ from maml_ray.common.errors import UserError
 from maml_ray.evaluation.adaptation_stats import AdaptationStats, adaptation_stats
 from maml_ray.evaluation.agent import Agent
 from maml_ray.evaluation.compatibility import check_matches_task
-from maml_ray.rollouts.trajectories import Trajectories
 from maml_ray.runs.adapt import (
     AFTER,
     BEFORE,
@@ -71,10 +70,10 @@ def _in_simulation(start: ServedPolicy, request: AdaptBody, task: Task) -> Adapt
         steps=request.steps,
         episodes=request.episodes,
         seed=request.seed,
-        measured=request.measured_episodes,
+        eval_episodes=request.measured_episodes,
     )
     pairs = zip(pairwise(outcome.agents), outcome.support, strict=True)
-    steps = (_figures(before, after, support) for (before, after), support in pairs)
+    steps = (adaptation_stats(before, after, support) for (before, after), support in pairs)
     return AdaptResult(
         ServedPolicy(new_policy_name(), outcome.agent, task),
         start.name,
@@ -100,20 +99,9 @@ def _on_callers_data(start: ServedPolicy, request: AdaptBody, task: Task | None)
     return AdaptResult(
         ServedPolicy(new_policy_name(), adapted, task),
         start.name,
-        (_figures(start.agent, adapted, support),),
+        (adaptation_stats(start.agent, adapted, support),),
         _or_none(before),
         _or_none(after),
-    )
-
-
-def _figures(before: Agent, after: Agent, support: Trajectories) -> AdaptationStats:
-    return adaptation_stats(
-        before.settings,
-        before.spec,
-        before.parameters,
-        after.parameters,
-        support,
-        before.normalizer,
     )
 
 

@@ -91,7 +91,7 @@ def test_a_discrete_agent_gives_the_environments_integers() -> None:
     assert actions.dtype == np.int64
     assert actions.shape == (2, 50)
     assert set(actions.ravel()) <= {-1, 0, 1, 2}
-    np.testing.assert_array_equal(actions, agent.policy.outputs(observations).argmax(-1) - 1)
+    np.testing.assert_array_equal(actions, agent.policy.forward(observations).argmax(-1) - 1)
     one = agent.act(observations[1, 7])
     assert one.shape == ()
     assert int(one) == actions[1, 7]

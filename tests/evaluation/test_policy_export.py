@@ -72,7 +72,7 @@ def test_what_is_there_is_left_alone(tmp_path: Path, agent: Agent) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "letter").write_text("dear")
-    with pytest.raises(RunDirError, match="is there already"):
+    with pytest.raises(RunDirError, match="already exists"):
         save_policy(agent, folder)
     run = run_of(settings(), tmp_path / "run")
     with pytest.raises(RunDirError, match="name another folder with --output"):
