@@ -21,7 +21,7 @@ from maml_ray.runs.evaluate import (
     override_inner_rate,
 )
 
-FILE_NAME = "followed.jsonl"
+RESULTS_FILE = "followed.jsonl"
 
 
 @dataclass(frozen=True)
@@ -147,19 +147,16 @@ class FollowLog:
     def __init__(self, directory: Path) -> None:
         from maml_ray.reporting.tensorboard import EventWriter  # slow to import
 
-        if (directory / FILE_NAME).exists():
-            raise RunDirError(f"{directory} already contains {FILE_NAME}: name another directory")
+        if (directory / RESULTS_FILE).exists():
+            raise RunDirError(
+                f"{directory} already contains {RESULTS_FILE}: name another directory"
+            )
         try:
             directory.mkdir(parents=True, exist_ok=True)
             self._events = EventWriter(directory / "tensorboard")
         except OSError as error:
-<<<<<<< mine
             raise RunDirError(f"cannot write to {directory}: {error.strerror}") from None
-        self._lines = PatientFile(directory / FILE_NAME)
-=======
-            raise RunDirError(f"cannot write to {folder}: {error.strerror}") from None
-        self._lines = RetryingFile(folder / ROWS)
->>>>>>> current
+        self._lines = RetryingFile(directory / RESULTS_FILE)
 
     def add(self, evaluated: EvaluatedVersion) -> None:
         """Append one line, and one point to every curve, at the version."""

@@ -1,8 +1,8 @@
-"""Compile ahead what runs need: once for a machine, or for an image.
+"""Compile the kernels that runs need, once per machine or container image.
 
     python -m maml_ray.runs.precompile
 
-Without it the first run does so, and begins half a minute later.
+Otherwise the first run on a machine compiles them, which delays its start by about 30 s.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from maml_ray.policies.numpy_policy import NumpyPolicy
 
 
 def precompile() -> None:
-    """Go through an iteration that is as small as can be, of what is compiled for any run."""
-    settings = _small()
+    """Run one minimal meta-iteration that calls every kernel with the types of any run."""
+    settings = _minimal_settings()
     worker = RolloutWorker(settings)
     learner = MetaLearner(settings, worker.spec)
     try:
@@ -26,14 +26,14 @@ def precompile() -> None:
         rollouts, _ = worker.roll_out(published, Assignment(0, 0, task, 0))
         learner.update([rollouts])
         policy = NumpyPolicy(worker.spec, published.values, published.normalizer)
-        policy.forward(rollouts.query.observations)  # as where episodes are stepped, not played
-        by_trust_region = {**settings.model_dump(), "outer": {"objective": "trpo"}}
-        warm_up(validate_settings(by_trust_region), worker.spec)
+        policy.forward(rollouts.query.observations)  # for environments stepped from Python
+        trust_region = {**settings.model_dump(), "outer": {"objective": "trpo"}}
+        warm_up(validate_settings(trust_region), worker.spec)
     finally:
         worker.close()
 
 
-def _small() -> Settings:
+def _minimal_settings() -> Settings:
     return validate_settings(
         {
             "task": {"name": "half-cheetah-backward", "horizon": 2},

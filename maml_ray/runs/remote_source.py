@@ -1,4 +1,4 @@
-"""A run on the cluster as a source of agents, for a program of another job."""
+"""Fetch the parameters of a run on the cluster from another job."""
 
 from __future__ import annotations
 
@@ -18,36 +18,39 @@ from maml_ray.runs.follow import PolicyVersion
 from maml_ray.runtime.actor_handle import reason
 from maml_ray.runtime.run_id import RunName
 
-_WAIT_S = 2.0
-"""Longest single wait for a version: how soon a request to stop is heard."""
-_LOOK_EVERY_S = 0.5
-SILENCE_S = 300.0
-"""A run whose service cannot be had for so long, while its actors live, is given up."""
+_REQUEST_S = 2.0
+"""Maximum duration of one request for a version: bounds the delay until a stop is noticed."""
+_POLL_INTERVAL_S = 0.5
+UNREACHABLE_AFTER_S = 300.0
+"""Give up after this time without an answer from a run whose actors are alive."""
 
 
 class RunUnreachable(UserError):
-    """The run is there, and its service does not answer."""
+    """The run is alive, but its status actor does not answer."""
 
 
 class RemoteRun:
-    """The newest parameters of a run, version after version, until the run ends.
+    """Supply the newest parameters of a run until the run ends.
 
     Args:
-        name: of the run.
-        check_stop: called at least every few seconds while waiting; may raise to abandon the wait.
+        name: name of the run.
+        check_stop: called every few seconds while waiting; may raise to stop waiting.
     """
 
     def __init__(self, name: RunName, *, check_stop: Callable[[], None]) -> None:
         self.name, self._check_stop = name, check_stop
-        self._described: tuple[Settings, PolicySpec] | None = None
+        self._description: tuple[Settings, PolicySpec] | None = None
 
     def next(self, newer_than: int, every: int) -> PolicyVersion | None:
-        """The newest version that is newer and that ``every`` divides; None once the run is over.
+        """Wait for a version after ``newer_than`` that is a multiple of ``every``.
+
+        Returns:
+            The newest such version; None once the run has ended.
 
         Raises:
-            RunLost: the service has not answered for ``SILENCE_S``.
+            RunUnreachable: the run has not answered for ``UNREACHABLE_AFTER_S``.
         """
-        heard, problem = time.monotonic(), "it is not there"
+        last_answer, problem = time.monotonic(), "its status actor does not exist"
         while True:
             self._check_stop()
             service = service_of(self.name)
@@ -55,29 +58,29 @@ class RemoteRun:
                 return None
             if service is not None:
                 try:
-                    found = self._ask(service, newer_than, every)
-                except RayError as error:  # it died, or the run has: the next round tells
+                    version = self._request(service, newer_than, every)
+                except RayError as error:  # next, find out whether the run has ended
                     problem = reason(error)
                 else:
-                    if found is not None:
-                        return found
-                    heard = time.monotonic()
+                    if version is not None:
+                        return version
+                    last_answer = time.monotonic()
                     continue
-            if time.monotonic() - heard > SILENCE_S:
+            if time.monotonic() - last_answer > UNREACHABLE_AFTER_S:
                 raise RunUnreachable(
-                    f"{self.name} has not answered for {SILENCE_S:.0f} s: {problem}"
+                    f"{self.name} has not answered for {UNREACHABLE_AFTER_S:.0f} s: {problem}"
                 )
-            time.sleep(_LOOK_EVERY_S)
+            time.sleep(_POLL_INTERVAL_S)
 
-    def _ask(self, service: Any, newer_than: int, every: int) -> PolicyVersion | None:
-        if self._described is None:
-            (described,) = ray.get(service.described.remote(), timeout=ANSWER_S)
-            self._described = ray.get(described, timeout=ANSWER_S)
-        asked = service.snapshot.remote(newer_than, every, _WAIT_S)
-        snapshot = ray.get(asked, timeout=_WAIT_S + ANSWER_S)
+    def _request(self, service: Any, newer_than: int, every: int) -> PolicyVersion | None:
+        if self._description is None:
+            (description,) = ray.get(service.described.remote(), timeout=ANSWER_S)
+            self._description = ray.get(description, timeout=ANSWER_S)
+        request = service.snapshot.remote(newer_than, every, _REQUEST_S)
+        snapshot = ray.get(request, timeout=_REQUEST_S + ANSWER_S)
         if snapshot is None:
             return None
-        fetched: PolicyParameters = ray.get(snapshot.parameters[0], timeout=ANSWER_S)
-        settings, spec = self._described
-        agent = Agent(settings, spec, dict(fetched.values), fetched.normalizer)
+        parameters: PolicyParameters = ray.get(snapshot.parameters[0], timeout=ANSWER_S)
+        settings, spec = self._description
+        agent = Agent(settings, spec, dict(parameters.values), parameters.normalizer)
         return PolicyVersion(snapshot.version, agent)

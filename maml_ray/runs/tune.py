@@ -1,4 +1,4 @@
-"""A run as a trial of Ray Tune: settings swept, iterations reported, hopeless trials stopped."""
+"""Make a run the trainable of a Ray Tune sweep over settings."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from maml_ray.persistence.run_storage import open_run_storage
 from maml_ray.reporting.metrics_log import MetricsLog
 from maml_ray.runs.training_loop import train_on_ray
 
-_LONGEST_NAME = 50
-"""Of a run: a trial's id follows it."""
+_MAX_NAME_LENGTH = 50
+"""Longest run name in characters; the trial's id is appended."""
 
 
 def tune_objective(settings: Settings | None = None) -> Any:
-    """What :class:`ray.tune.Tuner` takes as its trainable: one run for each point of a sweep.
+    """Return a trainable for :class:`ray.tune.Tuner` that trains one run per trial.
 
     A trial's ``config`` names settings by their path, such as ``"inner.learning_rate"``. Each
-    iteration is reported with everything that stands in a line of ``metrics.jsonl``, and
-    ``run_folder``, which :func:`maml_ray.load` reads. A trial asks Tune for a CPU for each rollout
-    actor, which is ``cluster.rollout_actors``, or one; the learner takes turns with them and
-    computes with as many threads. With ``cluster.learner_device: cuda`` it asks for a GPU too.
-    A trial that Tune begins again goes on from its last checkpoint.
+    iteration reports the keys of ``metrics.jsonl`` and ``run_folder``, which
+    :func:`maml_ray.load` reads. A trial requests one CPU per rollout actor
+    (``cluster.rollout_actors``, by default one); the learner alternates with the actors and uses
+    as many threads. With ``cluster.learner_device: cuda`` it also requests a GPU. A trial that
+    Tune restarts resumes from its last checkpoint.
 
     Args:
-        settings: what every trial has but for its ``config``; all defaults if None. Run folders
-            are made under ``run.directory``, as seen from here.
+        settings: settings of all trials, before their ``config``; None for the defaults. Run
+            directories are created in ``run.directory``, relative to the current directory.
 
     Raises:
         UserError: Ray Tune is not installed.
@@ -43,84 +43,84 @@ def tune_objective(settings: Settings | None = None) -> Any:
         from ray import tune
     except ImportError as error:
         raise UserError(
-            f"a sweep needs Ray Tune ({error.name or error} is not there): "
+            f"a sweep needs Ray Tune ({error.name or error} is not installed): "
             "pip install 'maml-ray[tune]'"
         ) from None
-    settings = _for_trials(settings or Settings())
+    settings = _with_fixed_resources(settings or Settings())
     actors, gpu = settings.cluster.rollout_actors or 1, settings.cluster.learner_device == "cuda"
     bundles = [{}, *([{"GPU": 1.0}] if gpu else []), *[{"CPU": 1.0}] * actors]
-    return tune.with_resources(_trial_of(settings), tune.PlacementGroupFactory(bundles))
+    return tune.with_resources(_make_trainable(settings), tune.PlacementGroupFactory(bundles))
 
 
 def with_config(settings: Settings, config: Mapping[str, Any]) -> Settings:
-    """``settings`` with the values of a trial's ``config``, which are named by their paths.
+    """Return ``settings`` updated with the ``config`` of a trial, whose keys are setting paths.
 
     Raises:
-        SettingsError: there is no such setting, or its value is not allowed.
+        SettingsError: a setting does not exist or its value is not allowed.
     """
     data = settings.model_dump(mode="json")
     for path, value in config.items():
-        *above, key = path.split(".")
-        place = data
-        for part in above:
-            place = place.setdefault(part, {})
-            if not isinstance(place, dict):
-                raise SettingsError(f"{path:.80} is not a setting: {part:.80} has none below it")
-        place[key] = value.item() if hasattr(value, "item") else value
+        *sections, key = path.split(".")
+        section = data
+        for part in sections:
+            section = section.setdefault(part, {})
+            if not isinstance(section, dict):
+                raise SettingsError(f"{path:.80} is not a setting: {part:.80} has no keys")
+        section[key] = value.item() if hasattr(value, "item") else value
     return validate_settings(check_json(data))
 
 
-def _for_trials(settings: Settings) -> Settings:
-    """Nothing left open that would be decided by the whole cluster, or by a trial's own folder."""
+def _with_fixed_resources(settings: Settings) -> Settings:
+    """Fix what would otherwise depend on the whole cluster or on a trial's working directory."""
     cluster, run = settings.cluster, settings.run
     actors = cluster.rollout_actors or 1
     device = "cuda" if cluster.learner_device == "cuda" else "cpu"
     threads = cluster.learner_threads or actors
-    kept = {"rollout_actors": actors, "learner_device": device, "learner_threads": threads}
+    resources = {"rollout_actors": actors, "learner_device": device, "learner_threads": threads}
     directory = str(Path(run.directory).absolute())
     return settings.model_copy(
         update={
-            "cluster": cluster.model_copy(update=kept),
+            "cluster": cluster.model_copy(update=resources),
             "run": run.model_copy(update={"directory": directory}),
         }
     )
 
 
-def _trial_of(settings: Settings) -> Callable[[dict[str, Any]], None]:
-    def maml_ray(config: dict[str, Any]) -> None:  # Tune calls the trials after it
+def _make_trainable(settings: Settings) -> Callable[[dict[str, Any]], None]:
+    def maml_ray(config: dict[str, Any]) -> None:  # Tune names trials after the function
         from ray import tune
 
-        # The name is in the actors' namespace, and in the folder's: each trial has its own.
-        name = f"{settings.run.name[:_LONGEST_NAME]}-{tune.get_context().get_trial_id()}"
-        _run(with_config(settings, {**config, "run.name": name}), tune.report)
+        # The run name names actors and the run directory: it must differ between trials.
+        name = f"{settings.run.name[:_MAX_NAME_LENGTH]}-{tune.get_context().get_trial_id()}"
+        _train_trial(with_config(settings, {**config, "run.name": name}), tune.report)
 
     return maml_ray
 
 
-def _run(settings: Settings, report: Callable[[dict[str, Any]], None]) -> None:
-    folder = RunDir(Path(settings.run.directory) / settings.run.name)
-    with lock_run_dir(folder.path):
-        storage = open_run_storage(folder, settings)
+def _train_trial(settings: Settings, report: Callable[[dict[str, Any]], None]) -> None:
+    run_dir = RunDir(Path(settings.run.directory) / settings.run.name)
+    with lock_run_dir(run_dir.path):
+        storage = open_run_storage(run_dir, settings)
         resume = load_newest_checkpoint(storage)[0] if has_checkpoints(storage) else None
-        log = MetricsLog(folder, resume.iteration if resume else 0)
-        observers: list[Observer] = [log, _Reporter(folder, report)]
+        log = MetricsLog(run_dir, resume.iteration if resume else 0)
+        observers: list[Observer] = [log, _TuneReporter(run_dir, report)]
         try:
-            train_on_ray(settings, folder, observers=observers, resume=resume)
+            train_on_ray(settings, run_dir, observers=observers, resume=resume)
         finally:
             log.close()
 
 
-class _Reporter:
-    """An observer that tells Tune of each iteration, which may end the trial there."""
+class _TuneReporter:
+    """Report each iteration to Tune, which may stop the trial there."""
 
-    def __init__(self, folder: RunDir, report: Callable[[dict[str, Any]], None]) -> None:
-        self._folder, self._report = folder, report
+    def __init__(self, run_dir: RunDir, report: Callable[[dict[str, Any]], None]) -> None:
+        self._run_dir, self._report = run_dir, report
 
     def on_start(self, report: StartReport) -> None:
         pass
 
     def on_iteration(self, record: IterationRecord) -> None:
-        self._report({**record.as_row(), "run_folder": str(self._folder.path)})
+        self._report({**record.as_row(), "run_folder": str(self._run_dir.path)})
 
     def on_event(self, message: str) -> None:
         pass

@@ -136,7 +136,7 @@ def test_adapt_and_compare_from_the_command_line(  # type: ignore[no-untyped-def
     assert "after 1 step" in adapted.out
     (folder,) = (run.path / "adapted").iterdir()
     again = cli("adapt", "run", "--task", json.dumps(dict(task.parameters)))
-    assert_refused(again, "is there already", "--output")
+    assert_refused(again, "already exists", "--output")
     assert_refused(cli("adapt", "run", "--task", '{"x": 1, "z": 2}'), "no such task")
     assert_refused(cli("adapt", "run", "--task", '{"x": NaN, "y": 0}'), "is not a number")
     assert_refused(cli("evaluate", str(folder)), "is not a run folder")

@@ -75,7 +75,7 @@ def test_what_is_there_is_left_alone(tmp_path: Path, agent: Agent) -> None:
     with pytest.raises(RunDirError, match="already exists"):
         save_policy(agent, folder)
     run = run_of(settings(), tmp_path / "run")
-    with pytest.raises(RunDirError, match="name another folder with --output"):
+    with pytest.raises(RunDirError, match="name another directory with --output"):
         adapt_run(run.path, {"x": 0.0, "y": 0.1}, output=folder)
     assert [path.name for path in folder.iterdir()] == ["letter"]
 

@@ -63,7 +63,7 @@ def test_each_version_is_judged_as_evaluate_judges_it_alone() -> None:
 def test_a_version_that_cannot_be_judged_is_told_and_the_next_one_is() -> None:
     problems: list[tuple[int, str]] = []
     source = Versions([version(1, float("nan")), version(2)])
-    judged = judge(source, on_problem=lambda number, told: problems.append((number, told)))
+    judged = judge(source, on_error=lambda number, told: problems.append((number, told)))
     assert [one.version for one in judged] == [2]
     ((number, told),) = problems
     assert number == 1
@@ -114,13 +114,13 @@ def test_rows_go_to_json_lines_and_to_tensorboard(tmp_path: Path) -> None:
     assert [point.step for point in points] == [3, 8]
     expected = [one.evaluation.row(2, "mean").mean for one in judged]
     assert [point.value for point in points] == pytest.approx(expected, rel=1e-6)
-    with pytest.raises(RunDirError, match="name another folder"):
+    with pytest.raises(RunDirError, match="name another directory"):
         FollowLog(tmp_path / "followed")
 
 
 def test_a_line_tells_the_version_its_returns_and_how_long_it_took() -> None:
     (judged,) = judge(Versions([version(12)]))
-    told = replace(judged, took_s=1.25).line()
+    told = replace(judged, took_s=1.25).format_line()
     assert f"before {judged.before.mean:7.1f} after {judged.after.mean:7.1f}" in told
     assert told.startswith("version    12")
     assert told.endswith("took 1.2 s")
