@@ -1,4 +1,4 @@
-"""Collection: a policy and a batch of environments give trajectories. No torch, no Ray."""
+"""Collect trajectories of a NumPy policy in a vector environment."""
 
 from __future__ import annotations
 
@@ -15,13 +15,22 @@ from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.policies.spec import PolicySpec
 from maml_ray.rollouts.trajectories import Trajectories
 
-ATTEMPTS = 3
-"""How often an episode is drawn before its task is given up: chance breaks a simulation once, and
-a task or a policy that breaks three in a row will break the next."""
+MAX_ATTEMPTS = 3
+"""Attempts at an episode before collection fails. One failure may be chance; a task or a policy
+that makes a simulation fail three times in a row will do so again."""
+
+_FLOAT_ARRAYS = (
+    "observations",
+    "actions",
+    "log_probs",
+    "rewards",
+    "final_observations",
+    "speeds",
+)
 
 
 class SimulationFailed(UserError):
-    """Episodes of a task break whenever they are drawn; the sentence says how many."""
+    """Episodes of a task failed in every attempt; the message says how many."""
 
 
 def collect(
@@ -32,47 +41,47 @@ def collect(
     *,
     explore: bool = True,
 ) -> Trajectories:
-    """Roll out one episode in each of the K environments of ``env``, for ``horizon`` steps at most.
+    """Roll out one episode of at most ``horizon`` steps in each of the K environments.
 
-    All noise is drawn before the first step from ``seed``, so the result depends on the seed,
-    the policy and the environment, and on nothing else. An episode whose simulation breaks (a
-    number that is not finite, or a state that MuJoCo itself has given up) is discarded, and drawn
-    again from the next key of its stream; the other episodes stay as they are.
+    All noise is drawn from ``seed`` before the first step, so that the result depends on the seed,
+    the policy and the environment only. An episode fails if a number in it is not finite or MuJoCo
+    has reset the simulation by itself; it is discarded and collected again from the next child of
+    its seed, without changing the other episodes.
 
     Args:
-        policy: who acts.
-        env: K environments; it is reset here and must not reset itself within an episode's
-            steps, other than behind its end, where everything is masked. It may tell by a method
-            ``broken() -> (K,) bool`` which of its simulations have failed since their reset.
-        horizon: T, the number of steps.
-        seed: the stream for initial states and action noise.
-        explore: sample actions; otherwise take the mean or the most probable action.
+        policy: policy that acts.
+        env: K environments; they are reset first, and must not reset themselves before the end of
+            an episode. An optional method ``failed() -> (K,) bool`` reports the simulations that
+            failed since their reset; an optional method ``rollout`` runs whole episodes.
+        horizon: T, maximum number of steps.
+        seed: source of initial states and action noise.
+        explore: sample actions; otherwise use the mean or most probable action.
 
     Returns:
         Trajectories of K episodes and T steps.
 
     Raises:
-        SimulationFailed: an episode broke as often as it was drawn.
+        SimulationFailed: an episode failed ``MAX_ATTEMPTS`` times.
     """
-    # What is not a number is looked for afterwards: it needs no warnings on the way.
+    # Numbers that are not finite are detected afterwards; NumPy need not warn of them.
     with np.errstate(all="ignore"):
-        collected = _attempt(policy, env, horizon, seed, explore)
-        broken = _broken(collected, env)
-        for attempt in range(1, ATTEMPTS):
-            if not broken.any():
+        collected = _collect_once(policy, env, horizon, seed, explore)
+        failed = _failed_episodes(collected, env)
+        for attempt in range(1, MAX_ATTEMPTS):
+            if not failed.any():
                 return collected
-            again = _attempt(policy, env, horizon, _child(seed, 1 + attempt), explore)
-            collected = _with_rows(collected, again, broken)
-            broken &= _broken(again, env)
-    if broken.any():
+            retry = _collect_once(policy, env, horizon, _child_seed(seed, 1 + attempt), explore)
+            collected = _replace_episodes(collected, retry, failed)
+            failed &= _failed_episodes(retry, env)
+    if failed.any():
         raise SimulationFailed(
-            f"{np.count_nonzero(broken)} of {len(broken)} episodes broke {ATTEMPTS} times in a "
-            "row: observations, rewards or actions were not finite, or MuJoCo gave it up"
+            f"{np.count_nonzero(failed)} of {len(failed)} episodes failed {MAX_ATTEMPTS} times in "
+            "a row: observations, rewards or actions were not finite, or MuJoCo gave up"
         )
     return collected
 
 
-def _attempt(
+def _collect_once(
     policy: NumpyPolicy,
     env: VectorEnv[Any, Any, Any],
     horizon: int,
@@ -80,92 +89,96 @@ def _attempt(
     explore: bool,
 ) -> Trajectories:
     episodes = env.num_envs
-    rng = np.random.default_rng(_child(seed, 1)) if explore else None
+    rng = np.random.default_rng(_child_seed(seed, 1)) if explore else None
     sampler = make_sampler(policy, horizon, episodes, rng)
-    record = _Record(policy.spec, horizon, episodes)
-    # Gymnasium's vector environments take a list of seeds; their base class is annotated without.
+    buffer = _RolloutBuffer(policy.spec, horizon, episodes)
+    # Gymnasium's vector environments accept a list of seeds, which its annotation omits.
     observation, _ = env.reset(seed=reset_seeds(seed, episodes))  # type: ignore[arg-type]
-    if _played(env, sampler, record):
-        return record.trajectories(record.last, sampler.log_probs())
+    if _run_compiled_rollout(env, sampler, buffer):
+        return buffer.to_trajectories(buffer.last_observation, sampler.log_probs())
     for step in range(horizon):
-        seen = record.observations[step]
-        seen[:] = observation
-        actions = sampler.act(step, seen)
-        record.actions[step] = actions
-        outcome = env.step(to_env_actions(policy.spec, actions))
-        observation = outcome[0]
-        if record.note(step, outcome):
+        buffer.observations[step] = observation
+        actions = sampler.act(step, buffer.observations[step])
+        buffer.actions[step] = actions
+        transition = env.step(to_env_actions(policy.spec, actions))
+        observation = transition[0]
+        if buffer.add_step(step, transition):
             break
-    return record.trajectories(observation, sampler.log_probs())
+    return buffer.to_trajectories(observation, sampler.log_probs())
 
 
-def _played(env: VectorEnv[Any, Any, Any], sampler: ActionSampler, record: _Record) -> bool:
-    """Have ``env`` play whole episodes by itself, where it can; whether it could."""
-    play, player = getattr(env, "play", None), sampler.kernel()
-    if play is None or player is None:
+def _run_compiled_rollout(
+    env: VectorEnv[Any, Any, Any], sampler: ActionSampler, buffer: _RolloutBuffer
+) -> bool:
+    """Run the whole episodes by ``env.rollout``; return False if the environment cannot."""
+    rollout, kernel = getattr(env, "rollout", None), sampler.kernel()
+    if rollout is None or kernel is None:
         return False
-    outcome = play(player, record.observations_and_last, record.actions)
+    outcome = rollout(kernel, buffer.all_observations, buffer.actions)
     if outcome is None:
         return False
-    record.note_all(*outcome)
+    buffer.add_all_steps(*outcome)
     return True
 
 
-def _broken(collected: Trajectories, env: VectorEnv[Any, Any, Any]) -> NDArray[np.bool_]:
-    """(K,) which episodes are not to be learned from."""
-    tell = getattr(env, "broken", None)
-    broken = np.zeros(collected.episodes, np.bool_) if tell is None else np.array(tell(), np.bool_)
-    for name in _FIGURES:
-        figures = getattr(collected, name)
-        if figures is not None and not np.isfinite(figures).all():
-            broken |= ~np.isfinite(figures).reshape(collected.episodes, -1).all(axis=1)
-    return broken
+def _failed_episodes(collected: Trajectories, env: VectorEnv[Any, Any, Any]) -> NDArray[np.bool_]:
+    """Return (K,) which episodes must not be learned from."""
+    env_failed = getattr(env, "failed", None)
+    failed = np.zeros(collected.episodes, np.bool_)
+    if env_failed is not None:
+        failed |= env_failed()
+    for name in _FLOAT_ARRAYS:
+        array = getattr(collected, name)
+        if array is not None and not np.isfinite(array).all():
+            failed |= ~np.isfinite(array).reshape(collected.episodes, -1).all(axis=1)
+    return failed
 
 
-_FIGURES = ("observations", "actions", "log_probs", "rewards", "final_observations", "speeds")
-
-
-def _with_rows(
-    collected: Trajectories, again: Trajectories, rows: NDArray[np.bool_]
+def _replace_episodes(
+    collected: Trajectories, retry: Trajectories, failed: NDArray[np.bool_]
 ) -> Trajectories:
-    """``collected`` with the episodes ``rows`` (K,) of ``again``, and as many more discarded."""
+    """Return ``collected`` with its ``failed`` (K,) episodes taken from ``retry``."""
     arrays: dict[str, Any] = {}
     for field in fields(Trajectories):
-        old, new = getattr(collected, field.name), getattr(again, field.name)
+        old, new = getattr(collected, field.name), getattr(retry, field.name)
         if isinstance(old, np.ndarray):
-            arrays[field.name] = np.where(rows.reshape(-1, *[1] * (old.ndim - 1)), new, old)
-    discarded = collected.discarded + int(np.count_nonzero(rows))
+            arrays[field.name] = np.where(failed.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+    discarded = collected.discarded + int(np.count_nonzero(failed))
     return replace(collected, **arrays, discarded=discarded)
 
 
-class _Record:
-    """The arrays of a collection under way.
+class _RolloutBuffer:
+    """Arrays of the steps collected so far, time first so that a step writes contiguous memory.
 
-    Time is the first axis, so that each step writes one contiguous block.
+    Attributes:
+        all_observations: (T + 1, K, D), the observation after the last step included.
+        observations: (T, K, D), a view.
+        last_observation: (K, D), a view.
+        actions: (T, K, A) as recorded.
     """
 
     def __init__(self, spec: PolicySpec, horizon: int, episodes: int) -> None:
         size = spec.observation_size
-        self.observations_and_last = np.zeros((horizon + 1, episodes, size), dtype=np.float32)
-        self.observations = self.observations_and_last[:-1]
-        self.last = self.observations_and_last[-1]
+        self.all_observations = np.zeros((horizon + 1, episodes, size), dtype=np.float32)
+        self.observations = self.all_observations[:-1]
+        self.last_observation = self.all_observations[-1]
         self.actions = np.zeros((horizon, episodes, spec.recorded_action_size), dtype=np.float32)
         self._rewards = np.zeros((horizon, episodes), dtype=np.float32)
         self._speeds = np.zeros((horizon, episodes), dtype=np.float32)
         self._mask = np.zeros((horizon, episodes), dtype=np.bool_)
-        self._knows_speed = False
+        self._has_speeds = False
         self._alive = np.ones(episodes, dtype=np.bool_)
         self._terminated = np.zeros(episodes, dtype=np.bool_)
         self._final_observations = np.zeros((episodes, size), dtype=np.float32)
 
-    def note(self, step: int, outcome: tuple[Any, Any, Any, Any, dict[str, Any]]) -> bool:
-        """Write down what ``env.step`` gave; whether all episodes have ended."""
-        observation, reward, terminated, truncated, info = outcome
+    def add_step(self, step: int, transition: tuple[Any, Any, Any, Any, dict[str, Any]]) -> bool:
+        """Record what ``env.step`` returned; return whether all episodes have ended."""
+        observation, reward, terminated, truncated, info = transition
         self._rewards[step] = reward
         self._mask[step] = self._alive
         if "speed" in info:
             self._speeds[step] = info["speed"]
-            self._knows_speed = True
+            self._has_speeds = True
         ended = terminated | truncated
         if not np.count_nonzero(ended):  # several times faster than any()
             return False
@@ -175,18 +188,18 @@ class _Record:
         self._alive &= ~ended
         return not self._alive.any()
 
-    def note_all(self, rewards: NDArray[Any], speeds: NDArray[Any]) -> None:
-        """Write down what all steps (T, K) gave, of episodes that have not ended."""
+    def add_all_steps(self, rewards: NDArray[Any], speeds: NDArray[Any]) -> None:
+        """Record rewards and speeds (T, K) of complete episodes without an early end."""
         self._rewards[:], self._speeds[:] = rewards, speeds
-        self._mask[:] = self._knows_speed = True
+        self._mask[:] = self._has_speeds = True
 
-    def trajectories(
+    def to_trajectories(
         self, observation: NDArray[Any], log_probs: NDArray[np.float32]
     ) -> Trajectories:
-        """What was collected; ``observation`` is the last one seen."""
+        """Return the trajectories; ``observation`` (K, D) is the one after the last step."""
         self._final_observations[self._alive] = observation[self._alive]
         if not self._mask.all():
-            # What comes behind an episode's end may be anything, and NaN times zero is NaN.
+            # Entries after an episode's end may be NaN, which a zero weight would not remove.
             for array in (self._rewards, self.observations, self.actions, log_probs, self._speeds):
                 array[~self._mask] = 0.0
         lengths = self._mask.sum(axis=0, dtype=np.float32)
@@ -198,19 +211,19 @@ class _Record:
             mask=_episodes_first(self._mask),
             final_observations=self._final_observations,
             terminated=self._terminated,
-            speeds=self._speeds.sum(axis=0) / lengths if self._knows_speed else None,
+            speeds=self._speeds.sum(axis=0) / lengths if self._has_speeds else None,
         )
 
 
 def reset_seeds(seed: np.random.SeedSequence, episodes: int) -> list[int]:
-    """The seeds that :func:`collect` resets its environments with: to replay an episode."""
-    return [int(word) for word in _child(seed, 0).generate_state(episodes, np.uint64)]
+    """Return the seeds that :func:`collect` resets its environments with, to replay an episode."""
+    return [int(word) for word in _child_seed(seed, 0).generate_state(episodes, np.uint64)]
 
 
-def _child(seed: np.random.SeedSequence, number: int) -> np.random.SeedSequence:
-    """A stream within a stream: 0 for initial states, 1 for action noise, 2 on to draw again.
+def _child_seed(seed: np.random.SeedSequence, number: int) -> np.random.SeedSequence:
+    """Return a child stream: 0 for initial states, 1 for action noise, 2 and above for retries.
 
-    By key and not by ``spawn``, which counts its calls: the same seed gives the same.
+    ``SeedSequence.spawn`` counts its calls; a key gives the same child every time.
     """
     return np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, number))
 

@@ -18,7 +18,7 @@ from maml_ray.learning.rollout_worker import Assignment, RolloutWorker, policy_s
 from maml_ray.learning.state import LearnerState, UpdateMetrics
 from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.policies.spec import initial_parameters
-from maml_ray.rollouts.collector import ATTEMPTS, SimulationFailed, collect
+from maml_ray.rollouts.collector import MAX_ATTEMPTS, SimulationFailed, collect
 from maml_ray.rollouts.trajectories import TaskRollouts, Trajectories
 from maml_ray.runs.training_loop import check_fault_budget
 from maml_ray.tasks.registry import resolve_tasks
@@ -120,9 +120,9 @@ def test_episodes_that_break_however_often_they_are_drawn_are_given_up_in_a_sent
         attempts.add(attempt)
         outcome[1][3] = math.nan
 
-    with pytest.raises(SimulationFailed, match=r"1 of 4 episodes broke 3 times in a row"):
+    with pytest.raises(SimulationFailed, match=r"1 of 4 episodes failed 3 times in a row"):
         collected(chosen(), spoil, SEED)
-    assert len(attempts) == ATTEMPTS
+    assert len(attempts) == MAX_ATTEMPTS
 
 
 def test_what_comes_behind_an_episodes_end_breaks_nothing() -> None:
@@ -152,11 +152,11 @@ def test_a_simulation_that_mujoco_began_anew_by_itself_is_seen_though_all_is_fin
         tasks.sample(np.random.default_rng(0), 1)[0], num_envs=4, horizon=HORIZON
     )
     spoilt = Spoilt(env, explode(env))
-    spoilt.broken = env.broken  # type: ignore[attr-defined]
+    spoilt.failed = env.failed  # type: ignore[attr-defined]
     found = collect(policy, spoilt, HORIZON, SEED)  # type: ignore[arg-type]
     undisturbed = collect(policy, env, HORIZON, SEED)
     assert found.discarded == 1
-    assert not env.broken().any()
+    assert not env.failed().any()
     assert_rows(found, undisturbed, [0, 2, 3])
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from maml_ray.config.settings import AdvantageSettings
 from maml_ray.rollouts.advantages import (
     RIDGE,
-    Values,
+    BaselineValues,
     baseline_features,
     compute_advantages,
     compute_gae,
@@ -57,7 +57,7 @@ def test_gae_is_the_sum_over_temporal_differences(
     values = np.where(data.mask, data.observations[..., 0].astype(np.float64), 0.0)
     settings, lengths = AdvantageSettings(discount=discount, gae_lambda=lam), data.mask.sum(axis=1)
     behind = np.zeros(data.episodes)
-    actual = compute_gae(rewards, Values(values, behind), lengths, settings)
+    actual = compute_gae(rewards, BaselineValues(values, behind), lengths, settings)
     expected = oracles.gae(rewards, values, lengths, discount, lam)
     np.testing.assert_allclose(np.where(data.mask, actual, 0.0), expected, atol=1e-12)
 
@@ -76,7 +76,7 @@ def test_baseline_is_the_ridge_solution(data: Trajectories) -> None:
     returns = oracles.discounted_sums(rewards, 0.99)
     values = fit_baseline(data, rewards, 0.99)
     expected = oracles.ridge_values(data, returns, RIDGE)
-    np.testing.assert_allclose(values.of_steps, expected, atol=1e-4)
+    np.testing.assert_allclose(values.steps, expected, atol=1e-4)
     np.testing.assert_array_equal(values.final, 0.0)
 
 

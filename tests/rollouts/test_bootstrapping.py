@@ -1,4 +1,4 @@
-"""Values behind an episode that only the time limit ended."""
+"""BaselineValues behind an episode that only the time limit ended."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_the_values_are_the_fixed_point_of_fitting_and_bootstrapping(seed: int) 
     data = with_ends(seed, 6, 20)
     values, final, _ = fixed_point(data, 0.7)
     found = fit_bootstrapped_baseline(data, rewards_of(data), 0.7)
-    np.testing.assert_allclose(found.of_steps, values, atol=1e-8)
+    np.testing.assert_allclose(found.steps, values, atol=1e-8)
     np.testing.assert_allclose(found.final, final, atol=1e-8)
     assert (np.abs(final) > 1e-2).any()  # or the test shows nothing
     assert (final == 0).any()
@@ -119,7 +119,7 @@ def test_where_every_episode_ended_by_itself_nothing_is_bootstrapped(
     system = np.vstack((x, np.sqrt(RIDGE) * np.eye(5)))
     weights = np.linalg.lstsq(system, np.concatenate((y, np.zeros(5))), rcond=None)[0]
     found = fit_bootstrapped_baseline(data, rewards, 0.9)
-    np.testing.assert_allclose(found.of_steps[data.mask], x @ weights, atol=1e-4)
+    np.testing.assert_allclose(found.steps[data.mask], x @ weights, atol=1e-4)
     np.testing.assert_array_equal(found.final, 0.0)
 
 
@@ -129,9 +129,9 @@ def test_a_constant_reward_is_worth_the_same_at_any_time() -> None:
     data = replace(data, rewards=np.full((10, 100), 2.0, np.float32))
     rewards = rewards_of(data)
     found, plain = fit_bootstrapped_baseline(data, rewards, 0.95), fit_baseline(data, rewards, 0.95)
-    np.testing.assert_allclose(found.of_steps, 40.0, rtol=1e-3)
+    np.testing.assert_allclose(found.steps, 40.0, rtol=1e-3)
     np.testing.assert_allclose(found.final, 40.0, rtol=1e-3)
-    assert plain.of_steps[:, -1].max() < 15.0
+    assert plain.steps[:, -1].max() < 15.0
     settings = AdvantageSettings(discount=0.95, bootstrap_time_limit=True, normalize=False)
     assert np.abs(compute_advantages(data, settings)).max() < 0.1
 
@@ -147,7 +147,7 @@ def test_noise_in_the_rewards_does_not_run_away(steps: int, discount: float) -> 
         found = fit_bootstrapped_baseline(data, rewards_of(data), discount)
         worth = 1.0 / (1.0 - discount)
         assert found.final.mean() == pytest.approx(worth, rel=0.3)
-        assert found.of_steps.mean() == pytest.approx(worth, rel=0.3)
+        assert found.steps.mean() == pytest.approx(worth, rel=0.3)
 
 
 def test_the_last_step_of_each_episode_is_followed_by_its_own_final_value() -> None:
@@ -160,7 +160,7 @@ def test_the_last_step_of_each_episode_is_followed_by_its_own_final_value() -> N
     for episode, length in enumerate(lengths):
         last = length - 1
         expected = data.rewards[episode, last] + 0.7 * values.final[episode]
-        expected -= values.of_steps[episode, last]
+        expected -= values.steps[episode, last]
         assert found[episode, last] == pytest.approx(expected)
 
 

@@ -86,7 +86,7 @@ def naive(
         steps = []
         for step in range(horizon):
             seen = np.asarray(observation, dtype=np.float32)
-            action = policy.outputs(seen)
+            action = policy.forward(seen)
             if explore:
                 action = action + policy.std * noise[step, episode]
             given = action * np.float32(policy.spec.action_scale)
@@ -195,7 +195,7 @@ def test_without_exploration_the_mean_is_taken() -> None:
     policy, env = make_policy(17, 6), cheetahs()
     collected = collect(policy, env, 5, seed(), explore=False)
     for step in range(5):
-        expected = policy.outputs(np.ascontiguousarray(collected.observations[:, step]))
+        expected = policy.forward(np.ascontiguousarray(collected.observations[:, step]))
         np.testing.assert_array_equal(collected.actions[:, step], expected)
     env.close()
 
