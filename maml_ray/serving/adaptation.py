@@ -1,4 +1,4 @@
-"""Adapting for a caller: to a task that is simulated here, or to what the caller collected."""
+"""Adapt a served policy: to a task simulated by the service, or to the caller's trajectories."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from maml_ray.tasks.task import Task
 
 
 @dataclass(frozen=True, eq=False)
-class AdaptResult:
-    """An adapted policy, and what its making was like.
+class AdaptResponse:
+    """An adapted policy and statistics of its inner steps.
 
     Attributes:
-        policy: the adapted one, with a name of its own.
-        adapted_from: the name of the one before.
-        steps: figures of each inner step.
-        return_before, return_after: mean return in simulation; None where there was none.
+        policy: the adapted policy, under a new name.
+        adapted_from: name of the policy before adaptation.
+        steps: statistics of each inner step.
+        return_before, return_after: mean return in simulation; None if not measured.
     """
 
     policy: ServedPolicy
@@ -41,82 +41,85 @@ class AdaptResult:
 
 
 def handle_adapt_request(
-    start: ServedPolicy, request: AdaptBody, *, most_env_steps: int
-) -> AdaptResult | ApiError:
-    """Serve one request to adapt, within limits.
+    policy: ServedPolicy, request: AdaptBody, *, max_env_steps: int
+) -> AdaptResponse | ApiError:
+    """Adapt ``policy`` as ``request`` asks, or return the error to answer with.
+
+    The error is returned, not raised: Ray would wrap an exception and log its traceback.
 
     Args:
-        start: the policy to adapt.
-        request: as read.
-        most_env_steps: simulated, in one request.
+        policy: the policy to adapt; unchanged.
+        request: the parsed request.
+        max_env_steps: maximum environment steps simulated for one request.
     """
     try:
-        _check_size(start.agent, request, most_env_steps)
-        task = _task(start, request)
-        if request.trajectories is None:
-            assert task is not None, "a request without either is not read"
-            return _in_simulation(start, request, task)
-        return _on_callers_data(start, request, task)
-    except ApiError as refusal:
-        return refusal
+        _check_env_steps(policy.agent, request, max_env_steps)
+        task = _find_task(policy, request)
+        if request.trajectories is not None:
+            return _adapt_to_trajectories(policy, request, task)
+        assert task is not None, "AdaptBody requires a task or trajectories"
+        return _adapt_in_simulation(policy, request, task)
+    except ApiError as error:
+        return error
     except UserError as error:
         return ApiError(422, str(error))
 
 
-def _in_simulation(start: ServedPolicy, request: AdaptBody, task: Task) -> AdaptResult:
-    outcome = adapt_in_simulation(
-        start.agent,
+def _adapt_in_simulation(policy: ServedPolicy, request: AdaptBody, task: Task) -> AdaptResponse:
+    result = adapt_in_simulation(
+        policy.agent,
         task,
         steps=request.steps,
         episodes=request.episodes,
         seed=request.seed,
         eval_episodes=request.measured_episodes,
     )
-    pairs = zip(pairwise(outcome.agents), outcome.support, strict=True)
-    steps = (adaptation_stats(before, after, support) for (before, after), support in pairs)
-    return AdaptResult(
-        ServedPolicy(new_policy_name(), outcome.agent, task),
-        start.name,
-        tuple(steps),
-        _or_none(outcome.before),
-        _or_none(outcome.after),
+    pairs = zip(pairwise(result.agents), result.support, strict=True)
+    return AdaptResponse(
+        ServedPolicy(new_policy_name(), result.agent, task),
+        policy.name,
+        tuple(adaptation_stats(before, after, support) for (before, after), support in pairs),
+        _finite_or_none(result.before),
+        _finite_or_none(result.after),
     )
 
 
-def _on_callers_data(start: ServedPolicy, request: AdaptBody, task: Task | None) -> AdaptResult:
-    assert request.trajectories is not None, "asked for with the caller's data alone"
-    support = to_trajectories(request.trajectories, start.agent)
-    adapted = start.agent.adapt(support)
+def _adapt_to_trajectories(
+    policy: ServedPolicy, request: AdaptBody, task: Task | None
+) -> AdaptResponse:
+    assert request.trajectories is not None
+    support = to_trajectories(request.trajectories, policy.agent)
+    adapted = policy.agent.adapt(support)
     before = after = math.nan
     if task is not None:
-        with start.agent.simulations() as simulations:
+        with policy.agent.simulations() as simulations:
             before, after = (
                 mean_return(
                     agent, task, request.seed, stream, request.measured_episodes, simulations
                 )
-                for agent, stream in ((start.agent, BEFORE), (adapted, AFTER))
+                for agent, stream in ((policy.agent, BEFORE), (adapted, AFTER))
             )
-    return AdaptResult(
+    return AdaptResponse(
         ServedPolicy(new_policy_name(), adapted, task),
-        start.name,
-        (adaptation_stats(start.agent, adapted, support),),
-        _or_none(before),
-        _or_none(after),
+        policy.name,
+        (adaptation_stats(policy.agent, adapted, support),),
+        _finite_or_none(before),
+        _finite_or_none(after),
     )
 
 
-def _task(start: ServedPolicy, request: AdaptBody) -> Task | None:
+def _find_task(policy: ServedPolicy, request: AdaptBody) -> Task | None:
     if request.task is None:
         return None
     try:
-        check_matches_task(start.agent, "this service")
+        check_matches_task(policy.agent, "this service")
     except UserError as error:
-        raise ApiError(422, f"task: nothing can be simulated here: {error}") from None
-    return task_from_parameters(start.agent, request.task)
+        raise ApiError(422, f"task: this service cannot simulate it: {error}") from None
+    return task_from_parameters(policy.agent, request.task)
 
 
-def _check_size(agent: Agent, request: AdaptBody, most: int) -> None:
-    """What is simulated takes time that others wait."""
+def _check_env_steps(agent: Agent, request: AdaptBody, max_env_steps: int) -> None:
+    """Reject a request whose simulation would keep other requests waiting too long."""
     if request.task is None:
         return
     settings = agent.settings
@@ -124,14 +127,14 @@ def _check_size(agent: Agent, request: AdaptBody, most: int) -> None:
     if request.trajectories is None:
         steps = request.steps or max(1, settings.inner.steps)
         episodes += steps * (request.episodes or settings.meta_batch.episodes)
-    total = episodes * settings.task.horizon
-    if total > most:
+    env_steps = episodes * settings.task.horizon
+    if env_steps > max_env_steps:
         raise ApiError(
             422,
-            f"episodes: {total:,} steps of simulation in one request are not allowed, at most "
-            f"{most:,}: ask for fewer episodes, measured_episodes or steps",
+            f"episodes: the request needs {env_steps:,} steps of simulation but at most "
+            f"{max_env_steps:,} are allowed: reduce episodes, measured_episodes or steps",
         )
 
 
-def _or_none(value: float) -> float | None:
+def _finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None

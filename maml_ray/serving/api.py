@@ -1,27 +1,67 @@
-"""The routes, as a FastAPI application: bodies are read by us, described by OpenAPI."""
+"""Build the HTTP API as a FastAPI application, from a backend that does the work."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
 
 import orjson
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from maml_ray.common.versions import own_version
+from maml_ray.policies.spec import PolicySpec
+from maml_ray.serving.adaptation import AdaptResponse
 from maml_ray.serving.auth import GuardMiddleware
+from maml_ray.serving.batching import ActResponse
+from maml_ray.serving.cache import PolicyCache
 from maml_ray.serving.openapi import RouteDocs, document_bearer_auth
-from maml_ray.serving.requests import ApiError
-from maml_ray.serving.service import Service
+from maml_ray.serving.policy_store import ServedPolicy
+from maml_ray.serving.requests import (
+    BASE_POLICY,
+    ActRequest,
+    AdaptBody,
+    ApiError,
+    parse_act,
+    parse_adapt,
+)
+
+Value = TypeVar("Value")
 
 
-def make_app(service: Service, *, digest: bytes | None, max_body_bytes: int) -> FastAPI:
-    """The application.
+@dataclass(frozen=True, eq=False)
+class ApiBackend:
+    """What the routes call; how and in which process it runs is up to the backend.
+
+    Attributes:
+        spec: sizes of every served policy.
+        example_task: parameters of a task, for the documentation; None if unknown.
+        policies: looks up policies by name.
+        act: answers a request to act, possibly batched with others.
+        adapt: answers a request to adapt, possibly in another process.
+        add_policy: stores an adapted policy where every replica finds it; returns its lifetime in
+            seconds.
+    """
+
+    spec: PolicySpec
+    example_task: dict[str, float] | None
+    policies: PolicyCache
+    act: Callable[[ServedPolicy, ActRequest], Awaitable[ActResponse | ApiError]]
+    adapt: Callable[[ServedPolicy, AdaptBody], Awaitable[AdaptResponse | ApiError]]
+    add_policy: Callable[[ServedPolicy], Awaitable[float]]
+
+
+def make_app(backend: ApiBackend, *, token_digest: bytes | None, max_body_bytes: int) -> FastAPI:
+    """Return the application.
+
+    Bodies are parsed by :mod:`maml_ray.serving.requests`, not by FastAPI, for speed and for
+    one-sentence errors; :class:`RouteDocs` describes them in OpenAPI.
 
     Args:
-        service: what the routes call.
-        digest: of the token that callers must present; None to ask for none.
-        max_body_bytes: of a request.
+        backend: does the work.
+        token_digest: SHA-256 of the token that callers must present; None to require none.
+        max_body_bytes: maximum size of a request body.
     """
     app = FastAPI(
         title="maml_ray",
@@ -29,37 +69,69 @@ def make_app(service: Service, *, digest: bytes | None, max_body_bytes: int) -> 
         version=own_version(),
         redoc_url=None,
     )
-    app.add_middleware(GuardMiddleware, digest=digest, max_body_bytes=max_body_bytes)
-    app.add_exception_handler(ApiError, _refused)
-    app.add_exception_handler(HTTPException, _not_routed)
-    _add_routes(app, service, RouteDocs(service.spec, service.example_task))
-    if digest is not None:
+    app.add_middleware(GuardMiddleware, token_digest=token_digest, max_body_bytes=max_body_bytes)
+    app.add_exception_handler(ApiError, _on_api_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    _add_routes(app, backend, RouteDocs(backend.spec, backend.example_task))
+    if token_digest is not None:
         document_bearer_auth(app)
     return app
 
 
-def _add_routes(app: FastAPI, service: Service, told: RouteDocs) -> None:
-    @app.post("/act", **told.act())
+def _add_routes(app: FastAPI, backend: ApiBackend, docs: RouteDocs) -> None:
+    # The names of these functions are the operation ids in OpenAPI.
+    @app.post("/act", **docs.act())
     async def act(request: Request) -> Response:
-        return _json(await service.act(await request.body()))
+        parsed = parse_act(await request.body(), backend.spec)
+        policy = await backend.policies.get(parsed.policy)
+        response = _or_raise(await backend.act(policy, parsed))
+        content: dict[str, Any] = {
+            "policy": response.policy,
+            "actions": response.actions[0] if parsed.single else response.actions,
+        }
+        if response.log_probs is not None:
+            content["log_probs"] = response.log_probs[0] if parsed.single else response.log_probs
+        return _json(content)
 
-    @app.post("/adapt", **told.adapt())
+    @app.post("/adapt", **docs.adapt())
     async def adapt(request: Request) -> Response:
-        return _json(await service.adapt(await request.body()))
+        parsed = parse_adapt(await request.body())
+        policy = await backend.policies.get(parsed.policy)
+        response = _or_raise(await backend.adapt(policy, parsed))
+        task = response.policy.task
+        return _json(
+            {
+                "policy": response.policy.name,
+                "adapted_from": response.adapted_from,
+                "expires_in_s": await backend.add_policy(response.policy),
+                "task": None if task is None else dict(task.parameters),
+                "steps": [asdict(step) for step in response.steps],
+                "return_before": response.return_before,
+                "return_after": response.return_after,
+            }
+        )
 
-    @app.get("/policy/{name}", **told.policy())
+    @app.get("/policy/{name}", **docs.policy())
     async def policy(name: str) -> Response:
-        content = (await service.policy(name)).parameters
+        content = (await backend.policies.get(name)).parameters_file
         return Response(content, media_type="application/octet-stream")
 
-    @app.get("/policy/{name}/policy.json", **told.description())
+    @app.get("/policy/{name}/policy.json", **docs.description())
     async def description(name: str) -> Response:
-        content = (await service.policy(name)).description
+        content = (await backend.policies.get(name)).description_file
         return Response(content, media_type="application/json")
 
-    @app.get("/healthz", **told.health())
+    @app.get("/healthz", **docs.health())
     async def healthz() -> Response:
-        return _json(await service.health())
+        base = await backend.policies.get(BASE_POLICY)
+        task = base.agent.settings.task.name
+        return _json({"status": "ok", "policy": base.name, "task": task})
+
+
+def _or_raise(result: Value | ApiError) -> Value:
+    if isinstance(result, ApiError):
+        raise result
+    return result
 
 
 def _json(content: dict[str, Any], status: int = 200) -> Response:
@@ -67,13 +139,13 @@ def _json(content: dict[str, Any], status: int = 200) -> Response:
     return Response(encoded, status, media_type="application/json")
 
 
-async def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError), "registered for it alone"
+async def _on_api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
     return _json({"error": error.message}, error.status)
 
 
-async def _not_routed(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException), "registered for it alone"
-    answer = _json({"error": f"{request.url.path:.80}: {error.detail}"}, error.status_code)
-    answer.headers.update(error.headers or {})
-    return answer
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    response = _json({"error": f"{request.url.path:.80}: {error.detail}"}, error.status_code)
+    response.headers.update(error.headers or {})
+    return response

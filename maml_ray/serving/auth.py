@@ -1,7 +1,4 @@
-"""What stands before the service: the token, the size of a body, and a last net for errors.
-
-Plain ASGI, so that a body that is too large is refused while it arrives.
-"""
+"""Check the bearer token and the size of each request before it reaches the application."""
 
 from __future__ import annotations
 
@@ -19,22 +16,30 @@ from maml_ray.common.errors import UserError
 from maml_ray.common.safe_files import UnreadableFile, read_text
 from maml_ray.serving.requests import ApiError
 
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
 TOKEN_VARIABLE = "MAML_RAY_SERVE_TOKEN"
-_MOST_BYTES = 10_000
-_SHORTEST = 16
+OPEN_PATHS = frozenset({"/healthz", "/docs", "/openapi.json"})
+"""Paths that need no token, for probes and readers: they reveal nothing of the policies."""
+_MAX_TOKEN_FILE_BYTES = 10_000
+_MIN_TOKEN_LENGTH = 16
+
+_log = logging.getLogger(__name__)
 
 
 def load_token_digest(token_file: str | None) -> bytes | None:
-    """SHA-256 of the token in ``token_file`` or the environment; None where there is neither.
+    """Return the SHA-256 of the token in ``token_file`` or the environment; None without either.
 
-    The digest and not the token goes through the cluster.
+    Only the digest, never the token, is sent through the cluster.
 
     Raises:
-        UserError: the file cannot be read, or the token is too short to be one.
+        UserError: the file cannot be read, or the token is too short or not ASCII.
     """
     if token_file is not None:
         try:
-            token = read_text(Path(token_file), max_bytes=_MOST_BYTES).strip()
+            token = read_text(Path(token_file), max_bytes=_MAX_TOKEN_FILE_BYTES).strip()
         except UnreadableFile as error:
             raise UserError(f"cannot read the token file {token_file}: {error}") from None
         source = f"the token file {token_file}"
@@ -42,100 +47,92 @@ def load_token_digest(token_file: str | None) -> bytes | None:
         token, source = os.environ[TOKEN_VARIABLE].strip(), TOKEN_VARIABLE
     else:
         return None
-    if len(token) < _SHORTEST or not token.isascii():
+    if len(token) < _MIN_TOKEN_LENGTH or not token.isascii():
         raise UserError(
-            f"{source} holds no token of {_SHORTEST} ASCII characters or more: make one with "
-            "'openssl rand -hex 32'"
+            f"{source} must hold a token of at least {_MIN_TOKEN_LENGTH} ASCII characters: make "
+            "one with 'openssl rand -hex 32'"
         )
     return _digest(token.encode())
 
 
-def token_matches(authorization: bytes, digest: bytes) -> bool:
-    """Whether an ``Authorization`` header carries the token."""
+def token_matches(authorization: bytes, token_digest: bytes) -> bool:
+    """Return whether an ``Authorization`` header carries the token, in constant time."""
     scheme, _, token = authorization.partition(b" ")
-    return hmac.compare_digest(_digest(token.strip()), digest) and scheme.lower() == b"bearer"
+    return hmac.compare_digest(_digest(token.strip()), token_digest) and scheme.lower() == b"bearer"
 
 
 def _digest(token: bytes) -> bytes:
     return hashlib.sha256(token).digest()
 
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
-OPEN_PATHS = frozenset({"/healthz", "/docs", "/openapi.json"})
-"""Asked by probes and read by people, who have no token: they tell nothing of the policies."""
-
-_log = logging.getLogger(__name__)
-
-
 class GuardMiddleware:
-    """ASGI middleware.
+    """ASGI middleware that checks the token and the body's size and reports unexpected errors.
+
+    Plain ASGI, so that too large a body is rejected while it arrives.
 
     Args:
-        app: what is guarded.
-        digest: of the token; None to ask for none.
-        max_body_bytes: of a request.
+        app: the ASGI application behind it.
+        token_digest: SHA-256 of the token; None to require none.
+        max_body_bytes: maximum size of a request body.
     """
 
-    def __init__(self, app: Any, *, digest: bytes | None, max_body_bytes: int) -> None:
-        self._app, self._digest, self._most = app, digest, max_body_bytes
+    def __init__(self, app: Any, *, token_digest: bytes | None, max_body_bytes: int) -> None:
+        self._app, self._token_digest, self._max_body_bytes = app, token_digest, max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request through, or answer in the service's place."""
+        """Pass a request on, or answer it with an error."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = False
+        has_started = False
 
-        async def sending(message: MutableMapping[str, Any]) -> None:
-            nonlocal started
-            started = True
+        async def send_and_note(message: MutableMapping[str, Any]) -> None:
+            nonlocal has_started
+            has_started = True
             await send(message)
 
         try:
-            self._check(scope)
-            await self._app(scope, self._counted(receive), sending)
-        except ApiError as refusal:
-            await _refuse(send, refusal)
+            self._check_headers(scope)
+            await self._app(scope, self._limit_body(receive), send_and_note)
+        except ApiError as error:
+            await _send_error(send, error)
         except Exception:
             _log.exception("%s %s failed", scope["method"], scope["path"])
-            if not started:
-                await _refuse(send, ApiError(500, "the service failed; its log says why"))
+            if not has_started:
+                await _send_error(send, ApiError(500, "the service failed: see its log"))
 
-    def _check(self, scope: Scope) -> None:
+    def _check_headers(self, scope: Scope) -> None:
         headers = dict(scope["headers"])
-        if self._digest is not None and scope["path"] not in OPEN_PATHS:
-            given = headers.get(b"authorization", b"")
-            if not token_matches(given, self._digest):
+        if self._token_digest is not None and scope["path"] not in OPEN_PATHS:
+            authorization = headers.get(b"authorization", b"")
+            if not token_matches(authorization, self._token_digest):
                 raise ApiError(
-                    401, "a token is needed: send the header 'Authorization: Bearer ...'"
+                    401, "a token is required: send the header 'Authorization: Bearer TOKEN'"
                 )
         length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > self._most:
+        if length.isdigit() and int(length) > self._max_body_bytes:
             raise self._too_large()
 
-    def _counted(self, receive: Receive) -> Receive:
-        seen = 0
+    def _limit_body(self, receive: Receive) -> Receive:
+        received_bytes = 0
 
-        async def receiving() -> MutableMapping[str, Any]:
-            nonlocal seen
+        async def limited() -> MutableMapping[str, Any]:
+            nonlocal received_bytes
             message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self._most:
+            received_bytes += len(message.get("body", b""))
+            if received_bytes > self._max_body_bytes:
                 raise self._too_large()
             return message
 
-        return receiving
+        return limited
 
     def _too_large(self) -> ApiError:
-        return ApiError(413, f"the body is larger than {self._most:,} bytes")
+        return ApiError(413, f"the body is larger than {self._max_body_bytes:,} bytes")
 
 
-async def _refuse(send: Send, refusal: ApiError) -> None:
+async def _send_error(send: Send, error: ApiError) -> None:
     headers = [(b"content-type", b"application/json")]
-    if refusal.status == 401:
+    if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-    await send({"type": "http.response.body", "body": orjson.dumps({"error": refusal.message})})
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": orjson.dumps({"error": error.message})})

@@ -1,4 +1,4 @@
-"""Acting for many callers at once: one pass through the network for all that ask one policy."""
+"""Answer requests to act in batches: one forward pass for all requests to the same policy."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maml_ray.policies.action_sampler import for_environment, make_sampler
+from maml_ray.policies.action_sampler import make_sampler, to_env_actions
 from maml_ray.serving.policy_store import ServedPolicy
 from maml_ray.serving.requests import ActRequest, ApiError
 
 
 @dataclass(frozen=True, eq=False)
-class ActResult:
-    """An answer.
+class ActResponse:
+    """Actions of one request.
 
     Attributes:
-        policy: the name of the policy that acted.
-        actions: (n, A) float32, or (n,) integers, as the environment takes them.
-        log_probs: (n,) of sampled actions, to be handed back with them for an adaptation.
+        policy: name of the policy that acted.
+        actions: (n, A) float32, or (n,) integers, in the environment's units.
+        log_probs: (n,) of sampled actions, which the caller sends back to adapt; None otherwise.
     """
 
     policy: str
@@ -29,46 +29,45 @@ class ActResult:
     log_probs: NDArray[np.float32] | None
 
 
-def act_batch(asked: Sequence[tuple[ServedPolicy, ActRequest]]) -> list[ActResult | ApiError]:
-    """An answer to each request, in order.
+def act_batch(requests: Sequence[tuple[ServedPolicy, ActRequest]]) -> list[ActResponse | ApiError]:
+    """Return a response to each request, in order.
 
-    Requests to one policy go through its network together, so the last bits of an action may
-    depend on who asked at the same time; its noise does not.
+    Requests to the same policy share a forward pass, so the last bits of an action may depend on
+    the other requests in the batch; its noise does not.
     """
-    groups: dict[str, list[int]] = {}
-    for index, (policy, _) in enumerate(asked):
-        groups.setdefault(policy.name, []).append(index)
-    answers: dict[int, ActResult | ApiError] = {}
-    for members in groups.values():
-        policy = asked[members[0]][0]
-        requests = [asked[index][1] for index in members]
-        answers.update(zip(members, _act(policy, requests), strict=True))
-    return [answers[index] for index in range(len(asked))]
+    indices_by_policy: dict[str, list[int]] = {}
+    for index, (policy, _) in enumerate(requests):
+        indices_by_policy.setdefault(policy.name, []).append(index)
+    responses: dict[int, ActResponse | ApiError] = {}
+    for indices in indices_by_policy.values():
+        policy = requests[indices[0]][0]
+        group = [requests[index][1] for index in indices]
+        responses.update(zip(indices, _act(policy, group), strict=True))
+    return [responses[index] for index in range(len(requests))]
 
 
-def _act(policy: ServedPolicy, requests: Sequence[ActRequest]) -> list[ActResult | ApiError]:
+def _act(policy: ServedPolicy, requests: Sequence[ActRequest]) -> list[ActResponse | ApiError]:
     batch = (
         requests[0].observations
         if len(requests) == 1
         else np.concatenate([request.observations for request in requests])
     )
-    with np.errstate(all="ignore"):  # what is not finite is told to who asked for it
-        outputs = policy.policy.outputs(batch)
-        answers, begin = [], 0
-        for request in requests:
-            end = begin + len(request.observations)
-            answers.append(_answer(policy, request, outputs[begin:end]))
-            begin = end
-    return answers
+    with np.errstate(all="ignore"):  # overflow is reported to the caller that caused it
+        outputs = policy.numpy_policy.forward(batch)
+        ends = np.cumsum([len(request.observations) for request in requests])[:-1]
+        return [
+            _respond(policy, request, part)
+            for request, part in zip(requests, np.split(outputs, ends), strict=True)
+        ]
 
 
-def _answer(
+def _respond(
     policy: ServedPolicy, request: ActRequest, outputs: NDArray[np.float32]
-) -> ActResult | ApiError:
+) -> ActResponse | ApiError:
     if not np.isfinite(outputs).all():
-        return ApiError(422, "observations are not allowed: at them the policy's actions overflow")
+        return ApiError(422, "observations: the policy's outputs overflow at these values")
     rng = np.random.default_rng(request.seed) if request.explore else None
-    sampler = make_sampler(policy.policy, 1, len(outputs), rng)
-    actions = sampler.choose(0, outputs)
+    sampler = make_sampler(policy.numpy_policy, 1, len(outputs), rng)
+    actions = sampler.act_on_outputs(0, outputs)
     log_probs = sampler.log_probs()[0] if request.explore else None
-    return ActResult(policy.name, for_environment(policy.agent.spec, actions), log_probs)
+    return ActResponse(policy.name, to_env_actions(policy.agent.spec, actions), log_probs)

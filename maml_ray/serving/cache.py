@@ -1,8 +1,8 @@
-"""A replica's copies of policies that the store has.
+"""Cache policies of the store in each replica.
 
-A copy is used for a second before the store is asked whether it still holds: so one question a
-second pays for thousands of actions, and what the store removes or replaces is gone from every
-replica within that second.
+An entry is used for one second before the store is asked again: one lookup per second serves
+thousands of actions, and a policy that the store removes or replaces is gone from every replica
+within that second.
 """
 
 from __future__ import annotations
@@ -18,55 +18,58 @@ from maml_ray.serving.requests import ApiError
 
 CACHE_TTL_S = 1.0
 
-Ask = Callable[[str, str | None], Awaitable[LookupResult | ApiError]]
-"""Asks the store: the name of a policy, and the name of what is here already."""
+Lookup = Callable[[str, str | None], Awaitable[LookupResult | ApiError]]
+"""Asks the store for a policy by name, given the name of the policy that is cached already."""
 
 
-@dataclass
-class _Copy:
+@dataclass(frozen=True)
+class _Entry:
     policy: ServedPolicy
-    until: float
+    expires_at: float
 
 
 class PolicyCache:
-    """Policies by the name that they were asked for.
+    """Policies by the name under which they were requested.
 
     Args:
-        ask: the store.
-        most: how many are kept.
-        clock: tells seconds.
+        lookup: asks the store.
+        max_policies: maximum number of entries; beyond it, the one looked up longest ago goes.
+        clock: returns the time in seconds.
     """
 
-    def __init__(self, ask: Ask, *, most: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._ask, self._most, self._clock = ask, most, clock
-        self._copies: OrderedDict[str, _Copy] = OrderedDict()
-        self._asking: dict[str, asyncio.Task[ServedPolicy]] = {}
+    def __init__(
+        self, lookup: Lookup, *, max_policies: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._lookup, self._max_policies, self._clock = lookup, max_policies, clock
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._lookups: dict[str, asyncio.Task[ServedPolicy]] = {}
 
     async def get(self, name: str) -> ServedPolicy:
-        """The policy called ``name``.
+        """Return the policy called ``name``.
 
         Raises:
-            ApiError: the store has none of that name.
+            ApiError: the store has no such policy.
         """
-        copy = self._copies.get(name)
-        if copy is not None and self._clock() < copy.until:
-            return copy.policy
-        if name not in self._asking:  # once for all that wait for it
-            task = asyncio.ensure_future(self._renewed(name))
-            self._asking[name] = task
-            task.add_done_callback(lambda done: self._asking.pop(name, None))
-        return await asyncio.shield(self._asking[name])
+        entry = self._entries.get(name)
+        if entry is not None and self._clock() < entry.expires_at:
+            return entry.policy
+        if name not in self._lookups:  # concurrent requests share one lookup
+            task = asyncio.ensure_future(self._refresh(name))
+            self._lookups[name] = task
+            task.add_done_callback(lambda done: self._lookups.pop(name, None))
+        # Shielded: a caller that disconnects must not cancel the lookup of the others.
+        return await asyncio.shield(self._lookups[name])
 
-    async def _renewed(self, name: str) -> ServedPolicy:
-        copy = self._copies.pop(name, None)
-        asked = self._clock()
-        found = await self._ask(name, copy.policy.name if copy else None)
-        if isinstance(found, ApiError):
-            raise found
-        policy = found.policy if copy is None else found.policy or copy.policy
-        assert policy is not None, "the store leaves out only what is here"
-        lease = CACHE_TTL_S if found.expires_in_s is None else min(CACHE_TTL_S, found.expires_in_s)
-        self._copies[name] = _Copy(policy, asked + lease)
-        while len(self._copies) > self._most:
-            self._copies.popitem(last=False)
+    async def _refresh(self, name: str) -> ServedPolicy:
+        entry = self._entries.pop(name, None)
+        start = self._clock()
+        result = await self._lookup(name, entry.policy.name if entry else None)
+        if isinstance(result, ApiError):
+            raise result
+        policy = result.policy or (entry.policy if entry else None)
+        assert policy is not None, "the store omits only a policy that is cached"
+        ttl = CACHE_TTL_S if result.expires_in_s is None else min(CACHE_TTL_S, result.expires_in_s)
+        self._entries[name] = _Entry(policy, start + ttl)
+        while len(self._entries) > self._max_policies:
+            self._entries.popitem(last=False)
         return policy

@@ -1,4 +1,4 @@
-"""Running the service from a program: Ray and Serve begun, the service up, and all ended again."""
+"""Run a service in the foreground: start Ray and Ray Serve, deploy, and stop on a signal."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from maml_ray.serving.ray_serve import build_app
 from maml_ray.serving.settings import ServeSettings
 
 APPLICATION = "maml-ray"
-START_S = 120.0
-"""How long a service may take to come up: a replica imports torch first."""
+START_TIMEOUT_S = 120.0
+"""Generous, since each replica imports torch first."""
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
-"""A line for every action would be most of what the service does."""
-_POLL_S = 0.2
+"""Without an access log: one line per action would be most of the service's work."""
+_POLL_INTERVAL_S = 0.2
 _FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a service listens.
+    """Addresses of a running service.
 
     Attributes:
-        url: of the service.
-        dashboard: of Ray; None where there is none.
+        url: URL of the service.
+        dashboard: URL of Ray's dashboard; None without one.
     """
 
     url: str
@@ -50,67 +50,67 @@ def serve_until_stopped(
     address: str | None,
     on_ready: Callable[[Endpoint], None],
 ) -> None:
-    """Serve until a signal comes.
+    """Serve until a signal arrives.
 
     Args:
-        settings: of the service.
-        host, port: where it listens, on the head of the cluster.
-        address: of a Ray cluster; None to start Ray on this machine.
-        on_ready: told where it listens, once it answers.
+        settings: settings of the service.
+        host, port: address to listen on, on the cluster's head.
+        address: address of a Ray cluster; None to start Ray on this machine.
+        on_ready: called once the service accepts requests.
 
     Raises:
-        UserError: the port is taken, or the service cannot come up.
-        ResourceError: the cluster is not there, serves already, or lacks CPUs.
-        Interrupted: the signal.
+        UserError: the port is taken.
+        ResourceError: the cluster cannot be reached, runs Ray Serve already or lacks CPUs, or the
+            service cannot start.
+        Interrupted: a signal arrived.
     """
     if address in (None, "auto", "local"):
-        check_port(host, port)
+        check_port_is_free(host, port)
     app = build_app(settings.model_dump())
     for name in ("ray.serve", "ray"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    with connected(address), StopRequest() as stop, _serve(host, port):
+    with connected(address), StopRequest() as stop, _running_serve(host, port):
         target = serve.RunTarget(app, name=APPLICATION, route_prefix="/", logging_config=LOGGING)
         serve.run_many(
             [target],
             wait_for_ingress_deployment_creation=False,
             wait_for_applications_running=False,
         )
-        _wait_until_up(settings, stop)
+        _wait_until_running(settings, stop)
         on_ready(Endpoint(_url(host, port), get_dashboard_url()))
         while True:
             stop.check()
-            time.sleep(_POLL_S)
+            time.sleep(_POLL_INTERVAL_S)
 
 
-def check_port(host: str, port: int) -> None:
-    """Whether the service can listen there: before Ray is started, not after it.
+def check_port_is_free(host: str, port: int) -> None:
+    """Check that the service can listen on ``port``, before Ray takes seconds to start.
 
     Raises:
-        UserError: it cannot.
+        UserError: the port is taken, or the host is not an address of this machine.
     """
     try:
-        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[
-            0
-        ]
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, address = addresses[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(place)
+            probe.bind(address)
             probe.listen()
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or "there can be no such host"
+        reason = getattr(error, "strerror", None) or "invalid host name"
         raise UserError(
-            f"cannot listen on port {port} of {host!r:.80} ({reason}): name another with --port "
+            f"cannot listen on port {port} of {host!r:.80} ({reason}): choose another with --port "
             "or --host"
         ) from None
 
 
 @contextmanager
-def _serve(host: str, port: int) -> Iterator[None]:
-    """Serve for the time of the service; on a Ray of our own it ends with Ray."""
+def _running_serve(host: str, port: int) -> Iterator[None]:
+    """Start Ray Serve, and stop it at the end unless it stops with our own Ray."""
     if serve.status().proxies:
         raise ResourceError(
-            "Ray Serve runs on that cluster already: deploy there with 'serve deploy', of a file "
-            "such as cluster/serve.yaml, or end it with 'serve shutdown'"
+            "Ray Serve runs on that cluster already: deploy there with 'serve deploy' and a file "
+            "such as cluster/serve.yaml, or stop it with 'serve shutdown'"
         )
     try:
         serve.start(
@@ -127,42 +127,43 @@ def _serve(host: str, port: int) -> Iterator[None]:
             serve.shutdown()
 
 
-def _wait_until_up(settings: ServeSettings, stop: StopRequest) -> None:
-    deadline = time.monotonic() + START_S
+def _wait_until_running(settings: ServeSettings, stop: StopRequest) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         stop.check()
         status = serve.status().applications.get(APPLICATION)
         if status is not None and status.status == "RUNNING":
             return
         if status is not None and status.status in _FAILED:
-            raise ResourceError(f"the service cannot start: {_reason(status)}")
+            raise ResourceError(f"the service cannot start: {_failure_reason(status)}")
         if time.monotonic() > deadline:
-            raise ResourceError(_too_slow(settings, status))
-        time.sleep(_POLL_S)
+            raise ResourceError(_timeout_message(settings, status))
+        time.sleep(_POLL_INTERVAL_S)
 
 
-def _too_slow(settings: ServeSettings, status: object) -> str:
-    waiting = [
+def _timeout_message(settings: ServeSettings, status: object) -> str:
+    starting = [
         name
-        for name, one in getattr(status, "deployments", {}).items()
-        if str(getattr(one.status, "value", one.status)) != "HEALTHY"
+        for name, deployment in getattr(status, "deployments", {}).items()
+        if str(getattr(deployment.status, "value", deployment.status)) != "HEALTHY"
     ]
     cpus = int(ray.cluster_resources().get("CPU", 0))
     free = int(ray.available_resources().get("CPU", 0))
     return (
-        f"the service is not up within {START_S:.0f} seconds: {', '.join(waiting) or 'Serve'} "
-        f"still starts; it takes {settings.replicas + settings.adapters} CPUs, and of the "
-        f"cluster's {cpus} are {free} free: add nodes, or ask for fewer --replicas"
+        f"the service did not start within {START_TIMEOUT_S:.0f} s, waiting for "
+        f"{', '.join(starting) or 'Ray Serve'}: it needs {settings.replicas + settings.adapters} "
+        f"CPUs and {free} of the cluster's {cpus} are free; add nodes, or reduce --replicas"
     )
 
 
-def _reason(status: object) -> str:
-    """Why an application failed: the last lines of what its deployments tell."""
-    told = [getattr(one, "message", "") for one in getattr(status, "deployments", {}).values()]
-    for message in (*told, str(getattr(status, "message", ""))):
+def _failure_reason(status: object) -> str:
+    """Return the last line of the first error message of an application's deployments."""
+    deployments = getattr(status, "deployments", {}).values()
+    application_message = str(getattr(status, "message", ""))
+    for message in (*(getattr(each, "message", "") for each in deployments), application_message):
         if "Error" in message:
             return _last_line(message)
-    return _last_line(str(getattr(status, "message", "")))
+    return _last_line(application_message)
 
 
 def _last_line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What OpenAPI says of the routes: the shapes of this policy, with examples that work."""
+"""Describe the routes in OpenAPI: shapes of the served policy, and examples that work."""
 
 from __future__ import annotations
 
@@ -16,134 +16,137 @@ from maml_ray.serving.requests import MAX_OBSERVATIONS, ActBody, AdaptBody, Supp
 
 Schema = dict[str, Any]
 
-_LARGEST = float(np.finfo(np.float32).max)
-_NUMBER: Schema = {"type": "number", "minimum": -_LARGEST, "maximum": _LARGEST}
-_NULLABLE: Schema = {"type": ["number", "null"]}
-_TEXT: Schema = {"type": "string"}
-_ERROR: Schema = {"type": "object", "properties": {"error": _TEXT}, "required": ["error"]}
-_SENTENCES = {
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+_NUMBER: Schema = {"type": "number", "minimum": -_FLOAT32_MAX, "maximum": _FLOAT32_MAX}
+_NULLABLE_NUMBER: Schema = {"type": ["number", "null"]}
+_STRING: Schema = {"type": "string"}
+_ERROR: Schema = {"type": "object", "properties": {"error": _STRING}, "required": ["error"]}
+_STATUS_DESCRIPTIONS = {
     400: "The body is not JSON.",
     401: "The token is missing or wrong.",
-    404: "There is no such policy, or no longer.",
+    404: "The policy is unknown or has expired.",
     413: "The body is too large.",
-    422: "A field is not allowed: the sentence names it.",
+    422: "A field is not allowed: the error names it.",
     500: "The service failed.",
-    503: "The service is busy, or a part of it is away: try again.",
+    503: "The service is busy or partly unavailable: try again.",
 }
+_EXPORTED_POLICY = (
+    "With parameters.safetensors and policy.json in one directory, maml_ray.load reads the policy; "
+    "any program with safetensors reads the former."
+)
 
 
 @dataclass(frozen=True)
 class RouteDocs:
-    """What FastAPI is told of each route beside its function.
+    """Options of FastAPI's route decorators that document each route.
 
     Attributes:
         spec: sizes of the policies.
-        example_task: parameters of a task of the family; None where there are none.
+        example_task: parameters of a task of the family; None if unknown.
     """
 
     spec: PolicySpec
     example_task: dict[str, float] | None
 
     def act(self) -> dict[str, Any]:
-        """Of ``POST /act``."""
-        body = _schema(ActBody)
-        one = _row(self.spec.observation_size)
-        body["properties"]["observations"] = {"oneOf": [one, _many(one, MAX_OBSERVATIONS)]}
+        """Document ``POST /act``."""
+        body = _body_schema(ActBody)
+        observation = _vector(self.spec.observation_size)
+        body["properties"]["observations"] = {
+            "oneOf": [observation, _array(observation, MAX_OBSERVATIONS)]
+        }
         example = {"observations": [0.0] * self.spec.observation_size}
-        answer = _answer(
-            policy=_TEXT,
-            actions=self._one_or_many_actions(),
+        response = _object(
+            policy=_STRING,
+            actions={"oneOf": [self._action(), _array(self._action())]},
             log_probs={"type": ["number", "array"]},
         )
-        answer["required"] = ["policy", "actions"]
+        response["required"] = ["policy", "actions"]
         description = (
-            "Actions as the environment takes them, for one observation or for many. With "
-            "explore they are sampled, and come with the log-probabilities that POST /adapt takes."
+            "Returns actions in the environment's units, for one observation or for many. With "
+            "explore they are sampled, and returned with the log-probabilities that POST /adapt "
+            "takes."
         )
-        return _route("Act", description, answer, 400, 404, 413, 422, body=(body, example))
+        return _route("Act", description, response, 400, 404, 413, 422, body=(body, example))
 
     def adapt(self) -> dict[str, Any]:
-        """Of ``POST /adapt``."""
-        body = _schema(AdaptBody)
-        body["properties"]["trajectories"] = {"anyOf": [self._support(), {"type": "null"}]}
+        """Document ``POST /adapt``."""
+        body = _body_schema(AdaptBody)
+        body["properties"]["trajectories"] = {"anyOf": [self._trajectories(), {"type": "null"}]}
         body["anyOf"] = [{"required": ["task"]}, {"required": ["trajectories"]}]
-        step = _answer(kl=_NULLABLE, gradient_norm=_NULLABLE, support_return=_NULLABLE)
+        step = _object(
+            kl=_NULLABLE_NUMBER, gradient_norm=_NULLABLE_NUMBER, support_return=_NULLABLE_NUMBER
+        )
         step["properties"]["env_steps"] = {"type": "integer"}
-        answer = _answer(
-            policy=_TEXT,
-            adapted_from=_TEXT,
+        response = _object(
+            policy=_STRING,
+            adapted_from=_STRING,
             expires_in_s={"type": "number"},
             task={"type": ["object", "null"]},
             steps={"type": "array", "items": step},
-            return_before=_NULLABLE,
-            return_after=_NULLABLE,
+            return_before=_NULLABLE_NUMBER,
+            return_after=_NULLABLE_NUMBER,
         )
         example = {"task": self.example_task or {}, "seed": 0}
         description = (
-            "One gradient step, or several, towards a task that is simulated here, or towards "
-            "trajectories that you collected: of K episodes and T steps, actions as POST /act "
-            "gave them. Leave log_probs out where this policy sampled the actions; otherwise give "
-            "those of the policy that did, of the actions before policy.action_scale. What comes "
-            "back is a policy of its own: act with it, adapt it again, or get it."
+            "Takes one or more gradient steps toward a task that the service simulates, or one "
+            "step toward trajectories that you collected: K episodes of T steps, with actions as "
+            "returned by POST /act. Omit log_probs if this policy sampled the actions; otherwise "
+            "send those of the policy that did, of the actions before policy.action_scale. The "
+            "result is a new policy: act with it, adapt it again, or download it."
         )
-        return _route("Adapt", description, answer, 400, 404, 413, 422, 503, body=(body, example))
+        return _route("Adapt", description, response, 400, 404, 413, 422, 503, body=(body, example))
 
     def policy(self) -> dict[str, Any]:
-        """Of ``GET /policy/{name}``."""
-        told = _route("Get a policy's parameters, as safetensors", _FOLDER, None, 404, 422)
-        return {**told, "response_class": _Binary}
+        """Document ``GET /policy/{name}``."""
+        summary = "Get a policy's parameters, as safetensors"
+        options = _route(summary, _EXPORTED_POLICY, None, 404, 422)
+        return {**options, "response_class": _BinaryResponse}
 
     def description(self) -> dict[str, Any]:
-        """Of ``GET /policy/{name}/policy.json``."""
-        return _route("Get a policy's sizes and settings", _FOLDER, {"type": "object"}, 404, 422)
+        """Document ``GET /policy/{name}/policy.json``."""
+        summary = "Get a policy's sizes and settings"
+        return _route(summary, _EXPORTED_POLICY, {"type": "object"}, 404, 422)
 
     def health(self) -> dict[str, Any]:
-        """Of ``GET /healthz``."""
-        answer = _answer(status=_TEXT, policy=_TEXT, task=_TEXT)
-        told = _route("Well, and with which checkpoint", "For probes.", answer, 503)
-        del told["responses"][401]
-        return told
+        """Document ``GET /healthz``."""
+        response = _object(status=_STRING, policy=_STRING, task=_STRING)
+        options = _route("Check health and the live checkpoint", "For probes.", response, 503)
+        del options["responses"][401]
+        return options
 
-    def _support(self) -> Schema:
-        spec, schema = self.spec, _schema(SupportBody)
-        one = {"type": "integer"} if spec.discrete else _row(spec.action_size)
-        flags = _many({"type": "boolean"})
+    def _trajectories(self) -> Schema:
+        spec, schema = self.spec, _body_schema(SupportBody)
+        flags = _array({"type": "boolean"})
         schema["properties"] |= {
-            "observations": _many(_many(_row(spec.observation_size))),
-            "actions": _many(_many(one)),
-            "rewards": _many(_many(_NUMBER)),
-            "mask": _many(flags),
-            "log_probs": _many(_many(_NUMBER)),
-            "final_observations": _many(_row(spec.observation_size)),
+            "observations": _array(_array(_vector(spec.observation_size))),
+            "actions": _array(_array(self._action())),
+            "rewards": _array(_array(_NUMBER)),
+            "mask": _array(flags),
+            "log_probs": _array(_array(_NUMBER)),
+            "final_observations": _array(_vector(spec.observation_size)),
             "terminated": flags,
         }
         return schema
 
-    def _one_or_many_actions(self) -> Schema:
-        one = {"type": "integer"} if self.spec.discrete else _row(self.spec.action_size)
-        return {"oneOf": [one, _many(one)]}
+    def _action(self) -> Schema:
+        return {"type": "integer"} if self.spec.discrete else _vector(self.spec.action_size)
 
 
-_FOLDER = (
-    "Saved as parameters.safetensors and policy.json in one folder, maml_ray.load reads them; any "
-    "program with safetensors reads the first."
-)
-
-
-class _Binary(Response):
+class _BinaryResponse(Response):
     media_type = "application/octet-stream"
 
 
 def document_bearer_auth(app: FastAPI) -> None:
-    """Have OpenAPI say that a bearer token is to be presented."""
+    """Add the bearer token to the application's OpenAPI schema."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = get_openapi(
                 title=app.title, version=app.version, summary=app.summary, routes=app.routes
             )
-            parts = schema.setdefault("components", {})
-            parts["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+            components = schema.setdefault("components", {})
+            components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
             for path, methods in schema["paths"].items():
                 if path not in OPEN_PATHS:
                     for operation in methods.values():
@@ -154,47 +157,59 @@ def document_bearer_auth(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _schema(kind: type[BaseModel]) -> Schema:
-    """A body's schema without references: where it stands, they would lead nowhere."""
+def _body_schema(kind: type[BaseModel]) -> Schema:
+    """Return a body's schema without ``$defs``: in a route, references to them would break."""
     schema = kind.model_json_schema()
     schema.pop("$defs", None)
     return schema
 
 
-def _row(size: int) -> Schema:
+def _vector(size: int) -> Schema:
     return {"type": "array", "items": _NUMBER, "minItems": size, "maxItems": size}
 
 
-def _many(item: Schema, most: int | None = None) -> Schema:
-    limit = {} if most is None else {"maxItems": most}
+def _array(item: Schema, max_items: int | None = None) -> Schema:
+    limit = {} if max_items is None else {"maxItems": max_items}
     return {"type": "array", "items": item, "minItems": 1, **limit}
 
 
-def _answer(**properties: Schema) -> Schema:
+def _object(**properties: Schema) -> Schema:
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
 def _route(
     summary: str,
     description: str,
-    answer: Schema | None,
+    response: Schema | None,
     *statuses: int,
     body: tuple[Schema, Any] | None = None,
 ) -> dict[str, Any]:
+    """Return route options.
+
+    Args:
+        summary, description: texts of the operation.
+        response: schema of a successful JSON response; None for binary content.
+        statuses: HTTP statuses of errors, besides 401 and 500.
+        body: schema and example of the request body.
+    """
     responses: dict[int, Any] = {
         status: {
-            "description": _SENTENCES[status],
+            "description": _STATUS_DESCRIPTIONS[status],
             "content": {"application/json": {"schema": _ERROR}},
         }
         for status in (*statuses, 401, 500)
     }
-    if answer is not None:
+    if response is not None:
         responses[200] = {
             "description": "Done.",
-            "content": {"application/json": {"schema": answer}},
+            "content": {"application/json": {"schema": response}},
         }
-    told: dict[str, Any] = {"summary": summary, "description": description, "responses": responses}
+    options: dict[str, Any] = {
+        "summary": summary,
+        "description": description,
+        "responses": responses,
+    }
     if body is not None:
         content = {"application/json": {"schema": body[0], "example": body[1]}}
-        told["openapi_extra"] = {"requestBody": {"required": True, "content": content}}
-    return told
+        options["openapi_extra"] = {"requestBody": {"required": True, "content": content}}
+    return options

@@ -1,4 +1,4 @@
-"""Where adapted policies are kept: so many at most, and so long at most."""
+"""Load the served policy of a run, and keep the policies adapted from it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from maml_ray.tasks.task import Task
 
 @dataclass(frozen=True, eq=False)
 class ServedPolicy:
-    """A policy and the name that callers know it by.
+    """A policy and its name in the API.
 
     Attributes:
-        name: ``checkpoint-120`` or ``adapted-...``; never given twice to different parameters.
-        agent: the policy.
-        task: what it was adapted to, where that was one of the run's own tasks.
+        name: ``checkpoint-120`` or ``adapted-...``; never reused for other parameters.
+        agent: the policy with its settings.
+        task: the task it was adapted to, if that is one of the run's family.
     """
 
     name: str
@@ -37,63 +37,63 @@ class ServedPolicy:
     task: Task | None = None
 
     @cached_property
-    def policy(self) -> NumpyPolicy:
-        """For acting; of one thread."""
+    def numpy_policy(self) -> NumpyPolicy:
+        """The policy for acting, in one thread."""
         return self.agent.policy
 
     @property
     def example_task(self) -> dict[str, float] | None:
-        """Parameters of a task of its run; None where the family is not installed here."""
+        """Parameters of one task of the run; None if the task family is not installed here."""
         try:
             return dict(self.agent.sample_tasks(1)[0].parameters)
         except UserError:
             return None
 
     @property
-    def parameters(self) -> bytes:
-        """``parameters.safetensors`` of a policy's folder."""
+    def parameters_file(self) -> bytes:
+        """Content of ``parameters.safetensors`` in an exported policy."""
         return serialize_policy(self.agent, self.task)[PARAMETERS]
 
     @property
-    def description(self) -> bytes:
-        """``policy.json`` of a policy's folder."""
+    def description_file(self) -> bytes:
+        """Content of ``policy.json`` in an exported policy."""
         return serialize_policy(self.agent, self.task)[DESCRIPTION]
 
 
 def new_policy_name() -> str:
-    """A name for an adapted policy, which nobody guesses."""
+    """Return a random name for an adapted policy, which other callers cannot guess."""
     return f"adapted-{secrets.token_hex(8)}"
 
 
 def load_base_policy(run: str, checkpoint: str = "newest") -> ServedPolicy:
-    """The policy of a run folder, of a run's URL in storage, or of a folder of ``maml-ray adapt``.
+    """Load the policy of a run directory or URL, or one exported by ``maml-ray adapt``.
 
     Raises:
-        UserError: it is none of these, or has no such checkpoint.
+        UserError: ``run`` is none of these, or has no such checkpoint.
     """
     if "://" in run:
-        with tempfile.TemporaryDirectory() as aside:
-            return _of_run(fetch_run(run, Path(aside)).path, checkpoint)
+        with tempfile.TemporaryDirectory() as directory:
+            return _load_from_run(fetch_run(run, Path(directory)).path, checkpoint)
     if (Path(run) / DESCRIPTION).exists():
         agent = load(run)
         digest = hashlib.sha256(serialize_policy(agent)[PARAMETERS]).hexdigest()
         return ServedPolicy(f"policy-{digest[:16]}", agent)
-    return _of_run(Path(run), checkpoint)
+    return _load_from_run(Path(run), checkpoint)
 
 
-def _of_run(folder: Path, checkpoint: str) -> ServedPolicy:
-    agent, iteration = load_with_iteration(folder, checkpoint)
+def _load_from_run(run_dir: Path, checkpoint: str) -> ServedPolicy:
+    agent, iteration = load_with_iteration(run_dir, checkpoint)
     return ServedPolicy(f"checkpoint-{iteration}", agent)
 
 
 @dataclass(frozen=True, eq=False)
 class LookupResult:
-    """A policy that is there.
+    """A policy found in the store.
 
     Attributes:
-        name: its own; that of a checkpoint where the base was asked for.
-        expires_in_s: seconds until it is removed; None of the base.
-        policy: itself; None where the asker has it already.
+        name: its own name; that of a checkpoint if the base policy was requested.
+        expires_in_s: seconds until it is removed; None for the base policy.
+        policy: the policy; None if the requester has it already.
     """
 
     name: str
@@ -102,74 +102,76 @@ class LookupResult:
 
 
 class PolicyStore:
-    """The base policy, and the adapted ones: past the number, the least recently used one goes.
+    """The base policy and a bounded number of adapted ones, least recently used removed first.
 
     Args:
-        base: what adaptations begin from.
-        most: how many adapted policies are kept.
-        max_age_s: seconds from when a policy was made to when it is removed.
-        clock: tells seconds.
+        base: the policy that adaptations start from by default.
+        max_policies: maximum number of adapted policies.
+        max_age_s: seconds from a policy's creation to its removal.
+        clock: returns the time in seconds.
     """
 
     def __init__(
         self,
         base: ServedPolicy,
         *,
-        most: int,
+        max_policies: int,
         max_age_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._base = base
-        self._most, self._max_age_s, self._clock = most, max_age_s, clock
-        self._kept: OrderedDict[str, tuple[ServedPolicy, float]] = OrderedDict()
+        self._max_policies, self._max_age_s, self._clock = max_policies, max_age_s, clock
+        self._adapted: OrderedDict[str, tuple[ServedPolicy, float]] = OrderedDict()
 
     def __len__(self) -> int:
-        self._forget_old()
-        return len(self._kept)
+        self._remove_expired()
+        return len(self._adapted)
 
     def replace_base(self, base: ServedPolicy) -> None:
-        """Put another checkpoint live; the one before can be asked for by its name for a while."""
-        before, self._base = self._base, base
-        self._kept.pop(base.name, None)
-        if before.name != base.name:
-            self.keep(before)
+        """Replace the base policy; the old one stays available by name until it expires."""
+        previous, self._base = self._base, base
+        self._adapted.pop(base.name, None)
+        if previous.name != base.name:
+            self.add(previous)
 
-    def keep(self, policy: ServedPolicy) -> float:
-        """Keep a policy; seconds that it is kept for at most."""
-        self._kept[policy.name] = (policy, self._clock())
-        self._kept.move_to_end(policy.name)
-        self._forget_old()
-        while len(self._kept) > self._most:
-            self._kept.popitem(last=False)
+    def add(self, policy: ServedPolicy) -> float:
+        """Add a policy and return its maximum lifetime in seconds."""
+        self._adapted[policy.name] = (policy, self._clock())
+        self._adapted.move_to_end(policy.name)
+        self._remove_expired()
+        while len(self._adapted) > self._max_policies:
+            self._adapted.popitem(last=False)
         return self._max_age_s
 
-    def find(self, name: str, have: str | None = None) -> LookupResult:
-        """A policy by its name; ``base`` is whichever checkpoint is live.
+    def get(self, name: str, cached_name: str | None = None) -> LookupResult:
+        """Return a policy by name; ``base`` is the live checkpoint.
 
         Args:
-            name: of the policy.
-            have: the name of a policy that the asker has, which need not be sent again.
+            name: name of the policy.
+            cached_name: name of the policy that the requester has and need not be sent again.
 
         Raises:
-            ApiError: there is none, or there no longer is.
+            ApiError: there is no such policy, or it has expired.
         """
         if name in (BASE_POLICY, self._base.name):
-            policy, left = self._base, None
+            policy, expires_in_s = self._base, None
         else:
-            self._forget_old()
-            if name not in self._kept:
+            self._remove_expired()
+            if name not in self._adapted:
                 raise ApiError(
                     404,
-                    f"policy: there is no {name!r:.80}: it was never here, or is gone (the "
-                    f"{self._most:,} most recently used are kept, for {self._max_age_s:,.0f} s): "
-                    "POST /adapt gives a new one",
+                    f"policy: {name!r:.80} is unknown or has expired (the service keeps the "
+                    f"{self._max_policies:,} most recently used, for {self._max_age_s:,.0f} s): "
+                    "create one with POST /adapt",
                 )
-            policy, made = self._kept[name]
-            self._kept.move_to_end(name)
-            left = self._max_age_s - (self._clock() - made)
-        return LookupResult(policy.name, left, None if policy.name == have else policy)
+            policy, created_at = self._adapted[name]
+            self._adapted.move_to_end(name)
+            expires_in_s = self._max_age_s - (self._clock() - created_at)
+        return LookupResult(
+            policy.name, expires_in_s, None if policy.name == cached_name else policy
+        )
 
-    def _forget_old(self) -> None:
+    def _remove_expired(self) -> None:
         oldest = self._clock() - self._max_age_s
-        for name in [name for name, (_, made) in self._kept.items() if made <= oldest]:
-            del self._kept[name]
+        for name in [name for name, (_, created) in self._adapted.items() if created <= oldest]:
+            del self._adapted[name]

@@ -1,13 +1,13 @@
-"""The service on Ray Serve: one store, any number of replicas that act, adapters beside them.
+"""Deploy the service on Ray Serve: one policy store, replicas that act, and adapters.
 
-    caller -> PolicyApi (replicas) -- which policy? --> PolicyStore (one, holds the run)
+    caller -> PolicyApi (replicas) -- look up a policy --> PolicyStore (one, loads the run)
                          \\-- adapt --> Adapter (one request at a time each)
 
-Every replica must find every adapted policy, and their number and age are bounded in all. So one
-deployment of one replica keeps them, and the others keep copies for a second
+Every replica must find every adapted policy, and their total number and age are bounded. So one
+deployment with one replica stores them, and the others cache them for a second
 (:mod:`maml_ray.serving.cache`). ``@serve.multiplexed`` would route callers to a replica that has
-their policy, but bounds only what each replica holds, and would still need a place to load from.
-The run is read there alone: the other processes need not see its storage.
+their policy, but bounds only what each replica stores, and would still need a store to load from.
+Only the store reads the run: the other processes need no access to its storage.
 """
 
 from __future__ import annotations
@@ -25,33 +25,36 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from maml_ray.serving.adaptation import AdaptResult, handle_adapt_request
-from maml_ray.serving.api import make_app
+from maml_ray.serving.adaptation import AdaptResponse, handle_adapt_request
+from maml_ray.serving.api import ApiBackend, make_app
 from maml_ray.serving.auth import load_token_digest
-from maml_ray.serving.batching import ActResult, act_batch
+from maml_ray.serving.batching import ActResponse, act_batch
 from maml_ray.serving.cache import PolicyCache
-from maml_ray.serving.policy_store import LookupResult, PolicyStore, ServedPolicy, load_base_policy
+from maml_ray.serving.policy_store import (
+    LookupResult,
+    PolicyStore,
+    ServedPolicy,
+    load_base_policy,
+)
 from maml_ray.serving.requests import BASE_POLICY, ActRequest, AdaptBody, ApiError
-from maml_ray.serving.service import Service
 from maml_ray.serving.settings import ServeSettings, parse_serve_settings, parse_user_config
 
 STORE_TIMEOUT_S = 10.0
-"""Deadline for an answer of the store."""
 MAX_CACHED_POLICIES = 1000
 MAX_BATCH_SIZE = 64
-"""Requests that are answered by one pass through a network."""
+"""Maximum number of requests per forward pass."""
 _MAX_CONCURRENT_REQUESTS = 256
-"""Requests that a replica holds at a time: it waits for the store, and for others to batch with."""
+"""Per replica: requests wait for the store, and for others to be batched with."""
 
 
 class StoreDeployment:
-    """The deployment ``PolicyStore``: reads the run, and keeps the adapted policies.
+    """The deployment ``PolicyStore``: loads the run and stores the adapted policies.
 
-    Its ``user_config`` says which checkpoint is live: when it changes, the new one is put live
-    and what is adapted stays.
+    Its ``user_config`` names the live checkpoint; changing it loads that checkpoint and keeps the
+    adapted policies.
 
     Args:
-        settings: of the service.
+        settings: settings of the service.
     """
 
     def __init__(self, settings: ServeSettings) -> None:
@@ -59,32 +62,34 @@ class StoreDeployment:
         self._store: PolicyStore | None = None
 
     def reconfigure(self, user_config: Any) -> None:
-        """Put a checkpoint live; called by Serve at the start too.
+        """Load a checkpoint as the base policy; Serve also calls this at the start.
 
         Raises:
-            UserError: there is no such checkpoint; Serve tells it in the application's status.
+            UserError: there is no such checkpoint; Serve shows it in the application's status.
         """
-        base = load_base_policy(self._settings.run, parse_user_config(user_config).checkpoint)
+        settings = self._settings
+        base = load_base_policy(settings.run, parse_user_config(user_config).checkpoint)
         if self._store is None:
-            most, age = self._settings.max_policies, self._settings.max_age_s
-            self._store = PolicyStore(base, most=most, max_age_s=age)
+            self._store = PolicyStore(
+                base, max_policies=settings.max_policies, max_age_s=settings.max_age_s
+            )
         else:
             self._store.replace_base(base)
 
-    async def find(self, name: str, have: str | None) -> LookupResult | ApiError:
-        """A policy by its name: :meth:`maml_ray.serving.policy_store.PolicyStore.find`."""
+    async def get(self, name: str, cached_name: str | None) -> LookupResult | ApiError:
+        """Return a policy by name; see :meth:`maml_ray.serving.policy_store.PolicyStore.get`."""
         try:
-            return self._kept.find(name, have)
-        except ApiError as refusal:
-            return refusal
+            return self._configured_store.get(name, cached_name)
+        except ApiError as error:
+            return error
 
-    async def keep(self, policy: ServedPolicy) -> float:
-        """Keep an adapted policy."""
-        return self._kept.keep(policy)
+    async def add(self, policy: ServedPolicy) -> float:
+        """Add an adapted policy and return its maximum lifetime in seconds."""
+        return self._configured_store.add(policy)
 
     @property
-    def _kept(self) -> PolicyStore:
-        assert self._store is not None, "Serve configures before it serves"
+    def _configured_store(self) -> PolicyStore:
+        assert self._store is not None, "Serve calls reconfigure before any request"
         return self._store
 
 
@@ -92,107 +97,108 @@ class AdapterDeployment:
     """The deployment ``Adapter``: simulates and takes inner steps, one request at a time.
 
     Args:
-        settings: of the service.
+        settings: settings of the service.
     """
 
     def __init__(self, settings: ServeSettings) -> None:
         torch.set_num_threads(1)
-        self._most_env_steps = settings.max_env_steps
-        # One thread: a request that its caller has given up still ends before the next begins.
+        self._max_env_steps = settings.max_env_steps
+        # One thread: a request whose caller has given up still ends before the next one starts.
         self._thread = ThreadPoolExecutor(1)
 
-    async def adapt(self, start: ServedPolicy, request: AdaptBody) -> AdaptResult | ApiError:
-        """An adapted policy, or why there is none; in a thread, so that Serve sees it alive."""
-        adapt = partial(handle_adapt_request, start, request, most_env_steps=self._most_env_steps)
+    async def adapt(self, policy: ServedPolicy, request: AdaptBody) -> AdaptResponse | ApiError:
+        """Adapt in a thread, so that the replica still answers Serve's health checks."""
+        adapt = partial(handle_adapt_request, policy, request, max_env_steps=self._max_env_steps)
         return await asyncio.get_running_loop().run_in_executor(self._thread, adapt)
 
 
 class ApiDeployment:
-    """The deployment ``PolicyApi``: the routes; acts by itself, and has others adapt.
+    """The deployment ``PolicyApi``: serves the routes, acts itself, and delegates adaptation.
 
     Args:
-        settings: of the service.
-        digest: of the token that callers must present.
-        store, adapter: the other two deployments.
+        settings: settings of the service.
+        token_digest: SHA-256 of the token that callers must present; None to require none.
+        store, adapter: handles of the other two deployments.
     """
 
     def __init__(
         self,
         settings: ServeSettings,
-        digest: bytes | None,
+        token_digest: bytes | None,
         store: DeploymentHandle[Any],
         adapter: DeploymentHandle[Any],
     ) -> None:
         torch.set_num_threads(1)
-        self._settings, self._digest = settings, digest
+        self._settings, self._token_digest = settings, token_digest
         self._store, self._adapter = store, adapter
-        self._copies = PolicyCache(self._find, most=MAX_CACHED_POLICIES)
+        self._policies = PolicyCache(self._look_up, max_policies=MAX_CACHED_POLICIES)
 
     async def __serve_build_asgi_app__(self) -> Any:
-        """The routes, once the store has told what kind of policy it is."""
-        base = await self._copies.get(BASE_POLICY)
-        base.agent.act(np.zeros(base.agent.spec.observation_size))  # no request waits for its loop
-        service = Service(
+        """Build the routes, once the store has sent the policy whose sizes they document."""
+        base = await self._policies.get(BASE_POLICY)
+        # Load the compiled kernels now, so that no request waits for them.
+        base.agent.act(np.zeros(base.agent.spec.observation_size))
+        backend = ApiBackend(
             base.agent.spec,
             base.example_task,
-            self._copies,
-            act_on=self._act_on,
-            adapt_from=self._adapt_from,
-            keep=self._keep,
+            self._policies,
+            act=self._act,
+            adapt=self._adapt,
+            add_policy=self._add_policy,
         )
-        limit = self._settings.max_body_bytes
-        return make_app(service, digest=self._digest, max_body_bytes=limit)
+        return make_app(
+            backend,
+            token_digest=self._token_digest,
+            max_body_bytes=self._settings.max_body_bytes,
+        )
 
+    # No wait for further requests: under load they are queued already.
     @serve.batch(max_batch_size=MAX_BATCH_SIZE, batch_wait_timeout_s=0.0)
-    async def _act(
-        self, asked: list[tuple[ServedPolicy, ActRequest]]
-    ) -> list[ActResult | ApiError]:
-        # Nobody waits for others to come: under load they are there already.
-        return act_batch(asked)
+    async def _act_batch(
+        self, requests: list[tuple[ServedPolicy, ActRequest]]
+    ) -> list[ActResponse | ApiError]:
+        return act_batch(requests)
 
-    async def _act_on(self, policy: ServedPolicy, request: ActRequest) -> ActResult | ApiError:
-        answer: ActResult | ApiError = await self._act((policy, request))
-        return answer
+    async def _act(self, policy: ServedPolicy, request: ActRequest) -> ActResponse | ApiError:
+        response: ActResponse | ApiError = await self._act_batch((policy, request))
+        return response
 
-    async def _adapt_from(self, policy: ServedPolicy, request: AdaptBody) -> AdaptResult | ApiError:
-        deadline = self._settings.adapt_timeout_s
-        response = self._adapter.adapt.remote(policy, request)
-        adapted: AdaptResult | ApiError = await _answer(response, "adapter", deadline)
-        return adapted
+    async def _adapt(self, policy: ServedPolicy, request: AdaptBody) -> AdaptResponse | ApiError:
+        reply = self._adapter.adapt.remote(policy, request)
+        timeout_s = self._settings.adapt_timeout_s
+        response: AdaptResponse | ApiError = await _wait_for(reply, "adapter", timeout_s)
+        return response
 
-    async def _find(self, name: str, have: str | None) -> LookupResult | ApiError:
-        response = self._store.find.remote(name, have)
-        found: LookupResult | ApiError = await _answer(
-            response, "store of policies", STORE_TIMEOUT_S
-        )
-        return found
+    async def _look_up(self, name: str, cached_name: str | None) -> LookupResult | ApiError:
+        reply = self._store.get.remote(name, cached_name)
+        result: LookupResult | ApiError = await _wait_for(reply, "policy store", STORE_TIMEOUT_S)
+        return result
 
-    async def _keep(self, policy: ServedPolicy) -> float:
-        return float(
-            await _answer(self._store.keep.remote(policy), "store of policies", STORE_TIMEOUT_S)
-        )
+    async def _add_policy(self, policy: ServedPolicy) -> float:
+        reply = self._store.add.remote(policy)
+        return float(await _wait_for(reply, "policy store", STORE_TIMEOUT_S))
 
 
 def build_app(args: Mapping[str, Any]) -> serve.Application:
-    """The application, of the arguments of :class:`~maml_ray.serving.settings.ServeSettings`.
+    """Build the application; :class:`ServeSettings` lists the arguments.
 
     For ``serve run maml_ray.serving.ray_serve:build_app run=...`` and for the ``args`` of a
-    config file. The token is read where this runs: on the cluster, under ``serve deploy``.
+    config file. The token is read where this runs: on the cluster with ``serve deploy``.
 
     Raises:
         UserError: an argument is unknown or out of range, or the token cannot be read.
     """
     settings = parse_serve_settings(args)
-    digest = load_token_digest(settings.token_file)
-    store = _deployed(
+    token_digest = load_token_digest(settings.token_file)
+    store = _deployment(
         StoreDeployment,
         name="PolicyStore",
-        num_replicas=1,  # what it keeps is nowhere else
+        num_replicas=1,  # the policies are stored in one process
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=10 * _MAX_CONCURRENT_REQUESTS,
         user_config={"checkpoint": settings.checkpoint},
     ).bind(settings)
-    adapter = _deployed(
+    adapter = _deployment(
         AdapterDeployment,
         name="Adapter",
         num_replicas=settings.adapters,
@@ -200,33 +206,33 @@ def build_app(args: Mapping[str, Any]) -> serve.Application:
         max_ongoing_requests=1,
         max_queued_requests=settings.max_waiting,
     ).bind(settings)
-    app: serve.Application = _deployed(
+    app: serve.Application = _deployment(
         serve.ingress()(ApiDeployment),
         name="PolicyApi",
         num_replicas=settings.replicas,
         ray_actor_options={"num_cpus": 1},
         max_ongoing_requests=_MAX_CONCURRENT_REQUESTS,
-    ).bind(settings, digest, store, adapter)
+    ).bind(settings, token_digest, store, adapter)
     return app
 
 
-def _deployed(kind: type, **options: Any) -> Any:
-    return serve.deployment(**options)(kind)
+def _deployment(cls: type, **options: Any) -> Any:
+    return serve.deployment(**options)(cls)
 
 
-async def _answer(response: Any, name: str, deadline_s: float) -> Any:
-    """What another deployment answers.
+async def _wait_for(reply: Any, name: str, timeout_s: float) -> Any:
+    """Return the reply of another deployment.
 
     Raises:
-        ApiError: it is busy, away or too slow.
+        ApiError: the deployment is busy, unavailable or too slow (503).
     """
     try:
-        return await asyncio.wait_for(response, deadline_s)
+        return await asyncio.wait_for(reply, timeout_s)
     except BackPressureError:
         raise ApiError(503, f"too many requests wait for the {name}: try again later") from None
     except TimeoutError:
-        raise ApiError(503, f"the {name} did not answer within {deadline_s:g} s") from None
+        raise ApiError(503, f"the {name} did not answer within {timeout_s:g} s") from None
     except (RayError, RayServeException) as error:
         if isinstance(getattr(error, "cause", None), Exception):
-            raise  # a defect there: it belongs in the log
-        raise ApiError(503, f"the {name} is away: try again later") from None
+            raise  # a defect in the deployment: its traceback belongs in the log
+        raise ApiError(503, f"the {name} is unavailable: try again later") from None

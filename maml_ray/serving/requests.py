@@ -1,7 +1,7 @@
-"""What callers send: read, checked, and made into what the policy takes.
+"""Parse and check request bodies, and convert them to what the policy takes.
 
-A mistake is told in one sentence that names the field. Axes: n observations, K episodes, T steps,
-D observation size, A action size.
+Errors are one sentence naming the field. Axes: n observations, K episodes, T steps, D observation
+size, A action size.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 import orjson
 import torch
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -33,100 +33,87 @@ from maml_ray.policies.action_sampler import from_env_actions
 from maml_ray.policies.spec import PolicySpec
 from maml_ray.rollouts.trajectories import Trajectories
 
+BASE_POLICY = "base"
+"""Name of the policy that adaptations start from by default: the live checkpoint."""
+MAX_OBSERVATIONS = 4096
+"""Maximum per request to act: a larger one would delay all requests in its batch."""
+MAX_AXES = 3
+
 
 class ApiError(Exception):
-    """A request cannot be served; whose fault it is says the status.
+    """An error that the caller receives as ``{"error": message}``.
 
     Attributes:
-        status: of HTTP: 400 and up.
-        sentence: for the caller.
+        status: HTTP status, 400 or above.
+        message: one sentence.
     """
 
     def __init__(self, status: int, message: str) -> None:
-        super().__init__(status, message)  # both: an exception that crosses processes needs them
+        super().__init__(status, message)  # both, so that the exception can be pickled
         self.status = status
         self.message = escape_unprintable(message)
 
 
-MAX_AXES = 3
-_NUMBERS = frozenset({int, float})
-_BOOLEANS = frozenset({bool})
-
-
 def to_float32_array(value: Any) -> NDArray[np.float32]:
-    """Nested lists of numbers as an array.
+    """Convert nested lists of numbers to an array.
 
     Raises:
-        ValueError: it is something else, of uneven rows, empty, or not finite in float32.
+        ValueError: the value is something else, ragged, empty, or not finite in float32.
     """
-    _check(value, _NUMBERS, "numbers")
     try:
-        with np.errstate(over="ignore"):  # what is too large is found below
-            array = np.array(value, dtype=np.float32)
-    except OverflowError:  # a whole number beyond any float
-        raise ValueError("must be finite numbers of single precision") from None
-    except ValueError:
-        raise ValueError("must have rows of one length") from None
-    if array.size == 0:
-        raise ValueError("must not be empty")
+        array = _to_array(value, frozenset({int, float}), "numbers", np.float32)
+    except OverflowError:  # an integer beyond the range of float64
+        raise ValueError("must be finite in single precision") from None
     if not np.isfinite(array).all():
-        raise ValueError("must be finite numbers of single precision")
+        raise ValueError("must be finite in single precision")
     return array
 
 
 def to_bool_array(value: Any) -> NDArray[np.bool_]:
-    """Nested lists of true and false as an array.
+    """Convert nested lists of true and false to an array.
 
     Raises:
-        ValueError: it is something else, of uneven rows, or empty.
+        ValueError: the value is something else, ragged or empty.
     """
-    _check(value, _BOOLEANS, "true and false")
+    return _to_array(value, frozenset({bool}), "true and false", np.bool_)
+
+
+def _to_array(value: Any, types: frozenset[type], noun: str, dtype: DTypeLike) -> NDArray[Any]:
+    axes, first = 0, value
+    while type(first) is list and first and axes <= MAX_AXES:
+        axes, first = axes + 1, first[0]
+    is_empty = type(first) is list and not first and axes < MAX_AXES
+    if axes > MAX_AXES or not (is_empty or (axes and _contains_only(value, axes, types))):
+        raise ValueError(f"must be an array of {noun}, with at most {MAX_AXES} axes")
     try:
-        array = np.array(value, dtype=np.bool_)
+        with np.errstate(over="ignore"):  # infinities are reported by the caller
+            array = np.array(value, dtype=dtype)
     except ValueError:
-        raise ValueError("must have rows of one length") from None
+        raise ValueError("must have rows of equal length") from None
     if array.size == 0:
         raise ValueError("must not be empty")
     return array
 
 
-FloatArray = Annotated[Any, PlainValidator(to_float32_array), WithJsonSchema({"type": "array"})]
-"""A field of a request that is an array of numbers."""
-BoolArray = Annotated[Any, PlainValidator(to_bool_array), WithJsonSchema({"type": "array"})]
-"""A field of a request that is an array of true and false."""
-
-
-def _check(value: Any, kinds: frozenset[type], words: str) -> None:
-    axes, first = 0, value
-    while type(first) is list and first and axes <= MAX_AXES:
-        axes, first = axes + 1, first[0]
-    empty = type(first) is list and not first and axes < MAX_AXES
-    if axes > MAX_AXES or not (empty or (axes and _made_of(value, axes, kinds))):
-        raise ValueError(f"must be an array of {words}, of at most {MAX_AXES} axes")
-
-
-def _made_of(value: Any, axes: int, kinds: frozenset[type]) -> bool:
+def _contains_only(value: Any, axes: int, types: frozenset[type]) -> bool:
+    """Check types row by row: 100,000 numbers take milliseconds."""
     if type(value) is not list:
         return False
     if axes == 1:
-        return kinds.issuperset(map(type, value))
-    return all(_made_of(row, axes - 1, kinds) for row in value)
+        return types.issuperset(map(type, value))
+    return all(_contains_only(row, axes - 1, types) for row in value)
 
 
-BASE_POLICY = "base"
-"""The name of the policy that adaptations begin from, whichever checkpoint it is."""
-MAX_OBSERVATIONS = 4096
-"""In one request to act: it holds up all that are answered together with it."""
-
-
-def _whole(value: Any) -> Any:
-    """1.0 is an integer to JSON Schema, and a float to Python."""
+def _to_int(value: Any) -> Any:
+    """Convert a float such as 1.0 to int: JSON Schema counts it as an integer."""
     return int(value) if type(value) is float and value.is_integer() else value
 
 
-_WHOLE = BeforeValidator(_whole)
+_INTEGER = BeforeValidator(_to_int)
+FloatArray = Annotated[Any, PlainValidator(to_float32_array), WithJsonSchema({"type": "array"})]
+BoolArray = Annotated[Any, PlainValidator(to_bool_array), WithJsonSchema({"type": "array"})]
 Name = Annotated[str, Field(min_length=1, max_length=80)]
-Seed = Annotated[int, Field(ge=0, lt=2**63), _WHOLE]
+Seed = Annotated[int, Field(ge=0, lt=2**63), _INTEGER]
 Float = Annotated[float, Field(allow_inf_nan=False)]
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -136,7 +123,7 @@ class _Body(BaseModel):
 
 
 class ActBody(_Body):
-    """``POST /act``: observations (D,) or (n, D), and whose actions are asked for."""
+    """Body of ``POST /act``: observations, (D,) or (n, D), and the policy to act with."""
 
     observations: FloatArray
     policy: Name = BASE_POLICY
@@ -145,9 +132,9 @@ class ActBody(_Body):
 
 
 class SupportBody(_Body):
-    """Episodes that the caller collected, as :class:`maml_ray.Trajectories` has them.
+    """Episodes collected by the caller, with the fields of :class:`maml_ray.Trajectories`.
 
-    Actions are as ``POST /act`` gives them: (K, T, A), or (K, T) of a discrete policy.
+    Actions are as returned by ``POST /act``: (K, T, A), or (K, T) for a discrete policy.
     """
 
     observations: FloatArray
@@ -160,38 +147,38 @@ class SupportBody(_Body):
 
 
 class AdaptBody(_Body):
-    """``POST /adapt``: a task to simulate, or what the caller collected, or both."""
+    """Body of ``POST /adapt``: a task to simulate, trajectories of the caller, or both."""
 
     policy: Name = BASE_POLICY
     task: Annotated[dict[Name, Float], Field(max_length=1000)] | None = None
     trajectories: SupportBody | None = None
-    steps: Annotated[int, Field(ge=1, le=MAX_ADAPTATION_STEPS), _WHOLE] | None = None
-    episodes: Annotated[int, Field(ge=1), _WHOLE] | None = None
-    measured_episodes: Annotated[int, Field(ge=0), _WHOLE] = 20
+    steps: Annotated[int, Field(ge=1, le=MAX_ADAPTATION_STEPS), _INTEGER] | None = None
+    episodes: Annotated[int, Field(ge=1), _INTEGER] | None = None
+    measured_episodes: Annotated[int, Field(ge=0), _INTEGER] = 20
     seed: Seed = 0
 
     @model_validator(mode="after")
-    def _something_to_adapt_to(self) -> AdaptBody:
+    def _check_combination(self) -> AdaptBody:
         if self.task is None and self.trajectories is None:
-            raise ValueError("needs a task, or trajectories of your own")
+            raise ValueError("the body needs a task, or trajectories of your own")
         if self.trajectories is not None and (self.steps or self.episodes):
             raise ValueError(
-                "steps and episodes are for support data that are simulated: with trajectories "
-                "of your own there is one step, and the next is a request of its own"
+                "steps and episodes apply to simulated support data only: trajectories of your "
+                "own give one step, and the next step is another request"
             )
         return self
 
 
 @dataclass(frozen=True, eq=False)
 class ActRequest:
-    """Checked: what to act on.
+    """A checked request to act.
 
     Attributes:
-        policy: the name of the policy.
+        policy: name of the policy.
         observations: (n, D) float32.
-        single: whether one observation without the axis n was sent.
-        explore: sample; otherwise the mean or most probable actions.
-        seed: of the sampling; None for fresh entropy.
+        single: whether the caller sent one observation, without the axis n.
+        explore: whether to sample; otherwise mean or most probable actions.
+        seed: random seed of the samples; None for fresh entropy.
     """
 
     policy: str
@@ -202,50 +189,50 @@ class ActRequest:
 
 
 def parse_act(content: bytes, spec: PolicySpec) -> ActRequest:
-    """The body of ``POST /act``.
+    """Parse the body of ``POST /act`` for policies of the sizes in ``spec``.
 
     Raises:
-        ApiError: it is no JSON (400), or not what such a policy takes (422).
+        ApiError: the body is not JSON (400), or a field is not allowed (422).
     """
-    body = _read(ActBody, content)
+    body = _parse(ActBody, content)
     observations: NDArray[np.float32] = body.observations
     if observations.ndim > 2 or observations.shape[-1] != spec.observation_size:
         raise _wrong_shape("observations", f"(n, {spec.observation_size})", observations)
-    single = observations.ndim == 1
-    if single:
+    is_single = observations.ndim == 1
+    if is_single:
         observations = observations[None]
     if len(observations) > MAX_OBSERVATIONS:
         raise ApiError(
             422,
-            f"observations: {len(observations):,} at once are not allowed: at most "
-            f"{MAX_OBSERVATIONS:,}",
+            f"observations: at most {MAX_OBSERVATIONS:,} per request are allowed, got "
+            f"{len(observations):,}",
         )
-    return ActRequest(body.policy, observations, single, body.explore, body.seed)
+    return ActRequest(body.policy, observations, is_single, body.explore, body.seed)
 
 
 def parse_adapt(content: bytes) -> AdaptBody:
-    """The body of ``POST /adapt``; arrays' shapes are checked by :func:`to_trajectories`.
+    """Parse the body of ``POST /adapt``; :func:`to_trajectories` checks the shapes of arrays.
 
     Raises:
-        ApiError: it is no JSON (400), or not such a request (422).
+        ApiError: the body is not JSON (400), or a field is not allowed (422).
     """
-    return _read(AdaptBody, content)
+    return _parse(AdaptBody, content)
 
 
 def to_trajectories(body: SupportBody, agent: Agent) -> Trajectories:
-    """The caller's episodes as support data for ``agent``.
+    """Convert the caller's episodes to support data for ``agent``.
 
-    Log-probabilities that were left out are those of ``agent`` at the actions: the caller says by
-    it that this policy sampled them.
+    Without ``log_probs`` the actions are taken to be sampled by ``agent``, and its own
+    log-probabilities are used.
 
     Raises:
-        ApiError: the shapes do not fit together or the policy, or the mask is of no episodes.
+        ApiError: the shapes do not match each other or the policy, or the mask is invalid.
     """
     spec, rewards = agent.spec, body.rewards
     if rewards.ndim != 2:
         raise _wrong_shape("rewards", "(episodes, steps)", rewards)
     shape = rewards.shape
-    sizes: dict[str, tuple[int, ...]] = {
+    shapes: dict[str, tuple[int, ...]] = {
         "observations": (*shape, spec.observation_size),
         "actions": shape if spec.discrete else (*shape, spec.action_size),
         "mask": shape,
@@ -253,19 +240,19 @@ def to_trajectories(body: SupportBody, agent: Agent) -> Trajectories:
         "final_observations": (shape[0], spec.observation_size),
         "terminated": (shape[0],),
     }
-    for name, size in sizes.items():
+    for name, expected in shapes.items():
         array = getattr(body, name)
-        if array is not None and array.shape != size:
-            raise _wrong_shape(f"trajectories.{name}", str(size), array)
+        if array is not None and array.shape != expected:
+            raise _wrong_shape(f"trajectories.{name}", str(expected), array)
     mask = np.ones(shape, np.bool_) if body.mask is None else body.mask
     _check_mask(mask)
     _check_bootstrap(body, agent)
-    recorded = from_env_actions(spec, _checked_actions(body.actions, mask, spec))
+    recorded = from_env_actions(spec, _check_actions(body.actions, mask, spec))
     trajectories = Trajectories(
-        observations=_taken(body.observations, mask),
-        actions=_taken(recorded, mask),
-        log_probs=_taken(rewards if body.log_probs is None else body.log_probs, mask),
-        rewards=_taken(rewards, mask),
+        observations=_zero_masked(body.observations, mask),
+        actions=_zero_masked(recorded, mask),
+        log_probs=_zero_masked(rewards if body.log_probs is None else body.log_probs, mask),
+        rewards=_zero_masked(rewards, mask),
         mask=mask,
         final_observations=body.final_observations,
         terminated=body.terminated,
@@ -276,7 +263,7 @@ def to_trajectories(body: SupportBody, agent: Agent) -> Trajectories:
 
 
 def policy_log_probs(agent: Agent, trajectories: Trajectories) -> NDArray[np.float32]:
-    """Log-probabilities (K, T) of the actions under ``agent``; zero after an episode's end."""
+    """Return log-probabilities (K, T) of the actions under ``agent``, zero after an episode."""
     observations = trajectories.observations
     if agent.normalizer is not None:
         observations = agent.normalizer(observations)
@@ -284,11 +271,11 @@ def policy_log_probs(agent: Agent, trajectories: Trajectories) -> NDArray[np.flo
         policy = distribution(
             agent.spec, to_torch(agent.parameters), torch.from_numpy(observations)
         )
-        found = log_prob(policy, torch.from_numpy(trajectories.actions)).numpy()
-    return _taken(found, trajectories.mask)
+        log_probs = log_prob(policy, torch.from_numpy(trajectories.actions)).numpy()
+    return _zero_masked(log_probs, trajectories.mask)
 
 
-def _read(kind: type[Body], content: bytes) -> Body:
+def _parse(kind: type[Body], content: bytes) -> Body:
     try:
         data = orjson.loads(content)
     except orjson.JSONDecodeError as error:
@@ -296,19 +283,19 @@ def _read(kind: type[Body], content: bytes) -> Body:
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        raise ApiError(422, _sentence(error, kind)) from None
+        raise ApiError(422, _describe(error, kind)) from None
 
 
-def _sentence(error: ValidationError, kind: type[BaseModel]) -> str:
+def _describe(error: ValidationError, kind: type[BaseModel]) -> str:
     first = error.errors(include_url=False)[0]
-    if first["type"] == "value_error" and not first["loc"]:  # of several fields together
+    if first["type"] == "value_error" and not first["loc"]:  # concerns several fields together
         return str(first["msg"]).removeprefix("Value error, ")
     if not first["loc"]:
         return "the body must be a JSON object"
     return describe_validation_error(
         error,
         noun="a field",
-        allowed_keys=lambda place: list((SupportBody if place else kind).model_fields),
+        allowed_keys=lambda location: list((SupportBody if location else kind).model_fields),
     )
 
 
@@ -316,8 +303,8 @@ def _check_mask(mask: NDArray[np.bool_]) -> None:
     if not mask[:, 0].all() or (mask[:, 1:] & ~mask[:, :-1]).any():
         raise ApiError(
             422,
-            "trajectories.mask is not allowed: each episode is true for its steps, of which it "
-            "has one at least, and false after its end",
+            "trajectories.mask must be true for the steps of each episode, at least one, and "
+            "false after its end",
         )
 
 
@@ -333,25 +320,23 @@ def _check_bootstrap(body: SupportBody, agent: Agent) -> None:
             )
 
 
-def _checked_actions(
+def _check_actions(
     actions: NDArray[np.float32], mask: NDArray[np.bool_], spec: PolicySpec
 ) -> NDArray[np.float32]:
-    """Discrete ones are whole numbers that there are; behind an episode's end any will do."""
+    """Return the actions, valid also after an episode's end, where any value is accepted."""
     if not spec.discrete:
         return actions
     first, last = spec.first_action, spec.first_action + spec.action_size - 1
     actions = np.where(mask, actions, np.float32(first))
     if (actions != np.floor(actions)).any() or actions.min() < first or actions.max() > last:
-        raise ApiError(
-            422, f"trajectories.actions are not allowed: whole numbers from {first} to {last}"
-        )
+        raise ApiError(422, f"trajectories.actions must be whole numbers from {first} to {last}")
     return actions
 
 
-def _taken(array: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Zero behind an episode's end, as what is collected here."""
+def _zero_masked(array: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Set values after an episode's end to zero, as :class:`Trajectories` requires."""
     return np.where(mask if array.ndim == 2 else mask[..., None], array, np.float32(0.0))
 
 
-def _wrong_shape(name: str, wanted: str, array: NDArray[Any]) -> ApiError:
-    return ApiError(422, f"{name} must have shape {wanted}, got {array.shape}")
+def _wrong_shape(name: str, expected: str, array: NDArray[Any]) -> ApiError:
+    return ApiError(422, f"{name} must have shape {expected}, got {array.shape}")

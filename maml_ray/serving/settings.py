@@ -1,4 +1,4 @@
-"""What a service is: the arguments of the application, on a command line or in ``serve.yaml``."""
+"""Define and check the settings of a service, from the command line or ``serve.yaml``."""
 
 from __future__ import annotations
 
@@ -11,34 +11,33 @@ from maml_ray.config.error_messages import describe_validation_error
 from maml_ray.config.settings import SettingsError
 
 Count = Annotated[int, Field(ge=1)]
+Checkpoint = Annotated[str, Field(min_length=1, max_length=20, coerce_numbers_to_str=True)]
 
 
 class ServeSettings(BaseModel):
     """Arguments of ``maml_ray.serving.ray_serve:build_app``.
 
     Attributes:
-        run: a run folder, a run's URL in storage, or a folder of ``maml-ray adapt``; as the
-            machine that holds the policies sees it.
-        checkpoint: of the run: newest, best, or its number.
-        replicas: processes that act, one CPU each.
-        adapters: processes that adapt, one CPU each, one request at a time.
-        max_policies: adapted policies that are kept.
-        max_age_s: seconds that each is kept for.
-        max_body_bytes: of a request.
-        max_env_steps: simulated in one request to adapt.
-        max_waiting: requests to adapt that may wait for an adapter; more are refused.
-        adapt_timeout_s: how long a request to adapt may take, waiting included.
-        token_file: holds the token that callers must present; the environment variable
-            ``MAML_RAY_SERVE_TOKEN`` does the same; with neither, none is asked for.
+        run: run directory, run URL in storage, or directory written by ``maml-ray adapt``, as seen
+            by the machine of the policy store.
+        checkpoint: newest, best, or the number of a checkpoint.
+        replicas: number of processes that act, one CPU each.
+        adapters: number of processes that adapt, one CPU each, one request at a time.
+        max_policies: maximum number of adapted policies kept.
+        max_age_s: seconds that an adapted policy is kept.
+        max_body_bytes: maximum size of a request body.
+        max_env_steps: maximum environment steps simulated for one request to adapt.
+        max_waiting: maximum number of requests waiting for an adapter; more are rejected.
+        adapt_timeout_s: maximum seconds for a request to adapt, including its wait.
+        token_file: file with the token that callers must present. The environment variable
+            ``MAML_RAY_SERVE_TOKEN`` is the alternative; without either, no token is required.
     """
 
-    # Not strict: `serve run module:build_app replicas=2` hands over text.
+    # Not strict: `serve run module:build_app replicas=2` passes strings.
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     run: Annotated[str, Field(min_length=1)]
-    checkpoint: Annotated[str, Field(min_length=1, max_length=20, coerce_numbers_to_str=True)] = (
-        "newest"
-    )
+    checkpoint: Checkpoint = "newest"
     replicas: Count = 1
     adapters: Count = 1
     max_policies: Count = 1000
@@ -55,37 +54,35 @@ class StoreUserConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    checkpoint: Annotated[str, Field(min_length=1, max_length=20, coerce_numbers_to_str=True)] = (
-        "newest"
-    )
+    checkpoint: Checkpoint = "newest"
 
 
 def parse_serve_settings(arguments: Mapping[str, Any]) -> ServeSettings:
     """Check the application's arguments.
 
     Raises:
-        SettingsError: one is unknown, missing or out of range.
+        SettingsError: an argument is unknown, missing or out of range.
     """
     try:
         return ServeSettings.model_validate(dict(arguments))
     except ValidationError as error:
-        known = list(ServeSettings.model_fields)
+        names = list(ServeSettings.model_fields)
         message = describe_validation_error(
-            error, allowed_keys=lambda place: known, noun="an argument"
+            error, allowed_keys=lambda location: names, noun="an argument"
         )
         raise SettingsError(message) from None
 
 
 def parse_user_config(user_config: Any) -> StoreUserConfig:
-    """Check a ``user_config``.
+    """Check the ``user_config`` of the deployment ``PolicyStore``.
 
     Raises:
-        SettingsError: there is something else in it.
+        SettingsError: it has another key, or the checkpoint is invalid.
     """
     try:
         return StoreUserConfig.model_validate(user_config)
     except ValidationError as error:
         message = describe_validation_error(
-            error, prefix=("user_config",), allowed_keys=lambda place: ["checkpoint"]
+            error, prefix=("user_config",), allowed_keys=lambda location: ["checkpoint"]
         )
         raise SettingsError(message) from None

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from maml_ray.evaluation.agent import Agent
-from maml_ray.policies.action_sampler import for_environment
+from maml_ray.policies.action_sampler import to_env_actions
 from maml_ray.rollouts.trajectories import Trajectories
 
 
@@ -15,7 +15,7 @@ def body_of(agent: Agent, support: Trajectories) -> dict[str, Any]:
     """``support`` of ``agent`` as JSON, everything in it."""
     arrays = {
         "observations": support.observations,
-        "actions": for_environment(agent.spec, support.actions),
+        "actions": to_env_actions(agent.spec, support.actions),
         "rewards": support.rewards,
         "mask": support.mask,
         "log_probs": support.log_probs,

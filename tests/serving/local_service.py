@@ -10,60 +10,63 @@ from typing import Any
 import uvicorn
 
 from maml_ray.evaluation.agent import Agent
-from maml_ray.serving.adaptation import AdaptResult, handle_adapt_request
-from maml_ray.serving.api import make_app
-from maml_ray.serving.batching import ActResult, act_batch
+from maml_ray.serving.adaptation import AdaptResponse, handle_adapt_request
+from maml_ray.serving.api import ApiBackend, make_app
+from maml_ray.serving.batching import ActResponse, act_batch
 from maml_ray.serving.cache import PolicyCache
 from maml_ray.serving.policy_store import LookupResult, PolicyStore, ServedPolicy
 from maml_ray.serving.requests import ActRequest, AdaptBody, ApiError
-from maml_ray.serving.service import Service
 
-MOST_ENV_STEPS = 5_000
-
-
-def store_of(agent: Agent, most: int = 50) -> PolicyStore:
-    return PolicyStore(ServedPolicy("checkpoint-1", agent), most=most, max_age_s=1000.0)
+MAX_ENV_STEPS = 5_000
 
 
-def service_of(agent: Agent, store: PolicyStore | None = None) -> Service:
-    kept = store_of(agent) if store is None else store
+def store_of(agent: Agent, max_policies: int = 50) -> PolicyStore:
+    return PolicyStore(
+        ServedPolicy("checkpoint-1", agent), max_policies=max_policies, max_age_s=1000.0
+    )
 
-    async def ask(name: str, have: str | None) -> LookupResult | ApiError:
+
+def backend_of(agent: Agent, store: PolicyStore | None = None) -> ApiBackend:
+    policies = store_of(agent) if store is None else store
+
+    async def look_up(name: str, cached_name: str | None) -> LookupResult | ApiError:
         try:
-            return kept.find(name, have)
-        except ApiError as refusal:
-            return refusal
+            return policies.get(name, cached_name)
+        except ApiError as error:
+            return error
 
-    async def act_on(policy: ServedPolicy, request: ActRequest) -> ActResult | ApiError:
+    async def act(policy: ServedPolicy, request: ActRequest) -> ActResponse | ApiError:
         return act_batch([(policy, request)])[0]
 
-    async def adapt_from(policy: ServedPolicy, request: AdaptBody) -> AdaptResult | ApiError:
-        return handle_adapt_request(policy, request, most_env_steps=MOST_ENV_STEPS)
+    async def adapt(policy: ServedPolicy, request: AdaptBody) -> AdaptResponse | ApiError:
+        return handle_adapt_request(policy, request, max_env_steps=MAX_ENV_STEPS)
 
-    async def keep(policy: ServedPolicy) -> float:
-        return kept.keep(policy)
+    async def add_policy(policy: ServedPolicy) -> float:
+        return policies.add(policy)
 
     task = dict(agent.sample_tasks(1)[0].parameters)
-    return Service(agent.spec, task, PolicyCache(ask, most=50), act_on, adapt_from, keep)
+    return ApiBackend(
+        agent.spec, task, PolicyCache(look_up, max_policies=50), act, adapt, add_policy
+    )
 
 
 @contextmanager
 def served(
-    service: Service, *, digest: bytes | None = None, max_body_bytes: int = 1_000_000
+    backend: ApiBackend, *, token_digest: bytes | None = None, max_body_bytes: int = 1_000_000
 ) -> Iterator[str]:
-    """The URL of ``service``."""
-    app = make_app(service, digest=digest, max_body_bytes=max_body_bytes)
+    """Yield the URL of a server of ``backend``."""
+    app = make_app(backend, token_digest=token_digest, max_body_bytes=max_body_bytes)
     with running(app) as url:
         yield url
 
 
 @contextmanager
 def running(app: Any) -> Iterator[str]:
-    """The URL of an ASGI application."""
+    """Yield the URL of a server of an ASGI application."""
     config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="off")
     server = uvicorn.Server(config)
     bound = config.bind_socket()
-    bound.listen(64)  # whoever comes before the server has begun waits
+    bound.listen(64)  # connections before the server starts wait
     thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
     thread.start()
     try:

@@ -17,7 +17,7 @@ from maml_ray.maml.distributions import to_numpy
 from maml_ray.policies.spec import PolicySpec
 from maml_ray.rollouts.trajectories import Trajectories
 from maml_ray.runs.adapt import adapt_run
-from maml_ray.serving.adaptation import AdaptResult, handle_adapt_request
+from maml_ray.serving.adaptation import AdaptResponse, handle_adapt_request
 from maml_ray.serving.policy_store import ServedPolicy, load_base_policy
 from maml_ray.serving.requests import ApiError, SupportBody, parse_adapt, to_trajectories
 from tests.oracles import naive as oracles
@@ -25,15 +25,15 @@ from tests.serving.bodies import body_of
 from tests.small_runs import agent_of, run_of, settings
 
 
-def asked(agent: Agent, **request: Any) -> AdaptResult | ApiError:
+def asked(agent: Agent, **request: Any) -> AdaptResponse | ApiError:
     return handle_adapt_request(
-        ServedPolicy("start", agent), parse_adapt(orjson.dumps(request)), most_env_steps=100_000
+        ServedPolicy("start", agent), parse_adapt(orjson.dumps(request)), max_env_steps=100_000
     )
 
 
-def done(agent: Agent, **request: Any) -> AdaptResult:
+def done(agent: Agent, **request: Any) -> AdaptResponse:
     outcome = asked(agent, **request)
-    assert isinstance(outcome, AdaptResult), outcome
+    assert isinstance(outcome, AdaptResponse), outcome
     return outcome
 
 
@@ -259,4 +259,4 @@ def test_a_family_that_is_not_installed_adapts_to_callers_data_alone() -> None:
     done(there, trajectories=GOOD)
     refused = asked(there, task={"x": 0.0})
     assert isinstance(refused, ApiError)
-    assert "nothing can be simulated here" in refused.message
+    assert "cannot simulate it" in refused.message

@@ -26,7 +26,7 @@ from maml_ray.serving.policy_store import ServedPolicy
 from maml_ray.serving.requests import MAX_OBSERVATIONS, AdaptBody
 from tests.evaluation.test_worked_example import code
 from tests.serving.bodies import body_of
-from tests.serving.local_service import served, service_of, store_of
+from tests.serving.local_service import backend_of, served, store_of
 from tests.small_runs import agent_of, settings
 
 TOKEN = "correct horse battery staple"
@@ -40,7 +40,7 @@ def agent() -> Agent:
 
 @pytest.fixture(scope="module")
 def url(agent: Agent) -> Iterator[str]:
-    with served(service_of(agent), max_body_bytes=LIMIT) as found:
+    with served(backend_of(agent), max_body_bytes=LIMIT) as found:
         yield found
 
 
@@ -165,14 +165,14 @@ def test_own_trajectories_take_one_step(url: str) -> None:
             "rewards": [[1.0]],
         },
     }
-    assert "there is one step" in post(url, "/adapt", body).json()["error"]
+    assert "one step" in post(url, "/adapt", body).json()["error"]
 
 
 def test_too_many_observations_and_too_large_bodies(url: str) -> None:
     few = agent_of(settings())  # of two numbers each: many fit into a body
-    with served(service_of(few)) as small:
+    with served(backend_of(few)) as small:
         many = np.zeros((MAX_OBSERVATIONS + 1, 2), np.float32)
-        assert "4,097 at once" in post(small, "/act", {"observations": many}).json()["error"]
+        assert "got 4,097" in post(small, "/act", {"observations": many}).json()["error"]
         assert post(small, "/act", {"observations": many[1:]}).status_code == 200
     fits = b'{"observations": ' + json.dumps(OBSERVATION).encode() + b"}"
     exactly = requests.post(url + "/act", data=fits.ljust(LIMIT), timeout=30)
@@ -213,7 +213,7 @@ def test_paths_and_methods_that_are_not_there(url: str) -> None:
 
 def test_the_token_is_asked_for_everywhere_but_where_probes_look(agent: Agent) -> None:
     digest = hashlib.sha256(TOKEN.encode()).digest()
-    with served(service_of(agent), digest=digest) as url:
+    with served(backend_of(agent), token_digest=digest) as url:
         body = {"observations": OBSERVATION}
         for headers in (
             {},
@@ -245,29 +245,29 @@ def test_an_error_of_ours_is_no_traceback(agent: Agent) -> None:
     async def broken(policy: ServedPolicy, request: AdaptBody) -> Any:
         raise RuntimeError("a secret of ours")
 
-    service = replace(service_of(agent), adapt_from=broken)
-    with served(service) as url:
+    backend = replace(backend_of(agent), adapt=broken)
+    with served(backend) as url:
         answer = post(url, "/adapt", {"task": {"direction": 1}})
         assert (answer.status_code, answer.json()) == (
             500,
-            {"error": "the service failed; its log says why"},
+            {"error": "the service failed: see its log"},
         )
         assert post(url, "/act", {"observations": OBSERVATION}).status_code == 200
 
 
 def test_policies_beyond_the_number_are_gone_with_a_sentence(agent: Agent) -> None:
-    with served(service_of(agent, store_of(agent, most=1))) as url:
+    with served(backend_of(agent, store_of(agent, max_policies=1))) as url:
         body = {"task": {"direction": 1}, "measured_episodes": 0}
         first, second = (post(url, "/adapt", body).json()["policy"] for _ in range(2))
         gone = requests.get(f"{url}/policy/{first}", timeout=30)
         assert gone.status_code == 404
-        assert "is gone" in gone.json()["error"]
+        assert "has expired" in gone.json()["error"]
         assert requests.get(f"{url}/policy/{second}", timeout=30).status_code == 200
 
 
 def test_what_one_replica_adapts_another_acts_with(agent: Agent) -> None:
     store = store_of(agent)
-    with served(service_of(agent, store)) as one, served(service_of(agent, store)) as other:
+    with served(backend_of(agent, store)) as one, served(backend_of(agent, store)) as other:
         name = post(one, "/adapt", {"task": {"direction": 1}}).json()["policy"]
         body = {"observations": OBSERVATION, "policy": name}
         assert post(other, "/act", body).json() == post(one, "/act", body).json()
@@ -291,7 +291,7 @@ def test_whatever_the_schema_allows_or_forbids_gets_an_answer_that_it_describes(
     agent: Agent,
 ) -> None:
     """Schemathesis: hundreds of requests made up from OpenAPI, right ones and wrong ones."""
-    with served(service_of(agent), max_body_bytes=100_000_000) as url:
+    with served(backend_of(agent), max_body_bytes=100_000_000) as url:
         _check_against_schema(url)
 
 

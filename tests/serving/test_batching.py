@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from maml_ray.evaluation.agent import Agent
-from maml_ray.policies.action_sampler import as_recorded, for_environment, make_sampler
-from maml_ray.serving.batching import ActResult, act_batch
+from maml_ray.policies.action_sampler import from_env_actions, make_sampler, to_env_actions
+from maml_ray.serving.batching import ActResponse, act_batch
 from maml_ray.serving.policy_store import ServedPolicy
 from maml_ray.serving.requests import ActRequest, ApiError
 from tests.evaluation.test_agent import discrete_agent
@@ -43,7 +43,7 @@ def test_requests_of_two_policies_in_one_batch(agents: tuple[Agent, Agent]) -> N
         asked.append((served[number % 2], request))
     answers = act_batch(asked)
     for (policy, request), answer in zip(asked, answers, strict=True):
-        assert isinstance(answer, ActResult)
+        assert isinstance(answer, ActResponse)
         assert answer.policy == policy.name
         noise = np.random.default_rng(request.seed)
         expected = policy.agent.act(request.observations, explore=request.explore, rng=noise)
@@ -58,7 +58,7 @@ def test_alone_it_is_the_agents_own_to_the_bit(agents: tuple[Agent, Agent]) -> N
     for explore in (False, True):
         request = ask(observations, explore=explore, seed=7)
         (answer,) = act_batch([(ServedPolicy("p", agent), request)])
-        assert isinstance(answer, ActResult)
+        assert isinstance(answer, ActResponse)
         expected = agent.act(observations, explore=explore, rng=np.random.default_rng(7))
         np.testing.assert_array_equal(answer.actions, expected)
         if explore:
@@ -76,7 +76,7 @@ def test_a_policy_that_overflows_is_refused_and_its_neighbors_answered() -> None
     served = ServedPolicy("p", replace(agent, parameters=weights))
     calm, wild = np.zeros((1, 2), np.float32), np.ones((1, 2), np.float32)
     answers = act_batch([(served, ask(calm)), (served, ask(wild)), (served, ask(calm))])
-    assert [type(answer) for answer in answers] == [ActResult, ApiError, ActResult]
+    assert [type(answer) for answer in answers] == [ActResponse, ApiError, ActResponse]
 
 
 def test_an_environments_actions_are_recorded_ones_again(agents: tuple[Agent, Agent]) -> None:
@@ -87,10 +87,10 @@ def test_an_environments_actions_are_recorded_ones_again(agents: tuple[Agent, Ag
     )
     for scale in (1.0, 0.5):  # powers of two: to the bit
         scaled = replace(spec, action_scale=scale)
-        back = as_recorded(scaled, for_environment(scaled, recorded))
+        back = from_env_actions(scaled, to_env_actions(scaled, recorded))
         assert back.dtype == np.float32
         np.testing.assert_array_equal(back, recorded)
-    back = as_recorded(
-        replace(spec, action_scale=0.1), for_environment(replace(spec, action_scale=0.1), recorded)
+    back = from_env_actions(
+        replace(spec, action_scale=0.1), to_env_actions(replace(spec, action_scale=0.1), recorded)
     )
     np.testing.assert_allclose(back, recorded, rtol=1e-6)

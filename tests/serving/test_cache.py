@@ -1,4 +1,4 @@
-"""A replica's copies: one question a second, and never an answer that is older."""
+"""The cache asks the store once a second, and never returns an older policy."""
 
 from __future__ import annotations
 
@@ -19,100 +19,100 @@ def agent() -> Agent:
     return agent_of(settings())
 
 
-class Asked:
-    """The store, and what it was asked."""
+class RecordingStore:
+    """A store that records its lookups and can delay its replies."""
 
     def __init__(self, store: PolicyStore) -> None:
         self.store = store
-        self.questions: list[tuple[str, str | None]] = []
-        self.go_on = asyncio.Event()
-        self.go_on.set()
+        self.lookups: list[tuple[str, str | None]] = []
+        self.may_reply = asyncio.Event()
+        self.may_reply.set()
 
-    async def __call__(self, name: str, have: str | None) -> LookupResult | ApiError:
-        self.questions.append((name, have))
-        await self.go_on.wait()
+    async def __call__(self, name: str, cached_name: str | None) -> LookupResult | ApiError:
+        self.lookups.append((name, cached_name))
+        await self.may_reply.wait()
         try:
-            return self.store.find(name, have)
-        except ApiError as refusal:
-            return refusal
+            return self.store.get(name, cached_name)
+        except ApiError as error:
+            return error
 
 
-def test_the_store_is_asked_once_a_lease_and_sends_a_policy_once(agent: Agent) -> None:
+def test_the_store_is_asked_once_per_ttl_and_sends_a_policy_once(agent: Agent) -> None:
     async def check() -> None:
         store, _ = a_store(agent)
-        clock, asked = Clock(), Asked(store)
-        copies = PolicyCache(asked, most=5, clock=clock)
-        first = await copies.get("base")
+        clock, recorder = Clock(), RecordingStore(store)
+        cache = PolicyCache(recorder, max_policies=5, clock=clock)
+        first = await cache.get("base")
         clock.now = CACHE_TTL_S * 0.99
-        assert await copies.get("base") is first
-        assert asked.questions == [("base", None)]
+        assert await cache.get("base") is first
+        assert recorder.lookups == [("base", None)]
         clock.now = CACHE_TTL_S
-        assert await copies.get("base") is first
-        assert asked.questions == [("base", None), ("base", "checkpoint-5")]
+        assert await cache.get("base") is first
+        assert recorder.lookups == [("base", None), ("base", "checkpoint-5")]
 
     asyncio.run(check())
 
 
-def test_what_is_replaced_or_removed_is_gone_after_a_lease(agent: Agent) -> None:
+def test_what_is_replaced_or_removed_is_gone_after_the_ttl(agent: Agent) -> None:
     async def check() -> None:
-        store, _ = a_store(agent, most=1)
+        store, _ = a_store(agent, max_policies=1)
         clock = Clock()
-        copies = PolicyCache(Asked(store), most=5, clock=clock)
-        store.keep(ServedPolicy("a", agent))
-        assert (await copies.get("base")).name == "checkpoint-5"
-        assert (await copies.get("a")).name == "a"
-        store.replace_base(ServedPolicy("checkpoint-6", agent))  # removes "a", for want of room
+        cache = PolicyCache(RecordingStore(store), max_policies=5, clock=clock)
+        store.add(ServedPolicy("a", agent))
+        assert (await cache.get("base")).name == "checkpoint-5"
+        assert (await cache.get("a")).name == "a"
+        store.replace_base(ServedPolicy("checkpoint-6", agent))  # removes "a": the store is full
         clock.now = CACHE_TTL_S
-        assert (await copies.get("base")).name == "checkpoint-6"
+        assert (await cache.get("base")).name == "checkpoint-6"
         with pytest.raises(ApiError, match="'a'"):
-            await copies.get("a")
+            await cache.get("a")
 
     asyncio.run(check())
 
 
-def test_a_copy_does_not_outlive_its_policy(agent: Agent) -> None:
+def test_an_entry_does_not_outlive_its_policy(agent: Agent) -> None:
     async def check() -> None:
         store, time = a_store(agent, age=10.0)
-        copies = PolicyCache(Asked(store), most=5, clock=time)
-        store.keep(ServedPolicy("a", agent))
+        cache = PolicyCache(RecordingStore(store), max_policies=5, clock=time)
+        store.add(ServedPolicy("a", agent))
         time.now = 9.75
-        assert (await copies.get("a")).name == "a"
+        assert (await cache.get("a")).name == "a"
         time.now = 10.0
         with pytest.raises(ApiError):
-            await copies.get("a")
+            await cache.get("a")
 
     asyncio.run(check())
 
 
-def test_those_who_come_while_the_store_is_asked_share_its_answer(agent: Agent) -> None:
+def test_concurrent_requests_share_one_lookup(agent: Agent) -> None:
     async def check() -> None:
-        asked = Asked(a_store(agent)[0])
-        copies = PolicyCache(asked, most=5, clock=Clock())
-        asked.go_on.clear()
-        waiting = [asyncio.ensure_future(copies.get("base")) for _ in range(20)]
+        recorder = RecordingStore(a_store(agent)[0])
+        cache = PolicyCache(recorder, max_policies=5, clock=Clock())
+        recorder.may_reply.clear()
+        waiting = [asyncio.ensure_future(cache.get("base")) for _ in range(20)]
         await asyncio.sleep(0)
-        waiting[0].cancel()  # a caller that goes away leaves the others their answer
+        waiting[0].cancel()  # a caller that disconnects: the others still get the reply
         await asyncio.sleep(0)
-        asked.go_on.set()
+        recorder.may_reply.set()
         found = await asyncio.gather(*waiting[1:])
         assert len(set(map(id, found))) == 1
-        assert len(asked.questions) == 1
+        assert len(recorder.lookups) == 1
 
     asyncio.run(check())
 
 
 def test_copies_are_bounded_in_number(agent: Agent) -> None:
     async def check() -> None:
-        store, _ = a_store(agent, most=10)
-        asked = Asked(store)
-        copies = PolicyCache(asked, most=2, clock=Clock())
+        store, _ = a_store(agent, max_policies=10)
+        recorder = RecordingStore(store)
+        cache = PolicyCache(recorder, max_policies=2, clock=Clock())
         for name in "abc":
-            store.keep(ServedPolicy(name, agent))
-            await copies.get(name)
-        await copies.get("c")
-        await copies.get("b")
-        assert len(asked.questions) == 3
-        await copies.get("a")
-        assert asked.questions[3] == ("a", None)
+            store.add(ServedPolicy(name, agent))
+            await cache.get(name)
+        await cache.get("c")
+        await cache.get("b")
+        assert len(recorder.lookups) == 3
+        await cache.get("a")
+        assert recorder.lookups[3] == ("a", None)
 
     asyncio.run(check())

@@ -23,36 +23,36 @@ def agent() -> Agent:
     return agent_of(settings())
 
 
-def a_store(agent: Agent, most: int = 3, age: float = 10.0) -> tuple[PolicyStore, Clock]:
+def a_store(agent: Agent, max_policies: int = 3, age: float = 10.0) -> tuple[PolicyStore, Clock]:
     clock = Clock()
     base = ServedPolicy("checkpoint-5", agent)
-    return PolicyStore(base, most=most, max_age_s=age, clock=clock), clock
+    return PolicyStore(base, max_policies=max_policies, max_age_s=age, clock=clock), clock
 
 
 def is_gone(store: PolicyStore, name: str) -> bool:
     try:
-        return store.find(name).name != name
-    except ApiError as refusal:
-        return refusal.status == 404 and name in refusal.message
+        return store.get(name).name != name
+    except ApiError as error:
+        return error.status == 404 and name in error.message
 
 
 def test_past_the_number_the_least_recently_used_goes(agent: Agent) -> None:
     store, _ = a_store(agent)
     for name in ("a", "b", "c"):
-        store.keep(ServedPolicy(name, agent))
-    assert store.find("a").name == "a"  # used: now "b" is the oldest
-    store.keep(ServedPolicy("d", agent))
+        store.add(ServedPolicy(name, agent))
+    assert store.get("a").name == "a"  # used: now "b" is the oldest
+    store.add(ServedPolicy("d", agent))
     assert [is_gone(store, name) for name in "abcd"] == [False, True, False, False]
     assert len(store) == 3
 
 
 def test_age_counts_from_when_a_policy_was_made_however_often_it_is_used(agent: Agent) -> None:
     store, clock = a_store(agent)
-    assert store.keep(ServedPolicy("a", agent)) == 10.0
+    assert store.add(ServedPolicy("a", agent)) == 10.0
     clock.now = 4.0
-    store.keep(ServedPolicy("b", agent))
+    store.add(ServedPolicy("b", agent))
     clock.now = 9.0
-    assert store.find("a").expires_in_s == 1.0
+    assert store.get("a").expires_in_s == 1.0
     clock.now = 10.0
     assert is_gone(store, "a")
     assert not is_gone(store, "b")
@@ -62,35 +62,35 @@ def test_age_counts_from_when_a_policy_was_made_however_often_it_is_used(agent: 
 
 
 def test_the_base_stays_and_is_found_by_both_names(agent: Agent) -> None:
-    store, clock = a_store(agent, most=1)
+    store, clock = a_store(agent, max_policies=1)
     for name in "abcdef":
-        store.keep(ServedPolicy(name, agent))
+        store.add(ServedPolicy(name, agent))
     clock.now = 1e9
     for name in ("base", "checkpoint-5"):
-        found = store.find(name)
+        found = store.get(name)
         assert (found.name, found.expires_in_s) == ("checkpoint-5", None)
 
 
 def test_a_new_checkpoint_is_live_at_once_and_the_old_one_ages(agent: Agent) -> None:
     store, clock = a_store(agent)
-    store.keep(ServedPolicy("a", agent))
+    store.add(ServedPolicy("a", agent))
     store.replace_base(ServedPolicy("checkpoint-6", agent))
-    assert store.find("base").name == "checkpoint-6"
-    assert store.find("checkpoint-5").expires_in_s == 10.0
+    assert store.get("base").name == "checkpoint-6"
+    assert store.get("checkpoint-5").expires_in_s == 10.0
     assert not is_gone(store, "a")
     clock.now = 10.0
     assert is_gone(store, "checkpoint-5")
     store.replace_base(ServedPolicy("checkpoint-5", agent))  # and back
-    assert store.find("checkpoint-5").expires_in_s is None
+    assert store.get("checkpoint-5").expires_in_s is None
     store.replace_base(ServedPolicy("checkpoint-5", agent))
     assert len(store) == 1  # checkpoint-6 alone
 
 
-def test_what_the_asker_has_is_not_sent_again(agent: Agent) -> None:
+def test_what_the_requester_has_is_not_sent_again(agent: Agent) -> None:
     store, _ = a_store(agent)
     adapted = ServedPolicy("a", agent)
-    store.keep(adapted)
-    assert store.find("a").policy is adapted
-    assert store.find("a", have="a").policy is None
-    assert store.find("base", have="checkpoint-4").policy is not None
-    assert store.find("base", have="checkpoint-5").policy is None
+    store.add(adapted)
+    assert store.get("a").policy is adapted
+    assert store.get("a", cached_name="a").policy is None
+    assert store.get("base", cached_name="checkpoint-4").policy is not None
+    assert store.get("base", cached_name="checkpoint-5").policy is None

@@ -1,4 +1,4 @@
-"""What a caller is told when another process of the service is busy, slow, away or broken."""
+"""Errors of the service when another of its processes is busy, slow, unavailable or broken."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from maml_ray.persistence.checkpoint_format import load_checkpoint
 from maml_ray.persistence.checkpoint_store import save_checkpoint
 from maml_ray.persistence.storage import LocalStorage
 from maml_ray.serving.policy_store import LookupResult, ServedPolicy
-from maml_ray.serving.ray_serve import StoreDeployment, _answer
+from maml_ray.serving.ray_serve import StoreDeployment, _wait_for
 from maml_ray.serving.requests import ApiError
 from maml_ray.serving.settings import parse_serve_settings
 from tests.small_runs import agent_of, run_of, settings
@@ -31,33 +31,33 @@ async def failing(error: Exception) -> Any:
     ("error", "word"),
     [
         (BackPressureError(num_queued_requests=16, max_queued_requests=16), "too many"),
-        (DeploymentUnavailableError(DeploymentID("Adapter", "maml-ray")), "away"),
-        (ActorDiedError(), "away"),
+        (DeploymentUnavailableError(DeploymentID("Adapter", "maml-ray")), "unavailable"),
+        (ActorDiedError(), "unavailable"),
     ],
 )
-def test_who_is_busy_or_away_is_named(error: Exception, word: str) -> None:
+def test_a_busy_or_unavailable_deployment_is_named(error: Exception, word: str) -> None:
     with pytest.raises(ApiError) as caught:
-        asyncio.run(_answer(failing(error), "adapter", 5.0))
+        asyncio.run(_wait_for(failing(error), "adapter", 5.0))
     assert caught.value.status == 503
     assert word in caught.value.message
     assert "adapter" in caught.value.message
 
 
-def test_who_does_not_answer_is_not_waited_for() -> None:
+def test_a_deployment_that_does_not_answer_times_out() -> None:
     async def never() -> None:
         await asyncio.Event().wait()
 
     with pytest.raises(ApiError, match=r"within 0\.01 s"):
-        asyncio.run(_answer(never(), "adapter", 0.01))
+        asyncio.run(_wait_for(never(), "adapter", 0.01))
 
 
-def test_a_defect_is_no_refusal() -> None:
+def test_a_defect_is_raised() -> None:
     defect = RayTaskError("adapt", "traceback", ValueError("ours"))
     with pytest.raises(RayTaskError):
-        asyncio.run(_answer(failing(defect), "adapter", 5.0))
+        asyncio.run(_wait_for(failing(defect), "adapter", 5.0))
 
 
-def test_another_checkpoint_is_put_live_and_what_is_adapted_stays(tmp_path: Path) -> None:
+def test_another_checkpoint_goes_live_and_adapted_policies_stay(tmp_path: Path) -> None:
     storage = LocalStorage(run_of(settings(), tmp_path / "run").path)
     first = load_checkpoint(storage, "checkpoints/00000001")
     other = {name: value + 1 for name, value in first.learner.parameters.items()}
@@ -66,13 +66,13 @@ def test_another_checkpoint_is_put_live_and_what_is_adapted_stays(tmp_path: Path
     store = StoreDeployment(parse_serve_settings({"run": str(tmp_path / "run")}))
 
     def found(name: str) -> LookupResult:
-        answer = asyncio.run(store.find(name, None))
+        answer = asyncio.run(store.get(name, None))
         assert isinstance(answer, LookupResult), answer
         return answer
 
     store.reconfigure({"checkpoint": "newest"})
     assert found("base").name == "checkpoint-2"
-    asyncio.run(store.keep(ServedPolicy("adapted-1", agent_of(settings()))))
+    asyncio.run(store.add(ServedPolicy("adapted-1", agent_of(settings()))))
     store.reconfigure({"checkpoint": 1})
     base = found("base")
     assert base.name == "checkpoint-1"
