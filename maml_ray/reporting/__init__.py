@@ -1,1 +1,1 @@
-"""What a person looks at: progress, metrics, plots, reports."""
+"""Output for people: progress display, metric logs, plots, reports, comparisons."""

@@ -1,4 +1,4 @@
-"""Several runs side by side: one plot, one table, seeds of the same settings taken together."""
+"""Compare runs in one plot and one table, grouping seeds of the same settings."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from maml_ray.persistence.metrics_file import read_metrics
 from maml_ray.persistence.run_dir import RunDir, open_run_dir
 from maml_ray.reporting.plots import COLORS, column, save_figure, smooth, style_axes
 
-_NOT_MATHEMATICS = ("run", "cluster", "evaluation")
-_POINTS = 200
+_IGNORED_SECTIONS = {"run", "cluster", "evaluation"}
+"""Sections of the settings that may differ within a group."""
+_CURVE_POINTS = 200
 _COLUMNS = (
     "runs",
     "seeds",
@@ -39,7 +40,14 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder tells: settings, training figures, and the evaluation if there is one."""
+    """Content of a run folder.
+
+    Attributes:
+        folder: run folder.
+        settings: settings of the run.
+        rows: rows of ``metrics.jsonl``, at least one.
+        evaluation: content of ``evaluation.json``; None if the run has not been evaluated.
+    """
 
     folder: RunDir
     settings: Settings
@@ -49,11 +57,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of the same settings but for the seed.
+    """Runs whose settings differ only in the seed.
 
     Attributes:
-        label: what tells it from the other groups.
-        runs: one a seed.
+        label: label that distinguishes it from the other groups.
+        runs: one run per seed.
     """
 
     label: str
@@ -62,17 +70,18 @@ class Group:
 
 @dataclass(frozen=True)
 class Summary:
-    """A group in one line.
+    """Statistics of a group, one row of the comparison table.
 
     Attributes:
-        label: of the group.
+        label: label of the group.
         seeds: number of runs.
-        env_steps: of training, mean over seeds.
-        minutes: of training, mean over seeds.
-        returns: by number of adaptation steps: mean over seeds, lowest and highest seed.
-        speeds: by number of adaptation steps: mean over seeds in m/s, where the task tells any.
-        evaluated: whether the returns are an evaluation's, on held-out tasks; otherwise they are
-            training's own, over its last tenth.
+        env_steps: environment steps of training, mean over seeds.
+        minutes: minutes of training, mean over seeds.
+        returns: mean over seeds, lowest and highest seed, by number of adaptation steps.
+        speeds: mean over seeds in m/s, by number of adaptation steps; no entry if the task reports
+            no speed.
+        evaluated: True if the returns are from evaluations on held-out tasks; False if they are
+            from the last tenth of training.
     """
 
     label: str
@@ -85,11 +94,13 @@ class Summary:
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """The runs at ``paths``: run folders, or folders of run folders.
+    """Read the runs at ``paths``.
+
+    Args:
+        paths: run folders, or folders that contain run folders.
 
     Raises:
-        RunDirError: there is no run at a path, or one is damaged or has not finished an
-            iteration.
+        RunDirError: a path has no run, or a run is damaged or has not finished an iteration.
     """
     folders: list[RunDir] = []
     for path in paths:
@@ -102,50 +113,51 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 
 
 def group_by_settings(runs: Sequence[Run]) -> list[Group]:
-    """Runs of equal mathematics together, in the order of their first."""
+    """Group runs by the settings that affect learning, ordered by first occurrence."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        same = run.settings.model_dump(mode="json", exclude=set(_NOT_MATHEMATICS))
-        groups.setdefault(repr(same), []).append(run)
-    members = [tuple(group) for group in groups.values()]
-    labels = _labels([group[0].settings for group in members])
-    return [Group(label, group) for label, group in zip(labels, members, strict=True)]
+        groups.setdefault(repr(_learning_settings(run.settings)), []).append(run)
+    labels = _labels([members[0].settings for members in groups.values()])
+    return [
+        Group(label, tuple(members)) for label, members in zip(labels, groups.values(), strict=True)
+    ]
 
 
 def summarize(group: Group) -> Summary:
-    """A group's line of the table."""
+    """Return the statistics of a group."""
     runs = group.runs
     evaluated = all(run.evaluation is not None for run in runs)
-    by_seed = [_evaluated(run) if evaluated else _trained(run) for run in runs]
+    by_seed = [_evaluation_results(run) if evaluated else _training_results(run) for run in runs]
     common = sorted(set.intersection(*(set(returns) for returns, _ in by_seed)))
-    values = {step: [returns[step] for returns, _ in by_seed] for step in common}
-    speeds = {step: [found.get(step) for _, found in by_seed] for step in common}
+    returns = {step: [returns[step] for returns, _ in by_seed] for step in common}
+    speeds = {step: [speeds.get(step) for _, speeds in by_seed] for step in common}
     return Summary(
         label=group.label,
         seeds=len(runs),
         env_steps=float(np.mean([run.rows[-1]["total_env_steps"] for run in runs])),
         minutes=float(np.mean([run.rows[-1]["elapsed_s"] for run in runs])) / 60.0,
         returns={
-            step: (float(np.mean(seeds)), min(seeds), max(seeds)) for step, seeds in values.items()
+            step: (float(np.mean(values)), min(values), max(values))
+            for step, values in returns.items()
         },
         speeds={
             step: float(np.mean(known))
-            for step, found in speeds.items()
-            if (known := [speed for speed in found if speed is not None])
+            for step, values in speeds.items()
+            if (known := [speed for speed in values if speed is not None])
         },
         evaluated=evaluated,
     )
 
 
 def comparison_figure(groups: Sequence[Group]) -> Figure:
-    """Return against environment steps: after adaptation, and before it as a dashed line.
+    """Plot return after (solid) and before (dashed) adaptation over environment steps.
 
-    The mean over seeds, and a band from the lowest to the highest.
+    Lines are means over seeds; a band shows the range from the lowest to the highest seed.
     """
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
-    for place, group in enumerate(groups):
-        color = COLORS[place % len(COLORS)]
+    for index, group in enumerate(groups):
+        color = COLORS[index % len(COLORS)]
         steps, after = _curves(group, "return_after")
         _, before = _curves(group, "return_before")
         axes.plot(steps / 1e6, after.mean(axis=0), color=color, linewidth=2, label=group.label)
@@ -163,10 +175,13 @@ def comparison_figure(groups: Sequence[Group]) -> Figure:
 
 
 def write_comparison(groups: Sequence[Group], output: Path) -> list[Path]:
-    """``comparison.png`` and ``comparison.csv`` in the folder ``output``.
+    """Write ``comparison.png`` and ``comparison.csv`` to the folder ``output``.
+
+    Returns:
+        The two paths.
 
     Raises:
-        RunDirError: they cannot be written.
+        RunDirError: a file cannot be written.
     """
     plot, table = output / "comparison.png", output / "comparison.csv"
     try:
@@ -176,10 +191,10 @@ def write_comparison(groups: Sequence[Group], output: Path) -> list[Path]:
             writer = csv.writer(file)
             writer.writerow(_COLUMNS)
             for summary in map(summarize, groups):
-                head = (summary.label, summary.seeds, summary.env_steps, summary.minutes)
+                training = (summary.label, summary.seeds, summary.env_steps, summary.minutes)
                 for step, returns in summary.returns.items():
                     speed = summary.speeds.get(step, "")
-                    writer.writerow((*head, summary.evaluated, step, *returns, speed))
+                    writer.writerow((*training, summary.evaluated, step, *returns, speed))
     except OSError as error:
         raise RunDirError(f"cannot write to {output}: {error.strerror}") from None
     return [plot, table]
@@ -190,36 +205,40 @@ def _read(folder: RunDir) -> Run:
     rows = read_metrics(folder.metrics) if os.path.lexists(folder.metrics) else []
     if not rows:
         raise RunDirError(f"{folder.path} has not finished an iteration")
-    there = os.path.lexists(folder.evaluation)
-    evaluation = read_evaluation(folder.evaluation) if there else None
+    evaluated = os.path.lexists(folder.evaluation)
+    evaluation = read_evaluation(folder.evaluation) if evaluated else None
     return Run(folder, settings, rows, evaluation)
 
 
+def _learning_settings(settings: Settings) -> dict[str, Any]:
+    return settings.model_dump(mode="json", exclude=_IGNORED_SECTIONS)
+
+
 def _labels(settings: Sequence[Settings]) -> list[str]:
-    """What the groups differ in; the run's name where they differ in nothing or in much."""
-    names = [one.run.name for one in settings]
+    """Return run names if they are distinct, else the first four settings that differ."""
+    names = [each.run.name for each in settings]
     if len(set(names)) == len(names):
         return names
-    flat = [_flat(one.model_dump(mode="json", exclude=set(_NOT_MATHEMATICS))) for one in settings]
-    keys = [key for key in flat[0] if len({repr(one.get(key)) for one in flat}) > 1]
+    flattened = [_flatten(_learning_settings(each)) for each in settings]
+    keys = [key for key in flattened[0] if len({repr(each.get(key)) for each in flattened}) > 1]
     return [
-        ", ".join(f"{key.rpartition('.')[2]}={one.get(key)}" for key in keys[:4]) or name
-        for one, name in zip(flat, names, strict=True)
+        ", ".join(f"{key.rpartition('.')[2]}={each.get(key)}" for key in keys[:4]) or name
+        for each, name in zip(flattened, names, strict=True)
     ]
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            result |= _flat(value, f"{prefix}{key}.")
+            result |= _flatten(value, f"{prefix}{key}.")
         else:
             result[prefix + key] = value
     return result
 
 
-def _evaluated(run: Run) -> tuple[dict[int, float], dict[int, float | None]]:
-    """Return and speed by number of steps, sampled actions, as evaluated."""
+def _evaluation_results(run: Run) -> tuple[dict[int, float], dict[int, float | None]]:
+    """Return mean returns and speeds by number of steps, with stochastic actions."""
     assert run.evaluation is not None
     rows = [row for row in run.evaluation["rows"] if row["actions"] == "stochastic"]
     return (
@@ -228,8 +247,8 @@ def _evaluated(run: Run) -> tuple[dict[int, float], dict[int, float | None]]:
     )
 
 
-def _trained(run: Run) -> tuple[dict[int, float], dict[int, float | None]]:
-    """The same from training itself, over the last tenth of its iterations."""
+def _training_results(run: Run) -> tuple[dict[int, float], dict[int, float | None]]:
+    """Return the same from training, as means over the last tenth of its iterations."""
     last = run.rows[-max(1, len(run.rows) // 10) :]
     steps = run.settings.inner.steps
     returns = {
@@ -244,10 +263,10 @@ def _trained(run: Run) -> tuple[dict[int, float], dict[int, float | None]]:
 
 
 def _curves(group: Group, key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Common env steps (n,) and a smoothed curve a seed (seeds, n)."""
+    """Return environment steps (n,) common to all seeds and smoothed curves (seeds, n)."""
     ends = [run.rows[-1]["total_env_steps"] for run in group.runs]
     starts = [run.rows[0]["total_env_steps"] for run in group.runs]
-    steps = np.linspace(max(starts), min(ends), _POINTS)
+    steps = np.linspace(max(starts), min(ends), _CURVE_POINTS)
     curves = [
         np.interp(steps, column(run.rows, "total_env_steps"), smooth(column(run.rows, key)))
         for run in group.runs

@@ -1,4 +1,4 @@
-"""The report: one HTML file that holds everything and asks for nothing from outside."""
+"""Write the report of a run as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from maml_ray.config.settings import Settings
 from maml_ray.persistence.run_dir import RunDir
 
 _EVALUATION_PLOT = "evaluation.png"
-_MOST_BYTES = 200_000_000
+_MAX_EMBEDDED_BYTES = 200_000_000
 _PLOTS = (
     ("returns.png", "Return before and after adaptation"),
     ("meta_update.png", "The meta-update"),
@@ -31,17 +31,17 @@ def write_report(
     evaluation: Mapping[str, Any] | None,
     versions: Mapping[str, str],
 ) -> Path:
-    """Write ``report.html`` from what the run folder holds.
+    """Write ``report.html`` to a run folder.
 
     Args:
-        folder: of the run; its plots and its video are embedded where they are there.
-        settings: of the run.
-        rows: of ``metrics.jsonl``.
-        evaluation: the content of ``evaluation.json``, if there is one.
-        versions: of everything that the results depend on.
+        folder: run folder; its plots and its video are embedded if they exist.
+        settings: settings of the run.
+        rows: rows of ``metrics.jsonl``.
+        evaluation: content of ``evaluation.json``; None if there is none.
+        versions: version of each package that the results depend on.
 
     Returns:
-        The report's path.
+        Path of the report.
     """
     environment = Environment(
         loader=PackageLoader("maml_ray.reporting", "."), autoescape=True, undefined=StrictUndefined
@@ -52,20 +52,20 @@ def write_report(
         preset=settings.run.preset,
         settings=dump_settings(settings),
         last=dict(rows[-1]) if rows else None,
-        mended=_mended(rows),
+        recovered=_recovered_faults(rows),
         evaluation=evaluation,
-        by_task=_by_task(evaluation),
+        by_task=_rows_by_task(evaluation),
         evaluation_plot=(
-            _embedded(folder.plots / _EVALUATION_PLOT, "image/png") if evaluation else None
+            _data_url(folder.plots / _EVALUATION_PLOT, "image/png") if evaluation else None
         ),
         plots=[
-            (title, picture)
+            (title, image)
             for name, title in _PLOTS
-            if (picture := _embedded(folder.plots / name, "image/png"))
+            if (image := _data_url(folder.plots / name, "image/png"))
         ],
-        video=_embedded(folder.video, "video/mp4"),
+        video=_data_url(folder.video, "video/mp4"),
         versions=versions,
-        # As a shell takes them: the page offers commands to copy.
+        # Quoted for a shell: the page shows commands to copy.
         folder=shlex.quote(str(folder.path)),
         settings_file=shlex.quote(str(folder.settings)),
     )
@@ -73,35 +73,35 @@ def write_report(
     return folder.report
 
 
-_MENDED = {
-    "lost": "pieces of work lost with their actor, and done again",
-    "duplicated": "pieces of work given to a second actor",
-    "learner_restarts": "learners begun anew",
-    "discarded_episodes": "broken episodes drawn again",
+_RECOVERED = {
+    "lost": "rollouts lost and repeated",
+    "duplicated": "slow rollouts duplicated on a second actor",
+    "learner_restarts": "learner restarts",
+    "discarded_episodes": "failed episodes collected again",
 }
 
 
-def _mended(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What went wrong on the way and was mended, where anything did."""
+def _recovered_faults(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a phrase for each kind of fault that the run recovered from."""
     counts = {key: sum(int(row.get(key) or 0) for row in rows) for key in ("lost", "duplicated")}
-    for key in ("learner_restarts", "discarded_episodes"):  # these are told since the start
+    for key in ("learner_restarts", "discarded_episodes"):  # these two are cumulative
         counts[key] = int(rows[-1].get(key) or 0) if rows else 0
-    told = [f"{counts[key]} {what}" for key, what in _MENDED.items() if counts[key]]
+    phrases = [f"{counts[key]} {phrase}" for key, phrase in _RECOVERED.items() if counts[key]]
     skipped = sum(row.get("skipped") is not None for row in rows)
-    return [*told, f"{skipped} updates skipped"] if skipped else told
+    return [*phrases, f"{skipped} updates skipped"] if skipped else phrases
 
 
-def _by_task(evaluation: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
-    """Rows by task, where there is more than one task."""
+def _rows_by_task(evaluation: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    """Return rows sorted by task; none if there is only one task."""
     rows = list(evaluation["rows_by_task"]) if evaluation else []
     several = len({row["task"] for row in rows}) > 1
     return sorted(rows, key=lambda row: row["task"]) if several else []
 
 
-def _embedded(path: Path, kind: str) -> str | None:
-    """A picture or a video as part of the page; None where there is none that can be."""
+def _data_url(path: Path, mime_type: str) -> str | None:
+    """Return a file as a data URL; None if it is missing, unreadable or too large."""
     try:
-        content = read_bytes(path, max_bytes=_MOST_BYTES)
+        content = read_bytes(path, max_bytes=_MAX_EMBEDDED_BYTES)
     except UnreadableFile:
         return None
-    return f"data:{kind};base64,{b64encode(content).decode()}"
+    return f"data:{mime_type};base64,{b64encode(content).decode()}"

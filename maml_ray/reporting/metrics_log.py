@@ -1,4 +1,4 @@
-"""Metrics of a run in files: JSON lines for programs, TensorBoard events for people."""
+"""Log the metrics of each iteration to ``metrics.jsonl`` and to TensorBoard."""
 
 from __future__ import annotations
 
@@ -52,19 +52,16 @@ _TAGS = {
     "learner_restarts": "faults/learner_restarts",
     "checkpoint_age_s": "time/checkpoint_age_s",
 }
-"""TensorBoard's name for each key of a row that it shows."""
+"""TensorBoard tag of each key of a row that TensorBoard shows."""
 
 
 class MetricsLog:
-    """An observer that appends one line per iteration to ``metrics.jsonl``, and to TensorBoard.
+    """Observer that appends each iteration to ``metrics.jsonl`` and to TensorBoard.
 
     Args:
-        folder: of the run.
-        first_iteration: where the run goes on. What an interrupted run has written of that
-            iteration and later ones is dropped, so that each iteration is told once.
-
-    The files are opened at the start of the run, which raises a RunDirError if the file that is
-    there is damaged other than in its last line.
+        folder: run folder.
+        first_iteration: first iteration to be logged. Rows of this and later iterations, written
+            by an interrupted run, are dropped, so that each iteration is logged once.
     """
 
     def __init__(self, folder: RunDir, first_iteration: int = 0) -> None:
@@ -78,56 +75,57 @@ class MetricsLog:
         """Open the files.
 
         Raises:
-            RunDirError: they cannot be written.
+            RunDirError: a file cannot be written, or the existing ``metrics.jsonl`` is damaged
+                other than in its last line.
         """
         from maml_ray.reporting.tensorboard import EventWriter  # slow to import
 
         folder, first = self._folder, self._first_iteration
         try:
-            kept = _drop_from(folder.metrics, first)
+            kept = _truncate(folder.metrics, first)
             self._lines = RetryingFile(folder.metrics)
-            fetched = not folder.tensorboard.exists()  # from storage, where curves are not kept
-            self._events = EventWriter(folder.tensorboard, 0 if fetched else first)
+            # A run fetched from storage has no event files: they are written again from the rows.
+            is_fetched = not folder.tensorboard.exists()
+            self._events = EventWriter(folder.tensorboard, 0 if is_fetched else first)
         except OSError as error:
             raise RunDirError(
                 f"cannot write to the run folder {folder.path}: {error.strerror}"
             ) from None
-        for row in kept if fetched else ():
-            self._events.add_scalars(_shown(row), row["iteration"])
+        for row in kept if is_fetched else ():
+            self._events.add_scalars(_scalars(row), row["iteration"])
 
     def on_iteration(self, record: IterationRecord) -> None:
-        """One line, and one point of every curve."""
+        """Append one line, and one point to every TensorBoard curve."""
         assert self._lines is not None
         assert self._events is not None
         row = record.as_row()
-        line = json.dumps({key: _finite(value) for key, value in row.items()})
+        line = json.dumps({key: _finite_or_none(value) for key, value in row.items()})
         self._lines.append(f"{line}\n".encode())
-        self._events.add_scalars(_shown(row), record.iteration)
+        self._events.add_scalars(_scalars(row), record.iteration)
         self._next_iteration = record.iteration + 1
 
     def on_event(self, message: str) -> None:
-        """A line of TensorBoard's text page, at the iteration under way."""
+        """Add a line to TensorBoard's text page, at the current iteration."""
         if self._events is not None:
             self._events.add_text("events", message, self._next_iteration)
 
     def close(self) -> None:
-        """Flush and close both."""
+        """Flush and close both files."""
         if self._lines is not None:
             self._lines.close()
         if self._events is not None:
             self._events.close()
 
 
-def _shown(row: Mapping[str, Any]) -> dict[str, float]:
-    """What TensorBoard shows of a row."""
+def _scalars(row: Mapping[str, Any]) -> dict[str, float]:
     return {tag: row[key] for key, tag in _TAGS.items() if row.get(key) is not None}
 
 
-def _drop_from(path: Path, first_iteration: int) -> list[dict[str, Any]]:
-    """Rewrite the file, whole or not at all, without ``first_iteration`` and what follows.
+def _truncate(path: Path, first_iteration: int) -> list[dict[str, Any]]:
+    """Drop ``first_iteration`` and later ones from the file, atomically.
 
     Returns:
-        The rows that are left.
+        The remaining rows.
     """
     if not path.exists():
         return []
@@ -136,6 +134,6 @@ def _drop_from(path: Path, first_iteration: int) -> list[dict[str, Any]]:
     return kept
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity."""
+def _finite_or_none(value: Any) -> Any:
+    """Replace NaN and infinity, which JSON cannot represent, by None."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

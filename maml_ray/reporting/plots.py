@@ -1,4 +1,4 @@
-"""Plots of a run: learning curves, what the meta-update did, where the time went."""
+"""Plot a run: returns, statistics of the meta-update, wall time, evaluation."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from numpy.typing import NDArray
 from maml_ray.persistence.run_dir import RunDir
 
 Rows = Sequence[Mapping[str, Any]]
-# Okabe and Ito's palette: told apart by color-blind people too.
+# The palette of Okabe and Ito, which color-blind people can distinguish.
 _BEFORE, _AFTER, _OTHER, _GRAY = "#E69F00", "#0072B2", "#009E73", "#999999"
 COLORS = (_AFTER, _BEFORE, _OTHER, "#CC79A7", "#56B4E9", "#D55E00", _GRAY)
 _DPI = 120
-_FEW = 5  # so few points get a mark each: a line through one point is invisible
+_MARKER_LIMIT = 5  # up to so many points are marked: a line through one point is invisible
 
 
 def write_plots(rows: Rows, evaluation: Mapping[str, Any] | None, folder: RunDir) -> list[Path]:
-    """Draw all plots as PNG files.
+    """Write all plots of a run as PNG files.
 
     Args:
-        rows: of ``metrics.jsonl``.
-        evaluation: the content of ``evaluation.json``, if there is one.
-        folder: of the run.
+        rows: rows of ``metrics.jsonl``; if empty, only the evaluation is plotted.
+        evaluation: content of ``evaluation.json``; None if there is none.
+        folder: run folder.
 
     Returns:
-        Their paths: returns, meta-update and time where there are rows, and the evaluation.
+        Paths of the files written.
     """
     figures: dict[str, Figure] = {}
     if rows:
@@ -53,22 +53,22 @@ def write_plots(rows: Rows, evaluation: Mapping[str, Any] | None, folder: RunDir
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure aside and put it in place: whatever lies at ``path`` is not written through.
+    """Write a figure atomically; a link at ``path`` is replaced, not followed.
 
     Raises:
-        OSError: the storage failed.
+        OSError: the file cannot be written.
     """
-    aside = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
-        figure.savefig(aside, dpi=_DPI)
-        os.replace(aside, path)
+        figure.savefig(temporary, dpi=_DPI)
+        os.replace(temporary, path)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 def returns_figure(rows: Rows) -> Figure:
-    """Return before and after adaptation against environment steps."""
+    """Plot return before and after adaptation over environment steps."""
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots()
     steps = column(rows, "total_env_steps") / 1e6
@@ -90,7 +90,7 @@ def returns_figure(rows: Rows) -> Figure:
 
 
 def meta_update_figure(rows: Rows) -> Figure:
-    """Meta-loss, KL, entropy, and the meta-gradient's norm, noise and order, one panel each."""
+    """Plot meta-loss, KL, entropy, and norm, SNR and order cosine of the meta-gradient."""
     figure = Figure(figsize=(9, 8), layout="constrained")
     panels: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
         ("meta-loss", (("loss", "", _AFTER),)),
@@ -107,32 +107,32 @@ def meta_update_figure(rows: Rows) -> Figure:
     for axes, (title, curves) in zip(figure.subplots(3, 2).flat, panels, strict=True):
         for key, label, color in curves:
             values = column(rows, key)
-            told = np.isfinite(values)  # some are looked at every so often only
+            is_known = np.isfinite(values)  # some diagnostics are not computed in every iteration
             axes.plot(
-                iterations[told],
-                values[told],
+                iterations[is_known],
+                values[is_known],
                 color=color,
                 linewidth=1.2,
                 label=label,
-                marker=_marker(values[told]),
+                marker=_marker(values[is_known]),
             )
         if len(curves) > 1:
             axes.legend(frameon=False, fontsize=9)
         axes.set_title(title, fontsize=10)
-        _iterations(axes)
+        _label_iterations(axes)
         style_axes(axes)
     return figure
 
 
 def time_figure(rows: Rows) -> Figure:
-    """Where each iteration's wall time went, in shares."""
+    """Plot the share of each phase in an iteration's wall time, in percent."""
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     axes = figure.subplots()
     keys = ("collect_s", "adapt_s", "learn_s", "rest_s")
     seconds = np.stack([column(rows, key) for key in keys])
     shares = 100.0 * seconds / np.maximum(seconds.sum(axis=0), 1e-9)
     iterations = column(rows, "iteration")
-    # Each iteration is as wide as it is, from its number to the next one's: one alone is seen too.
+    # Iteration i spans i to i + 1, so that a single iteration is visible.
     axes.stackplot(
         np.append(iterations, iterations[-1] + 1),
         np.hstack([shares, shares[:, -1:]]),
@@ -140,7 +140,7 @@ def time_figure(rows: Rows) -> Figure:
         colors=[_AFTER, _OTHER, _BEFORE, _GRAY],
         step="post",
     )
-    _iterations(axes)
+    _label_iterations(axes)
     axes.set_ylabel("share of wall time (%)")
     axes.set_ylim(0, 100)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
@@ -149,21 +149,21 @@ def time_figure(rows: Rows) -> Figure:
 
 
 def evaluation_figure(evaluation: Mapping[str, Any]) -> Figure:
-    """Return against adaptation steps, with intervals, of the policy and of those beside it."""
+    """Plot return over adaptation steps, with 95% intervals, of the policy and baselines."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    trained = {"meta-trained": evaluation["rows"], **evaluation.get("beside", {})}
-    for place, (name, rows) in enumerate(trained.items()):
-        sampled = [row for row in rows if row["actions"] == "stochastic"]
-        steps = [row["steps"] for row in sampled]
-        means = np.array([row["mean"] for row in sampled])
-        reach = np.abs(np.array([[row["low"], row["high"]] for row in sampled]).T - means)
+    policies = {"meta-trained": evaluation["rows"], **evaluation.get("beside", {})}
+    for index, (name, rows) in enumerate(policies.items()):
+        stochastic = [row for row in rows if row["actions"] == "stochastic"]
+        steps = [row["steps"] for row in stochastic]
+        means = np.array([row["mean"] for row in stochastic])
+        errors = np.abs(np.array([[row["low"], row["high"]] for row in stochastic]).T - means)
         axes.errorbar(
             steps,
             means,
-            yerr=reach,
+            yerr=errors,
             label=name,
-            color=COLORS[place % len(COLORS)],
+            color=COLORS[index % len(COLORS)],
             marker="o",
             capsize=4,
             linewidth=2,
@@ -171,14 +171,14 @@ def evaluation_figure(evaluation: Mapping[str, Any]) -> Figure:
     axes.set_xlabel("adaptation steps")
     axes.set_ylabel("mean return of an episode")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if len(trained) > 1:
+    if len(policies) > 1:
         axes.legend(frameon=False)
     style_axes(axes)
     return figure
 
 
 def smooth(values: NDArray[np.float64], window: int = 9) -> NDArray[np.float64]:
-    """Centered moving mean over at most ``window`` finite values, narrower at the ends."""
+    """Return a centered moving mean of the finite values; the window narrows at the ends."""
     half = window // 2
     windows = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
     return np.array(
@@ -187,21 +187,21 @@ def smooth(values: NDArray[np.float64], window: int = 9) -> NDArray[np.float64]:
 
 
 def column(rows: Rows, key: str) -> NDArray[np.float64]:
-    """One figure of every row (n,), NaN where it is not there."""
+    """Return the values (n,) of a key in all rows, NaN if missing."""
     values = (row.get(key) for row in rows)
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
 
 def _marker(points: Sized) -> str | None:
-    return "o" if len(points) <= _FEW else None
+    return "o" if len(points) <= _MARKER_LIMIT else None
 
 
-def _iterations(axes: Axes) -> None:
+def _label_iterations(axes: Axes) -> None:
     axes.set_xlabel("iteration")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def style_axes(axes: Axes) -> None:
-    """Axes with no more ink than they need."""
+    """Hide the upper and right spines and draw a light grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)

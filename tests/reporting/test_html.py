@@ -130,25 +130,25 @@ def test_text_from_settings_is_escaped(tmp_path: Path, hostile: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "expected"),
     [
         ([{}, {}], None),
         (
             [{"lost": 2, "duplicated": 1}, {"lost": 1, "discarded_episodes": 4}],
-            "3 pieces of work lost with their actor, and done again; "
-            "1 pieces of work given to a second actor; 4 broken episodes drawn again.",
+            "3 rollouts lost and repeated; 1 slow rollouts duplicated on a second actor; "
+            "4 failed episodes collected again.",
         ),
         (
             [{"skipped": "task 1 broke"}, {"learner_restarts": 2}],
-            "2 learners begun anew; 1 updates",
+            "2 learner restarts; 1 updates",
         ),
     ],
 )
-def test_what_was_mended_is_told(
-    tmp_path: Path, record: MakeRecord, changes: list[dict[str, Any]], told: str | None
+def test_faults_that_training_recovered_from_are_listed(
+    tmp_path: Path, record: MakeRecord, changes: list[dict[str, Any]], expected: str | None
 ) -> None:
     rows = [{**record(i).as_row(), **change} for i, change in enumerate(changes)]
     page = write_report(RunDir(tmp_path), Settings(), rows, None, VERSIONS)
     text = page.read_text(encoding="utf-8")
-    assert ("was mended" in text) == (told is not None)
-    assert told is None or told in text
+    assert ("Faults that training recovered from" in text) == (expected is not None)
+    assert expected is None or expected in text

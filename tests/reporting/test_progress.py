@@ -108,10 +108,10 @@ def test_the_display_keeps_to_a_terminal_of_80_characters(record: MakeRecord) ->
 
 def test_time_left_is_the_recent_mean_without_the_first_slow_iteration(record: MakeRecord) -> None:
     left = TimeLeftEstimator()
-    assert left.after(record(0, wall_s=100.0)) == pytest.approx(100.0 * 19)
-    assert left.after(record(1, wall_s=2.0)) == pytest.approx(2.0 * 18)
-    assert left.after(record(2, wall_s=4.0)) == pytest.approx(3.0 * 17)
-    assert left.after(record(19, wall_s=4.0)) == 0.0
+    assert left.update(record(0, wall_s=100.0)) == pytest.approx(100.0 * 19)
+    assert left.update(record(1, wall_s=2.0)) == pytest.approx(2.0 * 18)
+    assert left.update(record(2, wall_s=4.0)) == pytest.approx(3.0 * 17)
+    assert left.update(record(19, wall_s=4.0)) == 0.0
 
 
 def test_shares_are_of_wall_time(record: MakeRecord) -> None:
