@@ -1,4 +1,4 @@
-"""The commands about clusters: submit a run as a job, and look whether a cluster is fit for it."""
+"""Commands for clusters: ``submit`` a run as a job, and check a cluster with ``doctor``."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 WorkingDir = Annotated[
     Path | None,
-    typer.Option(help="Folder to send along, e.g. with a task module of your own."),
+    typer.Option(help="Directory to upload, for example with your own task module."),
 ]
 Install = Annotated[
-    bool, typer.Option(help="Have the nodes install what maml-ray needs, in the versions of here.")
+    bool, typer.Option(help="Install maml-ray's dependencies on the nodes, in the local versions.")
 ]
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Make the commands known."""
+    """Register the commands."""
     for command in (submit, doctor):
         app.command()(command)
 
@@ -39,25 +39,27 @@ def submit(
     address: Annotated[
         str | None,
         typer.Option(
-            help="Job server: http://HEAD:8265.  [default: RAY_ADDRESS, or this machine's cluster]"
+            help="Job server: http://HEAD:8265.  [default: RAY_ADDRESS or this machine's cluster]"
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run of this name, or begin it.")
+        bool, typer.Option("--resume", help="Resume the run of this name, or start it.")
     ] = False,
-    follow: Annotated[bool, typer.Option(help="Show the log until the job ends.")] = True,
+    follow: Annotated[bool, typer.Option(help="Print the job's log until it ends.")] = True,
     working_dir: WorkingDir = None,
     install: Install = True,
     pip: Annotated[
         list[str] | None,
-        typer.Option(metavar="REQUIREMENT", help="Have this installed as well; may be repeated."),
+        typer.Option(
+            metavar="REQUIREMENT", help="Additional package to install on the nodes; repeatable."
+        ),
     ] = None,
 ) -> None:
-    """Train on a Ray cluster, as a job, from a machine outside of it.
+    """Train on a Ray cluster as a job, from a machine outside the cluster.
 
-    This package, the settings and --working-dir are uploaded; the nodes need only Ray. The log is
-    followed, and the exit code is the job's. Ctrl-C says what a second one does: it stops the
-    job, which then writes its checkpoint. The same command with --resume goes on.
+    Uploads this package, the settings and --working-dir; the nodes need only Ray. Prints the log
+    and exits with the job's exit code. A second Ctrl-C stops the job, which then writes a
+    checkpoint. The same command with --resume continues it.
 
     [bold]Examples[/bold]
 
@@ -65,8 +67,8 @@ def submit(
 
       maml-ray submit deploy.yaml --set run.storage=s3://bucket/runs --resume
     """
-    settings = _settings(settings_file, overrides, preset)
-    # Imported here: Ray is slow to import.
+    settings = _load_checked_settings(settings_file, overrides, preset)
+    # Ray is slow to import.
     from maml_ray.jobs import job_client, log_follower, packaging, submission
 
     submission.check_lasting(settings)
@@ -74,12 +76,12 @@ def submit(
     files = packaging.of_job(submission.job_settings(settings), working_dir)
     packaging.check_size(files)
     server = job_client.JobServer(address)
-    _tell_shortage(server, settings)
+    _report_shortage(server, settings)
     command = submission.train_command(settings, packaging.SETTINGS, resume=resume)
     job_id = _send(server, command, settings, files, _requirements(install, pip))
     if follow:
         raise typer.Exit(log_follower.follow(server, job_id))
-    log_follower.say(f"follow it by: ray job logs --follow {job_id}")
+    log_follower.say(f"follow it with: ray job logs --follow {job_id}")
 
 
 def doctor(
@@ -89,20 +91,20 @@ def doctor(
     address: Annotated[
         str | None,
         typer.Option(
-            help="The cluster to look at, as for train; or http://HEAD:8265, as for submit: then "
-            "a job looks.  [default: this machine]"
+            help="Cluster to check, as for train; or a job server http://HEAD:8265, as for "
+            "submit, which runs the checks in a job.  [default: this machine]"
         ),
     ] = None,
     working_dir: WorkingDir = None,
     install: Install = True,
     deadline_s: Annotated[
-        float, typer.Option(min=1.0, help="How long each question to the nodes may take.")
+        float, typer.Option(min=1.0, help="Time limit of each check on the nodes, in seconds.")
     ] = 60.0,
 ) -> None:
-    """Look whether a cluster is fit for a run: one line a subject, with the remedy.
+    """Check whether a cluster can run the job: one line per check, with a fix for each problem.
 
-    Resources asked for and there, versions on all nodes, the learner's GPU, shared memory, storage,
-    the packaging's size, video. Nothing is begun or changed. Exit code 4 when there is a problem.
+    Checks resources, versions on all nodes, the learner's GPU, shared memory, storage, upload
+    size and video. Changes nothing. Exits with code 4 if there is a problem.
 
     [bold]Examples[/bold]
 
@@ -110,23 +112,25 @@ def doctor(
 
       maml-ray doctor deploy.yaml --address http://head:8265
     """
-    settings = _settings(settings_file, overrides, preset)
+    settings = _load_checked_settings(settings_file, overrides, preset)
     from maml_ray.jobs import doctor, job_client, log_follower, packaging, probes, submission
     from maml_ray.runtime.ray_session import connected
 
     findings: list[Finding] = []
-    if not submission.in_job():  # which has been sent already
+    if not submission.in_job():  # a job was uploaded already
         files = packaging.of_job(submission.job_settings(settings), working_dir)
         findings.append(doctor.judge_upload(files.describe(), packaging.fits(files)))
         _print(findings[0])
         if address is not None and address.startswith(("http://", "https://")):
             submission.check_task_goes_along(settings, with_folder=working_dir is not None)
             packaging.check_size(files)
-            look = submission.entrypoint(
+            entrypoint = submission.entrypoint(
                 "doctor", packaging.SETTINGS, "--deadline-s", str(deadline_s)
             )
             server = job_client.JobServer(address)
-            job_id = _send(server, look, settings, files, _requirements(install, None), "doctor-")
+            job_id = _send(
+                server, entrypoint, settings, files, _requirements(install, None), "doctor-"
+            )
             raise typer.Exit(log_follower.follow(server, job_id))
     with connected(address or settings.cluster.address):
         for finding in probes.examine(settings, deadline_s):
@@ -136,12 +140,12 @@ def doctor(
         raise typer.Exit(ResourceError.exit_code)
 
 
-def _settings(
+def _load_checked_settings(
     settings_file: Path | None, overrides: list[str] | None, preset: str | None
 ) -> Settings:
-    """Settings, looked through for all that can be wrong with them on this machine."""
+    """Load settings and check all that can be checked on this machine."""
     from maml_ray.jobs.submission import check_storage
-    from maml_ray.tasks.registry import resolve_tasks
+    from maml_ray.tasks.loading import resolve_tasks
 
     settings = load_settings(settings_file, preset=preset, overrides=overrides or ())
     resolve_tasks(settings.task)
@@ -157,7 +161,7 @@ def _send(
     requirements: tuple[str, ...],
     kind: str = "",
 ) -> str:
-    """Begin a job; its id."""
+    """Submit a job and return its id."""
     from maml_ray.jobs import job_client, log_follower, packaging, submission
 
     job_id = submission.job_id(settings, kind)
@@ -169,8 +173,8 @@ def _send(
     return job_id
 
 
-def _tell_shortage(server: JobServer, settings: Settings) -> None:
-    """What the cluster lacks now is said; whether more may come, the job finds out."""
+def _report_shortage(server: JobServer, settings: Settings) -> None:
+    """Report resources that the cluster lacks now; it may still grow, so the job decides."""
     from maml_ray.jobs import doctor, log_follower
 
     finding = doctor.judge_resources(settings.cluster, server.resources())
@@ -178,10 +182,10 @@ def _tell_shortage(server: JobServer, settings: Settings) -> None:
         log_follower.say(str(finding))
 
 
-def _requirements(install: bool, more: list[str] | None) -> tuple[str, ...]:
+def _requirements(install: bool, extra: list[str] | None) -> tuple[str, ...]:
     from maml_ray.jobs.requirements import pinned_requirements
 
-    return (*(pinned_requirements() if install else ()), *(more or ()))
+    return (*(pinned_requirements() if install else ()), *(extra or ()))
 
 
 def _print(finding: Finding) -> None:

@@ -1,4 +1,4 @@
-"""The commands that come after training: evaluate, adapt, compare, report."""
+"""Commands for trained runs: evaluate, adapt, compare, report."""
 
 from __future__ import annotations
 
@@ -12,89 +12,83 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from maml_ray.cli.watch import Address
+from maml_ray.cli.options import Checkpoint, ConnectAddress, OptionalRun, Run, Seed
+from maml_ray.cli.tables import print_comparison, print_evaluation, print_line, print_notes
 from maml_ray.common.errors import UserError
 from maml_ray.config.limits import MAX_ADAPTATION_STEPS
-
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that 'train' has made.")]
-_LARGEST_SEED = 2**63 - 1
 
 Steps = Annotated[
     str | None,
     typer.Option(metavar="N", help="Measure after 0..N adaptation steps.  [default: the run's]"),
 ]
-Tasks = Annotated[
-    int | None,
-    typer.Option(min=1, help="Held-out tasks, each adapted to anew.  [default: the run's]"),
-]
+Tasks = Annotated[int | None, typer.Option(min=1, help="Held-out tasks.  [default: the run's]")]
 Episodes = Annotated[
-    int | None, typer.Option(min=1, help="Episodes per task and row.  [default: the run's]")
+    int | None,
+    typer.Option(min=1, help="Episodes per task and number of steps.  [default: the run's]"),
 ]
-Seed = Annotated[int, typer.Option(min=0, max=_LARGEST_SEED, help="Of all the randomness.")]
 InnerRate = Annotated[
     float | None,
-    typer.Option(help="Adapt with this rate, e.g. to fine-tune a pre-trained run."),
+    typer.Option(help="Inner learning rate, for example to fine-tune a pre-trained run."),
 ]
-Beside = Annotated[
+Baselines = Annotated[
     list[Path] | None,
-    typer.Option(metavar="RUN", help="Judge this run's policy alike; may be repeated."),
+    typer.Option(
+        "--beside", metavar="RUN", help="Also evaluate this run on the same tasks; repeatable."
+    ),
 ]
-Random = Annotated[bool, typer.Option(help="Judge the untrained policy alike, for comparison.")]
-Video = Annotated[
-    Path | None, typer.Option(help="Where the video goes.  [default: RUN/evaluation.mp4]")
+Untrained = Annotated[
+    bool, typer.Option("--random/--no-random", help="Also evaluate the untrained policy.")
 ]
-Checkpoint = Annotated[
-    str,
-    typer.Option(metavar="WHICH", help="newest, best (while it was trained), or its number."),
-]
+Video = Annotated[Path | None, typer.Option(help="Video file.  [default: RUN/evaluation.mp4]")]
 Record = Annotated[bool, typer.Option(help="Record the video.")]
-RunOrNone = Annotated[
-    Path | None, typer.Argument(metavar="RUN", help="A run folder that 'train' has made.")
-]
 Follow = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Evaluate a run that trains on a cluster: its run.name."),
+    typer.Option(metavar="NAME", help="Evaluate the run with this run.name while it trains."),
 ]
-Every = Annotated[int, typer.Option(min=1, help="Of a run followed: every so many versions.")]
+Every = Annotated[
+    int, typer.Option(min=1, help="With --follow: evaluate every N-th version.", metavar="N")
+]
 Output = Annotated[
     Path | None,
-    typer.Option(help="Of a run followed: folder of its rows; runs/NAME-followed-TIME by default."),
+    typer.Option(
+        help="With --follow: directory for the results; runs/NAME-followed-TIME by default."
+    ),
 ]
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Make the commands known."""
+    """Register the commands."""
     for command in (evaluate, adapt, compare, report):
         app.command()(command)
 
 
 def evaluate(
-    run: RunOrNone = None,
+    run: OptionalRun = None,
     steps: Steps = None,
     tasks: Tasks = None,
     episodes: Episodes = None,
     seed: Seed = 0,
     inner_rate: InnerRate = None,
-    beside: Beside = None,
-    random: Random = True,
+    baselines: Baselines = None,
+    untrained: Untrained = True,
     checkpoint: Checkpoint = "newest",
     video: Video = None,
     record: Record = True,
     follow: Follow = None,
     every: Every = 1,
-    address: Address = None,
+    address: ConnectAddress = None,
     output: Output = None,
 ) -> None:
     """Measure a trained policy before and after adaptation.
 
-    For each held-out task: collect a support set, take an inner step, measure, and again. Sampled
-    and mean actions, mean with a 95% bootstrap interval, and the mean speed. Figures go to
-    RUN/evaluation.json, every episode to RUN/evaluation.csv, all of it into the report, and a
-    video shows the policy before and after adaptation, side by side.
+    On each held-out task, alternates measurements with inner steps on new support data. Reports
+    mean returns with 95% bootstrap intervals and speeds, for sampled and for mean actions, in
+    RUN/evaluation.json and report.html; each episode in RUN/evaluation.csv; and a video of the
+    policy before and after adaptation.
 
-    With --follow a run is evaluated while it trains on a cluster, version after version, from a
-    process of its own that takes one core, at the lowest priority, and reserves none; a line and a
-    row of followed.jsonl each, TensorBoard events, until the run ends.
+    With --follow, evaluates versions of a run while it trains on a cluster, until it ends. It
+    uses one core at the lowest priority and reserves none. Each version adds a line to the
+    output, to followed.jsonl and to TensorBoard; versions published meanwhile are skipped.
 
     [bold]Examples[/bold]
 
@@ -104,7 +98,6 @@ def evaluate(
 
       maml-ray evaluate --follow direction --tasks 10 --every 10
     """
-    from maml_ray.cli.tables import print_evaluation, print_notes
     from maml_ray.persistence.run_dir import open_run_dir
     from maml_ray.runs.evaluate import EvaluationConfig, evaluate_run
 
@@ -115,39 +108,42 @@ def evaluate(
     config = EvaluationConfig(
         tasks=tasks,
         episodes=episodes,
-        steps=None if steps is None else _number_of_steps(steps),
+        steps=None if steps is None else _parse_steps(steps),
         seed=seed,
         inner_rate=inner_rate,
-        baselines=tuple(beside or ()),
-        untrained=random,
+        baselines=tuple(baselines or ()),
+        untrained=untrained,
         checkpoint=checkpoint,
         video=record,
         video_path=video,
     )
     if follow is not None:
-        if run is not None or beside or video is not None or checkpoint != "newest":
-            raise UserError("--follow takes no RUN, --beside, --video or --checkpoint beside it")
+        if run is not None or baselines or video is not None or checkpoint != "newest":
+            raise UserError(
+                "--follow cannot be combined with RUN, --beside, --video or --checkpoint"
+            )
         from maml_ray.cli.watch import follow_run
 
         follow_run(follow, config, every=every, address=address, output=output)
         return
     if every != 1 or address is not None or output is not None:
-        raise UserError("--every, --address and --output are for a run that is followed: --follow")
+        raise UserError("--every, --address and --output need --follow")
     if run is None:
-        raise UserError("name a run folder, or a run on a cluster with --follow")
+        raise UserError("name a run directory, or a run on a cluster with --follow")
     console = Console()
     result = evaluate_run(open_run_dir(run), config, console=console)
     print_evaluation(console, result.results)
     print_notes(console, result.notes)
     for path in (result.folder.report, video or result.folder.video):
         if path.exists():
-            _print(console, path)
+            print_line(console, path)
 
 
 def adapt(
     run: Run,
     task: Annotated[
-        str, typer.Option(metavar="JSON", help="The task's parameters, e.g. '{\"direction\": -1}'.")
+        str,
+        typer.Option(metavar="JSON", help="Task parameters, for example '{\"direction\": -1}'."),
     ],
     steps: Annotated[
         int | None,
@@ -155,18 +151,18 @@ def adapt(
     ] = None,
     episodes: Annotated[
         int | None,
-        typer.Option(min=1, help="Episodes of a support set.  [default: as in training]"),
+        typer.Option(min=1, help="Episodes per support set.  [default: as in training]"),
     ] = None,
     seed: Seed = 0,
     checkpoint: Checkpoint = "newest",
     output: Annotated[
-        Path | None, typer.Option(help="Folder to make.  [default: RUN/adapted/TASK]")
+        Path | None, typer.Option(help="Directory to create.  [default: RUN/adapted/TASK]")
     ] = None,
 ) -> None:
-    """Adapt a trained policy to one task, and write it as a policy of its own.
+    """Adapt a trained policy to one task and save it as a policy.
 
-    The folder holds parameters.safetensors and policy.json: maml_ray.load reads it, and so does
-    any PyTorch program (the README shows one).
+    Writes parameters.safetensors and policy.json, which maml_ray.load and any PyTorch program
+    can read (see the README).
 
     [bold]Example[/bold]
 
@@ -174,7 +170,7 @@ def adapt(
     """
     from maml_ray.runs.adapt import adapt_run
 
-    parameters = _parameters(task)
+    parameters = _parse_task(task)
     adapted = adapt_run(
         run,
         parameters,
@@ -185,33 +181,31 @@ def adapt(
         output=output,
     )
     console = Console()
-    console.print(
+    print_line(
+        console,
         f"{adapted.task.name}: return {adapted.before:.1f} before, {adapted.after:.1f} after "
         f"{adapted.steps} step{'' if adapted.steps == 1 else 's'}",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
     )
-    _print(console, adapted.folder)
+    print_line(console, adapted.folder)
 
 
 def compare(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of them.")
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Run directories, or directories that contain them."),
     ],
-    output: Annotated[Path, typer.Option(help="Folder for the plot and the table.")] = Path(
+    output: Annotated[Path, typer.Option(help="Directory for the plot and the table.")] = Path(
         "comparison"
     ),
 ) -> None:
-    """Put runs into one plot and one table; seeds of the same settings are taken together.
+    """Compare runs in one plot and one table, aggregated over seeds of the same settings.
 
-    Returns are those of the runs' evaluations where every seed has one, else training's own.
+    Uses evaluation returns if every seed of a group has been evaluated, else training returns.
 
     [bold]Example[/bold]
 
       maml-ray compare runs/ppo-seed0 runs/ppo-seed1 runs/trpo-seed0
     """
-    from maml_ray.cli.tables import print_comparison
     from maml_ray.reporting.comparison import (
         group_by_settings,
         read_runs,
@@ -223,11 +217,11 @@ def compare(
     console = Console()
     print_comparison(console, [summarize(group) for group in groups])
     for path in write_comparison(groups, output):
-        _print(console, path)
+        print_line(console, path)
 
 
 def report(run: Run) -> None:
-    """Write the plots and report.html of a run again, from what its folder holds.
+    """Write the plots and report.html of a run again, from the files in its directory.
 
     [bold]Example[/bold]
 
@@ -237,25 +231,21 @@ def report(run: Run) -> None:
     from maml_ray.persistence.run_dir import open_run_dir
     from maml_ray.runs.evaluate import report_run
 
-    folder = open_run_dir(run)
-    there = os.path.lexists(folder.evaluation)
-    results = read_evaluation(folder.evaluation) if there else None
-    _print(Console(), report_run(folder, results))
+    run_dir = open_run_dir(run)
+    evaluated = os.path.lexists(run_dir.evaluation)
+    results = read_evaluation(run_dir.evaluation) if evaluated else None
+    print_line(Console(), report_run(run_dir, results))
 
 
 def _check_video(path: Path) -> None:
     if path.suffix != ".mp4":
-        raise UserError(f"--video {path} is not allowed: give it a name that ends in .mp4")
+        raise UserError(f"--video {path} is not allowed: its name must end in .mp4")
     if not os.path.isdir(path.parent) or os.path.isdir(path):
-        raise UserError(f"--video {path} cannot be written: name a file in a folder that is there")
+        raise UserError(f"--video {path} cannot be written: name a file in an existing directory")
 
 
-def _print(console: Console, path: Path) -> None:
-    console.print(str(path), soft_wrap=True, highlight=False, markup=False)
-
-
-def _number_of_steps(text: str) -> int:
-    """The N of ``N`` or ``0..N``."""
+def _parse_steps(text: str) -> int:
+    """Return N for the text ``N`` or ``0..N``."""
     match = re.fullmatch(r"(?:0\.\.)?(\d{1,4})", text.strip())
     if match is None or int(match[1]) > MAX_ADAPTATION_STEPS:
         raise UserError(
@@ -265,7 +255,7 @@ def _number_of_steps(text: str) -> int:
     return int(match[1])
 
 
-def _parameters(text: str) -> dict[str, float]:
+def _parse_task(text: str) -> dict[str, float]:
     example = "write JSON such as '{\"direction\": -1}'"
     try:
         parameters = json.loads(text)
@@ -279,4 +269,4 @@ def _parameters(text: str) -> dict[str, float]:
     try:
         return {key: float(value) for key, value in parameters.items()}
     except OverflowError:
-        raise UserError(f"--task {text[:80]} holds a number that is too large") from None
+        raise UserError(f"--task {text[:80]} contains a number that is too large") from None

@@ -1,4 +1,4 @@
-"""The command line: arguments in, calls out. Mistakes are one sentence and exit code 2."""
+"""Define the ``maml-ray`` command; errors are one sentence and an exit code."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import typer
 from rich.console import Console
 
 from maml_ray.cli import cluster, evaluate, serve, watch
-from maml_ray.cli.options import Overrides, Preset, SettingsFile
-from maml_ray.cli.tables import print_evaluation, print_notes
+from maml_ray.cli.options import Overrides, Preset, SettingsFile, StartAddress
+from maml_ray.cli.tables import print_evaluation, print_line, print_notes
 from maml_ray.common.errors import Interrupted, Superseded, TrainingFailed, UserError
 from maml_ray.common.signals import ExitOnSignal
 from maml_ray.config.loading import dump_settings, load_settings
@@ -35,29 +35,23 @@ def train(
     settings_file: SettingsFile = None,
     overrides: Overrides = None,
     preset: Preset = None,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            help="Ray cluster: 'auto', host:port or ray://host:port. Without one, Ray is "
-            "started on this machine; a submitted job uses its own cluster."
-        ),
-    ] = None,
+    address: StartAddress = None,
     run_dir: Annotated[
-        Path | None, typer.Option(help="Run folder; a new one under run.directory by default.")
+        Path | None, typer.Option(help="Run directory; a new one in run.directory by default.")
     ] = None,
     resume: Annotated[
         str | None,
         typer.Option(
             metavar="RUN",
-            help="Go on with a run: its folder, or its URL in storage. 'auto': the run of run.name "
-            "in run.storage, or in run.directory; it is begun if it is not there yet.",
+            help="Resume a run: its directory, or its URL in storage. 'auto': resume the run "
+            "run.name in run.storage or run.directory, or start it if it does not exist.",
         ),
     ] = None,
 ) -> None:
     """Meta-train a policy, evaluate it, and write a report.
 
-    Everything lands in one run folder: checkpoints, metrics.jsonl, TensorBoard events, plots,
-    a video and report.html. Ctrl-C writes a checkpoint; --resume goes on from it.
+    Writes one run directory: checkpoints, metrics.jsonl, TensorBoard events, plots, a video and
+    report.html. Ctrl-C writes a checkpoint; --resume continues from it.
 
     [bold]Examples[/bold]
 
@@ -74,21 +68,21 @@ def train(
       maml-ray train deploy.yaml --resume auto
     """
     console = Console()
-    extra = list(overrides or [])
-    if address is not None:
-        extra.append(f"cluster.address={json.dumps(address)}")
+    named_run = None if resume == "auto" else resume
     if resume is not None and run_dir is not None:
-        raise UserError("--resume names the run folder already: leave --run-dir out")
-    if resume not in (None, "auto") and preset is not None:
-        raise UserError("--resume takes the run's own settings: leave --preset out")
-    from maml_ray.runs.train import open_or_fetch_run  # imports torch and Ray: not for --help
-    from maml_ray.runs.train import train as run
+        raise UserError("--resume names the run directory already: leave --run-dir out")
+    if named_run is not None and preset is not None:
+        raise UserError("--resume uses the run's own settings: leave --preset out")
+    # Imports PyTorch and Ray, which --help does not need.
+    from maml_ray.runs import train as training
 
-    source = settings_file
-    if resume not in (None, "auto") and source is None:
-        source = open_or_fetch_run(resume).settings
-    settings = load_settings(source, preset=preset, overrides=extra)
-    result = run(settings, run_dir=run_dir, resume=resume, console=console)
+    overrides = list(overrides or [])
+    if address is not None:
+        overrides.append(f"cluster.address={json.dumps(address)}")
+    if named_run is not None and settings_file is None:
+        settings_file = training.open_or_fetch_run(named_run).settings
+    settings = load_settings(settings_file, preset=preset, overrides=overrides)
+    result = training.train(settings, run_dir=run_dir, resume=resume, console=console)
     print_evaluation(console, result.results)
     print_notes(console, result.notes)
     _print_next_steps(console, result.folder.path)
@@ -98,40 +92,40 @@ def train(
 def check(
     settings_file: SettingsFile = None, overrides: Overrides = None, preset: Preset = None
 ) -> None:
-    """Validate settings; print them resolved, and what they ask of the cluster.
+    """Validate settings; print the resolved settings and the resources they need.
 
     [bold]Example[/bold]
 
       maml-ray check deploy.yaml --set cluster.rollout_actors=8
     """
-    from maml_ray.tasks.registry import resolve_tasks
+    from maml_ray.tasks.loading import resolve_tasks
 
     settings = load_settings(settings_file, preset=preset, overrides=overrides or ())
     resolve_tasks(settings.task)
     print(dump_settings(settings))
-    for line in _demands(settings):
+    for line in _describe_requirements(settings):
         print(f"# {line}")
 
 
 @app.command()
 def version() -> None:
-    """Print the versions of maml-ray and of the packages that its results depend on."""
+    """Print the versions of maml-ray and of the packages that affect its results."""
     from maml_ray.common.versions import versions
 
     for name, number in versions().items():
         print(f"{name:12} {number}")
 
 
-def _demands(settings: Settings) -> list[str]:
-    """What a run asks of a cluster, in sentences."""
+def _describe_requirements(settings: Settings) -> list[str]:
+    """Return sentences on the resources and environment steps of a run."""
     batch, cluster = settings.meta_batch, settings.cluster
     phases = settings.inner.steps + 1
     steps = batch.tasks * batch.episodes * settings.task.horizon * phases
     actors = cluster.rollout_actors
-    turns = (
-        "and it works beside the actors"
+    schedule = (
+        "runs in parallel with the actors"
         if batch.async_collection
-        else "it and the actors take turns"
+        else "alternates with the actors"
     )
     learner = {
         "auto": "one GPU if the cluster has any, else CPU threads",
@@ -139,9 +133,9 @@ def _demands(settings: Settings) -> list[str]:
         "cuda": "one GPU",
     }[cluster.learner_device]
     return [
-        f"rollout actors: {actors or 'one for each CPU of the cluster'}, one CPU each"
-        + (f" (more than {batch.tasks} would idle)" if (actors or 0) > batch.tasks else ""),
-        f"learner: {learner}; no CPU is reserved, {turns}",
+        f"rollout actors: {actors or 'one per CPU of the cluster'}, one CPU each"
+        + (f" (more than {batch.tasks} would be idle)" if (actors or 0) > batch.tasks else ""),
+        f"learner: {learner}; reserves no CPU, {schedule}",
         f"an iteration: {batch.tasks} tasks x {batch.episodes} episodes x {settings.task.horizon} "
         f"steps x {phases} phases = {steps:,} env steps",
         f"the run: {settings.run.iterations} iterations, "
@@ -151,7 +145,7 @@ def _demands(settings: Settings) -> list[str]:
 
 def _print_next_steps(console: Console, path: Path) -> None:
     lines = [
-        f"run folder   {path}",
+        f"run          {path}",
         f"report       {path / 'report.html'}",
         "next:",
         f"  maml-ray evaluate {path} --episodes 50",
@@ -159,7 +153,7 @@ def _print_next_steps(console: Console, path: Path) -> None:
         f"  python -c \"import maml_ray; agent = maml_ray.load('{path}')\"",
     ]
     for line in lines:
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
+        print_line(console, line)
 
 
 for group in (cluster, evaluate, watch, serve):
@@ -169,7 +163,7 @@ for group in (cluster, evaluate, watch, serve):
 def main() -> None:
     """Run the command line and exit with its code."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a file's name may be no text at all
+        if isinstance(stream, io.TextIOWrapper):  # file names may not be valid text
             stream.reconfigure(errors="backslashreplace")
     try:
         with ExitOnSignal():
@@ -178,14 +172,16 @@ def main() -> None:
         print(f"maml-ray: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except TrainingFailed as error:
-        print(f"maml-ray: training failed: {error}{_how_to_go_on(error.run)}", file=sys.stderr)
+        print(f"maml-ray: training failed: {error}{_resume_hint(error.run)}", file=sys.stderr)
         sys.exit(error.exit_code)
     except Interrupted as error:
-        print(f"maml-ray: {error}{_how_to_go_on(error.run)}", file=sys.stderr)
+        print(f"maml-ray: {error}{_resume_hint(error.run)}", file=sys.stderr)
         sys.exit(error.exit_code)
 
 
-def _how_to_go_on(run: str | None) -> str:
+def _resume_hint(run: str | None) -> str:
     if run is None:
         return ""
-    return f"\nmaml-ray: what was finished is in {run}; go on with: maml-ray train --resume {run}"
+    return (
+        f"\nmaml-ray: finished iterations are in {run}; resume with: maml-ray train --resume {run}"
+    )

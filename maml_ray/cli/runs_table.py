@@ -1,4 +1,4 @@
-"""The runs on a cluster as a table that fits 80 columns."""
+"""Format the runs on a cluster as a table of at most 80 columns."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _COLUMNS = ("iteration", "before", "after", "steps/s", "actors", "saved", "since
 
 
 def runs_table(seen: Sequence[RunSeen]) -> RenderableType:
-    """One line a run, and a sentence for each that does not tell how it stands."""
+    """Return a table with one line per run, and a message per run without a status."""
     if not seen:
-        return Text("no run trains on this cluster")
+        return Text("no run is training on this cluster")
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("run", overflow="fold", min_width=12)
     for column in _COLUMNS:
         table.add_column(column, justify="right", no_wrap=True)
-    same = Counter(one.name.run for one in seen)
+    name_counts = Counter(one.name.run for one in seen)
     problems = []
     for one in seen:
-        label = str(one.name) if same[one.name.run] > 1 else one.name.run
+        label = str(one.name) if name_counts[one.name.run] > 1 else one.name.run
         if one.status is not None:
             table.add_row(escape(label), *_cells(one.status, one.told_s_ago))
         else:
@@ -54,11 +54,11 @@ def _cells(status: RunStatus, told_s_ago: float) -> list[str]:
     ]
 
 
-def _since(began_at: float) -> str:
-    """The hour, of a day before today the date."""
-    began, today = time.localtime(began_at), time.localtime()
-    same_day = began[:3] == today[:3]
-    return time.strftime("%H:%M" if same_day else "%d %b", began)
+def _since(started_at: float) -> str:
+    """Return the time of day, or the date if it is not today."""
+    started, today = time.localtime(started_at), time.localtime()
+    same_day = started[:3] == today[:3]
+    return time.strftime("%H:%M" if same_day else "%d %b", started)
 
 
 def _number(value: float | None, form: str) -> str:

@@ -1,4 +1,4 @@
-"""The command that serves a policy."""
+"""The ``serve`` command."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from maml_ray.cli.options import Checkpoint, StartAddress
+from maml_ray.cli.tables import print_line
 from maml_ray.common.errors import UserError
 
 if TYPE_CHECKING:
     from maml_ray.serving.launcher import Endpoint
     from maml_ray.serving.policy_store import ServedPolicy
 
-_LONGEST_EXAMPLE = 40
-"""Numbers of an observation that are printed."""
+_MAX_EXAMPLE_SIZE = 40
+"""Largest observation for which an example request is printed."""
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Make the command known."""
+    """Register the command."""
     app.command()(serve)
 
 
@@ -30,36 +32,27 @@ def serve(
     run: Annotated[
         str,
         typer.Argument(
-            metavar="RUN", help="A run folder or its URL, or a folder that 'adapt' has made."
+            metavar="RUN", help="Run directory or its URL, or a directory created by 'adapt'."
         ),
     ],
     host: Annotated[
-        str, typer.Option(help="Where to listen; 0.0.0.0 for every interface.")
+        str, typer.Option(help="Address to listen on; 0.0.0.0 for all interfaces.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
-    checkpoint: Annotated[
-        str,
-        typer.Option(metavar="WHICH", help="newest, best (while it was trained), or its number."),
-    ] = "newest",
-    replicas: Annotated[int, typer.Option(min=1, help="Processes that act, one CPU each.")] = 1,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            help="Ray cluster: 'auto', host:port or ray://host:port. Without one, Ray is started "
-            "on this machine."
-        ),
-    ] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    checkpoint: Checkpoint = "newest",
+    replicas: Annotated[int, typer.Option(min=1, help="Processes, one CPU each.")] = 1,
+    address: StartAddress = None,
     token_file: Annotated[
         Path | None,
         typer.Option(
-            help="Holds the token that callers must present; the environment variable "
-            "MAML_RAY_SERVE_TOKEN does the same."
+            help="File with the token that callers must present; alternative to the environment "
+            "variable MAML_RAY_SERVE_TOKEN."
         ),
     ] = None,
 ) -> None:
-    """Serve a policy over HTTP: it acts, and adapts to tasks and to data that callers send.
+    """Serve a policy over HTTP: actions, and adaptation to tasks or to data in the request.
 
-    Needs maml-ray\\[serve]. Runs until Ctrl-C. OpenAPI documentation is under /docs; for a service
+    Needs maml-ray\\[serve]. Runs until Ctrl-C. OpenAPI documentation is at /docs. For a service
     that outlives this command, deploy cluster/serve.yaml with 'serve deploy'.
 
     [bold]Examples[/bold]
@@ -82,13 +75,15 @@ def serve(
             "token_file": None if token_file is None else os.path.abspath(token_file),
         }
     )
-    guarded = load_token_digest(settings.token_file) is not None
-    base = load_base_policy(run, checkpoint)  # a mistake is told before Ray is started
+    token_required = load_token_digest(settings.token_file) is not None
+    base = load_base_policy(run, checkpoint)  # report errors before Ray starts
     console = Console()
 
     def on_ready(endpoint: Endpoint) -> None:
-        for line in _lines(base, run, endpoint, guarded=guarded, loopback=_is_loopback(host)):
-            console.print(line, soft_wrap=True, markup=False, highlight=False)
+        for line in _ready_message(
+            base, run, endpoint, token_required=token_required, loopback=_is_loopback(host)
+        ):
+            print_line(console, line)
 
     serve_until_stopped(settings, host=host, port=port, address=address, on_ready=on_ready)
 
@@ -100,32 +95,32 @@ def _check_installed() -> None:
         from ray import serve  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"'maml-ray serve' needs Ray Serve ({error.name or error} is not there): "
+            f"'maml-ray serve' needs Ray Serve ({error.name or error} is not installed): "
             "pip install 'maml-ray[serve]'"
         ) from None
 
 
-def _lines(
-    base: ServedPolicy, run: str, endpoint: Endpoint, *, guarded: bool, loopback: bool
+def _ready_message(
+    base: ServedPolicy, run: str, endpoint: Endpoint, *, token_required: bool, loopback: bool
 ) -> list[str]:
-    header = ' -H "Authorization: Bearer $MAML_RAY_SERVE_TOKEN"' if guarded else ""
+    header = ' -H "Authorization: Bearer $MAML_RAY_SERVE_TOKEN"' if token_required else ""
     size = base.agent.spec.observation_size
     lines = [
         f"policy      {base.name} of {run}",
-        f"service     {endpoint.url}, its documentation {endpoint.url}/docs",
+        f"service     {endpoint.url}, documentation at {endpoint.url}/docs",
     ]
     if endpoint.dashboard:
         lines.append(f"dashboard   {endpoint.dashboard} (its token: ray get-auth-token)")
-    if not guarded and not loopback:
-        lines.append("warning     anybody who reaches this port can use it: see --token-file")
+    if not token_required and not loopback:
+        lines.append("warning     anyone who can reach this port can use it: see --token-file")
     lines.append("try:")
-    if size <= _LONGEST_EXAMPLE:
+    if size <= _MAX_EXAMPLE_SIZE:
         body = json.dumps({"observations": [0] * size})
         lines.append(f"  curl{header} {endpoint.url}/act -d '{body}'")
     task = base.example_task
     if task is not None:
         lines.append(f"  curl{header} {endpoint.url}/adapt -d '{json.dumps({'task': task})}'")
-    return [*lines, "Ctrl-C ends it"]
+    return [*lines, "stop with Ctrl-C"]
 
 
 def _is_loopback(host: str) -> bool:

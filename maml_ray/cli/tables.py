@@ -1,4 +1,4 @@
-"""Figures as tables on a terminal."""
+"""Print results as tables and lines on a terminal."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-_FEW_TASKS = 6  # more would scroll the overall figures away; the report and the CSV have them all
+_MAX_TASKS = 6  # more would scroll the overall results away; report and CSV contain all tasks
 
 
 def print_evaluation(console: Console, results: Mapping[str, Any]) -> None:
-    """The content of ``evaluation.json``: the policy, those beside it, and a few tasks apart."""
-    beside = results["beside"]
+    """Print ``evaluation.json``: the policy, its baselines and, if there are few, the tasks."""
+    baselines = results["beside"]
     table = _table(
         f"Return: {results['tasks']} tasks x {results['episodes']} episodes",
-        "policy" if beside else None,
+        "policy" if baselines else None,
     )
-    for name, rows in {"meta-trained": results["rows"], **beside}.items():
-        _add_rows(table, rows, lambda row, name=name: name if beside else None)
+    for name, rows in {"meta-trained": results["rows"], **baselines}.items():
+        _add_rows(table, rows, lambda row, name=name: name if baselines else None)
     console.print(table)
     tasks = {row["task"] for row in results["rows_by_task"]}
-    if 1 < len(tasks) <= _FEW_TASKS:
+    if 1 < len(tasks) <= _MAX_TASKS:
         table = _table("By task", "task")
         ordered = sorted(results["rows_by_task"], key=lambda row: str(row["task"]))
         _add_rows(table, ordered, lambda row: str(row["task"]))
@@ -31,7 +31,7 @@ def print_evaluation(console: Console, results: Mapping[str, Any]) -> None:
 
 
 def print_comparison(console: Console, summaries: Sequence[Any]) -> None:
-    """One line for each group of runs (:class:`maml_ray.reporting.comparison.Summary`)."""
+    """Print one line per group of runs (:class:`maml_ray.reporting.comparison.Summary`)."""
     steps = sorted({step for summary in summaries for step in summary.returns})
     table = Table(title="Mean return (mean speed in m/s), lowest to highest seed")
     table.add_column("runs")
@@ -51,9 +51,14 @@ def print_comparison(console: Console, summaries: Sequence[Any]) -> None:
 
 
 def print_notes(console: Console, notes: Sequence[str]) -> None:
-    """Sentences that a person should read."""
+    """Print messages for the user."""
     for note in notes:
         console.print(f"note: {note}", style="yellow", soft_wrap=True, markup=False)
+
+
+def print_line(console: Console, text: object) -> None:
+    """Print ``text`` unwrapped and without markup, so that it can be copied or parsed."""
+    console.print(str(text), soft_wrap=True, highlight=False, markup=False)
 
 
 def _table(title: str, first: str | None) -> Table:
@@ -61,7 +66,7 @@ def _table(title: str, first: str | None) -> Table:
     if first is not None:
         table.add_column(first)
     for column in ("steps", "actions", "mean", "95% interval", "m/s"):
-        # On 80 characters it is the names that are cut, never the figures.
+        # At 80 columns names are cut, never numbers.
         table.add_column(column, justify="left" if column == "actions" else "right", no_wrap=True)
     return table
 

@@ -1,4 +1,4 @@
-"""The commands that look at runs on a cluster: status, and evaluate's --follow."""
+"""Commands that watch runs on a cluster: ``status`` and ``evaluate --follow``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
+from maml_ray.cli.options import ConnectAddress
+from maml_ray.cli.tables import print_line
 from maml_ray.common.errors import Interrupted
 
 if TYPE_CHECKING:
@@ -24,33 +26,25 @@ if TYPE_CHECKING:
 
 _REFRESH_S = 2.0
 
-Address = Annotated[
-    str | None,
-    typer.Option(
-        help="Ray cluster: 'auto', host:port or ray://host:port. Without one, that of this "
-        "machine; a submitted job uses its own."
-    ),
-]
-
 
 def add_commands(app: typer.Typer) -> None:
-    """Make the commands known."""
+    """Register the commands."""
     app.command()(status)
 
 
 def status(
-    address: Address = None,
+    address: ConnectAddress = None,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Look again every two seconds, until Ctrl-C.")
+        bool, typer.Option("--watch", help="Refresh every two seconds until Ctrl-C.")
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="JSON for programs: one line a look.")
+        bool, typer.Option("--json", help="Print JSON, one line per refresh.")
     ] = False,
 ) -> None:
-    """Show the runs that train on a cluster: how far they are, and how well they do.
+    """Show the runs on a cluster: progress and returns.
 
-    Iteration, return before and after adaptation, steps a second, rollout actors, the age of the
-    last safe checkpoint, and since when each has trained. An answer takes seconds.
+    Prints iteration, return before and after adaptation, environment steps per second, rollout
+    actors, age of the last checkpoint, and start time. Takes a few seconds.
 
     [bold]Examples[/bold]
 
@@ -68,18 +62,18 @@ def status(
             _show(console, look_at_runs(), as_json)
 
 
-def _watch(console: Console, look: Callable[[], Sequence[RunSeen]], as_json: bool) -> None:
+def _watch(console: Console, read_runs: Callable[[], Sequence[RunSeen]], as_json: bool) -> None:
     from maml_ray.cli.runs_table import runs_table
     from maml_ray.common.signals import StopRequest
 
-    with StopRequest() as stop, suppress(Interrupted):  # Ctrl-C is how one stops to watch
+    with StopRequest() as stop, suppress(Interrupted):  # Ctrl-C ends the command normally
         if as_json or not console.is_terminal:
             while True:
-                _show(console, look(), as_json)
+                _show(console, read_runs(), as_json)
                 _pause(stop)
         with Live(console=console, auto_refresh=False) as live:
             while True:
-                live.update(runs_table(look()), refresh=True)
+                live.update(runs_table(read_runs()), refresh=True)
                 _pause(stop)
 
 
@@ -91,11 +85,11 @@ def _pause(stop: StopRequest) -> None:
 def follow_run(
     name: str, config: EvaluationConfig, *, every: int, address: str | None, output: Path | None
 ) -> None:
-    """Evaluate a run while it trains; what ``maml-ray evaluate --follow`` does.
+    """Evaluate a run while it trains: ``maml-ray evaluate --follow``.
 
     Raises:
-        UserError: there is no such run, or what is asked for cannot be done.
-        Interrupted: Ctrl-C or SIGTERM.
+        UserError: there is no such run, or the evaluation is invalid.
+        Interrupted: SIGINT or SIGTERM.
     """
     from maml_ray.common.signals import StopRequest
     from maml_ray.monitoring.registry import find_run, joined
@@ -105,25 +99,27 @@ def follow_run(
     console = Console()
     with joined(address), StopRequest() as stop:
         run = find_run(name)
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        folder = output or Path("runs") / f"{run.run}-followed-{stamp}"
-        with closing(FollowLog(folder)) as log:
-            _print(console, f"following {run}, rows go to {folder}")
-            os.nice(19)  # what trains on the same machine goes first
+        timestamp = time.strftime("%Y%m%d-%H%M%S")
+        directory = output or Path("runs") / f"{run.run}-followed-{timestamp}"
+        with closing(FollowLog(directory)) as log:
+            print_line(console, f"following {run}, writing to {directory}")
+            os.nice(19)  # give training on the same machine precedence
 
-            def on_evaluated(judged: Any) -> None:
-                log.add(judged)
-                _print(console, judged.line())
+            def on_evaluated(evaluated: Any) -> None:
+                log.add(evaluated)
+                print_line(console, evaluated.format_line())
 
-            judged = follow(
+            count = follow(
                 RemoteRun(run, check_stop=stop.check),
                 config,
                 every=every,
                 check_stop=stop.check,
                 on_evaluated=on_evaluated,
-                on_problem=lambda version, told: _print(console, f"version {version}: {told}"),
+                on_error=lambda version, message: print_line(
+                    console, f"version {version}: {message}"
+                ),
             )
-        _print(console, f"{run} has ended; {judged} versions were evaluated: {folder}")
+        print_line(console, f"{run} has ended; {count} versions were evaluated: {directory}")
 
 
 def _show(console: Console, seen: Sequence[RunSeen], as_json: bool) -> None:
@@ -136,9 +132,5 @@ def _show(console: Console, seen: Sequence[RunSeen], as_json: bool) -> None:
 
 
 def _as_row(one: RunSeen) -> dict[str, Any]:
-    told = {} if one.status is None else asdict(one.status)
-    return {**asdict(one.name), "problem": one.problem, "told_s_ago": one.told_s_ago, **told}
-
-
-def _print(console: Console, line: str) -> None:
-    console.print(line, soft_wrap=True, highlight=False, markup=False)
+    status = {} if one.status is None else asdict(one.status)
+    return {**asdict(one.name), "problem": one.problem, "told_s_ago": one.told_s_ago, **status}

@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 
-from maml_ray.cli.serve import _lines
+from maml_ray.cli.serve import _ready_message
 from maml_ray.learning.rollout_worker import policy_spec
 from maml_ray.serving.auth import TOKEN_VARIABLE
 from maml_ray.serving.policy_store import load_base_policy
@@ -83,11 +83,11 @@ def test_what_is_printed_can_be_typed(folder: str) -> None:
 
     base = load_base_policy(folder)
     endpoint = Endpoint("http://127.0.0.1:8000", None)
-    lines = _lines(base, folder, endpoint, guarded=True, loopback=True)
+    lines = _ready_message(base, folder, endpoint, token_required=True, loopback=True)
     assert """http://127.0.0.1:8000/act -d '{"observations": [0, 0]}'""" in "\n".join(lines)
     assert all("$MAML_RAY_SERVE_TOKEN" in line for line in lines if "curl" in line)
     assert not any("warning" in line for line in lines)
-    open_to_all = _lines(base, folder, endpoint, guarded=False, loopback=False)
+    open_to_all = _ready_message(base, folder, endpoint, token_required=False, loopback=False)
     assert any("--token-file" in line for line in open_to_all)
 
 

@@ -109,4 +109,4 @@ def test_a_signal_on_the_way_leaves_nothing(tmp_path: Path) -> None:
     assert mark.processes() == []
     assert folders() <= before
     # The run had the time to write down what it had finished.
-    assert "go on with: maml-ray train --resume" in output
+    assert "resume with: maml-ray train --resume" in output
