@@ -1,7 +1,8 @@
 """maml_ray: meta-reinforcement learning on Ray.
 
-The public API. Ray is imported by :func:`train` and :func:`tune_objective` alone, when they are
-first asked for: a trained policy can be loaded, adapted and evaluated on a machine without it.
+This module is the public API. Names are imported on first use: only :func:`train` and
+:func:`tune_objective` import Ray, so a trained policy can be loaded, adapted and evaluated on a
+machine without it.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
     from maml_ray.runs.tune import tune_objective
     from maml_ray.tasks.task import Task, TaskDistribution
 
-import maml_ray.envs.gym_registration  # noqa: F401  (registers the environments with Gymnasium)
+import maml_ray.tasks.registry  # noqa: F401  (registers the environments with Gymnasium)
 from maml_ray.common.versions import own_version
 
-_HOMES = {
+_MODULES = {
     "Agent": "evaluation.agent",
     "Evaluation": "evaluation.evaluate",
     "RunResult": "runs.evaluate",
@@ -67,10 +68,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'maml_ray' has no attribute {name!r}")
-    return getattr(import_module(f"maml_ray.{_HOMES[name]}"), name)
+    return getattr(import_module(f"maml_ray.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_MODULES})

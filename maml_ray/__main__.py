@@ -1,4 +1,4 @@
-"""``python -m maml_ray``: the command line where no script is installed, as in a job's upload."""
+"""Run the command line as ``python -m maml_ray``, for jobs, which lack the installed script."""
 
 from maml_ray.cli.main import main
 

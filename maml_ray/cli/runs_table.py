@@ -16,13 +16,13 @@ from rich.text import Text
 from maml_ray.reporting.progress import format_duration
 
 if TYPE_CHECKING:
-    from maml_ray.monitoring.registry import RunSeen
+    from maml_ray.monitoring.registry import RunEntry
     from maml_ray.monitoring.status_actor import RunStatus
 
 _COLUMNS = ("iteration", "before", "after", "steps/s", "actors", "saved", "since")
 
 
-def runs_table(seen: Sequence[RunSeen]) -> RenderableType:
+def runs_table(seen: Sequence[RunEntry]) -> RenderableType:
     """Return a table with one line per run, and a message per run without a status."""
     if not seen:
         return Text("no run is training on this cluster")
@@ -35,13 +35,13 @@ def runs_table(seen: Sequence[RunSeen]) -> RenderableType:
     for one in seen:
         label = str(one.name) if name_counts[one.name.run] > 1 else one.name.run
         if one.status is not None:
-            table.add_row(escape(label), *_cells(one.status, one.told_s_ago))
+            table.add_row(escape(label), *_cells(one.status, one.status_age_s))
         else:
             problems.append(Text(f"{label}: {one.problem}"))
     return Group(*([table] if table.row_count else []), *problems)
 
 
-def _cells(status: RunStatus, told_s_ago: float) -> list[str]:
+def _cells(status: RunStatus, status_age_s: float) -> list[str]:
     age = status.checkpoint_age_s
     return [
         f"{status.iteration}/{status.iterations}",
@@ -49,7 +49,7 @@ def _cells(status: RunStatus, told_s_ago: float) -> list[str]:
         _number(status.return_after, ".1f"),
         _number(status.steps_per_second, ",.0f"),
         str(status.actors),
-        "" if age is None else f"{format_duration(age + told_s_ago)} ago",
+        "" if age is None else f"{format_duration(age + status_age_s)} ago",
         _since(status.began_at),
     ]
 

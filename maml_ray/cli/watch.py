@@ -21,7 +21,7 @@ from maml_ray.common.errors import Interrupted
 
 if TYPE_CHECKING:
     from maml_ray.common.signals import StopRequest
-    from maml_ray.monitoring.registry import RunSeen
+    from maml_ray.monitoring.registry import RunEntry
     from maml_ray.runs.evaluate import EvaluationConfig
 
 _REFRESH_S = 2.0
@@ -52,17 +52,17 @@ def status(
 
       maml-ray status --address 10.0.0.1:6379 --watch
     """
-    from maml_ray.monitoring.registry import joined, look_at_runs
+    from maml_ray.monitoring.registry import joined, list_runs
 
     console = Console()
     with joined(address):
         if watch:
-            _watch(console, look_at_runs, as_json)
+            _watch(console, list_runs, as_json)
         else:
-            _show(console, look_at_runs(), as_json)
+            _show(console, list_runs(), as_json)
 
 
-def _watch(console: Console, read_runs: Callable[[], Sequence[RunSeen]], as_json: bool) -> None:
+def _watch(console: Console, read_runs: Callable[[], Sequence[RunEntry]], as_json: bool) -> None:
     from maml_ray.cli.runs_table import runs_table
     from maml_ray.common.signals import StopRequest
 
@@ -122,7 +122,7 @@ def follow_run(
         print_line(console, f"{run} has ended; {count} versions were evaluated: {directory}")
 
 
-def _show(console: Console, seen: Sequence[RunSeen], as_json: bool) -> None:
+def _show(console: Console, seen: Sequence[RunEntry], as_json: bool) -> None:
     if as_json:
         print(json.dumps([_as_row(one) for one in seen]), flush=True)
     else:
@@ -131,6 +131,6 @@ def _show(console: Console, seen: Sequence[RunSeen], as_json: bool) -> None:
         console.print(runs_table(seen))
 
 
-def _as_row(one: RunSeen) -> dict[str, Any]:
+def _as_row(one: RunEntry) -> dict[str, Any]:
     status = {} if one.status is None else asdict(one.status)
-    return {**asdict(one.name), "problem": one.problem, "told_s_ago": one.told_s_ago, **status}
+    return {**asdict(one.name), "problem": one.problem, "told_s_ago": one.status_age_s, **status}

@@ -1,1 +1,1 @@
-"""The verbs: train, resume, evaluate, adapt, follow, tune."""
+"""Train, resume, evaluate, adapt, follow and tune runs."""

@@ -18,7 +18,7 @@ from maml_ray.evaluation.loading import load
 from maml_ray.evaluation.policy_export import save_policy
 from maml_ray.rollouts.env_cache import EnvCache
 from maml_ray.rollouts.trajectories import Trajectories
-from maml_ray.tasks.registry import resolve_tasks
+from maml_ray.tasks.loading import resolve_tasks
 from maml_ray.tasks.task import Task
 
 BEFORE, AFTER, _SUPPORT = range(3)

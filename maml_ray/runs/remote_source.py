@@ -12,11 +12,11 @@ from ray.exceptions import RayError
 from maml_ray.common.errors import UserError
 from maml_ray.config.settings import Settings
 from maml_ray.evaluation.agent import Agent
-from maml_ray.monitoring.registry import ANSWER_S, names_of_runs, service_of
+from maml_ray.monitoring.registry import ANSWER_S, list_run_ids, service_of
 from maml_ray.policies.spec import PolicyParameters, PolicySpec
 from maml_ray.runs.follow import PolicyVersion
 from maml_ray.runtime.actor_handle import reason
-from maml_ray.runtime.run_id import RunName
+from maml_ray.runtime.run_context import RunId
 
 _REQUEST_S = 2.0
 """Maximum duration of one request for a version: bounds the delay until a stop is noticed."""
@@ -37,7 +37,7 @@ class RemoteRun:
         check_stop: called every few seconds while waiting; may raise to stop waiting.
     """
 
-    def __init__(self, name: RunName, *, check_stop: Callable[[], None]) -> None:
+    def __init__(self, name: RunId, *, check_stop: Callable[[], None]) -> None:
         self.name, self._check_stop = name, check_stop
         self._description: tuple[Settings, PolicySpec] | None = None
 
@@ -54,7 +54,7 @@ class RemoteRun:
         while True:
             self._check_stop()
             service = service_of(self.name)
-            if service is None and self.name not in names_of_runs():
+            if service is None and self.name not in list_run_ids():
                 return None
             if service is not None:
                 try:

@@ -12,6 +12,7 @@ from maml_ray.common.errors import Interrupted, RunDirError, TrainingFailed
 from maml_ray.config.loading import load_settings
 from maml_ray.config.settings import RunSettings, Settings
 from maml_ray.evaluation.results_file import read_evaluation
+from maml_ray.kernels.jit import has_cached_code
 from maml_ray.persistence.checkpoint_format import Checkpoint
 from maml_ray.persistence.file_lock import lock_run_dir
 from maml_ray.persistence.records import Observer
@@ -34,7 +35,7 @@ from maml_ray.runs.resume import (
 )
 from maml_ray.runs.session import open_session
 from maml_ray.runs.training_loop import train_on_ray
-from maml_ray.tasks.registry import resolve_tasks
+from maml_ray.tasks.loading import resolve_tasks
 
 AUTO = "auto"
 """``resume`` value: continue the run that the settings name, or start it if it does not exist."""
@@ -100,6 +101,8 @@ def _train_and_evaluate(
 ) -> RunResult:
     first = checkpoint.iteration if checkpoint else 0
     observers: list[Observer] = [MetricsLog(run_dir, first), make_progress(console)]
+    if settings.cluster.address is None and not has_cached_code():
+        print_notice(console, "compiling kernels (once per machine, about 30 s)")
     try:
         train_on_ray(settings, run_dir, observers=observers, resume=checkpoint, new=new)
     except (Interrupted, TrainingFailed) as error:

@@ -35,11 +35,11 @@ from maml_ray.persistence.checkpoint_store import CheckpointScore
 from maml_ray.persistence.records import IterationRecord, IterationTimings, Observer, StartReport
 from maml_ray.persistence.run_dir import RunDir
 from maml_ray.runs.session import open_checkpoint_writer, open_session
-from maml_ray.runtime.actor_system import Crew, crew
+from maml_ray.runtime.actor_system import ActorSystem, crew
 from maml_ray.runtime.ray_internals import get_dashboard_url
 from maml_ray.runtime.ray_session import connected
-from maml_ray.runtime.rollout_pool import Collected
-from maml_ray.tasks.registry import resolve_tasks
+from maml_ray.runtime.rollout_pool import CollectedBatch
+from maml_ray.tasks.loading import resolve_tasks
 from maml_ray.tasks.task import TaskDistribution
 
 EXIT_SAVE_TIMEOUT_S = 4.0
@@ -114,7 +114,7 @@ class _TrainingLoop:
 
     settings: Settings
     tasks: TaskDistribution
-    actors: Crew
+    actors: ActorSystem
     writer: AsyncCheckpointWriter
     observers: _ObserverList
     check_stop: Callable[[], None]
@@ -153,7 +153,7 @@ class _TrainingLoop:
         return _assignments(self.settings, self.tasks, iteration + 1)
 
     def _record(
-        self, update: UpdateMetrics, collected: Collected, wall_s: float
+        self, update: UpdateMetrics, collected: CollectedBatch, wall_s: float
     ) -> IterationRecord:
         busy_actors = max(1, min(collected.actors, self.settings.meta_batch.tasks))
         timings = [rollouts.timings for rollouts in collected.rollouts]
@@ -241,7 +241,7 @@ def _assignments(settings: Settings, tasks: TaskDistribution, iteration: int) ->
 
 
 def _start_report(
-    run_dir: RunDir, actors: Crew, resume: Checkpoint | None, attempt: int
+    run_dir: RunDir, actors: ActorSystem, resume: Checkpoint | None, attempt: int
 ) -> StartReport:
     return StartReport(
         run_directory=str(run_dir.path),
