@@ -1,36 +1,36 @@
 #!/usr/bin/env bash
-# Multi-node on one machine: a head and two more nodes of one CPU each, with Ray's token
-# authentication on, one short run over all three, and the names of the nodes that its actors were
-# on. Everything it has started is stopped again, whatever happens, and no other Ray is touched.
+# Run a three-node cluster on one machine: start a head and two more nodes with one CPU each and
+# Ray's token authentication, train briefly on all three, and print which nodes the actors ran on.
+# Everything it started is stopped again in any case, and no other Ray is touched.
 #
 #   cluster/local.sh [--set KEY.PATH=VALUE | --run-dir FOLDER | ...]    as for `maml-ray train`
 set -euo pipefail
-set -m # each background job is a process group of its own, so that it can be ended as a whole
+set -m # each background job gets its own process group, so that it can be stopped as a whole
 cd "$(dirname "$0")/.."
 
-START_S=180 # nodes and actors have so long to come up,
-STOP_S=30   # and whatever is stopped has so long to go by itself
+START_S=180 # timeout for the start of nodes and actors
+STOP_S=30   # time between SIGTERM and SIGKILL
 
 if [ -d .venv/bin ]; then PATH="$PWD/.venv/bin:$PATH"; fi
 for command in ray maml-ray; do
   if ! command -v "$command" >/dev/null; then
-    echo "cluster/local.sh: there is no '$command': run 'make install' first" >&2
+    echo "cluster/local.sh: '$command' is not installed: run 'make install' first" >&2
     exit 2
   fi
 done
 
-# Nothing of another cluster's settings; a token, a folder and ports of its own. The folder's name
-# is short, since the names of Ray's local sockets have to fit into 107 bytes.
+# Ignore the settings of other clusters; use a separate token, folder and ports. The folder's name is
+# short because the paths of Ray's local sockets must fit into 107 bytes.
 for name in ${!RAY_@}; do unset "$name"; done
 folder="$(mktemp -d /tmp/mr.XXXXXX)"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$folder/token"
-export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # nobody is served here who would have to move away
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # no draining: no other work runs here
 export RAY_USAGE_STATS_ENABLED=0
 groups=()
 
 is_up() { kill -0 -- "-$1" 2>/dev/null; }
 
-# End process groups: ask, wait, insist.
+# Stop process groups: SIGTERM, wait, SIGKILL.
 end() {
   local group deadline=$((SECONDS + STOP_S))
   for group in "$@"; do kill -TERM -- "-$group" 2>/dev/null || true; done
@@ -45,7 +45,7 @@ stop() {
   trap '' INT TERM
   trap - EXIT
   echo "stopping"
-  # The last one that was started goes first: the run, the nodes, the head.
+  # In reverse order of their start: the run, the nodes, the head.
   for ((each = ${#groups[@]} - 1; each >= 0; each--)); do end "${groups[each]}"; done
   wait || true
   rm -rf "$folder"
@@ -86,9 +86,9 @@ start_node() {
   until grep -qs "Ray runtime started" "$folder/$name.log"; do
     if ! is_up "${groups[-1]}"; then
       cat "$folder/$name.log" >&2
-      give_up "$name has ended: its last words are above"
+      give_up "$name has exited: its log is above"
     fi
-    if ((SECONDS > deadline)); then give_up "$name was not up after $START_S s"; fi
+    if ((SECONDS > deadline)); then give_up "$name did not start within $START_S s"; fi
     sleep 0.5
   done
   echo "node $name is up"
@@ -101,7 +101,7 @@ start_node node-1 --address="127.0.0.1:$port" --dashboard-agent-listen-port="$ag
 start_node node-2 --address="127.0.0.1:$port" --dashboard-agent-listen-port="$agent_3"
 echo "dashboard http://127.0.0.1:$dashboard (its token: $(cat "$folder/token"))"
 
-# In the background and waited for: so a signal is heard at once.
+# In the background with wait, so that a signal is handled immediately.
 maml-ray train deploy.yaml --address "127.0.0.1:$port" \
   --set run.iterations=5 --set meta_batch.tasks=6 \
   --set cluster.min_rollout_actors=3 --set cluster.start_timeout_s="$START_S" \
