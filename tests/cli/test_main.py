@@ -101,14 +101,14 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(  # type: ignore[no-untyped-d
     assert not list(tmp_path.iterdir()), "a refused command must leave nothing behind"
 
 
-def test_no_cluster_is_an_exit_code_of_its_own(  # type: ignore[no-untyped-def]
+def test_a_missing_cluster_has_its_own_exit_code(  # type: ignore[no-untyped-def]
     cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")  # and back afterwards
     monkeypatch.setattr("maml_ray.runtime.ray_session.CONNECT_TIMEOUT_S", 1.0)
-    place = ["--address", "http://127.0.0.1:1", "--set", f"run.directory={tmp_path}"]
+    arguments = ["--address", "http://127.0.0.1:1", "--set", f"run.directory={tmp_path}"]
     for command in (["submit"], ["submit", "--resume"], ["doctor"]):
-        outcome = cli(*command, *place)
+        outcome = cli(*command, *arguments)
         assert outcome.code == 4, outcome.err
         assert "no job server answers" in outcome.err
         assert "Traceback" not in outcome.err
@@ -118,7 +118,7 @@ def test_no_cluster_is_an_exit_code_of_its_own(  # type: ignore[no-untyped-def]
     assert not list(tmp_path.iterdir())
 
 
-def test_a_task_of_one_s_own_is_not_sent_without_its_module(cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_custom_task_is_not_submitted_without_its_module(cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     own = "task.name=tests.runtime.test_rollout_pool:FlawedTasks"
     outcome = cli("submit", "--set", own, "--set", f"run.directory={tmp_path}")
     assert_refused(outcome, "--working-dir")
@@ -160,7 +160,7 @@ def test_adapt_and_compare_from_the_command_line(  # type: ignore[no-untyped-def
         "doctor",
     ],
 )
-def test_every_command_has_a_help_page_with_what_it_is_for(cli, command: str) -> None:  # type: ignore[no-untyped-def]
+def test_every_command_has_a_help_page_with_examples(cli, command: str) -> None:  # type: ignore[no-untyped-def]
     outcome = cli(command, "--help")
     assert outcome.code == 0
     assert len(outcome.out.splitlines()) > 8 or command == "version"
@@ -210,16 +210,16 @@ def test_any_file_is_either_settings_or_one_sentence(tmp_path_factory, data) -> 
     path.write_text(yaml.safe_dump(data), encoding="utf-8")
     try:
         load_settings(path)
-        told = ""
+        message = ""
     except SettingsError as error:
-        told = str(error)
-    assert "\n" not in told
+        message = str(error)
+    assert "\n" not in message
 
 
-def test_storage_of_an_unknown_kind_is_refused_before_anything_starts(  # type: ignore[no-untyped-def]
+def test_an_unknown_storage_protocol_is_rejected_before_training(  # type: ignore[no-untyped-def]
     cli, tmp_path: Path
 ) -> None:
-    place = tmp_path / "run"
-    outcome = cli("train", "--run-dir", str(place), "--set", "run.storage=nope://bucket")
+    run_dir = tmp_path / "run"
+    outcome = cli("train", "--run-dir", str(run_dir), "--set", "run.storage=nope://bucket")
     assert_refused(outcome, "nope://bucket", "Protocol not known")
-    assert not place.exists()
+    assert not run_dir.exists()

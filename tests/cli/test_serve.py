@@ -48,7 +48,7 @@ def no_ray() -> object:
         (["nonsense://bucket/run"], ["nonsense"]),
     ],
 )
-def test_a_mistake_is_told_before_ray_is_started(
+def test_errors_are_reported_before_ray_starts(
     folder: str, arguments: list[str], words: list[str]
 ) -> None:
     assert_refused(run("serve", *(folder if one == "RUN" else one for one in arguments)), *words)
@@ -63,7 +63,7 @@ def test_a_port_that_is_taken(folder: str) -> None:
     assert_refused(outcome, f"port {port}", "in use", "--port")
 
 
-def test_a_token_in_the_environment_that_is_none(
+def test_an_invalid_token_in_the_environment_is_rejected(
     folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(TOKEN_VARIABLE, "short")
@@ -71,14 +71,14 @@ def test_a_token_in_the_environment_that_is_none(
 
 
 @pytest.mark.parametrize("module", ["fastapi", "orjson"])
-def test_without_the_extra_it_says_how_to_get_it(
+def test_a_missing_extra_is_reported_with_the_command_to_install_it(
     folder: str, monkeypatch: pytest.MonkeyPatch, module: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     assert_refused(run("serve", folder), module, "pip install 'maml-ray[serve]'")
 
 
-def test_what_is_printed_can_be_typed(folder: str) -> None:
+def test_the_printed_commands_are_valid(folder: str) -> None:
     from maml_ray.serving.launcher import Endpoint
 
     base = load_base_policy(folder)
@@ -91,7 +91,7 @@ def test_what_is_printed_can_be_typed(folder: str) -> None:
     assert any("--token-file" in line for line in open_to_all)
 
 
-def test_the_readmes_requests_are_ones_that_are_read() -> None:
+def test_the_readmes_requests_are_valid() -> None:
     section = README.read_text(encoding="utf-8").partition("\n## Serve\n")[2].partition("\n## ")[0]
     bodies = re.findall(r"localhost:8000/(act|adapt) +-d '(.*?)'", section)
     assert [route for route, _ in bodies] == ["act", "adapt", "act"]

@@ -33,7 +33,7 @@ def evaluation(tasks: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_no_figure_is_cut_on_a_narrow_terminal(width: int) -> None:
+def test_no_number_is_cut_on_a_narrow_terminal(width: int) -> None:
     lines = printed(evaluation(2), width).splitlines()
     assert any("4 tasks x 2 episodes" in line for line in lines)
     for steps, mean in (("0", "1.5"), ("1", "2.5"), ("3", "-77.8")):
@@ -43,11 +43,11 @@ def test_no_figure_is_cut_on_a_narrow_terminal(width: int) -> None:
     assert all(len(line) <= width for line in lines)
 
 
-def test_a_few_tasks_are_shown_apart_and_many_are_not() -> None:
+def test_only_a_few_tasks_are_shown_separately() -> None:
     assert "task 5" in printed(evaluation(6), 80)
     assert "task 5" not in printed(evaluation(7), 80)
     assert "By task" not in printed(evaluation(1), 80)
 
 
-def test_a_policy_alone_needs_no_name() -> None:
+def test_a_single_policy_has_no_name_column() -> None:
     assert "meta-trained" not in printed({**evaluation(1), "beside": {}}, 80)

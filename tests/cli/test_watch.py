@@ -90,8 +90,8 @@ class Program:
     """A command of ours on the cluster; what it says goes to files, which no pipe limits."""
 
     def __init__(self, cluster: Cluster, place: Path, *arguments: str) -> None:  # noqa: F811
-        self._said = [place / f"{arguments[0]}.{stream}" for stream in ("out", "err")]
-        with self._said[0].open("w") as out, self._said[1].open("w") as err:
+        self._output_files = [place / f"{arguments[0]}.{stream}" for stream in ("out", "err")]
+        with self._output_files[0].open("w") as out, self._output_files[1].open("w") as err:
             self.process = subprocess.Popen(
                 [str(BIN / "maml-ray"), *arguments, "--address", cluster.address],
                 cwd=place,
@@ -101,8 +101,8 @@ class Program:
             )
 
     @property
-    def said(self) -> str:
-        return "".join(path.read_text() for path in self._said)
+    def output(self) -> str:
+        return "".join(path.read_text() for path in self._output_files)
 
     def code(self) -> int:
         return self.process.wait(timeout=60)
@@ -111,9 +111,9 @@ class Program:
 def wait_for(what: str, there: Callable[[], Any], *programs: Program) -> Any:
     deadline = time.monotonic() + 120
     while not (found := there()):
-        told = "\n".join(program.said for program in programs)
-        assert time.monotonic() < deadline, f"{what} did not come\n{told}"
-        assert all(program.process.poll() is None for program in programs), told
+        output = "\n".join(program.output for program in programs)
+        assert time.monotonic() < deadline, f"{what} did not come\n{output}"
+        assert all(program.process.poll() is None for program in programs), output
         time.sleep(0.2)
     return found
 
@@ -137,8 +137,8 @@ def watched(
         seen = wait_for(
             "a status", lambda: [one for one in status() if one.get("iteration")], *programs
         )
-        judge = ["--output", "followed", "--tasks", "2", "--episodes", "3", "--every", "4"]
-        programs.append(Program(cluster, place, "evaluate", "--follow", "watched", *judge))
+        options = ["--output", "followed", "--tasks", "2", "--episodes", "3", "--every", "4"]
+        programs.append(Program(cluster, place, "evaluate", "--follow", "watched", *options))
         wait_for("rows", lambda: rows.exists() and rows.read_text().count("\n") > 2, *programs)
         programs[0].process.send_signal(signal.SIGINT)
         codes = [programs[0].code()]
@@ -152,14 +152,14 @@ def watched(
         "seen": seen,
         "sample": sample,
         "rows": read_metrics(RunDir(place / "r").metrics),
-        "judged": [json.loads(line) for line in rows.read_text().splitlines()],
+        "evaluated": [json.loads(line) for line in rows.read_text().splitlines()],
         "codes": codes,
-        "said": [program.said for program in programs],
+        "output": [program.output for program in programs],
         "afterwards": status(),
     }
 
 
-def test_prometheus_has_the_last_figures_of_a_run_that_has_ended(watched: dict[str, Any]) -> None:
+def test_prometheus_has_the_last_metrics_of_an_ended_run(watched: dict[str, Any]) -> None:
     sample, rows = watched["sample"], watched["rows"]
     expected: Sample = {(name, ""): rows[-1][key] for name, key in LAST.items()}
     for name, key in SUMS.items():
@@ -174,7 +174,7 @@ def test_prometheus_has_the_last_figures_of_a_run_that_has_ended(watched: dict[s
     assert exported - {name for name, _ in sample} == {"speed_before", "speed_after"}  # none here
 
 
-def test_status_tells_how_a_run_stands_and_when_there_is_none(watched: dict[str, Any]) -> None:
+def test_status_shows_only_runs_that_train(watched: dict[str, Any]) -> None:
     assert watched["afterwards"] == []
     (seen,) = watched["seen"]
     assert (seen["run"], seen["problem"], seen["iterations"]) == ("watched", None, 100000)
@@ -184,18 +184,18 @@ def test_status_tells_how_a_run_stands_and_when_there_is_none(watched: dict[str,
         assert seen[key] == row[key]
 
 
-def test_a_follower_judges_versions_as_they_come_and_ends_with_the_run(
+def test_follow_evaluates_new_versions_until_the_run_ends(
     watched: dict[str, Any],
 ) -> None:
-    assert watched["codes"] == [130, 0], watched["said"]
-    judged = watched["judged"]
-    versions = [row["version"] for row in judged]
+    assert watched["codes"] == [130, 0], watched["output"]
+    evaluated = watched["evaluated"]
+    versions = [row["version"] for row in evaluated]
     assert versions == sorted(set(versions))
     assert all(version % 4 == 0 for version in versions)
-    assert f"has ended; {len(judged)} versions were evaluated" in watched["said"][1]
+    assert f"has ended; {len(evaluated)} versions were evaluated" in watched["output"][1]
     # What the follower was given over the cluster is what the run has written down.
     folder = watched["place"] / "r"
     assert has_checkpoints(LocalStorage(folder))
-    row = next(row for row in judged if (folder / f"checkpoints/{row['version']:08d}").exists())
+    row = next(row for row in evaluated if (folder / f"checkpoints/{row['version']:08d}").exists())
     alone = evaluate(load(folder, checkpoint=str(row["version"])), tasks=2, episodes=3)
     assert [one["mean"] for one in row["rows"]] == [one.mean for one in alone.rows]

@@ -22,9 +22,9 @@ from maml_ray.persistence.checkpoint_store import load_newest_checkpoint
 from maml_ray.persistence.run_dir import RunDir
 from maml_ray.persistence.storage import LocalStorage
 from maml_ray.runs.training_loop import train_on_ray
-from maml_ray.runtime.learner_handle import LearnerClient, RolloutsLost
+from maml_ray.runtime.learner_handle import LearnerHandle, RolloutsLost
 from maml_ray.runtime.rollout_pool import RolloutPool
-from maml_ray.tasks.registry import resolve_tasks
+from maml_ray.tasks.loading import resolve_tasks
 from tests.learning_runs import same_state
 from tests.small_ray import Recorder, small_ray
 
@@ -89,7 +89,7 @@ def test_ray_and_the_number_of_actors_add_nothing_to_the_mathematics(
 
 
 @pytest.mark.parametrize("stop_after", [1, 3])
-def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path: Path, stop_after: int) -> None:
+def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path: Path, stop_after: int) -> None:
     with pytest.raises(Interrupted):
         train_on_ray(settings(), RunDir(tmp_path), observers=[Recorder(stop_after)])
     checkpoint, _ = load_newest_checkpoint(LocalStorage(tmp_path))
@@ -101,12 +101,12 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path: Path, stop_after:
     assert_as_scheduled(tmp_path)
 
 
-def test_deaths_while_two_meta_batches_are_under_way_change_no_bit(
+def test_failures_during_two_meta_batches_change_no_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The learner's in update 1, rollouts' in update 2, an actor's as meta-batch 4 is begun."""
     happened: list[str] = []
-    wait, update, begin = LearnerClient._wait_for, LearnerClient.update, RolloutPool.begin
+    wait, update, submit = LearnerHandle._wait_for_update, LearnerHandle.update, RolloutPool.submit
 
     def once(what: str) -> bool:
         if what in happened:
@@ -114,33 +114,33 @@ def test_deaths_while_two_meta_batches_are_under_way_change_no_bit(
         happened.append(what)
         return True
 
-    def waiting(learner: LearnerClient, *refs: Any, **others: Any) -> Any:
+    def waiting(learner: LearnerHandle, *refs: Any, **others: Any) -> Any:
         if learner.state.version == 1 and once("learner"):
-            os.kill(ray.get(learner._place, timeout=60).pid, signal.SIGKILL)
+            os.kill(ray.get(learner._location_ref, timeout=60).pid, signal.SIGKILL)
         return wait(learner, *refs, **others)
 
-    def updating(learner: LearnerClient, rollouts: Sequence[Any], meanwhile: Any = None) -> Any:
+    def updating(learner: LearnerHandle, rollouts: Sequence[Any], poll_fn: Any = None) -> Any:
         if learner.state.version == 2 and once("rollouts"):
-            meanwhile([])
+            poll_fn([])
             raise RolloutsLost("their node has gone")
-        return update(learner, rollouts, meanwhile)
+        return update(learner, rollouts, poll_fn)
 
     def beginning(pool: RolloutPool, theta: Any, work: Sequence[Assignment], *others: Any) -> Any:
         if work[0].iteration == 4 and once("actor"):
-            (member, *_) = pool._roster
-            assert member.place is not None
-            os.kill(member.place.pid, signal.SIGKILL)
-        return begin(pool, theta, work, *others)
+            (handle, *_) = pool._actors
+            assert handle.location is not None
+            os.kill(handle.location.pid, signal.SIGKILL)
+        return submit(pool, theta, work, *others)
 
-    monkeypatch.setattr(LearnerClient, "_wait_for", waiting)
-    monkeypatch.setattr(LearnerClient, "update", updating)
-    monkeypatch.setattr(RolloutPool, "begin", beginning)
+    monkeypatch.setattr(LearnerHandle, "_wait_for_update", waiting)
+    monkeypatch.setattr(LearnerHandle, "update", updating)
+    monkeypatch.setattr(RolloutPool, "submit", beginning)
     recorder = trained(tmp_path)
     assert happened == ["learner", "rollouts", "actor"]
     assert_as_scheduled(tmp_path)
     assert recorder.records[-1].faults.learner_restarts == 1
     assert recorder.records[2].faults.lost == 4  # all tasks of a meta-batch that came to nothing
     assert recorder.records[-1].faults.failures == 3
-    told = "\n".join(recorder.events)
+    events = "\n".join(recorder.events)
     for words in ("the meta-update of version 1", "their node has gone", "its actor died"):
-        assert words in told
+        assert words in events

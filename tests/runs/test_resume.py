@@ -22,15 +22,15 @@ from maml_ray.persistence.metrics_file import read_metrics
 from maml_ray.persistence.run_dir import JOB_VARIABLE, RunDir, resolve_base_directory
 from maml_ray.persistence.storage import LocalStorage, Storage, open_storage
 from maml_ray.runs.evaluate import RunResult
-from maml_ray.runs.train import train as train_aloud
+from maml_ray.runs.train import train as train_with_console
 from tests.bad_input.command_line import fingerprint, run
-from tests.runs.made_up_training import MadeUpTraining, checkpoint_of
+from tests.runs.fake_training import FakeTraining, checkpoint_of
 from tests.small_runs import quick_pictures, settings
 
 
 @pytest.fixture
-def training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[MadeUpTraining]:
-    made_up = MadeUpTraining()
+def training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeTraining]:
+    made_up = FakeTraining()
     monkeypatch.setattr("maml_ray.runs.train.train_on_ray", made_up)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(JOB_VARIABLE, raising=False)
@@ -38,26 +38,30 @@ def training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[MadeUp
         yield made_up
 
 
-def chosen(iterations: int = 3, storage: Path | str | None = None, **sections: Any) -> Settings:
-    judged = {"tasks": 1, "episodes": 1, "video": False}
-    kept = {"iterations": iterations, "storage": None if storage is None else str(storage)}
-    return settings(
-        **{**sections, "run": {**kept, **sections.get("run", {})}, "evaluation": judged}
-    )
+def make_settings(
+    iterations: int = 3, storage: Path | str | None = None, **sections: Any
+) -> Settings:
+    evaluation = {"tasks": 1, "episodes": 1, "video": False}
+    run = {
+        "iterations": iterations,
+        "storage": None if storage is None else str(storage),
+        **sections.get("run", {}),
+    }
+    return settings(**{**sections, "run": run, "evaluation": evaluation})
 
 
 def train(*arguments: Any, **keywords: Any) -> RunResult:
-    return train_aloud(*arguments, **keywords, console=Console(quiet=True))
+    return train_with_console(*arguments, **keywords, console=Console(quiet=True))
 
 
-def said_by(*arguments: Any, **keywords: Any) -> str:
+def printed_by(*arguments: Any, **keywords: Any) -> str:
     """What a run prints."""
-    words = io.StringIO()
-    train_aloud(*arguments, **keywords, console=Console(file=words, width=200))
-    return words.getvalue()
+    output = io.StringIO()
+    train_with_console(*arguments, **keywords, console=Console(file=output, width=200))
+    return output.getvalue()
 
 
-def iterations_told(path: Path) -> list[int]:
+def logged_iterations(path: Path) -> list[int]:
     return [row["iteration"] for row in read_metrics(RunDir(path).metrics)]
 
 
@@ -73,12 +77,12 @@ def stop_before(iteration: int, number: int = 15) -> Any:
     return before
 
 
-def test_a_run_goes_on_from_its_old_storage_and_writes_to_the_new_one(
-    training: MadeUpTraining, tmp_path: Path
+def test_a_run_resumes_from_its_old_storage_and_writes_to_the_new_one(
+    training: FakeTraining, tmp_path: Path
 ) -> None:
     a, b, folder = tmp_path / "a", tmp_path / "b", tmp_path / "run"
-    train(chosen(3, a), run_dir=folder)
-    train(chosen(5, b), resume=folder)
+    train(make_settings(3, a), run_dir=folder)
+    train(make_settings(5, b), resume=folder)
     assert training.spans == [(0, 1), (3, 2)]
     assert (newest(a / "run"), newest(b / "run")) == (3, 5)
     best = read_best_score(LocalStorage(b / "run"))
@@ -87,25 +91,25 @@ def test_a_run_goes_on_from_its_old_storage_and_writes_to_the_new_one(
     assert load_settings(folder / "settings.yaml").run.storage == str(b)
     assert load_settings(b / "run" / "settings.yaml") == load_settings(folder / "settings.yaml")
     train(None, resume=folder)  # done: what it has recorded is where it looks
-    train(chosen(6), resume=folder)  # and into the run folder itself
+    train(make_settings(6), resume=folder)  # and into the run folder itself
     assert training.spans[-1][0] == 5
     assert (newest(b / "run"), newest(folder)) == (5, 6)
-    assert iterations_told(folder) == [0, 1, 2, 3, 4, 5]
+    assert logged_iterations(folder) == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("failing", ["write", "remove"])
-def test_a_storage_that_takes_nothing_is_refused_before_training(
-    training: MadeUpTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+def test_a_storage_that_is_not_writable_is_rejected_before_training(
+    training: FakeTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     """It can be read: only writing finds it out, of a new run as of one that goes on."""
     begun, other = tmp_path / "begun", tmp_path / "other"
-    train(chosen(2), run_dir=begun)
+    train(make_settings(2), run_dir=begun)
 
     def full(storage: LocalStorage, name: str, *content: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(LocalStorage, failing, full)
-    settings = chosen(4, tmp_path / "kept")
+    settings = make_settings(4, tmp_path / "kept")
     refusal = rf"cannot write to run\.storage = {tmp_path}/kept \(No space left on device\)"
     for place in ({"run_dir": other}, {"resume": begun}):
         with pytest.raises(RunDirError, match=refusal):
@@ -115,14 +119,14 @@ def test_a_storage_that_takes_nothing_is_refused_before_training(
     assert load_settings(begun / "settings.yaml").run.storage is None
 
 
-def test_a_new_storage_holds_what_the_run_goes_on_from_before_the_settings_name_it(
-    training: MadeUpTraining, tmp_path: Path
+def test_the_checkpoint_is_in_a_new_storage_before_the_settings_name_it(
+    training: FakeTraining, tmp_path: Path
 ) -> None:
     a, b, folder = tmp_path / "a", tmp_path / "b", tmp_path / "run"
-    train(chosen(3, a), run_dir=folder)
+    train(make_settings(3, a), run_dir=folder)
     training.before = stop_before(3)
     with pytest.raises(Interrupted):
-        train(chosen(5, b), resume=folder)
+        train(make_settings(5, b), resume=folder)
     assert load_settings(folder / "settings.yaml").run.storage == str(b)
     shutil.rmtree(a)
     training.before = stop_before(-1)
@@ -131,100 +135,100 @@ def test_a_new_storage_holds_what_the_run_goes_on_from_before_the_settings_name_
     assert newest(b / "run") == 5
 
 
-def test_the_newest_of_the_two_places_counts(training: MadeUpTraining, tmp_path: Path) -> None:
+def test_the_newest_checkpoint_of_both_storages_counts(
+    training: FakeTraining, tmp_path: Path
+) -> None:
     """A move that was begun and given up leaves an older checkpoint behind."""
     a, b, folder = tmp_path / "a", tmp_path / "b", tmp_path / "run"
-    train(chosen(2, a), run_dir=folder)
+    train(make_settings(2, a), run_dir=folder)
     shutil.copytree(a, b)
-    train(chosen(4, a), resume=folder)
-    train(chosen(5, b), resume=folder)
+    train(make_settings(4, a), resume=folder)
+    train(make_settings(5, b), resume=folder)
     assert [first for first, _ in training.spans] == [0, 2, 4]
     assert newest(b / "run") == 5
 
 
-def test_an_old_storage_that_fails_is_told_where_the_new_one_has_the_run(
-    training: MadeUpTraining, tmp_path: Path
+def test_a_failing_old_storage_is_reported_if_the_new_one_has_the_run(
+    training: FakeTraining, tmp_path: Path
 ) -> None:
     a, b, folder = tmp_path / "a", tmp_path / "b", tmp_path / "run"
-    train(chosen(2, a), run_dir=folder)
+    train(make_settings(2, a), run_dir=folder)
     shutil.copytree(a, b)
     shutil.rmtree(a)
     a.write_text("no folder")
-    assert f"cannot read the checkpoints in {a}/run" in said_by(chosen(3, b), resume=folder)
+    assert f"cannot read the checkpoints in {a}/run" in printed_by(
+        make_settings(3, b), resume=folder
+    )
     assert training.spans[-1][0] == 2
     shutil.rmtree(b / "run" / "checkpoints")
     (folder / "settings.yaml").write_text(
         (folder / "settings.yaml").read_text().replace(f"storage: {b}", f"storage: {a}")
     )
     with pytest.raises(RunDirError, match="cannot read the checkpoints"):
-        train(chosen(4, tmp_path / "c"), resume=folder)
+        train(make_settings(4, tmp_path / "c"), resume=folder)
 
 
-def test_a_storage_that_shows_nothing_of_a_run_that_has_iterations_is_refused(
-    training: MadeUpTraining, tmp_path: Path
+def test_an_empty_storage_of_a_run_that_has_iterations_is_rejected(
+    training: FakeTraining, tmp_path: Path
 ) -> None:
     """A share that is not mounted is an empty folder."""
-    train(chosen(2, tmp_path / "a"), run_dir=tmp_path / "run")
+    train(make_settings(2, tmp_path / "a"), run_dir=tmp_path / "run")
     shutil.rmtree(tmp_path / "a")
     (tmp_path / "a").mkdir()
     for storage in (tmp_path / "a", tmp_path / "b"):
         with pytest.raises(RunDirError, match=r"is empty, but the run .* mounted"):
-            train(chosen(4, storage), resume=tmp_path / "run")
+            train(make_settings(4, storage), resume=tmp_path / "run")
     assert not list((tmp_path / "a").iterdir())
     assert len(training.spans) == 1
 
 
-def test_a_new_run_where_one_of_its_name_is_kept_is_refused_before_anything_starts(
-    training: MadeUpTraining, tmp_path: Path
+def test_a_new_run_in_a_storage_that_holds_one_is_rejected_before_training(
+    training: FakeTraining, tmp_path: Path
 ) -> None:
     kept = tmp_path / "kept"
-    train(chosen(2, kept), run_dir=tmp_path / "one" / "run")
+    train(make_settings(2, kept), run_dir=tmp_path / "one" / "run")
     before = fingerprint(kept)
     with pytest.raises(RunDirError, match=f"{kept}/run already holds a run: .*--resume"):
-        train(chosen(2, kept), run_dir=tmp_path / "two" / "run")
+        train(make_settings(2, kept), run_dir=tmp_path / "two" / "run")
     (kept / "run" / "settings.yaml").unlink()
     with pytest.raises(RunDirError, match="holds checkpoints of another run"):
-        train(chosen(2, kept), run_dir=tmp_path / "two" / "run")
+        train(make_settings(2, kept), run_dir=tmp_path / "two" / "run")
     with pytest.raises(RunDirError, match="holds checkpoints of another run"):
-        train(chosen(2), run_dir=kept / "run")
+        train(make_settings(2), run_dir=kept / "run")
     assert len(training.spans) == 1
     assert {k: v for k, v in before.items() if "settings" not in k} == fingerprint(kept)
     assert not (tmp_path / "two").exists()
 
 
-def test_a_storage_that_holds_another_run_is_not_gone_on_in(
-    training: MadeUpTraining, tmp_path: Path
+def test_a_storage_that_holds_another_run_is_rejected(
+    training: FakeTraining, tmp_path: Path
 ) -> None:
-    train(chosen(2, tmp_path / "a"), run_dir=tmp_path / "one" / "run")
-    train(chosen(4, tmp_path / "b", run={"seed": 1}), run_dir=tmp_path / "two" / "run")
+    train(make_settings(2, tmp_path / "a"), run_dir=tmp_path / "one" / "run")
+    train(make_settings(4, tmp_path / "b", run={"seed": 1}), run_dir=tmp_path / "two" / "run")
     before = fingerprint(tmp_path / "b")
     with pytest.raises(RunDirError, match=r"holds another run .*run\.seed.* another run.storage"):
-        train(chosen(4, tmp_path / "b"), resume=tmp_path / "one" / "run")
+        train(make_settings(4, tmp_path / "b"), resume=tmp_path / "one" / "run")
     assert fingerprint(tmp_path / "b") == before
 
 
-def test_a_url_is_not_taken_for_a_folder_of_the_same_name(
-    training: MadeUpTraining, tmp_path: Path
+def test_a_url_is_not_mistaken_for_a_directory_of_the_same_name(
+    training: FakeTraining, tmp_path: Path
 ) -> None:
-    train(chosen(2, tmp_path / "a"), run_dir=tmp_path / "elsewhere" / "run")
-    train(chosen(2, tmp_path / "b", run={"seed": 1}), run_dir=tmp_path / "runs" / "run")
+    train(make_settings(2, tmp_path / "a"), run_dir=tmp_path / "elsewhere" / "run")
+    train(make_settings(2, tmp_path / "b", run={"seed": 1}), run_dir=tmp_path / "runs" / "run")
     with pytest.raises(RunDirError, match=f"kept in {tmp_path}/b/run, not at file://"):
         train(None, resume=f"file://{tmp_path}/a/run")
     assert len(training.spans) == 2
 
 
 @pytest.mark.parametrize("url", ["memory://", "memory://x", "file:///", "file:///x"])
-def test_a_url_that_names_no_folder_of_a_run_is_a_sentence(
-    training: MadeUpTraining, url: str
-) -> None:
+def test_a_url_without_a_run_is_rejected(training: FakeTraining, url: str) -> None:
     with pytest.raises(RunDirError, match=r"there is no run at"):
         train(None, resume=url)
 
 
-def test_a_run_that_was_moved_goes_on_where_it_was_found(
-    training: MadeUpTraining, tmp_path: Path
-) -> None:
-    train(chosen(2, tmp_path / "a"), run_dir=tmp_path / "elsewhere" / "run")
+def test_a_moved_run_resumes_at_its_new_location(training: FakeTraining, tmp_path: Path) -> None:
+    train(make_settings(2, tmp_path / "a"), run_dir=tmp_path / "elsewhere" / "run")
     shutil.move(tmp_path / "a", tmp_path / "b")
     url = f"file://{tmp_path}/b/run"
     assert run("train", "--resume", url, "--set", "run.iterations=3").code == 0
@@ -233,30 +237,30 @@ def test_a_run_that_was_moved_goes_on_where_it_was_found(
     assert not (tmp_path / "a").exists()
 
 
-def test_machines_that_take_turns_lose_no_metrics(
-    training: MadeUpTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_alternating_machines_lose_no_metrics(
+    training: FakeTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("maml_ray.persistence.run_storage._ROWS", 3)
     kept = tmp_path / "kept"
     one, two = ({"directory": str(tmp_path / name), "name": "shared"} for name in ("one", "two"))
     for iterations, machine in ((2, one), (8, two), (10, one), (11, two)):
-        train(chosen(iterations, kept, run=machine), resume="auto")
-        assert iterations_told(Path(machine["directory"]) / "shared") == list(range(iterations))
+        train(make_settings(iterations, kept, run=machine), resume="auto")
+        assert logged_iterations(Path(machine["directory"]) / "shared") == list(range(iterations))
     assert [first for first, _ in training.spans] == [0, 2, 8, 10]
     pieces = sorted((kept / "shared" / "metrics").iterdir())
     told = [line for piece in pieces for line in piece.read_text().splitlines()]
     assert [len(pieces), len(told)] == [4, 11]
     (kept / "shared" / "metrics" / ".000000.jsonl.4711.partial").write_text('{"torn\n' * 2)
     shutil.rmtree(tmp_path / "one")
-    train(chosen(12, kept, run=one), resume="auto")
-    assert iterations_told(tmp_path / "one" / "shared") == list(range(12))
+    train(make_settings(12, kept, run=one), resume="auto")
+    assert logged_iterations(tmp_path / "one" / "shared") == list(range(12))
 
 
 @pytest.mark.parametrize("storage", [None, "kept"])
-def test_the_same_command_begins_goes_on_and_finds_that_all_is_done(
-    training: MadeUpTraining, tmp_path: Path, storage: str | None
+def test_the_same_command_starts_resumes_and_finishes(
+    training: FakeTraining, tmp_path: Path, storage: str | None
 ) -> None:
-    where = chosen(4, storage, run={"name": "mine"})
+    where = make_settings(4, storage, run={"name": "mine"})
     folder = RunDir(tmp_path / "runs" / "mine")
     training.before = stop_before(2)
     with pytest.raises(Interrupted):
@@ -269,7 +273,7 @@ def test_the_same_command_begins_goes_on_and_finds_that_all_is_done(
     result = train(where, resume="auto")
     assert result.evaluation is None
     assert result.results["task"] == "point-navigation"
-    assert "is done: it has 4 iterations" in said_by(where, resume="auto")
+    assert "is done: it has 4 iterations" in printed_by(where, resume="auto")
     folder.evaluation.unlink()
     train(where, resume="auto")
     assert folder.evaluation.read_bytes() == evaluated
@@ -278,14 +282,14 @@ def test_the_same_command_begins_goes_on_and_finds_that_all_is_done(
     assert folder.report.exists()
     assert len(training.spans) == 2
     assert os.listdir(tmp_path / "runs") == ["mine"]
-    train(chosen(5, storage, run={"name": "mine"}), resume="auto")
+    train(make_settings(5, storage, run={"name": "mine"}), resume="auto")
     assert training.spans[2:] == [(4, 3)]
 
 
-def test_an_evaluation_of_fewer_iterations_is_made_anew(
-    training: MadeUpTraining, tmp_path: Path
+def test_an_evaluation_of_fewer_iterations_is_repeated(
+    training: FakeTraining, tmp_path: Path
 ) -> None:
-    train(chosen(2), resume="auto")
+    train(make_settings(2), resume="auto")
     before = (tmp_path / "runs" / "small" / "evaluation.json").read_bytes()
 
     def die(*arguments: Any, **keywords: Any) -> None:
@@ -294,43 +298,43 @@ def test_an_evaluation_of_fewer_iterations_is_made_anew(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("maml_ray.runs.train.evaluate_run", die)
         with pytest.raises(KeyboardInterrupt):
-            train(chosen(4), resume="auto")
-    assert train(chosen(4), resume="auto").evaluation is not None
+            train(make_settings(4), resume="auto")
+    assert train(make_settings(4), resume="auto").evaluation is not None
     assert (tmp_path / "runs" / "small" / "evaluation.json").read_bytes() != before
     assert len(training.spans) == 2
 
 
-def test_the_same_command_on_another_machine_goes_on_from_the_storage(
-    training: MadeUpTraining, tmp_path: Path
+def test_the_same_command_on_another_machine_resumes_from_storage(
+    training: FakeTraining, tmp_path: Path
 ) -> None:
     kept = f"file://{tmp_path}/kept"
     for name, iterations in (("one", 2), ("two", 4)):
         machine = {"directory": str(tmp_path / name)}
-        train(chosen(iterations, kept, run=machine), resume="auto")
+        train(make_settings(iterations, kept, run=machine), resume="auto")
     assert training.spans == [(0, 1), (2, 2)]
     ours, theirs = (
         load_newest_checkpoint(LocalStorage(path))[0].learner.parameters
         for path in (tmp_path / "kept" / "small",) * 2
     )
-    wanted = checkpoint_of(chosen(4), 4).learner.parameters
+    wanted = checkpoint_of(make_settings(4), 4).learner.parameters
     for name in ours:
         np.testing.assert_array_equal(ours[name], theirs[name])
         np.testing.assert_array_equal(ours[name], wanted[name])
-    assert iterations_told(tmp_path / "two" / "small") == [0, 1, 2, 3]
+    assert logged_iterations(tmp_path / "two" / "small") == [0, 1, 2, 3]
 
 
-def test_other_settings_under_the_same_name_are_refused(
-    training: MadeUpTraining, tmp_path: Path
+def test_other_settings_under_the_same_name_are_rejected(
+    training: FakeTraining, tmp_path: Path
 ) -> None:
-    train(chosen(2, tmp_path / "kept"), resume="auto")
+    train(make_settings(2, tmp_path / "kept"), resume="auto")
     for directory in ("runs", "other"):
-        other = chosen(2, tmp_path / "kept", run={"seed": 9, "directory": directory})
+        other = make_settings(2, tmp_path / "kept", run={"seed": 9, "directory": directory})
         with pytest.raises((SettingsError, RunDirError), match=r"run\.seed = 9, but"):
             train(other, resume="auto")
     assert len(training.spans) == 1
 
 
-def test_from_the_command_line(training: MadeUpTraining, tmp_path: Path) -> None:
+def test_from_the_command_line(training: FakeTraining, tmp_path: Path) -> None:
     small = ["--preset", "point-navigation", "--resume", "auto", "--set", "run.iterations=2"]
     small += ["--set", "evaluation.tasks=1", "--set", "evaluation.episodes=1"]
     small += ["--set", "evaluation.video=false", "--set", "run.name=mine"]
@@ -344,7 +348,7 @@ def test_from_the_command_line(training: MadeUpTraining, tmp_path: Path) -> None
 
 
 def test_an_older_attempt_stops_and_has_written_nothing_since(
-    training: MadeUpTraining, tmp_path: Path
+    training: FakeTraining, tmp_path: Path
 ) -> None:
     """Another machine begins the same run while this one is at iteration 2."""
     kept = tmp_path / "kept"
@@ -354,12 +358,12 @@ def test_an_older_attempt_stops_and_has_written_nothing_since(
         if iteration == 2 and not seen:
             seen.append({})
             machine = {"directory": str(tmp_path / "another")}
-            train(chosen(4, kept, run=machine), resume="auto")
+            train(make_settings(4, kept, run=machine), resume="auto")
             seen[0] = fingerprint(kept)
 
     training.before = another
     with pytest.raises(Superseded, match=r"attempt 2 of this run began on .*: this one, attempt 1"):
-        train(chosen(4, kept), resume="auto")
+        train(make_settings(4, kept), resume="auto")
     assert fingerprint(kept) == seen[0]
     assert newest(kept / "small") == 4
     assert training.spans == [(0, 1), (2, 2)]
@@ -371,7 +375,7 @@ def test_an_older_attempt_stops_and_has_written_nothing_since(
 
 
 def test_being_superseded_has_an_exit_code_of_its_own(
-    training: MadeUpTraining, tmp_path: Path
+    training: FakeTraining, tmp_path: Path
 ) -> None:
     def superseded(iteration: int) -> None:
         raise Superseded("attempt 2 of this run began: this one, attempt 1, stops\n")
@@ -382,32 +386,32 @@ def test_being_superseded_has_an_exit_code_of_its_own(
     assert outcome.err == "maml-ray: attempt 2 of this run began: this one, attempt 1, stops\\n\n"
 
 
-def test_a_jobs_relative_run_directory_is_one_of_the_user() -> None:
+def test_a_jobs_relative_run_directory_is_in_the_users_home() -> None:
     home, job = Path("/home/me"), {JOB_VARIABLE: "{}"}
     assert resolve_base_directory("runs", job, home) == Path("/home/me/maml_ray/runs")
     assert resolve_base_directory("/mnt/runs", job, home) == Path("/mnt/runs")
     assert resolve_base_directory("runs", {}, home) == Path("runs")
 
 
-def test_a_job_says_where_its_runs_are_and_finds_them_again(
-    training: MadeUpTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_job_prints_its_run_directory_and_finds_it_again(
+    training: FakeTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(JOB_VARIABLE, "{}")
     monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
-    told = said_by(chosen(2, "kept"), resume="auto")
+    told = printed_by(make_settings(2, "kept"), resume="auto")
     there = tmp_path / "home" / "maml_ray"
     assert told.count(f"using run.directory = {there}/runs") == 1
     assert (there / "runs" / "small" / "settings.yaml").exists()
     assert newest(there / "kept" / "small") == 2
     monkeypatch.chdir("/")
-    train(chosen(3, "kept"), resume="auto")
+    train(make_settings(3, "kept"), resume="auto")
     assert training.spans[-1] == (2, 2)
 
 
-def test_a_relative_storage_is_found_again_from_anywhere(
-    training: MadeUpTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_relative_storage_is_found_from_any_directory(
+    training: FakeTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train(chosen(2, "kept"), run_dir="run")
+    train(make_settings(2, "kept"), run_dir="run")
     monkeypatch.chdir("/")
     assert run("train", "--resume", str(tmp_path / "run"), "--set", "run.iterations=3").code == 0
     assert training.spans[-1] == (2, 2)
@@ -420,13 +424,13 @@ class Refusing(LocalStorage):
         raise OSError(30, "Read-only file system")
 
 
-def test_a_storage_that_takes_nothing_is_said_before_the_first_iteration(
-    training: MadeUpTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_storage_that_is_not_writable_is_reported_before_the_first_iteration(
+    training: FakeTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def open_refusing(place: str) -> Storage:
         return Refusing(Path(place))
 
     monkeypatch.setattr("maml_ray.persistence.run_storage.open_storage", open_refusing)
     with pytest.raises(RunDirError, match=r"cannot write to .*kept/run: Read-only"):
-        train(chosen(2, tmp_path / "kept"), run_dir=tmp_path / "run")
+        train(make_settings(2, tmp_path / "kept"), run_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()

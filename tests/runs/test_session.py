@@ -15,7 +15,7 @@ from maml_ray.persistence.lease import FencedStorage, acquire_lease
 from maml_ray.persistence.run_dir import RunDir
 from maml_ray.persistence.storage import LocalStorage
 from maml_ray.runs.session import open_checkpoint_writer, open_session
-from tests.runs.made_up_training import checkpoint_of
+from tests.runs.fake_training import checkpoint_of
 from tests.small_runs import settings
 
 
@@ -26,20 +26,20 @@ class Full(LocalStorage):
         raise OSError(28, "No space left on device")
 
 
-def test_what_lies_in_the_fallback_folder_is_another_runs_and_is_left_alone(
+def test_existing_files_in_the_fallback_directory_are_left_alone(
     tmp_path: Path,
 ) -> None:
     fallback, folder = tmp_path / "fallback", RunDir(tmp_path / "run")
     (fallback / "run").mkdir(parents=True)
     (fallback / "run" / "settings.yaml").write_text("another's")
-    chosen = settings(faults={"fallback_directory": str(fallback)})
-    attempt = open_session(folder, chosen).attempt
+    run_settings = settings(faults={"fallback_directory": str(fallback)})
+    attempt = open_session(folder, run_settings).lease
     folder.metrics.write_text("{}\n")
     with open_checkpoint_writer(
-        chosen, folder, FencedStorage(Full(folder.path), attempt)
+        run_settings, folder, FencedStorage(Full(folder.path), attempt)
     ) as writer:
         for iteration in (1, 2):
-            writer.submit(checkpoint_of(chosen, iteration))
+            writer.submit(checkpoint_of(run_settings, iteration))
             with pytest.raises(TrainingFailed, match=f"--resume {fallback}/run-2"):
                 writer.flush(0.0)
     assert sorted(path.name for path in fallback.iterdir()) == ["run", "run-2"]
@@ -50,16 +50,16 @@ def test_what_lies_in_the_fallback_folder_is_another_runs_and_is_left_alone(
     assert saved.metrics.read_text() == "{}\n"
 
 
-def test_the_temporary_folder_is_shared_with_others_who_are_not_trusted(
+def test_a_temporary_fallback_directory_is_private(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    folder, chosen = RunDir(tmp_path / "run"), settings()
-    attempt = open_session(folder, chosen).attempt
+    folder, run_settings = RunDir(tmp_path / "run"), settings()
+    attempt = open_session(folder, run_settings).lease
     with open_checkpoint_writer(
-        chosen, folder, FencedStorage(Full(folder.path), attempt)
+        run_settings, folder, FencedStorage(Full(folder.path), attempt)
     ) as writer:
-        writer.submit(checkpoint_of(chosen, 1))
+        writer.submit(checkpoint_of(run_settings, 1))
         with pytest.raises(TrainingFailed, match="what was in memory is in"):
             writer.flush(0.0)
     (base,) = tmp_path.glob("maml_ray-fallback-*")
@@ -67,47 +67,47 @@ def test_the_temporary_folder_is_shared_with_others_who_are_not_trusted(
     assert load_newest_checkpoint(LocalStorage(base / "run"))[0].iteration == 1
 
 
-def test_a_new_run_that_cannot_be_begun_can_be_tried_again(
+def test_a_new_run_whose_start_failed_can_be_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
     for name, storage in (("one", None), ("two", str(tmp_path / "kept"))):
-        chosen, folder = settings(run={"storage": storage}), RunDir(tmp_path / name)
+        run_settings, folder = settings(run={"storage": storage}), RunDir(tmp_path / name)
         with monkeypatch.context() as patches:
             patches.setattr("maml_ray.runs.session.dump_settings", full)
             patches.setattr("maml_ray.persistence.run_storage.dump_settings", full)
             with pytest.raises(RunDirError, match="No space left"):
-                open_session(folder, chosen, new=True)
+                open_session(folder, run_settings, new=True)
         assert not folder.settings.exists()
-        open_session(folder, chosen, new=True)
+        open_session(folder, run_settings, new=True)
 
 
-def test_parameters_are_saved_though_the_curves_cannot_be_read(tmp_path: Path) -> None:
+def test_parameters_are_saved_even_if_the_metrics_cannot_be_read(tmp_path: Path) -> None:
     folder = RunDir(tmp_path / "run")
-    chosen = settings(faults={"fallback_directory": str(tmp_path / "fallback")})
-    attempt = open_session(folder, chosen).attempt
+    run_settings = settings(faults={"fallback_directory": str(tmp_path / "fallback")})
+    attempt = open_session(folder, run_settings).lease
     folder.metrics.mkdir()
     with open_checkpoint_writer(
-        chosen, folder, FencedStorage(Full(folder.path), attempt)
+        run_settings, folder, FencedStorage(Full(folder.path), attempt)
     ) as writer:
-        writer.submit(checkpoint_of(chosen, 1))
+        writer.submit(checkpoint_of(run_settings, 1))
         with pytest.raises(TrainingFailed, match="what was in memory is in"):
             writer.flush(0.0)
     assert load_newest_checkpoint(LocalStorage(tmp_path / "fallback" / "run"))[0].iteration == 1
 
 
-def test_a_run_settles_in_with_an_attempt_of_its_own(tmp_path: Path) -> None:
-    chosen = settings(run={"storage": str(tmp_path / "kept")})
+def test_open_session_starts_a_new_attempt(tmp_path: Path) -> None:
+    run_settings = settings(run={"storage": str(tmp_path / "kept")})
     folder, kept = RunDir(tmp_path / "run"), LocalStorage(tmp_path / "kept" / "run")
-    first = open_session(folder, chosen, new=True)
+    first = open_session(folder, run_settings, new=True)
     assert kept.names(".") == ["attempts", "settings.yaml"]
     with pytest.raises(RunDirError, match="belongs to another run"):
-        open_session(RunDir(tmp_path / "again" / "run"), chosen, new=True)
+        open_session(RunDir(tmp_path / "again" / "run"), run_settings, new=True)
     assert not (tmp_path / "again").exists()
-    second = open_session(folder, chosen)
-    assert (first.attempt.number, second.attempt.number) == (1, 2)
+    second = open_session(folder, run_settings)
+    assert (first.lease.attempt, second.lease.attempt) == (1, 2)
     with pytest.raises(Superseded):
         first.write("a", b"")
 
@@ -117,13 +117,13 @@ def test_a_change_of_storage_ends_older_attempts_in_both(tmp_path: Path) -> None
     before, after = (settings(run={"storage": str(tmp_path / name)}) for name in "ab")
     older = open_session(folder, before)
     newer = open_session(folder, after, checkpoint_of(after, 3))
-    assert newer.attempt.number == 2
+    assert newer.lease.attempt == 2
     with pytest.raises(Superseded, match="attempt 2 of this run"):
         older.write("a", b"")
-    assert acquire_lease(LocalStorage(tmp_path / "b" / "run")).number == 3
+    assert acquire_lease(LocalStorage(tmp_path / "b" / "run")).attempt == 3
 
 
-def test_whoever_waits_hears_of_a_newer_attempt() -> None:
+def test_a_newer_attempt_ends_a_wait() -> None:
     stop = StopRequest()
     stop.check()
     stop.supersede(Superseded("attempt 2 of this run began"))

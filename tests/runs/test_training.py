@@ -19,7 +19,7 @@ from maml_ray.persistence.records import INCIDENTAL_KEYS, IterationRecord
 from maml_ray.persistence.run_dir import RunDir
 from maml_ray.persistence.storage import LocalStorage
 from maml_ray.runs.training_loop import train_on_ray
-from maml_ray.tasks.registry import resolve_tasks
+from maml_ray.tasks.loading import resolve_tasks
 from tests.small_ray import Recorder, small_ray
 
 
@@ -42,9 +42,9 @@ def settings(actors: int = 2, run: dict[str, str] | None = None) -> Settings:
     )
 
 
-def trained(chosen: Settings, path: Path, **kwargs: object) -> tuple[Recorder, RunDir]:
+def trained(run_settings: Settings, path: Path, **kwargs: object) -> tuple[Recorder, RunDir]:
     recorder, folder = Recorder(), RunDir(path)
-    train_on_ray(chosen, folder, observers=[recorder], **kwargs)  # type: ignore[arg-type]
+    train_on_ray(run_settings, folder, observers=[recorder], **kwargs)  # type: ignore[arg-type]
     assert recorder.events == []
     return recorder, folder
 
@@ -84,15 +84,15 @@ def test_one_actor_and_two_give_the_same_parameters_to_the_last_bit(
 
 
 def test_ray_adds_nothing_to_the_mathematics(tmp_path: Path) -> None:
-    chosen = settings()
-    _, folder = trained(chosen, tmp_path)
-    worker = RolloutWorker(chosen)
-    learner, tasks = MetaLearner(chosen, worker.spec), resolve_tasks(chosen.task)
-    for iteration in range(chosen.run.iterations):
+    run_settings = settings()
+    _, folder = trained(run_settings, tmp_path)
+    worker = RolloutWorker(run_settings)
+    learner, tasks = MetaLearner(run_settings, worker.spec), resolve_tasks(run_settings.task)
+    for iteration in range(run_settings.run.iterations):
         theta = learner.publish()
         work = [
             Assignment(iteration, index, task, iteration)
-            for index, task in enumerate(sample_tasks(chosen, tasks, iteration))
+            for index, task in enumerate(sample_tasks(run_settings, tasks, iteration))
         ]
         learner.update([worker.roll_out(theta, assignment)[0] for assignment in work])
     distributed = load_newest_checkpoint(LocalStorage(folder.path))[0].learner.parameters
@@ -104,7 +104,7 @@ def test_ray_adds_nothing_to_the_mathematics(tmp_path: Path) -> None:
     "stop_after",
     [pytest.param(1, marks=pytest.mark.cluster), pytest.param(2, marks=pytest.mark.cluster), 3],
 )
-def test_an_interrupted_run_goes_on_to_the_same_result(tmp_path: Path, stop_after: int) -> None:
+def test_an_interrupted_run_resumes_to_the_same_result(tmp_path: Path, stop_after: int) -> None:
     _, whole = trained(settings(), tmp_path / "whole")
     broken = RunDir(tmp_path / "broken")
     interrupted = Recorder(stop_after)
@@ -120,7 +120,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(tmp_path: Path, stop_afte
 
 
 @pytest.mark.cluster
-def test_a_run_that_is_begun_elsewhere_stops_here_and_ends_there_with_the_same_bits(
+def test_a_run_resumed_elsewhere_stops_here_and_ends_there_with_the_same_bits(
     tmp_path: Path,
 ) -> None:
     kept = {"storage": str(tmp_path / "kept")}

@@ -28,9 +28,9 @@ from maml_ray.persistence.run_dir import RunDir
 from maml_ray.persistence.storage import LocalStorage
 from maml_ray.runs.session import open_checkpoint_writer, open_session
 from maml_ray.runs.training_loop import _ObserverList, _Progress, _TrainingLoop
-from maml_ray.runtime.actor_system import Crew
+from maml_ray.runtime.actor_system import ActorSystem
 from tests.reporting.conftest import made_up_record
-from tests.runs.made_up_training import checkpoint_of
+from tests.runs.fake_training import checkpoint_of
 from tests.small_runs import settings
 
 WAIT_S = 30.0
@@ -55,7 +55,7 @@ class Gate(LocalStorage):
 
 
 @dataclass
-class MadeUpCrew:
+class FakeActorSystem:
     """Learns nothing, in no time, and lets something happen in each iteration."""
 
     settings: Settings
@@ -66,18 +66,18 @@ class MadeUpCrew:
         state = checkpoint_of(self.settings, 0)
         self.spec = state.spec
         self.learner = SimpleNamespace(state=state.learner)
-        self.began = time.perf_counter()
+        self.started_at = time.perf_counter()
 
-    def learn(self, assignments: Any, ahead: Any) -> Any:
+    def run_iteration(self, assignments: Any, prefetched: Any) -> Any:
         iteration = assignments[0].iteration
-        self.asked.append((keys(assignments), keys(ahead)))
+        self.asked.append((keys(assignments), keys(prefetched)))
         self.during(iteration)
         self.learner.state = replace(self.learner.state, version=iteration + 1)
         behind = iteration - assignments[0].version
         update = made_up_record(iteration, staleness=behind).update
         return SimpleNamespace(actors=1, rollouts=[]), update
 
-    def figures(self, collected: Any) -> FaultCounts:
+    def fault_counts(self, collected: Any) -> FaultCounts:
         return FaultCounts(1, 1, 0, 0, 1, 0, 0, 0, 0)
 
 
@@ -94,43 +94,50 @@ class Run:
     gate: Gate
     stop: StopRequest
     folder: RunDir
-    crew: MadeUpCrew
+    actors: FakeActorSystem
 
 
 @contextmanager
-def a_run(
+def prepared_run(
     path: Path, during: Callable[[int], object] = lambda iteration: None, **sections: Any
 ) -> Iterator[Run]:
     """Three iterations in a folder; another attempt can be claimed in it."""
     sections = {"run": {"iterations": 3}, **sections}
-    chosen = settings(faults={"fallback_directory": str(path / "fallback")}, **sections)
+    run_settings = settings(faults={"fallback_directory": str(path / "fallback")}, **sections)
     folder, stop = RunDir(path / "run"), StopRequest()
     gate = Gate(folder.path)
-    storage = FencedStorage(gate, open_session(folder, chosen).attempt)
-    with open_checkpoint_writer(chosen, folder, storage, stop.supersede) as writer:
-        crew = MadeUpCrew(chosen, during)
+    storage = FencedStorage(gate, open_session(folder, run_settings).lease)
+    with open_checkpoint_writer(run_settings, folder, storage, stop.supersede) as writer:
+        actors = FakeActorSystem(run_settings, during)
         tasks: Any = SimpleNamespace(sample=lambda rng, count: [None] * count)
         audience = _ObserverList([])
         yield Run(
             _TrainingLoop(
-                chosen, tasks, cast(Crew, crew), writer, audience, stop.check, 1, _Progress()
+                run_settings,
+                tasks,
+                cast(ActorSystem, actors),
+                writer,
+                audience,
+                stop.check,
+                1,
+                _Progress(),
             ),
             gate,
             stop,
             folder,
-            crew,
+            actors,
         )
         gate.open.set()
 
 
 def test_a_run_ends_with_its_last_checkpoint_safe(tmp_path: Path) -> None:
-    with a_run(tmp_path) as run:
+    with prepared_run(tmp_path) as run:
         run.loop.run()
     assert load_newest_checkpoint(LocalStorage(run.folder.path))[0].iteration == 3
 
 
 @pytest.mark.timeout(90)  # of a run that does not hear
-def test_a_signal_while_the_last_checkpoint_is_waited_for_is_obeyed(tmp_path: Path) -> None:
+def test_a_signal_interrupts_the_wait_for_the_last_checkpoint(tmp_path: Path) -> None:
     """The storage is slow, and the run would wait for it for minutes."""
 
     def during(iteration: int) -> None:
@@ -139,23 +146,23 @@ def test_a_signal_while_the_last_checkpoint_is_waited_for_is_obeyed(tmp_path: Pa
             run.gate.open.clear()
             run.stop._signal = 15  # what the handler does
 
-    with a_run(tmp_path, during) as run:
-        looked = threading.Event()
+    with prepared_run(tmp_path, during) as run:
+        checked = threading.Event()
 
         def check() -> None:
-            looked.set()
+            checked.set()
             run.gate.open.set()  # and then it is fast again
             run.stop.check()
 
         run.loop.check_stop = check
         with pytest.raises(Interrupted):
             run.loop.run()
-        assert looked.is_set()
+        assert checked.is_set()
     assert load_newest_checkpoint(LocalStorage(run.folder.path))[0].iteration == 3
 
 
-def test_a_run_that_is_stopped_by_its_storage_is_saved_elsewhere_once(tmp_path: Path) -> None:
-    with a_run(tmp_path) as run:
+def test_a_run_stopped_by_its_storage_is_saved_to_the_fallback_once(tmp_path: Path) -> None:
+    with prepared_run(tmp_path) as run:
         run.gate.full = True
         patient = run.loop.settings.cluster.model_copy(update={"task_timeout_s": 0.5})
         run.loop.settings = run.loop.settings.model_copy(update={"cluster": patient})
@@ -172,7 +179,10 @@ def test_a_newer_attempt_ends_it_without_a_last_checkpoint(tmp_path: Path, when:
             run.loop.writer.flush(WAIT_S)
             acquire_lease(LocalStorage(run.folder.path))
 
-    with a_run(tmp_path, during) as run, pytest.raises(Superseded, match="attempt 2 of this run"):
+    with (
+        prepared_run(tmp_path, during) as run,
+        pytest.raises(Superseded, match="attempt 2 of this run"),
+    ):
         run.loop.run()
     kept = [name for name in LocalStorage(run.folder.path).names("checkpoints") if name.isdigit()]
     assert [int(name) for name in kept][-1:] == [when][: when > 0]
@@ -181,33 +191,33 @@ def test_a_newer_attempt_ends_it_without_a_last_checkpoint(tmp_path: Path, when:
         run.stop.check()
 
 
-def test_each_meta_batch_is_collected_with_the_newest_version_and_nothing_ahead(
+def test_without_async_collection_nothing_is_prefetched(
     tmp_path: Path,
 ) -> None:
-    with a_run(tmp_path) as run:
+    with prepared_run(tmp_path) as run:
         run.loop.run()
-    assert run.crew.asked == [({(i, i)}, set()) for i in range(3)]
+    assert run.actors.asked == [({(i, i)}, set()) for i in range(3)]
 
 
-def test_with_overlap_the_next_one_is_asked_for_with_what_is_newest_before_the_update(
+def test_async_collection_prefetches_with_the_version_before_the_update(
     tmp_path: Path,
 ) -> None:
-    with a_run(tmp_path, meta_batch={"async_collection": True}) as run:
+    with prepared_run(tmp_path, meta_batch={"async_collection": True}) as run:
         run.loop.run()
-    assert run.crew.asked == [({(0, 0)}, {(1, 0)}), ({(1, 0)}, {(2, 1)}), ({(2, 1)}, set())]
+    assert run.actors.asked == [({(0, 0)}, {(1, 0)}), ({(1, 0)}, {(2, 1)}), ({(2, 1)}, set())]
 
 
-def test_with_overlap_a_return_is_credited_to_the_version_that_collected(tmp_path: Path) -> None:
+def test_async_collection_scores_the_version_that_collected(tmp_path: Path) -> None:
     """Iteration 3 tells of version 2, whose checkpoint is kept for it though one is asked for."""
 
     def during(iteration: int) -> None:
         run.loop.writer.flush(WAIT_S)  # none is overtaken
 
-    chosen = {
+    run_settings = {
         "meta_batch": {"async_collection": True},
         "run": {"iterations": 4, "keep_checkpoints": 1},
     }
-    with a_run(tmp_path, during, **chosen) as run:
+    with prepared_run(tmp_path, during, **run_settings) as run:
         run.loop.run()
     assert read_best_score(LocalStorage(run.folder.path)) == CheckpointScore(
         2, 36.0

@@ -32,7 +32,7 @@ def ray_of_two_cpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.cluster
 @pytest.mark.usefixtures("ray_of_two_cpus")
-def test_the_readmes_sweep_stops_what_is_hopeless_and_finds_the_best(
+def test_the_readmes_sweep_stops_bad_trials_and_finds_the_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -66,7 +66,7 @@ def test_the_readmes_sweep_stops_what_is_hopeless_and_finds_the_best(
         ({"rollout_actors": 2, "learner_device": "cuda"}, {"CPU": 2.0, "GPU": 1.0}),
     ],
 )
-def test_a_trial_asks_for_what_its_actors_take(
+def test_a_trial_requests_the_resources_of_its_actors(
     cluster: dict[str, Any], resources: dict[str, float]
 ) -> None:
     asked = tune_objective(validate_settings({"cluster": cluster}))._resources
@@ -74,7 +74,9 @@ def test_a_trial_asks_for_what_its_actors_take(
     assert asked.head_bundle_is_empty  # whoever waits in the trial takes nothing
 
 
-def test_without_the_extra_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_reported_with_the_command_to_install_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delattr(ray, "tune", raising=False)
     monkeypatch.setitem(sys.modules, "ray.tune", None)
     with pytest.raises(UserError, match=r"pip install 'maml-ray\[tune\]'"):

@@ -62,7 +62,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return cwd / "run", done.stdout
 
 
-def test_a_run_leaves_everything_that_was_promised(whole: tuple[Path, str]) -> None:
+def test_a_run_writes_all_files(whole: tuple[Path, str]) -> None:
     folder = RunDir(whole[0])
     assert [row["iteration"] for row in read_metrics(folder.metrics)] == [0, 1, 2, 3]
     assert load_newest_checkpoint(LocalStorage(folder.path))[0].iteration == 4
@@ -79,12 +79,12 @@ def test_a_run_leaves_everything_that_was_promised(whole: tuple[Path, str]) -> N
     events = EventAccumulator(str(folder.tensorboard))
     events.Reload()
     rows = read_metrics(folder.metrics)
-    told = [event.value for event in events.Scalars("return/after_adaptation")]
-    np.testing.assert_allclose(told, [row["return_after"] for row in rows], rtol=1e-6)
+    logged = [event.value for event in events.Scalars("return/after_adaptation")]
+    np.testing.assert_allclose(logged, [row["return_after"] for row in rows], rtol=1e-6)
     assert "<video" in folder.report.read_text() or not folder.video.exists()
 
 
-def test_it_prints_a_line_an_iteration_and_where_everything_is(whole: tuple[Path, str]) -> None:
+def test_it_prints_a_line_per_iteration_and_where_the_files_are(whole: tuple[Path, str]) -> None:
     lines = whole[1].splitlines()
     assert sum(line.startswith("iteration ") for line in lines) == 4
     for word in ("return before", "after", "steps/s", "collect", "learn", "rest", "left"):
@@ -155,7 +155,7 @@ def test_a_resumed_run_keeps_its_settings(whole: tuple[Path, str]) -> None:
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on_to_the_same_end(
+def test_a_signal_writes_a_checkpoint_and_the_run_resumes_to_the_same_end(
     whole: tuple[Path, str], tmp_path: Path, number: signal.Signals
 ) -> None:
     program = command("train", "--run-dir", "run", run__checkpoint_every="1000")
@@ -173,10 +173,10 @@ def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on_to_the_same_end(
             if line.startswith("iteration 1/4"):
                 process.send_signal(number)
                 break
-        said, complaints = process.communicate(timeout=120)
-    assert process.returncode == 128 + number, complaints
-    assert "--resume run" in said + complaints
-    assert "Traceback" not in complaints
+        output, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, errors
+    assert "--resume run" in output + errors
+    assert "Traceback" not in errors
     done = load_newest_checkpoint(LocalStorage(RunDir(tmp_path / "run").path))[0].iteration
     assert 1 <= done < 4
     resumed = finished([sys.executable, "-m", "maml_ray", "train", "--resume", "run"], tmp_path)
@@ -191,7 +191,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on_to_the_same_end(
     assert [row["iteration"] for row in rows] == [0, 1, 2, 3]
 
 
-def test_what_is_not_a_run_is_refused(tmp_path: Path) -> None:
+def test_a_directory_without_a_run_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(RunDirError, match="not a run folder"):
         maml_ray.load(tmp_path)
     with pytest.raises(RunDirError, match="no run folder"):

@@ -19,13 +19,13 @@ from maml_ray.learning.staleness import collection_version
 from maml_ray.learning.state import LearnerState, policy_snapshot
 from maml_ray.persistence.checkpoint_format import Checkpoint
 from maml_ray.runtime import actor_system as crew_module
-from maml_ray.runtime.actor_system import Crew
-from maml_ray.runtime.fault_policy import Failure, Observation
+from maml_ray.runtime.actor_system import ActorSystem
+from maml_ray.runtime.fault_policy import Failure, FailureReport
 from maml_ray.runtime.learner_handle import RolloutsLost
-from maml_ray.runtime.work_queue import Batch, WorkCounts
+from maml_ray.runtime.work_queue import WorkBatch, WorkCounts
 from maml_ray.tasks.task import Task
 from tests.reporting.conftest import made_up_record
-from tests.runs.made_up_training import checkpoint_of
+from tests.runs.fake_training import checkpoint_of
 from tests.small_runs import settings
 
 TASKS = 2
@@ -38,16 +38,16 @@ class MadeUpPool:
     """One actor: in each step it answers, and is given the next piece of the earliest batch."""
 
     log: Log
-    batches: list[Batch[Any]] = field(default_factory=list)
-    work: list[tuple[Batch[Any], Assignment]] = field(default_factory=list)
+    batches: list[WorkBatch[Any]] = field(default_factory=list)
+    work: list[tuple[WorkBatch[Any], Assignment]] = field(default_factory=list)
     forgotten: int = 0
 
     @property
     def in_flight(self) -> int:
         return len(self.work) + self.forgotten
 
-    def begin(self, parameters: Any, assignments: Sequence[Assignment]) -> Batch[Any]:
-        batch: Batch[Any] = Batch(assignments, parameters=parameters)
+    def begin(self, parameters: Any, assignments: Sequence[Assignment]) -> WorkBatch[Any]:
+        batch: WorkBatch[Any] = WorkBatch(assignments, parameters=parameters)
         self.log.append(f"begin {assignments[0].iteration} with {parameters.version}")
         self.batches.append(batch)
         return batch
@@ -63,7 +63,7 @@ class MadeUpPool:
             self.log.append(f"collect {work.iteration}.{work.task_index}")
             self.work = [(waiting, work)]
 
-    def finish(self, batch: Batch[Any], hand_over: Callable[[Any], None]) -> Any:
+    def finish(self, batch: WorkBatch[Any], hand_over: Callable[[Any], None]) -> Any:
         """What is done is handed over while the last piece is under way."""
         handed = 0
         while not batch.finished:
@@ -80,7 +80,7 @@ class MadeUpPool:
         self.log.append(f"again {assignments[0].iteration} with {parameters.version}")
         return before
 
-    def how_lost(self, collected: Any) -> Failure:
+    def classify_loss(self, collected: Any) -> Failure:
         return Failure.ROLLOUTS_LOST
 
 
@@ -123,15 +123,15 @@ def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def made_up_crew(
     chosen: Settings, log: Log, state: LearnerState | None = None, **learner: Any
-) -> Crew:
+) -> ActorSystem:
     begun = checkpoint_of(chosen, 0)
     state = state or begun.learner
     client: Any = MadeUpLearner(log, chosen, state, **learner)
     pool: Any = MadeUpPool(log)
     newest: Any = policy_snapshot(chosen.policy, state)
     faults: Any = SimpleNamespace(total=0)
-    told = list[Observation]()
-    return Crew(chosen, begun.spec, client, pool, (), newest, faults, told.append)
+    told = list[FailureReport]()
+    return ActorSystem(chosen, begun.spec, client, pool, (), newest, faults, told.append)
 
 
 def work(chosen: Settings, iteration: int) -> list[Assignment]:
@@ -139,7 +139,7 @@ def work(chosen: Settings, iteration: int) -> list[Assignment]:
     return [Assignment(iteration, index, Task("any"), version) for index in range(TASKS)]
 
 
-def learned(crew: Crew, first: int, last: int) -> None:
+def learned(crew: ActorSystem, first: int, last: int) -> None:
     """Iterations ``first`` to ``last``, as the training loop asks for them."""
     for iteration in range(first, last + 1):
         ahead = crew.settings.meta_batch.async_collection and iteration < last
@@ -149,7 +149,7 @@ def learned(crew: Crew, first: int, last: int) -> None:
 
 def started(
     monkeypatch: pytest.MonkeyPatch, chosen: Settings, log: Log, resume: Checkpoint | None
-) -> AbstractContextManager[Crew]:
+) -> AbstractContextManager[ActorSystem]:
     """A crew as it starts, of a pool that is up at once and a learner that takes three waits."""
 
     class Pool(MadeUpPool):
@@ -168,11 +168,11 @@ def started(
 
         def close(self) -> None: ...
 
-    for asked in ("plan_resources", "Capacity", "own_name"):  # of Ray, which is not there
+    for asked in ("plan_resources", "Capacity", "current_run_id"):  # of Ray, which is not there
         monkeypatch.setattr(crew_module, asked, lambda *told, **more: SimpleNamespace(namespace=""))
     monkeypatch.setattr(crew_module, "RolloutPool", lambda *told, **more: Pool(log))
     monkeypatch.setattr(
-        crew_module, "LearnerClient", lambda *told, state, **more: Learner(log, chosen, state)
+        crew_module, "LearnerHandle", lambda *told, state, **more: Learner(log, chosen, state)
     )
     iteration = resume.iteration if resume else 0
     first = work(chosen, iteration) if iteration < chosen.run.iterations else []

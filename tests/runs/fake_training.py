@@ -21,7 +21,7 @@ WAIT_S = 30.0
 
 
 @dataclass
-class MadeUpTraining:
+class FakeTraining:
     """In the place of ``maml_ray.runs.train.train_on_ray``.
 
     Attributes:
@@ -42,7 +42,7 @@ class MadeUpTraining:
         new: bool = False,
     ) -> None:
         storage = open_session(folder, settings, resume, new=new)
-        first, attempt = resume.iteration if resume else 0, storage.attempt.number
+        first, attempt = resume.iteration if resume else 0, storage.lease.attempt
         self.spans.append((first, attempt))
         report = StartReport(str(folder.path), first, 1, "CPU", "", None, attempt)
         for observer in observers:
