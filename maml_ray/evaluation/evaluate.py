@@ -17,10 +17,10 @@ from maml_ray.rollouts.env_cache import EnvCache
 from maml_ray.rollouts.trajectories import Trajectories
 from maml_ray.tasks.task import Task
 
-Actions = Literal["stochastic", "mean"]
+ActionMode = Literal["stochastic", "mean"]
 _SUPPORT, _STOCHASTIC, _MEAN = range(3)
 """Last word of a random stream's key: what the stream is used for."""
-_ACTION_MODES: tuple[tuple[Actions, int], ...] = (("stochastic", _STOCHASTIC), ("mean", _MEAN))
+_ACTION_MODES: tuple[tuple[ActionMode, int], ...] = (("stochastic", _STOCHASTIC), ("mean", _MEAN))
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Measurement:
     task: Task
     adaptation: int
     steps: int
-    actions: Actions
+    actions: ActionMode
     returns: tuple[float, ...]
     speeds: tuple[float, ...] | None
 
@@ -61,7 +61,7 @@ class EvaluationRow:
 
     task: str | None
     steps: int
-    actions: Actions
+    actions: ActionMode
     mean: float
     low: float
     high: float
@@ -96,9 +96,9 @@ class Evaluation:
 
     Attributes:
         tasks: number of adaptations, each to a held-out task.
-        episodes: episodes per adaptation, number of steps and kind of actions.
+        episodes: episodes per adaptation, number of steps and action mode.
         seed: random seed.
-        measurements: all measurements, ordered by adaptation, steps, kind of actions.
+        measurements: all measurements, ordered by adaptation, steps, action mode.
         replays: pairs of mean-action episodes before and after adaptation, from the same initial
             state, of the two tasks that differ most (of one if all are equal).
     """
@@ -119,8 +119,8 @@ class Evaluation:
         """Statistics for each distinct task."""
         return self._rows(lambda measurement: measurement.task.name)
 
-    def row(self, steps: int, actions: Actions) -> EvaluationRow:
-        """Return the row over all tasks for a number of steps and a kind of actions.
+    def row(self, steps: int, actions: ActionMode) -> EvaluationRow:
+        """Return the row over all tasks for a number of steps and an action mode.
 
         Raises:
             KeyError: there is no such row.
@@ -131,7 +131,7 @@ class Evaluation:
         raise KeyError(f"nothing was measured after {steps} steps with {actions} actions")
 
     def _rows(self, task_of: Callable[[Measurement], str | None]) -> tuple[EvaluationRow, ...]:
-        groups: dict[tuple[str | None, int, Actions], list[Measurement]] = {}
+        groups: dict[tuple[str | None, int, ActionMode], list[Measurement]] = {}
         for measurement in self.measurements:
             key = (task_of(measurement), measurement.steps, measurement.actions)
             groups.setdefault(key, []).append(measurement)
@@ -156,7 +156,7 @@ def evaluate(
     Args:
         agent: agent to evaluate, for example from :func:`maml_ray.load`.
         tasks: number of adaptations; default ``evaluation.tasks`` of the agent's settings.
-        episodes: episodes per adaptation, number of steps and kind of actions; default
+        episodes: episodes per adaptation, number of steps and action mode; default
             ``evaluation.episodes``.
         steps: adaptation steps; default ``evaluation.steps`` if set, else ``inner.steps`` but at
             least 1.
@@ -208,7 +208,7 @@ def _rollouts(
     step: int,
     key: tuple[int, int],
     simulations: EnvCache,
-) -> Iterator[tuple[Actions, Trajectories, np.random.SeedSequence]]:
+) -> Iterator[tuple[ActionMode, Trajectories, np.random.SeedSequence]]:
     """Yield episodes with stochastic and with mean actions, and the random stream of each."""
     for actions, kind in _ACTION_MODES:
         # Mean actions start from the same states after any number of steps, for comparison.
@@ -229,7 +229,7 @@ def _stream(key: tuple[int, int], step: int, kind: int) -> np.random.SeedSequenc
 
 
 def _measurement(
-    task: Task, adaptation: int, steps: int, actions: Actions, trajectories: Trajectories
+    task: Task, adaptation: int, steps: int, actions: ActionMode, trajectories: Trajectories
 ) -> Measurement:
     speeds = trajectories.speeds
     return Measurement(
@@ -255,7 +255,9 @@ def _episode(task: Task, steps: int, reset_seed: int, trajectories: Trajectories
     )
 
 
-def _row(task: str | None, steps: int, actions: Actions, group: list[Measurement]) -> EvaluationRow:
+def _row(
+    task: str | None, steps: int, actions: ActionMode, group: list[Measurement]
+) -> EvaluationRow:
     returns = np.array([measurement.returns for measurement in group])
     low, high = bootstrap_interval(returns, [measurement.task for measurement in group])
     speeds = [measurement.speeds for measurement in group if measurement.speeds is not None]

@@ -1,4 +1,4 @@
-"""Load a trained policy from a run folder or from an exported policy folder."""
+"""Load a trained policy from a run directory or from an exported policy folder."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def load(folder: str | Path, *, checkpoint: str = "newest") -> Agent:
     """Load the meta-trained policy of a run, or an exported policy.
 
     Args:
-        folder: a run folder, or a folder written by ``maml-ray adapt`` or :func:`save_policy`.
-        checkpoint: for a run folder: ``"newest"`` (the newest readable one), ``"best"`` (by return
-            after adaptation during training), or a number of iterations.
+        folder: a run directory, or a folder written by ``maml-ray adapt`` or :func:`save_policy`.
+        checkpoint: for a run directory: ``"newest"`` (the newest readable one), ``"best"`` (by
+            return after adaptation during training), or a number of iterations.
 
     Raises:
         RunDirError: the folder is neither, or holds no readable policy that fits its settings.
@@ -41,7 +41,7 @@ def load_with_iteration(folder: str | Path, checkpoint: str = "newest") -> tuple
         SettingsError: as :func:`load`.
     """
     run = open_run_dir(folder)
-    settings = load_settings(run.settings)
+    settings = load_settings(run.settings, recorded=True)
     loaded, _ = load_named_checkpoint(open_run_storage(run, settings), checkpoint)
     return agent_from_checkpoint(settings, loaded, run.checkpoints), loaded.iteration
 

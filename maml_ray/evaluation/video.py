@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from maml_ray.evaluation.agent import Agent
 from maml_ray.evaluation.evaluate import Episode
 from maml_ray.policies.action_sampler import to_env_actions
-from maml_ray.tasks.registry import resolve_tasks
+from maml_ray.tasks.loading import resolve_tasks
 from maml_ray.tasks.task import TaskDistribution
 
 Frame = NDArray[np.uint8]

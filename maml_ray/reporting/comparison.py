@@ -40,16 +40,16 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class Run:
-    """Content of a run folder.
+    """Content of a run directory.
 
     Attributes:
-        folder: run folder.
+        run_dir: run directory.
         settings: settings of the run.
         rows: rows of ``metrics.jsonl``, at least one.
         evaluation: content of ``evaluation.json``; None if the run has not been evaluated.
     """
 
-    folder: RunDir
+    run_dir: RunDir
     settings: Settings
     rows: Sequence[Mapping[str, Any]]
     evaluation: Mapping[str, Any] | None
@@ -97,19 +97,19 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     """Read the runs at ``paths``.
 
     Args:
-        paths: run folders, or folders that contain run folders.
+        paths: run directories, or folders that contain some.
 
     Raises:
         RunDirError: a path has no run, or a run is damaged or has not finished an iteration.
     """
-    folders: list[RunDir] = []
+    run_dirs: list[RunDir] = []
     for path in paths:
         inside = sorted(path.glob("*/settings.yaml")) if os.path.isdir(path) else []
         if inside and not os.path.lexists(path / "settings.yaml"):
-            folders += [open_run_dir(settings.parent) for settings in inside]
+            run_dirs += [open_run_dir(settings.parent) for settings in inside]
         else:
-            folders.append(open_run_dir(path))
-    return [_read(folder) for folder in folders]
+            run_dirs.append(open_run_dir(path))
+    return [_read(run_dir) for run_dir in run_dirs]
 
 
 def group_by_settings(runs: Sequence[Run]) -> list[Group]:
@@ -200,14 +200,14 @@ def write_comparison(groups: Sequence[Group], output: Path) -> list[Path]:
     return [plot, table]
 
 
-def _read(folder: RunDir) -> Run:
-    settings = load_settings(folder.settings)
-    rows = read_metrics(folder.metrics) if os.path.lexists(folder.metrics) else []
+def _read(run_dir: RunDir) -> Run:
+    settings = load_settings(run_dir.settings, recorded=True)
+    rows = read_metrics(run_dir.metrics) if os.path.lexists(run_dir.metrics) else []
     if not rows:
-        raise RunDirError(f"{folder.path} has not finished an iteration")
-    evaluated = os.path.lexists(folder.evaluation)
-    evaluation = read_evaluation(folder.evaluation) if evaluated else None
-    return Run(folder, settings, rows, evaluation)
+        raise RunDirError(f"{run_dir.path} has not finished an iteration")
+    evaluated = os.path.lexists(run_dir.evaluation)
+    evaluation = read_evaluation(run_dir.evaluation) if evaluated else None
+    return Run(run_dir, settings, rows, evaluation)
 
 
 def _learning_settings(settings: Settings) -> dict[str, Any]:

@@ -25,16 +25,16 @@ _PLOTS = (
 
 
 def write_report(
-    folder: RunDir,
+    run_dir: RunDir,
     settings: Settings,
     rows: Sequence[Mapping[str, Any]],
     evaluation: Mapping[str, Any] | None,
     versions: Mapping[str, str],
 ) -> Path:
-    """Write ``report.html`` to a run folder.
+    """Write ``report.html`` to a run directory.
 
     Args:
-        folder: run folder; its plots and its video are embedded if they exist.
+        run_dir: run directory; its plots and its video are embedded if they exist.
         settings: settings of the run.
         rows: rows of ``metrics.jsonl``.
         evaluation: content of ``evaluation.json``; None if there is none.
@@ -56,21 +56,21 @@ def write_report(
         evaluation=evaluation,
         by_task=_rows_by_task(evaluation),
         evaluation_plot=(
-            _data_url(folder.plots / _EVALUATION_PLOT, "image/png") if evaluation else None
+            _data_url(run_dir.plots / _EVALUATION_PLOT, "image/png") if evaluation else None
         ),
         plots=[
             (title, image)
             for name, title in _PLOTS
-            if (image := _data_url(folder.plots / name, "image/png"))
+            if (image := _data_url(run_dir.plots / name, "image/png"))
         ],
-        video=_data_url(folder.video, "video/mp4"),
+        video=_data_url(run_dir.video, "video/mp4"),
         versions=versions,
         # Quoted for a shell: the page shows commands to copy.
-        folder=shlex.quote(str(folder.path)),
-        settings_file=shlex.quote(str(folder.settings)),
+        run_dir=shlex.quote(str(run_dir.path)),
+        settings_file=shlex.quote(str(run_dir.settings)),
     )
-    write_atomic(folder.report, page)
-    return folder.report
+    write_atomic(run_dir.report, page)
+    return run_dir.report
 
 
 _RECOVERED = {

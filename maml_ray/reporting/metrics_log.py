@@ -59,13 +59,13 @@ class MetricsLog:
     """Observer that appends each iteration to ``metrics.jsonl`` and to TensorBoard.
 
     Args:
-        folder: run folder.
+        run_dir: run directory.
         first_iteration: first iteration to be logged. Rows of this and later iterations, written
             by an interrupted run, are dropped, so that each iteration is logged once.
     """
 
-    def __init__(self, folder: RunDir, first_iteration: int = 0) -> None:
-        self._folder = folder
+    def __init__(self, run_dir: RunDir, first_iteration: int = 0) -> None:
+        self._run_dir = run_dir
         self._first_iteration = first_iteration
         self._next_iteration = first_iteration
         self._lines: RetryingFile | None = None
@@ -80,16 +80,16 @@ class MetricsLog:
         """
         from maml_ray.reporting.tensorboard import EventWriter  # slow to import
 
-        folder, first = self._folder, self._first_iteration
+        run_dir, first = self._run_dir, self._first_iteration
         try:
-            kept = _truncate(folder.metrics, first)
-            self._lines = RetryingFile(folder.metrics)
+            kept = _truncate(run_dir.metrics, first)
+            self._lines = RetryingFile(run_dir.metrics)
             # A run fetched from storage has no event files: they are written again from the rows.
-            is_fetched = not folder.tensorboard.exists()
-            self._events = EventWriter(folder.tensorboard, 0 if is_fetched else first)
+            is_fetched = not run_dir.tensorboard.exists()
+            self._events = EventWriter(run_dir.tensorboard, 0 if is_fetched else first)
         except OSError as error:
             raise RunDirError(
-                f"cannot write to the run folder {folder.path}: {error.strerror}"
+                f"cannot write to the run folder {run_dir.path}: {error.strerror}"
             ) from None
         for row in kept if is_fetched else ():
             self._events.add_scalars(_scalars(row), row["iteration"])

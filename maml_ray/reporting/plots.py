@@ -23,13 +23,13 @@ _DPI = 120
 _MARKER_LIMIT = 5  # up to so many points are marked: a line through one point is invisible
 
 
-def write_plots(rows: Rows, evaluation: Mapping[str, Any] | None, folder: RunDir) -> list[Path]:
+def write_plots(rows: Rows, evaluation: Mapping[str, Any] | None, run_dir: RunDir) -> list[Path]:
     """Write all plots of a run as PNG files.
 
     Args:
         rows: rows of ``metrics.jsonl``; if empty, only the evaluation is plotted.
         evaluation: content of ``evaluation.json``; None if there is none.
-        folder: run folder.
+        run_dir: run directory.
 
     Returns:
         Paths of the files written.
@@ -45,8 +45,8 @@ def write_plots(rows: Rows, evaluation: Mapping[str, Any] | None, folder: RunDir
         figures["evaluation.png"] = evaluation_figure(evaluation)
     if not figures:
         return []
-    folder.plots.mkdir(parents=True, exist_ok=True)
-    paths = [folder.plots / name for name in figures]
+    run_dir.plots.mkdir(parents=True, exist_ok=True)
+    paths = [run_dir.plots / name for name in figures]
     for path, figure in zip(paths, figures.values(), strict=True):
         save_figure(figure, path)
     return paths

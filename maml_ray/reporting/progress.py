@@ -40,7 +40,7 @@ class TerminalProgress:
         self._live: Live | None = None
 
     def on_start(self, report: StartReport) -> None:
-        """Print the run folder and resources, and open the display."""
+        """Print the run directory and resources, and open the display."""
         for line in format_start(report):
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
         self._live = Live(
@@ -114,7 +114,7 @@ class PlainProgress:
         self._time_left = TimeLeftEstimator()
 
     def on_start(self, report: StartReport) -> None:
-        """Print the run folder and resources."""
+        """Print the run directory and resources."""
         for line in format_start(report):
             self._print(line)
 
@@ -139,7 +139,7 @@ def make_progress(console: Console) -> Observer:
 
 
 def format_start(report: StartReport) -> list[str]:
-    """Return lines that describe the run folder and resources."""
+    """Return lines that describe the run directory and resources."""
     lines = [
         f"run folder  {report.run_directory}",
         f"actors      {report.rollout_actors} rollout actors, one CPU each",

@@ -5,12 +5,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import imageio.v3 as iio
 import numpy as np
 import pytest
+from gymnasium.vector import VectorEnv
 
+import maml_ray
 from maml_ray.common.errors import RunDirError
 from maml_ray.common.seeding import Purpose, seed_sequence
 from maml_ray.config.settings import Settings, SettingsError
@@ -18,6 +20,8 @@ from maml_ray.evaluation.agent import Agent
 from maml_ray.evaluation.evaluate import Evaluation, evaluate
 from maml_ray.evaluation.results_file import read_evaluation
 from maml_ray.runs.evaluate import EvaluationConfig, evaluate_run
+from maml_ray.tasks.point_navigation import PointNavigationTasks
+from maml_ray.tasks.task import Task
 from tests.small_runs import agent_of, run_of, settings
 
 
@@ -111,6 +115,36 @@ def test_mean_actions_start_from_the_same_states_before_and_after(evaluation: Ev
         assert before.reset_seed == after.reset_seed
     least, greatest = (pair[0].task.parameters for pair in evaluation.replays)
     assert least < greatest
+
+
+class SplitTasks(PointNavigationTasks):
+    """Trains on goals with x < 0, holds out goals with x > 0, and records the goals simulated."""
+
+    simulated: ClassVar[list[Task]] = []
+
+    def sample(self, rng: np.random.Generator, count: int) -> tuple[Task, ...]:
+        return tuple(self.task({"x": -x, "y": 0.0}) for x in rng.uniform(0.1, 0.4, count))
+
+    def sample_held_out(self, rng: np.random.Generator, count: int) -> tuple[Task, ...]:
+        return tuple(self.task({"x": x, "y": 0.0}) for x in rng.uniform(0.1, 0.4, count))
+
+    def make_vector_env(self, task: Task, *, num_envs: int, horizon: int) -> VectorEnv:
+        self.simulated.append(task)
+        return super().make_vector_env(task, num_envs=num_envs, horizon=horizon)
+
+    def retarget(self, env: VectorEnv, task: Task) -> bool:
+        self.simulated.append(task)
+        return super().retarget(env, task)
+
+
+def test_an_evaluation_draws_from_the_held_out_tasks_and_no_others() -> None:
+    agent = agent_of(settings(f"{__name__}:SplitTasks"))
+    SplitTasks.simulated.clear()
+    found = maml_ray.evaluate(agent, tasks=4, episodes=2, steps=1)
+    measured = {m.task for m in found.measurements}
+    assert len(measured) == 4
+    assert all(dict(task.parameters)["x"] > 0.0 for task in measured)
+    assert set(SplitTasks.simulated) == measured  # support sets come from the same tasks
 
 
 @pytest.mark.parametrize(

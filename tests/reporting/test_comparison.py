@@ -73,7 +73,7 @@ def test_seeds_of_the_same_mathematics_are_one_group(make_run: MakeRun) -> None:
     ]
     groups = group_by_settings(read_runs(paths))
     assert [group.label for group in groups] == ["ppo", "trpo"]
-    assert [[run.folder.path.name for run in group.runs] for group in groups] == [
+    assert [[run.run_dir.path.name for run in group.runs] for group in groups] == [
         ["ppo-0", "ppo-1"],
         ["trpo-0"],
     ]
@@ -87,7 +87,7 @@ def test_groups_of_one_name_are_told_apart_by_what_differs(make_run: MakeRun) ->
 
 def test_a_folder_of_runs_stands_for_them_all(make_run: MakeRun) -> None:
     paths = [make_run("a-0"), make_run("b-0", "outer.epochs=9")]
-    assert [run.folder.path for run in read_runs([paths[0].parent])] == paths
+    assert [run.run_dir.path for run in read_runs([paths[0].parent])] == paths
 
 
 def test_a_summary_is_of_the_evaluations_where_every_seed_has_one(make_run: MakeRun) -> None:
