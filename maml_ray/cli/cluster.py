@@ -39,7 +39,8 @@ def submit(
     address: Annotated[
         str | None,
         typer.Option(
-            help="Job server: http://HEAD:8265.  [default: RAY_ADDRESS or this machine's cluster]"
+            help="Job server: http://HEAD:8265.",
+            show_default="RAY_ADDRESS or this machine's cluster",
         ),
     ] = None,
     resume: Annotated[
@@ -92,7 +93,8 @@ def doctor(
         str | None,
         typer.Option(
             help="Cluster to check, as for train; or a job server http://HEAD:8265, as for "
-            "submit, which runs the checks in a job.  [default: this machine]"
+            "submit, which runs the checks in a job.",
+            show_default="this machine",
         ),
     ] = None,
     working_dir: WorkingDir = None,

@@ -19,12 +19,14 @@ from maml_ray.config.limits import MAX_ADAPTATION_STEPS
 
 Steps = Annotated[
     str | None,
-    typer.Option(metavar="N", help="Measure after 0..N adaptation steps.  [default: the run's]"),
+    typer.Option(
+        metavar="N", help="Measure after 0..N adaptation steps.", show_default="the run's"
+    ),
 ]
-Tasks = Annotated[int | None, typer.Option(min=1, help="Held-out tasks.  [default: the run's]")]
+Tasks = Annotated[int | None, typer.Option(min=1, help="Held-out tasks.", show_default="the run's")]
 Episodes = Annotated[
     int | None,
-    typer.Option(min=1, help="Episodes per task and number of steps.  [default: the run's]"),
+    typer.Option(min=1, help="Episodes per task and number of steps.", show_default="the run's"),
 ]
 InnerRate = Annotated[
     float | None,
@@ -39,7 +41,7 @@ Baselines = Annotated[
 Untrained = Annotated[
     bool, typer.Option("--random/--no-random", help="Also evaluate the untrained policy.")
 ]
-Video = Annotated[Path | None, typer.Option(help="Video file.  [default: RUN/evaluation.mp4]")]
+Video = Annotated[Path | None, typer.Option(help="Video file.", show_default="RUN/evaluation.mp4")]
 Record = Annotated[bool, typer.Option(help="Record the video.")]
 Follow = Annotated[
     str | None,
@@ -51,7 +53,7 @@ Every = Annotated[
 Output = Annotated[
     Path | None,
     typer.Option(
-        help="With --follow: directory for the results; runs/NAME-followed-TIME by default."
+        help="With --follow: directory for the results.", show_default="runs/NAME-followed-TIME"
     ),
 ]
 
@@ -147,16 +149,18 @@ def adapt(
     ],
     steps: Annotated[
         int | None,
-        typer.Option(min=1, max=MAX_ADAPTATION_STEPS, help="Inner steps.  [default: the run's]"),
+        typer.Option(
+            min=1, max=MAX_ADAPTATION_STEPS, help="Inner steps.", show_default="the run's"
+        ),
     ] = None,
     episodes: Annotated[
         int | None,
-        typer.Option(min=1, help="Episodes per support set.  [default: as in training]"),
+        typer.Option(min=1, help="Episodes per support set.", show_default="as in training"),
     ] = None,
     seed: Seed = 0,
     checkpoint: Checkpoint = "newest",
     output: Annotated[
-        Path | None, typer.Option(help="Directory to create.  [default: RUN/adapted/TASK]")
+        Path | None, typer.Option(help="Directory to create.", show_default="RUN/adapted/TASK")
     ] = None,
 ) -> None:
     """Adapt a trained policy to one task and save it as a policy.

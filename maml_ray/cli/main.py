@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import json
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,6 +20,7 @@ from maml_ray.cli.tables import print_evaluation, print_line, print_notes
 from maml_ray.common.errors import Interrupted, Superseded, TrainingFailed, UserError
 from maml_ray.common.signals import ExitOnSignal
 from maml_ray.config.loading import dump_settings, load_settings
+from maml_ray.config.renamed_keys import RenamedKeyWarning
 from maml_ray.config.settings import Settings
 
 app = typer.Typer(
@@ -37,7 +41,7 @@ def train(
     preset: Preset = None,
     address: StartAddress = None,
     run_dir: Annotated[
-        Path | None, typer.Option(help="Run directory; a new one in run.directory by default.")
+        Path | None, typer.Option(help="Run directory.", show_default="a new one in run.directory")
     ] = None,
     resume: Annotated[
         str | None,
@@ -79,9 +83,10 @@ def train(
     overrides = list(overrides or [])
     if address is not None:
         overrides.append(f"cluster.address={json.dumps(address)}")
+    recorded = False
     if named_run is not None and settings_file is None:
-        settings_file = training.open_or_fetch_run(named_run).settings
-    settings = load_settings(settings_file, preset=preset, overrides=overrides)
+        settings_file, recorded = training.open_or_fetch_run(named_run).settings, True
+    settings = load_settings(settings_file, preset=preset, overrides=overrides, recorded=recorded)
     result = training.train(settings, run_dir=run_dir, resume=resume, console=console)
     print_evaluation(console, result.results)
     print_notes(console, result.notes)
@@ -145,7 +150,7 @@ def _describe_requirements(settings: Settings) -> list[str]:
 
 def _print_next_steps(console: Console, path: Path) -> None:
     lines = [
-        f"run          {path}",
+        f"run folder   {path}",
         f"report       {path / 'report.html'}",
         "next:",
         f"  maml-ray evaluate {path} --episodes 50",
@@ -166,7 +171,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # file names may not be valid text
             stream.reconfigure(errors="backslashreplace")
     try:
-        with ExitOnSignal():
+        with ExitOnSignal(), _renamed_keys_in_one_line():
             app()
     except (UserError, Superseded) as error:
         print(f"maml-ray: {error}", file=sys.stderr)
@@ -177,6 +182,23 @@ def main() -> None:
     except Interrupted as error:
         print(f"maml-ray: {error}{_resume_hint(error.run)}", file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+@contextmanager
+def _renamed_keys_in_one_line() -> Iterator[None]:
+    """Print warnings about renamed settings without Python's source line."""
+    with warnings.catch_warnings():
+        show_others = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *arguments: Any, **keywords: Any) -> None:
+            if issubclass(category, RenamedKeyWarning):
+                print(f"maml-ray: {message}", file=sys.stderr)
+            else:
+                show_others(message, category, *arguments, **keywords)
+
+        warnings.showwarning = show
+        warnings.simplefilter("default", RenamedKeyWarning)
+        yield
 
 
 def _resume_hint(run: str | None) -> str:

@@ -30,10 +30,10 @@ def runs_table(seen: Sequence[RunEntry]) -> RenderableType:
     table.add_column("run", overflow="fold", min_width=12)
     for column in _COLUMNS:
         table.add_column(column, justify="right", no_wrap=True)
-    name_counts = Counter(one.name.run for one in seen)
+    name_counts = Counter(one.run_id.run for one in seen)
     problems = []
     for one in seen:
-        label = str(one.name) if name_counts[one.name.run] > 1 else one.name.run
+        label = str(one.run_id) if name_counts[one.run_id.run] > 1 else one.run_id.run
         if one.status is not None:
             table.add_row(escape(label), *_cells(one.status, one.status_age_s))
         else:

@@ -133,4 +133,4 @@ def _show(console: Console, seen: Sequence[RunEntry], as_json: bool) -> None:
 
 def _as_row(one: RunEntry) -> dict[str, Any]:
     status = {} if one.status is None else asdict(one.status)
-    return {**asdict(one.name), "problem": one.problem, "told_s_ago": one.status_age_s, **status}
+    return {**asdict(one.run_id), "problem": one.problem, "told_s_ago": one.status_age_s, **status}
