@@ -1,58 +1,51 @@
-"""Files read and written with no surprises, whatever lies at a path.
-
-Reading neither hangs (a pipe), nor fills the memory (``/dev/zero``, a video); writing leaves the
-whole file or the old one, and follows no link.
-"""
+"""Read files without hanging or filling the memory; write them whole or not at all."""
 
 from __future__ import annotations
 
 import os
+import secrets
 import stat
-import tempfile
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 
 
 class UnreadableFile(Exception):
-    """A file cannot be read; the words say why, and go behind its name."""
+    """A file cannot be read. The message says why and is meant to follow its name."""
 
 
 def read_bytes(path: Path, *, max_bytes: int | None = None) -> bytes:
-    """The content of a regular file.
+    """Return the content of a regular file.
 
-    A pipe is refused, and so is ``<(...)`` of a shell: it can be read but once, and the file's
-    name is kept for later. A file on standard input, ``/dev/stdin``, is a file.
+    Pipes and devices are refused: they can block or have no end. So is ``<(...)`` of a shell,
+    which can be read once only, since the name is kept and read again later. ``/dev/stdin`` is
+    accepted if it is a file.
 
     Args:
         path: of the file.
-        max_bytes: bytes that it may have.
+        max_bytes: largest size allowed.
 
     Raises:
-        UnreadableFile: it is not there, no regular file, larger, or the storage fails.
+        UnreadableFile: it is missing, no regular file or too large, or the storage fails.
     """
     try:
-        with open(path, "rb", opener=_without_waiting) as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode):
+        with open(path, "rb", opener=_open_without_blocking) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise UnreadableFile("it is not a regular file")
-            if max_bytes is None:
-                return file.read()
-            content = file.read(max_bytes + 1) if found.st_size <= max_bytes else b""
+            content = file.read(-1 if max_bytes is None else max_bytes + 1)
     except OSError as error:
         raise UnreadableFile(error.strerror or str(error)) from None
-    except ValueError as error:  # a name with a null byte in it, or half of a character
+    except ValueError as error:  # a null byte or a surrogate in the name
         raise UnreadableFile(f"no file can have that name ({error})") from None
-    if found.st_size > max_bytes or len(content) > max_bytes:
+    if max_bytes is not None and len(content) > max_bytes:
         raise UnreadableFile(f"it is larger than {max_bytes:,} bytes")
     return content
 
 
 def read_text(path: Path, *, max_bytes: int) -> str:
-    """The same, as UTF-8 text.
+    """Return the content of a regular file as text.
 
     Raises:
-        UnreadableFile: as above, or it is not UTF-8.
+        UnreadableFile: as for :func:`read_bytes`, or it is not UTF-8.
     """
     try:
         return read_bytes(path, max_bytes=max_bytes).decode("utf-8")
@@ -61,66 +54,57 @@ def read_text(path: Path, *, max_bytes: int) -> str:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write ``text`` to ``path``, whole or not at all; half a character is written escaped.
+    """Write ``text`` to ``path`` as UTF-8, whole or not at all; surrogates are written escaped.
+
+    A link at ``path`` is replaced, not followed.
 
     Raises:
-        OSError: the storage failed; what was there is there.
+        OSError: the storage failed; what was at ``path`` is unchanged.
     """
-    descriptor, aside = tempfile.mkstemp(
-        prefix=f".{path.name}.", suffix=".partial", dir=path.parent
-    )
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        with open(temporary, "x", encoding="utf-8", errors="backslashreplace", newline="") as file:
             file.write(text)
-            os.fchmod(file.fileno(), 0o666 & ~_umask())
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
+        os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
-            os.unlink(aside)
+            temporary.unlink()
         raise
 
 
 class RetryingFile:
-    """A file that grows; what a full disk refuses of it is kept, and tried again.
+    """Append to a file; what a full disk refuses is kept and written with the next append.
 
     Args:
-        path: of the file.
+        path: of the file, which may exist.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._waiting = b""
+        self._pending = b""
         self._size = path.stat().st_size if path.exists() else 0
 
     def append(self, content: bytes) -> None:
-        """Write ``content``, and before it what waits; or let it wait as well."""
-        self._waiting += content
+        """Write what is pending and ``content``, or keep both for the next attempt."""
+        self._pending += content
         try:
-            # Whatever half of it the last attempt left is overwritten.
+            # Overwrites what a failed attempt has written in part.
             with self._path.open("r+b" if self._path.exists() else "wb") as file:
                 file.seek(self._size)
-                file.write(self._waiting)
+                file.write(self._pending)
                 file.truncate()
         except OSError:
             return
-        self._size += len(self._waiting)
-        self._waiting = b""
+        self._size += len(self._pending)
+        self._pending = b""
 
     def close(self) -> None:
-        """Try once more to write what waits."""
-        if self._waiting:
+        """Try once more to write what is pending."""
+        if self._pending:
             self.append(b"")
 
 
-def _without_waiting(path: str, flags: int) -> int:
+def _open_without_blocking(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
-@cache  # while it is read, files that other threads make are readable by nobody else
-def _umask() -> int:
-    """What this process takes away from new files' permissions: it can only be read by setting."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask

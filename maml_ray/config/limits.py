@@ -1,6 +1,7 @@
-"""What is too large to be meant: a slip of the finger is told in a sentence, not by the memory.
+"""Reject sizes that cannot be meant, before they exhaust memory.
 
-Each limit is far above what anybody trains with, and below what takes a large machine down.
+Each limit is far above what anybody trains with, and below what takes a large machine down. The
+functions return what is wrong in one sentence, or None.
 """
 
 from __future__ import annotations
@@ -8,34 +9,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-MOST_EPISODES = 10_000
-"""Episodes of one task at once: each is a simulation of its own."""
-MOST_STEPS = 10_000_000
-"""Environment steps of one task at once, episodes times horizon: they are held in memory."""
-MOST_ITERATION_STEPS = 1_000_000_000
+MAX_EPISODES = 10_000
+"""Episodes of one task at once: each has its own simulation."""
+MAX_STEPS = 10_000_000
+"""Environment steps of one task, episodes times horizon: a rollout worker holds them."""
+MAX_ITERATION_STEPS = 1_000_000_000
 """Environment steps of an iteration: the learner holds them."""
-MOST_EVALUATED = 100_000
-"""Episodes of an evaluation for each number of steps: the bootstrap resamples them."""
+MAX_EVALUATION_EPISODES = 100_000
+"""Episodes of an evaluation per number of inner steps: the bootstrap resamples them."""
 MAX_ADAPTATION_STEPS = 100
 """Inner steps after training."""
-MOST_WEIGHTS = 100_000_000
-"""Between the hidden layers of a policy."""
+MAX_WEIGHTS = 100_000_000
+"""Weights and biases between the hidden layers of a policy."""
 
 
 def episodes_problem(episodes: int, horizon: int, name: str) -> str | None:
-    """What is wrong with so many ``episodes`` of one task, if anything.
-
-    Args:
-        episodes: of one task, simulated side by side.
-        horizon: of each.
-        name: of the number of episodes, for the sentence.
-    """
-    if episodes > MOST_EPISODES:
-        return f"{name} = {_shown(episodes)} is not allowed: at most {MOST_EPISODES:,}"
-    if episodes * horizon > MOST_STEPS:
+    """Return what is wrong with the number of ``episodes`` of one task; ``name`` is its key."""
+    if episodes > MAX_EPISODES:
+        return f"{name} = {_short(episodes)} is not allowed: at most {MAX_EPISODES:,}"
+    if episodes * horizon > MAX_STEPS:
         return (
-            f"{name} = {episodes} of task.horizon = {_shown(horizon)} steps is not allowed: at "
-            f"most {MOST_STEPS:,} steps of a task are held at once"
+            f"{name} = {episodes} with task.horizon = {_short(horizon)} is not allowed: at most "
+            f"{MAX_STEPS:,} environment steps per task"
         )
     return None
 
@@ -43,47 +38,45 @@ def episodes_problem(episodes: int, horizon: int, name: str) -> str | None:
 def evaluation_problem(
     tasks: int, episodes: int, steps: int, horizon: int, prefix: str
 ) -> str | None:
-    """What is wrong with the size of an evaluation, if anything.
+    """Return what is wrong with the size of an evaluation.
 
     Args:
-        tasks: adaptations.
-        episodes: of each.
+        tasks: number of tasks, each adapted to on its own.
+        episodes: per task.
         steps: inner steps.
-        horizon: of an episode.
-        prefix: of the three names: ``"evaluation."`` in settings, ``"--"`` on a command line.
+        horizon: steps of an episode.
+        prefix: of the keys: ``"evaluation."`` in settings, ``"--"`` on a command line.
     """
     if steps > MAX_ADAPTATION_STEPS:
-        return f"{prefix}steps = {_shown(steps)} is not allowed: at most {MAX_ADAPTATION_STEPS}"
-    if tasks * episodes > MOST_EVALUATED:
+        return f"{prefix}steps = {_short(steps)} is not allowed: at most {MAX_ADAPTATION_STEPS}"
+    if tasks * episodes > MAX_EVALUATION_EPISODES:
         return (
-            f"{prefix}tasks = {_shown(tasks)} with {prefix}episodes = {_shown(episodes)} is not "
-            f"allowed: at most {MOST_EVALUATED:,} episodes in all"
+            f"{prefix}tasks = {_short(tasks)} with {prefix}episodes = {_short(episodes)} is not "
+            f"allowed: at most {MAX_EVALUATION_EPISODES:,} episodes in total"
         )
     return episodes_problem(episodes, horizon, f"{prefix}episodes")
 
 
 def iteration_problem(tasks: int, episodes: int, horizon: int, phases: int) -> str | None:
-    """What is wrong with the size of an iteration's data, if anything."""
+    """Return what is wrong with the size of a meta-batch of ``phases`` rollouts per task."""
     steps = tasks * episodes * horizon * phases
-    if steps > MOST_ITERATION_STEPS:
+    if steps > MAX_ITERATION_STEPS:
         return (
-            f"meta_batch.tasks = {_shown(tasks)} is not allowed: an iteration would have "
-            f"{_shown(steps)} environment steps, more than {MOST_ITERATION_STEPS:,}"
+            f"meta_batch.tasks = {_short(tasks)} is not allowed: an iteration would have "
+            f"{_short(steps)} environment steps, more than {MAX_ITERATION_STEPS:,}"
         )
     return episodes_problem(episodes, horizon, "meta_batch.episodes")
 
 
 def network_problem(hidden_sizes: Sequence[int]) -> str | None:
-    """What is wrong with the size of a policy's network, if anything."""
-    weights = sum(a * b for a, b in pairwise(hidden_sizes))
-    if weights + sum(hidden_sizes) > MOST_WEIGHTS:
+    """Return what is wrong with the size of a policy network."""
+    if sum(a * b for a, b in pairwise(hidden_sizes)) + sum(hidden_sizes) > MAX_WEIGHTS:
         return (
-            f"policy.hidden_sizes = {list(hidden_sizes)!r:.80} is not allowed: a network of more "
-            f"than {MOST_WEIGHTS:,} weights"
+            f"policy.hidden_sizes = {list(hidden_sizes)!r:.80} is not allowed: more than "
+            f"{MAX_WEIGHTS:,} weights"
         )
     return None
 
 
-def _shown(number: int) -> str:
-    """A number on a line: of a very large one, how large."""
+def _short(number: int) -> str:
     return f"{number}" if number < 10**20 else f"about 1e{int(number.bit_length() * 0.30103)}"

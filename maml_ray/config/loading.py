@@ -15,10 +15,11 @@ from maml_ray.common.yaml_data import YamlError, dump_yaml, parse_yaml
 from maml_ray.config import limits
 from maml_ray.config.error_messages import describe_validation_error, did_you_mean
 from maml_ray.config.presets import PRESETS
+from maml_ray.config.renamed_keys import rename_keys
 from maml_ray.config.settings import Settings, SettingsError
 
 MAX_FILE_BYTES = 100_000
-"""A settings file is a page of text; anything larger is a mistake (a video, a checkpoint)."""
+"""Of a settings file. Anything larger is a mistake, such as a video or a checkpoint."""
 
 
 def load_settings(
@@ -26,123 +27,138 @@ def load_settings(
     *,
     preset: str | None = None,
     overrides: Sequence[str] = (),
+    recorded: bool = False,
 ) -> Settings:
-    """Read settings: defaults, then the preset, then the file, then ``key.path=value`` overrides.
+    """Merge and validate settings: defaults, preset, file, then overrides.
 
-    The preset is ``preset``, or what the file names as ``run.preset``.
+    Args:
+        path: a YAML file with some or all settings.
+        preset: name of a preset; by default the file's ``run.preset``.
+        overrides: settings as ``key.path=value``.
+        recorded: the file is the record of a run, which nobody edits: keys that have been
+            renamed since are accepted without a warning.
 
     Raises:
-        SettingsError: the file cannot be read, or anything in it or in the overrides is wrong.
+        SettingsError: the file cannot be read, or a setting or an override is invalid.
     """
-    own = _read(Path(path)) if path is not None else {}
-    base = _merged(_base(own, preset, path), own)
+    own = rename_keys(_read(Path(path)), path, warn=not recorded) if path is not None else {}
+    base = _merge(_preset_settings(own, preset, path), own)
     data = base
     for override in overrides:
-        data = _merged(data, _parse_override(override))
+        data = _merge(data, rename_keys(_parse_override(override)))
     _check_preset_kept(base, data)
     try:
         return validate_settings(data)
     except SettingsError as error:
-        raise _from_file(error, base, path) from None
+        raise _name_file(error, base, path) from None
+
+
+def validate_settings(data: Mapping[str, Any], *, recorded: bool = False) -> Settings:
+    """Validate plain data, such as the content of a settings file, and freeze it.
+
+    Args:
+        data: sections of settings.
+        recorded: as for :func:`load_settings`.
+
+    Raises:
+        SettingsError: an unknown key, a wrong type or a value out of range.
+    """
+    try:
+        data = rename_keys(check_json(data), warn=not recorded)
+        _check_nested(data)
+        # Strict JSON mode still accepts a list for a tuple and 1 for 1.0.
+        settings = Settings.model_validate_json(json.dumps(data), strict=True)
+    except NotJsonError as error:
+        raise SettingsError(str(error)) from None
+    except ValidationError as error:
+        message = describe_validation_error(error, allowed_keys=_fields_at)
+        raise SettingsError(message) from None
+    problem = _size_problem(settings) or _staleness_problem(settings)
+    if problem:
+        raise SettingsError(problem)
+    return settings
+
+
+def dump_settings(settings: Settings) -> str:
+    """Return settings as YAML that :func:`load_settings` reads back unchanged."""
+    return dump_yaml(settings.model_dump(mode="json"))
+
+
+def _preset_settings(
+    own: Mapping[str, Any], preset: str | None, path: str | Path | None
+) -> Mapping[str, Any]:
+    """Return the settings of ``preset``, or of the preset that the file's ``own`` settings name."""
+    run = own.get("run")
+    in_file = run.get("preset") if isinstance(run, Mapping) else None
+    if preset is not None and isinstance(run, Mapping) and "preset" in run and in_file != preset:
+        raise SettingsError(
+            f"{path} has run.preset = {json.dumps(in_file, default=str)}, but the command has "
+            f"{preset!r}: drop the file, or remove the settings that the preset decides from it"
+        )
+    name = preset if preset is not None else in_file
+    if not isinstance(name, str):
+        return {}  # validation rejects other types
+    if name not in PRESETS:
+        source = f"{path}: " if preset is None else ""
+        raise SettingsError(
+            f"{source}run.preset = {name!r:.60} is not known{did_you_mean(name, PRESETS)}; "
+            f"presets: {', '.join(sorted(PRESETS))}"
+        )
+    return _merge(rename_keys(PRESETS[name], f"preset {name}"), {"run": {"preset": name}})
 
 
 def _check_preset_kept(base: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-    """An override comes too late to lie under the file: it would name a preset and take nothing."""
+    """Reject an override of ``run.preset``: it is merged too late for its settings to apply."""
     before, after = (
         run.get("preset") if isinstance(run := tree.get("run"), Mapping) else None
         for tree in (base, data)
     )
     if after is not None and after != before:
         raise SettingsError(
-            f"run.preset = {after!r:.60} is not allowed as an override: write --preset NAME"
+            f"run.preset = {after!r:.60} is not allowed as an override: use --preset NAME"
         )
 
 
-def _from_file(
+def _name_file(
     error: SettingsError, base: Mapping[str, Any], path: str | Path | None
 ) -> SettingsError:
-    """``error`` with the name of the file before it, where the file alone is at fault."""
+    """Return ``error``, prefixed with the file's name if the file alone causes it."""
     if path is None:
         return error
     try:
         validate_settings(base)
-    except SettingsError as own:
-        if str(own) == str(error):
+    except SettingsError as without_overrides:
+        if str(without_overrides) == str(error):
             return SettingsError(f"{path}: {error}")
     return error
 
 
-def _base(own: Mapping[str, Any], preset: str | None, path: str | Path | None) -> Mapping[str, Any]:
-    """The preset that lies under a file's ``own`` settings: the one asked for, or its own."""
-    run = own.get("run")
-    named = run.get("preset") if isinstance(run, Mapping) else None
-    if preset is not None and isinstance(run, Mapping) and "preset" in run and named != preset:
-        raise SettingsError(
-            f"{path} says run.preset = {json.dumps(named, default=str)} and the command says "
-            f"{preset!r}: leave the file out, or take what the preset decides out of it"
-        )
-    chosen = preset if preset is not None else named
-    if chosen is None or not isinstance(chosen, str):
-        return {}  # what is no name is refused with the other values
-    if chosen not in PRESETS:
-        where = f"{path}: " if preset is None else ""
-        raise SettingsError(
-            f"{where}run.preset = {chosen!r:.60} is not known{did_you_mean(chosen, PRESETS)}; "
-            f"there is: {', '.join(sorted(PRESETS))}"
-        )
-    return _merged(PRESETS[chosen], {"run": {"preset": chosen}})
-
-
-def validate_settings(data: Mapping[str, Any]) -> Settings:
-    """Check plain data (the content of a settings file) and freeze it.
-
-    Raises:
-        SettingsError: an unknown key, a wrong type or a value out of range.
-    """
-    try:
-        # JSON mode is the strict mode that still takes a list for a tuple and 1 for 1.0.
-        settings = Settings.model_validate_json(json.dumps(check_json(data)), strict=True)
-    except NotJsonError as error:
-        raise SettingsError(str(error)) from None
-    except ValidationError as error:
-        raise SettingsError(describe_validation_error(error, allowed_keys=_fields_at)) from None
-    problem = _too_large(settings) or _unfit_for_async_collection(settings)
-    if problem:
-        raise SettingsError(problem)
-    return settings
-
-
-def _too_large(settings: Settings) -> str | None:
-    """What no machine holds, in settings that are each all right."""
-    batch, judged, horizon = settings.meta_batch, settings.evaluation, settings.task.horizon
+def _size_problem(settings: Settings) -> str | None:
+    """Return why valid settings jointly exceed memory, or None."""
+    batch, evaluation, horizon = settings.meta_batch, settings.evaluation, settings.task.horizon
     return (
         limits.network_problem(settings.policy.hidden_sizes)
         or limits.iteration_problem(batch.tasks, batch.episodes, horizon, settings.inner.steps + 1)
         or limits.evaluation_problem(
-            judged.tasks, judged.episodes, judged.steps or 0, horizon, prefix="evaluation."
+            evaluation.tasks, evaluation.episodes, evaluation.steps or 0, horizon, "evaluation."
         )
     )
 
 
-def _unfit_for_async_collection(settings: Settings) -> str | None:
-    """An inner step that takes for its own what an older version has collected, where there is one.
+def _staleness_problem(settings: Settings) -> str | None:
+    """Return why the inner objective cannot use data of the previous version, or None.
 
-    A ratio to the recorded log-probabilities makes up for the difference; the others have none, and
-    their gradients would be those of a policy that is not there any more.
+    Only ``ratio`` corrects for the difference, by the recorded log-probabilities. The gradient of
+    the others would be that of a policy that no longer exists.
     """
     inner = settings.inner
     if not settings.meta_batch.async_collection or inner.steps == 0 or inner.objective == "ratio":
         return None
     return (
-        f"inner.objective = {inner.objective!r} does not weigh by ratios, and with "
-        "meta_batch.async_collection = true the data are of the version before: take ratio, or "
-        "leave async_collection out"
+        f"inner.objective = {inner.objective!r} does not weight by ratios, and with "
+        "meta_batch.async_collection = true the data come from the previous version: set "
+        "inner.objective to ratio, or leave async_collection out"
     )
-
-
-def dump_settings(settings: Settings) -> str:
-    """Settings as YAML that :func:`load_settings` reads back to the same settings."""
-    return dump_yaml(settings.model_dump(mode="json"))
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -150,17 +166,33 @@ def _read(path: Path) -> Mapping[str, Any]:
         text = read_text(path, max_bytes=MAX_FILE_BYTES)
     except UnreadableFile as error:
         raise SettingsError(f"cannot read the settings file {path}: {error}") from None
-    data = _data(text, str(path))
+    data = _parse(text, str(path))
     if data is None:
         return {}
     if not isinstance(data, Mapping):
         raise SettingsError(
-            f"{path} must hold sections such as 'run:' and 'outer:', not {data!r:.60}"
+            f"{path} must contain sections such as 'run:' and 'outer:', not {data!r:.60}"
         )
+    _check_nested(data, text, f"{path}: ")
     return data
 
 
-def _data(text: str, source: str) -> Any:
+def _check_nested(data: Mapping[str, Any], text: str = "", source: str = "") -> None:
+    """Reject settings written as ``run.iterations: 5``, showing the nested form."""
+    for key, value in data.items():
+        section, *names = str(key).split(".")
+        if names and names[0] in _fields_at((section,)):
+            lines = enumerate(text.splitlines(), 1)
+            line = next((f"line {n}: " for n, line in lines if line.startswith(key)), "")
+            shown = json.dumps(value, default=str, skipkeys=True)[:60]
+            for name in reversed(names):
+                shown = f"{{{name}: {shown}}}"
+            raise SettingsError(
+                f"{source}{line}write nested keys, {section}: {shown:.80}, not {key:.80}"
+            )
+
+
+def _parse(text: str, source: str) -> Any:
     try:
         return parse_yaml(text, source)
     except YamlError as error:
@@ -176,27 +208,26 @@ def _parse_override(override: str) -> Mapping[str, Any]:
         )
     if len(text) > MAX_FILE_BYTES:
         raise SettingsError(f"the value of {key.strip():.80} is longer than {MAX_FILE_BYTES:,}")
-    value = _data(text, f"the value of {key.strip():.80}")
+    value = _parse(text, f"the value of {key.strip():.80}")
     for part in reversed(parts):
         value = {part: value}
     return dict(value)
 
 
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """``above`` laid over ``below``, section by section; a section without keys changes nothing."""
-    result = dict(below)
-    for key, value in above.items():
-        under = result.get(key)
+def _merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``base`` with ``update`` merged in, recursively; an empty section changes nothing."""
+    result = dict(base)
+    for key, value in update.items():
         if isinstance(value, Mapping):
-            result[key] = _merged(under if isinstance(under, Mapping) else {}, value)
-        elif value is None and key in Settings.model_fields:
-            continue
-        else:
+            section = result.get(key)
+            result[key] = _merge(section if isinstance(section, Mapping) else {}, value)
+        elif value is not None or key not in Settings.model_fields:
             result[key] = value
     return result
 
 
 def _fields_at(location: tuple[str, ...]) -> list[str]:
+    """Return the keys that are allowed at a location, such as ``("outer", "trust_region")``."""
     model: type[BaseModel] = Settings
     for part in location:
         annotation = model.model_fields[part].annotation if part in model.model_fields else None

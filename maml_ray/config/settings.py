@@ -1,8 +1,6 @@
-"""Settings: what a run is, validated and frozen.
+"""Define the settings of a run, as frozen models: one section for each key of ``deploy.yaml``.
 
-The only reader of settings files. Every section below is one key of ``deploy.yaml``;
-every field has a default, so an empty file is a valid run. Mistakes raise :class:`SettingsError`
-with one sentence that names the key, the value and what is allowed.
+Every field has a default, so an empty file is a valid run.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from maml_ray.config.presets import PRESETS
 
 
 class SettingsError(UserError, ValueError):
-    """A mistake in the settings, told in one sentence for the person who made it."""
+    """A setting is invalid; the message names its key, its value and what is allowed."""
 
 
 Count = Annotated[int, Field(ge=1)]
@@ -38,17 +36,17 @@ LogStd = Annotated[float, Field(ge=-20, le=5)]
 
 T = TypeVar("T")
 Option = Annotated[T, Strict()]
-"""An option of a task distribution: as strict about types as a setting."""
+"""An option of a task distribution, as strict about types as a setting."""
 
 
 class _Section(BaseModel):
-    """Base of all sections: frozen, strict about types, strict about names."""
+    """Base of all sections: frozen, no type conversion, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
 
 
 class RunSettings(_Section):
-    """Which run this is, how long it lasts and what is kept of it."""
+    """Name, seed and length of the run, and where its files are kept."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = (
         "half-cheetah-backward"
@@ -65,12 +63,12 @@ class RunSettings(_Section):
     @classmethod
     def _is_known(cls, value: str | None) -> str | None:
         if value is not None and value not in PRESETS:
-            raise ValueError(f"is not known; there is: {', '.join(sorted(PRESETS))}")
+            raise ValueError(f"not a preset; presets: {', '.join(sorted(PRESETS))}")
         return value
 
 
 class TaskSettings(_Section):
-    """What is to be learned."""
+    """The task distribution."""
 
     name: Annotated[str, Field(min_length=1)] = "half-cheetah-backward"
     horizon: Count = 200
@@ -90,7 +88,7 @@ class PolicySettings(_Section):
 
     @field_validator("min_log_std")
     @classmethod
-    def _floor_below_start(cls, value: float, info: ValidationInfo) -> float:
+    def _not_above_initial(cls, value: float, info: ValidationInfo) -> float:
         initial = info.data.get("initial_log_std", value)
         if value > initial:
             raise ValueError(f"must not be above policy.initial_log_std ({initial})")
@@ -98,7 +96,7 @@ class PolicySettings(_Section):
 
 
 class MetaBatchSettings(_Section):
-    """How much is collected in one meta-iteration."""
+    """Rollouts of one iteration."""
 
     tasks: Count = 10
     episodes: Count = 10
@@ -106,7 +104,7 @@ class MetaBatchSettings(_Section):
 
 
 class AdvantageSettings(_Section):
-    """From rewards to advantages."""
+    """How advantages are computed from rewards."""
 
     discount: Fraction = 0.99
     gae_lambda: Fraction = 0.95
@@ -116,11 +114,13 @@ class AdvantageSettings(_Section):
 
     @field_validator("bootstrap_time_limit")
     @classmethod
-    def _has_values(cls, value: bool, info: ValidationInfo) -> bool:
+    def _values_exist_and_are_finite(cls, value: bool, info: ValidationInfo) -> bool:
         if value and info.data.get("baseline") == "zero":
-            raise ValueError("there is nothing to bootstrap from with advantages.baseline = zero")
+            raise ValueError(
+                "there are no values to bootstrap from with advantages.baseline = zero"
+            )
         if value and info.data.get("discount") == 1.0:
-            raise ValueError("what follows is worth infinitely much with advantages.discount = 1")
+            raise ValueError("values are infinite with advantages.discount = 1")
         return value
 
 
@@ -135,7 +135,7 @@ class InnerSettings(_Section):
 
 
 class TrustRegionSettings(_Section):
-    """The step of ``outer.objective: trpo``, which takes no other optimizer."""
+    """The step of ``outer.objective: trpo``, which does not use Adam."""
 
     max_kl: Positive = 0.01
     cg_iterations: Count = 10
@@ -166,21 +166,21 @@ class OuterSettings(_Section):
 
     @field_validator("max_rollbacks")
     @classmethod
-    def _has_a_limit(cls, value: int, info: ValidationInfo) -> int:
+    def _needs_a_kl_limit(cls, value: int, info: ValidationInfo) -> int:
         if value and info.data.get("max_query_kl") is None:
-            raise ValueError("no step goes too far with outer.max_query_kl = null")
+            raise ValueError("nothing is rolled back with outer.max_query_kl = null")
         return value
 
     @field_validator("first_order_iterations")
     @classmethod
     def _only_for_hybrid(cls, value: int, info: ValidationInfo) -> int:
         if value and info.data.get("order") != "hybrid":
-            raise ValueError("only with outer.order = hybrid is the order changed on the way")
+            raise ValueError("the order changes during a run with outer.order = hybrid only")
         return value
 
 
 class EvaluationSettings(_Section):
-    """How the trained policy is judged at the end of a run and by ``maml-ray evaluate``."""
+    """Evaluation at the end of a run and by ``maml-ray evaluate``."""
 
     tasks: Count = 5
     episodes: Count = 10
@@ -189,7 +189,7 @@ class EvaluationSettings(_Section):
 
 
 class ClusterSettings(_Section):
-    """What a run asks of Ray, and how long it waits for it."""
+    """What a run asks of Ray, and how long it waits."""
 
     address: Annotated[str, Field(min_length=1)] | None = None
     rollout_actors: Count | None = None
@@ -207,15 +207,15 @@ class ClusterSettings(_Section):
 
     @field_validator("min_rollout_actors")
     @classmethod
-    def _least_below_most(cls, value: int, info: ValidationInfo) -> int:
-        most = info.data.get("rollout_actors")
-        if most is not None and value > most:
-            raise ValueError(f"must not be above cluster.rollout_actors ({most})")
+    def _not_above_maximum(cls, value: int, info: ValidationInfo) -> int:
+        maximum = info.data.get("rollout_actors")
+        if maximum is not None and value > maximum:
+            raise ValueError(f"must not be above cluster.rollout_actors ({maximum})")
         return value
 
 
 class FaultSettings(_Section):
-    """How much may go wrong before a run ends: a budget for each kind of fault."""
+    """Budgets of faults, by kind; a run ends when one is exceeded."""
 
     infrastructure: Budget = 100
     preemptions: Budget = 1000
@@ -226,7 +226,7 @@ class FaultSettings(_Section):
 
 
 class Settings(_Section):
-    """Everything that describes a run; the content of ``deploy.yaml``."""
+    """All settings of a run: the content of ``deploy.yaml``."""
 
     run: RunSettings = RunSettings()
     task: TaskSettings = TaskSettings()

@@ -42,7 +42,7 @@ def load_with_iteration(folder: str | Path, checkpoint: str = "newest") -> tuple
     """
     run = open_run_dir(folder)
     settings = load_settings(run.settings, recorded=True)
-    loaded, _ = load_named_checkpoint(open_run_storage(run, settings), checkpoint)
+    loaded, _ = load_named_checkpoint(open_run_storage(run, settings.run), checkpoint)
     return agent_from_checkpoint(settings, loaded, run.checkpoints), loaded.iteration
 
 

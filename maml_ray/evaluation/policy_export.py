@@ -124,7 +124,7 @@ def _parse(description: dict[str, Any], content: bytes) -> Agent:
     spec = dict(description["policy"])
     spec["hidden_sizes"] = tuple(spec["hidden_sizes"])
     return Agent(
-        settings=validate_settings(description["settings"]),
+        settings=validate_settings(description["settings"], recorded=True),
         spec=PolicySpec(**spec),
         parameters=arrays,
         normalizer=normalizer,

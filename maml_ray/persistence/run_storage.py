@@ -1,7 +1,7 @@
-"""Where a run is kept: in its own folder, or under a URL that outlives the machine.
+"""Store a run in its own directory, or under a URL that outlives the machine.
 
-Under a URL lie the run's checkpoints, the notes of its attempts, its settings, and its metrics in
-pieces of a hundred rows, so that a long run does not send all of them again with every checkpoint.
+A URL holds the run's checkpoints, leases and settings, and its metrics in files of a hundred rows,
+so that a long run does not upload all of them again with every checkpoint.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from maml_ray.common.errors import RunDirError, UserError, error_reason
 from maml_ray.common.safe_files import write_atomic
 from maml_ray.common.yaml_data import YamlError, parse_yaml
 from maml_ray.config.loading import MAX_FILE_BYTES, dump_settings, load_settings, validate_settings
-from maml_ray.config.settings import Settings
+from maml_ray.config.settings import RunSettings, Settings
 from maml_ray.learning.staleness import checkpoints_to_keep
 from maml_ray.persistence.checkpoint_format import Checkpoint
 from maml_ray.persistence.checkpoint_store import save_checkpoint
@@ -27,45 +27,62 @@ from maml_ray.persistence.storage import LocalStorage, Storage, is_same_storage,
 
 _SETTINGS = "settings.yaml"
 _METRICS = "metrics"
-_PIECE = re.compile(r"[0-9]{6,12}\.jsonl")
-_ROWS = 100
-"""Iterations in one piece of the metrics."""
+_METRICS_FILE = re.compile(r"[0-9]{6,12}\.jsonl")
+_ROWS_PER_FILE = 100
 
 
-def open_run_storage(folder: RunDir, settings: Settings) -> Storage:
-    """The storage of the run in ``folder``: that folder, or its own under ``run.storage``.
+def open_run_storage(run_dir: RunDir, settings: RunSettings) -> Storage:
+    """Return the storage of a run: its directory, or one of the same name under ``run.storage``.
 
     Raises:
-        StorageError: there can be none at that URL.
+        StorageError: ``run.storage`` is not a valid URL.
     """
-    if settings.run.storage is None:
-        return LocalStorage(folder.path)
-    return open_storage(f"{settings.run.storage.rstrip('/')}/{folder.path.resolve().name}")
+    if settings.storage is None:
+        return LocalStorage(run_dir.path)
+    return open_storage(f"{settings.storage.rstrip('/')}/{run_dir.path.resolve().name}")
+
+
+def checkpoint_storages(run_dir: RunDir, settings: RunSettings) -> tuple[Storage, ...]:
+    """Return the storages that may hold checkpoints of a run: its new one and its previous one.
+
+    Args:
+        run_dir: directory of the run; its recorded settings name the previous storage.
+        settings: settings to resume the run with.
+    """
+    recorded = load_settings(run_dir.settings, recorded=True)
+    new, previous = open_run_storage(run_dir, settings), open_run_storage(run_dir, recorded.run)
+    return (new,) if is_same_storage(new, previous) else (new, previous)
+
+
+def is_run_dir(storage: Storage, run_dir: RunDir) -> bool:
+    """Return whether the run's storage is its own directory."""
+    inner = storage.storage if isinstance(storage, FencedStorage) else storage
+    return is_same_storage(inner, LocalStorage(run_dir.path))
 
 
 def read_settings(storage: Storage) -> Settings | None:
-    """The settings of the run that is kept in ``storage``; None where none is.
+    """Return the settings of the run in ``storage``; None if it holds no run.
 
     Raises:
         RunDirError: they cannot be read.
     """
-    place = f"{storage}/{_SETTINGS}"
+    name = f"{storage}/{_SETTINGS}"
     try:
         content = storage.read(_SETTINGS)
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise RunDirError(f"cannot read {place}: {error_reason(error)}") from None
+        raise RunDirError(f"cannot read {name}: {error_reason(error)}") from None
     try:
         if len(content) > MAX_FILE_BYTES:
             raise RunDirError(f"it is larger than {MAX_FILE_BYTES:,} bytes")
-        return validate_settings(parse_yaml(content.decode(), place))
+        return validate_settings(parse_yaml(content.decode(), name), recorded=True)
     except (UserError, YamlError, UnicodeDecodeError, AttributeError, TypeError) as error:
-        raise RunDirError(f"{place} does not hold the settings of a run: {error}") from None
+        raise RunDirError(f"{name} does not hold the settings of a run: {error}") from None
 
 
 def write_settings(storage: Storage, settings: Settings) -> None:
-    """Put a run's settings into its storage, where they are not there yet.
+    """Write a run's settings to its storage unless they are there already.
 
     Raises:
         OSError: the storage failed.
@@ -80,140 +97,128 @@ def write_settings(storage: Storage, settings: Settings) -> None:
 
 
 class MetricsMirror:
-    """Brings the metrics up to date in the storage; the run folder's copy leads.
+    """Copies the metrics from the run directory to the run's storage.
 
     Args:
-        folder: of the run.
-        storage: where the copy goes; the same folder needs none.
+        run_dir: directory of the run.
+        storage: storage of the run; nothing is copied if it is the same directory.
     """
 
-    def __init__(self, folder: RunDir, storage: Storage) -> None:
-        self._folder, self._storage = folder, storage
-        self._needed = not is_run_dir(storage, folder)
-        self._pieces = 0
+    def __init__(self, run_dir: RunDir, storage: Storage) -> None:
+        self._run_dir, self._storage = run_dir, storage
+        self._is_needed = not is_run_dir(storage, run_dir)
+        self._first_open_file = 0  # files below this number are complete
 
-    def __call__(self) -> None:
-        """Write what is new since the last call.
+    def sync(self) -> None:
+        """Write the rows added since the last call.
 
         Raises:
             OSError: the storage failed.
         """
-        if not self._needed or not self._folder.metrics.exists():
+        if not self._is_needed or not self._run_dir.metrics.exists():
             return
-        rows = read_metrics(self._folder.metrics)
-        for piece, lines in groupby(rows, key=lambda row: int(row["iteration"]) // _ROWS):
-            if piece >= self._pieces:
-                text = "".join(json.dumps(line) + "\n" for line in lines)
-                self._storage.write(f"{_METRICS}/{piece:06d}.jsonl", text.encode())
-        self._pieces = int(rows[-1]["iteration"]) // _ROWS if rows else 0
+        rows = read_metrics(self._run_dir.metrics)
+        for number, lines in groupby(rows, key=_file_number):
+            if number >= self._first_open_file:
+                content = "".join(json.dumps(line) + "\n" for line in lines)
+                self._storage.write(f"{_METRICS}/{number:06d}.jsonl", content.encode())
+        self._first_open_file = _file_number(rows[-1]) if rows else 0
 
 
 def fetch_run(url: str, directory: Path) -> RunDir:
-    """A run folder of what lies at ``url``; where it is there already, that one.
+    """Create a run directory, with the settings, for the run at ``url``; return an existing one.
 
-    Metrics are left to :func:`fetch_metrics`, which knows how far the run has come.
+    :func:`fetch_metrics` fetches the metrics, since it must know how far the run has come.
 
     Raises:
-        RunDirError: there is no run at the URL, it cannot be read, or the folder is that of
+        RunDirError: there is no run at the URL, it cannot be read, or the directory belongs to
             another run.
-        StorageError: there can be none at that URL.
+        StorageError: the URL is invalid.
     """
-    above, _, name = url.rstrip("/").rpartition("/")
-    storage, folder = open_storage(url), RunDir(directory / name)
-    if name in ("", ".", "..") or above.endswith("/"):
-        raise RunDirError(f"there is no run at {url}: name the run's own folder")
-    if os.path.lexists(folder.settings):
-        place = open_run_storage(folder, load_settings(folder.settings))
-        if not is_same_storage(place, storage):
+    parent_url, _, name = url.rstrip("/").rpartition("/")
+    storage, run_dir = open_storage(url), RunDir(directory / name)
+    if name in ("", ".", "..") or parent_url.endswith("/"):
+        raise RunDirError(f"there is no run at {url}: name the run's own directory")
+    if os.path.lexists(run_dir.settings):
+        recorded = load_settings(run_dir.settings, recorded=True)
+        its_storage = open_run_storage(run_dir, recorded.run)
+        if not is_same_storage(its_storage, storage):
             raise RunDirError(
-                f"{folder.path} is a run that is kept in {place}, not at {url}: go on with it by "
-                f"--resume {folder.path}, or move the folder away"
+                f"{run_dir.path} is a run stored in {its_storage}, not in {url}: resume it with "
+                f"--resume {run_dir.path}, or move the directory away"
             )
-        return folder
+        return run_dir
     settings = read_settings(storage)
     if settings is None:
         raise RunDirError(f"there is no run at {url}: it has no {_SETTINGS}")
-    # It may have been moved since: it is gone on with where it was found.
-    found = settings.model_copy(update={"run": settings.run.model_copy(update={"storage": above})})
+    # The run may have been moved; it continues where it was found.
+    settings = _with_storage(settings, parent_url)
     try:
-        LocalStorage(folder.path).write(_SETTINGS, dump_settings(found).encode())
+        LocalStorage(run_dir.path).write(_SETTINGS, dump_settings(settings).encode())
     except OSError as error:
         raise RunDirError(f"cannot fetch the run at {url}: {error_reason(error)}") from None
-    return folder
+    return run_dir
 
 
-def fetch_metrics(storage: Storage, folder: RunDir, before: int) -> None:
-    """Add the rows of iterations ``before`` one that the run folder lacks: another machine's.
+def fetch_metrics(storage: Storage, run_dir: RunDir, before: int) -> None:
+    """Copy the rows of iterations below ``before`` that the run directory lacks from the storage.
+
+    They are missing if another machine has carried on the run.
 
     Raises:
-        RunDirError: they cannot be read, or not be written.
+        RunDirError: they cannot be read or written.
     """
-    if is_run_dir(storage, folder):
+    if is_run_dir(storage, run_dir):
         return
-    ours = {r["iteration"]: r for r in read_metrics(folder.metrics)} if _told(folder) else {}
-    if all(iteration in ours for iteration in range(before)):
+    local = read_metrics(run_dir.metrics) if os.path.lexists(run_dir.metrics) else []
+    rows = {row["iteration"]: row for row in local}
+    if all(iteration in rows for iteration in range(before)):
         return
     try:
-        pieces = [name for name in storage.names(_METRICS) if _PIECE.fullmatch(name)]
-        theirs = {
-            row["iteration"]: row
-            for name in pieces
-            for row in parse_metrics(
-                storage.read(f"{_METRICS}/{name}"), f"{storage}/{_METRICS}/{name}"
-            )
-            if row["iteration"] < before
-        }
-        rows = sorted({**theirs, **ours}.items())
-        write_atomic(folder.metrics, "".join(json.dumps(row) + "\n" for _, row in rows))
+        for name in filter(_METRICS_FILE.fullmatch, storage.names(_METRICS)):
+            path = f"{_METRICS}/{name}"
+            for row in parse_metrics(storage.read(path), f"{storage}/{path}"):
+                if row["iteration"] < before:
+                    rows.setdefault(row["iteration"], row)
+        lines = [json.dumps(row) + "\n" for _, row in sorted(rows.items())]
+        write_atomic(run_dir.metrics, "".join(lines))
     except OSError as error:
         raise RunDirError(f"cannot fetch the metrics in {storage}: {error_reason(error)}") from None
 
 
-def save_fallback(settings: Settings, place: RunDir, checkpoint: Checkpoint, rows: str) -> str:
-    """Write a run folder of what is in memory, and say how to go on from it.
+def save_fallback(settings: Settings, run_dir: RunDir, checkpoint: Checkpoint, rows: str) -> str:
+    """Save a run whose directory or storage cannot be written to in another directory.
 
     Args:
-        settings: of the run, which cannot be written to, or its storage cannot.
-        place: a folder that is this run's alone.
-        checkpoint: the newest.
-        rows: lines of metrics.
+        settings: settings of the run.
+        run_dir: new directory to save it in.
+        checkpoint: newest checkpoint.
+        rows: content of ``metrics.jsonl``.
+
+    Returns:
+        The directory and how to resume from it, for a message.
 
     Raises:
-        OSError: nor can it be written there.
+        OSError: it cannot be written there either.
     """
-    here = settings.model_copy(update={"run": settings.run.model_copy(update={"storage": None})})
-    storage = LocalStorage(place.path)
+    storage = LocalStorage(run_dir.path)
     save_checkpoint(storage, checkpoint, keep=checkpoints_to_keep(settings))
-    storage.write(place.metrics.name, rows.encode())
-    storage.write(place.settings.name, dump_settings(here).encode())
-    return f"{place.path}: go on from it with maml-ray train --resume {place.path}"
+    storage.write(run_dir.metrics.name, rows.encode())
+    local = _with_storage(settings, None)
+    storage.write(run_dir.settings.name, dump_settings(local).encode())
+    return f"{run_dir.path}: resume it with maml-ray train --resume {run_dir.path}"
 
 
 def unused_run_dir(base: Path, name: str) -> RunDir:
-    """A folder below ``base`` that is not there yet, of ``name`` or numbered."""
+    """Return a directory below ``base`` that does not exist: ``name``, or with a number appended."""
     names = (name if number == 1 else f"{name}-{number}" for number in count(1))
     return RunDir(next(base / each for each in names if not os.path.lexists(base / each)))
 
 
-def is_run_dir(storage: Storage, folder: RunDir) -> bool:
-    """Whether a run's storage is its folder."""
-    inner = storage.storage if isinstance(storage, FencedStorage) else storage
-    return is_same_storage(inner, LocalStorage(folder.path))
+def _with_storage(settings: Settings, url: str | None) -> Settings:
+    run = settings.run.model_copy(update={"storage": url})
+    return settings.model_copy(update={"run": run})
 
 
-def checkpoint_storages(folder: RunDir, settings: Settings) -> tuple[Storage, ...]:
-    """Where a run may have checkpoints: in its storage, and in the one it had until now.
-
-    Args:
-        folder: of the run; its recorded settings name the latter.
-        settings: that it is to go on with.
-    """
-    now, before = (
-        open_run_storage(folder, settings),
-        open_run_storage(folder, load_settings(folder.settings)),
-    )
-    return (now,) if is_same_storage(now, before) else (now, before)
-
-
-def _told(folder: RunDir) -> bool:
-    return os.path.lexists(folder.metrics)
+def _file_number(row: dict[str, int]) -> int:
+    return int(row["iteration"]) // _ROWS_PER_FILE

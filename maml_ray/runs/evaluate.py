@@ -141,7 +141,7 @@ def report_run(run_dir: RunDir, results: dict[str, Any] | None) -> Path:
     """
     from maml_ray.reporting.plots import write_plots  # matplotlib would delay the start of training
 
-    rows, settings = _read_metrics(run_dir), load_settings(run_dir.settings)
+    rows, settings = _read_metrics(run_dir), load_settings(run_dir.settings, recorded=True)
     check_writable(run_dir.plots, run_dir.report)
     try:
         write_plots(rows, results, run_dir)

@@ -46,7 +46,7 @@ def check_no_existing_run(run_dir: RunDir, settings: Settings) -> None:
             f"{run_dir.path} already holds a run: resume it with --resume {run_dir.path}, "
             "or name another directory"
         )
-    storage = open_run_storage(run_dir, settings)
+    storage = open_run_storage(run_dir, settings.run)
     if not is_run_dir(storage, run_dir) and read_settings(storage) is not None:
         raise RunDirError(
             f"{storage} already holds a run: resume it with --resume {storage}, "
@@ -88,12 +88,12 @@ def load_resume_state(run_dir: RunDir, settings: Settings, console: Console) -> 
         SettingsError: the settings differ from the run's.
         RunDirError: the directory or storage cannot be used, or belongs to another run.
     """
-    _check_resumable(load_settings(run_dir.settings), settings)
+    _check_resumable(load_settings(run_dir.settings, recorded=True), settings)
     check_writable(run_dir.checkpoints, run_dir.tensorboard, run_dir.plots, run_dir.attempts)
     check_writable(run_dir.metrics, run_dir.evaluation, run_dir.episodes, run_dir.report)
     if os.path.lexists(run_dir.metrics):
         read_metrics(run_dir.metrics)  # report damaged metrics before Ray starts
-    storages = checkpoint_storages(run_dir, settings)
+    storages = checkpoint_storages(run_dir, settings.run)
     _check_same_run(run_dir, storages[0], settings)
     storage, checkpoint, warnings = load_newest_of(storages)
     for warning in warnings:

@@ -125,7 +125,7 @@ def _finish(
 ) -> RunResult:
     """Store changed settings and evaluate a run that has all its iterations, without Ray."""
     print_notice(console, f"{run_dir.path} is done: it has {checkpoint.iteration} iterations")
-    if load_settings(run_dir.settings) != settings:
+    if load_settings(run_dir.settings, recorded=True) != settings:
         open_session(run_dir, settings, checkpoint)
     if not reevaluate and _is_evaluated(run_dir):
         return RunResult(run_dir, None, read_evaluation(run_dir.evaluation), ())
@@ -151,7 +151,7 @@ def _resolve_run(
     """Return the run directory, which may not exist yet, and the settings."""
     if resume is not None and resume != AUTO:
         target = open_or_fetch_run(resume)
-        settings = _with_absolute_storage(settings or load_settings(target.settings))
+        settings = _with_absolute_storage(settings or load_settings(target.settings, recorded=True))
     else:
         settings = _with_absolute_storage(settings or Settings())
         if resume == AUTO:
@@ -163,7 +163,7 @@ def _resolve_run(
             _notify_of_moved_directory(settings.run, console)
     # Report an unknown task or storage before Ray starts.
     resolve_tasks(settings.task)
-    open_run_storage(target, settings)
+    open_run_storage(target, settings.run)
     return target, settings
 
 
@@ -172,7 +172,7 @@ def _named_run_dir(settings: Settings, console: Console) -> RunDir:
     run_dir = RunDir(_base_directory(settings.run) / settings.run.name)
     if os.path.lexists(run_dir.settings):
         return open_run_dir(run_dir.path)
-    storage = open_run_storage(run_dir, settings)
+    storage = open_run_storage(run_dir, settings.run)
     if is_run_dir(storage, run_dir) or read_settings(storage) is None:
         return run_dir
     print_notice(console, f"resuming the run in {storage}")

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from maml_ray.common.errors import UserError
-from maml_ray.common.json_data import check_json
 from maml_ray.config.loading import validate_settings
+from maml_ray.config.renamed_keys import rename_paths
 from maml_ray.config.settings import Settings, SettingsError
 from maml_ray.persistence.checkpoint_store import has_checkpoints, load_newest_checkpoint
 from maml_ray.persistence.file_lock import lock_run_dir
@@ -59,7 +59,7 @@ def with_config(settings: Settings, config: Mapping[str, Any]) -> Settings:
         SettingsError: a setting does not exist or its value is not allowed.
     """
     data = settings.model_dump(mode="json")
-    for path, value in config.items():
+    for path, value in rename_paths(config).items():
         *sections, key = path.split(".")
         section = data
         for part in sections:
@@ -67,7 +67,7 @@ def with_config(settings: Settings, config: Mapping[str, Any]) -> Settings:
             if not isinstance(section, dict):
                 raise SettingsError(f"{path:.80} is not a setting: {part:.80} has no keys")
         section[key] = value.item() if hasattr(value, "item") else value
-    return validate_settings(check_json(data))
+    return validate_settings(data)
 
 
 def _with_fixed_resources(settings: Settings) -> Settings:
@@ -100,7 +100,7 @@ def _make_trainable(settings: Settings) -> Callable[[dict[str, Any]], None]:
 def _train_trial(settings: Settings, report: Callable[[dict[str, Any]], None]) -> None:
     run_dir = RunDir(Path(settings.run.directory) / settings.run.name)
     with lock_run_dir(run_dir.path):
-        storage = open_run_storage(run_dir, settings)
+        storage = open_run_storage(run_dir, settings.run)
         resume = load_newest_checkpoint(storage)[0] if has_checkpoints(storage) else None
         log = MetricsLog(run_dir, resume.iteration if resume else 0)
         observers: list[Observer] = [log, _TuneReporter(run_dir, report)]

@@ -34,7 +34,7 @@ def test_a_file_may_name_its_preset(tmp_path: Path) -> None:
 def test_a_preset_does_not_drown_in_a_complete_file(tmp_path: Path) -> None:
     """deploy.yaml spells out every setting: nothing of a preset under it would be left."""
     path = write(tmp_path, dump_settings(Settings()))
-    with pytest.raises(SettingsError, match=r"run\.preset = null and the command says 'rllib'"):
+    with pytest.raises(SettingsError, match=r"run\.preset = null, but the command has 'rllib'"):
         load_settings(path, preset="rllib")
     with pytest.raises(SettingsError, match="'no-such' is not known"):
         load_settings(write(tmp_path, "run: {preset: no-such}"))
