@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 _COLUMNS = ("iteration", "before", "after", "steps/s", "actors", "saved", "since")
 
 
-def runs_table(seen: Sequence[RunEntry]) -> RenderableType:
+def runs_table(runs: Sequence[RunEntry]) -> RenderableType:
     """Return a table with one line per run, and a message per run without a status."""
-    if not seen:
+    if not runs:
         return Text("no run is training on this cluster")
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("run", overflow="fold", min_width=12)
     for column in _COLUMNS:
         table.add_column(column, justify="right", no_wrap=True)
-    name_counts = Counter(one.run_id.run for one in seen)
+    name_counts = Counter(run.run_id.run for run in runs)
     problems = []
-    for one in seen:
-        label = str(one.run_id) if name_counts[one.run_id.run] > 1 else one.run_id.run
-        if one.status is not None:
-            table.add_row(escape(label), *_cells(one.status, one.status_age_s))
+    for run in runs:
+        label = str(run.run_id) if name_counts[run.run_id.run] > 1 else run.run_id.run
+        if run.status is not None:
+            table.add_row(escape(label), *_cells(run.status, run.status_age_s))
         else:
-            problems.append(Text(f"{label}: {one.problem}"))
+            problems.append(Text(f"{label}: {run.problem}"))
     return Group(*([table] if table.row_count else []), *problems)
 
 
@@ -45,9 +45,9 @@ def _cells(status: RunStatus, status_age_s: float) -> list[str]:
     age = status.checkpoint_age_s
     return [
         f"{status.iteration}/{status.iterations}",
-        _number(status.return_before, ".1f"),
-        _number(status.return_after, ".1f"),
-        _number(status.steps_per_second, ",.0f"),
+        _format_number(status.return_before, ".1f"),
+        _format_number(status.return_after, ".1f"),
+        _format_number(status.steps_per_second, ",.0f"),
         str(status.actors),
         "" if age is None else f"{format_duration(age + status_age_s)} ago",
         _since(status.began_at),
@@ -61,5 +61,5 @@ def _since(started_at: float) -> str:
     return time.strftime("%H:%M" if same_day else "%d %b", started)
 
 
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else f"{value:{form}}"
+def _format_number(value: float | None, format_spec: str) -> str:
+    return "" if value is None else f"{value:{format_spec}}"

@@ -122,15 +122,15 @@ def follow_run(
         print_line(console, f"{run} has ended; {count} versions were evaluated: {directory}")
 
 
-def _show(console: Console, seen: Sequence[RunEntry], as_json: bool) -> None:
+def _show(console: Console, runs: Sequence[RunEntry], as_json: bool) -> None:
     if as_json:
-        print(json.dumps([_as_row(one) for one in seen]), flush=True)
+        print(json.dumps([_to_dict(run) for run in runs]), flush=True)
     else:
         from maml_ray.cli.runs_table import runs_table
 
-        console.print(runs_table(seen))
+        console.print(runs_table(runs))
 
 
-def _as_row(one: RunEntry) -> dict[str, Any]:
-    status = {} if one.status is None else asdict(one.status)
-    return {**asdict(one.run_id), "problem": one.problem, "told_s_ago": one.status_age_s, **status}
+def _to_dict(run: RunEntry) -> dict[str, Any]:
+    status = {} if run.status is None else asdict(run.status)
+    return {**asdict(run.run_id), "problem": run.problem, "told_s_ago": run.status_age_s, **status}

@@ -24,7 +24,7 @@ from maml_ray.jobs import doctor
 from maml_ray.jobs.doctor import Finding, GpuSeen, NodeSeen, StorageSeen
 from maml_ray.learning.rollout_worker import policy_spec
 from maml_ray.persistence.storage import call_with_timeout, open_storage
-from maml_ray.runtime.actor_handle import reason
+from maml_ray.runtime.actor_handle import describe_error
 
 VIDEO_S = 30.0
 """Deadline for a picture: where OpenGL is broken it may hang."""
@@ -176,7 +176,7 @@ def _answer(ref: ray.ObjectRef[Any], wait_s: float, deadline_s: float | None = N
     try:
         return ray.get(ref, timeout=10.0)
     except RayError as error:
-        return reason(error)
+        return describe_error(error)
 
 
 def _self_portrait() -> Callable[..., dict[str, Any]]:

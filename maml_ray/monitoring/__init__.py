@@ -1,1 +1,1 @@
-"""A run seen from outside: status, metrics, registry."""
+"""Publish a run's status and metrics, and find the runs on a cluster."""

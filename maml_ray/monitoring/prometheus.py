@@ -1,7 +1,7 @@
-"""A run's figures as metrics of Ray, which every node exports to Prometheus.
+"""Publish a run's metrics through Ray, which exports them on every node to Prometheus.
 
-:data:`METRICS` is the one table of them: registration, the README and the check of the Grafana
-dashboard are made from it. Ray puts ``ray_`` before each name.
+:data:`METRICS` defines all of them: their registration, the table in cluster/grafana/README.md and
+the test of the Grafana dashboard use it. Ray prefixes each name with ``ray_``.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Any, Literal
 from ray.util.metrics import Counter, Gauge
 
 from maml_ray.persistence.records import IterationRecord, StartReport
-from maml_ray.runtime.run_id import own_name
+from maml_ray.runtime.run_context import current_run_id
 
 Kind = Literal["gauge", "counter"]
 TAGS = ("run", "job_id")
-"""Of every metric: ``run.name``, and Ray's job id, which tells two runs of a name apart (``job`` is
-Prometheus' own)."""
-_NOTHING = sys.float_info.min
-"""What a counter begins with. It must be there before anything is counted, or ``increase()`` misses
-the first time; Ray's takes no 0; and 1 plus this is 1."""
+"""Tags of every metric: ``run.name``, and Ray's job id, which distinguishes runs of the same name
+(``job`` is reserved by Prometheus)."""
+_COUNTER_START = sys.float_info.min
+"""First value of a counter, standing for 0, which Ray's counters reject. Without a first value
+``increase()`` misses the first count. Adding it to 1 gives 1."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class Metric:
 
     Attributes:
         name: without Ray's prefix.
-        kind: a gauge tells the last iteration's value, a counter adds up.
-        unit: of its values.
-        meaning: in words.
-        read: its value in a record; where the metric has a tag of its own, one for each of its
-            values. None where there is none.
-        tag: that tag.
-        total: of a counter, whether the record tells the sum so far; what is new otherwise.
+        kind: a gauge holds the last iteration's value, a counter accumulates.
+        unit: unit of the values.
+        meaning: description for the metric's users.
+        read: returns the value in a record, or None if there is none; with ``tag`` a mapping from
+            the tag's values to such values.
+        tag: name of the metric's own tag, if any.
+        is_total: for a counter, whether ``read`` returns the total so far instead of the increase.
     """
 
     name: str
@@ -48,12 +48,12 @@ class Metric:
     meaning: str
     read: Callable[[IterationRecord], Any]
     tag: str | None = None
-    total: bool = False
+    is_total: bool = False
 
     def values(self, record: IterationRecord) -> dict[str, float]:
-        """Finite values by the metric's own tag; by ``""`` where it has none."""
-        told = self.read(record)
-        by_tag: Mapping[str, Any] = told if self.tag else {"": told}
+        """Return the finite values by the metric's own tag, or by ``""`` if it has none."""
+        value_or_values = self.read(record)
+        by_tag: Mapping[str, Any] = value_or_values if self.tag else {"": value_or_values}
         return {
             tag: float(value)
             for tag, value in by_tag.items()
@@ -75,8 +75,10 @@ def _gauge(name: str, unit: str, meaning: str, path: str) -> Metric:
     return Metric(f"maml_ray_{name}", "gauge", unit, meaning, attrgetter(path))
 
 
-def _counter(name: str, unit: str, meaning: str, path: str, *, total: bool = False) -> Metric:
-    return Metric(f"maml_ray_{name}_total", "counter", unit, meaning, attrgetter(path), total=total)
+def _counter(name: str, unit: str, meaning: str, path: str, *, is_total: bool = False) -> Metric:
+    return Metric(
+        f"maml_ray_{name}_total", "counter", unit, meaning, attrgetter(path), is_total=is_total
+    )
 
 
 METRICS = (
@@ -86,12 +88,34 @@ METRICS = (
     _gauge("speed_after", "m/s", "mean speed after adaptation", "update.speed_after"),
     _gauge("meta_loss", "1", "meta-loss", "update.loss"),
     _gauge("gradient_norm", "1", "Euclidean norm of the meta-gradient", "update.gradient_norm"),
-    _gauge("inner_kl", "nats", "KL of today's policies from the support data's", "update.inner_kl"),
-    _gauge("query_kl", "nats", "KL of the adapted policies from the query's", "update.query_kl"),
-    _gauge("staleness", "updates", "versions that the data are behind", "update.staleness"),
+    _gauge(
+        "inner_kl",
+        "nats",
+        "KL from the policies that collected support data to the updated ones",
+        "update.inner_kl",
+    ),
+    _gauge(
+        "query_kl",
+        "nats",
+        "KL from the policies that collected query data to the updated ones",
+        "update.query_kl",
+    ),
+    _gauge(
+        "staleness",
+        "updates",
+        "versions between the data's parameters and the updated ones",
+        "update.staleness",
+    ),
     _gauge("entropy", "nats", "entropy of the adapted policies", "update.entropy"),
-    _counter("env_steps", "steps", "environment steps of the run", "total_env_steps", total=True),
-    _gauge("env_steps_per_second", "steps/s", "of the last iteration", "steps_per_second"),
+    _counter(
+        "env_steps", "steps", "environment steps of the run", "total_env_steps", is_total=True
+    ),
+    _gauge(
+        "env_steps_per_second",
+        "steps/s",
+        "environment steps per second in the last iteration",
+        "steps_per_second",
+    ),
     Metric(
         "maml_ray_phase_seconds_total",
         "counter",
@@ -100,100 +124,108 @@ METRICS = (
         _phases,
         tag="phase",
     ),
-    _gauge("actors", "actors", "rollout actors there are", "faults.actors"),
+    _gauge("actors", "actors", "available rollout actors", "faults.actors"),
     _counter(
         "failures",
         "failures",
-        "actors, learners, starts that failed",
+        "failures of actors, learners and starts",
         "faults.failures",
-        total=True,
+        is_total=True,
     ),
     _counter(
-        "learner_restarts", "restarts", "learners begun anew", "faults.learner_restarts", total=True
+        "learner_restarts", "restarts", "learner restarts", "faults.learner_restarts", is_total=True
     ),
-    _counter("work_retried", "tasks", "handed out again after a failure", "faults.retried"),
-    _counter("work_duplicated", "tasks", "handed to a second actor", "faults.duplicated"),
-    _counter("work_discarded", "tasks", "answered second, or too late", "faults.discarded"),
-    _counter("work_lost", "tasks", "never answered", "faults.lost"),
+    _counter("work_retried", "tasks", "tasks repeated after a failure", "faults.retried"),
+    _counter(
+        "work_duplicated", "tasks", "tasks given to a second actor as well", "faults.duplicated"
+    ),
+    _counter(
+        "work_discarded", "tasks", "results that came second, or too late", "faults.discarded"
+    ),
+    _counter("work_lost", "tasks", "tasks lost with their actor", "faults.lost"),
     _counter(
         "discarded_episodes",
         "episodes",
-        "broken simulations, each redrawn",
+        "failed simulations, each collected again",
         "update.discarded_episodes",
-        total=True,
+        is_total=True,
     ),
     Metric(
         "maml_ray_skipped_updates_total",
         "counter",
         "updates",
-        "skipped for want of finite numbers",
+        "updates skipped because of non-finite numbers",
         lambda record: int(record.update.skipped is not None),
     ),
     _gauge(
-        "checkpoint_age", "s", "since the newest safe checkpoint was written", "checkpoint_age_s"
+        "checkpoint_age",
+        "s",
+        "time since the latest durable checkpoint was written",
+        "checkpoint_age_s",
     ),
     _gauge("parameter_version", "updates", "version of the parameters", "update.version"),
     Metric(
         "maml_ray_iterations_finished",
         "gauge",
         "iterations",
-        "of the run, resumed parts included",
+        "finished iterations, including those before a resume",
         lambda record: record.iteration + 1,
     ),
-    _gauge("iterations_planned", "iterations", "that the run is to have", "iterations"),
+    _gauge("iterations_planned", "iterations", "iterations of the whole run", "iterations"),
 )
-"""All of them."""
+"""All metrics of a run."""
 
 
 class RayMetrics:
-    """An observer that publishes :data:`METRICS`; made while Ray is connected.
+    """Observer that publishes :data:`METRICS`; create it while Ray is connected.
 
     Args:
-        run: the run's name.
+        run: name of the run.
     """
 
     def __init__(self, run: str) -> None:
-        name = own_name(run)
-        self._tags = {"run": name.run, "job_id": name.job}
-        self._published = [_Published(metric, self._tags) for metric in METRICS]
+        run_id = current_run_id(run)
+        tags = {"run": run_id.run, "job_id": run_id.job}
+        self._exporters = [_MetricExporter(metric, tags) for metric in METRICS]
 
     def on_start(self, report: StartReport) -> None:
-        """Nothing is known yet."""
+        """No-op: there are no values yet."""
 
     def on_iteration(self, record: IterationRecord) -> None:
-        """The last iteration's figures; Ray exports them every ten seconds, and at its end."""
-        for one in self._published:
-            one.tell(record)
+        """Publish an iteration's values; Ray exports them every ten seconds, and at its end."""
+        for exporter in self._exporters:
+            exporter.export(record)
 
     def on_event(self, message: str) -> None:
-        """Of events the logs tell."""
+        """No-op: events go to the logs."""
 
     def close(self) -> None:
-        """Nothing is held."""
+        """No-op: there is nothing to release."""
 
 
-class _Published:
-    """A metric in Ray's hands."""
+class _MetricExporter:
+    """Write one metric to Ray."""
 
     def __init__(self, metric: Metric, tags: dict[str, str]) -> None:
         self._metric, self._tags = metric, tags
         keys = (*TAGS, metric.tag) if metric.tag else TAGS
-        described = f"{metric.meaning} ({metric.unit})"
+        description = f"{metric.meaning} ({metric.unit})"
         self._gauge = self._counter = None
         if metric.kind == "gauge":
-            self._gauge = Gauge(metric.name, description=described, tag_keys=keys)
+            self._gauge = Gauge(metric.name, description=description, tag_keys=keys)
         else:
-            self._counter = Counter(metric.name, description=described, tag_keys=keys)
-        self._so_far: dict[str, float] = {}
+            self._counter = Counter(metric.name, description=description, tag_keys=keys)
+        self._last_values: dict[str, float] = {}
 
-    def tell(self, record: IterationRecord) -> None:
-        """Set the gauge, or add what is new to the counter."""
+    def export(self, record: IterationRecord) -> None:
+        """Set the gauge, or increase the counter."""
         for tag, value in self._metric.values(record).items():
             tags = {**self._tags, self._metric.tag: tag} if self._metric.tag else self._tags
             if self._gauge is not None:
                 self._gauge.set(value, tags=tags)
             if self._counter is not None:
-                new = value - self._so_far.get(tag, 0.0) if self._metric.total else value
-                if new > 0.0 or tag not in self._so_far:
-                    self._counter.inc(max(new, _NOTHING), tags=tags)
-                self._so_far[tag] = value
+                last = self._last_values.get(tag, 0.0)
+                increase = value - last if self._metric.is_total else value
+                if increase > 0.0 or tag not in self._last_values:
+                    self._counter.inc(max(increase, _COUNTER_START), tags=tags)
+                self._last_values[tag] = value

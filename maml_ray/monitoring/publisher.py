@@ -1,4 +1,4 @@
-"""The run's side of its service: it tells, and never waits."""
+"""Publish a run's status and parameters to its status actor, without ever waiting for it."""
 
 from __future__ import annotations
 
@@ -13,52 +13,52 @@ import ray
 from ray.exceptions import RayError
 
 from maml_ray.config.settings import Settings
-from maml_ray.monitoring.status_actor import NAMESPACE, RunService, RunStatus, Snapshot
+from maml_ray.monitoring.status_actor import NAMESPACE, RunStatus, Snapshot, StatusActor
 from maml_ray.persistence.records import IterationRecord, StartReport
 from maml_ray.policies.spec import PolicySpec
-from maml_ray.runtime.actor_handle import reason
-from maml_ray.runtime.run_id import own_name
+from maml_ray.runtime.actor_handle import describe_error
+from maml_ray.runtime.run_context import current_run_id
 
-PATIENCE_S = 60.0
-"""A service that has not answered for so long is begun anew; it starts within seconds."""
-_LONGEST_PAUSE_S = 60.0
+REPLY_TIMEOUT_S = 60.0
+"""Seconds without a reply after which the status actor is restarted; a start takes seconds."""
+_MAX_BACKOFF_S = 60.0
 
 
 class Publisher:
-    """An observer that tells the run's service of every update.
+    """Observer that sends every update to the run's status actor.
 
-    At most one message is under way: what comes while the service is slow is overtaken by what is
-    newest. A service that died or hangs is begun anew, with growing pauses.
+    At most one message is in flight: while the actor is busy, newer updates replace older ones. An
+    actor that died or hangs is restarted with exponential backoff.
 
     Args:
         settings: of the run.
-        spec: the policy's sizes.
-        newest: the newest version of the parameters, and a reference to them.
-        on_event: told when the service is begun anew.
-        patience_s: how long an answer may take.
+        spec: sizes of the policy.
+        latest: returns the latest version of the parameters, and a reference to them.
+        on_event: receives a message when the actor is restarted.
+        timeout_s: seconds that a reply may take.
     """
 
     def __init__(
         self,
         settings: Settings,
         spec: PolicySpec,
-        newest: Callable[[], tuple[int, ray.ObjectRef[Any]]],
+        latest: Callable[[], tuple[int, ray.ObjectRef[Any]]],
         on_event: Callable[[str], None],
         *,
-        patience_s: float = PATIENCE_S,
+        timeout_s: float = REPLY_TIMEOUT_S,
     ) -> None:
-        self._settings, self._newest = settings, newest
-        self._on_event, self._patience_s = on_event, patience_s
-        self._described = ray.put((settings, spec))
-        self._name = own_name(settings.run.name)
+        self._settings, self._latest = settings, latest
+        self._on_event, self._timeout_s = on_event, timeout_s
+        self._description_ref = ray.put((settings, spec))
+        self._run_id = current_run_id(settings.run.name)
         self._status: RunStatus | None = None
         self._actor: Any = None
-        self._under_way: ray.ObjectRef[Any] | None = None
-        self._asked_at = self._not_before = 0.0
-        self._deaths = 0
+        self._pending: ray.ObjectRef[Any] | None = None
+        self._sent_at = self._restart_after = 0.0
+        self._failures = 0
 
     def on_start(self, report: StartReport) -> None:
-        """Start the service, with the parameters that the run begins with."""
+        """Start the status actor with the run's initial parameters."""
         self._status = RunStatus(
             run_directory=report.run_directory,
             learner=report.learner,
@@ -74,10 +74,10 @@ class Publisher:
             elapsed_s=0.0,
             checkpoint_age_s=None,
         )
-        self._tell()
+        self._publish()
 
     def on_iteration(self, record: IterationRecord) -> None:
-        """Tell how the run stands, and of the new parameters."""
+        """Publish the run's progress and its new parameters."""
         assert self._status is not None
         self._status = replace(
             self._status,
@@ -91,61 +91,61 @@ class Publisher:
             elapsed_s=record.elapsed_s,
             checkpoint_age_s=record.checkpoint_age_s,
         )
-        self._tell()
+        self._publish()
 
     def on_event(self, message: str) -> None:
-        """Of events the logs tell."""
+        """No-op: events go to the logs."""
 
     def close(self) -> None:
-        """End the service."""
+        """Kill the status actor."""
         if self._actor is not None:
             with suppress(RayError):
                 ray.kill(self._actor)
             self._actor = None
 
-    def _tell(self) -> None:
-        self._look_after()
-        if self._actor is None and time.monotonic() >= self._not_before:
+    def _publish(self) -> None:
+        self._check_reply()
+        if self._actor is None and time.monotonic() >= self._restart_after:
             self._start()
-        if self._actor is None or self._under_way is not None:
+        if self._actor is None or self._pending is not None:
             return
-        version, parameters = self._newest()
+        version, parameters = self._latest()
         snapshot = Snapshot(version, (parameters,))
-        self._asked_at = time.monotonic()
-        self._under_way = self._actor.tell.remote(self._status, snapshot)
+        self._sent_at = time.monotonic()
+        self._pending = self._actor.publish.remote(self._status, snapshot)
 
-    def _look_after(self) -> None:
-        """Whether the last message has arrived; a service that is dead or hangs is given up."""
-        if self._under_way is None:
+    def _check_reply(self) -> None:
+        """Handle the reply to the last message; kill the actor if it died or hangs."""
+        if self._pending is None:
             return
-        if ray.wait([self._under_way], timeout=0)[0]:
+        if ray.wait([self._pending], timeout=0)[0]:
             try:
-                ray.get(self._under_way, timeout=1.0)
+                ray.get(self._pending, timeout=1.0)
             except RayError as error:
-                self._give_up(reason(error))
+                self._schedule_restart(describe_error(error))
             else:
-                self._deaths = 0
-            self._under_way = None
-        elif time.monotonic() - self._asked_at > self._patience_s:
-            self._give_up(f"it has not answered for {self._patience_s:.0f} s")
+                self._failures = 0
+            self._pending = None
+        elif time.monotonic() - self._sent_at > self._timeout_s:
+            self._schedule_restart(f"it has not answered for {self._timeout_s:.0f} s")
 
-    def _give_up(self, why: str) -> None:
-        self._on_event(f"the run's service, for status and followers, is begun anew: {why}")
+    def _schedule_restart(self, reason: str) -> None:
+        self._on_event(f"restarting the status actor, which serves status and followers: {reason}")
         self.close()
-        self._under_way = None
-        self._deaths += 1
-        pause = 0.0 if self._deaths == 1 else min(2.0**self._deaths, _LONGEST_PAUSE_S)
-        self._not_before = time.monotonic() + pause
+        self._pending = None
+        self._failures += 1
+        backoff = 0.0 if self._failures == 1 else min(2.0**self._failures, _MAX_BACKOFF_S)
+        self._restart_after = time.monotonic() + backoff
 
     def _start(self) -> None:
         remote: Any = ray.remote
-        options = {"name": str(self._name), "namespace": NAMESPACE, "num_cpus": 0, "num_gpus": 0}
-        # A killed actor gives its name back late: the next update tries again.
+        options = {"name": str(self._run_id), "namespace": NAMESPACE, "num_cpus": 0, "num_gpus": 0}
+        # Ray frees the name of a killed actor late: the next update tries again.
         with suppress(ValueError, RayError):
-            made = remote(RunService).options(**options)
-            self._actor = made.remote(str(self._name), (self._described,))
+            actor = remote(StatusActor).options(**options)
+            self._actor = actor.remote(str(self._run_id), (self._description_ref,))
 
 
 def _finite(value: float) -> float | None:
-    """JSON has no NaN, which a skipped update may leave."""
+    """Return ``value``, or None for NaN after a skipped update, which JSON cannot hold."""
     return value if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Who trains on a cluster: the runs, by their services, asked under a deadline."""
+"""List the runs on a cluster and their status, as their status actors report it."""
 
 from __future__ import annotations
 
@@ -13,44 +13,44 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from maml_ray.common.errors import UserError
 from maml_ray.monitoring.status_actor import NAMESPACE, RunStatus
-from maml_ray.runtime.actor_handle import reason
+from maml_ray.runtime.actor_handle import describe_error
 from maml_ray.runtime.ray_session import connected
-from maml_ray.runtime.run_id import RunName
+from maml_ray.runtime.run_context import RunId
 
-ANSWER_S = 5.0
-"""Deadline for all the services' answers together."""
+QUERY_TIMEOUT_S = 5.0
+"""Deadline in seconds for the replies of all status actors together."""
 
 
 @dataclass(frozen=True)
-class RunSeen:
-    """A run that is on the cluster.
+class RunEntry:
+    """A run on the cluster.
 
     Attributes:
-        name: of the run.
-        status: how it stands; None where it does not tell.
-        told_s_ago: how old that is.
-        problem: why it does not tell.
+        run_id: its name and Ray job.
+        status: its last status; None if unknown.
+        status_age_s: age of the status in seconds.
+        problem: why the status is unknown.
     """
 
-    name: RunName
+    run_id: RunId
     status: RunStatus | None
-    told_s_ago: float = 0.0
+    status_age_s: float = 0.0
     problem: str | None = None
 
 
-class NoSuchRun(UserError):
-    """No run of that name is on the cluster, or several are."""
+class RunNotFound(UserError):
+    """No run of that name is on the cluster, or there are several."""
 
 
 @contextmanager
 def joined(address: str | None) -> Iterator[None]:
-    """A cluster that is there already, for the time of the block.
+    """Connect to a running cluster inside the block.
 
     Args:
-        address: of it; None for a submitted job's own, else for the one on this machine.
+        address: address of the cluster; None for a submitted job's own, otherwise this machine's.
 
     Raises:
-        ResourceError: there is none.
+        ResourceError: there is no such cluster.
     """
     if address is None and not os.environ.get("RAY_ADDRESS"):
         address = "auto"
@@ -58,69 +58,68 @@ def joined(address: str | None) -> Iterator[None]:
         yield
 
 
-def names_of_runs() -> list[RunName]:
-    """The runs that have an actor on the cluster, whether their services answer or not."""
-    return sorted(set(_runs(ray.util.list_named_actors(all_namespaces=True))))
+def list_run_ids() -> list[RunId]:
+    """Return the runs that have an actor on the cluster, whether or not they report a status."""
+    return sorted(set(_run_ids(ray.util.list_named_actors(all_namespaces=True))))
 
 
-def _runs(actors: Iterable[Mapping[str, str]]) -> Iterable[RunName]:
+def _run_ids(actors: Iterable[Mapping[str, str]]) -> Iterable[RunId]:
     for actor in actors:
-        space, prefix = actor["namespace"], f"{NAMESPACE}/"
-        told = actor["name"] if space == NAMESPACE else space.removeprefix(prefix)
-        if space == NAMESPACE or space.startswith(prefix):
-            name = RunName.parse(told)
-            if name is not None:
-                yield name
+        namespace, prefix = actor["namespace"], f"{NAMESPACE}/"
+        if namespace == NAMESPACE or namespace.startswith(prefix):
+            text = actor["name"] if namespace == NAMESPACE else namespace.removeprefix(prefix)
+            run_id = RunId.parse(text)
+            if run_id is not None:
+                yield run_id
 
 
-def look_at_runs() -> list[RunSeen]:
-    """Every run on the cluster, asked how it stands, within ``ANSWER_S``."""
-    names = names_of_runs()
-    asked: dict[RunName, ray.ObjectRef[Any] | None] = {}
-    for name in names:
-        service = service_of(name)
-        asked[name] = None if service is None else service.status.remote()
-    waiting = [ref for ref in asked.values() if ref is not None]
-    if waiting:
-        ray.wait(waiting, num_returns=len(waiting), timeout=ANSWER_S)
-    return [_seen(name, ref) for name, ref in asked.items()]
+def list_runs() -> list[RunEntry]:
+    """Return every run on the cluster with its status, within ``QUERY_TIMEOUT_S``."""
+    replies: dict[RunId, ray.ObjectRef[Any] | None] = {}
+    for run_id in list_run_ids():
+        actor = get_status_actor(run_id)
+        replies[run_id] = None if actor is None else actor.status.remote()
+    pending = [ref for ref in replies.values() if ref is not None]
+    if pending:
+        ray.wait(pending, num_returns=len(pending), timeout=QUERY_TIMEOUT_S)
+    return [_entry(run_id, ref) for run_id, ref in replies.items()]
 
 
-def _seen(name: RunName, answer: ray.ObjectRef[Any] | None) -> RunSeen:
-    if answer is None:
-        return RunSeen(name, None, problem="starting, or its service is away")
+def _entry(run_id: RunId, reply: ray.ObjectRef[Any] | None) -> RunEntry:
+    if reply is None:
+        return RunEntry(run_id, None, problem="starting, or its status actor is down")
     try:
-        status, ago = ray.get(answer, timeout=0)
+        status, age_s = ray.get(reply, timeout=0)
     except GetTimeoutError:
-        return RunSeen(name, None, problem=f"no answer within {ANSWER_S:.0f} s")
+        return RunEntry(run_id, None, problem=f"no answer within {QUERY_TIMEOUT_S:.0f} s")
     except RayError as error:
-        return RunSeen(name, None, problem=reason(error))
-    return RunSeen(name, status, ago, None if status else "starting")
+        return RunEntry(run_id, None, problem=describe_error(error))
+    return RunEntry(run_id, status, age_s, None if status else "starting")
 
 
-def find_run(asked: str) -> RunName:
-    """The run of a name, ``NAME`` or ``NAME/JOB``.
+def find_run(name: str) -> RunId:
+    """Return the run called ``name``, in the form ``NAME`` or ``NAME/JOB``.
 
     Raises:
-        NoSuchRun: there is none, or there are several.
+        RunNotFound: there is no such run, or there are several.
     """
-    there = names_of_runs()
-    found = [name for name in there if asked in (name.run, str(name))]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise NoSuchRun(f"several runs are called {asked}: name one of {_listed(found)}")
-    others = f"there are {_listed(there)}" if there else "no run trains there now"
-    raise NoSuchRun(f"no run called {asked} is on the cluster: {others} (maml-ray status)")
+    run_ids = list_run_ids()
+    matches = [run_id for run_id in run_ids if name in (run_id.run, str(run_id))]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise RunNotFound(f"several runs are called {name}: name one of {_join(matches)}")
+    others = f"there are {_join(run_ids)}" if run_ids else "no run trains there now"
+    raise RunNotFound(f"no run called {name} is on the cluster: {others} (maml-ray status)")
 
 
-def _listed(names: Iterable[RunName]) -> str:
-    return ", ".join(map(str, names))
+def _join(run_ids: Iterable[RunId]) -> str:
+    return ", ".join(map(str, run_ids))
 
 
-def service_of(name: RunName) -> Any:
-    """The handle of a run's service; None where there is none."""
+def get_status_actor(run_id: RunId) -> Any:
+    """Return Ray's handle of a run's status actor; None if there is none."""
     try:
-        return ray.get_actor(str(name), namespace=NAMESPACE)
+        return ray.get_actor(str(run_id), namespace=NAMESPACE)
     except ValueError:
         return None

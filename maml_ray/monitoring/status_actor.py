@@ -1,4 +1,4 @@
-"""A run as a service on its cluster: how it stands, and the newest parameters, for other jobs.
+"""Serve a run's status and its latest parameters to other jobs on the cluster.
 
 The actor is small: it takes no CPU, imports neither PyTorch nor MuJoCo, and holds references, not
 arrays. It dies with the run.
@@ -16,29 +16,29 @@ from typing import Any
 import ray
 
 NAMESPACE = "maml_ray"
-"""Ray namespace of the services of all runs."""
-KEPT = 3
-"""Snapshots that a service keeps: who comes a little late still gets the version it waits for."""
+"""Ray namespace of all runs' status actors."""
+SNAPSHOTS_KEPT = 3
+"""Snapshots that the actor keeps, so that a slightly late follower still gets its version."""
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """How a run stands.
+    """A run's progress.
 
     Attributes:
-        run_directory: its folder, as the driver names it.
-        learner: where the learner computes, in words.
-        began_at: when this part of the run began, Unix time on the driver.
+        run_directory: path of the run directory on the driver.
+        learner: description of the learner's device.
+        began_at: Unix time on the driver at which the run began or was resumed.
         iteration: finished iterations.
-        iterations: how many there are to be.
-        version: of the newest parameters.
-        return_before, return_after: of the last iteration; None before the first, and where it had
-            none that is finite.
-        steps_per_second: likewise.
-        actors: rollout actors there are.
-        failures: of actors and learners, since this part began.
-        elapsed_s: seconds of training, resumed parts included.
-        checkpoint_age_s: seconds since the newest safe checkpoint, at that time; None before one.
+        iterations: iterations of the whole run.
+        version: version of the latest parameters.
+        return_before, return_after: mean returns of the last iteration; None before the first, or
+            if not finite.
+        steps_per_second: environment steps per second of the last iteration; None before the first.
+        actors: available rollout actors.
+        failures: failures of actors and learners since the run began or was resumed.
+        elapsed_s: seconds of training, including those before a resume.
+        checkpoint_age_s: seconds since the latest durable checkpoint; None before the first.
     """
 
     run_directory: str
@@ -58,70 +58,72 @@ class RunStatus:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One version of the parameters, by reference.
+    """Reference to one version of the parameters.
 
     Attributes:
-        version: of the parameters.
-        parameters: one reference to :class:`maml_ray.policies.spec.PolicyParameters`; in a
-            container, for Ray would fetch what stands alone.
+        version: version of the parameters.
+        parameters: one reference to :class:`maml_ray.policies.spec.PolicyParameters`, in a tuple
+            because Ray would fetch a bare reference.
     """
 
     version: int
     parameters: tuple[ray.ObjectRef[Any]]
 
 
-class RunService:
-    """The actor: told by the run, asked by others.
+class StatusActor:
+    """Ray actor to which a run publishes its status, and which others query.
 
     Args:
-        name: of the run.
-        described: one reference to the run's settings and its policy's sizes.
+        name: id of the run as text.
+        description: one reference to ``(Settings, PolicySpec)``, in a tuple.
     """
 
-    def __init__(self, name: str, described: tuple[ray.ObjectRef[Any]]) -> None:
-        self._name, self._described = name, described
+    def __init__(self, name: str, description: tuple[ray.ObjectRef[Any]]) -> None:
+        self._name, self._description = name, description
         self._status: RunStatus | None = None
-        self._told_at = time.monotonic()
-        self._kept: deque[Snapshot] = deque(maxlen=KEPT)
-        self._news = asyncio.Condition()
+        self._published_at = time.monotonic()
+        self._snapshots: deque[Snapshot] = deque(maxlen=SNAPSHOTS_KEPT)
+        self._published = asyncio.Condition()
 
     def __repr__(self) -> str:
         return f"service of {self._name}"
 
-    async def tell(self, status: RunStatus, snapshot: Snapshot) -> None:
-        """How the run stands now, and its newest parameters."""
-        async with self._news:
-            self._status, self._told_at = status, time.monotonic()
-            self._kept.append(snapshot)
-            self._news.notify_all()
+    async def publish(self, status: RunStatus, snapshot: Snapshot) -> None:
+        """Replace the status, and add the latest parameters."""
+        async with self._published:
+            self._status, self._published_at = status, time.monotonic()
+            self._snapshots.append(snapshot)
+            self._published.notify_all()
 
     async def status(self) -> tuple[RunStatus | None, float]:
-        """What was told last, and how many seconds ago."""
-        return self._status, time.monotonic() - self._told_at
+        """Return the last status and its age in seconds."""
+        return self._status, time.monotonic() - self._published_at
 
-    async def described(self) -> tuple[ray.ObjectRef[Any]]:
-        """One reference to ``(Settings, PolicySpec)``."""
-        return self._described
+    async def description(self) -> tuple[ray.ObjectRef[Any]]:
+        """Return one reference to ``(Settings, PolicySpec)``, in a tuple."""
+        return self._description
 
     async def snapshot(
         self, newer_than: int = -1, every: int = 1, timeout_s: float = 0.0
     ) -> Snapshot | None:
-        """The newest snapshot that suits the caller, once there is one; None if not in time.
+        """Return the latest matching snapshot, or wait for one; None after ``timeout_s``.
 
         Args:
             newer_than: the version that the caller has.
-            every: only versions that it divides.
-            timeout_s: how long to wait.
+            every: match only multiples of this version number.
+            timeout_s: maximum wait in seconds.
         """
-        async with self._news:
-            if self._choice(newer_than, every) is None:
+        async with self._published:
+            if self._match(newer_than, every) is None:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(
-                        self._news.wait_for(lambda: self._choice(newer_than, every) is not None),
+                        self._published.wait_for(
+                            lambda: self._match(newer_than, every) is not None
+                        ),
                         timeout_s,
                     )
-            return self._choice(newer_than, every)
+            return self._match(newer_than, every)
 
-    def _choice(self, newer_than: int, every: int) -> Snapshot | None:
-        suiting = [one for one in self._kept if one.version > newer_than]
-        return next((one for one in reversed(suiting) if one.version % every == 0), None)
+    def _match(self, newer_than: int, every: int) -> Snapshot | None:
+        newer = [one for one in self._snapshots if one.version > newer_than]
+        return next((one for one in reversed(newer) if one.version % every == 0), None)

@@ -12,10 +12,10 @@ from ray.exceptions import RayError
 from maml_ray.common.errors import UserError
 from maml_ray.config.settings import Settings
 from maml_ray.evaluation.agent import Agent
-from maml_ray.monitoring.registry import ANSWER_S, list_run_ids, service_of
+from maml_ray.monitoring.registry import QUERY_TIMEOUT_S, get_status_actor, list_run_ids
 from maml_ray.policies.spec import PolicyParameters, PolicySpec
 from maml_ray.runs.follow import PolicyVersion
-from maml_ray.runtime.actor_handle import reason
+from maml_ray.runtime.actor_handle import describe_error
 from maml_ray.runtime.run_context import RunId
 
 _REQUEST_S = 2.0
@@ -53,14 +53,14 @@ class RemoteRun:
         last_answer, problem = time.monotonic(), "its status actor does not exist"
         while True:
             self._check_stop()
-            service = service_of(self.name)
+            service = get_status_actor(self.name)
             if service is None and self.name not in list_run_ids():
                 return None
             if service is not None:
                 try:
                     version = self._request(service, newer_than, every)
                 except RayError as error:  # next, find out whether the run has ended
-                    problem = reason(error)
+                    problem = describe_error(error)
                 else:
                     if version is not None:
                         return version
@@ -74,13 +74,13 @@ class RemoteRun:
 
     def _request(self, service: Any, newer_than: int, every: int) -> PolicyVersion | None:
         if self._description is None:
-            (description,) = ray.get(service.described.remote(), timeout=ANSWER_S)
-            self._description = ray.get(description, timeout=ANSWER_S)
+            (description,) = ray.get(service.description.remote(), timeout=QUERY_TIMEOUT_S)
+            self._description = ray.get(description, timeout=QUERY_TIMEOUT_S)
         request = service.snapshot.remote(newer_than, every, _REQUEST_S)
-        snapshot = ray.get(request, timeout=_REQUEST_S + ANSWER_S)
+        snapshot = ray.get(request, timeout=_REQUEST_S + QUERY_TIMEOUT_S)
         if snapshot is None:
             return None
-        parameters: PolicyParameters = ray.get(snapshot.parameters[0], timeout=ANSWER_S)
+        parameters: PolicyParameters = ray.get(snapshot.parameters[0], timeout=QUERY_TIMEOUT_S)
         settings, spec = self._description
         agent = Agent(settings, spec, dict(parameters.values), parameters.normalizer)
         return PolicyVersion(snapshot.version, agent)

@@ -35,7 +35,7 @@ from maml_ray.persistence.checkpoint_store import CheckpointScore
 from maml_ray.persistence.records import IterationRecord, IterationTimings, Observer, StartReport
 from maml_ray.persistence.run_dir import RunDir
 from maml_ray.runs.session import open_checkpoint_writer, open_session
-from maml_ray.runtime.actor_system import ActorSystem, crew
+from maml_ray.runtime.actor_system import ActorSystem, start_actors
 from maml_ray.runtime.ray_internals import get_dashboard_url
 from maml_ray.runtime.ray_session import connected
 from maml_ray.runtime.rollout_pool import CollectedBatch
@@ -93,14 +93,14 @@ def train_on_ray(
     with (
         connected(settings.cluster.address),
         StopRequest() as stop,
-        crew(
+        start_actors(
             settings, spec, resume, first, on_event=observer_list.on_event, check_stop=stop.check
         ) as actors,
-        closing(Publisher(settings, spec, actors.newest, observer_list.on_event)) as publisher,
+        closing(Publisher(settings, spec, actors.latest, observer_list.on_event)) as publisher,
     ):
         observer_list.add(RayMetrics(settings.run.name), publisher)
         storage = open_session(run_dir, settings, resume, new=new)
-        attempt = storage.attempt.number
+        attempt = storage.lease.attempt
         observer_list.on_start(_start_report(run_dir, actors, resume, attempt))
         with open_checkpoint_writer(settings, run_dir, storage, stop.supersede) as writer:
             _TrainingLoop(
@@ -135,13 +135,13 @@ class _TrainingLoop:
             raise
 
     def _iterate(self) -> None:
-        began = self.actors.began  # excludes the wait for the learner
+        started = self.actors.started_at  # excludes the wait for the learner
         for iteration in range(self.progress.iteration, self.settings.run.iterations):
             assignments = _assignments(self.settings, self.tasks, iteration)
-            collected, update = self.actors.learn(assignments, self._prefetch(iteration))
+            collected, update = self.actors.run_iteration(assignments, self._prefetch(iteration))
             now = time.perf_counter()
-            record = self._record(update, collected, now - began)
-            began = now  # the rest of this body counts as the next iteration's ``rest_s``
+            record = self._record(update, collected, now - started)
+            started = now  # the rest of this body counts as the next iteration's ``rest_s``
             self.progress = _Progress(iteration + 1, record.total_env_steps, record.elapsed_s)
             self.observers.on_iteration(record)
             self._save(update)
@@ -169,7 +169,7 @@ class _TrainingLoop:
             ),
             total_env_steps=self.progress.total_env_steps + update.env_steps,
             elapsed_s=self.progress.elapsed_s + wall_s,
-            faults=self.actors.figures(collected),
+            faults=self.actors.fault_counts(collected),
             checkpoint_age_s=self.writer.age_s,
             attempt=self.attempt,
         )
@@ -246,8 +246,8 @@ def _start_report(
     return StartReport(
         run_directory=str(run_dir.path),
         first_iteration=resume.iteration if resume else 0,
-        rollout_actors=len(actors.places),
-        learner=actors.learner_place,
+        rollout_actors=len(actors.locations),
+        learner=actors.learner_device,
         ray_address=ray.get_runtime_context().gcs_address,
         dashboard_url=get_dashboard_url(),
         attempt=attempt,

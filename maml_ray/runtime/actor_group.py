@@ -1,195 +1,192 @@
-"""The rollout actors that there are: as many as the cluster has room for, begun and let go.
+"""Keep one rollout actor per available CPU as the cluster changes.
 
-Who stands on the roster, and whether it may be given work; what the work is, the pool knows.
+Which actors exist and may be given work is decided here; the work itself belongs to the pool.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import ray
 from ray.exceptions import RayActorError, RayError
 
 from maml_ray.common.errors import TrainingFailed
 from maml_ray.config.settings import Settings
-from maml_ray.runtime.actor_handle import Member, Recruiter, reason
-from maml_ray.runtime.capacity import Capacity
-from maml_ray.runtime.fault_policy import Failure, Observation
-from maml_ray.runtime.heartbeat import Place
+from maml_ray.runtime.actor_handle import ActorFactory, ActorHandle, describe_error
+from maml_ray.runtime.actors import ActorLocation
+from maml_ray.runtime.fault_policy import Failure, FailureReport
+from maml_ray.runtime.run_context import RunContext
 
-FETCH_S = 30.0
-"""Deadline for bringing over a small answer that is known to be there."""
-TELL_EVERY_S = 10.0
-"""Seconds between two lines that say what is waited for."""
+FETCH_TIMEOUT_S = 30.0
+"""Deadline in seconds for fetching a small result that is known to exist."""
+PROGRESS_INTERVAL_S = 10.0
+"""Seconds between two messages about a long wait."""
 
 
-class Roster:
-    """Rollout actors by place; it follows the cluster.
+class ActorGroup:
+    """Keep as many rollout actors as the cluster has room for.
+
+    Actors start asynchronously. An actor is *available* once its first reply has arrived and its
+    node is not draining.
 
     Args:
         settings: of the run.
-        namespace: Ray namespace of the actors' names.
-        capacity: what the cluster has room for.
-        settle: notes a failure; may raise to end the run.
-        on_event: told of what is waited for.
+        context: capacity of the cluster, failure handling and messages.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        namespace: str,
-        capacity: Capacity,
-        *,
-        settle: Callable[[Observation], None],
-        on_event: Callable[[str], None],
-    ) -> None:
+    def __init__(self, settings: Settings, context: RunContext) -> None:
         self._limits = settings.cluster
-        self._capacity = capacity
-        self._settle, self._on_event = settle, on_event
-        self._recruiter = Recruiter(settings, namespace)
-        self._members: list[Member] = []
+        self._context, self._capacity = context, context.capacity
+        self._factory = ActorFactory(settings, context.namespace)
+        self._handles: list[ActorHandle] = []
         self._failed_starts = 0
         self._start_failed_at = float("-inf")
         self._empty_since: float | None = None
-        self._told_at = time.monotonic()
+        self._reported_at = time.monotonic()
 
-    def __iter__(self) -> Iterator[Member]:
-        return iter(tuple(self._members))  # some may leave meanwhile
+    def __iter__(self) -> Iterator[ActorHandle]:
+        return iter(tuple(self._handles))  # a copy: handles may be removed during the iteration
 
     def __len__(self) -> int:
-        return len(self._members)
+        return len(self._handles)
 
-    def __contains__(self, member: Member) -> bool:
-        return member in self._members
-
-    @property
-    def at_work(self) -> list[Member]:
-        """Those that may be given work: on nodes that stay, as long as anybody is up there."""
-        up = [member for member in self._members if member.ready is None]
-        if not self._capacity.any_announced:
-            return up
-        return [member for member in up if self._stays(member)] or up
+    def __contains__(self, handle: ActorHandle) -> bool:
+        return handle in self._handles
 
     @property
-    def settled(self) -> int:
-        """How many are up on nodes that stay."""
-        return sum(member.ready is None and self._stays(member) for member in self._members)
+    def available(self) -> list[ActorHandle]:
+        """Actors that may be given work: those on draining nodes only if there are no others."""
+        ready = [handle for handle in self._handles if handle.is_ready]
+        if not self._capacity.has_drained_nodes:
+            return ready
+        return [handle for handle in ready if self._is_staying(handle)] or ready
 
     @property
-    def places(self) -> list[Place]:
-        """Where those run that may be given work."""
-        return [member.place for member in self.at_work if member.place is not None]
+    def num_ready(self) -> int:
+        """Number of actors that are up, without those on draining nodes."""
+        return sum(handle.is_ready and self._is_staying(handle) for handle in self._handles)
 
     @property
-    def starting(self) -> list[Member]:
-        """Those from which the answer is still to come that they are up."""
-        return [member for member in self._members if member.ready is not None]
+    def locations(self) -> list[ActorLocation]:
+        """Where the available actors run."""
+        return [handle.location for handle in self.available if handle.location is not None]
 
-    def follow_cluster(self) -> None:
-        """As many actors as the cluster has room for.
+    @property
+    def starting(self) -> list[ActorHandle]:
+        """Actors whose first reply, or whose reply to a ping, is pending."""
+        return [handle for handle in self._handles if not handle.is_ready]
 
-        Those on a node that is to go leave it when they have done what they have, and others are up
-        elsewhere: a node that nobody works on may go without a loss.
+    def scale_to_cluster(self) -> None:
+        """Start or stop actors so that their number matches the cluster's capacity.
+
+        An actor on a draining node is stopped once it is idle and others are available, so that the
+        node can go away without loss.
         """
-        wanted, at_work = self._capacity.wanted(), set(self.at_work)
-        for member in self:
-            if member.ready is None and not member.work and member not in at_work:
-                self.dismiss(member)
-                self._settle(Observation(Failure.PREEMPTED, "", member.name, 0, "it was idle"))
-        missing = wanted - sum(map(self._stays, self._members))
-        for member in reversed(self.starting):
-            if missing < 0:  # it waits for a CPU that is not there any more
-                self.dismiss(member)
+        target, available = self._capacity.target_actors(), set(self.available)
+        for handle in self:
+            if handle.is_ready and not handle.work and handle not in available:
+                self.remove(handle)
+                report = FailureReport(Failure.PREEMPTED, "", handle.name, 0, "it was idle")
+                self._context.handle_failure(report)
+        missing = target - sum(map(self._is_staying, self._handles))
+        for handle in reversed(self.starting):
+            if missing < 0:  # it waits for a CPU that no longer exists
+                self.remove(handle)
                 missing += 1
         for _ in range(missing):
-            self._members.append(self._recruiter.recruit(self._members))
+            self._handles.append(self._factory.start(self._handles))
 
-    def insist_on_somebody(self) -> None:
-        """A deadline, and a word now and then, for as long as no actor is up.
+    def require_any_alive(self) -> None:
+        """Report periodically that no actor is up, and give up after a deadline.
 
         Raises:
-            TrainingFailed: none was for ``cluster.empty_timeout_s``.
+            TrainingFailed: no actor has been up for ``cluster.empty_timeout_s``.
         """
         now = time.monotonic()
-        if any(member.ready is None for member in self._members):
+        if any(handle.is_ready for handle in self._handles):
             self._empty_since = None
             return
         if self._empty_since is None:
-            self._empty_since = self._told_at = now
+            self._empty_since = self._reported_at = now
         waited, limit = now - self._empty_since, self._limits.empty_timeout_s
-        told = (
-            f"no rollout actor is up: waiting for a node with a free CPU, for {waited:.0f} s of "
-            f"{limit:.0f} s (cluster.empty_timeout_s); the cluster has room for "
-            f"{self._capacity.room()}"
+        message = (
+            f"no rollout actor is up: waiting for a node with a free CPU ({waited:.0f} s of "
+            f"{limit:.0f} s, cluster.empty_timeout_s); the cluster has room for "
+            f"{self._capacity.num_slots()}"
         )
         if waited > limit:
-            raise TrainingFailed(told)
-        if now - self._told_at > TELL_EVERY_S:
-            self._told_at = now
-            self._on_event(told)
+            raise TrainingFailed(message)
+        if now - self._reported_at > PROGRESS_INTERVAL_S:
+            self._reported_at = now
+            self._context.on_event(message)
 
-    def greet(self, member: Member) -> None:
-        """Take an actor in whose answer is there, if it is a good one.
+    def on_ready(self, handle: ActorHandle) -> None:
+        """Mark an actor as ready after its reply, or handle the failure of its start.
 
         Raises:
-            TrainingFailed: actors of this run cannot start, or a budget is spent.
+            TrainingFailed: actors of this run cannot start, or a fault budget is spent.
         """
-        assert member.ready is not None
+        assert handle.ready_ref is not None
         try:
-            member.place = ray.get(member.ready, timeout=FETCH_S)
+            handle.location = ray.get(handle.ready_ref, timeout=FETCH_TIMEOUT_S)
         except RayError as error:
-            self.dismiss(member)
+            self.remove(handle)
             if getattr(error, "actor_init_failed", False):
-                raise TrainingFailed(f"{member.name} could not start: {reason(error)}") from None
-            self._settle(self._seen_of(member, error))
+                message = f"{handle.name} could not start: {describe_error(error)}"
+                raise TrainingFailed(message) from None
+            self._context.handle_failure(self._report_of(handle, error))
         else:
-            member.ready = None
+            handle.ready_ref = None
             self._failed_starts = 0
 
-    def give_up_late_starts(self) -> None:
-        """Let those go that do not answer in time: a CPU is taken or gone, another may be had."""
+    def stop_late_starts(self) -> None:
+        """Stop actors that did not start in time: their CPU is taken or gone; try another."""
         now = time.monotonic()
-        for member in self.starting:
-            if now - member.began > self._limits.start_timeout_s:
-                self.dismiss(member)
+        for handle in self.starting:
+            if now - handle.pinged_at > self._limits.start_timeout_s:
+                self.remove(handle)
 
-    def dismiss(self, member: Member) -> None:
-        """End an actor; what it was at has been seen to."""
-        ray.kill(member.actor)
-        self._members.remove(member)
+    def remove(self, handle: ActorHandle) -> None:
+        """Kill an actor; the caller has requeued its work."""
+        ray.kill(handle.actor)
+        self._handles.remove(handle)
 
-    def doubt(self, node_id: str | None) -> None:
-        """An actor has died on this node: its idle ones must show that they are alive.
+    def recheck_node(self, node_id: str | None) -> None:
+        """Ping the idle actors of a node on which another actor died, before giving them work.
 
         Otherwise work would go from one dead actor of a lost node to the next, and be blamed.
         """
-        self._capacity.look_again()
-        for member in self._members:
-            if member.ready is None and not member.work and member.node_id == node_id:
-                member.ask_again()
+        self._capacity.invalidate()
+        for handle in self._handles:
+            if handle.is_ready and not handle.work and handle.node_id == node_id:
+                handle.ping()
 
-    def how_it_died(self, member: Member, error: RayError) -> Failure:
-        """Ray itself speaks of a pre-emption only where the announced moment had passed."""
-        told = isinstance(error, RayActorError) and error.preempted
-        announced = told or self._capacity.announced(member.node_id)
-        return Failure.PREEMPTED if announced else Failure.ACTOR_DIED
+    def classify_death(self, handle: ActorHandle, error: RayError) -> Failure:
+        """Return whether an actor's death is a preemption.
+
+        Ray itself reports a preemption only after the announced deadline has passed.
+        """
+        preempted = isinstance(error, RayActorError) and error.preempted
+        if preempted or self._capacity.is_draining(handle.node_id):
+            return Failure.PREEMPTED
+        return Failure.ACTOR_DIED
 
     def close(self) -> None:
-        """End all actors."""
-        for member in self:
-            self.dismiss(member)
+        """Kill all actors."""
+        for handle in self:
+            self.remove(handle)
 
-    def _stays(self, member: Member) -> bool:
-        return not self._capacity.announced(member.node_id)
+    def _is_staying(self, handle: ActorHandle) -> bool:
+        return not self._capacity.is_draining(handle.node_id)
 
-    def _seen_of(self, member: Member, error: RayError) -> Observation:
-        failure = self.how_it_died(member, error)
-        if failure is Failure.PREEMPTED or member.place is not None:
-            return Observation(failure, "", member.name, 0, reason(error))
-        # Several that were begun together and died together are one failure in a row: a node's.
-        if member.began > self._start_failed_at:
+    def _report_of(self, handle: ActorHandle, error: RayError) -> FailureReport:
+        failure, message = self.classify_death(handle, error), describe_error(error)
+        if failure is Failure.PREEMPTED or handle.location is not None:
+            return FailureReport(failure, "", handle.name, 0, message)
+        # Actors that started together and died together count as one failed start: their node's.
+        if handle.pinged_at > self._start_failed_at:
             self._failed_starts += 1
         self._start_failed_at = time.monotonic()
         attempts = self._failed_starts
-        return Observation(Failure.START_FAILED, "the start", member.name, attempts, reason(error))
+        return FailureReport(Failure.START_FAILED, "the start", handle.name, attempts, message)

@@ -1,4 +1,4 @@
-"""The rollout actors of a pool: starting one, what each has been given, asking what it is at."""
+"""Start rollout actors, and track each one's assigned work and readiness on the driver."""
 
 from __future__ import annotations
 
@@ -15,87 +15,91 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from maml_ray.config.settings import Settings
 from maml_ray.learning.rollout_worker import Assignment
-from maml_ray.runtime.actors import RolloutActor, watched
+from maml_ray.runtime.actors import ActorLocation, RolloutActor, as_actor
 from maml_ray.runtime.fault_policy import REPLACEMENT
-from maml_ray.runtime.heartbeat import Place
 
-WATCH_S = 2.0
-"""Deadline for an actor's answer to what it is at: its other thread may be all that works."""
+HEARTBEAT_TIMEOUT_S = 2.0
+"""Deadline for heartbeats, in seconds: only the second thread of an actor may still answer."""
 
 
 @dataclass
 class InFlight:
-    """A piece of work that an actor has been given.
+    """A piece of work assigned to an actor.
 
     Attributes:
         assignment: the work.
-        rollouts, receipt: its results to be.
-        began: when it came to the head of the actor's queue, on the driver's clock.
+        rollouts, info: references to its two results, the trajectories and a RolloutInfo.
+        started_at: when it reached the head of the actor's queue, on the driver's clock.
     """
 
     assignment: Assignment
     rollouts: ray.ObjectRef[Any]
-    receipt: ray.ObjectRef[Any]
-    began: float
+    info: ray.ObjectRef[Any]
+    started_at: float
 
 
 @dataclass(eq=False)
-class Member:
-    """One rollout actor, and what it has been given, first first.
+class ActorHandle:
+    """One rollout actor and its queue of assigned work, oldest first.
 
     Attributes:
-        name: of the actor.
-        number: its place in the pool.
-        actor: the actor's handle.
-        ready: the answer that is waited for before it is given work; None once it is there.
-        began: when it was asked for that answer.
-        place: where it runs, once known.
+        name: Ray name of the actor.
+        slot: index in the pool; a replacement takes over the slot.
+        actor: Ray's own handle.
+        ready_ref: pending reply that must arrive before the actor gets work; None once it has.
+        pinged_at: when that reply was requested.
+        location: where the actor runs; None until the first reply.
     """
 
     name: str
-    number: int
+    slot: int
     actor: Any
-    ready: ray.ObjectRef[Any] | None
-    began: float
-    place: Place | None = None
+    ready_ref: ray.ObjectRef[Any] | None
+    pinged_at: float
+    location: ActorLocation | None = None
     work: deque[InFlight] = field(default_factory=deque)
 
     @property
+    def is_ready(self) -> bool:
+        """Whether the actor has answered, and may be given work."""
+        return self.ready_ref is None
+
+    @property
     def node_id(self) -> str | None:
-        """Of the node where it runs, once known."""
-        return self.place.node_id if self.place else None
+        """Node on which the actor runs; None until known."""
+        return self.location.node_id if self.location else None
 
-    def ask_again(self) -> None:
-        """Have it show that it is alive before it is given anything."""
-        self.ready, self.began = self.actor.ready.remote(), time.monotonic()
+    def ping(self) -> None:
+        """Require a reply from the actor before it is given more work."""
+        self.ready_ref, self.pinged_at = self.actor.ready.remote(), time.monotonic()
 
-    def give(self, parameters: ray.ObjectRef[Any], assignment: Assignment) -> None:
-        """Have ``assignment`` rolled out, after what it has been given before."""
-        # Not named after the iteration: Ray keeps figures of every name that it has seen, in the
-        # driver and in the actors, which grew by 50 KB with each.
-        rollouts, receipt = self.actor.roll_out.options(
+    def submit(self, parameters: ray.ObjectRef[Any], assignment: Assignment) -> None:
+        """Append ``assignment`` to the actor's queue."""
+        # The name leaves out the iteration: Ray keeps statistics of every name that it has seen, in
+        # the driver and in the actors, which grew by 50 KB with each new name.
+        rollouts, info = self.actor.roll_out.options(
             name=f"collect[task {assignment.task_index}]", num_returns=2
         ).remote(parameters, assignment)
-        self.work.append(InFlight(assignment, rollouts, receipt, time.monotonic()))
+        self.work.append(InFlight(assignment, rollouts, info, time.monotonic()))
 
-    def answered(self, item: InFlight) -> float:
-        """``item`` is done; the seconds that it took, as seen from here."""
+    def complete(self, item: InFlight) -> float:
+        """Remove a finished ``item``; return its duration in seconds on the driver's clock."""
         now = time.monotonic()
         self.work.remove(item)
         if self.work:
-            self.work[0].began = now
-        return now - item.began
+            self.work[0].started_at = now
+        return now - item.started_at
 
-    def head_age(self) -> float:
-        """Seconds that the actor has been at the head of its queue; 0 when it has none."""
-        return time.monotonic() - self.work[0].began if self.work else 0.0
+    def head_age_s(self) -> float:
+        """Return the seconds spent on the head of the actor's queue; 0 if the queue is empty."""
+        return time.monotonic() - self.work[0].started_at if self.work else 0.0
 
 
-class Recruiter:
-    """Starts rollout actors, each with a name that none before it had.
+class ActorFactory:
+    """Start rollout actors under names that are unique within the run.
 
     Args:
-        settings: of the run.
+        settings: of the run, which the actors receive.
         namespace: Ray namespace of the actors' names.
     """
 
@@ -104,57 +108,60 @@ class Recruiter:
         self._namespace = namespace
         self._generations: Counter[int] = Counter()
 
-    def recruit(self, members: Iterable[Member]) -> Member:
-        """A new actor, in the first place that none of ``members`` has."""
-        taken = {member.number for member in members}
-        number = next(place for place in range(len(taken) + 1) if place not in taken)
-        generation = self._generations[number]
-        self._generations[number] += 1
-        # A killed actor gives its name back late, so a replacement has one of its own.
-        name = f"rollout-{number}" + (f"{REPLACEMENT}{generation}" if generation else "")
+    def start(self, existing: Iterable[ActorHandle]) -> ActorHandle:
+        """Start an actor in the lowest slot that none of ``existing`` occupies."""
+        occupied = {handle.slot for handle in existing}
+        slot = next(index for index in range(len(occupied) + 1) if index not in occupied)
+        generation = self._generations[slot]
+        self._generations[slot] += 1
+        # Ray frees the name of a killed actor late, so a replacement gets a name of its own.
+        name = f"rollout-{slot}" + (f"{REPLACEMENT}{generation}" if generation else "")
         actor: Any = (
-            watched(RolloutActor)
+            as_actor(RolloutActor)
             .options(
                 name=name,
                 namespace=self._namespace,
                 num_cpus=1,
                 num_gpus=0,
-                scheduling_strategy=_strategy(),
-                max_restarts=0,  # the pool replaces, so that a lost node and a lost process are one
+                scheduling_strategy=_scheduling_strategy(),
+                max_restarts=0,  # the pool replaces lost nodes and lost processes in the same way
             )
             .remote(name, self._settings_ref)
         )
-        return Member(name, number, actor, actor.ready.remote(), time.monotonic())
+        return ActorHandle(name, slot, actor, actor.ready.remote(), time.monotonic())
 
 
-def _strategy() -> Any:
-    """Over the nodes; but in the placement group of whoever trains, as a trial of Ray Tune has one.
+def _scheduling_strategy() -> Any:
+    """Spread over the nodes, or stay in the driver's placement group if it has one.
 
-    It holds the CPUs that the actors were promised: outside it there may be none.
+    A trial of Ray Tune has one: it reserves the actors' CPUs, and outside it none may be free.
     """
     group = get_current_placement_group()
     return "SPREAD" if group is None else PlacementGroupSchedulingStrategy(group)
 
 
-def describe_activity(actors: dict[str, Any]) -> str:
-    """What actors are at, by name: asked of each, within seconds."""
-    asked = {name: actor.activity.remote() for name, actor in actors.items()}
-    answered, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=WATCH_S)
+def describe_heartbeats(actors: dict[str, Any]) -> str:
+    """Ask actors what they are doing; return one line each, within ``HEARTBEAT_TIMEOUT_S``."""
+    refs = {name: actor.heartbeat.remote() for name, actor in actors.items()}
+    answered, _ = ray.wait(list(refs.values()), num_returns=len(refs), timeout=HEARTBEAT_TIMEOUT_S)
     lines = []
-    for name, ref in asked.items():
+    for name, ref in refs.items():
         if ref not in answered:
-            told = f"no answer within {WATCH_S:.0f} s: its process hangs, or its node is away"
+            text = (
+                f"no answer within {HEARTBEAT_TIMEOUT_S:.0f} s: its process hangs, or its node is "
+                "unreachable"
+            )
         else:
             try:
-                told = str(ray.get(ref, timeout=WATCH_S))
+                text = str(ray.get(ref, timeout=HEARTBEAT_TIMEOUT_S))
             except RayError as error:
-                told = reason(error)
-        lines.append(f"  {name}: {told}")
+                text = describe_error(error)
+        lines.append(f"  {name}: {text}")
     return "\n".join(lines)
 
 
-def reason(error: BaseException) -> str:
-    """An error that crossed processes in one line: its own message, without the remote trace."""
+def describe_error(error: BaseException) -> str:
+    """Return an error from another process in one line, without the remote traceback."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, BaseException) and str(cause):
         return f"{type(cause).__name__}: {cause}".splitlines()[0][:300]
@@ -163,5 +170,5 @@ def reason(error: BaseException) -> str:
         return repr(error)
     deaths = [line for line in lines if "dead because" in line]
     raised = isinstance(error, RayTaskError) or getattr(error, "actor_init_failed", False)
-    told = lines[-1] if raised else (deaths or lines)[0]
-    return told[:300]
+    message = lines[-1] if raised else (deaths or lines)[0]
+    return message[:300]

@@ -1,4 +1,4 @@
-"""The actors of a run together: a learner, rollout actors, and the account of their work."""
+"""Run a learner and rollout actors together, and account for all of their work."""
 
 from __future__ import annotations
 
@@ -12,121 +12,127 @@ from typing import Any
 import ray
 
 from maml_ray.common.errors import TrainingFailed
-from maml_ray.config.settings import Settings
+from maml_ray.config.settings import PolicySettings, Settings
 from maml_ray.learning.rollout_worker import Assignment
 from maml_ray.learning.state import UpdateMetrics, initial_learner_state, policy_snapshot
 from maml_ray.persistence.checkpoint_format import Checkpoint
 from maml_ray.persistence.records import FaultCounts
 from maml_ray.policies.spec import PolicySpec
-from maml_ray.runtime.capacity import Capacity, demanded_actors
-from maml_ray.runtime.fault_policy import FaultLog, Observation, settle
-from maml_ray.runtime.heartbeat import Place
-from maml_ray.runtime.learner_handle import LearnerClient, RolloutsLost
+from maml_ray.runtime.actors import ActorLocation
+from maml_ray.runtime.capacity import Capacity, autoscaler_demand
+from maml_ray.runtime.fault_policy import FailureReport, FaultLog, handle_failure
+from maml_ray.runtime.learner_handle import LearnerHandle, RolloutsLost
 from maml_ray.runtime.ray_session import plan_resources
-from maml_ray.runtime.rollout_pool import Collected, Rollout, RolloutPool
-from maml_ray.runtime.run_id import own_name
-from maml_ray.runtime.work_queue import Batch, WorkCounts
+from maml_ray.runtime.rollout_pool import CollectedBatch, RolloutPool, RolloutRef
+from maml_ray.runtime.run_context import RunContext, current_run_id
+from maml_ray.runtime.work_queue import WorkBatch, WorkCounts
 
 
 @dataclass
-class Crew:
-    """The actors of a run, up and running.
+class ActorSystem:
+    """The running actors of a training run.
 
     Attributes:
-        settings: of the run.
-        spec: the policy's sizes.
+        policy: settings of the policy.
+        spec: sizes of the policy.
         learner, pool: the actors.
-        places: where the rollout actors run, to begin with.
-        parameters: a reference to the newest ones, for the actors and for whoever follows the run.
-        learner_place: where the learner computes, in words.
-        began: when the first meta-batch was begun, on ``time.perf_counter``'s clock.
+        locations: where the rollout actors run at the start.
+        parameters: reference to the latest policy, for the actors and for followers of the run.
+        context: failure handling of the run.
+        faults: failures so far.
+        learner_device: description of the learner's device.
+        started_at: when the first meta-batch was submitted, on the clock of ``time.perf_counter``.
     """
 
-    settings: Settings
+    policy: PolicySettings
     spec: PolicySpec
-    learner: LearnerClient
+    learner: LearnerHandle
     pool: RolloutPool
-    places: tuple[Place, ...]
+    locations: tuple[ActorLocation, ...]
     parameters: ray.ObjectRef[Any]
-    _faults: FaultLog
-    _settle: Callable[[Observation], None]
-    learner_place: str = ""
-    began: float = field(default_factory=time.perf_counter)
+    context: RunContext
+    faults: FaultLog
+    learner_device: str = ""
+    started_at: float = field(default_factory=time.perf_counter)
     _counts: WorkCounts = field(default_factory=WorkCounts)
-    _ahead: Batch[Rollout] | None = None
+    _prefetched: WorkBatch[RolloutRef] | None = None
 
-    def begin(self, assignments: Sequence[Assignment]) -> None:
-        """Have the meta-batch of the next :meth:`learn` begun, if there is to be one."""
+    def prefetch(self, assignments: Sequence[Assignment]) -> None:
+        """Start to collect the meta-batch of the next :meth:`run_iteration`, if there is one."""
         if assignments:
-            self._ahead = self.pool.begin(self._collecting(), assignments)
+            self._prefetched = self.pool.submit(self._collection_params(), assignments)
 
-    def learn(
-        self, assignments: Sequence[Assignment], ahead: Sequence[Assignment] = ()
-    ) -> tuple[Collected, UpdateMetrics]:
-        """Collect a meta-batch and update from it; again, where rollouts are lost in between.
+    def run_iteration(
+        self, assignments: Sequence[Assignment], prefetched: Sequence[Assignment] = ()
+    ) -> tuple[CollectedBatch, UpdateMetrics]:
+        """Collect a meta-batch and update from it; repeat both if rollouts are lost in between.
 
         Args:
-            assignments: the meta-batch; where it was ``ahead`` last time, it is under way already.
-            ahead: another, which the actors collect with the newest parameters as soon as they are
-                free, while the learner works. It waits for its turn, which is the next call.
+            assignments: the meta-batch, which may have been prefetched by the previous call.
+            prefetched: the next meta-batch, which free actors collect with the latest parameters
+                while the learner works.
 
         Raises:
-            TrainingFailed: a piece of work failed too often, or a budget for faults is spent.
-            Interrupted: a request to stop came.
+            TrainingFailed: a piece of work failed too often, or a fault budget is spent.
+            Interrupted: a stop was requested.
         """
-        batch = self._ahead or self.pool.begin(self._collecting(), assignments)
-        self._ahead = self.pool.begin(self.parameters, ahead) if ahead else None
-        meanwhile = self.pool.step if ahead else None
-        collected = self.pool.finish(batch, self._hand_over)
+        batch = self._prefetched or self.pool.submit(self._collection_params(), assignments)
+        self._prefetched = self.pool.submit(self.parameters, prefetched) if prefetched else None
+        poll_fn = self.pool.step if prefetched else None
+        collected = self.pool.finish(batch, self._prepare)
         while True:
             try:
                 rollouts = [one.rollouts for one in collected.rollouts]
-                update = self.learner.update(rollouts, meanwhile)
+                update = self.learner.update(rollouts, poll_fn)
             except RolloutsLost as lost:
-                failure = self.pool.how_lost(collected)
-                seen = Observation(failure, "the meta-update", "the learner", 0, str(lost))
-                self._settle(seen)
+                failure = self.pool.classify_loss(collected)
+                report = FailureReport(failure, "the meta-update", "the learner", 0, str(lost))
+                self.context.handle_failure(report)
                 collected = self.pool.collect(batch.parameters, assignments, collected)
             else:
-                self._account(collected.counts, len(assignments))
-                self.parameters = ray.put(policy_snapshot(self.settings.policy, self.learner.state))
+                self._check_counts(collected.counts, len(assignments))
+                self.parameters = ray.put(policy_snapshot(self.policy, self.learner.state))
                 return collected, update
 
-    def _hand_over(self, done: Sequence[Rollout]) -> None:
-        """Have the learner prepare what is there, before the last of it comes."""
-        self.learner.take([one.rollouts for one in done])
-
-    def newest(self) -> tuple[int, ray.ObjectRef[Any]]:
-        """The newest version of the parameters, and a reference to them."""
+    def latest(self) -> tuple[int, ray.ObjectRef[Any]]:
+        """Return the latest version of the parameters, and a reference to them."""
         return self.learner.state.version, self.parameters
 
-    def figures(self, collected: Collected) -> FaultCounts:
-        """What it took to collect, and what has failed so far."""
+    def fault_counts(self, collected: CollectedBatch) -> FaultCounts:
+        """Return the work done for a meta-batch, and the failures so far."""
         return FaultCounts(
             actors=collected.actors,
             **asdict(collected.counts),
-            failures=self._faults.total,
+            failures=self.faults.total,
             learner_restarts=self.learner.restarts,
         )
 
-    def _collecting(self) -> ray.ObjectRef[Any]:
-        """What a meta-batch is collected with that is not under way: after the start."""
-        behind = self.learner.state.stale_params
-        return self.parameters if behind is None else ray.put(behind)
+    def _prepare(self, rollouts: Sequence[RolloutRef]) -> None:
+        """Let the learner prepare finished rollouts before the last ones arrive."""
+        self.learner.prefetch([one.rollouts for one in rollouts])
 
-    def _account(self, counts: WorkCounts, tasks: int) -> None:
-        """Every piece of work is used once, and every other one is known to be lost or late."""
+    def _collection_params(self) -> ray.ObjectRef[Any]:
+        """Return the parameters for a meta-batch that is not in progress yet: after the start."""
+        stale = self.learner.state.stale_params
+        return self.parameters if stale is None else ray.put(stale)
+
+    def _check_counts(self, counts: WorkCounts, tasks: int) -> None:
+        """Check that each task was used once, and that every other piece of work is accounted for.
+
+        Raises:
+            TrainingFailed: the counts do not add up, which is a bug.
+        """
         self._counts += counts
-        so_far = self._counts + (self._ahead.counts if self._ahead else WorkCounts())
-        if counts.used != tasks or so_far.unanswered != self.pool.in_flight:
+        total = self._counts + (self._prefetched.counts if self._prefetched else WorkCounts())
+        if counts.used != tasks or total.unanswered != self.pool.in_flight:
             raise TrainingFailed(
-                f"the account of the work is wrong: {counts} of {tasks} tasks; since the start "
-                f"{so_far}, under way {self.pool.in_flight}"
+                f"the work counts are inconsistent: {counts} of {tasks} tasks; since the start "
+                f"{total}, in flight {self.pool.in_flight}"
             )
 
 
 @contextmanager
-def crew(
+def start_actors(
     settings: Settings,
     spec: PolicySpec,
     resume: Checkpoint | None,
@@ -134,48 +140,42 @@ def crew(
     *,
     on_event: Callable[[str], None],
     check_stop: Callable[[], None],
-) -> Iterator[Crew]:
-    """Start the actors, and end them whatever happens.
+) -> Iterator[ActorSystem]:
+    """Start the actors of a run, and kill them at the end of the block.
 
     Args:
         settings: of the run.
-        spec: the policy's sizes.
-        resume: where the learner goes on; None to begin.
-        first: the meta-batch that is learned from first. It is collected while the learner starts,
-            whose process takes longest: PyTorch is imported, a GPU may have to be waited for.
-        on_event: told of every failure that was mended.
+        spec: sizes of the policy.
+        resume: checkpoint to resume from; None for a new run.
+        first: the first meta-batch. It is collected while the learner starts, which takes longest:
+            it imports PyTorch and may have to wait for a GPU.
+        on_event: receives messages for the user: failures that were recovered from, long waits.
         check_stop: called while waiting; may raise to abandon the wait.
 
     Raises:
-        ResourceError: the cluster lacks what is asked for, or is too slow to give it.
+        ResourceError: the cluster lacks the requested resources, or provides them too slowly.
     """
     plan = plan_resources(settings.cluster, ray.cluster_resources())
-    namespace = own_name(settings.run.name).namespace
     faults = FaultLog(settings.faults, settings.cluster.max_task_attempts)
-    told_of = partial(settle, faults, on_event=on_event)
+    demand = autoscaler_demand(settings.cluster, settings.meta_batch.tasks)
+    context = RunContext(
+        namespace=current_run_id(settings.run.name).namespace,
+        capacity=Capacity(settings.cluster, autoscaler_actors=demand),
+        handle_failure=partial(handle_failure, faults, on_event=on_event),
+        on_event=on_event,
+        check_stop=check_stop,
+    )
     state = resume.learner if resume else initial_learner_state(settings, spec)
-    demanded = demanded_actors(settings.cluster, settings.meta_batch.tasks)
-    capacity = Capacity(settings.cluster, demanded=demanded)
     with ExitStack() as closing:
-        learner = LearnerClient(
-            settings,
-            spec,
-            plan,
-            namespace,
-            capacity,
-            state=state,
-            settle=told_of,
-            on_event=on_event,
-            check_stop=check_stop,
-        )
+        learner = LearnerHandle(settings, spec, plan, context, state)
         closing.callback(learner.close)
-        pool = RolloutPool(
-            settings, namespace, capacity, settle=told_of, on_event=on_event, check_stop=check_stop
-        )
+        pool = RolloutPool(settings, context)
         closing.callback(pool.close)
-        places = pool.wait_until_ready()
-        newest = ray.put(policy_snapshot(settings.policy, state))
-        made = Crew(settings, spec, learner, pool, places, newest, faults, told_of)
-        made.begin(first)
-        made.learner_place = learner.wait_until_ready(pool.step)
-        yield made
+        locations = pool.wait_until_ready()
+        latest = ray.put(policy_snapshot(settings.policy, state))
+        system = ActorSystem(
+            settings.policy, spec, learner, pool, locations, latest, context, faults
+        )
+        system.prefetch(first)
+        system.learner_device = learner.wait_until_ready(pool.step)
+        yield system

@@ -1,61 +1,151 @@
-"""The processes of a run: shells around the worker and the learner, a few lines a method."""
+"""Define a run's Ray actors, and what they report about where they run and what they do."""
 
 from __future__ import annotations
 
 import os
 import platform
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 
 from maml_ray.config.settings import Settings
-from maml_ray.learning.rollout_worker import Assignment, RolloutWorker
+from maml_ray.learning.rollout_worker import Assignment, RolloutTimings, RolloutWorker
 from maml_ray.learning.state import LearnerState, UpdateMetrics
 from maml_ray.policies.spec import PolicyParameters, PolicySpec
 from maml_ray.rollouts.trajectories import TaskRollouts
-from maml_ray.runtime.heartbeat import Activity, ActivityLog, Place, Receipt
+
+_STACK_DEPTH = 8
 
 
-def watched(kind: type) -> Any:
-    """``kind`` as a Ray actor with a second thread, which answers while the first one works."""
-    remote: Any = ray.remote  # its annotations do not know of concurrency groups
-    return remote(concurrency_groups={"watch": 1})(kind)
+@dataclass(frozen=True)
+class ActorLocation:
+    """The node, host and process of an actor."""
+
+    node_id: str
+    host: str
+    pid: int
+
+    def __str__(self) -> str:
+        return f"{self.host} (node {self.node_id[:8]}, pid {self.pid})"
+
+
+@dataclass(frozen=True)
+class RolloutInfo:
+    """What the driver receives for finished work; the rollouts themselves go to the learner.
+
+    Attributes:
+        assignment: the finished work.
+        timings: seconds spent in each part of it.
+        node_id: node whose object store holds the rollouts.
+    """
+
+    assignment: Assignment
+    timings: RolloutTimings
+    node_id: str
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """What an actor was doing when it was asked.
+
+    Attributes:
+        work: the piece of work and its phase; None if idle.
+        since_s: seconds since that phase, or idleness, began.
+        stack: the innermost calls of the working thread, one line each.
+    """
+
+    work: str | None
+    since_s: float
+    stack: tuple[str, ...]
+
+    def __str__(self) -> str:
+        if self.work is None:
+            return f"idle for {self.since_s:.0f} s"
+        return "\n".join([f"{self.work}, for {self.since_s:.0f} s", *self.stack])
+
+
+class HeartbeatLog:
+    """Record what the working thread does, for another thread to read."""
+
+    def __init__(self) -> None:
+        self._thread: int | None = None
+        self._work: str | None = None
+        self._phase = ""
+        self._since = time.monotonic()
+
+    @contextmanager
+    def working_on(self, work: str) -> Iterator[None]:
+        """Record that this thread works on ``work`` inside the block."""
+        self._thread, self._work, self._phase = threading.get_ident(), work, ""
+        self._since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._thread = self._work = None
+            self._since = time.monotonic()
+
+    def set_phase(self, phase: str) -> None:
+        """Record that the current work has reached ``phase``."""
+        self._phase = phase
+        self._since = time.monotonic()
+
+    def read(self) -> Heartbeat:
+        """Return the current work and the stack of its thread."""
+        thread, work, phase = self._thread, self._work, self._phase
+        frame = sys._current_frames().get(thread) if thread is not None else None
+        calls = traceback.extract_stack(frame)[-_STACK_DEPTH:] if frame is not None else []
+        stack = tuple(f"    {call.filename}:{call.lineno} in {call.name}" for call in calls)
+        description = f"{work}, {phase}" if work and phase else work
+        return Heartbeat(description, time.monotonic() - self._since, stack)
+
+
+def as_actor(cls: type) -> Any:
+    """Return ``cls`` as a Ray actor class with a second thread that answers heartbeats."""
+    remote: Any = ray.remote  # its annotations lack concurrency groups
+    return remote(concurrency_groups={"watch": 1})(cls)
 
 
 class RolloutActor:
-    """Owns a batch of simulations; collects, adapts, collects."""
+    """Own a batch of simulations and roll out tasks: collect, adapt, collect."""
 
     def __init__(self, name: str, settings: Settings) -> None:
         self._name, self._settings = name, settings
-        self._activity = ActivityLog()
-        self._worker = RolloutWorker(settings, on_phase=self._activity.now)
+        self._heartbeat = HeartbeatLog()
+        self._worker = RolloutWorker(settings, on_phase=self._heartbeat.set_phase)
 
     def __repr__(self) -> str:
-        # Ray's dashboard asks once, after the start: what an actor does now stands with its tasks.
-        # An actor that could not start is asked as well: what it raised is told with its name.
+        # Ray calls this once, after the start, for its dashboard; current work is shown with the
+        # actor's tasks. It is also called if __init__ raised, to name the actor in the error.
         settings = self._settings
         return f"{self._name}: {settings.meta_batch.episodes} episodes of {settings.task.name}"
 
-    def ready(self) -> Place:
-        """Where this actor runs; answers once the simulations can be made."""
-        return _place()
+    def ready(self) -> ActorLocation:
+        """Return where this actor runs, once the simulations have been created."""
+        return _own_location()
 
     @ray.method(concurrency_group="watch")
-    def activity(self) -> Activity:
-        """What the actor is at, told from another thread."""
-        return self._activity.tell()
+    def heartbeat(self) -> Heartbeat:
+        """Return what the actor is doing, from another thread."""
+        return self._heartbeat.read()
 
     def roll_out(
         self, parameters: PolicyParameters, assignment: Assignment
-    ) -> tuple[TaskRollouts, Receipt]:
-        """One task's support and query trajectories, and a receipt for the driver."""
-        with self._activity.at(str(assignment)):
+    ) -> tuple[TaskRollouts, RolloutInfo]:
+        """Return one task's support and query trajectories, and their summary for the driver."""
+        with self._heartbeat.working_on(str(assignment)):
             rollouts, timings = self._worker.roll_out(parameters, assignment)
-        return rollouts, Receipt(assignment, timings, _place().node_id)
+        return rollouts, RolloutInfo(assignment, timings, _own_location().node_id)
 
 
 class LearnerActor:
-    """Owns the meta-learner; turns a meta-batch into the next version of the parameters."""
+    """Own the meta-learner and update the parameters from meta-batches."""
 
     def __init__(
         self,
@@ -65,59 +155,62 @@ class LearnerActor:
         threads: int | None,
         state: LearnerState,
     ) -> None:
-        self._outer, self._where = settings.outer, "a machine that it cannot start on"
-        # Here and nowhere above: the driver and the rollout actors start sooner without PyTorch,
-        # and take half the memory.
+        self._outer, self._device_name = settings.outer, "a machine that it cannot start on"
+        # Imported here and not above: without PyTorch the driver and the rollout actors start
+        # sooner and take half the memory.
         import torch
 
         from maml_ray.learning.devices import select_device
         from maml_ray.learning.learner import MetaLearner
 
-        # The learner works while the actors wait. Its threads take a task each, and PyTorch's own,
-        # whose number decides how it rounds, stay one.
+        # The learner works while the actors wait. Each of its threads takes one task. PyTorch's own
+        # thread count affects rounding, so it stays 1.
         self._threads = threads or _usable_cpus()
         torch.set_num_threads(1)
         require_gpu = settings.cluster.learner_device == "cuda"
         chosen, remark = select_device(device, require_gpu=require_gpu)
-        self._where = f"CPU, {self._threads} thread{'s' * (self._threads > 1)}{remark}"
+        self._device_name = f"CPU, {self._threads} thread{'s' * (self._threads > 1)}{remark}"
         if chosen.type == "cuda":
-            self._where = f"{torch.cuda.get_device_name(chosen)} (Ray GPU {ray.get_gpu_ids()})"
-        self._activity = ActivityLog()
+            self._device_name = (
+                f"{torch.cuda.get_device_name(chosen)} (Ray GPU {ray.get_gpu_ids()})"
+            )
+        self._heartbeat = HeartbeatLog()
         self._learner = MetaLearner(settings, spec, chosen, self._threads)
         self._learner.warm_up()
         self._learner.load(state)
 
     def __repr__(self) -> str:
-        # Ray asks a learner that could not start as well: what it raised is told with its name.
-        return f"learner: {self._outer.objective}, {self._outer.order} order, on {self._where}"
+        # Also called if __init__ raised, to name the actor in the error.
+        outer = self._outer
+        return f"learner: {outer.objective}, {outer.order} order, on {self._device_name}"
 
     def describe(self) -> str:
-        """Where the learner computes, in words."""
-        return self._where
+        """Return the learner's device as text."""
+        return self._device_name
 
-    def place(self) -> Place:
-        """Where this actor runs; answers once it is up."""
-        return _place()
+    def location(self) -> ActorLocation:
+        """Return where this actor runs, once it is up."""
+        return _own_location()
 
-    def take(self, *rollouts: TaskRollouts) -> None:
-        """Some of what the next update will be given, to be prepared now."""
-        with self._activity.at(f"rollouts of version {self._learner.version}"):
-            self._learner.take(rollouts)
+    def prefetch(self, *rollouts: TaskRollouts) -> None:
+        """Prepare some rollouts of the next update in advance."""
+        with self._heartbeat.working_on(f"rollouts of version {self._learner.version}"):
+            self._learner.prefetch(rollouts)
 
     def update(self, *rollouts: TaskRollouts) -> tuple[UpdateMetrics, LearnerState]:
-        """One meta-update; its figures, and the state after it."""
-        with self._activity.at(f"meta-update of version {self._learner.version}"):
+        """Do one meta-update; return its metrics and the state after it."""
+        with self._heartbeat.working_on(f"meta-update of version {self._learner.version}"):
             metrics = self._learner.update(rollouts)
             return metrics, self._learner.state()
 
     @ray.method(concurrency_group="watch")
-    def activity(self) -> Activity:
-        """What the learner is at, told from another thread."""
-        return self._activity.tell()
+    def heartbeat(self) -> Heartbeat:
+        """Return what the learner is doing, from another thread."""
+        return self._heartbeat.read()
 
 
-def _place() -> Place:
-    return Place(ray.get_runtime_context().get_node_id(), platform.node(), os.getpid())
+def _own_location() -> ActorLocation:
+    return ActorLocation(ray.get_runtime_context().get_node_id(), platform.node(), os.getpid())
 
 
 def _usable_cpus() -> int:

@@ -1,4 +1,4 @@
-"""How many rollout actors a cluster has room for, as it grows and shrinks, and who is to leave."""
+"""Compute how many rollout actors a cluster can hold as its nodes come and go."""
 
 from __future__ import annotations
 
@@ -11,101 +11,106 @@ import ray
 from maml_ray.config.settings import ClusterSettings
 from maml_ray.runtime.ray_internals import get_draining_nodes
 
-LOOK_EVERY_S = 2.0
-"""Seconds between two looks at the cluster: a look is a call to its head."""
+REFRESH_INTERVAL_S = 2.0
+"""Minimum seconds between two queries of the cluster: each is a call to its head node."""
 
 Nodes = Sequence[Mapping[str, Any]]
 
 
-def wanted_actors(settings: ClusterSettings, nodes: Nodes, leaving: Collection[str] = ()) -> int:
-    """One actor a CPU of the living nodes that stay, and no more than the settings allow."""
+def count_actor_slots(
+    settings: ClusterSettings, nodes: Nodes, draining: Collection[str] = ()
+) -> int:
+    """Return one slot per CPU of the nodes that are alive and not draining.
+
+    ``cluster.rollout_actors`` is the upper limit.
+    """
     cpus = sum(
         int(node.get("Resources", {}).get("CPU", 0))
         for node in nodes
-        if node.get("Alive", False) and node["NodeID"] not in leaving
+        if node.get("Alive", False) and node["NodeID"] not in draining
     )
     return cpus if settings.rollout_actors is None else min(cpus, settings.rollout_actors)
 
 
 class Capacity:
-    """The cluster's nodes, looked at every so often.
+    """The cluster's nodes, queried at most every ``REFRESH_INTERVAL_S``.
 
     Args:
-        settings: least and most actors.
-        nodes: tells the cluster's nodes, as ``ray.nodes()``.
-        draining: tells the ids of those that were announced to go away and are still there.
-        demanded: how many actors an autoscaler is asked for; 0 without one.
+        settings: lower and upper limit of the number of actors.
+        list_nodes: returns the cluster's nodes in the format of ``ray.nodes()``.
+        list_draining: returns the ids of nodes that are being drained.
+        autoscaler_actors: number of actors to request from an autoscaler; 0 without one.
     """
 
     def __init__(
         self,
         settings: ClusterSettings,
-        nodes: Callable[[], Nodes] = ray.nodes,
-        draining: Callable[[], Collection[str]] = get_draining_nodes,
+        list_nodes: Callable[[], Nodes] = ray.nodes,
+        list_draining: Callable[[], Collection[str]] = get_draining_nodes,
         *,
-        demanded: int = 0,
+        autoscaler_actors: int = 0,
     ) -> None:
         self._settings = settings
-        self._demanded = demanded
-        self._nodes = nodes
-        self._draining = draining
-        self._looked = float("-inf")
-        self._room = 0
-        self._announced: set[str] = set()
+        self._autoscaler_actors = autoscaler_actors
+        self._list_nodes = list_nodes
+        self._list_draining = list_draining
+        self._refreshed_at = float("-inf")
+        self._num_slots = 0
+        self._drained: set[str] = set()
 
-    def wanted(self) -> int:
-        """How many actors there should be: those that there is room for, or is to be."""
-        return max(self.room(), self._demanded)
+    def target_actors(self) -> int:
+        """Return how many actors to run: those that fit, or more for an autoscaler to see."""
+        return max(self.num_slots(), self._autoscaler_actors)
 
-    def room(self) -> int:
-        """How many actors there is room for, from a look that is at most two seconds old."""
-        self.look()
-        return self._room
+    def num_slots(self) -> int:
+        """Return how many actors fit on the cluster, at most ``REFRESH_INTERVAL_S`` old."""
+        self.refresh()
+        return self._num_slots
 
-    def announced(self, node_id: str | None) -> bool:
-        """Whether a node was announced to go away; also when it has gone since."""
-        return node_id in self._announced
+    def is_draining(self, node_id: str | None) -> bool:
+        """Return whether a node is being drained, or was before it went away."""
+        return node_id in self._drained
 
     @property
-    def any_announced(self) -> bool:
-        """Whether any node was; mostly none, and then there is nobody to ask about."""
-        return bool(self._announced)
+    def has_drained_nodes(self) -> bool:
+        """Whether any node has been drained since the run began."""
+        return bool(self._drained)
 
-    def living(self) -> frozenset[str]:
-        """Ids of the nodes that are there now."""
-        return frozenset(node["NodeID"] for node in self._nodes() if node.get("Alive", False))
+    def alive_nodes(self) -> frozenset[str]:
+        """Return the ids of the nodes that are alive now."""
+        return frozenset(node["NodeID"] for node in self._list_nodes() if node.get("Alive", False))
 
-    def look(self) -> None:
-        """Look at the cluster, unless that was done within the last two seconds."""
+    def refresh(self) -> None:
+        """Query the cluster, unless the last query is recent."""
         now = time.monotonic()
-        if now - self._looked < LOOK_EVERY_S:
+        if now - self._refreshed_at < REFRESH_INTERVAL_S:
             return
-        self._announced.update(self._draining())  # of a node that has gone Ray says so no more
-        self._room = wanted_actors(self._settings, self._nodes(), self._announced)
-        self._looked = now
+        self._drained.update(self._list_draining())  # Ray forgets a drained node once it is gone
+        self._num_slots = count_actor_slots(self._settings, self._list_nodes(), self._drained)
+        self._refreshed_at = now
 
-    def look_again(self) -> None:
-        """What was seen is out of date: somebody has died."""
-        self._looked = float("-inf")
+    def invalidate(self) -> None:
+        """Make the next call query the cluster, after an actor or a node died."""
+        self._refreshed_at = float("-inf")
 
 
-def demanded_actors(settings: ClusterSettings, tasks: int) -> int:
-    """How many actors to keep waiting: an autoscaler adds nodes for those, and for nothing else.
+def autoscaler_demand(settings: ClusterSettings, num_tasks: int) -> int:
+    """Return how many actors to keep pending, which is what makes an autoscaler add nodes.
 
     Args:
-        settings: least and most actors, and whether there is an autoscaler.
-        tasks: of a meta-batch: more actors than those would idle.
+        settings: limits of the number of actors, and whether there is an autoscaler.
+        num_tasks: tasks per meta-batch; more actors than those would idle.
     """
     if not settings.autoscaler:
         return 0
-    return settings.rollout_actors or max(tasks, settings.min_rollout_actors)
+    return settings.rollout_actors or max(num_tasks, settings.min_rollout_actors)
 
 
-def describe_free() -> str:
-    """What the cluster has, and how much of it is free, for people."""
-    there, free = ray.cluster_resources(), ray.available_resources()
+def describe_free_resources() -> str:
+    """Return the cluster's free and total CPUs and GPUs as text."""
+    total, free = ray.cluster_resources(), ray.available_resources()
     nodes = sum(1 for node in ray.nodes() if node.get("Alive", False))
-    told = f"free are {free.get('CPU', 0):.0f} of {there.get('CPU', 0):.0f} CPUs"
-    if there.get("GPU", 0):
-        told += f" and {free.get('GPU', 0):.0f} of {there['GPU']:.0f} GPUs"
-    return f"{told} on {nodes} node{'' if nodes == 1 else 's'}"
+    text = f"{free.get('CPU', 0):.0f} of {total.get('CPU', 0):.0f} CPUs"
+    if total.get("GPU", 0):
+        text += f" and {free.get('GPU', 0):.0f} of {total['GPU']:.0f} GPUs"
+    return f"{text} are free on {nodes} node{'' if nodes == 1 else 's'}"

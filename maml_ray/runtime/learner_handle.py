@@ -1,7 +1,7 @@
-"""The driver's side of the learner actor: it is watched, and begun anew where it died.
+"""Start the learner actor from the driver, watch it, and restart it if it dies.
 
-The driver keeps the learner's last state, in its own memory: the learner's death, or its node's,
-does not take it along.
+The driver keeps the learner's latest state in its own memory, so neither the learner's death nor
+its node's loses it.
 """
 
 from __future__ import annotations
@@ -17,41 +17,37 @@ from maml_ray.common.errors import Interrupted, ResourceError, TrainingFailed
 from maml_ray.config.settings import Settings
 from maml_ray.learning.state import LearnerState, UpdateMetrics
 from maml_ray.policies.spec import PolicySpec
-from maml_ray.runtime.actor_group import FETCH_S, TELL_EVERY_S
-from maml_ray.runtime.actor_handle import describe_activity, reason
-from maml_ray.runtime.actors import LearnerActor, watched
-from maml_ray.runtime.capacity import Capacity, describe_free
-from maml_ray.runtime.fault_policy import REPLACEMENT, Failure, Observation
-from maml_ray.runtime.heartbeat import Place
+from maml_ray.runtime.actor_group import FETCH_TIMEOUT_S, PROGRESS_INTERVAL_S
+from maml_ray.runtime.actor_handle import describe_error, describe_heartbeats
+from maml_ray.runtime.actors import ActorLocation, LearnerActor, as_actor
+from maml_ray.runtime.capacity import describe_free_resources
+from maml_ray.runtime.fault_policy import REPLACEMENT, Failure, FailureReport
 from maml_ray.runtime.ray_session import ResourcePlan
 from maml_ray.runtime.rollout_pool import POLL_S
+from maml_ray.runtime.run_context import RunContext
 
-KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
-"""Memory that the learner frees stays with it (glibc, mallopt(3)): to get some tens of thousands of
-pages anew in each update, zeroed by the kernel, takes up to a third of the update's time."""
-Meanwhile = Callable[[Sequence[ray.ObjectRef[Any]]], None]
-"""What is done while the learner is waited for: it returns soon, or when a reference is there."""
-GRACE_S = 3.0
-"""How long a request to stop lets an update finish that is under way."""
+MALLOC_ENV = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+"""Makes the learner's process keep memory that it frees (glibc, mallopt(3)): getting some tens of
+thousands of pages again in each update, zeroed by the kernel, takes up to a third of its time."""
+PollFn = Callable[[Sequence[ray.ObjectRef[Any]]], None]
+"""Called while the learner is waited for; returns soon, or once one of the references is ready."""
+STOP_GRACE_S = 3.0
+"""Seconds that a running update may take to finish after a request to stop."""
 
 
 class RolloutsLost(Exception):
-    """The learner could not get some of the rollouts: the node that held them has gone."""
+    """The learner could not fetch some rollouts: the node that held them is gone."""
 
 
-class LearnerClient:
-    """Starts the learner actor, speaks to it, and starts another where it dies.
+class LearnerHandle:
+    """Start the learner actor, call it, and replace it if it dies.
 
     Args:
         settings: of the run.
-        spec: the policy's sizes.
-        plan: whether the learner takes a GPU.
-        namespace: Ray namespace of the actor's name.
-        capacity: tells which nodes were announced to go away.
-        state: where the learner begins, or goes on.
-        settle: notes a failure; may raise to end the run.
-        on_event: told of what is waited for.
-        check_stop: called while waiting; may raise to abandon the wait.
+        spec: sizes of the policy.
+        plan: whether the learner gets a GPU.
+        context: draining nodes, failure handling, messages and stop requests.
+        state: the learner's initial or resumed state.
     """
 
     def __init__(
@@ -59,38 +55,33 @@ class LearnerClient:
         settings: Settings,
         spec: PolicySpec,
         plan: ResourcePlan,
-        namespace: str,
-        capacity: Capacity,
-        *,
+        context: RunContext,
         state: LearnerState,
-        settle: Callable[[Observation], None],
-        on_event: Callable[[str], None],
-        check_stop: Callable[[], None],
     ) -> None:
         self._settings, self._spec, self._plan = settings, spec, plan
-        self._namespace, self._capacity = namespace, capacity
+        self._context = context
         self._state = state
-        self._settle, self._on_event, self._check_stop = settle, on_event, check_stop
         self._generation = 0
         self._actor: Any = self._start()
 
     @property
     def state(self) -> LearnerState:
-        """The learner's last."""
+        """The learner's latest state."""
         return self._state
 
     @property
     def restarts(self) -> int:
-        """How often another learner was begun."""
+        """Number of times the learner has been restarted."""
         return self._generation
 
-    def wait_until_ready(self, meanwhile: Meanwhile | None = None) -> str:
-        """Wait for the learner; where it computes, in words.
-
-        One that dies at its start, with its process or its node, is begun anew.
+    def wait_until_ready(self, poll_fn: PollFn | None = None) -> str:
+        """Wait for the learner to start; restart it if its process or its node dies meanwhile.
 
         Args:
-            meanwhile: called over and over until it is up; may raise to give it up.
+            poll_fn: called repeatedly until the learner is up; may raise to abandon the wait.
+
+        Returns:
+            Description of the learner's device.
 
         Raises:
             ResourceError: it was not up within ``cluster.start_timeout_s``, or could not start.
@@ -99,61 +90,61 @@ class LearnerClient:
         attempts = 0
         while True:
             ref = self._actor.describe.remote()
-            self._wait_for_start(ref, meanwhile)
+            self._wait_for_start(ref, poll_fn)
             try:
-                description: str = ray.get(ref, timeout=FETCH_S)
+                description: str = ray.get(ref, timeout=FETCH_TIMEOUT_S)
             except RayError as error:
-                own = getattr(error, "actor_init_failed", False)  # the next would fail alike
+                message = describe_error(error)
+                own = getattr(error, "actor_init_failed", False)  # a restart would fail likewise
                 if own or not isinstance(error, RayActorError):
-                    raise ResourceError(f"the learner could not start: {reason(error)}") from None
+                    raise ResourceError(f"the learner could not start: {message}") from None
                 attempts += 1
-                failure = self._how_it_died(error, Failure.START_FAILED)
-                told = Observation(failure, "the start", self._name(), attempts, reason(error))
-                self._begin_anew(told)
+                failure = self._classify_death(error, Failure.START_FAILED)
+                self._restart(FailureReport(failure, "the start", self._name(), attempts, message))
             else:
                 return description
 
-    def _wait_for_start(self, ref: ray.ObjectRef[Any], meanwhile: Meanwhile | None) -> None:
+    def _wait_for_start(self, ref: ray.ObjectRef[Any], poll_fn: PollFn | None) -> None:
         timeout = self._settings.cluster.start_timeout_s
-        began = told = time.monotonic()
-        while not _are_there([ref], meanwhile):
-            self._check_stop()
+        started_at = reported_at = time.monotonic()
+        while not _all_ready([ref], poll_fn):
+            self._context.check_stop()
             now = time.monotonic()
-            if now - began > timeout:
+            if now - started_at > timeout:
                 raise ResourceError(
                     f"the learner did not start within {timeout:.0f} s (cluster.start_timeout_s); "
-                    f"{describe_free()}: its GPU may be taken by another job"
+                    f"{describe_free_resources()}: its GPU may be taken by another job"
                 )
-            if now - told > TELL_EVERY_S:
-                told = now
+            if now - reported_at > PROGRESS_INTERVAL_S:
+                reported_at = now
                 gpu = " and its GPU" if self._plan.learner_gpus else ""
-                self._on_event(
-                    f"waiting for the learner{gpu}, for {now - began:.0f} s of {timeout:.0f} s "
-                    f"(cluster.start_timeout_s); {describe_free()}"
+                self._context.on_event(
+                    f"waiting for the learner{gpu} to start ({now - started_at:.0f} s of "
+                    f"{timeout:.0f} s, cluster.start_timeout_s); {describe_free_resources()}"
                 )
 
-    def take(self, rollouts: Sequence[ray.ObjectRef[Any]]) -> None:
-        """Send some of the next update's rollouts ahead, and wait for nothing.
+    def prefetch(self, rollouts: Sequence[ray.ObjectRef[Any]]) -> None:
+        """Send some of the next update's rollouts in advance, without waiting.
 
-        What goes wrong with them then, goes wrong with the update too, which is given them again.
+        Errors surface in :meth:`update`, which receives the same rollouts again.
         """
-        self._actor.take.options(name="take rollouts", num_returns=0).remote(*rollouts)
+        self._actor.prefetch.options(name="prefetch rollouts", num_returns=0).remote(*rollouts)
 
     def update(
-        self, rollouts: Sequence[ray.ObjectRef[Any]], meanwhile: Meanwhile | None = None
+        self, rollouts: Sequence[ray.ObjectRef[Any]], poll_fn: PollFn | None = None
     ) -> UpdateMetrics:
-        """One meta-update, by another learner where the first one dies at it.
+        """Do one meta-update; repeat it on a new learner if the current one dies.
 
         The rollouts go from the actors' nodes to the learner's; the driver never holds them.
 
         Args:
-            rollouts: references to one meta-batch's.
-            meanwhile: called over and over until the update is there; may raise to give it up.
+            rollouts: references to one meta-batch's TaskRollouts.
+            poll_fn: called repeatedly until the update is done; may raise to abandon it.
 
         Raises:
-            RolloutsLost: they are not all there any more.
+            RolloutsLost: some rollouts no longer exist.
             TrainingFailed: the update raised, or failed too often.
-            Interrupted: a request to stop came, and the update did not end soon after.
+            Interrupted: a stop was requested, and the update did not end soon after.
         """
         work, attempts = f"the meta-update of version {self.state.version}", 0
         while True:
@@ -161,35 +152,36 @@ class LearnerClient:
                 *rollouts
             )
             try:
-                failed = self._wait_for(metrics, state, meanwhile=meanwhile)
+                failed = self._wait_for_update([metrics, state], poll_fn)
                 if failed is None:
-                    result: UpdateMetrics = ray.get(metrics, timeout=FETCH_S)
-                    self._state = ray.get(state, timeout=FETCH_S)
+                    result: UpdateMetrics = ray.get(metrics, timeout=FETCH_TIMEOUT_S)
+                    self._state = ray.get(state, timeout=FETCH_TIMEOUT_S)
                     return result
             except RayTaskError as error:
+                message = describe_error(error)
                 if isinstance(error, ObjectLostError) or isinstance(error.cause, ObjectLostError):
-                    raise RolloutsLost(reason(error)) from None
+                    raise RolloutsLost(message) from None
                 if not isinstance(error.cause, RayError):
-                    raise TrainingFailed(f"{work} failed: {reason(error)}") from None
-                failed = (Failure.DATA_LOST, reason(error))
+                    raise TrainingFailed(f"{work} failed: {message}") from None
+                failed = (Failure.DATA_LOST, message)
             except RayError as error:
-                failed = (self._how_it_died(error, Failure.ACTOR_DIED), reason(error))
+                failed = self._classify_death(error, Failure.ACTOR_DIED), describe_error(error)
             attempts += 1
-            self._begin_anew(Observation(failed[0], work, self._name(), attempts, failed[1]))
+            self._restart(FailureReport(failed[0], work, self._name(), attempts, failed[1]))
 
     def close(self) -> None:
-        """End the learner."""
+        """Kill the learner."""
         ray.kill(self._actor)
 
     def _start(self) -> Any:
         actor = (
-            watched(LearnerActor)
+            as_actor(LearnerActor)
             .options(
                 name=self._name(),
-                namespace=self._namespace,
+                namespace=self._context.namespace,
                 num_cpus=0,
                 num_gpus=self._plan.learner_gpus,
-                runtime_env={"env_vars": KEPT_MEMORY},
+                runtime_env={"env_vars": MALLOC_ENV},
             )
             .remote(
                 self._settings,
@@ -199,60 +191,60 @@ class LearnerClient:
                 self._state,
             )
         )
-        self._place = actor.place.remote()  # answered once it is up, and then known here
+        self._location_ref = actor.location.remote()  # requested now, while the actor is alive
         return actor
 
     def _name(self) -> str:
         return "learner" + (f"{REPLACEMENT}{self._generation}" if self._generation else "")
 
-    def _begin_anew(self, observation: Observation) -> None:
-        """Another learner, from the last state, if the budgets allow."""
-        self._settle(observation)
+    def _restart(self, report: FailureReport) -> None:
+        """Start a new learner from the latest state, if the fault budgets allow it."""
+        self._context.handle_failure(report)
         ray.kill(self._actor)
         self._generation += 1
         self._actor = self._start()
 
-    def _how_it_died(self, error: RayError, otherwise: Failure) -> Failure:
-        told = isinstance(error, RayActorError) and error.preempted
-        return Failure.PREEMPTED if told or self._announced() else otherwise
+    def _classify_death(self, error: RayError, default: Failure) -> Failure:
+        preempted = isinstance(error, RayActorError) and error.preempted
+        return Failure.PREEMPTED if preempted or self._is_draining() else default
 
-    def _announced(self) -> bool:
-        """Whether the learner's node was announced to go away."""
+    def _is_draining(self) -> bool:
+        """Return whether the learner's node is being drained, or was before it went away."""
         try:
-            place: Place = ray.get(self._place, timeout=0)
-        except RayError:  # it never came up
+            location: ActorLocation = ray.get(self._location_ref, timeout=0)
+        except RayError:  # the learner never came up
             return False
-        return self._capacity.announced(place.node_id)
+        return self._context.capacity.is_draining(location.node_id)
 
-    def _wait_for(
-        self, *refs: ray.ObjectRef[Any], meanwhile: Meanwhile | None = None
+    def _wait_for_update(
+        self, refs: Sequence[ray.ObjectRef[Any]], poll_fn: PollFn | None
     ) -> tuple[Failure, str] | None:
-        """Wait for an update; why it is given up, or None when all of it is there."""
-        limits, began = self._settings.cluster, time.monotonic()
-        told, stop_by = began, None
-        while not _are_there(refs, meanwhile):
+        """Wait for an update; return None once it is done, or why it is abandoned."""
+        limits, started_at = self._settings.cluster, time.monotonic()
+        reported_at, stop_by = started_at, None
+        while not _all_ready(refs, poll_fn):
             now = time.monotonic()
-            self._capacity.look()  # the end of the learner's node may be announced meanwhile
+            self._context.capacity.refresh()  # the learner's node may start to drain meanwhile
             try:
-                self._check_stop()
+                self._context.check_stop()
             except Interrupted:
-                stop_by = stop_by or now + GRACE_S
+                stop_by = stop_by or now + STOP_GRACE_S
                 if now > stop_by:
                     raise
-            if now - told > limits.stall_s:
-                told = now
-                self._on_event(
-                    f"the meta-update has taken {now - began:.0f} s so far:\n"
-                    f"{describe_activity({self._name(): self._actor})}"
+            if now - reported_at > limits.stall_s:
+                reported_at = now
+                self._context.on_event(
+                    f"the meta-update has taken {now - started_at:.0f} s so far:\n"
+                    f"{describe_heartbeats({self._name(): self._actor})}"
                 )
-            if now - began > limits.task_timeout_s:
+            if now - started_at > limits.task_timeout_s:
                 return Failure.TIMED_OUT, f"cluster.task_timeout_s is {limits.task_timeout_s:.0f}"
         return None
 
 
-def _are_there(refs: Sequence[ray.ObjectRef[Any]], meanwhile: Meanwhile | None) -> bool:
-    """Whether all are there, or come within half a second."""
-    if meanwhile is not None:
-        meanwhile(refs)
-    patience = POLL_S if meanwhile is None else 0
-    return not ray.wait(list(refs), num_returns=len(refs), timeout=patience)[1]
+def _all_ready(refs: Sequence[ray.ObjectRef[Any]], poll_fn: PollFn | None) -> bool:
+    """Return whether all references are ready, after waiting ``POLL_S`` or calling ``poll_fn``."""
+    if poll_fn is not None:
+        poll_fn(refs)
+    timeout = POLL_S if poll_fn is None else 0
+    return not ray.wait(list(refs), num_returns=len(refs), timeout=timeout)[1]

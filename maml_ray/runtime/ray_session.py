@@ -1,4 +1,4 @@
-"""Reaching a Ray cluster, and what a run takes of it."""
+"""Connect to a Ray cluster, and plan which of its resources a run uses."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _VERSIONS = re.compile(
     r"This process on .*? was started with:\s*Ray: (\S+)\s*Python: (\S+)",
     re.DOTALL,
 )
-"""How Ray tells that a driver's versions are not those of its cluster."""
+"""Matches the error that Ray raises if a driver's versions differ from its cluster's."""
 
 
 @dataclass(frozen=True)
 class ResourcePlan:
-    """How a run divides a cluster.
+    """The resources that a run uses.
 
     Attributes:
-        rollout_actors: how many rollout actors there is room for now, one CPU each.
+        rollout_actors: number of rollout actors that fit now, one CPU each.
         learner_gpus: 1 if the learner takes a GPU, else 0.
         learner_device: ``"cuda"`` or ``"cpu"``.
     """
@@ -42,15 +42,19 @@ class ResourcePlan:
 
 
 def plan_resources(settings: ClusterSettings, available: Mapping[str, float]) -> ResourcePlan:
-    """Fit the settings' wishes to the cluster's resources, as ``ray.cluster_resources()`` has them.
+    """Plan a run's resources from the settings and the cluster's.
 
-    The learner asks for no CPU: it and the actors take turns. (With ``meta_batch.async_collection`` they do
-    not, and ``cluster.rollout_actors`` says how many CPUs are left to it.) With
-    ``cluster.autoscaler`` what is not there may come, and is waited for; ``auto`` takes a GPU that
-    is there now.
+    The learner requests no CPU: it and the actors take turns. (With ``meta_batch.async_collection``
+    they do not; then ``cluster.rollout_actors`` determines how many CPUs are left for it.) With
+    ``cluster.autoscaler`` missing resources are waited for; ``cluster.learner_device: auto`` uses a
+    GPU only if the cluster has one now.
+
+    Args:
+        settings: limits of the number of actors, and the learner's device.
+        available: resources in the format of ``ray.cluster_resources()``.
 
     Raises:
-        ResourceError: more is asked for than there is.
+        ResourceError: the cluster lacks requested resources.
     """
     cpus, gpus = int(available.get("CPU", 0)), int(available.get("GPU", 0))
     least, most = settings.min_rollout_actors, settings.rollout_actors
@@ -77,17 +81,16 @@ def plan_resources(settings: ClusterSettings, available: Mapping[str, float]) ->
 
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
-    """Ray for the time of a run: the cluster at ``address``, this job's, or a local one.
+    """Connect to Ray inside the block: the cluster at ``address``, this job's, or a local one.
 
     Without an address a submitted job joins its own cluster, and any other program starts Ray on
     this machine and stops it at the end. A program that has called ``ray.init`` itself keeps its
     connection.
 
     Raises:
-        SettingsError: the address is none.
-        ResourceError: there is no cluster at the address, its versions are others, or Ray cannot
-            be started.
-        Interrupted: SIGTERM came while Ray was starting.
+        SettingsError: the address is malformed.
+        ResourceError: there is no cluster at the address, its versions differ, or Ray cannot start.
+        Interrupted: SIGTERM arrived while Ray was starting.
     """
     if ray.is_initialized():
         yield
@@ -97,26 +100,26 @@ def connected(address: str | None) -> Iterator[None]:
     if address is None and not os.environ.get("RAY_ADDRESS"):
         address = "local"
     try:
-        with _sigterm_heard():
+        with _interrupted_by_sigterm():
             if address is None:
-                ray.init(logging_level=logging.WARNING)  # a job's settings come from Ray itself
+                ray.init(logging_level=logging.WARNING)  # in a job Ray reads RAY_ADDRESS itself
             else:
                 ray.init(address=address, logging_level=logging.WARNING)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        raise ResourceError(_explain(address, error)) from None
+        raise ResourceError(_describe_connect_error(address, error)) from None
     try:
         yield
     finally:
-        with _handler_kept():
+        with _sigterm_handler_restored():
             ray.shutdown()
 
 
 @contextmanager
-def _handler_kept() -> Iterator[None]:
-    """The program's own handler of SIGTERM comes back after Ray's start, and after its end.
+def _sigterm_handler_restored() -> Iterator[None]:
+    """Restore the program's own SIGTERM handler after Ray's start, and after its shutdown.
 
-    At its start Ray puts one in its place that leaves with code 15, at its end it takes all away,
-    below Python, where only setting the handler anew helps.
+    ``ray.init`` installs a handler that exits with code 15; ``ray.shutdown`` removes all handlers,
+    below Python, where only setting the handler again helps.
     """
     before = signal.getsignal(signal.SIGTERM)
     try:
@@ -127,66 +130,66 @@ def _handler_kept() -> Iterator[None]:
 
 
 @contextmanager
-def _sigterm_heard() -> Iterator[None]:
-    """Raise :class:`Interrupted` for a SIGTERM that comes while Ray starts.
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Raise :class:`Interrupted` for a SIGTERM that arrives while Ray starts.
 
-    Ray's handler leaves by an exception, which is lost where Python drops exceptions, in a
-    destructor: so what came is noted beside it.
+    Ray's handler raises an exception, which Python drops inside a destructor; therefore arrived
+    signals are recorded as well.
     """
-    with _handler_kept(), _signals_noted() as came:
+    with _sigterm_handler_restored(), _recorded_signals() as arrived:
         try:
             yield
-        except SystemExit as leaving:
-            if leaving.code != signal.SIGTERM:
+        except SystemExit as exit_request:
+            if exit_request.code != signal.SIGTERM:
                 raise
             raise Interrupted(signal.SIGTERM) from None
-        if signal.SIGTERM in came():
+        if signal.SIGTERM in arrived():
             raise Interrupted(signal.SIGTERM)
 
 
 @contextmanager
-def _signals_noted() -> Iterator[Callable[[], bytes]]:
-    """Tells the numbers of the signals that have come, whatever their handlers made of them.
+def _recorded_signals() -> Iterator[Callable[[], bytes]]:
+    """Record the numbers of arriving signals, whatever their handlers do.
 
-    In a thread other than the main one, where Python handles none, nothing comes.
+    Outside the main thread, where Python handles no signals, nothing is recorded.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: b""
         return
-    reading, writing = os.pipe()
-    os.set_blocking(reading, False)
-    os.set_blocking(writing, False)
-    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    read_end, write_end = os.pipe()
+    os.set_blocking(read_end, False)
+    os.set_blocking(write_end, False)
+    before = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
 
-    def came() -> bytes:
+    def arrived() -> bytes:
         try:
-            return os.read(reading, 4096)
+            return os.read(read_end, 4096)
         except BlockingIOError:
             return b""
 
     try:
-        yield came
+        yield arrived
     finally:
         signal.set_wakeup_fd(before)
-        os.close(reading)
-        os.close(writing)
+        os.close(read_end)
+        os.close(write_end)
 
 
 def check_reachable(address: str) -> None:
-    """Refuse within seconds what ``ray.init`` would try for two minutes.
+    """Check an address within ``CONNECT_TIMEOUT_S``; ``ray.init`` would try for two minutes.
 
     Raises:
-        SettingsError: it is no address.
-        ResourceError: nobody listens there.
+        SettingsError: the address is malformed.
+        ResourceError: no server answers there.
     """
     target = address.removeprefix("ray://")
     host, separator, port = target.rpartition(":")
-    if not (separator and host and port.isdigit()) or "/" in host:  # http:// is the dashboard's
+    if not (separator and host and port.isdigit()) or "/" in host:  # http:// is the dashboard
         raise SettingsError(
             f"cluster.address = {address!r} is not of the form host:port, ray://host:port or auto"
         )
     if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
-        return  # a plain channel would be refused by a healthy cluster
+        return  # a healthy cluster would refuse a plain channel
     options = (("grpc.enable_http_proxy", 0),)
     with grpc.insecure_channel(target, options=options) as channel:
         try:
@@ -198,31 +201,33 @@ def check_reachable(address: str) -> None:
             ) from None
 
 
-def _explain(address: str | None, error: Exception) -> str:
+def _describe_connect_error(address: str | None, error: Exception) -> str:
     reason = " ".join(str(error).split())
     versions = _VERSIONS.search(str(error))
     if versions is not None:
-        return _explain_versions(*versions.groups())
+        return _describe_versions(*versions.groups())
     if address == "auto" and isinstance(error, ConnectionError):
         return (
             "no Ray cluster runs on this machine: start one with 'ray start --head', "
-            "or give the address of one"
+            "or pass the address of one"
         )
     if "auth" in reason.lower() and "token" in reason.lower():
-        return f"the cluster at {address!r} wants a token: set RAY_AUTH_MODE=token ({reason[:200]})"
+        return (
+            f"the cluster at {address!r} requires a token: set RAY_AUTH_MODE=token ({reason[:200]})"
+        )
     if address not in (None, "local") and os.environ.get("RAY_AUTH_MODE") != "token":
         reason += "; if it was started with a token, as 'ray start' does, set RAY_AUTH_MODE=token"
-    where = (
+    goal = (
         "start Ray on this machine"
         if address == "local"
         else f"join the Ray cluster at {address!r}"
     )
-    return f"cannot {where}: {reason[-300:]}"
+    return f"cannot {goal}: {reason[-300:]}"
 
 
-def _explain_versions(theirs: str, their_python: str, ours: str, our_python: str) -> str:
+def _describe_versions(theirs: str, their_python: str, ours: str, our_python: str) -> str:
     return (
-        f"the cluster runs Ray {theirs} on Python {their_python}, and this program Ray {ours} on "
-        f"Python {our_python}, which must be the same: run it in an environment like the "
-        "cluster's, or there, as a job (maml-ray submit)"
+        f"the cluster runs Ray {theirs} on Python {their_python}, but this program runs Ray {ours} "
+        f"on Python {our_python}: run it in an environment with the cluster's versions, or as a "
+        "job on the cluster (maml-ray submit)"
     )

@@ -1,7 +1,7 @@
-"""A queue of work over rollout actors: dispatch, watch, hand out again.
+"""Dispatch rollout work to actors, watch it, and requeue what is lost.
 
-The roster sees to it that there are actors, as many as the cluster has CPUs; the pool knows who
-has been given what. The driver sees receipts; the rollouts stay references.
+The actor group keeps the actors; the pool keeps track of who works on what. The driver fetches
+only a RolloutInfo per task; the rollouts stay references.
 """
 
 from __future__ import annotations
@@ -19,26 +19,39 @@ from ray.exceptions import RayError, RayTaskError
 from maml_ray.common.errors import ResourceError
 from maml_ray.config.settings import Settings
 from maml_ray.learning.rollout_worker import Assignment, RolloutTimings
-from maml_ray.runtime.actor_group import FETCH_S, TELL_EVERY_S, Roster
-from maml_ray.runtime.actor_handle import InFlight, Member, describe_activity, reason
-from maml_ray.runtime.capacity import Capacity, describe_free
-from maml_ray.runtime.fault_policy import Failure, Observation
-from maml_ray.runtime.heartbeat import Place, Receipt
-from maml_ray.runtime.work_queue import Agenda, Batch, WorkCounts
+from maml_ray.runtime.actor_group import FETCH_TIMEOUT_S, PROGRESS_INTERVAL_S, ActorGroup
+from maml_ray.runtime.actor_handle import (
+    ActorHandle,
+    InFlight,
+    describe_error,
+    describe_heartbeats,
+)
+from maml_ray.runtime.actors import ActorLocation, RolloutInfo
+from maml_ray.runtime.capacity import describe_free_resources
+from maml_ray.runtime.fault_policy import Failure, FailureReport
+from maml_ray.runtime.run_context import RunContext
+from maml_ray.runtime.work_queue import WorkBatch, WorkCounts, WorkQueue
 
 POLL_S = 0.5
-"""Longest single wait: how soon a request to stop is heard."""
-TEND_EVERY_S = 0.1
-"""Seconds between two rounds by every actor while none comes or goes: by a thousand they add up."""
-_NAMES = 4
-"""As many actors are named in a line; of a hundred the number is enough."""
+"""Longest single wait in seconds: how soon a request to stop takes effect."""
+SCALE_INTERVAL_S = 0.1
+"""Seconds between two passes over all actors while none starts or dies: with a thousand actors the
+passes add up."""
+_NAMES_SHOWN = 4
+"""Actors named in one message; beyond that only their number is given."""
 _STALL_FACTOR = 10.0
-"""An actor that is at a piece of work for so many times the usual time is taken to hang."""
+"""An actor is taken to hang after this many times the median duration of a piece of work."""
 
 
 @dataclass(frozen=True)
-class Rollout:
-    """One task's rollouts, as a reference, and what is known of them here."""
+class RolloutRef:
+    """Reference to one task's rollouts.
+
+    Attributes:
+        rollouts: reference to the TaskRollouts.
+        timings: seconds spent in each part of the work.
+        node_id: node whose object store holds them.
+    """
 
     rollouts: ray.ObjectRef[Any]
     timings: RolloutTimings
@@ -46,322 +59,316 @@ class Rollout:
 
 
 @dataclass(frozen=True)
-class Collected:
-    """The rollouts of one meta-batch, in the order of their tasks.
+class CollectedBatch:
+    """The rollouts of one meta-batch in task order.
 
     Attributes:
-        rollouts: one of each task.
-        actors: how many actors are up.
-        counts: what became of the work.
+        rollouts: one per task.
+        actors: number of available actors.
+        counts: outcomes of the work.
     """
 
-    rollouts: tuple[Rollout, ...]
+    rollouts: tuple[RolloutRef, ...]
     actors: int
     counts: WorkCounts
 
 
 class RolloutPool:
-    """Rollout actors and the work queue over them.
+    """Rollout actors and the work queue that they serve.
 
     Args:
         settings: of the run.
-        namespace: Ray namespace of the actors' names.
-        capacity: what the cluster has room for.
-        settle: notes a failure; may raise to end the run.
-        on_event: told of what is waited for.
-        check_stop: called at least every half second while waiting; may raise to abandon the wait.
+        context: capacity of the cluster, failure handling, messages and stop requests.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        namespace: str,
-        capacity: Capacity,
-        *,
-        settle: Callable[[Observation], None],
-        on_event: Callable[[str], None],
-        check_stop: Callable[[], None],
-    ) -> None:
+    def __init__(self, settings: Settings, context: RunContext) -> None:
         self._limits = settings.cluster
-        self._capacity = capacity
-        self._settle, self._on_event, self._check_stop = settle, on_event, check_stop
-        self._roster = Roster(settings, namespace, capacity, settle=settle, on_event=on_event)
-        self._agenda: Agenda[Rollout] = Agenda()
-        self._usual: deque[float] = deque(maxlen=64)
-        self._told_at = self._finished_at = time.monotonic()
-        self._tend_next = 0.0
+        self._context, self._capacity = context, context.capacity
+        self._actors = ActorGroup(settings, context)
+        self._queue: WorkQueue[RolloutRef] = WorkQueue()
+        self._durations: deque[float] = deque(maxlen=64)
+        self._reported_at = self._finished_at = time.monotonic()
+        self._next_scaling = 0.0
 
-    def wait_until_ready(self) -> tuple[Place, ...]:
-        """Start the actors and wait for the first answer of each that there is room for.
+    def wait_until_ready(self) -> tuple[ActorLocation, ...]:
+        """Start as many actors as the cluster has room for, and wait for them.
 
         Returns:
-            Where they run. Those that wait for an autoscaler's nodes join later.
+            Where they run. Actors that wait for an autoscaler's nodes join later.
 
         Raises:
             ResourceError: fewer than ``cluster.min_rollout_actors`` were up within
                 ``cluster.start_timeout_s``.
         """
         timeout, least = self._limits.start_timeout_s, self._limits.min_rollout_actors
-        began = self._told_at = time.monotonic()
-        self._roster.follow_cluster()
-        while self._roster.settled < max(least, self._expected()):
-            self._check_stop()
-            waited = time.monotonic() - began
+        started_at = self._reported_at = time.monotonic()
+        self._actors.scale_to_cluster()
+        while self._actors.num_ready < max(least, self._num_startable()):
+            self._context.check_stop()
+            waited = time.monotonic() - started_at
             if waited > timeout:
                 break
-            self._tell_start(waited)
-            for member, _ in self._wait():
-                self._roster.greet(member)
-            self._roster.follow_cluster()
-        ready = self._roster.places
+            self._report_start(waited)
+            for handle, _ in self._wait():
+                self._actors.on_ready(handle)
+            self._actors.scale_to_cluster()
+        ready = self._actors.locations
         if len(ready) >= least:
             return tuple(ready)
         raise ResourceError(
-            f"{self._pending()} did not start within {timeout:.0f} s "
+            f"{self._describe_starting()} did not start within {timeout:.0f} s "
             f"(cluster.start_timeout_s); {len(ready)} of at least {least} rollout actors are up, "
-            f"{describe_free()}: free some, or lower cluster.min_rollout_actors"
+            f"{describe_free_resources()}: free some, or lower cluster.min_rollout_actors"
         )
 
     def collect(
         self,
         parameters: ray.ObjectRef[Any],
         assignments: Sequence[Assignment],
-        before: Collected | None = None,
-    ) -> Collected:
-        """Have every assignment rolled out with ``parameters``, by whoever is free.
+        earlier: CollectedBatch | None = None,
+    ) -> CollectedBatch:
+        """Roll out every assignment with ``parameters`` and wait for the results.
 
         Args:
-            parameters: a reference to them.
-            assignments: one of each task.
-            before: what was collected of the same assignments, and may have been lost: only what
-                lies on nodes that are gone is collected again, or all where none is gone.
+            parameters: reference to PolicyParameters.
+            assignments: one per task.
+            earlier: rollouts of the same assignments that may have been lost: those on nodes that
+                are gone are collected again, or all of them if no node is gone.
 
         Raises:
-            TrainingFailed: a piece of work raised or failed too often, a budget for faults is
-                spent, or no actor was left for ``cluster.empty_timeout_s``.
+            TrainingFailed: a piece of work raised or failed too often, a fault budget is spent, or
+                no actor was up for ``cluster.empty_timeout_s``.
         """
-        return self.finish(self.begin(parameters, assignments, before))
+        return self.finish(self.submit(parameters, assignments, earlier))
 
-    def begin(
+    def submit(
         self,
         parameters: ray.ObjectRef[Any],
         assignments: Sequence[Assignment],
-        before: Collected | None = None,
-    ) -> Batch[Rollout]:
-        """Take up a meta-batch, beside those under way: arguments as for :meth:`collect`.
+        earlier: CollectedBatch | None = None,
+    ) -> WorkBatch[RolloutRef]:
+        """Queue a meta-batch in addition to those in progress; arguments as for :meth:`collect`.
 
-        Work is handed out in :meth:`step` and :meth:`finish`, of earlier iterations first.
+        :meth:`step` and :meth:`finish` dispatch the work, earlier iterations first.
         """
-        kept = self._still_there(before) if before else {}
+        reused = self._surviving(earlier) if earlier else {}
         counts = WorkCounts()
-        if before:
-            again = len(assignments) - len(kept)
-            counts = before.counts + WorkCounts(used=-again, lost=again)
-        batch = Batch(assignments, kept, parameters=parameters, counts=counts)
-        self._agenda.begin(batch)
+        if earlier:
+            repeated = len(assignments) - len(reused)
+            counts = earlier.counts + WorkCounts(used=-repeated, lost=repeated)
+        batch = WorkBatch(assignments, reused, parameters=parameters, counts=counts)
+        self._queue.add(batch)
         self._finished_at = time.monotonic()
         return batch
 
     def finish(
-        self, batch: Batch[Rollout], hand_over: Callable[[Sequence[Rollout]], None] | None = None
-    ) -> Collected:
-        """See a meta-batch that was begun to its end; raises as :meth:`collect`.
+        self,
+        batch: WorkBatch[RolloutRef],
+        on_partial: Callable[[Sequence[RolloutRef]], None] | None = None,
+    ) -> CollectedBatch:
+        """Wait for a submitted meta-batch; raises as :meth:`collect`.
 
         Args:
             batch: the meta-batch.
-            hand_over: given what is done of it, each task once, while some actors have nothing left
-                to do and others are still at work: their cores are free meanwhile.
+            on_partial: receives finished rollouts, each task once, while some actors are idle and
+                others still work: the idle actors' cores can prepare them.
         """
-        handed = 0
+        num_reported = 0
         try:
-            while not batch.finished:
-                self._check_stop()
+            while not batch.is_finished:
+                self._context.check_stop()
                 self.step()
-                if hand_over is not None and self._waits_for_the_last(batch):
-                    new = batch.done_since(handed)
-                    if len(new) >= batch.left:  # half of it, half of the rest: a few times in all
-                        handed += len(new)
-                        hand_over(new)
-            return Collected(batch.results(), len(self._roster.at_work), batch.counts)
+                if on_partial is not None and self._has_idle_actors(batch):
+                    new = batch.results_after(num_reported)
+                    if len(new) >= batch.num_unfinished:  # half, then half of the rest: few calls
+                        num_reported += len(new)
+                        on_partial(new)
+            return CollectedBatch(batch.results(), len(self._actors.available), batch.counts)
         finally:
-            self._agenda.end(batch)
+            self._queue.remove(batch)
 
-    def step(self, others: Sequence[ray.ObjectRef[Any]] = ()) -> None:
-        """Hand out work, wait for what comes next, half a second at most, and act on it.
+    def step(self, wake_on: Sequence[ray.ObjectRef[Any]] = ()) -> None:
+        """Dispatch work, wait up to ``POLL_S`` for the next replies, and handle them.
 
         Args:
-            others: one of these that is there ends the wait as well.
+            wake_on: further references, any of which ends the wait.
 
         Raises:
             TrainingFailed: as :meth:`collect`.
         """
-        tending = time.monotonic() >= self._tend_next
-        if tending:
-            self._tend_next = time.monotonic() + TEND_EVERY_S
-            self._roster.follow_cluster()
-        if not self._agenda.finished:
-            self._roster.insist_on_somebody()
+        scaling = time.monotonic() >= self._next_scaling
+        if scaling:
+            self._next_scaling = time.monotonic() + SCALE_INTERVAL_S
+            self._actors.scale_to_cluster()
+        if not self._queue.is_finished:
+            self._actors.require_any_alive()
         self._dispatch()
-        for member, ref in self._wait(others):
-            self._handle(member, ref)
-        if tending:  # only now: what was late may just have come
+        for handle, ref in self._wait(wake_on):
+            self._handle(handle, ref)
+        if scaling:  # after the replies, since late work may just have finished
             self._enforce_deadlines()
 
     @property
     def in_flight(self) -> int:
-        """Pieces of work that actors have and have not answered: late ones, between batches."""
-        return sum(len(member.work) for member in self._roster)
+        """Number of unanswered pieces of work; between batches these are late duplicates."""
+        return sum(len(handle.work) for handle in self._actors)
 
-    def how_lost(self, collected: Collected) -> Failure:
-        """What it is to be called that rollouts were lost: their nodes may have been announced."""
-        living, nodes = self._capacity.living(), {one.node_id for one in collected.rollouts}
-        announced = {node for node in nodes if self._capacity.announced(node)}
-        if announced and not nodes - announced - living:
+    def classify_loss(self, collected: CollectedBatch) -> Failure:
+        """Classify lost rollouts: preemption or node failure."""
+        alive, nodes = self._capacity.alive_nodes(), {one.node_id for one in collected.rollouts}
+        draining = {node for node in nodes if self._capacity.is_draining(node)}
+        if draining and not nodes - draining - alive:
             return Failure.PREEMPTED
         return Failure.ROLLOUTS_LOST
 
     def close(self) -> None:
-        """End all actors."""
-        self._roster.close()
+        """Kill all actors."""
+        self._actors.close()
 
-    def _waits_for_the_last(self, batch: Batch[Rollout]) -> bool:
-        """Whether somebody is idle since nobody has work to give, and others are not done."""
-        idle = any(not member.work for member in self._roster.at_work)
-        return idle and not batch.waiting and not batch.finished
+    def _has_idle_actors(self, batch: WorkBatch[RolloutRef]) -> bool:
+        """Return whether some actors are idle while others work on the last of the batch."""
+        idle = any(not handle.work for handle in self._actors.available)
+        return idle and not batch.num_queued and not batch.is_finished
 
-    def _expected(self) -> int:
-        """How many of the actors there is room for; the others wait for nodes."""
-        return min(len(self._roster), self._capacity.room())
+    def _num_startable(self) -> int:
+        """Return how many of the actors fit on the cluster; the others wait for nodes."""
+        return min(len(self._actors), self._capacity.num_slots())
 
-    def _pending(self) -> str:
-        """The actors that have not started, for people."""
-        names = [member.name for member in self._roster.starting]
-        more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
-        return (", ".join(names[:_NAMES]) or "rollout actors") + more
+    def _describe_starting(self) -> str:
+        names = [handle.name for handle in self._actors.starting]
+        more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+        return (", ".join(names[:_NAMES_SHOWN]) or "rollout actors") + more
 
-    def _tell_start(self, waited_s: float) -> None:
-        if time.monotonic() - self._told_at > TELL_EVERY_S:
-            self._told_at = time.monotonic()
-            limit = self._limits.start_timeout_s
-            self._on_event(
-                f"waiting for {self._pending()} to start, for {waited_s:.0f} s of {limit:.0f} s "
-                f"(cluster.start_timeout_s); {describe_free()}"
+    def _report_start(self, waited_s: float) -> None:
+        if time.monotonic() - self._reported_at > PROGRESS_INTERVAL_S:
+            self._reported_at = time.monotonic()
+            self._context.on_event(
+                f"waiting for {self._describe_starting()} to start ({waited_s:.0f} s of "
+                f"{self._limits.start_timeout_s:.0f} s, cluster.start_timeout_s); "
+                f"{describe_free_resources()}"
             )
 
-    def _still_there(self, before: Collected) -> dict[int, Rollout]:
-        living = self._capacity.living()
-        kept = {i: one for i, one in enumerate(before.rollouts) if one.node_id in living}
-        return kept if len(kept) < len(before.rollouts) else {}
+    def _surviving(self, earlier: CollectedBatch) -> dict[int, RolloutRef]:
+        alive = self._capacity.alive_nodes()
+        kept = {i: one for i, one in enumerate(earlier.rollouts) if one.node_id in alive}
+        return kept if len(kept) < len(earlier.rollouts) else {}
 
     def _dispatch(self) -> None:
-        """Give free actors work; a second piece ahead, while there is plenty, hides the way."""
-        there = self._roster.at_work
-        for batch in self._agenda:
-            for depth in (1, 2) if batch.waiting else ():
-                for member in there:
-                    plenty = depth == 1 or batch.waiting > len(there)
-                    if len(member.work) < depth and batch.waiting and plenty:
-                        member.give(batch.parameters, batch.hand_out())
-            self._duplicate(batch, [member for member in there if not member.work])
-            if batch.waiting:  # what is left of it waits for the next who is free; so does the rest
+        """Give work to free actors.
+
+        While there is plenty of work each gets a second piece, which hides the transfer time.
+        """
+        available = self._actors.available
+        for batch in self._queue:
+            for depth in (1, 2) if batch.num_queued else ():
+                for handle in available:
+                    enough = depth == 1 or batch.num_queued > len(available)
+                    if len(handle.work) < depth and batch.num_queued and enough:
+                        handle.submit(batch.parameters, batch.next_item())
+            self._duplicate(batch, [handle for handle in available if not handle.work])
+            if batch.num_queued:  # the rest of it precedes all later batches
                 return
 
-    def _duplicate(self, batch: Batch[Rollout], idle: list[Member]) -> None:
-        """Give idle actors what others are slow at."""
+    def _duplicate(self, batch: WorkBatch[RolloutRef], idle: list[ActorHandle]) -> None:
+        """Give the work of stragglers to idle actors as well."""
         factor = self._limits.straggler_factor
-        if factor is None or batch.waiting or not self._usual:
+        if factor is None or batch.num_queued or not self._durations:
             return
-        slow = max(POLL_S, factor * median(self._usual))
-        late = [member for member in self._roster if member.head_age() > slow] if idle else []
-        for straggler in sorted(late, key=Member.head_age, reverse=True):
+        limit_s = max(POLL_S, factor * median(self._durations))
+        late = [handle for handle in self._actors if handle.head_age_s() > limit_s] if idle else []
+        for straggler in sorted(late, key=ActorHandle.head_age_s, reverse=True):
             for item in straggler.work:
-                if idle and batch.may_duplicate(item.assignment):
-                    idle.pop().give(batch.parameters, item.assignment)
+                if idle and batch.can_duplicate(item.assignment):
+                    idle.pop().submit(batch.parameters, item.assignment)
                     batch.duplicate(item.assignment)
 
     def _wait(
-        self, others: Sequence[ray.ObjectRef[Any]] = ()
-    ) -> list[tuple[Member, ray.ObjectRef[Any]]]:
-        """What has been answered: receipts, and first words of new actors."""
-        waiting: dict[ray.ObjectRef[Any], Member] = {}
-        for member in self._roster:
-            if member.ready is not None:
-                waiting[member.ready] = member
-            for item in member.work:
-                waiting[item.receipt] = member
-        if not waiting and not others:
-            time.sleep(POLL_S)  # nobody is there who could answer
+        self, wake_on: Sequence[ray.ObjectRef[Any]] = ()
+    ) -> list[tuple[ActorHandle, ray.ObjectRef[Any]]]:
+        """Return the replies that have arrived: of finished work and of starting actors."""
+        pending: dict[ray.ObjectRef[Any], ActorHandle] = {}
+        for handle in self._actors:
+            if handle.ready_ref is not None:
+                pending[handle.ready_ref] = handle
+            for item in handle.work:
+                pending[item.info] = handle
+        if not pending and not wake_on:
+            time.sleep(POLL_S)  # there is no actor to wait for
             return []
-        answered, pending = ray.wait([*waiting, *others], timeout=POLL_S)
-        if answered and pending:  # of a thousand actors many have answered by now: one look for all
-            answered += ray.wait(pending, num_returns=len(pending), timeout=0)[0]
-        return [(waiting[ref], ref) for ref in answered if ref in waiting]
+        answered, rest = ray.wait([*pending, *wake_on], timeout=POLL_S)
+        if answered and rest:  # with a thousand actors many have answered: fetch all at once
+            answered += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
+        return [(pending[ref], ref) for ref in answered if ref in pending]
 
-    def _handle(self, member: Member, ref: ray.ObjectRef[Any]) -> None:
-        if member not in self._roster:
-            return  # it was let go for what it answered just before: this piece is lost, too
-        if ref == member.ready:
-            self._tend_next = 0.0
-            self._roster.greet(member)
+    def _handle(self, handle: ActorHandle, ref: ray.ObjectRef[Any]) -> None:
+        if handle not in self._actors:
+            return  # removed because of its previous reply, which requeued this piece as well
+        if ref == handle.ready_ref:
+            self._next_scaling = 0.0
+            self._actors.on_ready(handle)
             return
-        item = next(item for item in member.work if item.receipt == ref)
+        item = next(item for item in handle.work if item.info == ref)
         try:
-            receipt: Receipt = ray.get(ref, timeout=FETCH_S)
+            info: RolloutInfo = ray.get(ref, timeout=FETCH_TIMEOUT_S)
         except RayTaskError as error:
-            # What Ray raises around the work, as of a full object store, need not come again.
+            # What Ray raises around the work, such as a full object store, need not recur.
             own = not isinstance(error.cause, RayError)
             failure = Failure.WORK_RAISED if own else Failure.DATA_LOST
-            self._fail(member, failure, reason(error), item)
+            self._fail(handle, failure, describe_error(error), item)
         except RayError as error:
-            self._fail(member, self._roster.how_it_died(member, error), reason(error))
+            self._fail(handle, self._actors.classify_death(handle, error), describe_error(error))
         else:
-            self._usual.append(member.answered(item))
+            self._durations.append(handle.complete(item))
             self._finished_at = time.monotonic()
-            rollout = Rollout(item.rollouts, receipt.timings, receipt.node_id)
-            self._agenda.finish(item.assignment, rollout)
+            rollout = RolloutRef(item.rollouts, info.timings, info.node_id)
+            self._queue.finish(item.assignment, rollout)
 
     def _enforce_deadlines(self) -> None:
         limits = self._limits
-        soonest = min(limits.stall_s, limits.task_timeout_s)
-        for member in self._roster:
-            if member.head_age() <= soonest:
+        shortest = min(limits.stall_s, limits.task_timeout_s)
+        for handle in self._actors:
+            if handle.head_age_s() <= shortest:
                 continue
-            needed = bool(member.work) and self._agenda.needs(member.work[0].assignment)
-            limit = limits.task_timeout_s if needed else soonest
-            if member.head_age() > limit:
+            needed = bool(handle.work) and self._queue.needs(handle.work[0].assignment)
+            limit = limits.task_timeout_s if needed else shortest
+            if handle.head_age_s() > limit:
                 key = "task_timeout_s" if limit == limits.task_timeout_s else "stall_s"
-                self._fail(member, Failure.TIMED_OUT, f"cluster.{key} is {limit:.0f}")
-        self._roster.give_up_late_starts()
-        busy = [member for member in self._roster if member.work]
+                self._fail(handle, Failure.TIMED_OUT, f"cluster.{key} is {limit:.0f}")
+        self._actors.stop_late_starts()
+        busy = [handle for handle in self._actors if handle.work]
         if busy and time.monotonic() - self._finished_at > limits.stall_s:
             self._on_stall(busy)
 
-    def _on_stall(self, busy: list[Member]) -> None:
-        """Nothing has finished for long: tell who is at what, and replace those that hang."""
+    def _on_stall(self, busy: list[ActorHandle]) -> None:
+        """Report what each actor is doing and replace those that hang."""
         waited = time.monotonic() - self._finished_at
         self._finished_at = time.monotonic()
-        names = {f"{member.name} on {member.place}": member.actor for member in busy}
-        self._on_event(
+        names = {f"{handle.name} on {handle.location}": handle.actor for handle in busy}
+        self._context.on_event(
             f"nothing has finished for {waited:.0f} s (cluster.stall_s):\n"
-            f"{describe_activity(names)}"
+            f"{describe_heartbeats(names)}"
         )
-        if not self._usual:  # how long the work takes is not known yet: task_timeout_s decides
+        if not self._durations:  # the usual duration is unknown yet: task_timeout_s decides
             return
-        hanging = max(self._limits.stall_s, _STALL_FACTOR * median(self._usual))
-        for member in busy:
-            if member.head_age() > hanging:
-                usual = f"usually it takes {median(self._usual):.1f} s"
-                self._fail(member, Failure.STALLED, usual)
+        limit_s = max(self._limits.stall_s, _STALL_FACTOR * median(self._durations))
+        for handle in busy:
+            if handle.head_age_s() > limit_s:
+                typical = f"the median is {median(self._durations):.1f} s"
+                self._fail(handle, Failure.STALLED, typical)
 
     def _fail(
-        self, member: Member, failure: Failure, error: str, item: InFlight | None = None
+        self, handle: ActorHandle, failure: Failure, error: str, item: InFlight | None = None
     ) -> None:
-        """Note and act on a failure; the work at the head of the actor's queue is to blame."""
-        blamed = (item or member.work[0]).assignment
-        attempts = self._agenda.lose([one.assignment for one in member.work], blamed)
-        self._roster.dismiss(member)
-        self._roster.doubt(member.node_id)
-        self._tend_next = 0.0  # another is to be begun in its place
-        if failure is Failure.WORK_RAISED and not self._agenda.needs(blamed):
-            return  # of what was done already by another
-        self._settle(Observation(failure, str(blamed), member.name, attempts, error))
+        """Requeue an actor's work, remove the actor and handle the failure.
+
+        ``item`` is blamed, or the work at the head of the actor's queue.
+        """
+        blamed = (item or handle.work[0]).assignment
+        attempts = self._queue.requeue([one.assignment for one in handle.work], blamed)
+        self._actors.remove(handle)
+        self._actors.recheck_node(handle.node_id)
+        self._next_scaling = 0.0  # start a replacement at once
+        if failure is Failure.WORK_RAISED and not self._queue.needs(blamed):
+            return  # another actor has done this work already
+        report = FailureReport(failure, str(blamed), handle.name, attempts, error)
+        self._context.handle_failure(report)

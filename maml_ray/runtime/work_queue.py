@@ -1,11 +1,11 @@
-"""The work of meta-batches while they are under way: what is left, begun, done, and how often.
+"""Track the work of meta-batches in progress: what is queued, running, finished and lost.
 
-Work is keyed by iteration and task, and its result depends on the key alone: handing a piece out
-twice is harmless, and the first answer counts. Nothing here knows of Ray: results are opaque.
+Work is keyed by iteration and task, and its result depends on the key alone, so running a piece
+twice is harmless: the first result counts. Nothing here depends on Ray; results are opaque.
 
-A piece of work is one task with all its phases: the adapted policy that collects the query data
-never leaves the actor that has adapted it. So what is counted for a task is counted for each of
-its phases, and the learner checks that every phase of every task is there once.
+A piece of work is one task with all its phases, since the adapted policy that collects the query
+data never leaves the actor that adapted it. Counts per task therefore hold for each of its phases,
+and the learner checks that every phase of every task arrives once.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class WorkCounts:
-    """What became of the pieces of work that were handed to actors.
+    """Number of pieces of work by outcome.
 
     Attributes:
-        dispatched: handed out, all told.
-        retried: of them, handed out again after a failure.
-        duplicated: of them, handed to an idle actor as well, since the first was slow.
-        used: answers that the learner got.
-        discarded: answers that came second, or too late.
-        lost: never answered, since the actor died, hung or raised an error.
+        dispatched: given to an actor, in total.
+        retried: of those, given out again after a failure.
+        duplicated: of those, given to an idle actor as well because the first was slow.
+        used: results that the learner received.
+        discarded: results that came second, or too late.
+        lost: never answered: the actor died, hung or raised an error.
     """
 
     dispatched: int = 0
@@ -48,175 +48,175 @@ class WorkCounts:
 
     @property
     def unanswered(self) -> int:
-        """Pieces of which nothing has been heard yet."""
+        """Number of dispatched pieces without an outcome yet."""
         return self.dispatched - self.used - self.discarded - self.lost
 
 
-class Batch(Generic[Result]):
-    """One meta-batch: every task is to be done once.
+class WorkBatch(Generic[Result]):
+    """One meta-batch, in which every task must be done once.
 
     Args:
-        assignments: all its work.
-        kept: results from before, by task index: only the others are worked at.
-        parameters: what the actors are to be given with each piece.
-        counts: what became of the work before.
+        assignments: the work, one assignment per task.
+        reused: earlier results by task index; only the other tasks are done.
+        parameters: passed to the actors with each assignment.
+        counts: counts of earlier work on the same meta-batch.
     """
 
     def __init__(
         self,
         assignments: Sequence[Assignment],
-        kept: dict[int, Result] | None = None,
+        reused: dict[int, Result] | None = None,
         *,
         parameters: Any = None,
         counts: WorkCounts | None = None,
     ) -> None:
         self.parameters = parameters
         self._assignments = {work.task_index: work for work in assignments}
-        self._done: dict[int, Result] = dict(kept or {})
-        self._queue = deque(work for work in assignments if work.task_index not in self._done)
-        self._copies: Counter[int] = Counter()
+        self._results: dict[int, Result] = dict(reused or {})
+        self._queue = deque(work for work in assignments if work.task_index not in self._results)
+        self._num_running: Counter[int] = Counter()
         self._failures: Counter[int] = Counter()
-        self._again: set[int] = set()
+        self._requeued: set[int] = set()
         self._counts = Counter(asdict(counts or WorkCounts()))
 
     @property
     def assignments(self) -> tuple[Assignment, ...]:
-        """All its work."""
+        """All work of the batch."""
         return tuple(self._assignments.values())
 
     @property
-    def finished(self) -> bool:
+    def is_finished(self) -> bool:
         """Whether every task is done."""
-        return self.left == 0
+        return self.num_unfinished == 0
 
     @property
-    def waiting(self) -> int:
-        """How many pieces nobody has begun."""
+    def num_queued(self) -> int:
+        """Number of pieces that no actor is working on."""
         return len(self._queue)
 
     @property
     def counts(self) -> WorkCounts:
-        """What has become of the work so far."""
+        """Outcomes of the work so far."""
         return WorkCounts(**self._counts)
 
     @property
-    def left(self) -> int:
-        """How many tasks are not done."""
-        return len(self._assignments) - len(self._done)
+    def num_unfinished(self) -> int:
+        """Number of tasks that are not done."""
+        return len(self._assignments) - len(self._results)
 
     def results(self) -> tuple[Result, ...]:
-        """The results in the order of their tasks, once the batch is finished."""
-        assert self.finished
-        return tuple(self._done[index] for index in sorted(self._done))
+        """Return the results of a finished batch in task order."""
+        assert self.is_finished
+        return tuple(self._results[index] for index in sorted(self._results))
 
-    def done_since(self, before: int) -> list[Result]:
-        """Results in the order in which they came, but for the first so many."""
-        return list(islice(self._done.values(), before, None))
+    def results_after(self, count: int) -> list[Result]:
+        """Return the results in order of arrival, without the first ``count``."""
+        return list(islice(self._results.values(), count, None))
 
-    def hand_out(self) -> Assignment:
-        """The next piece that nobody has begun."""
+    def next_item(self) -> Assignment:
+        """Remove and return the next queued piece."""
         work = self._queue.popleft()
-        self._copies[work.task_index] += 1
+        self._num_running[work.task_index] += 1
         self._counts["dispatched"] += 1
-        self._counts["retried"] += work.task_index in self._again
+        self._counts["retried"] += work.task_index in self._requeued
         return work
 
-    def has(self, work: Assignment) -> bool:
-        """Whether ``work`` is of this batch."""
+    def contains(self, work: Assignment) -> bool:
+        """Return whether ``work`` belongs to this batch."""
         return self._assignments.get(work.task_index) == work
 
     def needs(self, work: Assignment) -> bool:
-        """Whether ``work`` is of this batch and not yet done."""
-        return self.has(work) and work.task_index not in self._done
+        """Return whether ``work`` belongs to this batch and is not done."""
+        return self.contains(work) and work.task_index not in self._results
 
-    def may_duplicate(self, work: Assignment) -> bool:
-        """Whether ``work`` is needed, and one actor alone is at it."""
-        return self.needs(work) and self._copies[work.task_index] == 1
+    def can_duplicate(self, work: Assignment) -> bool:
+        """Return whether ``work`` is needed and exactly one actor is working on it."""
+        return self.needs(work) and self._num_running[work.task_index] == 1
 
     def duplicate(self, work: Assignment) -> None:
-        """``work`` has been handed to a second actor."""
-        self._copies[work.task_index] += 1
+        """Record that ``work`` was given to a second actor."""
+        self._num_running[work.task_index] += 1
         self._counts["dispatched"] += 1
         self._counts["duplicated"] += 1
 
     def finish(self, work: Assignment, result: Result) -> None:
-        """An answer: the first to a piece of work of this batch is used."""
-        if not self.has(work):  # of a batch before this one
+        """Record a result; the first one per task is used."""
+        if not self.contains(work):  # of an earlier batch
             self._counts["discarded"] += 1
             return
-        self._copies[work.task_index] -= 1
-        if work.task_index in self._done:
+        self._num_running[work.task_index] -= 1
+        if work.task_index in self._results:
             self._counts["discarded"] += 1
             return
-        self._done[work.task_index] = result
+        self._results[work.task_index] = result
         self._counts["used"] += 1
 
-    def lose(self, works: Iterable[Assignment], blamed: Assignment | None = None) -> int:
-        """Nobody answers to ``works`` any more: they are handed out again, unless done.
+    def requeue(self, items: Iterable[Assignment], blamed: Assignment | None = None) -> int:
+        """Record the loss of an actor's work and queue it again, unless it is done.
 
         Args:
-            works: of one actor, in the order in which it had them.
-            blamed: of them, the one that the actor was at.
+            items: the actor's work, in the order in which it was assigned.
+            blamed: the one of them that the actor was working on.
 
         Returns:
-            How often the blamed one has failed; 0 where it is not needed any more.
+            Consecutive failures of the blamed piece; 0 if it is no longer needed.
         """
-        for work in reversed(list(works)):
+        for work in reversed(list(items)):
             self._counts["lost"] += 1
-            if not self.has(work):
+            if not self.contains(work):
                 continue
-            self._copies[work.task_index] -= 1
-            if work.task_index not in self._done and not self._copies[work.task_index]:
+            self._num_running[work.task_index] -= 1
+            if work.task_index not in self._results and not self._num_running[work.task_index]:
                 self._queue.appendleft(work)
-                self._again.add(work.task_index)
+                self._requeued.add(work.task_index)
         if blamed is None or not self.needs(blamed):
-            return 0  # what another has done already kills nobody
+            return 0  # another actor has done it, so it is not what kills actors
         self._failures[blamed.task_index] += 1
         return self._failures[blamed.task_index]
 
 
-class Agenda(Generic[Result]):
-    """The meta-batches under way, the most urgent first: of the earliest iteration.
+class WorkQueue(Generic[Result]):
+    """The meta-batches in progress, by iteration: the earliest is the most urgent.
 
-    What is heard of a piece of work goes to its own batch; of one whose batch is over, to the first
-    of them, which counts it. So there is at least one batch whenever anything is heard.
+    Outcomes go to the batch that contains the work. Outcomes of work whose batch has been removed
+    are counted by the first batch, so at least one batch must be in progress at any outcome.
     """
 
     def __init__(self) -> None:
-        self._batches: list[Batch[Result]] = []
+        self._batches: list[WorkBatch[Result]] = []
 
-    def __iter__(self) -> Iterator[Batch[Result]]:
+    def __iter__(self) -> Iterator[WorkBatch[Result]]:
         return iter(self._batches)
 
     @property
-    def finished(self) -> bool:
+    def is_finished(self) -> bool:
         """Whether every task of every batch is done."""
-        return all(batch.finished for batch in self._batches)
+        return all(batch.is_finished for batch in self._batches)
 
-    def begin(self, batch: Batch[Result]) -> None:
-        """Its work is to be done, after that of the iterations before it."""
+    def add(self, batch: WorkBatch[Result]) -> None:
+        """Add a batch behind those of earlier iterations."""
         self._batches.append(batch)
         self._batches.sort(key=lambda one: one.assignments[0].iteration)
 
-    def end(self, batch: Batch[Result]) -> None:
-        """Nothing more is done for it."""
+    def remove(self, batch: WorkBatch[Result]) -> None:
+        """Remove a batch; its late results will be discarded."""
         self._batches.remove(batch)
 
     def needs(self, work: Assignment) -> bool:
-        """Whether ``work`` is of a batch under way and not yet done."""
+        """Return whether ``work`` belongs to a batch in progress and is not done."""
         return any(batch.needs(work) for batch in self._batches)
 
     def finish(self, work: Assignment, result: Result) -> None:
-        """An answer."""
-        self._owner(work).finish(work, result)
+        """Record a result."""
+        self._batch_of(work).finish(work, result)
 
-    def lose(self, works: Sequence[Assignment], blamed: Assignment) -> int:
-        """Nobody answers to ``works`` any more: see :meth:`Batch.lose`."""
+    def requeue(self, items: Sequence[Assignment], blamed: Assignment) -> int:
+        """Record the loss of an actor's work; see :meth:`WorkBatch.requeue`."""
         failures = 0
         for batch in self._batches:
-            own = [work for work in works if self._owner(work) is batch]
-            failures += batch.lose(own, blamed if blamed in own else None)
+            own = [work for work in items if self._batch_of(work) is batch]
+            failures += batch.requeue(own, blamed if blamed in own else None)
         return failures
 
-    def _owner(self, work: Assignment) -> Batch[Result]:
-        return next((batch for batch in self._batches if batch.has(work)), self._batches[0])
+    def _batch_of(self, work: Assignment) -> WorkBatch[Result]:
+        return next((batch for batch in self._batches if batch.contains(work)), self._batches[0])

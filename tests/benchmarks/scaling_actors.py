@@ -16,10 +16,9 @@ from maml_ray.config.settings import Settings
 from maml_ray.learning.rollout_worker import Assignment
 from maml_ray.policies.spec import PolicyParameters
 from maml_ray.rollouts.trajectories import TaskRollouts
-from maml_ray.runtime.actor_group import Roster
-from maml_ray.runtime.actor_handle import Member, Recruiter
-from maml_ray.runtime.actors import RolloutActor
-from maml_ray.runtime.heartbeat import Place, Receipt
+from maml_ray.runtime.actor_group import ActorGroup
+from maml_ray.runtime.actor_handle import ActorFactory, ActorHandle
+from maml_ray.runtime.actors import ActorLocation, RolloutActor, RolloutInfo
 
 
 class SharedProcess:
@@ -30,14 +29,14 @@ class SharedProcess:
         for _ in range(actors):
             self._idle.put(RolloutActor(name, settings))
 
-    def ready(self) -> Place:
+    def ready(self) -> ActorLocation:
         """As an actor says."""
         with self._one() as actor:
             return actor.ready()
 
     def roll_out(
         self, parameters: PolicyParameters, assignment: Assignment
-    ) -> tuple[TaskRollouts, Receipt]:
+    ) -> tuple[TaskRollouts, RolloutInfo]:
         """As an actor does."""
         with self._one() as actor:
             return actor.roll_out(parameters, assignment)
@@ -59,24 +58,24 @@ def actors_kept(share: int) -> Iterator[None]:
         share: how many there are in a process.
     """
     kept: dict[int, Any] = {}
-    recruit = Recruiter.recruit
+    start = ActorFactory.start
     remote: Any = ray.remote
 
-    def take_on(recruiter: Recruiter, members: Iterable[Member]) -> Member:
-        taken = {member.number for member in members}
-        number = next(place for place in range(len(taken) + 1) if place not in taken)
-        process, name = number // share, f"rollout-{number}"
+    def take_on(factory: ActorFactory, existing: Iterable[ActorHandle]) -> ActorHandle:
+        occupied = {handle.slot for handle in existing}
+        slot = next(index for index in range(len(occupied) + 1) if index not in occupied)
+        process, name = slot // share, f"rollout-{slot}"
         if process not in kept and share == 1:
-            kept[process] = recruit(recruiter, members).actor
+            kept[process] = start(factory, existing).actor
         elif process not in kept:
             made = remote(SharedProcess).options(num_cpus=share, max_concurrency=share)
-            kept[process] = made.remote(name, recruiter._settings_ref, share)
+            kept[process] = made.remote(name, factory._settings_ref, share)
         actor = kept[process]
-        return Member(name, number, actor, actor.ready.remote(), time.monotonic())
+        return ActorHandle(name, slot, actor, actor.ready.remote(), time.monotonic())
 
     with (
-        mock.patch.object(Recruiter, "recruit", take_on),
-        mock.patch.object(Roster, "close"),
+        mock.patch.object(ActorFactory, "start", take_on),
+        mock.patch.object(ActorGroup, "close"),
     ):
         yield
 

@@ -36,7 +36,7 @@ _KINDS = {
     "ray::SharedProcess": "actors",
     "ray::collect": "actors",
     "ray::LearnerActor": "learner",
-    "ray::take": "learner",
+    "ray::prefetch": "learner",
     "ray::meta-update": "learner",
 }
 """By the beginning of a process's title, which tells an actor that waits, or what it is at."""

@@ -21,8 +21,8 @@ from maml_ray.config.settings import Settings
 from maml_ray.persistence.records import IterationRecord, StartReport
 from maml_ray.persistence.run_dir import RunDir
 from maml_ray.runs.training_loop import train_on_ray
-from maml_ray.runtime.actor_system import Crew
-from maml_ray.runtime.learner_handle import LearnerClient
+from maml_ray.runtime.actor_system import ActorSystem
+from maml_ray.runtime.learner_handle import LearnerHandle
 from tests.benchmarks.scaling_cpu import CpuSeconds, cpu_seconds, per_iteration, queued_s
 from tests.benchmarks.sleeping import EPISODES, HIDDEN, PHASES, STEPS
 
@@ -155,12 +155,12 @@ class _Watch:
         return call
 
     def sized(self, learn: Callable[..., Any]) -> Callable[..., Any]:
-        def call(crew: Crew, *args: Any, **keywords: Any) -> Any:
-            collected, update = learn(crew, *args, **keywords)
+        def call(system: ActorSystem, *args: Any, **keywords: Any) -> Any:
+            collected, update = learn(system, *args, **keywords)
             if not self.sizes[0]:  # in the first iteration, which is not counted
                 rollouts = [one.rollouts for one in collected.rollouts]
-                state = len(pickle.dumps(crew.learner.state, 5))
-                self.sizes = (_size(rollouts), _size([crew.parameters]), state)
+                state = len(pickle.dumps(system.learner.state, 5))
+                self.sizes = (_size(rollouts), _size([system.parameters]), state)
             return collected, update
 
         return call
@@ -190,8 +190,12 @@ def run_with(
     watch = _Watch(total, profile)
     with ExitStack() as stack:
         for owner, name, wrapped in (
-            (LearnerClient, "update", watch.timed("update", LearnerClient.update)),
-            (Crew, "learn", watch.timed("learn", watch.sized(Crew.learn))),
+            (LearnerHandle, "update", watch.timed("update", LearnerHandle.update)),
+            (
+                ActorSystem,
+                "run_iteration",
+                watch.timed("learn", watch.sized(ActorSystem.run_iteration)),
+            ),
         ):
             stack.enter_context(mock.patch.object(owner, name, wrapped))
         folder = stack.enter_context(tempfile.TemporaryDirectory())

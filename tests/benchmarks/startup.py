@@ -64,9 +64,9 @@ def _start(checkout: Path, settings: Path) -> dict[str, float]:
     """Seconds of each part of one start of training, and of the short commands."""
     with tempfile.TemporaryDirectory(prefix="st") as folder:
         processes = _traced_run(checkout, settings, Path(folder))
-    driver = next(each for each in processes if ("end", "LearnerClient.update") in each)
+    driver = next(each for each in processes if ("end", "LearnerHandle.update") in each)
     parts = dict(_driver_parts(driver))
-    parts["total"] = driver["end", "LearnerClient.update"]
+    parts["total"] = driver["end", "LearnerHandle.update"]
     for kind in ("LearnerActor", "RolloutActor"):
         those = [each for each in processes if ("end", f"{kind}.__init__") in each]
         rows = [dict(_actor_parts(each, kind)) for each in those]
@@ -86,10 +86,10 @@ def _driver_parts(driver: Moments) -> Iterator[tuple[str, float]]:
         "settings, run folder": driver["begin", "init"],
         "ray.init": driver["end", "init"],
         "until the rollout actors are up": driver["end", "RolloutPool.wait_until_ready"],
-        "until the learner is up": driver["end", "LearnerClient.wait_until_ready"],
-        "storage, dashboard link, metrics": driver["begin", "Crew.learn"],
-        "first iteration: collect": driver["begin", "LearnerClient.update"],
-        "first iteration: learn": driver["end", "LearnerClient.update"],
+        "until the learner is up": driver["end", "LearnerHandle.wait_until_ready"],
+        "storage, dashboard link, metrics": driver["begin", "ActorSystem.run_iteration"],
+        "first iteration: collect": driver["begin", "LearnerHandle.update"],
+        "first iteration: learn": driver["end", "LearnerHandle.update"],
     }
     before = 0.0
     for name, moment in moments.items():
@@ -128,7 +128,7 @@ def _traced_run(checkout: Path, settings: Path, folder: Path) -> list[Moments]:
         )
         try:
             own = trace / f"{program.pid}.jsonl"
-            while not (own.exists() and '"end", "LearnerClient.update"' in own.read_text()):
+            while not (own.exists() and '"end", "LearnerHandle.update"' in own.read_text()):
                 if program.poll() is not None or time.time() - began > PATIENCE_S:
                     sys.exit(f"no iteration has finished:\n{(folder / 'log').read_text()[-2000:]}")
                 time.sleep(0.2)

@@ -12,16 +12,16 @@ import ray
 
 from maml_ray.persistence.run_dir import RunDir
 from maml_ray.runs.training_loop import train_on_ray
-from maml_ray.runtime.learner_handle import LearnerClient
+from maml_ray.runtime.learner_handle import LearnerHandle
 from tests.chaos.machine import Machine
 from tests.chaos.watched import Watcher, assert_undisturbed, settings
 
 
-def wait_until_in_the_middle(learner: LearnerClient) -> None:
+def wait_until_in_the_middle(learner: LearnerHandle) -> None:
     """Until the learner itself says that it is at an update."""
     while True:
-        activity = ray.get(learner._actor.activity.remote(), timeout=60)
-        if activity.work is not None:
+        heartbeat = ray.get(learner._actor.heartbeat.remote(), timeout=60)
+        if heartbeat.work is not None:
             return
 
 
@@ -32,24 +32,24 @@ def test_a_learner_that_dies_in_an_update_costs_that_update_and_nothing_else(
     """In iteration 1 its process is killed, in iteration 2 its node goes."""
     chosen, folder = settings(iterations=4, outer={"epochs": 200}), RunDir(tmp_path / "run")
     nodes = [cluster.add_node(cpus=0, gpus=1)]  # the learner asks for the GPU: it has to be there
-    wait = LearnerClient._wait_for
+    wait = LearnerHandle._wait_for_update
     hit: list[int] = []
 
-    def waiting(learner: LearnerClient, *refs: Any, **others: Any) -> Any:
+    def waiting(learner: LearnerHandle, *refs: Any, **others: Any) -> Any:
         version = learner.state.version
         if version in (1, 2) and version not in hit:
             hit.append(version)
-            place = ray.get(learner._place, timeout=60)
-            assert place.node_id == nodes[-1]
+            location = ray.get(learner._location_ref, timeout=60)
+            assert location.node_id == nodes[-1]
             wait_until_in_the_middle(learner)
             if version == 1:
-                os.kill(place.pid, signal.SIGKILL)
+                os.kill(location.pid, signal.SIGKILL)
             else:
-                cluster.remove_nodes({place.node_id})
+                cluster.remove_nodes({location.node_id})
                 nodes.append(cluster.add_node(cpus=0, gpus=1))
         return wait(learner, *refs, **others)
 
-    monkeypatch.setattr(LearnerClient, "_wait_for", waiting)
+    monkeypatch.setattr(LearnerHandle, "_wait_for_update", waiting)
     watcher = Watcher()
     train_on_ray(chosen, folder, observers=[watcher])
     assert hit == [1, 2]

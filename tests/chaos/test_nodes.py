@@ -12,7 +12,7 @@ from maml_ray.common.errors import TrainingFailed
 from maml_ray.persistence.records import IterationRecord
 from maml_ray.persistence.run_dir import RunDir
 from maml_ray.runs.training_loop import train_on_ray
-from maml_ray.runtime.rollout_pool import Collected, RolloutPool
+from maml_ray.runtime.rollout_pool import CollectedBatch, RolloutPool
 from tests.chaos.machine import Machine
 from tests.chaos.watched import Watcher, assert_undisturbed, settings
 
@@ -23,17 +23,17 @@ def test_actors_follow_the_nodes_and_rollouts_that_went_with_one_are_made_again(
 ) -> None:
     """Iteration 1 gains a node; 3 loses the one that holds rollouts, before the update."""
     chosen, folder = settings(iterations=5), RunDir(tmp_path / "run")
-    begin, finish = RolloutPool.begin, RolloutPool.finish
-    batches: list[Collected] = []
+    submit, finish = RolloutPool.submit, RolloutPool.finish
+    batches: list[CollectedBatch] = []
 
-    def beginning(pool: RolloutPool, *args: Any) -> Any:
+    def submitting(pool: RolloutPool, *args: Any) -> Any:
         if len(batches) == 1:
             cluster.add_node()
-            pool._capacity.look_again()
+            pool._capacity.invalidate()
             pool.wait_until_ready()
-        return begin(pool, *args)
+        return submit(pool, *args)
 
-    def finishing(pool: RolloutPool, *args: Any) -> Collected:
+    def finishing(pool: RolloutPool, *args: Any) -> CollectedBatch:
         collected = finish(pool, *args)
         batches.append(collected)
         if len(batches) == 4:
@@ -41,7 +41,7 @@ def test_actors_follow_the_nodes_and_rollouts_that_went_with_one_are_made_again(
             cluster.add_node()
         return collected
 
-    monkeypatch.setattr(RolloutPool, "begin", beginning)
+    monkeypatch.setattr(RolloutPool, "submit", submitting)
     monkeypatch.setattr(RolloutPool, "finish", finishing)
     watcher = Watcher()
     train_on_ray(chosen, folder, observers=[watcher])

@@ -12,7 +12,7 @@ import pytest
 from maml_ray.persistence.records import IterationRecord
 from maml_ray.persistence.run_dir import RunDir
 from maml_ray.runs.training_loop import train_on_ray
-from maml_ray.runtime.heartbeat import Place
+from maml_ray.runtime.actors import ActorLocation
 from maml_ray.runtime.rollout_pool import RolloutPool
 from tests.chaos.machine import Machine
 from tests.chaos.watched import Watcher, assert_undisturbed, settings
@@ -35,22 +35,22 @@ def test_an_announced_node_is_left_when_another_is_there_and_nothing_is_lost(
     def dispatching(pool: RolloutPool) -> None:
         dispatch(pool)
         if len(watcher.records) == 1 and not pools:
-            assert any(member.work for member in pool._roster)
+            assert any(handle.work for handle in pool._actors)
             cluster.announce(first)
-            pool._capacity.look_again()
+            pool._capacity.invalidate()
             pools.append(pool)
 
     def another(record: IterationRecord) -> None:
         if record.iteration == 2:
             cluster.add_node()
-            pools[0]._capacity.look_again()
-            places.extend(pools[0].wait_until_ready())
+            pools[0]._capacity.invalidate()
+            locations.extend(pools[0].wait_until_ready())
 
-    places: list[Place] = []
+    locations: list[ActorLocation] = []
     monkeypatch.setattr(RolloutPool, "_dispatch", dispatching)
     watcher = Watcher(another)
     train_on_ray(chosen, folder, observers=[watcher])
-    assert [place.node_id for place in places] == [cluster.ids[-1]]
+    assert [location.node_id for location in locations] == [cluster.ids[-1]]
     assert [record.faults.lost for record in watcher.records] == [0] * 5
     assert [record.faults.failures for record in watcher.records] == [0, 0, 0, 1, 1]
     (told,) = watcher.preempted
@@ -70,8 +70,8 @@ def test_an_announced_node_that_goes_with_work_under_way_is_a_pre_emption(
 
     def take_away(pool: RolloutPool, node_id: str) -> None:
         cluster.announce(node_id)
-        pool._capacity.look_again()
-        pool._capacity.look()
+        pool._capacity.invalidate()
+        pool._capacity.refresh()
         cluster.remove_nodes({node_id})
         cluster.add_node()
         gone.append(node_id)
@@ -79,10 +79,10 @@ def test_an_announced_node_that_goes_with_work_under_way_is_a_pre_emption(
     def dispatching(pool: RolloutPool) -> None:
         dispatch(pool)
         if len(watcher.records) == 1 and not gone:
-            (member,) = (member for member in pool._roster if member.work)
-            assert member.place is not None
-            os.kill(member.place.pid, signal.SIGSTOP)  # it will not have finished by then
-            take_away(pool, member.place.node_id)
+            (handle,) = (handle for handle in pool._actors if handle.work)
+            assert handle.location is not None
+            os.kill(handle.location.pid, signal.SIGSTOP)  # it will not have finished by then
+            take_away(pool, handle.location.node_id)
 
     def finishing(pool: RolloutPool, *args: Any) -> Any:
         collected = finish(pool, *args)

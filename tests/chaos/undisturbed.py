@@ -13,7 +13,7 @@ from maml_ray.config.settings import Settings
 from maml_ray.learning.learner import MetaLearner
 from maml_ray.learning.rollout_worker import Assignment, RolloutWorker, sample_tasks
 from maml_ray.learning.state import LearnerState
-from maml_ray.tasks.registry import resolve_tasks
+from maml_ray.tasks.loading import resolve_tasks
 
 
 def undisturbed(settings: Settings) -> LearnerState:

@@ -10,7 +10,7 @@ import pytest
 
 from maml_ray.monitoring import prometheus
 from maml_ray.monitoring.prometheus import METRICS, RayMetrics
-from maml_ray.runtime.run_id import RunName
+from maml_ray.runtime.run_context import RunId
 from tests.reporting.conftest import MakeRecord, record  # noqa: F401  (a fixture)
 
 
@@ -51,7 +51,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Told:
     told = Told()
     monkeypatch.setattr(prometheus, "Gauge", told.kind(counts=False))
     monkeypatch.setattr(prometheus, "Counter", told.kind(counts=True))
-    monkeypatch.setattr(prometheus, "own_name", lambda run: RunName(run, "03000000"))
+    monkeypatch.setattr(prometheus, "current_run_id", lambda run: RunId(run, "03000000"))
     return told
 
 

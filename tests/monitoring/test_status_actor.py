@@ -19,12 +19,18 @@ from maml_ray.config.settings import Settings
 from maml_ray.learning.learner import MetaLearner
 from maml_ray.learning.rollout_worker import policy_spec
 from maml_ray.monitoring.publisher import Publisher
-from maml_ray.monitoring.registry import find_run, look_at_runs, names_of_runs, service_of
-from maml_ray.monitoring.status_actor import KEPT, NAMESPACE, RunService, RunStatus, Snapshot
+from maml_ray.monitoring.registry import find_run, get_status_actor, list_run_ids, list_runs
+from maml_ray.monitoring.status_actor import (
+    NAMESPACE,
+    SNAPSHOTS_KEPT,
+    RunStatus,
+    Snapshot,
+    StatusActor,
+)
 from maml_ray.persistence.records import StartReport
 from maml_ray.policies.spec import PolicyParameters
-from maml_ray.runs.remote_source import FollowedRun
-from maml_ray.runtime.run_id import RunName
+from maml_ray.runs.remote_source import RemoteRun
+from maml_ray.runtime.run_context import RunId
 from tests.reporting.conftest import MakeRecord, record  # noqa: F401  (a fixture)
 from tests.small_runs import settings
 
@@ -36,10 +42,10 @@ def snapshot(version: int) -> Snapshot:
     return Snapshot(version, (None,))  # type: ignore[arg-type]
 
 
-def told(*versions: int) -> RunService:
-    service = RunService("a/01000000", (None,))  # type: ignore[arg-type]
+def told(*versions: int) -> StatusActor:
+    service = StatusActor("a/01000000", (None,))  # type: ignore[arg-type]
     for version in versions:
-        asyncio.run(service.tell(STATUS, snapshot(version)))
+        asyncio.run(service.publish(STATUS, snapshot(version)))
     return service
 
 
@@ -57,10 +63,10 @@ def test_the_newest_version_that_suits_is_given_and_the_last_few_are_kept(
 
 def test_who_waits_is_woken_by_the_version_that_it_waits_for() -> None:
     async def scene() -> Snapshot | None:
-        service = RunService("a/01000000", (None,))  # type: ignore[arg-type]
+        service = StatusActor("a/01000000", (None,))  # type: ignore[arg-type]
         waiting = asyncio.create_task(service.snapshot(newer_than=2, every=2, timeout_s=60.0))
         for version in (1, 2, 3, 4):
-            await service.tell(STATUS, snapshot(version))
+            await service.publish(STATUS, snapshot(version))
             await asyncio.sleep(0)
         return await waiting
 
@@ -70,9 +76,9 @@ def test_who_waits_is_woken_by_the_version_that_it_waits_for() -> None:
 
 
 def test_a_name_is_told_apart_by_its_job_and_read_back() -> None:
-    name = RunName("a.b-c", "02000000")
-    assert RunName.parse(str(name)) == name
-    assert RunName.parse("learner") is None
+    name = RunId("a.b-c", "02000000")
+    assert RunId.parse(str(name)) == name
+    assert RunId.parse("learner") is None
 
 
 class Run:
@@ -93,7 +99,7 @@ class Run:
             lambda: (self.version, self.parameters),
             self.events.append,
         )
-        self.name = RunName(chosen.run.name, ray.get_runtime_context().get_job_id())
+        self.run_id = RunId(chosen.run.name, ray.get_runtime_context().get_job_id())
         self.publisher.on_start(START)
 
     def _put(self) -> None:
@@ -115,7 +121,7 @@ class Run:
 
     def arrived(self) -> bool:
         """Whether the service has been told of the newest version."""
-        found = next((one for one in look_at_runs() if one.name == self.name), None)
+        found = next((one for one in list_runs() if one.run_id == self.run_id), None)
         return bool(found and found.status and found.status.version == self.version)
 
 
@@ -140,14 +146,14 @@ def service_pid() -> int:
     (found,) = (
         process.pid
         for process in psutil.process_iter(["cmdline", "status"])
-        if " ".join(process.info["cmdline"] or []).startswith("ray::RunService")
+        if " ".join(process.info["cmdline"] or []).startswith("ray::StatusActor")
         and process.info["status"] not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
     )
     return found
 
 
 def test_a_follower_gets_the_parameters_themselves_and_waits_for_newer_ones(run: Run) -> None:
-    follower = FollowedRun(find_run("told"), check_stop=lambda: None)
+    follower = RemoteRun(find_run("told"), check_stop=lambda: None)
     found = follower.next(-1, 1)
     assert found is not None
     assert found.version == run.version
@@ -159,7 +165,7 @@ def test_a_follower_gets_the_parameters_themselves_and_waits_for_newer_ones(run:
         raise InterruptedError  # instead of a wait for a version that does not come
 
     with pytest.raises(InterruptedError):
-        FollowedRun(run.name, check_stop=stop).next(run.version, 1)
+        RemoteRun(run.run_id, check_stop=stop).next(run.version, 1)
 
 
 def test_a_service_that_is_killed_is_begun_anew_and_told(run: Run) -> None:
@@ -167,7 +173,7 @@ def test_a_service_that_is_killed_is_begun_anew_and_told(run: Run) -> None:
     run.iterate_until(lambda: len(run.events) > 0)
     run.iterate_until(run.arrived)
     assert len(run.events) == 1
-    assert "begun anew" in run.events[0]
+    assert "restarting the status actor" in run.events[0]
 
 
 def test_a_service_that_hangs_is_not_waited_for_and_is_begun_anew(run: Run) -> None:
@@ -175,13 +181,13 @@ def test_a_service_that_hangs_is_not_waited_for_and_is_begun_anew(run: Run) -> N
     os.kill(hanging, signal.SIGSTOP)
     try:
         run.iterate()  # this message is under way for ever
-        under_way = run.publisher._under_way
+        under_way = run.publisher._pending
         assert under_way is not None
         run.iterate()
-        assert run.publisher._under_way == under_way, "a second message must not pile up"
-        run.publisher._patience_s = 0.0
+        assert run.publisher._pending == under_way, "a second message must not pile up"
+        run.publisher._timeout_s = 0.0
         run.iterate()
-        run.publisher._patience_s = 60.0
+        run.publisher._timeout_s = 60.0
         assert len(run.events) == 1
         assert "has not answered" in run.events[0]
         run.iterate_until(run.arrived)
@@ -196,7 +202,7 @@ def test_a_return_that_is_no_number_is_none(run: Run) -> None:
     run.iterate_until(run.arrived)
     run.iterate()
     run.iterate_until(run.arrived)
-    (seen,) = look_at_runs()
+    (seen,) = list_runs()
     assert seen.status is not None
     assert seen.status.return_after is None
     assert seen.status.return_before == 10.0 * run.iteration
@@ -211,24 +217,24 @@ def test_old_parameters_are_let_go(run: Run) -> None:
     worker: Any = ray._private.worker.global_worker
     counts = worker.core_worker.get_all_reference_counts
     deadline = time.monotonic() + 30
-    while len(set(references) & set(counts())) > KEPT + 1:  # and the run's own
+    while len(set(references) & set(counts())) > SNAPSHOTS_KEPT + 1:  # and the run's own
         assert time.monotonic() < deadline, "references pile up"
         time.sleep(0.05)
 
 
 def test_two_runs_of_one_name_are_both_there_and_must_be_named_in_full(run: Run) -> None:
-    other: Any = ray.remote(RunService)
-    name = RunName("told", "ff000000")
+    other: Any = ray.remote(StatusActor)
+    name = RunId("told", "ff000000")
     second = other.options(name=str(name), namespace=NAMESPACE, num_cpus=0).remote(
         str(name), (None,)
     )
     try:
-        assert names_of_runs() == sorted([run.name, name])
-        with pytest.raises(Exception, match=f"name one of {run.name}, {name}"):
+        assert list_run_ids() == sorted([run.run_id, name])
+        with pytest.raises(Exception, match=f"name one of {run.run_id}, {name}"):
             find_run("told")
         assert find_run(str(name)) == name
-        assert {one.name: one.problem for one in look_at_runs()} == {
-            run.name: None,
+        assert {one.run_id: one.problem for one in list_runs()} == {
+            run.run_id: None,
             name: "starting",
         }
     finally:
@@ -236,10 +242,10 @@ def test_two_runs_of_one_name_are_both_there_and_must_be_named_in_full(run: Run)
 
 
 def test_a_follower_ends_with_the_run_which_is_not_there_then(run: Run) -> None:
-    follower = FollowedRun(run.name, check_stop=lambda: None)
+    follower = RemoteRun(run.run_id, check_stop=lambda: None)
     assert follower.next(-1, 1) is not None
     run.publisher.close()
     assert follower.next(run.version, 1) is None
-    assert service_of(run.name) is None
+    assert get_status_actor(run.run_id) is None
     with pytest.raises(Exception, match=r"no run called told .*no run trains there now"):
         find_run("told")

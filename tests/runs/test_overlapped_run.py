@@ -1,4 +1,4 @@
-"""Overlapped runs on Ray: the bits of the same schedule by plain calls, whatever happens."""
+"""Asynchronous collection on Ray gives the bits of the same schedule of plain calls."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def settings(actors: int = 2) -> Settings:
 
 @cache
 def schedule() -> LearnerState:
-    """The same without Ray, written out: who has published what when is a list."""
+    """Run the same schedule without Ray, as explicit calls."""
     chosen = settings()
     worker, tasks = RolloutWorker(chosen), resolve_tasks(chosen.task)
     learner = MetaLearner(chosen, worker.spec)
@@ -104,7 +104,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path: Path, stop_after:
 def test_failures_during_two_meta_batches_change_no_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The learner's in update 1, rollouts' in update 2, an actor's as meta-batch 4 is begun."""
+    """Kill the learner in update 1, lose rollouts in update 2, kill an actor at meta-batch 4."""
     happened: list[str] = []
     wait, update, submit = LearnerHandle._wait_for_update, LearnerHandle.update, RolloutPool.submit
 
@@ -139,7 +139,7 @@ def test_failures_during_two_meta_batches_change_no_bit(
     assert happened == ["learner", "rollouts", "actor"]
     assert_as_scheduled(tmp_path)
     assert recorder.records[-1].faults.learner_restarts == 1
-    assert recorder.records[2].faults.lost == 4  # all tasks of a meta-batch that came to nothing
+    assert recorder.records[2].faults.lost == 4  # all tasks of a lost meta-batch
     assert recorder.records[-1].faults.failures == 3
     events = "\n".join(recorder.events)
     for words in ("the meta-update of version 1", "their node has gone", "its actor died"):

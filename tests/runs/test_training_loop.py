@@ -1,4 +1,4 @@
-"""How the loop ends: with everything safe, or in the hands of a newer attempt. Without Ray."""
+"""Test how the training loop ends, without Ray: with everything saved, or superseded."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ WAIT_S = 30.0
 
 
 class Gate(LocalStorage):
-    """A folder that makes whoever writes a checkpoint wait, or fail, when told so."""
+    """A storage whose writes can be blocked or made to fail."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -56,7 +56,7 @@ class Gate(LocalStorage):
 
 @dataclass
 class FakeActorSystem:
-    """Learns nothing, in no time, and lets something happen in each iteration."""
+    """Learn nothing, in no time; call ``during`` in each iteration."""
 
     settings: Settings
     during: Callable[[int], object]
@@ -82,13 +82,13 @@ class FakeActorSystem:
 
 
 def keys(assignments: list[Assignment]) -> set[tuple[int, int]]:
-    """Iterations and versions of pieces of work."""
+    """Return the iterations and versions of assignments."""
     return {(one.iteration, one.version) for one in assignments}
 
 
 @dataclass
 class Run:
-    """A loop that is ready to go."""
+    """A loop that is ready to run."""
 
     loop: _TrainingLoop
     gate: Gate
@@ -101,7 +101,7 @@ class Run:
 def prepared_run(
     path: Path, during: Callable[[int], object] = lambda iteration: None, **sections: Any
 ) -> Iterator[Run]:
-    """Three iterations in a folder; another attempt can be claimed in it."""
+    """Prepare three iterations in a directory where another attempt can start."""
     sections = {"run": {"iterations": 3}, **sections}
     run_settings = settings(faults={"fallback_directory": str(path / "fallback")}, **sections)
     folder, stop = RunDir(path / "run"), StopRequest()
@@ -136,9 +136,9 @@ def test_a_run_ends_with_its_last_checkpoint_safe(tmp_path: Path) -> None:
     assert load_newest_checkpoint(LocalStorage(run.folder.path))[0].iteration == 3
 
 
-@pytest.mark.timeout(90)  # of a run that does not hear
+@pytest.mark.timeout(90)  # of a run that ignores the signal
 def test_a_signal_interrupts_the_wait_for_the_last_checkpoint(tmp_path: Path) -> None:
-    """The storage is slow, and the run would wait for it for minutes."""
+    """The storage is so slow that the run would wait for minutes."""
 
     def during(iteration: int) -> None:
         if iteration == 2:
@@ -151,7 +151,7 @@ def test_a_signal_interrupts_the_wait_for_the_last_checkpoint(tmp_path: Path) ->
 
         def check() -> None:
             checked.set()
-            run.gate.open.set()  # and then it is fast again
+            run.gate.open.set()  # then it is fast again
             run.stop.check()
 
         run.loop.check_stop = check
@@ -187,7 +187,7 @@ def test_a_newer_attempt_ends_it_without_a_last_checkpoint(tmp_path: Path, when:
     kept = [name for name in LocalStorage(run.folder.path).names("checkpoints") if name.isdigit()]
     assert [int(name) for name in kept][-1:] == [when][: when > 0]
     assert not (tmp_path / "fallback").exists()
-    with pytest.raises(Superseded):  # whoever waits for actors hears of it too
+    with pytest.raises(Superseded):  # ends a wait for actors too
         run.stop.check()
 
 
@@ -208,10 +208,10 @@ def test_async_collection_prefetches_with_the_version_before_the_update(
 
 
 def test_async_collection_scores_the_version_that_collected(tmp_path: Path) -> None:
-    """Iteration 3 tells of version 2, whose checkpoint is kept for it though one is asked for."""
+    """Iteration 3 scores version 2, so its checkpoint is kept although keep_checkpoints is 1."""
 
     def during(iteration: int) -> None:
-        run.loop.writer.flush(WAIT_S)  # none is overtaken
+        run.loop.writer.flush(WAIT_S)  # no checkpoint is skipped
 
     run_settings = {
         "meta_batch": {"async_collection": True},

@@ -1,4 +1,4 @@
-"""The order of events of an iteration, with a meta-batch ahead and without. No Ray."""
+"""The order of events of an iteration, with and without a prefetched meta-batch. No Ray."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from maml_ray.learning.rollout_worker import Assignment
 from maml_ray.learning.staleness import collection_version
 from maml_ray.learning.state import LearnerState, policy_snapshot
 from maml_ray.persistence.checkpoint_format import Checkpoint
-from maml_ray.runtime import actor_system as crew_module
+from maml_ray.runtime import actor_system as module
 from maml_ray.runtime.actor_system import ActorSystem
 from maml_ray.runtime.fault_policy import Failure, FailureReport
 from maml_ray.runtime.learner_handle import RolloutsLost
@@ -46,33 +46,33 @@ class MadeUpPool:
     def in_flight(self) -> int:
         return len(self.work) + self.forgotten
 
-    def begin(self, parameters: Any, assignments: Sequence[Assignment]) -> WorkBatch[Any]:
+    def submit(self, parameters: Any, assignments: Sequence[Assignment]) -> WorkBatch[Any]:
         batch: WorkBatch[Any] = WorkBatch(assignments, parameters=parameters)
-        self.log.append(f"begin {assignments[0].iteration} with {parameters.version}")
+        self.log.append(f"submit {assignments[0].iteration} with {parameters.version}")
         self.batches.append(batch)
         return batch
 
-    def step(self, others: Sequence[Any] = ()) -> None:
+    def step(self, wake_on: Sequence[Any] = ()) -> None:
         for batch, work in self.work:
             batch.finish(work, SimpleNamespace(rollouts=work))
         self.work = []
-        waiting = next((one for one in self.batches if one.waiting), None)
+        waiting = next((one for one in self.batches if one.num_queued), None)
         if waiting is not None:
-            work = waiting.hand_out()
+            work = waiting.next_item()
             assert work.version == waiting.parameters.version
             self.log.append(f"collect {work.iteration}.{work.task_index}")
             self.work = [(waiting, work)]
 
-    def finish(self, batch: WorkBatch[Any], hand_over: Callable[[Any], None]) -> Any:
+    def finish(self, batch: WorkBatch[Any], on_partial: Callable[[Any], None]) -> Any:
         """What is done is handed over while the last piece is under way."""
         handed = 0
-        while not batch.finished:
+        while not batch.is_finished:
             self.step()
-            waiting = any(one.waiting for one in self.batches)
-            if not waiting and not batch.finished and not handed:
-                done = batch.done_since(handed)
+            waiting = any(one.num_queued for one in self.batches)
+            if not waiting and not batch.is_finished and not handed:
+                done = batch.results_after(handed)
                 handed += len(done)
-                hand_over(done)
+                on_partial(done)
         self.batches.remove(batch)
         return SimpleNamespace(rollouts=batch.results(), actors=1, counts=batch.counts)
 
@@ -94,15 +94,15 @@ class MadeUpLearner:
     lost: int | None = None
     restarts = 0
 
-    def take(self, rollouts: Sequence[Any]) -> None:
-        self.log.extend(f"take {work.iteration}.{work.task_index}" for work in rollouts)
+    def prefetch(self, rollouts: Sequence[Any]) -> None:
+        self.log.extend(f"prefetch {work.iteration}.{work.task_index}" for work in rollouts)
 
-    def update(self, rollouts: Sequence[Any], meanwhile: Callable[[Any], None] | None) -> Any:
+    def update(self, rollouts: Sequence[Any], poll_fn: Callable[[Any], None] | None) -> Any:
         version, of = self.state.version, {work.iteration for work in rollouts}
         assert of == {version}
         self.log.append(f"update {version}")
-        if meanwhile is not None:
-            meanwhile([])
+        if poll_fn is not None:
+            poll_fn([])
         if self.lost == version:
             self.lost = None
             raise RolloutsLost("gone")
@@ -118,20 +118,21 @@ class MadeUpLearner:
 @pytest.fixture(autouse=True)
 def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     made_up = SimpleNamespace(put=lambda value: value, cluster_resources=dict)
-    monkeypatch.setattr(crew_module, "ray", made_up)
+    monkeypatch.setattr(module, "ray", made_up)
 
 
-def made_up_crew(
+def made_up_system(
     chosen: Settings, log: Log, state: LearnerState | None = None, **learner: Any
 ) -> ActorSystem:
     begun = checkpoint_of(chosen, 0)
     state = state or begun.learner
     client: Any = MadeUpLearner(log, chosen, state, **learner)
     pool: Any = MadeUpPool(log)
-    newest: Any = policy_snapshot(chosen.policy, state)
+    latest: Any = policy_snapshot(chosen.policy, state)
     faults: Any = SimpleNamespace(total=0)
-    told = list[FailureReport]()
-    return ActorSystem(chosen, begun.spec, client, pool, (), newest, faults, told.append)
+    reports = list[FailureReport]()
+    context: Any = SimpleNamespace(handle_failure=reports.append)
+    return ActorSystem(chosen.policy, begun.spec, client, pool, (), latest, context, faults)
 
 
 def work(chosen: Settings, iteration: int) -> list[Assignment]:
@@ -139,18 +140,18 @@ def work(chosen: Settings, iteration: int) -> list[Assignment]:
     return [Assignment(iteration, index, Task("any"), version) for index in range(TASKS)]
 
 
-def learned(crew: ActorSystem, first: int, last: int) -> None:
-    """Iterations ``first`` to ``last``, as the training loop asks for them."""
+def run_iterations(system: ActorSystem, chosen: Settings, first: int, last: int) -> None:
+    """Run iterations ``first`` to ``last`` as the training loop does."""
     for iteration in range(first, last + 1):
-        ahead = crew.settings.meta_batch.async_collection and iteration < last
-        next_one = work(crew.settings, iteration + 1) if ahead else ()
-        crew.learn(work(crew.settings, iteration), next_one)
+        prefetch = chosen.meta_batch.async_collection and iteration < last
+        prefetched = work(chosen, iteration + 1) if prefetch else ()
+        system.run_iteration(work(chosen, iteration), prefetched)
 
 
 def started(
     monkeypatch: pytest.MonkeyPatch, chosen: Settings, log: Log, resume: Checkpoint | None
 ) -> AbstractContextManager[ActorSystem]:
-    """A crew as it starts, of a pool that is up at once and a learner that takes three waits."""
+    """A system as it starts, of a pool that is up at once and a learner that takes three waits."""
 
     class Pool(MadeUpPool):
         def wait_until_ready(self) -> tuple[()]:
@@ -160,24 +161,22 @@ def started(
         def close(self) -> None: ...
 
     class Learner(MadeUpLearner):
-        def wait_until_ready(self, meanwhile: Callable[[Any], None]) -> str:
+        def wait_until_ready(self, poll_fn: Callable[[Any], None]) -> str:
             for _ in range(3):
-                meanwhile([])
+                poll_fn([])
             self.log.append("learner up")
             return "here"
 
         def close(self) -> None: ...
 
     for asked in ("plan_resources", "Capacity", "current_run_id"):  # of Ray, which is not there
-        monkeypatch.setattr(crew_module, asked, lambda *told, **more: SimpleNamespace(namespace=""))
-    monkeypatch.setattr(crew_module, "RolloutPool", lambda *told, **more: Pool(log))
-    monkeypatch.setattr(
-        crew_module, "LearnerHandle", lambda *told, state, **more: Learner(log, chosen, state)
-    )
+        monkeypatch.setattr(module, asked, lambda *args, **kwargs: SimpleNamespace(namespace=""))
+    monkeypatch.setattr(module, "RolloutPool", lambda *args, **kwargs: Pool(log))
+    monkeypatch.setattr(module, "LearnerHandle", lambda *args: Learner(log, chosen, state=args[-1]))
     iteration = resume.iteration if resume else 0
     first = work(chosen, iteration) if iteration < chosen.run.iterations else []
     spec = checkpoint_of(chosen, 0).spec
-    return crew_module.crew(
+    return module.start_actors(
         chosen, spec, resume, first, on_event=log.append, check_stop=lambda: None
     )
 
@@ -188,13 +187,13 @@ def test_the_first_meta_batch_is_collected_while_the_learner_starts(
 ) -> None:
     log: Log = []
     chosen = settings(run={"iterations": 5}, meta_batch={"async_collection": async_collection})
-    with started(monkeypatch, chosen, log, None) as crew:
-        assert crew.learner_place == "here"
-        learned(crew, 0, 0)
-        last = crew.learner.state
-    assert log[:5] == ["actors up", "begin 0 with 0", "collect 0.0", "collect 0.1", "learner up"]
+    with started(monkeypatch, chosen, log, None) as system:
+        assert system.learner_device == "here"
+        run_iterations(system, chosen, 0, 0)
+        last = system.learner.state
+    assert log[:5] == ["actors up", "submit 0 with 0", "collect 0.0", "collect 0.1", "learner up"]
     assert log[5:] == ["update 0", "updated 0"]
-    fresh = MetaLearner(chosen, crew.spec).state()
+    fresh = MetaLearner(chosen, system.spec).state()
     np.testing.assert_equal(last.parameters, fresh.parameters)  # the made-up learner keeps them
 
 
@@ -202,14 +201,14 @@ def test_a_resumed_run_begins_with_the_version_that_was_under_way(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     chosen = settings(run={"iterations": 5}, **OVERLAPPED)
-    before = made_up_crew(chosen, [])
-    learned(before, 0, 1)
+    before = made_up_system(chosen, [])
+    run_iterations(before, chosen, 0, 1)
     log: Log = []
     resume = replace(checkpoint_of(chosen, 2), learner=before.learner.state)
-    with started(monkeypatch, chosen, log, resume) as crew:
-        learned(crew, 2, 3)
-    assert log[:4] == ["actors up", "begin 2 with 1", "collect 2.0", "collect 2.1"]
-    assert log[4:7] == ["learner up", "begin 3 with 2", "update 2"]
+    with started(monkeypatch, chosen, log, resume) as system:
+        run_iterations(system, chosen, 2, 3)
+    assert log[:4] == ["actors up", "submit 2 with 1", "collect 2.0", "collect 2.1"]
+    assert log[4:7] == ["learner up", "submit 3 with 2", "update 2"]
 
 
 def test_nothing_is_begun_where_a_run_has_come_to_its_end(
@@ -223,20 +222,21 @@ def test_nothing_is_begun_where_a_run_has_come_to_its_end(
 
 def test_without_overlap_collecting_and_learning_alternate() -> None:
     log: Log = []
-    learned(made_up_crew(settings(), log), 0, 1)
+    run_iterations(made_up_system(settings(), log), settings(), 0, 1)
     assert log == [
-        *("begin 0 with 0", "collect 0.0", "collect 0.1", "take 0.0", "update 0", "updated 0"),
-        *("begin 1 with 1", "collect 1.0", "collect 1.1", "take 1.0", "update 1", "updated 1"),
+        *("submit 0 with 0", "collect 0.0", "collect 0.1", "prefetch 0.0", "update 0", "updated 0"),
+        *("submit 1 with 1", "collect 1.0", "collect 1.1", "prefetch 1.0", "update 1", "updated 1"),
     ]
 
 
 def test_with_overlap_the_next_meta_batch_is_collected_during_the_update() -> None:
     log: Log = []
-    learned(made_up_crew(settings(**OVERLAPPED), log), 0, 2)
+    chosen = settings(**OVERLAPPED)
+    run_iterations(made_up_system(chosen, log), chosen, 0, 2)
     assert log == [
-        *("begin 0 with 0", "begin 1 with 0", "collect 0.0", "collect 0.1"),
+        *("submit 0 with 0", "submit 1 with 0", "collect 0.0", "collect 0.1"),
         *("collect 1.0", "update 0", "collect 1.1", "updated 0"),
-        *("begin 2 with 1", "collect 2.0", "update 1", "collect 2.1", "updated 1"),
+        *("submit 2 with 1", "collect 2.0", "update 1", "collect 2.1", "updated 1"),
         *("update 2", "updated 2"),  # nothing is collected that nobody will learn from
     ]
 
@@ -244,10 +244,10 @@ def test_with_overlap_the_next_meta_batch_is_collected_during_the_update() -> No
 def test_a_resumed_run_collects_what_was_under_way_again_with_the_version_behind() -> None:
     log: Log = []
     chosen = settings(**OVERLAPPED)
-    before = made_up_crew(chosen, [])
-    learned(before, 0, 1)
-    learned(made_up_crew(chosen, log, before.learner.state), 2, 3)
-    assert log[:4] == ["begin 2 with 1", "begin 3 with 2", "collect 2.0", "collect 2.1"]
+    before = made_up_system(chosen, [])
+    run_iterations(before, chosen, 0, 1)
+    run_iterations(made_up_system(chosen, log, before.learner.state), chosen, 2, 3)
+    assert log[:4] == ["submit 2 with 1", "submit 3 with 2", "collect 2.0", "collect 2.1"]
     assert log[4:] == [
         *("collect 3.0", "update 2", "collect 3.1", "updated 2", "update 3", "updated 3")
     ]
@@ -258,7 +258,9 @@ def test_lost_rollouts_are_collected_again_with_the_version_that_they_had(
     lost: int, version: int
 ) -> None:
     log: Log = []
-    learned(made_up_crew(settings(**OVERLAPPED), log, lost=lost), 0, 2)
+    run_iterations(
+        made_up_system(settings(**OVERLAPPED), log, lost=lost), settings(**OVERLAPPED), 0, 2
+    )
     again = log.index(f"again {lost} with {version}")
     assert log[again + 1] == f"update {lost}"
     assert [event for event in log if event.startswith("updated")] == [
@@ -268,10 +270,11 @@ def test_lost_rollouts_are_collected_again_with_the_version_that_they_had(
 
 def test_work_of_which_nobody_has_heard_is_missed_in_the_account() -> None:
     """Of the meta-batch ahead, too."""
-    crew = made_up_crew(settings(**OVERLAPPED), [])
-    learned(crew, 0, 0)
-    pool: Any = crew.pool
+    chosen = settings(**OVERLAPPED)
+    system = made_up_system(chosen, [])
+    run_iterations(system, chosen, 0, 0)
+    pool: Any = system.pool
     pool.forgotten = 1
-    with pytest.raises(TrainingFailed, match="the account of the work is wrong"):
-        learned(crew, 1, 2)
-    assert crew._counts == WorkCounts(dispatched=4, used=4)
+    with pytest.raises(TrainingFailed, match="the work counts are inconsistent"):
+        run_iterations(system, chosen, 1, 2)
+    assert system._counts == WorkCounts(dispatched=4, used=4)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from maml_ray.config.settings import ClusterSettings
-from maml_ray.runtime.capacity import Capacity, demanded_actors, wanted_actors
+from maml_ray.runtime.capacity import Capacity, autoscaler_demand, count_actor_slots
 
 
 def node(name: str, *, cpus: float | None = 2.0, alive: bool = True) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def node(name: str, *, cpus: float | None = 2.0, alive: bool = True) -> dict[str
 def test_an_actor_for_each_cpu_of_living_nodes_and_no_more_than_the_most(
     most: int | None, nodes: list[dict[str, Any]], wanted: int
 ) -> None:
-    assert wanted_actors(ClusterSettings(rollout_actors=most), nodes) == wanted
+    assert count_actor_slots(ClusterSettings(rollout_actors=most), nodes) == wanted
 
 
 def test_the_cluster_is_not_asked_at_every_turn_but_after_a_death() -> None:
@@ -38,37 +38,41 @@ def test_the_cluster_is_not_asked_at_every_turn_but_after_a_death() -> None:
         return [node("a", cpus=float(len(looks)))]
 
     capacity = Capacity(ClusterSettings(), nodes, tuple)
-    assert [capacity.wanted() for _ in range(3)] == [1, 1, 1]
-    capacity.look_again()
-    assert capacity.wanted() == 2
+    assert [capacity.target_actors() for _ in range(3)] == [1, 1, 1]
+    capacity.invalidate()
+    assert capacity.target_actors() == 2
 
 
 def test_a_node_that_was_announced_to_go_away_has_room_for_nobody_and_is_remembered() -> None:
     draining = {"b"}
     nodes = [node("a"), node("b")]
     capacity = Capacity(ClusterSettings(), lambda: nodes, lambda: draining)
-    assert capacity.wanted() == 2
-    assert capacity.announced("b")
-    assert not capacity.announced("a")
-    assert not capacity.announced(None)
-    assert capacity.living() == {"a", "b"}
+    assert capacity.target_actors() == 2
+    assert capacity.is_draining("b")
+    assert not capacity.is_draining("a")
+    assert not capacity.is_draining(None)
+    assert capacity.alive_nodes() == {"a", "b"}
     draining.clear()  # as Ray tells it once the node is gone
     nodes[1] = node("b", alive=False)
-    capacity.look_again()
-    assert capacity.wanted() == 2
-    assert capacity.announced("b")
+    capacity.invalidate()
+    assert capacity.target_actors() == 2
+    assert capacity.is_draining("b")
 
 
 def test_living_nodes_are_told_by_their_id() -> None:
     capacity = Capacity(ClusterSettings(), lambda: [node("a"), node("b", alive=False)], tuple)
-    assert capacity.living() == {"a"}
+    assert capacity.alive_nodes() == {"a"}
 
 
 def test_actors_are_wanted_for_what_is_demanded_and_for_what_there_is() -> None:
-    capacity = Capacity(ClusterSettings(), lambda: [node("a", cpus=2.0)], tuple, demanded=3)
-    assert (capacity.room(), capacity.wanted()) == (2, 3)
-    capacity = Capacity(ClusterSettings(), lambda: [node("a", cpus=8.0)], tuple, demanded=3)
-    assert (capacity.room(), capacity.wanted()) == (8, 8)
+    capacity = Capacity(
+        ClusterSettings(), lambda: [node("a", cpus=2.0)], tuple, autoscaler_actors=3
+    )
+    assert (capacity.num_slots(), capacity.target_actors()) == (2, 3)
+    capacity = Capacity(
+        ClusterSettings(), lambda: [node("a", cpus=8.0)], tuple, autoscaler_actors=3
+    )
+    assert (capacity.num_slots(), capacity.target_actors()) == (8, 8)
 
 
 @pytest.mark.parametrize(
@@ -84,4 +88,4 @@ def test_actors_are_wanted_for_what_is_demanded_and_for_what_there_is() -> None:
 def test_an_autoscaler_is_asked_for_the_actors_of_the_settings_or_one_a_task(
     settings: dict[str, Any], demanded: int
 ) -> None:
-    assert demanded_actors(ClusterSettings.model_validate(settings), tasks=10) == demanded
+    assert autoscaler_demand(ClusterSettings.model_validate(settings), num_tasks=10) == demanded

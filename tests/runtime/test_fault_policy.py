@@ -4,13 +4,20 @@ import pytest
 
 from maml_ray.common.errors import TrainingFailed
 from maml_ray.config.settings import FaultSettings
-from maml_ray.runtime.fault_policy import Failure, FaultLog, Observation, Retry, Stop, settle
+from maml_ray.runtime.fault_policy import (
+    Failure,
+    FailureReport,
+    FaultLog,
+    Retry,
+    Stop,
+    handle_failure,
+)
 
 MENDED = [failure for failure in Failure if failure is not Failure.WORK_RAISED]
 
 
-def observed(failure: Failure, attempts: int = 1, actor: str = "rollout-1") -> Observation:
-    return Observation(failure, "iteration 4, task 2", actor, attempts, "the last words")
+def report(failure: Failure, attempts: int = 1, actor: str = "rollout-1") -> FailureReport:
+    return FailureReport(failure, "iteration 4, task 2", actor, attempts, "the last words")
 
 
 def log(max_attempts: int = 3, **budgets: int) -> FaultLog:
@@ -22,25 +29,25 @@ def test_infrastructure_failures_are_handed_out_again_until_the_attempts_are_use
     failure: Failure,
 ) -> None:
     faults = log()
-    decisions = [faults.decide(observed(failure, n)) for n in (1, 2, 3)]
+    decisions = [faults.decide(report(failure, n)) for n in (1, 2, 3)]
     assert [type(decision) for decision in decisions] == [Retry, Retry, Stop]
     assert "attempt 3 of 3" in decisions[-1].message
 
 
 def test_a_preemption_says_nothing_against_the_work_that_was_under_way() -> None:
     faults = log()
-    assert isinstance(faults.decide(observed(Failure.PREEMPTED, 99)), Retry)
+    assert isinstance(faults.decide(report(Failure.PREEMPTED, 99)), Retry)
 
 
 def test_an_error_of_the_work_itself_stops_at_once_since_the_same_seeds_would_raise_it_again() -> (
     None
 ):
-    assert isinstance(log().decide(observed(Failure.WORK_RAISED)), Stop)
+    assert isinstance(log().decide(report(Failure.WORK_RAISED)), Stop)
 
 
 @pytest.mark.parametrize("failure", list(Failure))
 def test_the_message_names_the_work_the_actor_and_the_error(failure: Failure) -> None:
-    message = log().decide(observed(failure, 2)).message
+    message = log().decide(report(failure, 2)).message
     assert all(word in message for word in ("iteration 4, task 2", "rollout-1", "the last words"))
 
 
@@ -53,7 +60,7 @@ def test_a_budget_that_runs_out_ends_the_run_with_the_table_of_what_happened(
 ) -> None:
     faults = log(**{budget: 2})
     actors = ["rollout-0", "rollout-1", "rollout-0"]
-    decisions = [faults.decide(observed(failure, actor=actor)) for actor in actors]
+    decisions = [faults.decide(report(failure, actor=actor)) for actor in actors]
     assert [type(decision) for decision in decisions] == [Retry, Retry, Stop]
     told = decisions[-1].message
     assert f"faults.{budget} allows 2" in told
@@ -64,24 +71,28 @@ def test_a_budget_that_runs_out_ends_the_run_with_the_table_of_what_happened(
 def test_each_kind_has_a_budget_of_its_own() -> None:
     faults = log(infrastructure=1, preemptions=1)
     for failure in (Failure.ACTOR_DIED, Failure.PREEMPTED):
-        assert isinstance(faults.decide(observed(failure)), Retry)
+        assert isinstance(faults.decide(report(failure)), Retry)
     assert faults.total == 2
     for failure in (Failure.STALLED, Failure.PREEMPTED):
-        assert isinstance(faults.decide(observed(failure)), Stop)
+        assert isinstance(faults.decide(report(failure)), Stop)
 
 
 def test_an_actor_that_was_idle_is_named_without_work_and_its_replacements_with_it() -> None:
     faults = log(infrastructure=1)
-    told = faults.decide(Observation(Failure.ACTOR_DIED, "", "rollout-1-replacement-1", 0, "gone"))
+    told = faults.decide(
+        FailureReport(Failure.ACTOR_DIED, "", "rollout-1-replacement-1", 0, "gone")
+    )
     assert told == Retry("rollout-1-replacement-1 is lost: its actor died (gone)")
-    ended = faults.decide(Observation(Failure.ACTOR_DIED, "", "rollout-1-replacement-2", 0, "gone"))
+    ended = faults.decide(
+        FailureReport(Failure.ACTOR_DIED, "", "rollout-1-replacement-2", 0, "gone")
+    )
     assert ended.message.splitlines()[1:] == ["     2  rollout-1: its actor died"]
 
 
 def test_a_failure_is_settled_by_a_word_or_by_the_end_of_the_run() -> None:
     faults, told = log(infrastructure=1), list[str]()
-    settle(faults, observed(Failure.ACTOR_DIED), told.append)
+    handle_failure(faults, report(Failure.ACTOR_DIED), told.append)
     assert len(told) == 1
     with pytest.raises(TrainingFailed, match=r"faults\.infrastructure allows 1"):
-        settle(faults, observed(Failure.ACTOR_DIED), told.append)
+        handle_failure(faults, report(Failure.ACTOR_DIED), told.append)
     assert len(told) == 1

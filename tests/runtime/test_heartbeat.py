@@ -2,22 +2,22 @@ from __future__ import annotations
 
 import threading
 
-from maml_ray.runtime.heartbeat import ActivityLog
+from maml_ray.runtime.actors import HeartbeatLog
 
 
-def held(log: ActivityLog, reached: threading.Event, release: threading.Event) -> None:
-    with log.at("iteration 3, task 1"):
-        log.now("query")
+def held(log: HeartbeatLog, reached: threading.Event, release: threading.Event) -> None:
+    with log.working_on("iteration 3, task 1"):
+        log.set_phase("query")
         reached.set()
         release.wait(30)
 
 
 def test_a_working_thread_is_seen_from_another_with_its_phase_and_its_stack() -> None:
-    log, reached, release = ActivityLog(), threading.Event(), threading.Event()
+    log, reached, release = HeartbeatLog(), threading.Event(), threading.Event()
     thread = threading.Thread(target=held, args=(log, reached, release))
     thread.start()
     assert reached.wait(30)
-    told = log.tell()
+    told = log.read()
     release.set()
     thread.join(30)
     assert told.work == "iteration 3, task 1, query"
@@ -26,11 +26,11 @@ def test_a_working_thread_is_seen_from_another_with_its_phase_and_its_stack() ->
 
 
 def test_idle_is_told_and_an_error_leaves_the_log_idle() -> None:
-    log = ActivityLog()
+    log = HeartbeatLog()
     try:
-        with log.at("iteration 0, task 0"):
+        with log.working_on("iteration 0, task 0"):
             raise ValueError
     except ValueError:
         pass
-    assert log.tell().work is None
-    assert str(log.tell()) == "idle for 0 s"
+    assert log.read().work is None
+    assert str(log.read()) == "idle for 0 s"

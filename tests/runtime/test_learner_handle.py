@@ -6,7 +6,6 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,12 @@ from maml_ray.learning.rollout_worker import RolloutWorker
 from maml_ray.learning.state import LearnerState, UpdateMetrics, initial_learner_state
 from maml_ray.rollouts.trajectories import TaskRollouts
 from maml_ray.runtime.actors import LearnerActor
-from maml_ray.runtime.capacity import Capacity
-from maml_ray.runtime.fault_policy import FaultLog, settle
-from maml_ray.runtime.learner_handle import LearnerClient, RolloutsLost
+from maml_ray.runtime.learner_handle import LearnerHandle, RolloutsLost
 from maml_ray.runtime.ray_session import ResourcePlan
-from tests.runtime.test_rollout_pool import assignments, settings
+from tests.runtime.test_rollout_pool import assignments, context_of, settings
 
 pytestmark = pytest.mark.usefixtures("local_ray")
-Begin = Callable[..., LearnerClient]
+Begin = Callable[..., LearnerHandle]
 
 
 class FlawedLearner(LearnerActor):
@@ -72,21 +69,16 @@ def chosen(tmp_path: Path) -> Settings:
 @pytest.fixture
 def begun(chosen: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Begin]:
     monkeypatch.setattr("maml_ray.runtime.learner_handle.LearnerActor", FlawedLearner)
-    faults = FaultLog(chosen.faults, chosen.cluster.max_task_attempts)
-    made: list[LearnerClient] = []
+    made: list[LearnerHandle] = []
 
-    def begin(on_event: Callable[[str], None] = lambda message: None) -> LearnerClient:
+    def begin(on_event: Callable[[str], None] = lambda message: None) -> LearnerHandle:
         spec = RolloutWorker(chosen).spec
-        client = LearnerClient(
+        client = LearnerHandle(
             chosen,
             spec,
             ResourcePlan(1, 0, "cpu"),
-            "test-learner",
-            Capacity(chosen.cluster),
-            state=initial_learner_state(chosen, spec),
-            settle=partial(settle, faults, on_event=on_event),
-            on_event=on_event,
-            check_stop=lambda: None,
+            context_of(chosen, "test-learner", on_event=on_event),
+            initial_learner_state(chosen, spec),
         )
         made.append(client)
         return client
@@ -97,7 +89,7 @@ def begun(chosen: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Begin]:
 
 
 @pytest.fixture
-def client(begun: Begin) -> LearnerClient:
+def client(begun: Begin) -> LearnerHandle:
     made = begun()
     made.wait_until_ready()
     return made
@@ -110,11 +102,11 @@ def test_a_learner_that_dies_at_its_start_is_begun_anew(
     events: list[str] = []
     client, waits = begun(events.append), list[int]()
 
-    def meanwhile(refs: Sequence[ray.ObjectRef[Any]]) -> None:
+    def poll_fn(refs: Sequence[ray.ObjectRef[Any]]) -> None:
         waits.append(len(refs))
         ray.wait(list(refs), timeout=0.5)
 
-    assert client.wait_until_ready(meanwhile) == "CPU, 1 thread"
+    assert client.wait_until_ready(poll_fn) == "CPU, 1 thread"
     assert set(waits) == {1}
     assert client.restarts == 1
     (told,) = (event for event in events if not event.startswith("waiting"))  # on a busy machine
@@ -139,7 +131,7 @@ def rollouts_for(chosen: Settings) -> list[TaskRollouts]:
 
 
 def test_an_update_whose_answer_finds_no_room_is_made_again_from_the_state_before_it(
-    client: LearnerClient, chosen: Settings, tmp_path: Path
+    client: LearnerHandle, chosen: Settings, tmp_path: Path
 ) -> None:
     (tmp_path / "flaw").write_text("full")
     collected = rollouts_for(chosen)
@@ -153,14 +145,14 @@ def test_an_update_whose_answer_finds_no_room_is_made_again_from_the_state_befor
 
 @pytest.mark.parametrize("flaw", ["", "full"])
 def test_what_was_sent_ahead_leads_to_the_same_update_by_another_learner_as_well(
-    client: LearnerClient, chosen: Settings, tmp_path: Path, flaw: str
+    client: LearnerHandle, chosen: Settings, tmp_path: Path, flaw: str
 ) -> None:
     if flaw:
         (tmp_path / "flaw").write_text(flaw)
     collected = rollouts_for(chosen)
     refs = [ray.put(one) for one in collected]
-    client.take(refs[1:4])
-    client.take(refs[:1])
+    client.prefetch(refs[1:4])
+    client.prefetch(refs[:1])
     again = [ray.put(replace(one, query_advantages=-one.query_advantages)) for one in collected[:4]]
     client.update(refs if flaw else [*again, *refs[4:]])  # what was taken is not prepared again
     oracle = MetaLearner(chosen, RolloutWorker(chosen).spec)
@@ -171,10 +163,10 @@ def test_what_was_sent_ahead_leads_to_the_same_update_by_another_learner_as_well
 
 
 def test_rollouts_that_cannot_be_taken_are_the_updates_to_refuse(
-    client: LearnerClient, chosen: Settings
+    client: LearnerHandle, chosen: Settings
 ) -> None:
     refs = [ray.put(replace(one, version=3)) for one in rollouts_for(chosen)]
-    client.take(refs[:2])
+    client.prefetch(refs[:2])
     with pytest.raises(TrainingFailed, match="was collected with version 3"):
         client.update(refs)
 
@@ -184,7 +176,7 @@ def test_rollouts_that_cannot_be_taken_are_the_updates_to_refuse(
     [("own", TrainingFailed, "the mathematics is on fire"), ("lost", RolloutsLost, "")],
 )
 def test_an_error_of_its_own_ends_the_run_and_lost_rollouts_are_said(
-    client: LearnerClient,
+    client: LearnerHandle,
     chosen: Settings,
     tmp_path: Path,
     flaw: str,

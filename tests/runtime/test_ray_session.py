@@ -11,7 +11,7 @@ from maml_ray.common.errors import Interrupted, ResourceError
 from maml_ray.config.settings import ClusterSettings, SettingsError
 from maml_ray.runtime.ray_session import (
     ResourcePlan,
-    _sigterm_heard,
+    _interrupted_by_sigterm,
     connected,
     plan_resources,
 )
@@ -113,10 +113,10 @@ def test_a_sigterm_while_ray_starts_is_heard_also_where_its_exception_is_lost(lo
 
     before = signal.signal(signal.SIGTERM, own)
     try:
-        with pytest.raises(Interrupted), _sigterm_heard():
+        with pytest.raises(Interrupted), _interrupted_by_sigterm():
             starting()
         assert signal.getsignal(signal.SIGTERM) is own
-        with _sigterm_heard():
+        with _interrupted_by_sigterm():
             pass  # nothing has come this time
     finally:
         signal.signal(signal.SIGTERM, before)

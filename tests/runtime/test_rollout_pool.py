@@ -22,11 +22,12 @@ from maml_ray.learning.learner import MetaLearner
 from maml_ray.learning.rollout_worker import Assignment, RolloutWorker, policy_spec
 from maml_ray.learning.state import initial_learner_state
 from maml_ray.rollouts.trajectories import TaskRollouts
-from maml_ray.runtime.capacity import Capacity, demanded_actors
-from maml_ray.runtime.fault_policy import FaultLog, settle
-from maml_ray.runtime.learner_handle import LearnerClient
+from maml_ray.runtime.capacity import Capacity, autoscaler_demand
+from maml_ray.runtime.fault_policy import FaultLog, handle_failure
+from maml_ray.runtime.learner_handle import LearnerHandle
 from maml_ray.runtime.ray_session import ResourcePlan
-from maml_ray.runtime.rollout_pool import Collected, Rollout, RolloutPool
+from maml_ray.runtime.rollout_pool import CollectedBatch, RolloutPool, RolloutRef
+from maml_ray.runtime.run_context import RunContext
 from maml_ray.tasks.half_cheetah import HalfCheetahBackwardTasks
 from maml_ray.tasks.task import Task
 from tests.learning_runs import change
@@ -78,6 +79,28 @@ def assignments(*names: str) -> list[Assignment]:
     return [Assignment(0, index, Task(name), 0) for index, name in enumerate(names)]
 
 
+def context_of(
+    chosen: Settings,
+    namespace: str,
+    *,
+    capacity: Capacity | None = None,
+    on_event: Callable[[str], None] = lambda message: None,
+    check_stop: Callable[[], None] = lambda: None,
+) -> RunContext:
+    faults = FaultLog(chosen.faults, chosen.cluster.max_task_attempts)
+    return RunContext(
+        namespace=namespace,
+        capacity=capacity or Capacity(chosen.cluster),
+        handle_failure=partial(handle_failure, faults, on_event=on_event),
+        on_event=on_event,
+        check_stop=check_stop,
+    )
+
+
+def set_check_stop(pool: RolloutPool, check_stop: Callable[[], None]) -> None:
+    pool._context = replace(pool._context, check_stop=check_stop)
+
+
 Opener = Callable[..., RolloutPool]
 
 
@@ -86,18 +109,21 @@ def open_pool() -> Iterator[Opener]:
     pools: list[RolloutPool] = []
 
     def opener(count: int, chosen: Settings, **callbacks: Any) -> RolloutPool:
-        callbacks = {"on_event": lambda message: None, "check_stop": lambda: None, **callbacks}
         chosen = chosen.model_copy(
             update={"cluster": chosen.cluster.model_copy(update={"rollout_actors": count})}
         )
-        faults = FaultLog(chosen.faults, chosen.cluster.max_task_attempts)
-        told_of = partial(settle, faults, on_event=callbacks["on_event"])
-        demanded = demanded_actors(chosen.cluster, TASKS)
-        name, capacity = (
-            f"test-{len(pools)}-{os.getpid()}",
-            Capacity(chosen.cluster, demanded=demanded),
+        demand = autoscaler_demand(chosen.cluster, TASKS)
+        pools.append(
+            RolloutPool(
+                chosen,
+                context_of(
+                    chosen,
+                    f"test-{len(pools)}-{os.getpid()}",
+                    capacity=Capacity(chosen.cluster, autoscaler_actors=demand),
+                    **callbacks,
+                ),
+            )
         )
-        pools.append(RolloutPool(chosen, name, capacity, settle=told_of, **callbacks))
         return pools[-1]
 
     yield opener
@@ -110,7 +136,7 @@ def parameters(chosen: Settings) -> ray.ObjectRef[Any]:
     return ray.put(learner.publish())
 
 
-def queries(collected: Collected) -> list[TaskRollouts]:
+def queries(collected: CollectedBatch) -> list[TaskRollouts]:
     result: list[TaskRollouts] = ray.get([one.rollouts for one in collected.rollouts], timeout=30)
     return result
 
@@ -147,15 +173,15 @@ def test_what_is_done_is_handed_over_while_the_last_of_it_is_waited_for(
     chosen, fifo = settings(straggler_factor=None, task_timeout_s=60.0), tmp_path / "go on"
     os.mkfifo(fifo)
     chosen = change(chosen, "task", options={"fifo": str(fifo)})
-    pool, handed = open_pool(2, chosen), list[Sequence[Rollout]]()
+    pool, handed = open_pool(2, chosen), list[Sequence[RolloutRef]]()
 
-    def hand_over(done: Sequence[Rollout]) -> None:
+    def on_partial(done: Sequence[RolloutRef]) -> None:
         handed.append(done)
         fifo.write_text("go on")
 
     pool.wait_until_ready()
     work = assignments("waits", "backward", "backward", "backward")
-    collected = pool.finish(pool.begin(parameters(chosen), work), hand_over)
+    collected = pool.finish(pool.submit(parameters(chosen), work), on_partial)
     assert collected.counts.lost == 0
     assert [sorted(map(id, some)) for some in handed] == [sorted(map(id, collected.rollouts[1:]))]
 
@@ -164,9 +190,9 @@ def test_a_killed_actor_is_replaced_and_its_work_done_again(open_pool: Opener) -
     chosen, work = settings(), assignments(*["backward"] * TASKS)
     events: list[str] = []
     pool = open_pool(2, chosen, on_event=events.append)
-    places = pool.wait_until_ready()
+    locations = pool.wait_until_ready()
     events.clear()  # a busy machine may have told what it waited for
-    victim = places[0].pid
+    victim = locations[0].pid
     theta = parameters(chosen)
     os.kill(victim, signal.SIGKILL)
     collected = pool.collect(theta, work)
@@ -206,7 +232,9 @@ def test_what_ray_raises_around_the_work_is_not_the_works_own_error(open_pool: O
     chosen = settings(max_task_attempts=2)
     pool = open_pool(1, chosen)
     pool.wait_until_ready()
-    with pytest.raises(TrainingFailed, match=r"keep or bring its data .*no room.*attempt 2 of 2"):
+    with pytest.raises(
+        TrainingFailed, match=r"store or transfer its data .*no room.*attempt 2 of 2"
+    ):
         pool.collect(parameters(chosen), assignments("full"))
 
 
@@ -216,8 +244,8 @@ def test_idle_actors_that_died_unseen_are_not_given_the_same_work_one_after_the_
     """Two actors die while nothing is asked of them; the work may not be begun twice in vain."""
     chosen = settings(max_task_attempts=2)
     pool = open_pool(2, chosen)
-    for place in pool.wait_until_ready():
-        os.kill(place.pid, signal.SIGKILL)
+    for location in pool.wait_until_ready():
+        os.kill(location.pid, signal.SIGKILL)
     work = assignments("backward")
     collected = pool.collect(parameters(chosen), work)
     assert_same(queries(collected), expected(chosen, work))
@@ -232,10 +260,10 @@ def test_an_actor_that_dies_at_its_start_has_another_in_its_place_before_the_run
 
     def kill_the_first() -> None:
         if not events:
-            for member in pool._roster:
-                ray.kill(member.actor)
+            for handle in pool._actors:
+                ray.kill(handle.actor)
 
-    pool._check_stop = kill_the_first
+    set_check_stop(pool, kill_the_first)
     assert len(pool.wait_until_ready()) == 1
     assert "the start failed on rollout-0" in events[0]
 
@@ -246,14 +274,14 @@ def test_with_an_autoscaler_a_run_begins_with_those_that_there_is_room_for(
     chosen, work = settings(autoscaler=True), assignments(*["backward"] * TASKS)
     pool = open_pool(4, chosen)  # the cluster has two CPUs
     assert len(pool.wait_until_ready()) == 2
-    assert len(pool._roster.starting) == 2  # for the autoscaler to see
+    assert len(pool._actors.starting) == 2  # for the autoscaler to see
     assert_same(queries(pool.collect(parameters(chosen), work)), expected(chosen, work))
 
 
 def test_what_is_waited_for_is_told_and_given_up_in_time(
     open_pool: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("maml_ray.runtime.rollout_pool.TELL_EVERY_S", 0.1)
+    monkeypatch.setattr("maml_ray.runtime.rollout_pool.PROGRESS_INTERVAL_S", 0.1)
     events: list[str] = []
     chosen = settings(autoscaler=True, min_rollout_actors=3, start_timeout_s=8.0)
     pool = open_pool(3, chosen, on_event=events.append)
@@ -262,27 +290,23 @@ def test_what_is_waited_for_is_told_and_given_up_in_time(
     told = str(caught.value)
     assert "rollout-2 did not start within 8 s" in told
     assert "of at least 3 rollout actors are up" in told
-    assert "of 2 CPUs on 1 node" in told
-    assert "of 8 s (cluster.start_timeout_s); free are" in events[-1]
+    assert "of 2 CPUs are free on 1 node" in told
+    assert "of 8 s, cluster.start_timeout_s); " in events[-1]
     assert "rollout-2 to start" in events[-1]
 
 
 def test_a_learner_that_waits_for_a_gpu_says_so_and_is_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("maml_ray.runtime.learner_handle.TELL_EVERY_S", 0.1)
+    monkeypatch.setattr("maml_ray.runtime.learner_handle.PROGRESS_INTERVAL_S", 0.1)
     events: list[str] = []
     chosen = settings(start_timeout_s=2.0)
-    client = LearnerClient(
+    client = LearnerHandle(
         chosen,
         policy_spec(chosen),
         ResourcePlan(2, 1, "cuda"),
-        "test-learner",
-        Capacity(chosen.cluster),
-        state=initial_learner_state(chosen, policy_spec(chosen)),
-        settle=lambda observation: None,
-        on_event=events.append,
-        check_stop=lambda: None,
+        context_of(chosen, "test-learner", on_event=events.append),
+        initial_learner_state(chosen, policy_spec(chosen)),
     )
     try:
         with pytest.raises(ResourceError, match=r"did not start within 2 s.*of 2 CPUs"):
@@ -302,7 +326,7 @@ def test_a_request_to_stop_ends_the_wait_for_work_that_never_ends(open_pool: Ope
 
     pool = open_pool(1, chosen)
     pool.wait_until_ready()
-    pool._check_stop = stop
+    set_check_stop(pool, stop)
     with pytest.raises(Interrupted):
         pool.collect(parameters(chosen), assignments("hangs"))
 
@@ -315,7 +339,7 @@ def test_of_two_meta_batches_the_later_one_is_begun_when_nothing_of_the_earlier_
     later = [replace(one, iteration=1) for one in work]
     pool, theta = open_pool(1, chosen), parameters(chosen)
     pool.wait_until_ready()
-    second, first = pool.begin(theta, later), pool.begin(theta, work)
+    second, first = pool.submit(theta, later), pool.submit(theta, work)
     collected = pool.finish(first)
     assert second.counts.used == 0
     assert_same(queries(collected), expected(chosen, work))

@@ -22,10 +22,10 @@ from typing import Any
 CALLS = {
     "maml_ray.runtime.actors": ("RolloutActor.__init__", "LearnerActor.__init__"),
     "maml_ray.runtime.learner_handle": (
-        "LearnerClient.wait_until_ready",
-        "LearnerClient.update",
+        "LearnerHandle.wait_until_ready",
+        "LearnerHandle.update",
     ),
-    "maml_ray.runtime.actor_system": ("Crew.learn",),
+    "maml_ray.runtime.actor_system": ("ActorSystem.run_iteration",),
     "maml_ray.runtime.rollout_pool": ("RolloutPool.wait_until_ready",),
     "ray": ("init",),
 }
