@@ -1,8 +1,8 @@
-"""A meta-batch put together task by task, as its rollouts come.
+"""Build a meta-batch task by task, as its rollouts arrive.
 
-What a task brings is laid in its place of the meta-batch's tensors at once: on a GPU by way of
-pinned memory, which the device reads by itself while the CPU goes on. So what has come is copied,
-and on a CPU seen through the policies that collected it, while other tasks are under way.
+A task's arrays are copied into the meta-batch's tensors as soon as they arrive: to a GPU by way of
+pinned memory, which the device reads while the CPU goes on. On a CPU the behavior policies of a
+task are also computed at once, while other tasks are still being collected.
 """
 
 from __future__ import annotations
@@ -14,129 +14,128 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maml_ray.backends.collectors import policies_at
-from maml_ray.backends.compiled import goes_by_loops
-from maml_ray.backends.microbatch import WHOLE, Passes
-from maml_ray.backends.tensor_tree import joined, selected, sliced
+from maml_ray.backends.base import Backend
+from maml_ray.backends.tensor_tree import concat, select_rows, slice_rows
 from maml_ray.common.normalization import Normalizer
 from maml_ray.config.settings import Settings
+from maml_ray.kernels.types import Samples
 from maml_ray.maml.distributions import ActionDistribution, Parameters
-from maml_ray.maml.losses import Samples
 from maml_ray.maml.meta_objective import MetaBatch
 from maml_ray.policies.spec import PolicySpec
-from maml_ray.rollouts.samples import sample_arrays
+from maml_ray.rollouts.samples import make_samples
 from maml_ray.rollouts.trajectories import TaskRollouts, Trajectories
 
 Policies = tuple[tuple[ActionDistribution, ...], ActionDistribution]
 
 
-class Assembly:
-    """The places of N tasks, and who has taken them so far.
+class MetaBatchBuilder:
+    """Collect the tasks of one meta-batch.
 
     Args:
         settings: of the run.
-        spec: the policy's sizes.
-        parameters: those that the rollouts were collected with, on the learner's device.
-        normalizer: likewise.
-        passes: in which tasks go through the arithmetic.
-        staged: whether to go by way of memory that the device can read; None: as it needs.
+        backend: computes the behavior policies.
+        parameters: those that collect the rollouts, on the learner's device.
+        normalizer: of observations, as the rollouts' policies use it.
+        staged: copy by way of pinned memory; None to do so if the device is not the CPU.
     """
 
     def __init__(
         self,
         settings: Settings,
-        spec: PolicySpec,
+        backend: Backend,
         parameters: Parameters,
         normalizer: Normalizer | None,
-        passes: Passes = WHOLE,
         *,
         staged: bool | None = None,
     ) -> None:
-        self._told = (settings, spec, parameters)
-        self._normalizer, self._passes = normalizer, passes
+        self._backend, self._parameters, self._normalizer = backend, parameters, normalizer
         device = next(iter(parameters.values())).device
         self._staged = device.type != "cpu" if staged is None else staged
-        # By the loops each task goes alone, to the same bits whoever goes beside it.
-        self._task_by_task = goes_by_loops(settings, spec, device)
-        self._support = tuple(_places(settings, spec, device) for _ in range(settings.inner.steps))
-        self._query = _places(settings, spec, device)
+        self._support = tuple(
+            _empty_samples(settings, backend.spec, device) for _ in range(settings.inner.steps)
+        )
+        self._query = _empty_samples(settings, backend.spec, device)
         self._policies: dict[int, Policies] = {}
-        self._taken: set[int] = set()
+        self._copied: set[int] = set()
 
-    def take(self, task: TaskRollouts) -> None:
-        """Lay ``task`` in its place, ahead of the others, and see to what it alone decides."""
-        place = task.task_index
-        self.lay(task)
-        if self._task_by_task:
-            alone = sliced((self._support, self._query), place, place + 1)
-            self._policies[place] = policies_at(*self._told, *alone)
+    def add(self, task: TaskRollouts) -> None:
+        """Copy a task ahead of the others, and compute what depends on it alone."""
+        index = task.task_index
+        self._copy_task(task)
+        if self._backend.tasks_are_independent:
+            phases = slice_rows((self._support, self._query), index, index + 1)
+            self._policies[index] = self._backend.behavior_policies(self._parameters, *phases)
 
-    def finished(self, rollouts: Sequence[TaskRollouts]) -> MetaBatch:
-        """The meta-batch of ``rollouts``, one of each task in order, taken before or not."""
+    def build(self, rollouts: Sequence[TaskRollouts]) -> MetaBatch:
+        """Return the meta-batch of ``rollouts``, one of each task in order, added before or not."""
         for task in rollouts:
-            if task.task_index not in self._taken:
-                self.lay(task)
-        collectors, query_collector = self._all_policies()
-        credit = _credit([task.query for task in rollouts])
-        on_device = torch.from_numpy(credit).to(self._query.weights.device)
-        return MetaBatch(self._support, collectors, self._query, query_collector, on_device)
+            if task.task_index not in self._copied:
+                self._copy_task(task)
+        support_behavior, query_behavior = self._all_policies()
+        advantage = torch.from_numpy(_task_advantages([task.query for task in rollouts]))
+        return MetaBatch(
+            self._support,
+            support_behavior,
+            self._query,
+            query_behavior,
+            advantage.to(self._query.weights.device),
+        )
 
-    def lay(self, task: TaskRollouts) -> None:
-        """Copy ``task`` to its place, and compute nothing."""
+    def _copy_task(self, task: TaskRollouts) -> None:
         phases = zip(
             (*self._support, self._query),
             (*task.support, task.query),
             (*task.support_advantages, task.query_advantages),
             strict=True,
         )
-        for places, trajectories, advantages in phases:
-            arrays = sample_arrays(trajectories, advantages, self._normalizer)
-            for place, array in zip(places, arrays, strict=True):
-                self._copy(array, place[task.task_index])
-        self._taken.add(task.task_index)
+        for tensors, trajectories, advantages in phases:
+            samples = make_samples(trajectories, advantages, self._normalizer)
+            for tensor, array in zip(tensors, samples, strict=True):
+                self._copy(array, tensor[task.task_index])
+        self._copied.add(task.task_index)
 
-    def _copy(self, array: NDArray[np.float32], place: Tensor) -> None:
+    def _copy(self, array: NDArray[np.float32], target: Tensor) -> None:
         if not self._staged:
-            place.numpy()[...] = array
+            target.numpy()[...] = array
             return
-        # PyTorch keeps pinned memory for the next, once the device has read it.
-        staging = torch.empty(place.shape, pin_memory=place.is_cuda)
+        # PyTorch reuses pinned memory once the device has read it.
+        staging = torch.empty(target.shape, pin_memory=target.is_cuda)
         staging.numpy()[...] = array
-        place.copy_(staging, non_blocking=True)
+        target.copy_(staging, non_blocking=True)
 
     def _all_policies(self) -> Policies:
         if not self._policies:
-            return policies_at(*self._told, self._support, self._query, self._passes)
-        late = sorted(self._taken - set(self._policies))
-        if late:
-            phases = selected((self._support, self._query), torch.tensor(late))
-            found = policies_at(*self._told, *phases, self._passes)
-            for row, place in enumerate(late):
-                self._policies[place] = sliced(found, row, row + 1)
-        return joined([self._policies[place] for place in sorted(self._policies)])
+            return self._backend.behavior_policies(self._parameters, self._support, self._query)
+        missing = sorted(self._copied - set(self._policies))
+        if missing:
+            phases = select_rows((self._support, self._query), torch.tensor(missing))
+            policies = self._backend.behavior_policies(self._parameters, *phases)
+            for row, index in enumerate(missing):
+                self._policies[index] = slice_rows(policies, row, row + 1)
+        return concat([self._policies[index] for index in sorted(self._policies)])
 
 
-def _places(settings: Settings, spec: PolicySpec, device: torch.device) -> Samples:
-    """Room for one phase of N tasks."""
+def _empty_samples(settings: Settings, spec: PolicySpec, device: torch.device) -> Samples[Tensor]:
+    """Return uninitialized tensors for one phase of N tasks."""
     tasks, episodes = settings.meta_batch.tasks, settings.meta_batch.episodes
     grid = (episodes, settings.task.horizon)
     samples = grid[0] * grid[1]
 
-    def room(*shape: int) -> Tensor:
+    def empty(*shape: int) -> Tensor:
         return torch.empty(tasks, *shape, device=device)
 
     return Samples(
-        observations=room(samples, spec.observation_size),
-        actions=room(samples, spec.recorded_action_size),
-        log_probs=room(*grid),
-        advantages=room(*grid),
-        weights=room(*grid),
+        observations=empty(samples, spec.observation_size),
+        actions=empty(samples, spec.recorded_action_size),
+        log_probs=empty(*grid),
+        advantages=empty(*grid),
+        weights=empty(*grid),
     )
 
 
-def _credit(queries: Sequence[Trajectories]) -> NDArray[np.float32]:
-    """Mean returns of the query sets (N,), centered and divided by their standard deviation."""
+def _task_advantages(queries: Sequence[Trajectories]) -> NDArray[np.float32]:
+    """Return mean query returns (N,), centered and divided by their standard deviation."""
     returns = np.array([query.returns.mean() for query in queries])
-    credit: NDArray[np.float32]
-    credit = ((returns - returns.mean()) / (returns.std() + 1e-8)).astype(np.float32)
-    return credit
+    standardized: NDArray[np.float32]
+    standardized = ((returns - returns.mean()) / (returns.std() + 1e-8)).astype(np.float32)
+    return standardized

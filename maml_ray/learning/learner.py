@@ -1,4 +1,4 @@
-"""The learner: rollouts of a meta-batch to one meta-update. No Ray."""
+"""Update meta-parameters from the rollouts of a meta-batch, without Ray."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maml_ray.backends import compiled
-from maml_ray.backends.gradient_stats import GradientDiagnostics, diagnose_gradient
-from maml_ray.backends.microbatch import passes_on
+from maml_ray.backends.dispatch import make_backend
+from maml_ray.backends.gradient_stats import GradientStats, gradient_stats
 from maml_ray.common.normalization import Normalizer, RunningStatistics
 from maml_ray.config.settings import Settings
-from maml_ray.learning.batch_builder import Assembly
-from maml_ray.learning.gradient_update import GradientUpdate
-from maml_ray.learning.off_policy import recentered
-from maml_ray.learning.optimizer import OuterOptimizer, OuterStep
+from maml_ray.learning.adam_optimizer import AdamOptimizer
+from maml_ray.learning.batch_builder import MetaBatchBuilder
+from maml_ray.learning.off_policy import decouple_behavior
+from maml_ray.learning.optimizer import OuterOptimizer, UpdateResult
 from maml_ray.learning.staleness import collection_version
 from maml_ray.learning.state import (
     LearnerState,
@@ -28,11 +27,12 @@ from maml_ray.learning.state import (
     initial_learner_state,
     policy_snapshot,
 )
-from maml_ray.learning.trust_region import TrustRegionUpdate
+from maml_ray.learning.trust_region import TrustRegionOptimizer
 from maml_ray.maml import inner_loop
 from maml_ray.maml.distributions import Parameters, to_numpy, to_torch
 from maml_ray.maml.inner_loop import Order
-from maml_ray.maml.meta_objective import MetaBatch, collector_ratio_error
+from maml_ray.maml.losses import outer_objective
+from maml_ray.maml.meta_objective import MetaBatch, behavior_ratio_error
 from maml_ray.maml.meta_parameters import meta_parameter_shapes
 from maml_ray.policies.spec import PolicyParameters, PolicySpec
 from maml_ray.rollouts.trajectories import (
@@ -44,13 +44,16 @@ from maml_ray.rollouts.trajectories import (
 
 
 class MetaLearner:
-    """Parameters, optimizer and version; :meth:`update` turns rollouts into the next version.
+    """Own meta-parameters, optimizer and version; turn rollouts into the next version.
 
     Args:
         settings: of the run.
         spec: the policy's sizes.
-        device: where to compute.
-        threads: CPU threads to compute with; their number changes no bit.
+        device: to compute on.
+        threads: CPU threads to compute with; the bits do not depend on their number.
+
+    Raises:
+        SettingsError: the outer objective is unknown.
     """
 
     def __init__(
@@ -63,119 +66,123 @@ class MetaLearner:
         self.settings = settings
         self.spec = spec
         self.device = torch.device(device)
-        self._passes = passes_on(self.device, settings, spec, threads=threads)
+        self.backend = make_backend(settings, spec, self.device, threads=threads)
         self.version: int
-        self._observations: RunningStatistics
+        self._obs_stats: RunningStatistics
         self._skipped_in_a_row: int
         self._discarded_episodes: int
-        self._behind: PolicyParameters | None
-        self._assembly: Assembly | None
+        self._stale_params: PolicyParameters | None
+        self._builder: MetaBatchBuilder | None
         self.load(initial_learner_state(settings, spec))
 
     def warm_up(self) -> None:
-        """Do ahead of the first update what it would wait for: imports, and compiled loops."""
-        by_loops = compiled.goes_by_loops(self.settings, self.spec, self.device)
-        if by_loops:
-            compiled.warm_up(self.settings, self.spec)
-        if not by_loops or self.settings.meta_batch.async_collection:  # which vectorizes a function
-            inner_loop.warm_up()
+        """Do ahead of the first update what it would wait for: imports and compilation."""
+        self.backend.warm_up()
+        if self.settings.meta_batch.async_collection:
+            inner_loop.warm_up()  # the off-policy correction is vectorized by torch.func
 
     def publish(self) -> PolicyParameters:
-        """The current parameters, for the actors."""
+        """Return a snapshot of the current policy, for the rollout actors."""
         return policy_snapshot(self.settings.policy, self.state())
 
     def collection_params(self) -> PolicyParameters:
-        """What the meta-batch of the next update is collected with."""
+        """Return the snapshot that collects the meta-batch of the next update."""
         return collection_params(self.settings.policy, self.state())
 
     def update(self, rollouts: Sequence[TaskRollouts]) -> UpdateMetrics:
-        """One meta-update from the rollouts of one meta-batch, in any order, taken before or not.
+        """Update from the rollouts of one meta-batch, in any order, prefetched or not.
 
-        Where a task cannot be learned from, or a number of the update is not finite, the update is
-        skipped: parameters and optimizer stay as they were, and the version goes on.
+        The update is skipped if a task failed or a number of the update is not finite: parameters
+        and optimizer stay, and the version advances.
 
         Raises:
             ValueError: the rollouts are not exactly one of each task of the meta-batch, or were
-                collected with another version of the parameters than :meth:`collection_params` gives.
+                collected with another version than :meth:`collection_params` has.
         """
         start = time.perf_counter()
-        collector = collection_version(self.settings.meta_batch, self.version)
+        collected_version = collection_version(self.settings.meta_batch, self.version)
         ordered = validate_rollouts(
             rollouts,
             num_tasks=self.settings.meta_batch.tasks,
             inner_steps=self.settings.inner.steps,
-            version=collector,
+            version=collected_version,
         )
-        sound = [task for task in ordered if task.failure is None]
+        valid = [task for task in ordered if task.failure is None]
         before = self.state()
-        if len(sound) == len(ordered):
-            step, gradient, skipped = self._step(ordered)
+        result, stats, skipped = None, None, None
+        if len(valid) == len(ordered):
+            result, stats, skipped = self._step(ordered)
         else:
-            step, gradient, skipped = None, None, _first_broken(ordered)
+            skipped = _describe_failures(ordered)
         if skipped is not None:
             self.load(before)
-        self._assembly = None
+        self._builder = None
         self.version = before.version + 1
         if self.settings.meta_batch.async_collection:
-            self._behind = policy_snapshot(self.settings.policy, before)
+            self._stale_params = policy_snapshot(self.settings.policy, before)
         self._skipped_in_a_row = before.skipped_in_a_row + 1 if skipped is not None else 0
         self._discarded_episodes += sum(task.discarded for task in ordered)
-        if sound:
-            # Only now: within a version the actors and the meta-gradient see the same constants.
-            self._observations = sum((task.obs_stats for task in sound), self._observations)
-        first = [task.support[0] if task.support else task.query for task in sound]
-        last = [task.query for task in sound]
+        # Last: within a version actors and meta-gradient must normalize by the same constants.
+        self._obs_stats = sum((task.obs_stats for task in valid), self._obs_stats)
+        first = [task.support[0] if task.support else task.query for task in valid]
+        last = [task.query for task in valid]
         return UpdateMetrics(
             version=self.version,
             return_before=_mean_return(first),
             return_after=_mean_return(last),
             speed_before=_mean_speed(first),
             speed_after=_mean_speed(last),
-            loss=step.loss if step else math.nan,
-            gradient_norm=step.gradient_norm if step else math.nan,
-            gradient_snr=gradient.snr if gradient else None,
-            order_cosine=gradient.order_cosine if gradient else None,
-            inner_kl=float(step.after.inner_kl) if step else math.nan,
-            query_kl=float(step.after.query_kl) if step else math.nan,
-            clip_fraction=float(step.after.clip_fraction) if step else math.nan,
-            collector_ratio_error=float(step.before.largest_ratio_error) if step else math.nan,
-            entropy=float(step.after.entropy) if step else math.nan,
-            gradient_steps=step.steps if step else 0,
-            learning_rate=step.learning_rate if step else None,
+            loss=result.loss if result else math.nan,
+            gradient_norm=result.gradient_norm if result else math.nan,
+            gradient_snr=stats.snr if stats else None,
+            order_cosine=stats.order_cosine if stats else None,
+            inner_kl=float(result.after.inner_kl) if result else math.nan,
+            query_kl=float(result.after.query_kl) if result else math.nan,
+            clip_fraction=float(result.after.clip_fraction) if result else math.nan,
+            collector_ratio_error=float(result.before.max_ratio_error) if result else math.nan,
+            entropy=float(result.after.entropy) if result else math.nan,
+            gradient_steps=result.steps if result else 0,
+            learning_rate=result.learning_rate if result else None,
             env_steps=sum(task.env_steps for task in ordered),
             learn_s=time.perf_counter() - start,
             skipped=skipped,
             skipped_in_a_row=self._skipped_in_a_row,
             discarded_episodes=self._discarded_episodes,
-            staleness=before.version - collector,
+            staleness=before.version - collected_version,
         )
 
     def _step(
         self, rollouts: Sequence[TaskRollouts]
-    ) -> tuple[OuterStep | None, GradientDiagnostics | None, str | None]:
-        """One step of the optimizer: how it went, or why it is to be undone."""
+    ) -> tuple[UpdateResult | None, GradientStats | None, str | None]:
+        """Take one optimizer update.
+
+        Returns:
+            Its result, statistics of the gradient if these are due, and None; or the reason why it
+            must be undone, last.
+        """
         batch = collected = self.prepare(rollouts)
-        if self._behind is not None:
-            told = (self.settings, self.spec, self.parameters)
-            batch = recentered(*told, collected, self._passes)
-        gradient = self._diagnosed(batch)
-        step = self._optimizer.update(batch, self.version, order=self._order())
-        if not math.isfinite(step.loss) or not math.isfinite(step.gradient_norm):
+        if self._stale_params is not None:
+            batch = decouple_behavior(self.backend, self.parameters, collected)
+        stats = self._gradient_stats(batch)
+        result = self._optimizer.update(batch, self.version, order=self._order())
+        if not math.isfinite(result.loss) or not math.isfinite(result.gradient_norm):
             return None, None, "the meta-loss or its gradient is not finite"
         state = self._optimizer.state()
-        moved = (to_numpy(self.parameters), state.first_moments, state.second_moments)
-        if not all(np.isfinite(value).all() for part in moved for value in part.values()):
+        updated = (to_numpy(self.parameters), state.first_moments, state.second_moments)
+        if not all(np.isfinite(value).all() for part in updated for value in part.values()):
             return None, None, "the parameters would not be finite"
-        if self._behind is not None:  # what was looked at first are not the policies that collected
-            error = collector_ratio_error(collected)
-            step = replace(step, before=step.before._replace(largest_ratio_error=error))
-        return step, gradient, None
+        if self._stale_params is not None:  # diagnostics are relative to the current policies
+            error = behavior_ratio_error(collected)
+            result = replace(result, before=result.before._replace(max_ratio_error=error))
+        return result, stats, None
 
-    def take(self, rollouts: Sequence[TaskRollouts]) -> None:
-        """Prepare for the next update what has come of its meta-batch: it changes no bit of it.
+    def prefetch(self, rollouts: Sequence[TaskRollouts]) -> None:
+        """Prepare some rollouts of the next meta-batch ahead of :meth:`update`.
+
+        The update's bits do not depend on what was prefetched.
 
         Raises:
-            ValueError: as :meth:`update`, for a task that it would refuse.
+            ValueError: :meth:`update` would refuse one of them.
         """
         for task in rollouts:
             validate_task_rollouts(
@@ -184,76 +191,75 @@ class MetaLearner:
                 inner_steps=self.settings.inner.steps,
                 version=collection_version(self.settings.meta_batch, self.version),
             )
-            self._assembly = self._assembly or self.assemble()
-            self._assembly.take(task)
+            self._builder = self._builder or self._new_builder()
+            self._builder.add(task)
 
     def prepare(self, rollouts: Sequence[TaskRollouts]) -> MetaBatch:
-        """Rollouts, in the order of their tasks, as tensors on the learner's device."""
-        return (self._assembly or self.assemble()).finished(rollouts)
+        """Return the meta-batch of rollouts, which are in the order of their tasks."""
+        return (self._builder or self._new_builder()).build(rollouts)
 
-    def assemble(self) -> Assembly:
-        """Places for the next meta-batch, of which nothing is there yet."""
+    def _new_builder(self) -> MetaBatchBuilder:
         parameters, normalizer = self.parameters, self._normalizer()
-        if self._behind is not None:
-            values, normalizer = to_torch(self._behind.values), self._behind.normalizer
-            parameters = {name: value.to(self.device) for name, value in values.items()}
-        return Assembly(self.settings, self.spec, parameters, normalizer, self._passes)
+        if self._stale_params is not None:
+            parameters = to_torch(self._stale_params.values, self.device)
+            normalizer = self._stale_params.normalizer
+        return MetaBatchBuilder(self.settings, self.backend, parameters, normalizer)
 
     def state(self) -> LearnerState:
-        """A copy of everything that :meth:`load` needs."""
+        """Return a copy of everything that :meth:`load` needs."""
         return LearnerState(
             version=self.version,
             parameters=to_numpy(self.parameters),
             optimizer=self._optimizer.state(),
-            obs_stats=self._observations,
+            obs_stats=self._obs_stats,
             skipped_in_a_row=self._skipped_in_a_row,
             discarded_episodes=self._discarded_episodes,
-            stale_params=self._behind,
+            stale_params=self._stale_params,
         )
 
     def load(self, state: LearnerState) -> None:
-        """Go on from ``state``, to the last bit.
+        """Resume from ``state``, bit for bit.
 
         Raises:
-            ValueError: the state is of a policy with other parameters, or goes on from a meta-batch
-                of another version than the settings' next one.
+            ValueError: the state has other parameters than the settings ask for, or its next
+                meta-batch is collected by another version than theirs.
         """
-        asked = meta_parameter_shapes(self.spec, self.settings.inner)
+        shapes = meta_parameter_shapes(self.spec, self.settings.inner)
         next_with = state.stale_params or PolicyParameters(state.version, state.parameters, None)
         for values in (state.parameters, next_with.values):
-            shapes = {name: tuple(value.shape) for name, value in values.items()}
-            if shapes != asked:
+            present = {name: tuple(value.shape) for name, value in values.items()}
+            if present != shapes:
                 raise ValueError(
-                    f"the state holds parameters {shapes}, the settings ask for {asked}"
+                    f"the state holds parameters {present}, the settings ask for {shapes}"
                 )
         version = collection_version(self.settings.meta_batch, state.version)
         if next_with.version != version:
             raise ValueError(
-                f"the state goes on from a meta-batch of version {next_with.version}, "
-                f"the settings from one of version {version}: meta_batch.async_collection is another"
+                f"the state's next meta-batch is of version {next_with.version}, the settings' of "
+                f"version {version}: meta_batch.async_collection has changed"
             )
-        self.version, self._assembly = state.version, None
-        self._behind = state.stale_params and replace(
-            state.stale_params, values={name: state.stale_params.values[name] for name in asked}
+        self.version, self._builder = state.version, None
+        self._stale_params = state.stale_params and replace(
+            state.stale_params, values={name: state.stale_params.values[name] for name in shapes}
         )
-        self._observations = state.obs_stats
+        self._obs_stats = state.obs_stats
         self._skipped_in_a_row = state.skipped_in_a_row
         self._discarded_episodes = state.discarded_episodes
         self.parameters = self._leaves(
-            # In the policy's own order, whatever order a file gave: sums over parameters round.
-            {name: torch.tensor(state.parameters[name]) for name in asked}
+            # In the policy's own order, whatever a file's: rounding depends on it.
+            {name: torch.tensor(state.parameters[name]) for name in shapes}
         )
         self._optimizer = self._make_optimizer()
         self._optimizer.load(state.optimizer)
 
-    def _diagnosed(self, batch: MetaBatch) -> GradientDiagnostics | None:
+    def _gradient_stats(self, batch: MetaBatch) -> GradientStats | None:
         every = self.settings.outer.diagnose_every
         if every is None or self.version % every:
             return None
-        return diagnose_gradient(self.settings, self.spec, self.parameters, batch, self._passes)
+        return gradient_stats(self.backend, self.parameters, batch)
 
     def _order(self) -> Order:
-        """The order of this update's meta-gradient; hybrid begins with the cheaper one."""
+        """Return the order of this update's meta-gradient; hybrid starts with first order."""
         outer = self.settings.outer
         if outer.order == "hybrid":
             return "first" if self.version < outer.first_order_iterations else "second"
@@ -262,12 +268,12 @@ class MetaLearner:
     def _normalizer(self) -> Normalizer | None:
         if not self.settings.policy.normalize_observations:
             return None
-        return self._observations.normalizer()
+        return self._obs_stats.normalizer()
 
     def _make_optimizer(self) -> OuterOptimizer:
-        trust = self.settings.outer.objective == "trpo"
-        kind = TrustRegionUpdate if trust else GradientUpdate
-        return kind(self.settings, self.spec, self.parameters, self._passes)
+        trust_region = outer_objective(self.settings.outer.objective).uses_trust_region
+        kind = TrustRegionOptimizer if trust_region else AdamOptimizer
+        return kind(self.settings, self.parameters, self.backend)
 
     def _leaves(self, values: Mapping[str, Tensor]) -> Parameters:
         return {
@@ -275,10 +281,10 @@ class MetaLearner:
         }
 
 
-def _first_broken(rollouts: Sequence[TaskRollouts]) -> str:
-    broken = [task for task in rollouts if task.failure is not None]
-    others = f", and {len(broken) - 1} more" if len(broken) > 1 else ""
-    return f"task {broken[0].task_index} ({broken[0].task.name}), {broken[0].failure}{others}"
+def _describe_failures(rollouts: Sequence[TaskRollouts]) -> str:
+    failed = [task for task in rollouts if task.failure is not None]
+    others = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
+    return f"task {failed[0].task_index} ({failed[0].task.name}), {failed[0].failure}{others}"
 
 
 def _mean_return(phases: Sequence[Trajectories]) -> float:

@@ -1,30 +1,29 @@
-"""What the two ways of taking an outer step, by gradient and by trust region, have in common."""
+"""Define the interface of an outer optimizer: from a meta-batch to updated meta-parameters."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from maml_ray.backends.microbatch import WHOLE, Passes
+from maml_ray.backends.base import Backend
 from maml_ray.config.settings import Settings
 from maml_ray.learning.state import OptimizerState
 from maml_ray.maml.distributions import Parameters
 from maml_ray.maml.inner_loop import Order
 from maml_ray.maml.meta_objective import Diagnostics, MetaBatch
-from maml_ray.policies.spec import PolicySpec
 
 
 @dataclass(frozen=True)
-class OuterStep:
-    """One meta-update as it went.
+class UpdateResult:
+    """The outcome of one meta-update.
 
     Attributes:
-        before: diagnostics at the parameters before the update, of the first mini-batch.
-        after: the last diagnostics that were looked at.
-        loss: of the last mini-batch that was looked at.
+        before: diagnostics of the first mini-batch, at the parameters before the update.
+        after: the last diagnostics that were computed.
+        loss: of the last mini-batch that was evaluated.
         gradient_norm: Euclidean norm of the first meta-gradient, before clipping.
         steps: steps taken.
-        learning_rate: of Adam; None where there is none.
+        learning_rate: outer learning rate; None for a trust region.
     """
 
     before: Diagnostics
@@ -36,35 +35,27 @@ class OuterStep:
 
 
 class OuterOptimizer(ABC):
-    """Moves the meta-parameters, in place.
+    """Update meta-parameters in place.
 
     Args:
         settings: of the run.
-        spec: the policy's sizes.
-        parameters: leaves.
-        passes: in which tasks go through the arithmetic.
+        parameters: meta-parameters by name: leaf tensors.
+        backend: computes the meta-gradient.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        spec: PolicySpec,
-        parameters: Parameters,
-        passes: Passes = WHOLE,
-    ) -> None:
+    def __init__(self, settings: Settings, parameters: Parameters, backend: Backend) -> None:
         self._settings = settings
-        self._spec = spec
         self._parameters = parameters
-        self._passes = passes
+        self._backend = backend
 
     @abstractmethod
-    def update(self, batch: MetaBatch, version: int, *, order: Order) -> OuterStep:
-        """One meta-update of the parameters of ``version`` from ``batch``."""
+    def update(self, batch: MetaBatch, version: int, *, order: Order) -> UpdateResult:
+        """Update the parameters, of ``version``, from ``batch``."""
 
     @abstractmethod
     def state(self) -> OptimizerState:
-        """A copy of what it remembers."""
+        """Return a copy of the optimizer's state."""
 
     @abstractmethod
     def load(self, state: OptimizerState) -> None:
-        """Go on from ``state``, to the last bit."""
+        """Resume from ``state``, bit for bit."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from maml_ray.backends.inner_step import inner_step_of
+from maml_ray.backends.inner_step import make_inner_step
 from maml_ray.common.normalization import RunningStatistics
 from maml_ray.common.seeding import Purpose, seed_sequence
 from maml_ray.config.settings import Settings, SettingsError
@@ -24,7 +24,7 @@ from maml_ray.rollouts.collector import SimulationFailed, collect
 from maml_ray.rollouts.env_cache import EnvCache
 from maml_ray.rollouts.samples import make_samples
 from maml_ray.rollouts.trajectories import TaskRollouts, Trajectories, empty_trajectories
-from maml_ray.tasks.registry import resolve_tasks
+from maml_ray.tasks.loading import resolve_tasks
 from maml_ray.tasks.task import Task, TaskDistribution
 
 
@@ -116,7 +116,7 @@ class RolloutWorker:
         self._on_phase = on_phase
         self.tasks = resolve_tasks(settings.task)
         self.spec = policy_spec(settings, self.tasks)
-        self._inner_step = inner_step_of(settings, self.spec)
+        self._inner_step = make_inner_step(settings.inner, self.spec)
         self._envs = EnvCache(self.tasks, settings.task.horizon)
 
     def roll_out(

@@ -1,13 +1,13 @@
-"""Checkpoints: complete or absent, checked on load, nothing in them can run.
+"""Save, list and load the checkpoints of a run.
 
-A checkpoint is a folder ``checkpoints/00000120`` (the number of finished iterations) of three
+A checkpoint is a directory ``checkpoints/00000120`` (the number of finished iterations) of three
 files: ``parameters.safetensors`` (the policy, readable by any safetensors program),
-``learner.safetensors`` (the optimizer's moments, the statistics of observations) and
-``manifest.json``, which holds the counters, the policy's sizes and a SHA-256 of each other file.
-With ``meta_batch.async_collection`` the meta-batch that is under way is not kept, but what it is collected
-with is, beside the optimizer's moments: a run that goes on collects it again, to the same bits.
-The manifest is written last: without it there is no checkpoint. ``checkpoints/best.json`` names
-the one whose parameters had the highest return after adaptation.
+``learner.safetensors`` (optimizer moments, observation statistics) and ``manifest.json`` (counters,
+the policy's sizes and a SHA-256 of each other file). None of them can execute code. The manifest
+is written last: a directory without one is not a checkpoint. With ``meta_batch.async_collection``
+the policy that collects the next meta-batch is stored too, but not the part that has been collected
+already: a resumed run collects it again, to the same bits. ``checkpoints/best.json`` names the
+checkpoint with the highest return after adaptation.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from maml_ray.persistence.checkpoint_format import (
 )
 from maml_ray.persistence.storage import Storage, is_partial
 
-FOLDER = "checkpoints"
-_BEST = f"{FOLDER}/best.json"
-_LOOKS = 10
-"""At checkpoints that come and go; whoever is too slow for all of them is told so."""
+DIRECTORY = "checkpoints"
+_BEST = f"{DIRECTORY}/best.json"
+_MAX_LISTINGS = 10
+"""Attempts to load the newest checkpoint of a run that replaces them faster than they are read."""
 
 
 @dataclass(frozen=True)
 class CheckpointScore:
-    """How good a checkpoint's parameters are.
+    """Score of a checkpoint's parameters.
 
     Attributes:
-        iteration: the checkpoint's number.
-        value: mean return after adaptation, in the iteration that collected with them.
+        iteration: number of the checkpoint.
+        value: mean return after adaptation in the iteration that collected with them.
     """
 
     iteration: int
@@ -51,121 +51,121 @@ def save_checkpoint(
     *,
     keep: int,
     scores: Sequence[CheckpointScore] = (),
-    sound: set[str] | None = None,
+    verified: set[str] | None = None,
 ) -> str:
-    """Write ``checkpoint``; remove all but the newest ``keep`` sound ones and the best.
+    """Write ``checkpoint``; remove all but the newest ``keep`` valid ones and the best.
 
     Args:
-        storage: of the run.
-        checkpoint: what is to be kept.
-        keep: how many of the newest stay; broken ones are not counted.
-        scores: of checkpoints that were written before.
-        sound: names of those that are known to be; what is found out is added. Without it all that
-            are to be kept are looked at.
+        storage: storage of the run.
+        checkpoint: checkpoint to write.
+        keep: number of newest checkpoints to keep; corrupt ones do not count.
+        scores: scores of earlier checkpoints.
+        verified: names of checkpoints known to be valid, extended in place. Without it every
+            checkpoint to keep is read.
 
     Returns:
-        The name of the checkpoint's folder in the storage.
+        The name of the checkpoint's directory in the storage.
 
     Raises:
-        OSError: the storage failed; no earlier checkpoint has been touched.
+        OSError: the storage failed; earlier checkpoints are intact.
     """
-    name, sound = _name(checkpoint.iteration), set() if sound is None else sound
-    if not _is_whole(storage, name):
+    name, verified = _name(checkpoint.iteration), set() if verified is None else verified
+    # A resumed run may arrive at an iteration that is saved already, with the same bits.
+    if not _is_valid(storage, name):
         for file, content in checkpoint_files(checkpoint).items():  # the manifest comes last
             storage.write(f"{name}/{file}", content)
-    sound.add(name)
-    names = storage.names(FOLDER)
-    for left in (one for one in names if is_partial(one)):  # by a write that was killed
-        storage.remove(f"{FOLDER}/{left}")
-    there = _checkpoints(names)
-    best = _note_best(storage, scores, there)
-    # What is newer than this one is a leftover: of a write that was killed, or altered later.
-    older, counted = [one for one in there if one < name], 1
-    for one in older:
-        if counted < keep and (one in sound or _is_whole(storage, one)):
-            sound.add(one)
-            counted += 1
-        elif best is None or one != _name(best.iteration):
-            storage.remove(one)
+    verified.add(name)
+    entries = storage.names(DIRECTORY)
+    for partial in filter(is_partial, entries):  # of an interrupted write
+        storage.remove(f"{DIRECTORY}/{partial}")
+    existing = _newest_first(entries)
+    best = _update_best(storage, scores, existing)
+    # Newer ones than this are ignored: remains of an interrupted write, or corrupt.
+    kept = 1
+    for older in (each for each in existing if each < name):
+        if kept < keep and (older in verified or _is_valid(storage, older)):
+            verified.add(older)
+            kept += 1
+        elif best is None or older != _name(best.iteration):
+            storage.remove(older)
     return name
 
 
 def load_newest_checkpoint(storage: Storage) -> tuple[Checkpoint, list[str]]:
-    """The newest checkpoint that can be read, and a warning for each broken one before it.
+    """Load the newest valid checkpoint; return it and a warning for each corrupt newer one.
 
-    Of a run that is under way all may have been replaced by newer ones while they were read: then
-    those are looked for.
+    A live run may replace all of them while they are read; they are listed again then.
 
     Raises:
-        RunDirError: there is none, the newest is of another format, or the storage fails.
+        RunDirError: there is none, the newest has an unknown format, or the storage failed.
     """
     warnings: list[str] = []
-    seen: list[str] = []
+    previous: list[str] = []
     try:
-        for _ in range(_LOOKS):
-            if (there := _folders(storage)) == seen:
+        for _ in range(_MAX_LISTINGS):
+            if (existing := _list_checkpoints(storage)) == previous:
                 break
-            seen, warnings = there, []
-            for name in there:
+            previous, warnings = existing, []
+            for name in existing:
                 try:
                     return load_checkpoint(storage, name), warnings
                 except CorruptCheckpoint as error:
                     warnings.append(f"{error}; trying the one before it")
     except OSError as error:
         raise RunDirError(f"cannot read the checkpoints in {storage}: {error}") from None
-    found = f"; broken: {'; '.join(warnings)}" if warnings else ""
-    raise RunDirError(f"{storage}/{FOLDER} holds no checkpoint that can be read{found}")
+    details = f"; corrupt: {'; '.join(warnings)}" if warnings else ""
+    raise RunDirError(f"{storage}/{DIRECTORY} holds no checkpoint that can be read{details}")
 
 
-def load_newest_of(places: Sequence[Storage]) -> tuple[Storage, Checkpoint | None, list[str]]:
-    """The newest checkpoint of a run that may have some in several places.
+def load_newest_of(storages: Sequence[Storage]) -> tuple[Storage, Checkpoint | None, list[str]]:
+    """Load the newest checkpoint of a run whose checkpoints may be in several storages.
 
     Returns:
-        Where it is, the checkpoint and warnings; the first place and None where there is none.
+        Its storage, the checkpoint, and warnings; the first storage and None if there is none.
 
     Raises:
-        RunDirError: none can be read, though some may be there.
+        RunDirError: checkpoints may exist, but none can be read.
     """
-    found: list[tuple[Storage, Checkpoint]] = []
+    loaded: list[tuple[Storage, Checkpoint]] = []
     warnings: list[str] = []
-    problems: list[RunDirError] = []
-    for place in places:
+    errors: list[RunDirError] = []
+    for storage in storages:
         try:
-            if has_checkpoints(place):
-                checkpoint, told = load_newest_checkpoint(place)
-                warnings += told
-                found.append((place, checkpoint))
+            if has_checkpoints(storage):
+                checkpoint, new_warnings = load_newest_checkpoint(storage)
+                warnings += new_warnings
+                loaded.append((storage, checkpoint))
         except RunDirError as error:
-            problems.append(error)
-    if not found:
-        if problems:
-            raise problems[0]
-        return places[0], None, warnings
-    place, newest = max(found, key=lambda each: each[1].iteration)
-    return place, newest, warnings + [str(problem) for problem in problems]
+            errors.append(error)
+    if not loaded:
+        if errors:
+            raise errors[0]
+        return storages[0], None, warnings
+    storage, newest = max(loaded, key=lambda each: each[1].iteration)
+    return storage, newest, warnings + [str(error) for error in errors]
 
 
 def has_checkpoints(storage: Storage) -> bool:
-    """Whether there is anything to go on from, sound or not.
+    """Return whether there are checkpoints, valid or not.
 
     Raises:
-        RunDirError: the storage fails.
+        RunDirError: the storage failed.
     """
     try:
-        return bool(_folders(storage))
+        return bool(_list_checkpoints(storage))
     except OSError as error:
         raise RunDirError(f"cannot read the checkpoints in {storage}: {error}") from None
 
 
 def load_named_checkpoint(storage: Storage, which: str) -> tuple[Checkpoint, list[str]]:
-    """A checkpoint by what a person calls it, and warnings.
+    """Load a checkpoint that a user asks for; return it and warnings.
 
     Args:
-        storage: of the run.
+        storage: storage of the run.
         which: ``"newest"``, ``"best"``, or a number of iterations.
 
     Raises:
-        RunDirError: there is no such checkpoint, or it cannot be read.
+        RunDirError: it does not exist or cannot be read.
     """
     if which == "newest":
         return load_newest_checkpoint(storage)
@@ -173,18 +173,18 @@ def load_named_checkpoint(storage: Storage, which: str) -> tuple[Checkpoint, lis
         try:
             best = read_best_score(storage)
         except OSError as error:
-            raise RunDirError(f"cannot read the note of the best in {storage}: {error}") from None
+            raise RunDirError(f"cannot read {storage}/{_BEST}: {error}") from None
         if best is None:
-            raise RunDirError(f"{storage} does not know its best checkpoint yet: take newest")
+            raise RunDirError(f"{storage} does not know its best checkpoint yet: use newest")
         which = str(best.iteration)
     if not (which.isascii() and which.isdigit() and len(which) <= 8):
         raise RunDirError(f"a checkpoint is newest, best or a number, not {which!r:.60}")
     name = _name(int(which))
     try:
-        there = _folders(storage)
-        if name not in there:
-            numbers = ", ".join(str(int(one.rpartition("/")[2])) for one in there) or "none"
-            raise RunDirError(f"{storage} has no checkpoint {int(which)}; there is: {numbers}")
+        existing = _list_checkpoints(storage)
+        if name not in existing:
+            numbers = ", ".join(str(int(one.rpartition("/")[2])) for one in existing) or "none"
+            raise RunDirError(f"{storage} has no checkpoint {int(which)}; it has: {numbers}")
         return load_checkpoint(storage, name), []
     except CorruptCheckpoint as error:
         raise RunDirError(str(error)) from None
@@ -193,10 +193,10 @@ def load_named_checkpoint(storage: Storage, which: str) -> tuple[Checkpoint, lis
 
 
 def read_best_score(storage: Storage) -> CheckpointScore | None:
-    """The best checkpoint that is known; None where none is, or the note is damaged.
+    """Return the score of the best checkpoint; None if none is recorded or the file is corrupt.
 
     Raises:
-        OSError: the storage fails. That is not to know of none: the best would be cleared away.
+        OSError: the storage failed. Returning None would get the best checkpoint removed.
     """
     try:
         content = json.loads(storage.read(_BEST))
@@ -206,8 +206,7 @@ def read_best_score(storage: Storage) -> CheckpointScore | None:
     return score if math.isfinite(score.value) else None
 
 
-def _is_whole(storage: Storage, name: str) -> bool:
-    """Whether it is there already: a resumed run comes to the same iteration, and the same bits."""
+def _is_valid(storage: Storage, name: str) -> bool:
     try:
         load_checkpoint(storage, name)
     except (CorruptCheckpoint, RunDirError):
@@ -215,32 +214,35 @@ def _is_whole(storage: Storage, name: str) -> bool:
     return True
 
 
-def _note_best(
-    storage: Storage, scores: Sequence[CheckpointScore], there: Sequence[str]
+def _update_best(
+    storage: Storage, scores: Sequence[CheckpointScore], existing: Sequence[str]
 ) -> CheckpointScore | None:
-    """The best checkpoint of those that are ``there``, written down where it is a new one."""
+    """Record the best of the ``existing`` checkpoints if it has changed, and return its score."""
     best = read_best_score(storage)
-    if best is not None and _name(best.iteration) not in there:
+    if best is not None and _name(best.iteration) not in existing:
         best = None
-    better = [score for score in scores if best is None or score.value > best.value]
-    rivals = [score for score in better if _name(score.iteration) in there]
-    if not rivals:
+    candidates = [
+        score
+        for score in scores
+        if (best is None or score.value > best.value) and _name(score.iteration) in existing
+    ]
+    if not candidates:
         return best
-    challenger = max(rivals, key=lambda score: score.value)
-    content = {"iteration": challenger.iteration, "score": challenger.value}
+    best = max(candidates, key=lambda score: score.value)
+    content = {"iteration": best.iteration, "score": best.value}
     storage.write(_BEST, json.dumps(content).encode())
-    return challenger
+    return best
 
 
 def _name(iteration: int) -> str:
-    return f"{FOLDER}/{iteration:08d}"
+    return f"{DIRECTORY}/{iteration:08d}"
 
 
-def _folders(storage: Storage) -> list[str]:
-    """Names of the checkpoints' folders, newest first."""
-    return _checkpoints(storage.names(FOLDER))
+def _list_checkpoints(storage: Storage) -> list[str]:
+    """Return names of the checkpoint directories, newest first."""
+    return _newest_first(storage.names(DIRECTORY))
 
 
-def _checkpoints(names: Sequence[str]) -> list[str]:
-    numbers = [name for name in names if name.isascii() and name.isdigit()]
-    return [f"{FOLDER}/{number}" for number in sorted(numbers, reverse=True)]
+def _newest_first(entries: Sequence[str]) -> list[str]:
+    numbers = [entry for entry in entries if entry.isascii() and entry.isdigit()]
+    return [f"{DIRECTORY}/{number}" for number in sorted(numbers, reverse=True)]

@@ -1,8 +1,8 @@
-"""One living run a folder: a lock that the kernel holds for the process, and drops when it dies.
+"""Lock a run directory so that only one live process uses it.
 
-``<run>/.lock`` is locked with ``flock``; what is written in it (host, process id, since when) is
-only for the sentence that refuses the second one. The file may stay behind: a killed run leaves
-nothing that has to be cleared away.
+``<run>/.lock`` is locked with ``flock``, which the kernel releases when the process dies. Its
+content (host, process id, start time) only serves the message that refuses a second process. The
+file may remain: a killed run leaves nothing to clean up.
 """
 
 from __future__ import annotations
@@ -22,74 +22,71 @@ from maml_ray.common.errors import RunDirError
 
 try:
     import fcntl
-except ImportError:  # Windows has none: a run there goes on without a lock
+except ImportError:  # Windows has none: a run there has no lock
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
-_NO_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS)
+_UNSUPPORTED = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS)
 _IN_USE = (errno.EWOULDBLOCK, errno.EACCES)
-_LONGEST_NOTE = 1000
+_MAX_CONTENT_BYTES = 1000
 
 
 @contextmanager
-def lock_run_dir(folder: Path) -> Iterator[None]:
-    """Hold ``folder`` for this process; made where it is missing, and gone again if left empty.
+def lock_run_dir(path: Path) -> Iterator[None]:
+    """Hold the lock of a run directory; create it if missing, and remove it again if left empty.
 
-    Programs started meanwhile do not inherit the lock: it ends with this process, not with them.
-    Where the file system has no locks a warning says so, and the run goes on without.
-
-    Args:
-        folder: of the run.
+    Child processes do not inherit the lock. If the file system does not support locks, a warning
+    is issued and the block runs without one.
 
     Raises:
-        RunDirError: another living run holds the folder, or it cannot be written.
+        RunDirError: another live process holds the lock, or the directory cannot be written to.
     """
-    made = _make(folder)
+    created = _create(path)
     try:
-        descriptor = _locked(folder)
+        descriptor = _acquire(path)
         try:
             yield
         finally:
-            with suppress(OSError):  # while it is still held: nobody else's file is removed
-                if made and os.listdir(folder) == [LOCK]:
-                    (folder / LOCK).unlink()
+            with suppress(OSError):  # still locked: no other run's file is removed
+                if created and os.listdir(path) == [LOCK]:
+                    (path / LOCK).unlink()
             os.close(descriptor)
     finally:
-        for path in made:
-            with suppress(OSError):  # not empty: a run has settled in
-                path.rmdir()
+        for directory in created:
+            with suppress(OSError):  # not empty
+                directory.rmdir()
 
 
-def _make(folder: Path) -> list[Path]:
-    """Make ``folder``; those of it and its parents that were missing, innermost first."""
+def _create(path: Path) -> list[Path]:
+    """Create ``path``; return the directories that were missing, innermost first."""
     try:
-        missing = [path for path in (folder, *folder.parents) if not path.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
+        missing = [each for each in (path, *path.parents) if not each.exists()]
+        path.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
-        raise _unusable(folder, error) from None
+        raise _not_writable(path, error) from None
     return missing
 
 
-def _locked(folder: Path) -> int:
-    """A descriptor that holds the lock."""
+def _acquire(path: Path) -> int:
+    """Return a descriptor that holds the lock."""
     while True:
         try:
-            descriptor = _opened(folder / LOCK)
+            descriptor = _open(path / LOCK)
         except OSError as error:
-            raise _unusable(folder, error) from None
+            raise _not_writable(path, error) from None
         try:
-            _lock(descriptor, folder)
-            if _still_there(descriptor, folder / LOCK):
-                _sign(descriptor)
+            _flock(descriptor, path)
+            if _is_file_at(descriptor, path / LOCK):
+                _write_holder(descriptor)
                 return descriptor
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # its owner has removed it since: what we hold guards nothing
+        os.close(descriptor)  # its previous holder has removed the file: the lock protects nothing
 
 
-def _opened(path: Path) -> int:
-    """The lock file, made if missing: never through a link, never waiting, not inherited."""
+def _open(path: Path) -> int:
+    """Open or create the lock file without following links, blocking or being inherited."""
     flags = os.O_RDWR | os.O_CREAT
     for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"):
         flags |= getattr(os, name, 0)
@@ -100,7 +97,7 @@ def _opened(path: Path) -> int:
     return descriptor
 
 
-def _lock(descriptor: int, folder: Path) -> None:
+def _flock(descriptor: int, path: Path) -> None:
     if fcntl is None:
         return
     try:
@@ -108,43 +105,42 @@ def _lock(descriptor: int, folder: Path) -> None:
     except OSError as error:
         if error.errno in _IN_USE:
             raise RunDirError(
-                f"{folder} is in use by a living run{_holder(descriptor)}: stop it first, "
-                "or name another folder"
+                f"{path} is in use by a live run{_read_holder(descriptor)}: stop it first, "
+                "or choose another directory"
             ) from None
-        if error.errno not in _NO_LOCKS:
-            raise _unusable(folder, error) from None
+        if error.errno not in _UNSUPPORTED:
+            raise _not_writable(path, error) from None
         warnings.warn(
-            f"the file system of {folder} has no locks: nothing keeps a second run out of it",
+            f"the file system of {path} has no locks: nothing keeps a second run out of it",
             stacklevel=2,
         )
 
 
-def _still_there(descriptor: int, path: Path) -> bool:
+def _is_file_at(descriptor: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), os.lstat(path))
     except FileNotFoundError:
         return False
 
 
-def _sign(descriptor: int) -> None:
-    """Write down who holds the lock."""
+def _write_holder(descriptor: int) -> None:
     since = time.strftime("%Y-%m-%d %H:%M:%S %z")
-    note = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since})
-    with suppress(OSError):  # a full disk: the lock itself holds
+    holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
+    with suppress(OSError):  # a full disk does not affect the lock itself
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, note.encode(), 0)
+        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
 
 
-def _holder(descriptor: int) -> str:
-    """Who holds the lock, as far as the file says."""
+def _read_holder(descriptor: int) -> str:
+    """Return who holds the lock, in parentheses; empty if the file does not say."""
     try:
-        note = json.loads(os.pread(descriptor, _LONGEST_NOTE, 0))
-        host, pid, since = (str(note[key])[:80] for key in ("host", "pid", "since"))
+        holder = json.loads(os.pread(descriptor, _MAX_CONTENT_BYTES, 0))
+        host, pid, since = (str(holder[key])[:80] for key in ("host", "pid", "since"))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
     return f" ({host}, pid {pid}, since {since})"
 
 
-def _unusable(folder: Path, error: OSError | ValueError) -> RunDirError:
+def _not_writable(path: Path, error: OSError | ValueError) -> RunDirError:
     reason = error.strerror if isinstance(error, OSError) else str(error)
-    return RunDirError(f"cannot write to the run folder {folder}: {reason or error}")
+    return RunDirError(f"cannot write to the run directory {path}: {reason or error}")

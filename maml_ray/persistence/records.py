@@ -1,4 +1,4 @@
-"""What a run tells about itself: one record per meta-iteration, and its form in a file."""
+"""Define what a run reports: a record of each meta-iteration, and the observers that receive it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from maml_ray.learning.state import UpdateMetrics
 
 @dataclass(frozen=True)
 class IterationTimings:
-    """Where the wall time of one meta-iteration went, in seconds.
+    """Wall time of one meta-iteration by activity, in seconds.
 
-    ``collect_s`` and ``adapt_s`` are the actors' mean; ``rest_s`` is what no work accounts for:
-    dispatch, transport, and actors that wait for the slowest. With ``meta_batch.async_collection`` the parts
-    run side by side, of two meta-batches: they add up to more than the wall time.
+    ``collect_s`` and ``adapt_s`` are means over the actors; ``rest_s`` is the remainder: dispatch,
+    transport, and actors that wait for the slowest. With ``meta_batch.async_collection`` the parts
+    overlap, and add up to more than the wall time.
     """
 
     wall_s: float
@@ -30,21 +30,21 @@ class IterationTimings:
 
 @dataclass(frozen=True)
 class FaultCounts:
-    """What it took to get an iteration's rollouts and its update, whatever died on the way.
+    """Work dispatched and faults handled in one meta-iteration.
 
-    ``dispatched = used + discarded + lost`` over a whole run, but for what is under way; the counts
-    are of pieces of work, each one task with all its phases.
+    The work counts are of assignments, each one task with all its phases. Over a whole run,
+    ``dispatched = used + discarded + lost``, apart from what is in flight.
 
     Attributes:
-        actors: rollout actors at its end.
-        dispatched: pieces of work handed to actors.
-        retried: of them, handed out again after a failure.
-        duplicated: of them, handed to an idle actor as well, since the first was slow.
-        used: answers that the learner got: one for each task.
-        discarded: answers that came second, or too late.
-        lost: pieces that were never answered.
-        failures: actors, learners and starts that failed, since the run began or was resumed.
-        learner_restarts: learners that were begun anew, likewise.
+        actors: rollout actors at the end of the iteration.
+        dispatched: assignments sent to actors.
+        retried: of these, sent again after a failure.
+        duplicated: of these, sent to an idle actor as well because the first was slow.
+        used: results that the learner received, one for each task.
+        discarded: results that came second or too late.
+        lost: assignments that were never answered.
+        failures: failures of actors, learners and starts since the run began or was resumed.
+        learner_restarts: restarts of the learner since then.
     """
 
     actors: int
@@ -60,19 +60,19 @@ class FaultCounts:
 
 @dataclass(frozen=True)
 class IterationRecord:
-    """One finished meta-iteration.
+    """Metrics of one finished meta-iteration.
 
     Attributes:
         iteration: its number, from 0.
-        iterations: how many the run is to have.
-        update: the meta-update's figures.
-        timings: where the time went.
-        total_env_steps: environment steps since the run began, resumed parts included.
-        elapsed_s: seconds of training since the run began, resumed parts included.
-        faults: what it took: the work that was handed out, and who did it.
-        checkpoint_age_s: seconds since the newest checkpoint that is safe was written; None before
-            the first of this process.
-        attempt: which attempt at the run it was done in.
+        iterations: number of iterations that the run is to have.
+        update: metrics of the meta-update.
+        timings: wall time by activity.
+        total_env_steps: environment steps since the run began, including resumed parts.
+        elapsed_s: seconds of training since the run began, including resumed parts.
+        faults: work and faults.
+        checkpoint_age_s: seconds since the newest saved checkpoint was written; None before the
+            first of this process.
+        attempt: number of the attempt at the run.
     """
 
     iteration: int
@@ -91,7 +91,7 @@ class IterationRecord:
         return self.update.env_steps / self.timings.wall_s
 
     def as_row(self) -> dict[str, Any]:
-        """One flat JSON object: a line of ``metrics.jsonl``."""
+        """Return the record as one flat JSON object: a line of ``metrics.jsonl``."""
         return {
             "iteration": self.iteration,
             **asdict(self.update),
@@ -114,21 +114,21 @@ INCIDENTAL_KEYS = frozenset(
 """Keys of a row that may differ between two runs of the same settings and seed."""
 
 ROW_KEYS = INCIDENTAL_KEYS | {field.name for field in fields(UpdateMetrics)}
-"""Keys of a row whose values are numbers, or missing."""
+"""Keys of a row whose values are numbers or missing."""
 
 
 @dataclass(frozen=True)
 class StartReport:
-    """What a run starts on.
+    """Resources that a run starts with.
 
     Attributes:
-        run_directory: where everything is written.
-        first_iteration: 0, or where a resumed run goes on.
-        rollout_actors: how many there are.
-        learner: where the learner computes, in words, e.g. ``"CPU, 2 threads"``.
-        ray_address: of the cluster.
-        dashboard_url: of Ray's dashboard; None where there is none.
-        attempt: how many programs have carried on the run, this one included.
+        run_directory: path of the run directory.
+        first_iteration: 0, or the iteration that a resumed run continues from.
+        rollout_actors: number of rollout actors.
+        learner: description of the learner's device, for example ``"CPU, 2 threads"``.
+        ray_address: address of the Ray cluster.
+        dashboard_url: URL of Ray's dashboard; None if there is none.
+        attempt: number of processes that have carried on the run, this one included.
     """
 
     run_directory: str
@@ -141,16 +141,16 @@ class StartReport:
 
 
 class Observer(Protocol):
-    """Somebody who watches a run: a progress display, a metrics file."""
+    """Receives the progress of a run, for example to display it or to write metrics."""
 
     def on_start(self, report: StartReport) -> None:
-        """Actors and learner are up; the first iteration is about to begin."""
+        """Handle the start of the first iteration; actors and learner are ready."""
 
     def on_iteration(self, record: IterationRecord) -> None:
-        """An iteration has finished."""
+        """Handle the end of an iteration."""
 
     def on_event(self, message: str) -> None:
-        """Something worth a line: a checkpoint written, an actor replaced."""
+        """Handle an event worth a line, such as a checkpoint written or an actor replaced."""
 
     def close(self) -> None:
-        """The run is over, well or not; release what is held."""
+        """Release all resources at the end of the run, successful or not."""

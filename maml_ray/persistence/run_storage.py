@@ -210,7 +210,7 @@ def save_fallback(settings: Settings, run_dir: RunDir, checkpoint: Checkpoint, r
 
 
 def unused_run_dir(base: Path, name: str) -> RunDir:
-    """Return a directory below ``base`` that does not exist: ``name``, or with a number appended."""
+    """Return a new directory in ``base`` called ``name``, with a number appended if it exists."""
     names = (name if number == 1 else f"{name}-{number}" for number in count(1))
     return RunDir(next(base / each for each in names if not os.path.lexists(base / each)))
 

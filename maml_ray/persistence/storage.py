@@ -1,6 +1,6 @@
-"""Storage: named files that are complete or absent, in a folder or behind any fsspec URL.
+"""Store named files, each complete or absent, in a local directory or behind any fsspec URL.
 
-Names are relative and use ``/``. Whatever goes wrong is an :class:`OSError` with a sentence.
+File names are relative and use ``/``. Failures are :class:`OSError` with a one-sentence message.
 """
 
 from __future__ import annotations
@@ -17,84 +17,85 @@ from typing import Any, Protocol, TypeVar
 
 from maml_ray.common.errors import UserError
 
-ANSWER_S, WRITE_S = 30.0, 600.0
-"""How long a remote storage may take for a small answer, and for taking in a file."""
+REQUEST_TIMEOUT_S, WRITE_TIMEOUT_S = 30.0, 600.0
+"""Time limits of remote storage: for small requests, and for writing a file."""
 _PARTIAL = ".partial"
+_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "r2"}
 Result = TypeVar("Result")
 
 
 class StorageError(UserError, ValueError):
-    """There can be no storage at a URL; the sentence says why."""
+    """A URL cannot be used as a storage; the message says why."""
 
 
 class Storage(Protocol):
-    """Where files are kept."""
+    """A place where files are stored."""
 
     def write(self, name: str, content: bytes) -> None:
-        """Keep ``content`` as ``name``: when this returns it is there, to stay.
+        """Store ``content`` as ``name``, durably when this returns.
 
         Raises:
-            OSError: it could not be written; what had the name before is still there, or nothing.
+            OSError: it could not be written; the previous file of that name, if any, is intact.
         """
 
     def read(self, name: str) -> bytes:
-        """The content of ``name``.
+        """Return the content of ``name``.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: it does not exist.
             OSError: it cannot be read.
         """
 
-    def names(self, folder: str) -> list[str]:
-        """Names of what lies in ``folder``, without it, sorted; none where there is no folder.
+    def names(self, directory: str) -> list[str]:
+        """Return the sorted names of the entries of ``directory``; empty if it does not exist.
 
         Raises:
             OSError: it cannot be listed.
         """
 
     def remove(self, name: str) -> None:
-        """Remove a file, or a folder with all that is in it; nothing where there is none.
+        """Remove a file, or a directory with its content, if it exists.
 
         Raises:
             OSError: it cannot be removed.
         """
 
     def __str__(self) -> str:
-        """Where it is, for people."""
+        """Return the path or URL, for messages."""
 
 
-def open_storage(place: str | Path) -> Storage:
-    """The storage at a path or URL; nothing is made or asked of it yet.
+def open_storage(location: str | Path) -> Storage:
+    """Return the storage at a path or URL, without accessing it yet.
 
     Raises:
-        StorageError: the URL's protocol is not known, or its package is not installed; or it names
-            a file by half of its path.
+        StorageError: the URL's protocol is unknown or its package is not installed, or a file URL
+            has a relative path.
     """
-    url = str(place)
-    protocol, separator, rest = url.partition("://")
+    url = str(location)
+    protocol, separator, path = url.partition("://")
     if not separator:
         return LocalStorage(Path(url))
     if protocol not in ("file", "local"):
         return RemoteStorage(url)
-    if not rest.startswith("/"):
-        raise StorageError(f"there is no storage at {url!r}: write {protocol}:///{rest}")
-    return LocalStorage(Path(rest))
+    if not path.startswith("/"):
+        raise StorageError(f"there is no storage at {url!r}: write {protocol}:///{path}")
+    return LocalStorage(Path(path))
 
 
 def is_partial(name: str) -> bool:
-    """Whether a file is what a write that was killed has left in a folder."""
+    """Return whether a directory entry is the temporary file of an interrupted write."""
     return name.startswith(".") and name.endswith(_PARTIAL)
 
 
 def is_same_storage(one: Storage, other: Storage) -> bool:
-    """Whether two storages are one."""
+    """Return whether two storages are the same place."""
     if isinstance(one, LocalStorage) and isinstance(other, LocalStorage):
         return one.path.resolve() == other.path.resolve()
     return type(one) is type(other) and str(one) == str(other)
 
 
-def checked_name(name: str) -> str:
-    """``name``, if it stays inside its storage.
+def validate_name(name: str) -> str:
+    """Return ``name`` if it stays inside its storage.
 
     Raises:
         ValueError: it would lead out of it.
@@ -105,10 +106,10 @@ def checked_name(name: str) -> str:
 
 
 class LocalStorage:
-    """A folder: files are written aside, synced, and renamed into place.
+    """A directory; files are written to a temporary name, synced, and renamed.
 
     Args:
-        path: of the folder, which the first write makes.
+        path: directory; created by the first write.
     """
 
     def __init__(self, path: Path) -> None:
@@ -118,40 +119,40 @@ class LocalStorage:
         return str(self.path)
 
     def write(self, name: str, content: bytes) -> None:
-        """See :meth:`Storage.write`; after a power cut too."""
-        path = self.path / checked_name(name)
+        """Implement :meth:`Storage.write`; the file survives a power cut."""
+        path = self.path / validate_name(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Random: programs in containers that share the folder may have the same process id.
-        aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_PARTIAL}")
+        # Random, since programs in containers that share the directory may share a process id.
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_PARTIAL}")
         try:
-            with aside.open("wb") as file:
+            with temporary.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(aside, path)
+            os.replace(temporary, path)
         except BaseException:
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
-        _sync_folder(path.parent.parent)  # which holds the folder's own name
+        _sync_directory(path.parent)
+        _sync_directory(path.parent.parent)  # holds the entry of a parent that was just created
 
     def read(self, name: str) -> bytes:
-        """See :meth:`Storage.read`."""
-        path = self.path / checked_name(name)
-        if path.exists() and not path.is_file():  # a pipe would be waited on for ever
+        """Implement :meth:`Storage.read`."""
+        path = self.path / validate_name(name)
+        if path.exists() and not path.is_file():  # reading a pipe would block forever
             raise IsADirectoryError(errno.EISDIR, "it is not a regular file", str(path))
         return path.read_bytes()
 
-    def names(self, folder: str) -> list[str]:
-        """See :meth:`Storage.names`; what a killed write left behind is among them."""
+    def names(self, directory: str) -> list[str]:
+        """Implement :meth:`Storage.names`; includes temporary files of interrupted writes."""
         try:
-            return sorted(path.name for path in (self.path / checked_name(folder)).iterdir())
+            return sorted(path.name for path in (self.path / validate_name(directory)).iterdir())
         except FileNotFoundError:
             return []
 
     def remove(self, name: str) -> None:
-        """See :meth:`Storage.remove`."""
-        path = self.path / checked_name(name)
+        """Implement :meth:`Storage.remove`."""
+        path = self.path / validate_name(name)
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -159,14 +160,14 @@ class LocalStorage:
 
 
 class RemoteStorage:
-    """Anything that fsspec speaks to; object stores put a file whole or not at all.
+    """Any storage that fsspec supports; object stores write a file completely or not at all.
 
     Args:
-        url: e.g. ``s3://bucket/runs/NAME``. Credentials come from the environment, as the
-            protocol's own programs take them.
+        url: for example ``s3://bucket/runs/NAME``. Credentials come from the environment, as for
+            the protocol's own programs.
 
     Raises:
-        StorageError: the protocol is not known, or its package is not installed.
+        StorageError: the protocol is unknown, or its package is not installed.
     """
 
     def __init__(self, url: str) -> None:
@@ -174,7 +175,7 @@ class RemoteStorage:
 
         self._url = url.rstrip("/")
         try:
-            # Another program may write there: what was listed once is no truth for ever.
+            # Other programs write to the storage, so listings must not be cached.
             self._files, self._root = fsspec.core.url_to_fs(self._url, use_listings_cache=False)
         except ImportError as error:
             protocol = url.partition("://")[0]
@@ -189,7 +190,7 @@ class RemoteStorage:
         return self._url
 
     def write(self, name: str, content: bytes) -> None:
-        """See :meth:`Storage.write`."""
+        """Implement :meth:`Storage.write`."""
         path = self._path(name)
 
         def put() -> None:
@@ -197,82 +198,86 @@ class RemoteStorage:
                 self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
             self._files.pipe_file(path, content)
 
-        self._do(f"write {name}", put, WRITE_S)
+        self._request(f"write {name}", put, WRITE_TIMEOUT_S)
 
     def read(self, name: str) -> bytes:
-        """See :meth:`Storage.read`."""
+        """Implement :meth:`Storage.read`."""
         path = self._path(name)
-        content: bytes = self._do(f"read {name}", lambda: self._files.cat_file(path))
+        content: bytes = self._request(f"read {name}", lambda: self._files.cat_file(path))
         return content
 
-    def names(self, folder: str) -> list[str]:
-        """See :meth:`Storage.names`."""
-        path = self._path(folder)
+    def names(self, directory: str) -> list[str]:
+        """Implement :meth:`Storage.names`."""
+        path = self._path(directory)
         try:
-            entries = self._do(f"list {folder}", lambda: self._files.ls(path, detail=False))
+            entries = self._request(f"list {directory}", lambda: self._files.ls(path, detail=False))
         except FileNotFoundError:
             return []
         names = {str(entry).rstrip("/").rpartition("/")[2] for entry in entries}
+        # Some stores list an empty directory as its own single entry.
         return sorted(names - {path.rpartition("/")[2]} if len(names) == 1 else names)
 
     def remove(self, name: str) -> None:
-        """See :meth:`Storage.remove`."""
+        """Implement :meth:`Storage.remove`."""
         path = self._path(name)
         try:
-            self._do(f"remove {name}", lambda: self._files.rm(path, recursive=True))
+            self._request(f"remove {name}", lambda: self._files.rm(path, recursive=True))
         except FileNotFoundError:
             return
 
     def _path(self, name: str) -> str:
-        return f"{self._root}/{checked_name(name)}"
+        return f"{self._root}/{validate_name(name)}"
 
-    def _do(self, what: str, action: Callable[[], Result], limit_s: float | None = None) -> Result:
-        """Every library behind fsspec has exceptions of its own; here they are all OSErrors.
+    def _request(
+        self, description: str, action: Callable[[], Result], timeout_s: float | None = None
+    ) -> Result:
+        """Run ``action`` with a time limit, and raise its errors as OSError.
 
-        And a patience of its own: some ask a server that never answers for an hour.
+        The libraries behind fsspec raise exceptions of their own, and some retry a server that
+        never answers for an hour.
         """
-        limit = ANSWER_S if limit_s is None else limit_s
+        timeout = REQUEST_TIMEOUT_S if timeout_s is None else timeout_s
         try:
             self._files.invalidate_cache()
-            return call_with_timeout(limit, action)
+            return call_with_timeout(timeout, action)
         except FileNotFoundError:
             raise
         except Exception as error:
-            told = " ".join(str(error).split())[:300] or type(error).__name__
-            raise OSError(f"cannot {what} in {self._url}: {told}") from None
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise OSError(f"cannot {description} in {self._url}: {reason}") from None
 
 
-def call_with_timeout(limit_s: float, action: Callable[[], Result]) -> Result:
-    """What ``action`` gives, in a thread that is left behind where it does not come back.
+def call_with_timeout(timeout_s: float, action: Callable[[], Result]) -> Result:
+    """Return the result of ``action``, run in a thread that is abandoned at the time limit.
 
     Raises:
-        TimeoutError: it has not within ``limit_s``.
-        Exception: whatever it raises.
+        TimeoutError: it did not return within ``timeout_s`` seconds.
+        Exception: any exception of ``action``.
     """
-    answer: Future[Result] = Future()
+    future: Future[Result] = Future()
 
-    def act() -> None:
+    def run() -> None:
         try:
-            answer.set_result(action())
+            future.set_result(action())
         except BaseException as error:
-            answer.set_exception(error)
+            future.set_exception(error)
 
-    threading.Thread(target=act, name="storage", daemon=True).start()
+    threading.Thread(target=run, name="storage", daemon=True).start()
     try:
-        return answer.result(timeout=limit_s)
+        return future.result(timeout=timeout_s)
     except TimeoutError:
-        if answer.done():  # it has raised one itself
+        if future.done():  # raised by ``action`` itself
             raise
-        raise TimeoutError(f"no answer within {limit_s:.0f} s") from None
+        raise TimeoutError(f"no answer within {timeout_s:.0f} s") from None
 
 
 def _is_object_store(files: Any) -> bool:
-    """Where folders are but beginnings of names, and making one may make a bucket."""
+    """Return whether directories are only name prefixes, and making one could make a bucket."""
     protocols = {files.protocol} if isinstance(files.protocol, str) else set(files.protocol)
-    return bool(protocols & {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "r2"})
+    return bool(protocols & _OBJECT_STORES)
 
 
-def _sync_folder(path: Path) -> None:
+def _sync_directory(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

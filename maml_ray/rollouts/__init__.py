@@ -1,1 +1,1 @@
-"""Policy times environment to trajectories with advantages."""
+"""Roll out a policy in an environment, and compute the advantages of its trajectories."""

@@ -1,4 +1,4 @@
-"""What was collected, as the arrays that the losses are sums over."""
+"""Turn trajectories and their advantages into the samples that losses average over."""
 
 from __future__ import annotations
 
@@ -6,24 +6,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maml_ray.common.normalization import Normalizer
+from maml_ray.kernels.types import Samples
 from maml_ray.rollouts.trajectories import Trajectories
 
 
-def sample_arrays(
+def make_samples(
     trajectories: Trajectories,
     advantages: NDArray[np.float32],
     normalizer: Normalizer | None = None,
-) -> tuple[NDArray[np.float32], ...]:
-    """Trajectories and their advantages (K, T) as :class:`~maml_ray.maml.losses.Samples` has them.
+) -> Samples[NDArray[np.float32]]:
+    """Return the samples of one task and phase.
 
-    Observations go through the ``normalizer`` that the collecting policy used, if it used one.
+    Args:
+        trajectories: K episodes of T steps.
+        advantages: (K, T).
+        normalizer: of observations, as the behavior policy used it; None for raw observations.
     """
     steps = trajectories.mask.size
     observations = trajectories.observations
     if normalizer is not None:
         observations = normalizer(observations)
     weights = trajectories.mask / np.float32(max(trajectories.env_steps, 1))
-    return (
+    return Samples(
         observations.reshape(steps, -1),
         trajectories.actions.reshape(steps, -1),
         trajectories.log_probs,

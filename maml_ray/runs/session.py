@@ -56,9 +56,9 @@ def open_session(
         RunDirError: the run directory or the storage cannot be written to, or the storage belongs
             to another run.
     """
-    storages = checkpoint_storages(run_dir, settings) if run_dir.settings.exists() else ()
+    storages = checkpoint_storages(run_dir, settings.run) if run_dir.settings.exists() else ()
     previous = storages[1:]
-    storage = open_run_storage(run_dir, settings)
+    storage = open_run_storage(run_dir, settings.run)
     try:
         fenced = _start_attempt(storage, previous, new and not is_run_dir(storage, run_dir))
         if not is_run_dir(storage, run_dir):
@@ -107,7 +107,7 @@ def open_checkpoint_writer(
         keep=checkpoints_to_keep(settings),
         max_missed=settings.faults.missed_checkpoints,
         save_fallback=save_to_fallback,
-        beside=MetricsMirror(run_dir, storage),
+        before_write=MetricsMirror(run_dir, storage).sync,
         on_superseded=on_superseded,
     )
     try:
@@ -121,7 +121,7 @@ def _start_attempt(storage: Storage, previous: tuple[Storage, ...], new: bool) -
     above = 0
     for old_storage in previous:
         with suppress(OSError):  # its failure may be the reason for the move
-            above = acquire_lease(old_storage).number - 1  # the same number in both
+            above = acquire_lease(old_storage).attempt - 1  # the same number in both
     return FencedStorage(storage, acquire_lease(storage, above=above, new=new))
 
 
@@ -132,7 +132,7 @@ def _store_settings(storage: FencedStorage, settings: Settings, new: bool) -> No
     except OSError:
         if new:
             with suppress(OSError):
-                storage.remove(storage.attempt.name)
+                storage.remove(storage.lease.name)
         raise
 
 

@@ -1,4 +1,4 @@
-"""The command line, in this process: mistakes are one sentence and exit code 2."""
+"""Test the command line in this process: mistakes are one sentence and exit code 2."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def assert_refused(outcome: Outcome, *words: str) -> None:
         (["train", "--resume", "a", "--run-dir", "b"], ["--run-dir"]),
         (["train", "--resume", "a", "--preset", "notebook"], ["--preset"]),
         (["evaluate", "nowhere"], ["nowhere"]),
-        (["evaluate", "."], ["is not a run folder"]),
+        (["evaluate", "."], ["is not a run directory"]),
         (["report", "nowhere"], ["nowhere"]),
         (["check", "--set", "run.seed=-1"], ["run.seed", "-1"]),
         (["evaluate", "x", "--episodes", "0"], ["--episodes"]),
@@ -78,9 +78,9 @@ def assert_refused(outcome: Outcome, *words: str) -> None:
         (["adapt", "x", "--task", '{"a": "b"}'], ["not an object of numbers"]),
         (["adapt", "x", "--task", '{"a": true}'], ["not an object of numbers"]),
         (["adapt", "x", "--task", "1" * 5000], ["--task 111"]),
-        (["adapt", "x", "--task", '{"a": 1}'], ["no run folder x"]),
+        (["adapt", "x", "--task", '{"a": 1}'], ["no run directory x"]),
         (["compare"], ["RUN"]),
-        (["compare", "nowhere"], ["no run folder nowhere"]),
+        (["compare", "nowhere"], ["no run directory nowhere"]),
         (["submit"], ["run.directory = 'runs'", "--set run.directory"]),
         (["submit", "nowhere.yaml"], ["nowhere.yaml", "No such file"]),
         (["submit", "--set", "outer.epoch=3"], ["outer.epoch", "did you mean 'epochs'"]),
@@ -104,7 +104,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(  # type: ignore[no-untyped-d
 def test_a_missing_cluster_has_its_own_exit_code(  # type: ignore[no-untyped-def]
     cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")  # and back afterwards
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")  # restored afterwards
     monkeypatch.setattr("maml_ray.runtime.ray_session.CONNECT_TIMEOUT_S", 1.0)
     arguments = ["--address", "http://127.0.0.1:1", "--set", f"run.directory={tmp_path}"]
     for command in (["submit"], ["submit", "--resume"], ["doctor"]):
@@ -139,7 +139,7 @@ def test_adapt_and_compare_from_the_command_line(  # type: ignore[no-untyped-def
     assert_refused(again, "already exists", "--output")
     assert_refused(cli("adapt", "run", "--task", '{"x": 1, "z": 2}'), "no such task")
     assert_refused(cli("adapt", "run", "--task", '{"x": NaN, "y": 0}'), "is not a number")
-    assert_refused(cli("evaluate", str(folder)), "is not a run folder")
+    assert_refused(cli("evaluate", str(folder)), "is not a run directory")
     assert_refused(cli("compare", "run"), "has not finished an iteration")
     assert not (tmp_path / "comparison").exists()
 

@@ -1,4 +1,4 @@
-"""`maml-ray serve`: mistakes are told in a sentence before Ray is started."""
+"""Test ``maml-ray serve``: mistakes are reported in one sentence before Ray starts."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def no_ray() -> object:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["nowhere"], ["no run folder nowhere"]),
-        (["."], ["is not a run folder"]),
+        (["nowhere"], ["no run directory nowhere"]),
+        (["."], ["is not a run directory"]),
         (["RUN", "--checkpoint", "7"], ["no checkpoint 7"]),
         (["RUN", "--checkpoint", "last"], ["newest, best or a number"]),
         (["RUN", "--checkpoint", "best"], ["best"]),

@@ -51,10 +51,10 @@ def test_a_folder_in_use_by_a_living_run_is_not_taken_over(tmp_path: Path) -> No
     with holder(tmp_path) as process:
         with pytest.raises(RunDirError) as caught, lock_run_dir(tmp_path):
             pass
-        told = str(caught.value)
-        assert f"{tmp_path} is in use by a living run" in told
-        assert f"pid {process.pid}" in told
-        assert "stop it first, or name another folder" in told
+        message = str(caught.value)
+        assert f"{tmp_path} is in use by a live run" in message
+        assert f"pid {process.pid}" in message
+        assert "stop it first, or choose another directory" in message
         process.send_signal(signal.SIGKILL)
         process.wait()
         with lock_run_dir(tmp_path):  # nothing stale is left
@@ -67,7 +67,7 @@ def test_training_and_resuming_are_refused_on_a_living_run(tmp_path: Path) -> No
         (begun.path, {"resume": begun.path}),
         (tmp_path / "new", {"run_dir": tmp_path / "new"}),
     ):
-        with holder(folder), pytest.raises(RunDirError, match="in use by a living run"):
+        with holder(folder), pytest.raises(RunDirError, match="in use by a live run"):
             train(settings(), **arguments)  # type: ignore[arg-type]
 
 
@@ -154,7 +154,10 @@ def test_a_lock_that_is_no_file_is_refused_and_left_alone(tmp_path: Path, kind: 
         lock.symlink_to(other)
     else:
         os.mkfifo(lock)
-    with pytest.raises(RunDirError, match="cannot write to the run folder"), lock_run_dir(tmp_path):
+    with (
+        pytest.raises(RunDirError, match="cannot write to the run directory"),
+        lock_run_dir(tmp_path),
+    ):
         pass
     assert other.read_text() == "mine"
 
@@ -164,7 +167,7 @@ def test_a_damaged_note_changes_nothing_but_the_words(tmp_path: Path, note: str)
     with holder(tmp_path):
         (tmp_path / LOCK).write_text(note)
         with (
-            pytest.raises(RunDirError, match="a living run: stop it first"),
+            pytest.raises(RunDirError, match="a live run: stop it first"),
             lock_run_dir(tmp_path),
         ):
             pass

@@ -15,7 +15,7 @@ from maml_ray.persistence.checkpoint_store import (
     load_newest_checkpoint,
     save_checkpoint,
 )
-from maml_ray.persistence.lease import FencedStorage, Lease, acquire_lease, check
+from maml_ray.persistence.lease import FencedStorage, Lease, acquire_lease, verify_lease
 from maml_ray.persistence.storage import LocalStorage, Storage, open_storage
 from tests.persistence.test_checkpoint_store import assert_equal, checkpoint
 
@@ -71,7 +71,7 @@ class Interleaved:
 def test_attempts_are_counted_and_the_newest_alone_writes(storage: Storage) -> None:
     first = acquire_lease(storage)
     second = acquire_lease(storage)
-    assert (first.number, second.number) == (1, 2)
+    assert (first.attempt, second.attempt) == (1, 2)
     FencedStorage(storage, second).write("a", b"second")
     older = FencedStorage(storage, first)
     for act in (lambda: older.write("a", b"first"), lambda: older.remove("a")):
@@ -153,7 +153,7 @@ def test_of_two_that_begin_at_any_moment_of_each_other_exactly_one_stays(
         alive = 0
         for one in (mine, rival):
             try:
-                check(storage, one)
+                verify_lease(storage, one)
                 alive += 1
             except Superseded:
                 pass
@@ -178,7 +178,7 @@ def test_of_two_new_runs_that_begin_at_the_same_moment_one_is_refused(tmp_path: 
     with pytest.raises(RunDirError, match="belongs to another run"):
         acquire_lease(between, new=True)
     assert storage.names("attempts") == [rival.name.rpartition("/")[2]]
-    check(storage, rival)
+    verify_lease(storage, rival)
 
 
 def test_a_storage_that_has_lost_the_note_is_not_written_to(storage: Storage) -> None:
@@ -197,7 +197,7 @@ def test_a_storage_that_fails_is_no_newer_attempt(tmp_path: Path) -> None:
 
     mine = acquire_lease(LocalStorage(tmp_path))
     with pytest.raises(OSError, match="Input/output"):
-        check(Away(tmp_path), mine)
+        verify_lease(Away(tmp_path), mine)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_a_storage_that_fails_is_no_newer_attempt(tmp_path: Path) -> None:
 def test_what_is_no_note_is_none(storage: Storage, name: str) -> None:
     mine = acquire_lease(storage)
     storage.write(f"attempts/{name}", b"")
-    check(storage, mine)
+    verify_lease(storage, mine)
 
 
 @pytest.mark.parametrize("note", [b"", b"[]", b"{", b"[" * 900, b"\xff", b'{"host": 1}'])
@@ -214,13 +214,13 @@ def test_a_damaged_note_changes_nothing_but_the_words(storage: Storage, note: by
     mine = acquire_lease(storage)
     storage.write(Lease(7, "0" * 16).name, note)
     with pytest.raises(Superseded, match="attempt 7 of this run began: this one, attempt 1, stops"):
-        check(storage, mine)
-    assert acquire_lease(storage).number == 8
+        verify_lease(storage, mine)
+    assert acquire_lease(storage).attempt == 8
 
 
 def test_notes_do_not_pile_up_and_numbers_go_on(storage: Storage) -> None:
     for number in range(1, 26):
-        assert acquire_lease(storage).number == number
+        assert acquire_lease(storage).attempt == number
     kept = storage.names("attempts")
     assert [int(name[:6]) for name in kept] == list(range(16, 26))
-    assert acquire_lease(storage, above=40).number == 41
+    assert acquire_lease(storage, above=40).attempt == 41

@@ -99,7 +99,7 @@ def test_a_run_is_fetched_whole_from_where_it_is_kept(bucket: str, tmp_path: Pat
     """Settings, metrics in pieces, checkpoints: on another machine it is the same run."""
     chosen = settings(run={"storage": f"{bucket}/runs"})
     here = run_of(chosen, tmp_path / "here" / "small-1")
-    storage = open_run_storage(here, chosen)
+    storage = open_run_storage(here, chosen.run)
     assert str(storage) == f"{bucket}/runs/small-1"
     write_settings(storage, chosen)
     mirror = MetricsMirror(here, storage)
@@ -109,14 +109,14 @@ def test_a_run_is_fetched_whole_from_where_it_is_kept(bucket: str, tmp_path: Pat
             lines.write(json.dumps(row) + "\n")
             lines.flush()
             if iteration in (0, 120, 249):
-                mirror()
+                mirror.sync()
     assert storage.names("metrics") == ["000000.jsonl", "000001.jsonl", "000002.jsonl"]
     save_checkpoint(storage, checkpoint(3), keep=1)
     there = fetch_run(f"{bucket}/runs/small-1", tmp_path / "there")
     fetch_metrics(storage, there, before=250)
     assert there.settings.read_bytes() == here.settings.read_bytes()
     assert read_metrics(there.metrics) == read_metrics(here.metrics)
-    assert_equal(load_newest_checkpoint(open_run_storage(there, chosen))[0], checkpoint(3))
+    assert_equal(load_newest_checkpoint(open_run_storage(there, chosen.run))[0], checkpoint(3))
 
 
 def test_a_url_without_a_run_is_a_sentence(bucket: str, tmp_path: Path) -> None:

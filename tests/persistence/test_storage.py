@@ -136,7 +136,7 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
 def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     storage, never = open_storage("memory://silent"), threading.Event()
     assert isinstance(storage, RemoteStorage)
-    monkeypatch.setattr("maml_ray.persistence.storage.ANSWER_S", 0.05)
+    monkeypatch.setattr("maml_ray.persistence.storage.REQUEST_TIMEOUT_S", 0.05)
     monkeypatch.setattr(storage._files, "ls", lambda *args, **kwargs: never.wait())
     try:
         with pytest.raises(OSError, match=r"cannot list a in memory://silent: no answer within"):

@@ -43,14 +43,14 @@ def make_run(tmp_path: Path, record: MakeRecord) -> MakeRun:
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / "metrics.jsonl").write_text(lines)
         if evaluated is not None:
-            figures = {
+            results = {
                 "tasks": 1,
                 "episodes": 1,
                 "rows": evaluation_rows(evaluated),
                 "rows_by_task": [],
                 "beside": {},
             }
-            (folder / "evaluation.json").write_text(json.dumps(figures))
+            (folder / "evaluation.json").write_text(json.dumps(results))
         return folder
 
     return make
@@ -65,7 +65,7 @@ def evaluation_rows(value: float) -> list[dict[str, Any]]:
     ]
 
 
-def test_seeds_of_the_same_mathematics_are_one_group(make_run: MakeRun) -> None:
+def test_runs_that_differ_only_in_the_seed_are_one_group(make_run: MakeRun) -> None:
     paths = [
         make_run("ppo-0", "run.seed=0"),
         make_run("trpo-0", "outer.objective=trpo"),
@@ -79,13 +79,13 @@ def test_seeds_of_the_same_mathematics_are_one_group(make_run: MakeRun) -> None:
     ]
 
 
-def test_groups_of_one_name_are_told_apart_by_what_differs(make_run: MakeRun) -> None:
+def test_groups_with_equal_names_are_labeled_by_the_settings_that_differ(make_run: MakeRun) -> None:
     paths = [make_run("x-0"), make_run("x-1", "outer.epochs=9", "inner.l2=0.5")]
     labels = [group.label for group in group_by_settings(read_runs(paths))]
     assert labels == ["l2=0.0, epochs=1", "l2=0.5, epochs=9"]
 
 
-def test_a_folder_of_runs_stands_for_them_all(make_run: MakeRun) -> None:
+def test_a_folder_of_runs_is_expanded(make_run: MakeRun) -> None:
     paths = [make_run("a-0"), make_run("b-0", "outer.epochs=9")]
     assert [run.run_dir.path for run in read_runs([paths[0].parent])] == paths
 
@@ -108,7 +108,7 @@ def test_otherwise_it_is_of_trainings_last_tenth(make_run: MakeRun) -> None:
     summary = summarize(group_by_settings(read_runs(paths))[0])
     assert not summary.evaluated
     assert summary.returns == {0: (-1.0, -1.0, -1.0), 1: (27.0, 18.0, 36.0)}
-    assert summary.speeds == {1: 1.5}  # before adaptation none was told
+    assert summary.speeds == {1: 1.5}  # none before adaptation
 
 
 def test_the_curves_are_the_mean_and_the_range_over_seeds(make_run: MakeRun) -> None:
@@ -152,7 +152,7 @@ def test_the_table_on_a_terminal_shows_every_group(make_run: MakeRun) -> None:
 
 def test_what_cannot_be_compared_is_refused_by_name(make_run: MakeRun, tmp_path: Path) -> None:
     good = make_run("x-0")
-    with pytest.raises(RunDirError, match="there is no run folder"):
+    with pytest.raises(RunDirError, match="there is no run directory"):
         read_runs([good, tmp_path / "nowhere"])
     empty = make_run("y-0")
     (empty / "metrics.jsonl").write_text("")

@@ -1,4 +1,4 @@
-"""Training that takes no time: real folders, storage and checkpoints of made-up updates."""
+"""A stand-in for training: real files of made-up updates, in no time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WAIT_S = 30.0
 
 @dataclass
 class FakeTraining:
-    """In the place of ``maml_ray.runs.train.train_on_ray``.
+    """Replace ``maml_ray.runs.train.train_on_ray``.
 
     Attributes:
         before: called before each iteration with its number; may raise to end the run there.
@@ -61,7 +61,7 @@ class FakeTraining:
 
 
 def checkpoint_of(settings: Settings, iteration: int) -> Checkpoint:
-    """What a made-up run of ``settings`` saves after so many iterations."""
+    """Return the checkpoint of a made-up run of ``settings`` after ``iteration`` iterations."""
     spec = policy_spec(settings)
     state: LearnerState = MetaLearner(settings, spec).state()
     moved: dict[str, Any] = {

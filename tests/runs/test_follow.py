@@ -1,4 +1,4 @@
-"""Evaluating a run while it trains, with a source of versions in place of a cluster."""
+"""Test evaluating a run while it trains, with a fake source of versions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIZES = EvaluationConfig(tasks=2, episodes=3, steps=2, seed=7)
 
 
 class Versions:
-    """A source that has one version after another, and notes what it is asked for."""
+    """Supply versions one by one and record the requests."""
 
     def __init__(self, versions: Sequence[PolicyVersion]) -> None:
         self._coming = list(versions)

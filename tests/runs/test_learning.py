@@ -1,4 +1,4 @@
-"""Learning in full: minutes a seed, outside ``make test`` (see ``make verify-backward``)."""
+"""Full training runs: minutes per seed, outside ``make test`` (see ``make verify-backward``)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_the_default_run_ends_above_800_after_one_adaptation_step(
 @pytest.mark.learning
 @pytest.mark.timeout(1200)
 def test_the_notebooks_hyperparameters_move_the_parameters(tmp_path: Path) -> None:
-    """In the notebook as written they never moved: its ``.data`` cut the meta-gradient."""
+    """In the notebook they never changed: its ``.data`` cut the meta-gradient."""
     settings = load_settings(preset="notebook", overrides=["run.iterations=50"])
     result = train(settings, run_dir=tmp_path / "run", console=Console(quiet=True))
     from maml_ray.learning.learner import MetaLearner

@@ -1,4 +1,4 @@
-"""Without inner steps: plain policy optimization on the data of all tasks together."""
+"""Without inner steps, training is plain policy optimization on the joint data of all tasks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def plain(small_settings: Settings) -> Settings:
 
 
 def together(samples: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """All steps of all tasks as one set: observations, actions, log-probabilities, advantages."""
+    """Concatenate all tasks: observations, actions, log-probabilities, advantages."""
     return (
         samples.observations.flatten(end_dim=1),
         samples.actions.flatten(end_dim=1),
@@ -75,7 +75,7 @@ def test_ppo_is_plain_ppo_on_the_joint_data(plain: Settings) -> None:
 
 
 def natural_direction(theta: Parameters, query: Any, damping: float) -> Parameters:
-    """Of a linear policy, in closed form: each action's Fisher matrix is ``E[x x^T] / s^2``.
+    """Natural gradient of a linear policy: each action's Fisher matrix is ``E[x x^T] / s^2``.
 
     ``x`` is the observation and a one; the Fisher matrix of the log deviations is 2.
     """
@@ -122,16 +122,25 @@ def test_trpo_is_the_natural_gradient_of_the_joint_data(plain: Settings) -> None
 
 
 def test_the_policy_can_be_adapted_all_the_same(plain: Settings) -> None:
-    """To fine-tune it in an evaluation: by one step of the inner rate."""
+    """An evaluation can fine-tune it with one step of the inner rate."""
     run = Run(plain)
     run.learner.update(run.collect())
     published = run.learner.publish()
     agent = Agent(run.settings, run.learner.spec, dict(published.values), published.normalizer)
     support = agent.collect(episodes=2, seed=1)
     theta = published.values
-    adapted = adapt_policy(run.settings, run.learner.spec, theta, support, published.normalizer)
     one_step = change(run.settings, "inner", steps=1)
-    expected = adapt_policy(one_step, run.learner.spec, theta, support, published.normalizer)
+    adapted, expected = (
+        adapt_policy(
+            each.inner,
+            each.advantages,
+            run.learner.spec,
+            theta,
+            support,
+            published.normalizer,
+        )
+        for each in (run.settings, one_step)
+    )
     assert all(np.array_equal(adapted[name], expected[name]) for name in expected)
     assert max(np.abs(adapted[name] - theta[name]).max() for name in theta) > 1e-4
     assert agent.adapt(support).adaptation_steps == 1

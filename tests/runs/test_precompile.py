@@ -1,4 +1,4 @@
-"""After a warm-up a run compiles nothing more."""
+"""After precompilation a run compiles nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from maml_ray.runs.precompile import precompile
 
 
 def signatures() -> dict[str, int]:
-    """How many kinds of arguments each loop has been compiled for."""
+    """Return the number of compiled signatures of each kernel."""
     modules = (
         mlp,
         mujoco_kernel,

@@ -1,4 +1,4 @@
-"""Runs that go on: from wherever they are kept, on any machine, and never as another one."""
+"""Test resuming runs: from any storage, on any machine, and never as another run."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def train(*arguments: Any, **keywords: Any) -> RunResult:
 
 
 def printed_by(*arguments: Any, **keywords: Any) -> str:
-    """What a run prints."""
+    """Return what a run prints."""
     output = io.StringIO()
     train_with_console(*arguments, **keywords, console=Console(file=output, width=200))
     return output.getvalue()
@@ -90,8 +90,8 @@ def test_a_run_resumes_from_its_old_storage_and_writes_to_the_new_one(
     assert best.iteration == 1
     assert load_settings(folder / "settings.yaml").run.storage == str(b)
     assert load_settings(b / "run" / "settings.yaml") == load_settings(folder / "settings.yaml")
-    train(None, resume=folder)  # done: what it has recorded is where it looks
-    train(make_settings(6), resume=folder)  # and into the run folder itself
+    train(None, resume=folder)  # done: uses the recorded storage
+    train(make_settings(6), resume=folder)  # moves into the run directory itself
     assert training.spans[-1][0] == 5
     assert (newest(b / "run"), newest(folder)) == (5, 6)
     assert logged_iterations(folder) == [0, 1, 2, 3, 4, 5]
@@ -101,7 +101,7 @@ def test_a_run_resumes_from_its_old_storage_and_writes_to_the_new_one(
 def test_a_storage_that_is_not_writable_is_rejected_before_training(
     training: FakeTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
-    """It can be read: only writing finds it out, of a new run as of one that goes on."""
+    """It is readable, so only writing finds the problem, both for new and for resumed runs."""
     begun, other = tmp_path / "begun", tmp_path / "other"
     train(make_settings(2), run_dir=begun)
 
@@ -138,7 +138,7 @@ def test_the_checkpoint_is_in_a_new_storage_before_the_settings_name_it(
 def test_the_newest_checkpoint_of_both_storages_counts(
     training: FakeTraining, tmp_path: Path
 ) -> None:
-    """A move that was begun and given up leaves an older checkpoint behind."""
+    """An aborted move leaves an older checkpoint behind."""
     a, b, folder = tmp_path / "a", tmp_path / "b", tmp_path / "run"
     train(make_settings(2, a), run_dir=folder)
     shutil.copytree(a, b)
@@ -171,7 +171,7 @@ def test_a_failing_old_storage_is_reported_if_the_new_one_has_the_run(
 def test_an_empty_storage_of_a_run_that_has_iterations_is_rejected(
     training: FakeTraining, tmp_path: Path
 ) -> None:
-    """A share that is not mounted is an empty folder."""
+    """An unmounted share is an empty directory."""
     train(make_settings(2, tmp_path / "a"), run_dir=tmp_path / "run")
     shutil.rmtree(tmp_path / "a")
     (tmp_path / "a").mkdir()
@@ -240,7 +240,7 @@ def test_a_moved_run_resumes_at_its_new_location(training: FakeTraining, tmp_pat
 def test_alternating_machines_lose_no_metrics(
     training: FakeTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("maml_ray.persistence.run_storage._ROWS", 3)
+    monkeypatch.setattr("maml_ray.persistence.run_storage._ROWS_PER_FILE", 3)
     kept = tmp_path / "kept"
     one, two = ({"directory": str(tmp_path / name), "name": "shared"} for name in ("one", "two"))
     for iterations, machine in ((2, one), (8, two), (10, one), (11, two)):
@@ -350,7 +350,7 @@ def test_from_the_command_line(training: FakeTraining, tmp_path: Path) -> None:
 def test_an_older_attempt_stops_and_has_written_nothing_since(
     training: FakeTraining, tmp_path: Path
 ) -> None:
-    """Another machine begins the same run while this one is at iteration 2."""
+    """Another machine starts the same run while this one is at iteration 2."""
     kept = tmp_path / "kept"
     seen: list[dict[str, str]] = []
 
@@ -418,7 +418,7 @@ def test_a_relative_storage_is_found_from_any_directory(
 
 
 class Refusing(LocalStorage):
-    """A storage that takes nothing."""
+    """A storage that rejects writes."""
 
     def write(self, name: str, content: bytes) -> None:
         raise OSError(30, "Read-only file system")

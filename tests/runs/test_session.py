@@ -1,4 +1,4 @@
-"""Where a run's files go when its storage takes none."""
+"""Test sessions, and the fallback directory for a storage that fails."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.small_runs import settings
 
 
 class Full(LocalStorage):
-    """Nothing more can be written."""
+    """A full disk."""
 
     def write(self, name: str, content: bytes) -> None:
         raise OSError(28, "No space left on device")

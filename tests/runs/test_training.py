@@ -1,4 +1,4 @@
-"""The whole loop on Ray: the same result whoever does the work, interrupted or not."""
+"""Test the loop on Ray: the result depends neither on the actors nor on interruptions."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_a_run_resumed_elsewhere_stops_here_and_ends_there_with_the_same_bits(
     class Overtaken(Recorder):
         def on_iteration(self, record: IterationRecord) -> None:
             super().on_iteration(record)
-            if record.iteration == 1:  # its checkpoint, the first one, is yet to be written
+            if record.iteration == 1:  # its first checkpoint is not written yet
                 acquire_lease(storage)
 
     _, whole = trained(settings(), tmp_path / "whole")

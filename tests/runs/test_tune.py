@@ -1,4 +1,4 @@
-"""Ray Tune: the README's sweep, run as it stands; what a trial asks for, and begins with."""
+"""Test Ray Tune: the README's sweep, and the resources and settings of a trial."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.small_ray import small_ray
 
 @pytest.fixture
 def ray_of_two_cpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Of this test alone: Tune's own actors and a full cluster are no company for others."""
+    """Start Ray for one test: Tune's actors and a full cluster would disturb other tests."""
     monkeypatch.setenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     ray.shutdown()
     with small_ray():
@@ -71,7 +71,7 @@ def test_a_trial_requests_the_resources_of_its_actors(
 ) -> None:
     asked = tune_objective(validate_settings({"cluster": cluster}))._resources
     assert asked.required_resources == resources
-    assert asked.head_bundle_is_empty  # whoever waits in the trial takes nothing
+    assert asked.head_bundle_is_empty  # the trial's own process waits without a CPU
 
 
 def test_a_missing_extra_is_reported_with_the_command_to_install_it(

@@ -1,4 +1,4 @@
-"""The program as a person runs it: a process, its exit code, its words, its files."""
+"""Test the program as a user runs it: process, exit code, output and files."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def finished(program: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A finished small run: its folder, and what it printed."""
+    """Return the directory of a finished small run, and its output."""
     cwd = tmp_path_factory.mktemp("whole")
     done = finished(command("train", "--run-dir", "run"), cwd)
     assert done.returncode == 0, done.stderr
@@ -192,7 +192,7 @@ def test_a_signal_writes_a_checkpoint_and_the_run_resumes_to_the_same_end(
 
 
 def test_a_directory_without_a_run_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(RunDirError, match="not a run folder"):
+    with pytest.raises(RunDirError, match="not a run directory"):
         maml_ray.load(tmp_path)
-    with pytest.raises(RunDirError, match="no run folder"):
+    with pytest.raises(RunDirError, match="no run directory"):
         maml_ray.load(tmp_path / "nowhere")
