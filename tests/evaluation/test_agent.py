@@ -38,13 +38,13 @@ def two_threads() -> Iterator[None]:
 def test_its_repr_names_task_and_sizes_and_shows_no_arrays(agent: Agent) -> None:
     size = sum(value.size for value in agent.parameters.values())
     assert repr(agent) == (
-        "Agent(task='half-cheetah-direction', observation_size=17, action_size=6, "
+        "Agent(task='half-cheetah-backward', observation_size=17, action_size=6, "
         f"parameters={size}, adaptation_steps=0)"
     )
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_an_agent_adapts_as_a_rollout_actor_does_whatever_the_threads(agent: Agent) -> None:
+def test_an_agent_adapts_as_a_rollout_actor_does_with_any_number_of_threads(agent: Agent) -> None:
     support = agent.collect(seed=1)
     by_two = agent.adapt(support)
     assert torch.get_num_threads() == 2

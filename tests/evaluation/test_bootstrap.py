@@ -11,7 +11,7 @@ def half_width(returns: np.ndarray, tasks: list[int]) -> float:
     return (high - low) / 2
 
 
-def test_equal_returns_leave_nothing_to_doubt() -> None:
+def test_equal_returns_have_an_interval_of_width_zero() -> None:
     assert bootstrap_interval(np.full((3, 4), 7.5), [0, 1, 2]) == (7.5, 7.5)
 
 
@@ -54,7 +54,7 @@ def test_one_task_adapted_to_once_is_resampled_within() -> None:
     assert half_width(returns, [0]) == pytest.approx(expected, rel=0.05)
 
 
-def test_it_covers_the_truth_about_as_often_as_it_says() -> None:
+def test_its_coverage_is_close_to_its_confidence() -> None:
     rng = np.random.default_rng(4)
     covered = 0
     for _ in range(60):

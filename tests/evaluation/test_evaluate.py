@@ -35,11 +35,11 @@ def evaluation(agent: Agent) -> Evaluation:
     return evaluate(agent, tasks=3, episodes=4, steps=2, seed=5)
 
 
-def test_every_task_is_measured_after_every_step_in_both_ways(
+def test_every_task_is_measured_after_every_step_in_both_action_modes(
     agent: Agent, evaluation: Evaluation
 ) -> None:
-    told = [(m.adaptation, m.steps, m.actions) for m in evaluation.measurements]
-    assert told == [
+    keys = [(m.adaptation, m.steps, m.actions) for m in evaluation.measurements]
+    assert keys == [
         (task, step, actions)
         for task in range(3)
         for step in range(3)
@@ -62,19 +62,19 @@ def by_hand(agent: Agent, task_index: int) -> Iterator[tuple[float, ...]]:
         agent = agent.adapt(agent.collect(task, seed=stream(step, 0)))
 
 
-def test_it_is_collecting_and_adapting_by_hand_in_fresh_environments(
+def test_it_equals_collecting_and_adapting_step_by_step_in_fresh_environments(
     agent: Agent, evaluation: Evaluation
 ) -> None:
     for index in range(3):
-        told = [
+        returns = [
             m.returns
             for m in evaluation.measurements
             if (m.adaptation, m.actions) == (index, "stochastic")
         ]
-        assert told == list(by_hand(agent, index))
+        assert returns == list(by_hand(agent, index))
 
 
-def test_rows_sum_the_measurements_up(evaluation: Evaluation) -> None:
+def test_rows_summarize_the_measurements(evaluation: Evaluation) -> None:
     row = evaluation.row(1, "mean")
     returns = [
         value
@@ -93,7 +93,7 @@ def test_rows_sum_the_measurements_up(evaluation: Evaluation) -> None:
         evaluation.row(7, "mean")
 
 
-def test_speed_is_told_where_the_task_tells_one() -> None:
+def test_speed_is_reported_if_the_task_reports_one() -> None:
     cheetah = agent_of(settings("half-cheetah-direction"))
     found = evaluate(cheetah, tasks=2, episodes=2, steps=0)
     (first, *_) = found.measurements
@@ -157,14 +157,14 @@ def test_an_evaluation_draws_from_the_held_out_tasks_and_no_others() -> None:
         ({"evaluation": {"steps": 0}}, 0),
     ],
 )
-def test_the_number_of_steps_is_the_settings_and_at_least_one(
+def test_the_default_number_of_steps_is_from_the_settings_and_at_least_one(
     sections: dict[str, Any], steps: int
 ) -> None:
     found = evaluate(agent_of(settings(**sections)), tasks=1, episodes=1)
     assert max(m.steps for m in found.measurements) == steps
 
 
-def test_files_agree_with_the_figures_and_with_each_other(tmp_path: Path) -> None:
+def test_files_agree_with_the_results_and_with_each_other(tmp_path: Path) -> None:
     folder = run_of(settings(), tmp_path / "run")
     result = evaluate_run(
         folder, EvaluationConfig(tasks=3, episodes=2, steps=1, untrained=True, video=False)
@@ -198,7 +198,7 @@ def test_a_damaged_evaluation_is_refused(tmp_path: Path, content: str) -> None:
         read_evaluation(path)
 
 
-def test_another_run_is_judged_on_the_same_tasks_with_its_own_rate(tmp_path: Path) -> None:
+def test_a_baseline_is_evaluated_on_the_same_tasks_with_its_own_rate(tmp_path: Path) -> None:
     folder = run_of(settings(), tmp_path / "a")
     other_settings = settings(inner={"learning_rate": 0.01}, run={"seed": 3})
     other = run_of(other_settings, tmp_path / "b")
@@ -216,14 +216,14 @@ def test_another_run_is_judged_on_the_same_tasks_with_its_own_rate(tmp_path: Pat
     [settings("half-cheetah-direction"), settings(task={"horizon": 9})],
     ids=["family", "horizon"],
 )
-def test_a_run_of_other_tasks_cannot_stand_beside(tmp_path: Path, other: Settings) -> None:
-    folder, beside = run_of(settings(), tmp_path / "a"), run_of(other, tmp_path / "b")
+def test_a_run_of_other_tasks_is_refused_as_a_baseline(tmp_path: Path, other: Settings) -> None:
+    folder, baseline = run_of(settings(), tmp_path / "a"), run_of(other, tmp_path / "b")
     with pytest.raises(SettingsError, match="cannot be compared"):
-        evaluate_run(folder, EvaluationConfig(baselines=(beside.path,)))
+        evaluate_run(folder, EvaluationConfig(baselines=(baseline.path,)))
     assert not folder.evaluation.exists()
 
 
-def test_another_inner_rate_is_taken_unless_rates_were_learned(tmp_path: Path) -> None:
+def test_the_inner_rate_can_be_overridden_unless_rates_were_learned(tmp_path: Path) -> None:
     folder = run_of(settings(), tmp_path / "a")
     results = evaluate_run(
         folder, EvaluationConfig(tasks=1, episodes=2, inner_rate=0.3, video=False)
@@ -235,7 +235,7 @@ def test_another_inner_rate_is_taken_unless_rates_were_learned(tmp_path: Path) -
         evaluate_run(learned, EvaluationConfig(inner_rate=0.3))
 
 
-def test_the_untrained_policy_has_the_first_parameters(agent: Agent) -> None:
+def test_the_untrained_policy_has_the_initial_parameters(agent: Agent) -> None:
     moved = replace(agent, parameters={k: v + 1 for k, v in agent.parameters.items()})
     fresh = moved.untrained()
     for name, value in agent.parameters.items():

@@ -23,7 +23,7 @@ def agent() -> Agent:
     return found.adapt(found.collect(seed=1))
 
 
-def test_a_policy_comes_back_to_the_bit(tmp_path: Path, agent: Agent) -> None:
+def test_a_loaded_policy_is_bitwise_equal(tmp_path: Path, agent: Agent) -> None:
     save_policy(agent, tmp_path / "policy")
     back = maml_ray.load(tmp_path / "policy")
     assert back.settings == agent.settings
@@ -37,7 +37,7 @@ def test_a_policy_comes_back_to_the_bit(tmp_path: Path, agent: Agent) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["policy"]  # nothing aside
 
 
-def test_the_readmes_plain_pytorch_acts_alike(tmp_path: Path) -> None:
+def test_the_readmes_plain_pytorch_acts_the_same(tmp_path: Path) -> None:
     folder = run_of(settings("half-cheetah-direction"), tmp_path / "run")
     adapted = adapt_run(folder.path, {"direction": -1.0})
     assert adapted.folder == folder.path / "adapted" / "backward"
@@ -68,7 +68,7 @@ def test_adapting_is_the_agents_own_steps_on_fresh_support(tmp_path: Path) -> No
     assert all((same[name] == value).all() for name, value in loaded.parameters.items())
 
 
-def test_what_is_there_is_left_alone(tmp_path: Path, agent: Agent) -> None:
+def test_an_existing_folder_is_not_overwritten(tmp_path: Path, agent: Agent) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "letter").write_text("dear")
@@ -80,7 +80,7 @@ def test_what_is_there_is_left_alone(tmp_path: Path, agent: Agent) -> None:
     assert [path.name for path in folder.iterdir()] == ["letter"]
 
 
-def test_no_such_task(tmp_path: Path) -> None:
+def test_an_invalid_task_is_refused(tmp_path: Path) -> None:
     run = run_of(settings(), tmp_path / "run")
     for parameters in ({"z": 1.0}, {"x": float("nan"), "y": 0.0}):
         with pytest.raises(UserError):

@@ -17,8 +17,8 @@ class MakeRecord(Protocol):
 def made_up_record(
     iteration: int, *, iterations: int = 20, wall_s: float = 2.0, **changes: Any
 ) -> IterationRecord:
-    """A record of figures that look like a run's."""
-    figures: dict[str, Any] = {
+    """A record with metrics that look like a run's."""
+    metrics: dict[str, Any] = {
         "version": iteration + 1,
         "return_before": 10.0 * iteration,
         "return_after": 12.0 * iteration,
@@ -41,7 +41,7 @@ def made_up_record(
     return IterationRecord(
         iteration=iteration,
         iterations=iterations,
-        update=UpdateMetrics(**{**figures, **changes}),
+        update=UpdateMetrics(**{**metrics, **changes}),
         timings=IterationTimings(wall_s, 0.5 * wall_s, 0.125 * wall_s, 0.25 * wall_s),
         total_env_steps=4000 * (iteration + 1),
         elapsed_s=wall_s * (iteration + 1),

@@ -17,8 +17,8 @@ VERSIONS = {"maml-ray": "9.9", "torch": "2.x"}
 
 
 def row(steps: int, actions: str, **changes: Any) -> dict[str, Any]:
-    figures = {"task": None, "mean": 100.25 + steps, "low": 90.0, "high": 110.0, "speed": 1.5}
-    return {"steps": steps, "actions": actions, "episodes": 6, **figures, **changes}
+    values = {"task": None, "mean": 100.25 + steps, "low": 90.0, "high": 110.0, "speed": 1.5}
+    return {"steps": steps, "actions": actions, "episodes": 6, **values, **changes}
 
 
 ROWS = [row(steps, actions) for steps in (0, 1) for actions in ("stochastic", "mean")]
@@ -60,9 +60,7 @@ def report(folder: Path, rows: list[dict[str, Any]], evaluation: Any, settings: 
     return Page(write_report(run, settings, rows, evaluation, VERSIONS).read_text())
 
 
-def test_it_holds_the_figures_the_settings_the_pictures_and_the_video(
-    tmp_path: Path, record: MakeRecord
-) -> None:
+def test_it_contains_metrics_settings_plots_and_video(tmp_path: Path, record: MakeRecord) -> None:
     rows = [record(iteration).as_row() for iteration in range(5)]
     write_plots(rows, EVALUATION, RunDir(tmp_path))
     RunDir(tmp_path).video.write_bytes(b"not really a film")
@@ -73,7 +71,7 @@ def test_it_holds_the_figures_the_settings_the_pictures_and_the_video(
     assert page.tags.count("video") == 1
 
 
-def test_it_asks_for_nothing_from_outside(tmp_path: Path, record: MakeRecord) -> None:
+def test_it_is_self_contained(tmp_path: Path, record: MakeRecord) -> None:
     rows = [record(0).as_row()]
     write_plots(rows, EVALUATION, RunDir(tmp_path))
     page = report(tmp_path, rows, EVALUATION, Settings())
@@ -82,13 +80,13 @@ def test_it_asks_for_nothing_from_outside(tmp_path: Path, record: MakeRecord) ->
     assert not {"script", "link", "iframe"} & set(page.tags)
 
 
-def test_what_is_missing_is_said(tmp_path: Path) -> None:
+def test_missing_parts_are_mentioned(tmp_path: Path) -> None:
     page = report(tmp_path, [], None, Settings())
     for words in ("No iteration", "Not evaluated yet", "No video", "no plots"):
         assert words in page.text
 
 
-def test_figures_of_an_evaluation_are_shown_without_metrics(tmp_path: Path) -> None:
+def test_an_evaluation_is_shown_without_metrics(tmp_path: Path) -> None:
     page = report(tmp_path, [], EVALUATION, Settings())
     for words in (
         "100 return (1.50 m/s) before adaptation",
@@ -112,7 +110,7 @@ def test_the_preset_is_named(tmp_path: Path) -> None:
     assert "preset promp2019" in report(tmp_path, [], None, settings).text
 
 
-def test_commands_can_be_pasted_whatever_the_folder_is_called(tmp_path: Path) -> None:
+def test_commands_are_quoted_for_the_shell(tmp_path: Path) -> None:
     folder = tmp_path / "my <b>runs & more"
     folder.mkdir()
     page = report(folder, [], None, Settings())

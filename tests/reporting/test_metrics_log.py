@@ -26,9 +26,7 @@ def write(folder: RunDir, record: MakeRecord, first: int, last: int, **changes: 
     log.close()
 
 
-def test_a_line_an_iteration_holds_what_the_record_holds(
-    tmp_path: Path, record: MakeRecord
-) -> None:
+def test_each_iteration_is_one_line_with_the_record(tmp_path: Path, record: MakeRecord) -> None:
     folder = RunDir(tmp_path)
     write(folder, record, 0, 3)
     rows = read_metrics(folder.metrics)
@@ -56,7 +54,7 @@ def test_what_is_not_finite_is_written_as_null(tmp_path: Path, record: MakeRecor
     assert json.loads(line)["loss"] is None
 
 
-def test_a_resumed_run_tells_each_iteration_once(tmp_path: Path, record: MakeRecord) -> None:
+def test_a_resumed_run_logs_each_iteration_once(tmp_path: Path, record: MakeRecord) -> None:
     folder = RunDir(tmp_path)
     write(folder, record, 0, 5)
     with folder.metrics.open("a") as file:
@@ -112,7 +110,7 @@ def test_tensorboard_shows_a_run_that_is_not_over(tmp_path: Path, record: MakeRe
     log.close()
 
 
-def test_the_age_of_the_last_checkpoint_is_told_once_there_is_one(
+def test_the_age_of_the_last_checkpoint_is_logged_once_there_is_one(
     tmp_path: Path, record: MakeRecord
 ) -> None:
     log = MetricsLog(RunDir(tmp_path))
@@ -157,8 +155,8 @@ def test_curves_go_on_when_a_full_disk_has_room_again(tmp_path: Path, record: Ma
     events.Reload()
     points = events.Scalars("return/after_adaptation")
     assert [(point.step, point.value) for point in points] == [(i, 12.0 * i) for i in range(9)]
-    told = [event.tensor_proto.string_val[0] for event in events.Tensors("events/text_summary")]
-    assert told == [f"event {iteration}".encode() for iteration in range(9)]
+    texts = [event.tensor_proto.string_val[0] for event in events.Tensors("events/text_summary")]
+    assert texts == [f"event {iteration}".encode() for iteration in range(9)]
 
 
 def test_a_run_fetched_from_storage_shows_its_whole_curves(

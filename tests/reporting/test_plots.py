@@ -58,7 +58,7 @@ def test_an_iteration_has_its_own_shares_from_its_number_to_the_next(record: Mak
         assert corner in corners
 
 
-def test_the_meta_update_is_told_on_support_and_on_query_data(record: MakeRecord) -> None:
+def test_kl_is_plotted_on_support_and_on_query_data(record: MakeRecord) -> None:
     rows = [record(iteration).as_row() for iteration in range(6)]
     kl = meta_update_figure(rows).axes[2]
     assert [line.get_label() for line in kl.get_lines()] == ["support data", "query data"]
@@ -67,7 +67,7 @@ def test_the_meta_update_is_told_on_support_and_on_query_data(record: MakeRecord
     assert "nats" in kl.get_title()
 
 
-def test_three_pictures_are_written_at_report_size(tmp_path: Path, record: MakeRecord) -> None:
+def test_three_plots_are_written_at_report_size(tmp_path: Path, record: MakeRecord) -> None:
     rows = [record(iteration).as_row() for iteration in range(12)]
     rows[3]["loss"] = None  # what was not finite
     paths = write_plots(rows, None, RunDir(tmp_path))
@@ -88,7 +88,7 @@ def test_smoothing_is_a_centered_mean_that_skips_gaps() -> None:
     np.testing.assert_allclose(smooth(values, window=3), [1.5, 3.0, 4.5, 9.0, 12.0])
 
 
-def test_what_is_looked_at_every_so_often_is_drawn_where_it_was(record: MakeRecord) -> None:
+def test_occasional_diagnostics_are_plotted_at_their_iterations(record: MakeRecord) -> None:
     rows = [record(iteration).as_row() for iteration in range(5)]
     snr, cosine = meta_update_figure(rows).axes[4:]
     for axes, value in ((snr, 3.0), (cosine, 0.75)):
@@ -101,7 +101,7 @@ def row(steps: int, mean: float, actions: str = "stochastic") -> dict[str, Any]:
     return {"steps": steps, "actions": actions, "mean": mean, "low": mean - 3, "high": mean + 5}
 
 
-def test_the_evaluation_is_drawn_with_its_intervals_and_the_others_beside_it() -> None:
+def test_the_evaluation_is_plotted_with_intervals_and_baselines() -> None:
     rows = [row(0, 10.0), row(0, 99.0, "mean"), row(1, 20.0), row(1, 98.0, "mean")]
     figure = evaluation_figure({"rows": rows, "beside": {"random": [row(0, 1.0), row(1, 2.0)]}})
     (axes,) = figure.axes
@@ -115,7 +115,7 @@ def test_the_evaluation_is_drawn_with_its_intervals_and_the_others_beside_it() -
         np.testing.assert_allclose(ends, [[mean - 3, mean + 5] for mean in means])
 
 
-def test_an_evaluation_alone_is_drawn_too(tmp_path: Path) -> None:
+def test_an_evaluation_is_plotted_without_metrics(tmp_path: Path) -> None:
     paths = write_plots([], {"rows": [row(0, 1.0)], "beside": {}}, RunDir(tmp_path))
     assert [path.name for path in paths] == ["evaluation.png"]
     assert iio.imread(paths[0])[..., :3].std() > 5

@@ -38,7 +38,7 @@ def test_a_terminal_gets_a_display_and_a_file_gets_lines() -> None:
     assert isinstance(make_progress(terminal), TerminalProgress)
 
 
-def test_a_log_gets_one_line_an_iteration_with_all_figures(record: MakeRecord) -> None:
+def test_a_log_gets_one_line_per_iteration_with_all_metrics(record: MakeRecord) -> None:
     console, _ = consoles()
     progress = PlainProgress(console)
     progress.on_start(START)
@@ -56,31 +56,31 @@ def test_a_log_gets_one_line_an_iteration_with_all_figures(record: MakeRecord) -
         assert any(word in line.replace("iteration 3", "at 3") for line in lines), word
 
 
-def test_speeds_stand_beside_returns_where_the_task_tells_them(record: MakeRecord) -> None:
-    told = record(2, speed_before=-0.125, speed_after=2.5)
-    assert "before    20.0 after    24.0  m/s -0.12  2.50  loss" in format_iteration(told, 0.0)
+def test_speeds_follow_returns_if_the_task_reports_them(record: MakeRecord) -> None:
+    shown = record(2, speed_before=-0.125, speed_after=2.5)
+    assert "before    20.0 after    24.0  m/s -0.12  2.50  loss" in format_iteration(shown, 0.0)
     assert "m/s" not in format_iteration(record(2), 0.0)
     _, console = consoles()
     progress = TerminalProgress(console)
     progress.on_start(START)
-    progress.on_iteration(told)
+    progress.on_iteration(shown)
     progress.close()
     assert "before adaptation    -0.12   after     2.50" in text(console)
 
 
-def test_data_that_are_behind_are_said_to_be(record: MakeRecord) -> None:
-    told = record(2, staleness=1)
-    assert "rest 12%  data 1 version behind  elapsed" in format_iteration(told, 0.0)
+def test_stale_data_are_reported(record: MakeRecord) -> None:
+    shown = record(2, staleness=1)
+    assert "rest 12%  data 1 version behind  elapsed" in format_iteration(shown, 0.0)
     assert "behind" not in format_iteration(record(2), 0.0)
     console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
     progress = TerminalProgress(console)
     progress.on_start(START)
-    progress.on_iteration(told)
+    progress.on_iteration(shown)
     progress.close()
     assert "million so far  data 1 version behind" in text(console)
 
 
-def test_the_display_shows_the_figures_and_gives_the_terminal_back(record: MakeRecord) -> None:
+def test_the_display_shows_the_metrics_and_restores_the_terminal(record: MakeRecord) -> None:
     _, console = consoles()
     progress = TerminalProgress(console)
     progress.on_start(START)
@@ -121,5 +121,5 @@ def test_shares_are_of_wall_time(record: MakeRecord) -> None:
 @pytest.mark.parametrize(
     ("seconds", "shown"), [(0, "0:00"), (59.6, "1:00"), (245, "4:05"), (3723, "1:02:03")]
 )
-def test_clock(seconds: float, shown: str) -> None:
+def test_format_duration(seconds: float, shown: str) -> None:
     assert format_duration(seconds) == shown
