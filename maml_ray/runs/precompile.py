@@ -7,7 +7,6 @@ Otherwise the first run on a machine compiles them, which delays its start by ab
 
 from __future__ import annotations
 
-from maml_ray.backends.compiled import warm_up
 from maml_ray.config.loading import validate_settings
 from maml_ray.config.settings import Settings
 from maml_ray.learning.learner import MetaLearner
@@ -28,7 +27,7 @@ def precompile() -> None:
         policy = NumpyPolicy(worker.spec, published.values, published.normalizer)
         policy.forward(rollouts.query.observations)  # for environments stepped from Python
         trust_region = {**settings.model_dump(), "outer": {"objective": "trpo"}}
-        warm_up(validate_settings(trust_region), worker.spec)
+        MetaLearner(validate_settings(trust_region), worker.spec).warm_up()
     finally:
         worker.close()
 

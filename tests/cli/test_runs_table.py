@@ -57,4 +57,4 @@ def test_repeated_names_show_their_job_and_problems_are_sentences() -> None:
 
 
 def test_a_message_replaces_an_empty_table() -> None:
-    assert shown() == ["no run trains on this cluster"]
+    assert shown() == ["no run is training on this cluster"]

@@ -1,4 +1,4 @@
-"""A run on a cluster of `ray start`, seen from outside: Prometheus, status, and a follower."""
+"""Test watching a run on a ``ray start`` cluster: Prometheus, status and --follow."""
 
 from __future__ import annotations
 
@@ -57,20 +57,20 @@ LAST = {
     "checkpoint_age": "checkpoint_age_s",
     "parameter_version": "version",
 }
-"""Metrics that are as the last row of metrics.jsonl says, and its key."""
+"""Metrics that equal a key of the last row of metrics.jsonl."""
 SUMS = {
     "work_retried_total": "retried",
     "work_duplicated_total": "duplicated",
     "work_discarded_total": "discarded",
     "work_lost_total": "lost",
 }
-"""Metrics that are the sum over its rows."""
+"""Metrics that equal a sum over its rows."""
 
 Sample = dict[tuple[str, str], float]
 
 
 def scraped(cluster: Cluster) -> Sample:  # noqa: F811
-    """What the nodes export of runs, by name and phase, from where Prometheus looks for them."""
+    """Return the exported metrics of the run, by name and phase, from Prometheus' targets."""
     home = Path(cluster.environment["HOME"])
     found: Sample = {}
     for entry in json.loads((home / "ray/prom_metrics_service_discovery.json").read_text()):
@@ -87,7 +87,7 @@ def scraped(cluster: Cluster) -> Sample:  # noqa: F811
 
 
 class Program:
-    """A command of ours on the cluster; what it says goes to files, which no pipe limits."""
+    """A maml-ray command on the cluster; its output goes to files, which have no buffer limit."""
 
     def __init__(self, cluster: Cluster, place: Path, *arguments: str) -> None:  # noqa: F811
         self._output_files = [place / f"{arguments[0]}.{stream}" for stream in ("out", "err")]
@@ -123,7 +123,7 @@ def watched(
     cluster: Cluster,  # noqa: F811
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Any]:
-    """A run from its start to Ctrl-C: what was seen of it on the way."""
+    """Observe a run from its start to Ctrl-C."""
     place = tmp_path_factory.mktemp("watched")
     rows = place / "followed" / "followed.jsonl"
 
@@ -193,7 +193,7 @@ def test_follow_evaluates_new_versions_until_the_run_ends(
     assert versions == sorted(set(versions))
     assert all(version % 4 == 0 for version in versions)
     assert f"has ended; {len(evaluated)} versions were evaluated" in watched["output"][1]
-    # What the follower was given over the cluster is what the run has written down.
+    # The parameters received over the cluster are those in the checkpoint.
     folder = watched["place"] / "r"
     assert has_checkpoints(LocalStorage(folder))
     row = next(row for row in evaluated if (folder / f"checkpoints/{row['version']:08d}").exists())

@@ -216,7 +216,7 @@ def test_a_url_is_not_mistaken_for_a_directory_of_the_same_name(
 ) -> None:
     train(make_settings(2, tmp_path / "a"), run_dir=tmp_path / "elsewhere" / "run")
     train(make_settings(2, tmp_path / "b", run={"seed": 1}), run_dir=tmp_path / "runs" / "run")
-    with pytest.raises(RunDirError, match=f"kept in {tmp_path}/b/run, not at file://"):
+    with pytest.raises(RunDirError, match=f"stored in {tmp_path}/b/run, not in file://"):
         train(None, resume=f"file://{tmp_path}/a/run")
     assert len(training.spans) == 2
 
