@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,19 +10,20 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
-from maml_ray.backends.collectors import policies_at
+from maml_ray.backends.dispatch import make_backend
 from maml_ray.backends.inner_step import adapt_policy
-from maml_ray.backends.tensor_tree import mapped
 from maml_ray.common.normalization import Normalizer
 from maml_ray.config.loading import validate_settings
 from maml_ray.config.settings import Settings, SettingsError
 from maml_ray.kernels import inner_step
+from maml_ray.kernels.types import Samples
 from maml_ray.learning.rollout_worker import Assignment, RolloutWorker, policy_spec, sample_tasks
 from maml_ray.maml.distributions import to_torch
-from maml_ray.maml.losses import InnerObjective, make_samples
-from maml_ray.policies.spec import PolicyParameters, initial_parameters
+from maml_ray.policies.spec import NumpyParameters, PolicyParameters, initial_parameters
 from maml_ray.rollouts.advantages import compute_advantages
+from maml_ray.rollouts.samples import make_samples
 from maml_ray.rollouts.trajectories import TaskRollouts, Trajectories
 from maml_ray.tasks.task import Task, TaskDistribution
 from tests.oracles import meta as meta_oracles
@@ -33,7 +34,7 @@ ARRAYS = ("observations", "actions", "log_probs", "rewards", "mask")
 
 
 class PendulumTasks(TaskDistribution):
-    """Tasks that differ, without a batch of their own."""
+    """Tasks with different gravity, without a vector environment of their own."""
 
     def sample(self, rng: np.random.Generator, count: int) -> tuple[Task, ...]:
         return tuple(Task("gravity", (("g", float(rng.uniform(5, 15))),)) for _ in range(count))
@@ -62,6 +63,18 @@ def parameters_of(settings: Settings, version: int = 4) -> PolicyParameters:
     size = (spec.observation_size,)
     normalizer = Normalizer(np.full(size, 0.3, np.float32), np.full(size, 0.5, np.float32))
     return PolicyParameters(version, values, normalizer)
+
+
+def adapt(
+    worker: RolloutWorker,
+    values: Mapping[str, NDArray[np.float32]],
+    support: Trajectories,
+    normalizer: Normalizer | None,
+) -> NumpyParameters:
+    settings = worker.settings
+    return adapt_policy(
+        settings.inner, settings.advantages, worker.spec, values, support, normalizer
+    )
 
 
 def assignment(iteration: int = 4, task_index: int = 1, task: Task = TASK) -> Assignment:
@@ -128,9 +141,9 @@ def test_each_phase_is_collected_by_the_policy_adapted_to_the_ones_before(
     worker: RolloutWorker,
 ) -> None:
     """Log-probabilities under parameters adapted with autograd, by a loop written here."""
-    settings, published = worker.settings, parameters_of(worker.settings)
-    rollouts, _ = worker.roll_out(published, assignment())
-    theta = {name: v.double().requires_grad_() for name, v in to_torch(published.values).items()}
+    settings, snapshot = worker.settings, parameters_of(worker.settings)
+    rollouts, _ = worker.roll_out(snapshot, assignment())
+    theta = {name: v.double().requires_grad_() for name, v in to_torch(snapshot.values).items()}
     for number, phase in enumerate(phases(rollouts)):
         seen = np.clip((phase.observations.astype(np.float64) - 0.3) * 0.5, -10, 10)
         policy = meta_oracles.action_distribution(worker.spec, theta, torch.from_numpy(seen))
@@ -144,18 +157,18 @@ def test_each_phase_is_collected_by_the_policy_adapted_to_the_ones_before(
             name: (value - settings.inner.learning_rate * slope).detach().requires_grad_()
             for (name, value), slope in zip(theta.items(), slopes, strict=True)
         }
-    moved = oracles.flat(theta) - oracles.flat(to_torch(published.values))
+    moved = oracles.flat(theta) - oracles.flat(to_torch(snapshot.values))
     assert float(moved.norm()) > 1e-2
 
 
 def test_adapting_changes_neither_parameters_nor_data(worker: RolloutWorker) -> None:
-    published = parameters_of(worker.settings)
-    rollouts, _ = worker.roll_out(published, assignment())
-    before = {name: value.copy() for name, value in published.values.items()}
+    snapshot = parameters_of(worker.settings)
+    rollouts, _ = worker.roll_out(snapshot, assignment())
+    before = {name: value.copy() for name, value in snapshot.values.items()}
     support = rollouts.support[0]
     saved = [getattr(support, name).copy() for name in ARRAYS]
-    values, normalizer = published.values, published.normalizer
-    adapted = adapt_policy(worker.settings, worker.spec, values, support, normalizer)
+    values, normalizer = snapshot.values, snapshot.normalizer
+    adapted = adapt(worker, values, support, normalizer)
     for name, value in values.items():
         np.testing.assert_array_equal(value, before[name])
         assert not np.shares_memory(adapted[name], value)
@@ -165,21 +178,21 @@ def test_adapting_changes_neither_parameters_nor_data(worker: RolloutWorker) -> 
 
 def test_adapting_to_what_ray_delivers_compiles_nothing_more(worker: RolloutWorker) -> None:
     """Its arrays are read-only, for which the loops would be compiled anew, for seconds."""
-    published = parameters_of(worker.settings)
-    support = worker.roll_out(published, assignment())[0].support[0]
-    loop: Any = inner_step.steps_taken
+    snapshot = parameters_of(worker.settings)
+    support = worker.roll_out(snapshot, assignment())[0].support[0]
+    loop: Any = inner_step.take_step
     kinds = len(loop.signatures)
     for name in ARRAYS:
         getattr(support, name).flags.writeable = False
-    adapt_policy(worker.settings, worker.spec, published.values, support, published.normalizer)
+    adapt(worker, snapshot.values, support, snapshot.normalizer)
     assert len(loop.signatures) == kinds > 0
 
 
 def test_published_parameters_are_not_written_to(worker: RolloutWorker) -> None:
-    published = parameters_of(worker.settings)
-    for value in published.values.values():
+    snapshot = parameters_of(worker.settings)
+    for value in snapshot.values.values():
         value.flags.writeable = False  # as Ray delivers them
-    worker.roll_out(published, assignment())
+    worker.roll_out(snapshot, assignment())
 
 
 def test_another_version_is_refused(worker: RolloutWorker) -> None:
@@ -293,18 +306,19 @@ def test_trajectories_check_their_arrays(field: str, value: object, message: str
 
 @pytest.mark.parametrize("objective", ["ratio", "dice"])
 def test_adapting_for_an_actor_is_to_the_bit_what_the_learner_differentiates(
-    small_settings: Settings, worker: RolloutWorker, objective: InnerObjective
+    small_settings: Settings, worker: RolloutWorker, objective: str
 ) -> None:
     inner = small_settings.inner.model_copy(update={"objective": objective})
     settings = small_settings.model_copy(update={"inner": inner})
-    published, spec = parameters_of(settings), policy_spec(settings)
-    support = worker.roll_out(published, assignment())[0].support[0]
-    theta = to_torch(published.values)
-    samples = make_samples(support, compute_advantages(support, settings.advantages), None)
-    one = mapped(lambda tensor: tensor[None], samples)
-    found = adapt_policy(settings, spec, published.values, support, None)
-    _, expected = policies_at(settings, spec, theta, (one,), one)
-    _, adapted = policies_at(settings, spec, to_torch(found), (), one)
+    snapshot, spec = parameters_of(settings), policy_spec(settings)
+    support = worker.roll_out(snapshot, assignment())[0].support[0]
+    theta = to_torch(snapshot.values)
+    arrays = make_samples(support, compute_advantages(support, settings.advantages))
+    samples = Samples(*(torch.from_numpy(array)[None] for array in arrays))
+    found = adapt_policy(settings.inner, settings.advantages, spec, snapshot.values, support, None)
+    backend = make_backend(settings, spec, torch.device("cpu"))
+    _, expected = backend.behavior_policies(theta, (samples,), samples)
+    _, adapted = backend.behavior_policies(to_torch(found), (), samples)
     torch.testing.assert_close(adapted, expected, rtol=0.0, atol=0.0)
 
 
@@ -317,7 +331,7 @@ def test_a_run_imports_pytorch_in_its_learner_alone(objective: str, needed: list
 import sys
 import maml_ray.runtime.actors, maml_ray.runs.train
 from maml_ray.config.loading import validate_settings
-from maml_ray.policies.spec import PolicyParameters, initial_parameters
+from maml_ray.policies.spec import NumpyParameters, PolicyParameters, initial_parameters
 from maml_ray.learning.rollout_worker import Assignment, RolloutWorker, sample_tasks
 import numpy as np
 sizes = {{"tasks": 1, "episodes": 2}}
