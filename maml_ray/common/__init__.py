@@ -1,1 +1,1 @@
-"""What knows nothing of reinforcement learning: errors, files, seeds, signals."""
+"""General helpers without reinforcement learning: errors, files, seeds, signals."""

@@ -1,13 +1,13 @@
-"""Errors that are told to a person in one sentence, and the exit code that each means."""
+"""Exceptions that are reported as one sentence, and their exit codes."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something the user can mend: told in one sentence, without a traceback; exit code 2.
+    """A mistake that the user can fix: reported in one sentence without a traceback; exit code 2.
 
-    What would break the line or move the terminal's cursor, in a name that is quoted, is written
-    as an escape.
+    Characters that would break the line or move the terminal's cursor, as in the name of a file,
+    are escaped.
     """
 
     exit_code = 2
@@ -17,19 +17,20 @@ class UserError(Exception):
 
 
 class ResourceError(UserError):
-    """The cluster is not there, or lacks what the run asks for: exit code 4."""
+    """The cluster does not answer or lacks resources that the run needs: exit code 4."""
 
     exit_code = 4
 
 
 class RunDirError(UserError):
-    """A run folder is missing, taken, or does not hold what is asked of it."""
+    """A run directory is missing, in use, or without the files that are needed."""
 
 
 class TrainingFailed(Exception):
-    """Training could not go on; what was checkpointed is kept.
+    """Training cannot continue; its checkpoints are kept.
 
-    ``run`` is the run folder, where one is known: to go on with, once the cause is mended.
+    Attributes:
+        run: the run directory, if known, to resume from once the cause is fixed.
     """
 
     exit_code = 1
@@ -37,10 +38,14 @@ class TrainingFailed(Exception):
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop; it has stopped in good order.
+    """A signal has stopped the run in good order.
 
-    ``run`` is the run folder, where one is known: to go on with. ``remark`` says what did not go
-    as it should on the way out.
+    Args:
+        signal_number: of the signal.
+        remark: what went wrong while stopping.
+
+    Attributes:
+        run: the run directory, if known, to resume from.
     """
 
     run: str | None = None
@@ -52,10 +57,9 @@ class Interrupted(Exception):
 
 
 class Superseded(Exception):
-    """A newer attempt at the same run has begun: this one has stopped, and may write no more.
+    """A newer attempt at the same run has started: this one has stopped and may not write.
 
-    Nothing is to be done, and the run is not to be gone on with from here: hence an exit code of
-    its own.
+    It has its own exit code because there is nothing to fix and nothing to resume.
     """
 
     exit_code = 3
@@ -65,7 +69,7 @@ class Superseded(Exception):
 
 
 def escape_unprintable(text: str) -> str:
-    """``text`` with every character that does not print written as an escape."""
+    """Return ``text`` on one line, with each unprintable character written as an escape."""
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
         for letter in text
@@ -73,7 +77,7 @@ def escape_unprintable(text: str) -> str:
 
 
 def error_reason(error: Exception) -> str:
-    """What went wrong, in a few words for a sentence."""
+    """Return what went wrong in a few words, to be put into a sentence."""
     return (
         getattr(error, "strerror", None)
         or " ".join(str(error).split())[:300]

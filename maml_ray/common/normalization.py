@@ -1,9 +1,9 @@
-"""Normalization of observations: running statistics, frozen within an iteration.
+"""Normalize observations by running statistics that are constant within an iteration.
 
 A network whose inputs differ in scale by a factor of ten learns slowly (the half-cheetah's joint
 velocities against its angles). The learner keeps the mean and variance of all observations that
 training has seen and publishes them with each version of the parameters; within a version they
-are constants, for the actors and for the meta-gradient alike.
+are constant, for the actors and the meta-gradient.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 LIMIT = 10.0
-"""Normalized observations are clipped to +-10: a rare spike must not shake the network."""
+"""Normalized observations are clipped to +-10, so that rare outliers do no harm."""
 _LOWER, _UPPER = np.float32(-LIMIT), np.float32(LIMIT)
-_SMALLEST_STD = 1e-3
+_MIN_STD = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
 class Normalizer:
-    """``clip((observation - mean) * scale)``: float32 constants of shape (D,)."""
+    """Compute ``clip((observation - mean) * scale)`` with float32 constants of shape (D,)."""
 
     mean: NDArray[np.float32]
     scale: NDArray[np.float32]
 
     def __call__(self, observations: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Normalize observations (..., D); a new array."""
+        """Return normalized observations (..., D) as a new array."""
         result: NDArray[np.float32] = observations - self.mean
         result *= self.scale
-        # Two ufuncs: np.clip's own overhead is as long as all the rest here.
+        # Not np.clip: its overhead is as long as all the rest here.
         np.minimum(result, _UPPER, out=result)
         return np.maximum(result, _LOWER, out=result)
 
 
 @dataclass(frozen=True, eq=False)
 class RunningStatistics:
-    """Count, mean and sum of squared deviations of everything seen; float64.
+    """Count, mean and sum of squared deviations of observations, in float64.
 
     Attributes:
         count: number of observations.
@@ -51,11 +51,11 @@ class RunningStatistics:
 
     @classmethod
     def empty(cls, size: int) -> RunningStatistics:
-        """Nothing seen yet, of observations of ``size`` numbers."""
+        """Return the statistics of no observations, each of ``size`` numbers."""
         return cls(0.0, np.zeros(size), np.zeros(size))
 
     def merged(self, observations: NDArray[np.float32]) -> RunningStatistics:
-        """The statistics after ``observations`` (n, D) as well.
+        """Return the statistics with ``observations`` (n, D) added.
 
         Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance", equation 2.1.
         """
@@ -67,7 +67,7 @@ class RunningStatistics:
         return self + RunningStatistics(float(len(batch)), mean, squares)
 
     def __add__(self, other: RunningStatistics) -> RunningStatistics:
-        """The statistics of what either has seen."""
+        """Return the statistics of the observations of both."""
         total, delta = self.count + other.count, other.mean - self.mean
         if total == 0.0:
             return self
@@ -80,10 +80,10 @@ class RunningStatistics:
         )
 
     def normalizer(self) -> Normalizer:
-        """The map to mean 0 and standard deviation 1; the identity while nothing has been seen."""
+        """Return the map to mean 0 and standard deviation 1; the identity without observations."""
         if self.count == 0.0:
             return Normalizer(
                 np.zeros_like(self.mean, np.float32), np.ones_like(self.mean, np.float32)
             )
-        std = np.maximum(np.sqrt(self.squares / self.count), _SMALLEST_STD)
+        std = np.maximum(np.sqrt(self.squares / self.count), _MIN_STD)
         return Normalizer(self.mean.astype(np.float32), (1.0 / std).astype(np.float32))

@@ -1,8 +1,8 @@
-"""Random streams: every draw of a run is named, so that nothing depends on who draws it.
+"""Derive independent random streams from a run's seed, so that results do not depend on workers.
 
 A stream is ``SeedSequence(run seed, spawn_key=(purpose, iteration, task index, ...))``. Two
-actors that are handed the same work draw the same numbers; a worker's own global random state
-is never used, since forked workers share it (DESIGN: "global random state duplicates itself").
+actors with the same work draw the same numbers. Global random state is never used, since forked
+workers share it (DESIGN: "global random state duplicates itself").
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 
 class Purpose(IntEnum):
-    """What a stream is for; the first word of its key. Numbers are part of the file format."""
+    """The purpose of a stream, first in its key. The numbers are part of the file format."""
 
     PARAMETERS = 0
     TASKS = 1
@@ -23,10 +23,10 @@ class Purpose(IntEnum):
 
 
 def seed_sequence(seed: int, purpose: Purpose, *key: int) -> np.random.SeedSequence:
-    """The root of the stream named by ``purpose`` and ``key`` (non-negative integers)."""
+    """Return the root of the stream of ``purpose`` and ``key`` (non-negative integers)."""
     return np.random.SeedSequence(seed, spawn_key=(int(purpose), *key))
 
 
 def generator(seed: int, purpose: Purpose, *key: int) -> np.random.Generator:
-    """A generator for the stream named by ``purpose`` and ``key``."""
+    """Return a generator for the stream of ``purpose`` and ``key``."""
     return np.random.default_rng(seed_sequence(seed, purpose, *key))

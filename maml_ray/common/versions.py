@@ -1,4 +1,4 @@
-"""Versions of everything that a result depends on."""
+"""Look up the versions of all packages that results depend on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _PACKAGES = ("torch", "ray", "gymnasium", "mujoco", "numpy", "scipy", "numba", "
 
 
 def own_version() -> str:
-    """This package's version."""
+    """Return the version of maml-ray."""
     try:
         return metadata.version("maml-ray")
     except metadata.PackageNotFoundError:  # a source tree on the path, as Ray uploads it
@@ -17,11 +17,10 @@ def own_version() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Python, the machine, and the packages that results depend on."""
-    found = {name: metadata.version(name) for name in _PACKAGES}
+    """Return the versions of Python, the platform and the packages, by name."""
     return {
         "maml-ray": own_version(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        **found,
+        **{name: metadata.version(name) for name in _PACKAGES},
     }

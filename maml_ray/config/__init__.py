@@ -1,1 +1,1 @@
-"""deploy.yaml to frozen settings."""
+"""Read ``deploy.yaml`` into frozen, validated settings."""

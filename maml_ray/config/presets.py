@@ -1,8 +1,8 @@
-"""Named sets of settings, laid under the file and the command line's own.
+"""Define the presets: named settings that a settings file and the command line override.
 
-``direction`` and ``velocity`` are the settings that we train these families with. The others are
-other people's, for comparison: what the papers and their code used, in our words. What they decide
-and what silently changes the results is told in the README.
+``direction`` and ``velocity`` are what we train these families with. The others reproduce the
+settings of papers and their code, for comparison. The README lists what they set and which choices
+silently change results.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Preset = Mapping[str, Mapping[str, Any]]
 
 
 def _merged(*parts: Preset) -> Preset:
-    """Sections laid over each other, key by key; a new mapping."""
+    """Return the parts merged key by key; later parts win."""
     result: dict[str, dict[str, Any]] = {}
     for part in parts:
         for section, values in part.items():
@@ -22,14 +22,14 @@ def _merged(*parts: Preset) -> Preset:
     return result
 
 
-def _named(name: str, *parts: Preset) -> Preset:
+def _with_name(name: str, *parts: Preset) -> Preset:
     return _merged(*parts, {"run": {"name": name}})
 
 
 _DIRECTION: Preset = {
     "run": {"iterations": 75},
     "task": {"name": "half-cheetah-direction", "horizon": 200},
-    # With a standard deviation of 1 the first million steps do little but make it smaller.
+    # With a standard deviation of 1 the first million steps do little but reduce it.
     "policy": {"activation": "relu", "initial_log_std": -0.5},
     "meta_batch": {"tasks": 10, "episodes": 20},
     "outer": {
@@ -45,8 +45,8 @@ _VELOCITY: Preset = {
     "task": {"name": "half-cheetah-velocity", "horizon": 200},
     "policy": {"hidden_sizes": [100, 100]},
     "meta_batch": {"tasks": 20, "episodes": 10},
-    # Raw advantages: normalized ones make the step of a task that is all but solved as long as
-    # that of one that is not. At 4.5 million env steps: -70 after one step instead of -83.
+    # Raw advantages: normalized ones make the step of a task that is nearly solved as long as that
+    # of one that is not. At 4.5 million env steps: -70 after one step instead of -83.
     "advantages": {"normalize": False},
     "inner": {"learn_inner_rates": True},
     "outer": {"tasks_per_minibatch": 10, "final_learning_rate": 1e-3},
@@ -55,7 +55,7 @@ _VELOCITY: Preset = {
 _POINT: Preset = {
     "run": {"iterations": 25},
     "task": {"name": "point-navigation", "horizon": 100},
-    # A step of the point is at most 0.1: outputs of about 1 fill that range.
+    # A step of the point is at most 0.1: actions of about 1 cover that range.
     "policy": {"action_scale": 0.1, "initial_log_std": -0.5},
     "meta_batch": {"tasks": 20, "episodes": 10},
     "inner": {"learning_rate": 0.2},
@@ -68,8 +68,8 @@ _POINT: Preset = {
     "evaluation": {"tasks": 20, "episodes": 10},
 }
 
-# What all the papers' runs have in common: observations as they are, the linear baseline, no decay
-# of the outer rate, and a value of zero behind the time limit.
+# Common to all the papers: raw observations, the linear baseline, a constant outer rate, and a
+# value of zero after the time limit.
 _PAPERS: Preset = {
     "policy": {
         "normalize_observations": False,
@@ -142,7 +142,7 @@ _RLLIB: Preset = _merged(
         "run": {"iterations": 500},
         "policy": {"action_scale": 1.0},
         "meta_batch": {"tasks": 31},
-        # Its critic is a network trained along; our linear baseline, fitted anew, takes its place.
+        # Its critic is a network; our linear baseline, refitted for each task, takes its place.
         "advantages": {"bootstrap_time_limit": True},
     },
 )
@@ -172,8 +172,8 @@ def _velocity(horizon: int, *, torso: bool, fastest: float) -> Preset:
 
 
 PRESETS: Mapping[str, Preset] = {
-    # The hyperparameters of the source notebook: one episode a task, raw discounted returns,
-    # the log-probability loss with L2, plain REINFORCE outside. Its Adam(weight_decay) is kept.
+    # The hyperparameters of the source notebook: one episode per task, raw discounted returns, an
+    # inner log-probability loss with L2, REINFORCE as the outer loss, and Adam(weight_decay).
     "notebook": {
         "run": {"name": "notebook", "iterations": 500, "checkpoint_every": 100},
         "policy": {
@@ -199,25 +199,25 @@ PRESETS: Mapping[str, Preset] = {
             "weight_decay": 1e-4,
         },
     },
-    "direction": _named("direction", _DIRECTION),
-    "velocity": _named("velocity", _DIRECTION, _VELOCITY),
-    # The quickest sight of adaptation: half a minute on a laptop.
-    "point-navigation": _named("point-navigation", _POINT),
+    "direction": _with_name("direction", _DIRECTION),
+    "velocity": _with_name("velocity", _DIRECTION, _VELOCITY),
+    # Shows adaptation in half a minute on a laptop.
+    "point-navigation": _with_name("point-navigation", _POINT),
     # Finn et al. 2017, https://arxiv.org/abs/1703.03400, and github.com/cbfinn/maml_rl.
-    "finn2017": _named("finn2017", _FINN, _direction(200, torso=True)),
-    "finn2017-velocity": _named(
+    "finn2017": _with_name("finn2017", _FINN, _direction(200, torso=True)),
+    "finn2017-velocity": _with_name(
         "finn2017-velocity", _FINN, _velocity(200, torso=True, fastest=2.0)
     ),
     # Rothfuss et al. 2019, https://arxiv.org/abs/1810.06784, and github.com/jonasrothfuss/ProMP.
-    "promp2019": _named("promp2019", _PROMP2019, _direction(100, torso=False)),
-    "promp2019-velocity": _named(
+    "promp2019": _with_name("promp2019", _PROMP2019, _direction(100, torso=False)),
+    "promp2019-velocity": _with_name(
         "promp2019-velocity", _PROMP2019, _velocity(100, torso=False, fastest=3.0)
     ),
     # RLlib's MAML, until Ray 2.6.
-    "rllib": _named("rllib", _RLLIB, _direction(100, torso=False)),
+    "rllib": _with_name("rllib", _RLLIB, _direction(100, torso=False)),
     # github.com/tristandeleu/pytorch-maml-rl.
-    "maml-rl-torch": _named("maml-rl-torch", _MAML_RL_TORCH, _direction(100, torso=True)),
-    "maml-rl-torch-velocity": _named(
+    "maml-rl-torch": _with_name("maml-rl-torch", _MAML_RL_TORCH, _direction(100, torso=True)),
+    "maml-rl-torch-velocity": _with_name(
         "maml-rl-torch-velocity", _MAML_RL_TORCH, _velocity(100, torso=True, fastest=2.0)
     ),
 }

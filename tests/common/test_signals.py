@@ -137,7 +137,7 @@ with ExitOnSignal():
 
 def test_what_is_to_come_again_does_not_come_after_the_end() -> None:
     text = """
-signals._AGAIN_S = 1000.0
+signals._RESEND_AFTER_S = 1000.0
 class Open:
     def __del__(self):
         signal.raise_signal(signal.SIGTERM)
@@ -148,7 +148,7 @@ try:
         raise Interrupted(signal.SIGTERM)
 except Interrupted:
     for thread in threading.enumerate():
-        if getattr(thread, "interval", None) == signals._AGAIN_S:
+        if getattr(thread, "interval", None) == signals._RESEND_AFTER_S:
             assert thread.finished.is_set()
     say("ended in good order")
 """
