@@ -1,13 +1,12 @@
-"""Compiled loops: what all of them are compiled with, and mathematics that they share.
+"""Compile kernels with Numba, cache the machine code, and share math functions among them.
 
-Numba (Lam et al. 2015, https://doi.org/10.1145/2833157.2833162) turns plain loops over arrays into
-machine code. Such a loop does not hold Python's lock, so threads go side by side, and between its
-operations nothing is looked up or allocated.
+Numba (Lam et al. 2015, https://doi.org/10.1145/2833157.2833162) compiles loops over arrays to
+machine code. A kernel releases Python's global lock, so that threads run in parallel, and neither
+looks up names nor allocates between its operations.
 
-What was compiled is kept, and a machine compiles once. Numba forgets it when the loop's own file
-has changed, and does not notice a change in another file, of what the loop calls. So all loops
-stand in this package or in modules named ``*_kernel``, and are kept under a name made of what is in
-all of these.
+Machine code is cached, so each machine compiles once. Numba notices a change in a kernel's own
+file, but not in another file whose functions the kernel calls. All kernels therefore live in this
+package or in modules named ``*_kernel``, and the cache directory's name is a hash of all of these.
 """
 
 from __future__ import annotations
@@ -23,66 +22,73 @@ import numpy as np
 from numba import config, njit, types
 from numba.extending import overload
 
-Loop = TypeVar("Loop", bound=Callable[..., Any])
+Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
 
 def cache_directory(package: Path) -> str | None:
-    """A folder for the loops of ``package`` as they are: beside them, or in the user's cache.
+    """Create and return the directory for the machine code of ``package`` in its present state.
 
-    None where neither can be written to: each process then compiles for itself.
+    It lies in ``NUMBA_CACHE_DIR`` if that is set, else in the package's ``__pycache__`` or the
+    user's cache. None if neither is writable: each process then compiles for itself.
     """
     sources = [*sorted((package / "kernels").glob("*.py")), *sorted(package.rglob("*_kernel.py"))]
     content = b"".join(source.read_bytes() for source in sources)
-    name = f"loops-{hashlib.sha256(content).hexdigest()[:16]}"
-    given, home = config.CACHE_DIR, os.environ.get("XDG_CACHE_HOME", "~/.cache")
-    chosen = [given] if given else [package / "__pycache__", Path(home).expanduser() / "maml_ray"]
-    for folder in map(Path, chosen):
+    name = f"kernels-{hashlib.sha256(content).hexdigest()[:16]}"
+    user_cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "maml_ray"
+    parents = (
+        [Path(config.CACHE_DIR)] if config.CACHE_DIR else [package / "__pycache__", user_cache]
+    )
+    for parent in parents:
         try:
-            (folder / name).mkdir(parents=True, exist_ok=True)
+            (parent / name).mkdir(parents=True, exist_ok=True)
         except OSError:
             continue
-        if os.access(folder / name, os.W_OK):
-            return str(folder / name)
+        if os.access(parent / name, os.W_OK):
+            return str(parent / name)
     return None
 
 
-_KEPT = cache_directory(Path(__file__).parents[1])
+_CACHE_DIR = cache_directory(Path(__file__).parents[1])
 
 
-def jit(loop: Loop) -> Loop:
-    """Compile ``loop`` when it is first called with arguments of certain types.
+def has_cached_code() -> bool:
+    """Return whether the cache of this machine contains machine code of the present kernels."""
+    return _CACHE_DIR is not None and any(Path(_CACHE_DIR).rglob("*.nbc"))
 
-    A product and a sum may become one operation, which rounds once. Sums keep their order, and
-    infinities and what is no number stay what they are.
+
+def jit(kernel: Kernel) -> Kernel:
+    """Compile ``kernel`` at its first call with arguments of given types; use as a decorator.
+
+    A product and a sum may be fused into one operation, which rounds once. Sums keep their order,
+    and infinities and NaN propagate.
     """
-    before, config.CACHE_DIR = config.CACHE_DIR, _KEPT or ""  # read when a function is decorated
+    original, config.CACHE_DIR = config.CACHE_DIR, _CACHE_DIR or ""  # Numba reads it in njit
     try:
-        decorated: Loop = njit(
+        compiled: Kernel = njit(
             nogil=True,
-            cache=_KEPT is not None,
+            cache=_CACHE_DIR is not None,
             fastmath={"contract"},
             error_model="numpy",
             boundscheck=False,
-        )(loop)
+        )(kernel)
     finally:
-        config.CACHE_DIR = before
-    return decorated
+        config.CACHE_DIR = original
+    return compiled
 
 
 def tanh(value: Any) -> Any:
-    """The hyperbolic tangent in compiled loops: of a float32 within 4 units in the last place.
+    """Compute the hyperbolic tangent in kernels: for float32 within 4 units in the last place.
 
-    The C library's takes one number at a time. This one, a quotient of polynomials, is made of what
-    a processor does to many numbers at once.
+    A quotient of polynomials vectorizes, unlike the C library's function, which float64 uses.
     """
-    raise NotImplementedError("for compiled loops; numpy has another")
+    raise NotImplementedError("tanh is for compiled kernels only; call numpy.tanh instead")
 
 
 _SATURATED = np.float32(9.01)
-"""Beyond it the nearest float32 is one."""
+"""From here on tanh rounds to 1 in float32."""
 _P = tuple(
-    np.float32(each)
-    for each in (
+    np.float32(coefficient)
+    for coefficient in (
         0.99999999870799527,
         0.13680383634177418,
         3.8689151932018977e-3,
@@ -92,8 +98,8 @@ _P = tuple(
     )
 )
 _Q = tuple(
-    np.float32(each)
-    for each in (
+    np.float32(coefficient)
+    for coefficient in (
         1.0,
         0.47013715709581927,
         2.724798796340985e-2,
@@ -101,8 +107,8 @@ _Q = tuple(
         1.2881969068103026e-6,
     )
 )
-"""``tanh(x) = x P(x^2) / Q(x^2)``, of the smallest relative error (1.3e-9, before rounding) up to
-there: least squares, weighted until the largest errors are alike (Lawson's algorithm)."""
+"""Coefficients of ``tanh(x) = x P(x^2) / Q(x^2)`` for ``|x| <= _SATURATED``: a minimax fit by
+Lawson's algorithm, relative error 1.3e-9 before rounding."""
 
 
 @overload(tanh, inline="always")  # type: ignore[untyped-decorator]
@@ -115,8 +121,8 @@ def _tanh(value: Any) -> Any:
     def quotient(value: Any) -> Any:
         x = min(max(value, -_SATURATED), _SATURATED)
         z = x * x
-        above = ((((_P[5] * z + _P[4]) * z + _P[3]) * z + _P[2]) * z + _P[1]) * z + _P[0]
-        below = (((_Q[4] * z + _Q[3]) * z + _Q[2]) * z + _Q[1]) * z + _Q[0]
-        return min(max(x * above / below, -one), one)
+        numerator = ((((_P[5] * z + _P[4]) * z + _P[3]) * z + _P[2]) * z + _P[1]) * z + _P[0]
+        denominator = (((_Q[4] * z + _Q[3]) * z + _Q[2]) * z + _Q[1]) * z + _Q[0]
+        return min(max(x * numerator / denominator, -one), one)
 
     return quotient if value == types.float32 else exact

@@ -1,9 +1,9 @@
-"""The policy's network as a compiled loop: what acts, for single steps and for whole episodes.
+"""Evaluate a policy's network in NumPy or in a kernel, for single steps and whole episodes.
 
-Each row is worked out alone, with its sums in one order: an episode's actions do not depend on how
-many run beside it.
+Each row is computed on its own, with one order of summation: the actions of an episode do not
+depend on the number of episodes in the batch.
 
-Axes: K observations at once, ``D`` observation size, ``A`` action size, T steps.
+Axes: K observations, ``D`` observation size, ``A`` action size, T steps.
 """
 
 from __future__ import annotations
@@ -21,121 +21,133 @@ from maml_ray.kernels.jit import jit, tanh
 Float32 = NDArray[np.float32]
 
 
-def _filled(count: int, tile: int) -> int:
-    return (count + tile - 1) // tile * tile
+def _round_up(count: int, multiple: int) -> int:
+    return (count + multiple - 1) // multiple * multiple
 
 
-class Perceptron(NamedTuple):
-    """A network of numbers and nothing else, so that one compiled loop goes for all of them.
+class PackedMLP(NamedTuple):
+    """A multi-layer perceptron as arrays, so that one compilation serves networks of any shape.
 
     Attributes:
-        sizes: of the observation, the hidden layers and the outputs.
-        widths: the same, filled up to tiles.
-        values: of layer after layer the biases, and then the weights of input after input, both
-            filled up with zeros.
-        relu: the activation; otherwise tanh.
-        mean, scale: (D,), of the normalizer: zeros and ones where there is none.
-        limit: to which normalized observations are clipped.
+        sizes: numbers of observations, of each hidden layer's units, and of outputs.
+        padded_sizes: the same, rounded up to whole tiles.
+        weights: of each layer the biases, then the weights of each input, zero-padded to tiles.
+        relu: the activation is relu, tanh otherwise.
+        mean, scale: (D,) of the observation normalizer; zeros and ones without one.
+        limit: magnitude to which normalized observations are clipped; infinite without one.
     """
 
     sizes: NDArray[np.int64]
-    widths: NDArray[np.int64]
-    values: Float32
+    padded_sizes: NDArray[np.int64]
+    weights: Float32
     relu: bool
     mean: Float32
     scale: Float32
     limit: np.float32
 
     @classmethod
-    def of(
+    def from_layers(
         cls,
         layers: Sequence[tuple[Float32, Float32]],
         relu: bool,
         normalizer: Normalizer | None,
-    ) -> Perceptron:
-        """The network of ``layers``: weights (outputs, inputs) and biases (outputs,)."""
+    ) -> PackedMLP:
+        """Pack ``layers``: weights (outputs, inputs) and biases (outputs,) of each."""
         size = layers[0][0].shape[1]
         sizes = [size, *(len(weights) for weights, _ in layers)]
-        values = []
+        packed = []
         for inputs, (weights, biases) in zip(sizes[:-1], layers, strict=True):
             outputs = len(weights)
-            filled = np.zeros((1 + inputs, _filled(outputs, TILE_COLUMNS)), np.float32)
-            filled[0, :outputs], filled[1:, :outputs] = biases, weights.T
-            values.append(filled.reshape(-1))
+            padded = np.zeros((1 + inputs, _round_up(outputs, TILE_COLUMNS)), np.float32)
+            padded[0, :outputs], padded[1:, :outputs] = biases, weights.T
+            packed.append(padded.reshape(-1))
         mean, scale = np.zeros(size, np.float32), np.ones(size, np.float32)
         if normalizer is not None:
             mean[:], scale[:] = normalizer.mean, normalizer.scale
         return cls(
             sizes=np.array(sizes, np.int64),
-            widths=np.array([_filled(each, TILE_COLUMNS) for each in sizes], np.int64),
-            values=np.concatenate(values),
+            padded_sizes=np.array([_round_up(each, TILE_COLUMNS) for each in sizes], np.int64),
+            weights=np.concatenate(packed),
             relu=relu,
             mean=mean,
             scale=scale,
             limit=np.float32(np.inf if normalizer is None else LIMIT),
         )
 
-    def outputs(self, observations: Float32) -> Float32:
-        """Outputs (..., A) at ``observations`` (..., D), of any batch axes."""
+    def forward(self, observations: Float32) -> Float32:
+        """Return the outputs (..., A) at ``observations`` (..., D) with any batch axes.
+
+        Raises:
+            ValueError: the observations are of another size.
+        """
         size = self.sizes[0]
         if observations.shape[-1:] != (size,):
             raise ValueError(f"observations must have size {size}, got {observations.shape}")
         rows = observations.reshape(-1, size)
-        if rows.dtype != np.float32 or not rows.flags.carray:  # or it would be compiled once more
+        if rows.dtype != np.float32 or not rows.flags.carray:  # another type compiles again
             rows = np.array(rows, np.float32, order="C")
-        into = np.empty((len(rows), self.sizes[-1]), np.float32)
-        evaluate(self, rows, self.rooms(len(rows)), into)
-        return into.reshape(*observations.shape[:-1], len(into.T))
+        outputs = np.empty((len(rows), self.sizes[-1]), np.float32)
+        mlp_forward(self, rows, self.make_scratch(len(rows)), outputs)
+        return outputs.reshape(*observations.shape[:-1], len(outputs.T))
 
-    def rooms(self, rows: int) -> Float32:
-        """(2, n) room for the layers' inputs and outputs, of ``rows`` rows filled up to tiles."""
-        return np.zeros((2, _filled(rows, TILE_ROWS) * int(self.widths.max())), np.float32)
+    def make_scratch(self, rows: int) -> Float32:
+        """Allocate the scratch memory (2, n) of a layer's inputs and outputs for ``rows`` rows."""
+        return np.zeros((2, _round_up(rows, TILE_ROWS) * int(self.padded_sizes.max())), np.float32)
 
 
 class PolicyKernel(NamedTuple):
-    """Who plays whole episodes: acts as ``perceptron`` says, and deviates from it.
+    """A Gaussian policy as arrays: a kernel rolls out whole episodes with it.
 
     Attributes:
-        perceptron: of mean actions.
-        deviations: (T, K, A) noise, drawn beforehand.
-        scale: of actions, from what is recorded to what the environment takes.
+        network: computes mean actions.
+        noise: (T, K, A) added to them, drawn in advance.
+        scale: factor from a recorded action to the environment's.
     """
 
-    perceptron: Perceptron
-    deviations: Float32
+    network: PackedMLP
+    noise: Float32
     scale: np.float32
 
 
-def scaled(actions: Float32, scale: float) -> Float32:
-    """Recorded ``actions`` as an environment takes them."""
+def scale_actions(actions: Float32, scale: float) -> Float32:
+    """Convert recorded ``actions`` to the environment's."""
     return actions if scale == 1.0 else actions * np.float32(scale)
 
 
 @jit
-def evaluate(perceptron: Perceptron, observations: Float32, rooms: Float32, into: Float32) -> None:
-    """Outputs, ``into`` (K, A), at ``observations`` (K, D), with ``rooms`` to work in."""
-    rows, sizes, widths = len(observations), perceptron.sizes, perceptron.widths
+def mlp_forward(
+    network: PackedMLP, observations: Float32, scratch: Float32, outputs: Float32
+) -> None:
+    """Compute the network's outputs at a batch of observations.
+
+    Args:
+        network: the network.
+        observations: (K, D).
+        scratch: of :meth:`PackedMLP.make_scratch`, overwritten.
+        outputs: (K, A), overwritten.
+    """
+    rows, sizes, padded_sizes = len(observations), network.sizes, network.padded_sizes
     last = len(sizes) - 2
-    filled = (rows + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
-    seen = rooms[0][: filled * widths[0]].reshape(filled, widths[0])
+    padded_rows = (rows + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
+    inputs = scratch[0][: padded_rows * padded_sizes[0]].reshape(padded_rows, padded_sizes[0])
     for i in range(rows):
         for j in range(sizes[0]):
-            value = (observations[i, j] - perceptron.mean[j]) * perceptron.scale[j]
-            # In this order what is no number stays what it is.
-            seen[i, j] = max(min(value, perceptron.limit), -perceptron.limit)
-    begin = 0
+            value = (observations[i, j] - network.mean[j]) * network.scale[j]
+            # NaN propagates with this order of the arguments.
+            inputs[i, j] = max(min(value, network.limit), -network.limit)
+    start = 0
     for layer in range(last + 1):
-        inputs, outputs = sizes[layer], widths[layer + 1]
-        end = begin + (1 + inputs) * outputs
-        room = rooms[1 - layer % 2][: filled * outputs]
-        given = room.reshape(filled, outputs)
-        matmul_bias(perceptron.values[begin:end].reshape(1 + inputs, outputs), seen, given)
+        width, height = sizes[layer], padded_sizes[layer + 1]
+        end = start + (1 + width) * height
+        flat = scratch[1 - layer % 2][: padded_rows * height]
+        result = flat.reshape(padded_rows, height)
+        matmul_bias(network.weights[start:end].reshape(1 + width, height), inputs, result)
         if layer < last:
-            _activate(perceptron.relu, room)
-        seen, begin = given, end
+            _activate(network.relu, flat)
+        inputs, start = result, end
     for i in range(rows):
         for j in range(sizes[-1]):
-            into[i, j] = seen[i, j]
+            outputs[i, j] = inputs[i, j]
 
 
 @jit

@@ -1,9 +1,9 @@
-"""Acting: how a policy's outputs become actions, over a batch of episodes and step after step.
+"""Sample actions from a policy's outputs, for a batch of episodes.
 
-All noise is drawn beforehand, so that an episode does not depend on how many ran beside it or on
-which of them have ended.
+All noise is drawn before the first step, so that an episode depends neither on the size of its
+batch nor on which of its neighbors have ended.
 
-Axes: T steps, K episodes, A action size, n the last axis of recorded actions (1 where discrete).
+Axes: T steps, K episodes, A action size, n the last axis of recorded actions (1 if discrete).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from maml_ray.kernels.policy_forward import PolicyKernel, scaled
+from maml_ray.kernels.policy_forward import PolicyKernel, scale_actions
 from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.policies.spec import PolicySpec
 
@@ -22,49 +22,49 @@ Float32 = NDArray[np.float32]
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
-class Sampler(Protocol):
-    """Chooses the actions of K episodes."""
+class ActionSampler(Protocol):
+    """Samples the actions of K episodes."""
 
     def act(self, step: int, observations: Float32) -> Float32:
-        """Actions (K, n) at ``observations`` (K, D), as recorded."""
+        """Return actions (K, n), as recorded, at ``observations`` (K, D)."""
 
-    def choose(self, step: int, outputs: Float32) -> Float32:
-        """The same of the policy's ``outputs`` (K, A) there, which may be written to."""
+    def act_on_outputs(self, step: int, outputs: Float32) -> Float32:
+        """Return actions (K, n) from the policy's ``outputs`` (K, A), which may be overwritten."""
 
-    def player(self) -> PolicyKernel | None:
-        """The same for a batch that plays whole episodes by itself; None where it is no such."""
+    def kernel(self) -> PolicyKernel | None:
+        """Return the policy and its noise for a compiled rollout; None for discrete actions."""
 
     def log_probs(self) -> Float32:
-        """Log-probabilities (T, K) of the actions chosen."""
+        """Return log-probabilities (T, K) of the actions sampled."""
 
 
 def make_sampler(
     policy: NumpyPolicy, steps: int, episodes: int, rng: np.random.Generator | None
-) -> Sampler:
-    """A sampler for ``episodes`` of at most ``steps``.
+) -> ActionSampler:
+    """Create a sampler for K episodes of at most T steps.
 
     Args:
-        policy: whose actions.
+        policy: the policy that acts.
         steps: T.
         episodes: K.
-        rng: for the noise; None for mean actions, or the most probable ones.
+        rng: source of the noise; None for mean or most probable actions.
     """
     if policy.spec.discrete:
         return _CategoricalSampler(policy, steps, episodes, rng)
     return _GaussianSampler(policy, steps, episodes, rng)
 
 
-def for_environment(spec: PolicySpec, actions: Float32) -> NDArray[Any]:
-    """Recorded actions (..., n) as the environment takes them: scaled, or (...) integers."""
+def to_env_actions(spec: PolicySpec, actions: Float32) -> NDArray[Any]:
+    """Convert recorded actions (..., n) to the environment's: scaled, or integers (...)."""
     if spec.discrete:
         return actions[..., 0].astype(np.int64) + spec.first_action
-    return scaled(actions, spec.action_scale)
+    return scale_actions(actions, spec.action_scale)
 
 
-def as_recorded(spec: PolicySpec, actions: NDArray[Any]) -> Float32:
-    """The other way round: what an environment was given, (..., A) or integers (...), as recorded.
+def from_env_actions(spec: PolicySpec, actions: NDArray[Any]) -> Float32:
+    """Convert an environment's actions, (..., A) or integers (...), to recorded ones.
 
-    To the bit where the scale is a power of two, and else up to rounding.
+    Inverts :func:`to_env_actions`: exactly if the scale is a power of two, else up to rounding.
     """
     if spec.discrete:
         return (actions - spec.first_action)[..., None].astype(np.float32)
@@ -77,24 +77,24 @@ class _GaussianSampler:
         self, policy: NumpyPolicy, steps: int, episodes: int, rng: np.random.Generator | None
     ) -> None:
         self._policy = policy
-        self._noise = np.zeros((steps, episodes, policy.spec.action_size), dtype=np.float32)
+        self._standard_noise = np.zeros((steps, episodes, policy.spec.action_size), np.float32)
         if rng is not None:
-            rng.standard_normal(dtype=np.float32, out=self._noise)
-        self._deviations = self._noise * policy.std
+            rng.standard_normal(dtype=np.float32, out=self._standard_noise)
+        self._noise = self._standard_noise * policy.std
 
     def act(self, step: int, observations: Float32) -> Float32:
-        return self.choose(step, self._policy.outputs(observations))
+        return self.act_on_outputs(step, self._policy.forward(observations))
 
-    def choose(self, step: int, outputs: Float32) -> Float32:
-        outputs += self._deviations[step]
+    def act_on_outputs(self, step: int, outputs: Float32) -> Float32:
+        outputs += self._noise[step]
         return outputs
 
-    def player(self) -> PolicyKernel:
+    def kernel(self) -> PolicyKernel:
         scale = np.float32(self._policy.spec.action_scale)
-        return PolicyKernel(self._policy.perceptron, self._deviations, scale)
+        return PolicyKernel(self._policy.network, self._noise, scale)
 
     def log_probs(self) -> Float32:
-        noise, policy = self._noise, self._policy
+        noise, policy = self._standard_noise, self._policy
         constant = policy.log_std.sum() + policy.spec.action_size * _HALF_LOG_2PI
         squares = np.einsum("...a,...a->...", noise, noise)
         result: Float32 = (-0.5 * squares - constant).astype(np.float32)
@@ -102,7 +102,7 @@ class _GaussianSampler:
 
 
 class _CategoricalSampler:
-    """Gumbel's trick: the largest of logits plus Gumbel noise is a draw from their softmax."""
+    """Samples by the Gumbel-max trick: the largest logit plus noise is a draw of the softmax."""
 
     def __init__(
         self, policy: NumpyPolicy, steps: int, episodes: int, rng: np.random.Generator | None
@@ -116,9 +116,9 @@ class _CategoricalSampler:
         self._rows = np.arange(episodes)
 
     def act(self, step: int, observations: Float32) -> Float32:
-        return self.choose(step, self._policy.outputs(observations))
+        return self.act_on_outputs(step, self._policy.forward(observations))
 
-    def choose(self, step: int, outputs: Float32) -> Float32:
+    def act_on_outputs(self, step: int, outputs: Float32) -> Float32:
         chosen = np.argmax(outputs + self._noise[step], axis=1)
         largest = outputs.max(axis=1)
         total = np.log(np.exp(outputs - largest[:, None]).sum(axis=1))
@@ -126,7 +126,7 @@ class _CategoricalSampler:
         actions: Float32 = chosen[:, None].astype(np.float32)
         return actions
 
-    def player(self) -> None:
+    def kernel(self) -> None:
         return None
 
     def log_probs(self) -> Float32:

@@ -1,4 +1,4 @@
-"""The policy for inference, without the cost of a torch call on a handful of observations.
+"""Evaluate a policy without PyTorch, whose call overhead dominates on a few observations.
 
 Axes: ``...`` any batch axes, ``D`` observation size, ``A`` action size.
 """
@@ -11,25 +11,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maml_ray.common.normalization import Normalizer
-from maml_ray.kernels.policy_forward import Perceptron
+from maml_ray.kernels.policy_forward import PackedMLP
 from maml_ray.policies.spec import LOG_STD, PolicySpec
 
 
 class NumpyPolicy:
-    """The policy for inference: batches of observations to actions, of numpy arrays.
+    """A policy for inference on NumPy arrays; not differentiable.
 
-    Agrees with :func:`maml_ray.maml.distributions.distribution` up to rounding, once the latter's
-    observations are normalized. Not differentiable.
+    Agrees up to rounding with :func:`maml_ray.maml.distributions.distribution`, which takes
+    observations that are normalized already.
 
     Args:
         spec: the policy's sizes.
-        parameters: by name; what else is in there is left alone.
-        normalizer: of observations; None to take them as they are.
+        parameters: arrays by name; names that the policy lacks are ignored.
+        normalizer: of observations; None for none.
 
     Attributes:
-        spec: as given.
-        perceptron: the network, for who acts in a compiled loop.
-        log_std, std: (A,) of actions; empty where they are discrete.
+        spec: as passed.
+        network: the network, for kernels.
+        log_std, std: (A,) of actions; empty if they are discrete.
     """
 
     def __init__(
@@ -42,12 +42,12 @@ class NumpyPolicy:
         layers = [
             (parameters[f"{name}.weight"], parameters[f"{name}.bias"]) for name in spec.layer_names
         ]
-        self.perceptron = Perceptron.of(layers, spec.activation == "relu", normalizer)
+        self.network = PackedMLP.from_layers(layers, spec.activation == "relu", normalizer)
         floor = np.float32(spec.min_log_std)
         self.log_std = np.maximum(parameters.get(LOG_STD, np.zeros(0, np.float32)), floor)
-        with np.errstate(over="ignore"):  # an adaptation that explodes is found by its actions
+        with np.errstate(over="ignore"):  # a diverged adaptation is detected by its actions
             self.std = np.exp(self.log_std)
 
-    def outputs(self, observations: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Mean actions or logits (..., A) for ``observations`` (..., D), as the environment's."""
-        return self.perceptron.outputs(observations)
+    def forward(self, observations: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return mean actions or logits (..., A) at unnormalized ``observations`` (..., D)."""
+        return self.network.forward(observations)

@@ -100,7 +100,7 @@ def test_the_numpy_policy_normalizes_as_the_samples_are(small_settings: Settings
         query, compute_advantages(query, small_settings.advantages), theta.normalizer
     )
     by_torch = distribution(worker.spec, to_torch(theta.values), samples.observations)[0]
-    by_numpy = NumpyPolicy(worker.spec, theta.values, theta.normalizer).outputs(query.observations)
+    by_numpy = NumpyPolicy(worker.spec, theta.values, theta.normalizer).forward(query.observations)
     np.testing.assert_allclose(by_numpy.reshape(by_torch.shape), by_torch, atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""The policy's network as a compiled loop, against numpy's arithmetic in twice the precision."""
+"""The policy's network as a kernel, against numpy's arithmetic in twice the precision."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from maml_ray.common.normalization import Normalizer
-from maml_ray.kernels.policy_forward import Perceptron, evaluate
+from maml_ray.kernels.policy_forward import PackedMLP, mlp_forward
 
 Layers = list[tuple[NDArray[np.float32], NDArray[np.float32]]]
 
@@ -57,7 +57,7 @@ def test_outputs_are_those_of_numpy(network: Any, rows: int, normalized: bool) -
         scale = np.float32(5.0) * np.abs(numbers(rng, sizes[0]))
         normalizer = Normalizer(numbers(rng, sizes[0]), scale)
         seen = np.clip((seen - normalizer.mean) * normalizer.scale, -10.0, 10.0)
-    found = Perceptron.of(layers, relu, normalizer).outputs(observations)
+    found = PackedMLP.from_layers(layers, relu, normalizer).forward(observations)
     assert found.dtype == np.float32
     assert found.shape == (rows, sizes[-1])
     np.testing.assert_allclose(found, in_float64(layers, relu, seen), rtol=2e-5, atol=2e-5)
@@ -66,20 +66,20 @@ def test_outputs_are_those_of_numpy(network: Any, rows: int, normalized: bool) -
 @given(network=networks, rows=st.integers(2, 12), data=st.data())
 def test_a_row_does_not_depend_on_the_rows_beside_it(network: Any, rows: int, data: Any) -> None:
     rng = np.random.default_rng(network["seed"])
-    perceptron = Perceptron.of(layers_of(network["sizes"], rng), network["relu"], None)
+    mlp = PackedMLP.from_layers(layers_of(network["sizes"], rng), network["relu"], None)
     observations = numbers(rng, rows, network["sizes"][0])
-    every = perceptron.outputs(observations)
+    every = mlp.forward(observations)
     chosen = data.draw(st.permutations(range(rows)))[: data.draw(st.integers(1, rows))]
-    np.testing.assert_array_equal(perceptron.outputs(observations[chosen]), every[chosen])
+    np.testing.assert_array_equal(mlp.forward(observations[chosen]), every[chosen])
 
 
 def test_a_normalizer_clips_and_without_one_nothing_does() -> None:
     identity = [(np.eye(3, dtype=np.float32), np.zeros(3, np.float32))]
     observations = np.array([1000.0, -1000.0, 1.5], np.float32)
     normalizer = Normalizer(np.full(3, 0.5, np.float32), np.full(3, 2.0, np.float32))
-    found = Perceptron.of(identity, False, normalizer).outputs(observations)
+    found = PackedMLP.from_layers(identity, False, normalizer).forward(observations)
     np.testing.assert_array_equal(found, [10.0, -10.0, 2.0])
-    found = Perceptron.of(identity, False, None).outputs(observations)
+    found = PackedMLP.from_layers(identity, False, None).forward(observations)
     np.testing.assert_array_equal(found, observations)
 
 
@@ -90,11 +90,11 @@ def test_an_observation_that_is_no_number_spoils_its_own_row_alone(
 ) -> None:
     rng = np.random.default_rng(0)
     normalizer = Normalizer(numbers(rng, 5), np.ones(5, np.float32)) if normalized else None
-    perceptron = Perceptron.of(layers_of((5, 9, 9, 3), rng), relu, normalizer)
+    mlp = PackedMLP.from_layers(layers_of((5, 9, 9, 3), rng), relu, normalizer)
     observations = numbers(rng, 5, 5)
-    sound = perceptron.outputs(observations)
+    sound = mlp.forward(observations)
     observations[[1, 4], 2] = np.nan
-    found = perceptron.outputs(observations)
+    found = mlp.forward(observations)
     assert np.isnan(found[[1, 4]]).all()
     np.testing.assert_array_equal(found[[0, 2, 3]], sound[[0, 2, 3]])
 
@@ -109,29 +109,29 @@ def test_a_parameter_that_is_no_number_is_seen_in_the_outputs(
     layers = layers_of((5, 9, 9, 3), rng)
     spoilt = layers[layer][0][0] if place == "weight" else layers[layer][1]
     spoilt[0] = np.nan
-    found = Perceptron.of(layers, relu, None).outputs(numbers(rng, 4, 5))
+    found = PackedMLP.from_layers(layers, relu, None).forward(numbers(rng, 4, 5))
     assert np.isnan(found[:, 0]).all()
 
 
 def test_batches_of_all_kinds_are_taken_and_compiled_once() -> None:
     rng = np.random.default_rng(0)
-    perceptron = Perceptron.of(layers_of((4, 8, 2), rng), False, None)
+    mlp = PackedMLP.from_layers(layers_of((4, 8, 2), rng), False, None)
     observations = numbers(rng, 3, 2, 4)
-    found = perceptron.outputs(observations)
+    found = mlp.forward(observations)
     assert found.shape == (3, 2, 2)
-    before = list(evaluate.signatures)  # type: ignore[attr-defined]
+    before = list(mlp_forward.signatures)  # type: ignore[attr-defined]
     locked = observations.copy()
     locked.setflags(write=False)
     kinds: list[Any] = [locked, observations.astype(np.float64), np.asfortranarray(observations)]
     for kind in kinds:
-        np.testing.assert_array_equal(perceptron.outputs(kind), found)
-    np.testing.assert_array_equal(perceptron.outputs(observations[1, 1]), found[1, 1])
-    assert perceptron.outputs(observations[:0]).shape == (0, 2, 2)
-    assert evaluate.signatures == before  # type: ignore[attr-defined]
+        np.testing.assert_array_equal(mlp.forward(kind), found)
+    np.testing.assert_array_equal(mlp.forward(observations[1, 1]), found[1, 1])
+    assert mlp.forward(observations[:0]).shape == (0, 2, 2)
+    assert mlp_forward.signatures == before  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("shape", [(3,), (5,), (2, 8), ()])
 def test_observations_of_another_size_are_refused(shape: tuple[int, ...]) -> None:
-    perceptron = Perceptron.of(layers_of((4, 2), np.random.default_rng(0)), False, None)
+    mlp = PackedMLP.from_layers(layers_of((4, 2), np.random.default_rng(0)), False, None)
     with pytest.raises(ValueError, match="observations must have size 4, got"):
-        perceptron.outputs(np.zeros(shape, np.float32))
+        mlp.forward(np.zeros(shape, np.float32))

@@ -21,7 +21,7 @@ from maml_ray.policies.spec import initial_parameters
 from maml_ray.rollouts.collector import MAX_ATTEMPTS, SimulationFailed, collect
 from maml_ray.rollouts.trajectories import TaskRollouts, Trajectories
 from maml_ray.runs.training_loop import check_fault_budget
-from maml_ray.tasks.registry import resolve_tasks
+from maml_ray.tasks.loading import resolve_tasks
 from tests.learning_runs import rewarded
 
 EPISODES, HORIZON = 4, 12

@@ -112,7 +112,7 @@ def test_numpy_twin_agrees_with_torch(spec: PolicySpec, seed: int) -> None:
     observations = rng.standard_normal((5, spec.observation_size)).astype(np.float32)
     twin = NumpyPolicy(spec, to_numpy(parameters))
     gaussian = distribution(spec, parameters, torch.from_numpy(observations))
-    mean = twin.outputs(observations)
+    mean = twin.forward(observations)
     assert isinstance(gaussian, Gaussian)
     assert mean.dtype == twin.std.dtype == np.float32
     np.testing.assert_allclose(mean, gaussian.mean.numpy(), rtol=1e-4, atol=1e-5)
@@ -124,7 +124,7 @@ def test_numpy_twin_leaves_observations_and_parameters_alone() -> None:
     parameters = initial_parameters(spec, np.random.default_rng(0))
     saved = {name: value.copy() for name, value in parameters.items()}
     observations = np.ones((3, 4), np.float32)
-    NumpyPolicy(spec, parameters).outputs(observations)
+    NumpyPolicy(spec, parameters).forward(observations)
     np.testing.assert_array_equal(observations, 1.0)
     for name, value in saved.items():
         np.testing.assert_array_equal(parameters[name], value)
@@ -134,9 +134,9 @@ def test_one_observation_needs_no_batch() -> None:
     spec = spec_of()
     policy = NumpyPolicy(spec, initial_parameters(spec, np.random.default_rng(0)))
     observations = np.random.default_rng(1).standard_normal((3, 4)).astype(np.float32)
-    single = policy.outputs(observations[1])
+    single = policy.forward(observations[1])
     assert single.shape == (2,)
-    np.testing.assert_allclose(single, policy.outputs(observations)[1], rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(single, policy.forward(observations)[1], rtol=1e-5, atol=1e-8)
 
 
 def gaussian_of(spec: PolicySpec, parameters: dict[str, torch.Tensor]) -> Gaussian:
@@ -258,7 +258,7 @@ def test_the_categorical_policy_is_the_network_written_out(
     torch.testing.assert_close(actual.log_probs.exp().sum(-1), torch.ones(7))
     expected = meta_oracles.action_distribution(spec, parameters, torch.from_numpy(observations))
     torch.testing.assert_close(actual.log_probs, expected.logits)
-    logits = torch.from_numpy(NumpyPolicy(spec, to_numpy(parameters)).outputs(observations))
+    logits = torch.from_numpy(NumpyPolicy(spec, to_numpy(parameters)).forward(observations))
     torch.testing.assert_close(torch.log_softmax(logits, -1), expected.logits)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from maml_ray.maml.distributions import distribution, log_prob, to_numpy
-from maml_ray.policies.action_sampler import for_environment, make_sampler
+from maml_ray.policies.action_sampler import make_sampler, to_env_actions
 from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.policies.spec import PolicySpec
 from tests.oracles import naive as oracles
@@ -84,7 +84,7 @@ def test_discrete_actions_are_as_frequent_as_probable() -> None:
 def test_gaussian_noise_is_standard_normal_times_the_deviation() -> None:
     policy, _ = policy_of(GAUSSIAN)
     observations = np.zeros((100, 200, 4), np.float32)
-    noise = (sampled(policy, observations, 2)[0] - policy.outputs(observations)) / policy.std
+    noise = (sampled(policy, observations, 2)[0] - policy.forward(observations)) / policy.std
     np.testing.assert_allclose(noise.mean(axis=(0, 1)), 0.0, atol=0.03)
     np.testing.assert_allclose(np.cov(noise.reshape(-1, 3).T), np.eye(3), atol=0.03)
 
@@ -128,29 +128,29 @@ def test_an_episode_does_not_depend_on_what_the_others_see() -> None:
 
 def test_the_environment_gets_integers_from_its_own_first_one() -> None:
     recorded = np.array([[0.0], [2.0], [1.0]], np.float32)
-    given = for_environment(replace(CATEGORICAL, first_action=-1), recorded)
+    given = to_env_actions(replace(CATEGORICAL, first_action=-1), recorded)
     assert given.dtype == np.int64
     assert given.tolist() == [-1, 1, 0]
-    assert for_environment(CATEGORICAL, recorded).tolist() == [0, 2, 1]
+    assert to_env_actions(CATEGORICAL, recorded).tolist() == [0, 2, 1]
 
 
 def test_the_environment_gets_continuous_actions_scaled() -> None:
     recorded = np.array([[0.5, -1.0, 2.0]], np.float32)
-    given = for_environment(replace(GAUSSIAN, action_scale=2.5), recorded)
+    given = to_env_actions(replace(GAUSSIAN, action_scale=2.5), recorded)
     assert given.dtype == np.float32
     assert given.tolist() == [[1.25, -2.5, 5.0]]
     assert recorded.tolist() == [[0.5, -1.0, 2.0]]
-    assert for_environment(GAUSSIAN, recorded).tolist() == recorded.tolist()
+    assert to_env_actions(GAUSSIAN, recorded).tolist() == recorded.tolist()
 
 
-def test_a_player_acts_as_its_sampler_and_who_chooses_among_actions_is_none() -> None:
+def test_a_kernel_acts_as_its_sampler_and_discrete_actions_have_none() -> None:
     policy, _ = policy_of(replace(GAUSSIAN, action_scale=2.5))
     sampler = make_sampler(policy, 3, 5, np.random.default_rng(0))
-    player = sampler.player()
-    assert player is not None
-    assert player.scale == 2.5
+    kernel = sampler.kernel()
+    assert kernel is not None
+    assert kernel.scale == 2.5
     observations = np.random.default_rng(1).standard_normal((5, 4)).astype(np.float32)
     for step in range(3):
-        acted = player.perceptron.outputs(observations) + player.deviations[step]
+        acted = kernel.network.forward(observations) + kernel.noise[step]
         np.testing.assert_array_equal(acted, sampler.act(step, observations))
-    assert make_sampler(policy_of(CATEGORICAL)[0], 3, 5, None).player() is None
+    assert make_sampler(policy_of(CATEGORICAL)[0], 3, 5, None).kernel() is None
