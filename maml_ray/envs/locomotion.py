@@ -1,7 +1,7 @@
-"""Animals that run: what Gymnasium's half-cheetah, ant, walker and hopper have in common.
+"""Locomotion environments with goals, single and batched, from Gymnasium's MuJoCo animals.
 
-``Runner`` makes one of them an environment with a goal; ``RunnerVector`` is its batch. Both add
-up the same terms in the same order, so their rewards agree to the last bit.
+:class:`LocomotionEnv` gives one of them a goal; :class:`LocomotionVectorEnv` is its batch. Both add
+the same terms in the same order, so their rewards agree to the last bit.
 """
 
 from __future__ import annotations
@@ -16,32 +16,31 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from maml_ray.envs.mujoco_vector_env import MujocoVectorEnv
-from maml_ray.envs.rendering import follow, furnish
-from maml_ray.envs.rewards import Goal
+from maml_ray.envs.rendering import configure_rendering, with_tracking_camera
+from maml_ray.envs.rewards import Direction, Goal, TargetSpeed
 from maml_ray.envs.vector_env import Bool, Float64, Transition
-from maml_ray.kernels.policy_forward import Float32, PolicyKernel, scaled
+from maml_ray.kernels.policy_forward import Float32, PolicyKernel, scale_actions
 
 Terms = dict[str, Any]
 
 
-class Runner(MujocoEnv, EzPickle, ABC):
-    """A Gymnasium runner with a goal: ``reward = goal's reward - control_cost * |action|^2``.
+class LocomotionEnv(MujocoEnv, EzPickle, ABC):
+    """A Gymnasium animal with ``reward = goal's reward - control_cost * |action|^2``.
 
-    To be put before one of Gymnasium's ``-v5`` classes among the bases. Both terms stand in
-    ``info`` as ``reward_run`` and ``reward_control``, and the speed that the goal asks about as
-    ``speed``, in m/s.
+    List it among the bases before one of Gymnasium's ``-v5`` classes. ``info`` has both terms as
+    ``reward_run`` and ``reward_control``, and the goal's speed in m/s as ``speed``.
 
     Args:
-        goal: what is asked for.
-        control_cost: weight on the squared action.
-        torso_position: observe the torso's position (x, y, z in meters, of MuJoCo's last
-            kinematics) after everything else, as the papers' environments do.
-        kwargs: of the Gymnasium class, ``render_mode`` among them. Unless told otherwise the
-            camera follows the animal.
+        goal: the task-dependent part of the reward.
+        control_cost: weight of the squared action.
+        torso_position: append the torso's position (x, y, z in meters, of MuJoCo's last
+            kinematics) to the observation, as the papers' environments do.
+        kwargs: of the Gymnasium class, such as ``render_mode``. The camera follows the animal
+            unless they name another.
     """
 
-    unused_infos: ClassVar[tuple[str, ...]] = ()
-    """What Gymnasium's class tells and nobody here asks for."""
+    dropped_infos: ClassVar[tuple[str, ...]] = ()
+    """Infos of Gymnasium's class that nothing here reads."""
     _forward_reward_weight: float
 
     def __init__(
@@ -49,21 +48,21 @@ class Runner(MujocoEnv, EzPickle, ABC):
     ) -> None:
         self.goal = goal
         self.torso_position = torso_position
-        keywords: dict[str, Any] = {"ctrl_cost_weight": control_cost, **follow(kwargs)}
-        super().__init__(**keywords)
-        furnish(self)
+        kwargs = with_tracking_camera(kwargs)
+        super().__init__(ctrl_cost_weight=control_cost, **kwargs)  # type: ignore[call-arg]
+        configure_rendering(self)
 
     def step(
         self, action: NDArray[Any]
     ) -> tuple[Float64, np.float64, bool, bool, dict[str, np.float64]]:
         """Advance by one control step of ``dt`` seconds."""
         observation, reward, terminated, truncated, info = super().step(action)
-        for name in self.unused_infos:
+        for name in self.dropped_infos:
             del info[name]
         return observation, reward, bool(terminated), truncated, info
 
     def control_cost(self, action: NDArray[Any]) -> Any:
-        """The weighted squared action; Gymnasium's class has it."""
+        """Return the weighted squared action, as Gymnasium's class computes it."""
         return super().control_cost(action)  # type: ignore[misc]
 
     def _get_rew(self, x_velocity: Any, action: NDArray[Any]) -> tuple[Any, Terms]:
@@ -82,39 +81,65 @@ class Runner(MujocoEnv, EzPickle, ABC):
         return {"x_position": self.data.qpos[0]}
 
 
-_GONE_AROUND = (
-    "step",
-    "advance",
-    "read_states",
-    "observe",
-    "more_observed",
-    "assess",
-    "x_velocities",
-    "judge",
-)
-"""What a batch does in a step, and does not do when it plays whole episodes."""
+class DirectionEnv(LocomotionEnv):
+    """Rewards speed forward or backward; list it before a family's :class:`LocomotionEnv`.
+
+    Args:
+        direction: 1 along x, -1 against it.
+        kwargs: of the family's environment.
+    """
+
+    def __init__(self, *, direction: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(self.make_goal(direction), **kwargs)
+        EzPickle.__init__(self, direction=direction, **kwargs)
+
+    @classmethod
+    def make_goal(cls, direction: float) -> Goal:
+        """Create the goal of a direction."""
+        return Direction(direction)
 
 
-class Played(NamedTuple):
-    """What T steps of K episodes were worth: ``rewards`` and ``speeds`` (T, K)."""
+class VelocityEnv(LocomotionEnv):
+    """Rewards running at a target speed; list it before a family's :class:`LocomotionEnv`.
+
+    Args:
+        target_speed: m/s along x.
+        kwargs: of the family's environment.
+    """
+
+    speed_bonus: ClassVar[float] = 0.0
+    """Added to the goal's reward in each step."""
+
+    def __init__(self, *, target_speed: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(self.make_goal(target_speed), **kwargs)
+        EzPickle.__init__(self, target_speed=target_speed, **kwargs)
+
+    @classmethod
+    def make_goal(cls, target_speed: float) -> Goal:
+        """Create the goal of a target speed."""
+        return TargetSpeed(target_speed, cls.speed_bonus)
+
+
+class RolloutOutcome(NamedTuple):
+    """``rewards`` and ``speeds`` (T, K) of T steps of K episodes."""
 
     rewards: Float64
     speeds: Float64
 
 
-class RunnerVector(MujocoVectorEnv):
-    """A batch of one kind of :class:`Runner`; what ``gymnasium.make_vec`` gives.
+class LocomotionVectorEnv(MujocoVectorEnv):
+    """A batch of one kind of :class:`LocomotionEnv`, as ``gymnasium.make_vec`` creates it.
 
-    Takes the arguments of the single environment, but for ``render_mode``: it shows no pictures.
-    Its ``goal`` may be set between episodes.
+    Takes the arguments of the single environment except ``render_mode``. Its ``goal`` may be
+    assigned between episodes.
 
     Raises:
-        ValueError: a render mode is asked for.
+        ValueError: a render mode is requested.
     """
 
-    single: ClassVar[type[Runner]]
+    single: ClassVar[type[LocomotionEnv]]
     velocity_limit: ClassVar[float | None] = None
-    """Joint velocities are observed clipped to this, where Gymnasium's class clips them."""
+    """Observed joint velocities are clipped to this, as far as Gymnasium's class does so."""
 
     def __init__(
         self,
@@ -134,7 +159,7 @@ class RunnerVector(MujocoVectorEnv):
         self._forward_weight = env._forward_reward_weight
         self._control_weight = env._ctrl_cost_weight
         self._first_position = env.observation_structure["skipped_qpos"]
-        self._never = np.zeros(num_envs, dtype=np.bool_)
+        self._no_terminations = np.zeros(num_envs, dtype=np.bool_)
         torso = env.model.body("torso").id
         self._torso_views = (
             [simulation.xpos[torso] for simulation in self._simulations]
@@ -143,61 +168,68 @@ class RunnerVector(MujocoVectorEnv):
         )
 
     def observe(self) -> Float64:
-        """Joint positions and velocities, then whatever else the family observes."""
+        """Return joint positions and velocities, then what else the family observes."""
         velocities = self.velocities
-        if self.velocity_limit is not None:  # quicker than numpy.clip on arrays of this size
+        if self.velocity_limit is not None:  # faster than numpy.clip on arrays of this size
             velocities = np.minimum(
                 np.maximum(velocities, -self.velocity_limit), self.velocity_limit
             )
-        parts = [self.positions[:, self._first_position :], velocities, *self.more_observed()]
+        parts = [self.positions[:, self._first_position :], velocities, *self.extra_observations()]
         if self._torso_views:
             parts.append(np.concatenate(self._torso_views).reshape(self.num_envs, 3))
         return np.concatenate(parts, axis=1)
 
-    def more_observed(self) -> tuple[Float64, ...]:
-        """Columns (K, n) that a family observes between velocities and torso position."""
+    def extra_observations(self) -> tuple[Float64, ...]:
+        """Return columns (K, n) that the family observes between velocities and torso position."""
         return ()
 
-    def play(self, player: PolicyKernel, observed: Float32, actions: Float32) -> Played | None:
-        """Whole episodes, where none ever ends: what the steps were worth is asked afterwards.
+    def rollout(
+        self, policy: PolicyKernel, observations: Float32, actions: Float32
+    ) -> RolloutOutcome | None:
+        """Run T steps from the states of the last reset without returning to Python.
 
-        From the states that a reset has left; equal to as many calls of ``step`` to the last bit.
-        Between two steps of the physics there are then the policy and a copy of the states.
+        Equals T calls of :meth:`step` to the last bit. Only for episodes that never terminate;
+        rewards are computed afterwards.
 
         Args:
-            player: who acts.
-            observed: (T + 1, K, D) observations, to be filled in.
-            actions: (T, K, A) actions as recorded, likewise.
+            policy: acts, with its noise.
+            observations: (T + 1, K, D), overwritten.
+            actions: (T, K, A) as recorded, overwritten.
 
         Returns:
-            None, and nothing is done, where a family has ways of its own to step, to see or to
-            judge, or where the time limit comes sooner.
+            None, with nothing done, if the family overrides how it steps, observes or rewards, or
+            if the time limit is shorter than T.
         """
         steps, limit = len(actions), self._max_episode_steps
-        if not self._is_plain() or (limit is not None and steps > limit):
+        if not self._supports_rollout() or (limit is not None and steps > limit):
             return None
-        states = self.play_states(player, self._first_position, observed, actions)
+        states = self.rollout_states(policy, self._first_position, observations, actions)
         velocities = (states[1:, :, 0] - states[:-1, :, 0]).reshape(-1) / self.dt
-        given = scaled(actions, float(player.scale))
-        run, control = self._earned(velocities, given.reshape(len(velocities), -1))
+        env_actions = scale_actions(actions, float(policy.scale))
+        run, control = self._reward_terms(velocities, env_actions.reshape(len(velocities), -1))
         shape = (steps, self.num_envs)
-        return Played((run + control).reshape(shape), self.goal.speed(velocities).reshape(shape))
+        return RolloutOutcome(
+            (run + control).reshape(shape), self.goal.speed(velocities).reshape(shape)
+        )
 
-    def _is_plain(self) -> bool:
-        """Whether all that :meth:`play` goes around is as it is here: a family may differ."""
-        kind = type(self)
-        own = all(getattr(kind, name) is getattr(RunnerVector, name) for name in _GONE_AROUND)
-        return own and self.velocity_limit is None and not self._torso_views
+    def _supports_rollout(self) -> bool:
+        cls = type(self)
+        inherited = all(
+            getattr(cls, name) is getattr(LocomotionVectorEnv, name) for name in _SKIPPED_BY_ROLLOUT
+        )
+        return inherited and self.velocity_limit is None and not self._torso_views
 
-    def _earned(self, velocities: Float64, actions: NDArray[Any]) -> tuple[Float64, NDArray[Any]]:
-        """What velocities (n,) and actions (n, A) earn: for the run, and for the control."""
+    def _reward_terms(
+        self, velocities: Float64, actions: NDArray[Any]
+    ) -> tuple[Float64, NDArray[Any]]:
+        """Return the run and control rewards (n,) of velocities (n,) and actions (n, A)."""
         run = self._forward_weight * self.goal.reward(velocities)
         return run, -(self._control_weight * np.add.reduce(np.square(actions), axis=1))
 
     def assess(self, actions: NDArray[Any]) -> Transition:
-        """The goal's reward, the cost of the action, and what the family adds to them."""
+        """Return the goal's reward, the control cost, and what the family adds."""
         velocity = self.x_velocities()
-        run, control = self._earned(velocity, actions)
+        run, control = self._reward_terms(velocity, actions)
         infos = {
             "x_position": self.positions[:, 0].copy(),
             "x_velocity": velocity,
@@ -205,28 +237,41 @@ class RunnerVector(MujocoVectorEnv):
             "reward_control": control,
             "speed": self.goal.speed(velocity),
         }
-        return self.judge(run, control, infos)
+        return self.make_transition(run, control, infos)
 
     def x_velocities(self) -> Float64:
-        """(K,) mean velocity along x over the step, m/s."""
+        """Return mean velocities (K,) along x over the step, in m/s."""
         velocities: Float64 = (self.positions[:, 0] - self.positions_before[:, 0]) / self.dt
         return velocities
 
-    def judge(
+    def make_transition(
         self, run: Float64, control: NDArray[Any], infos: dict[str, NDArray[Any]]
     ) -> Transition:
-        """The reward of its parts (K,), and which episodes have ended: here none ever does."""
-        return Transition(run + control, self._never.copy(), infos)
+        """Combine the reward terms (K,) and decide terminations: here there are none."""
+        return Transition(run + control, self._no_terminations.copy(), infos)
 
     def reset_infos(self) -> dict[str, NDArray[Any]]:
-        """Where along x the episode begins, in meters."""
+        """Return initial positions along x in meters."""
         return {"x_position": self.positions[:, 0].copy()}
 
 
-class FallingVector(RunnerVector):
-    """A batch of a runner that may fall, whose episode then ends.
+_SKIPPED_BY_ROLLOUT = (
+    "step",
+    "advance",
+    "read_states",
+    "observe",
+    "extra_observations",
+    "assess",
+    "x_velocities",
+    "make_transition",
+)
+"""Methods of a step that :meth:`LocomotionVectorEnv.rollout` bypasses: none may be overridden."""
 
-    A family says in :meth:`healthy` who is on its feet, and in :meth:`survival` what that earns.
+
+class FallingVectorEnv(LocomotionVectorEnv):
+    """A batch of an animal that can fall, which terminates its episode.
+
+    A family defines :meth:`is_healthy`.
     """
 
     def __init__(self, num_envs: int = 1, **kwargs: Any) -> None:
@@ -234,25 +279,22 @@ class FallingVector(RunnerVector):
         env: Any = self._env
         self._low_z, self._high_z = env._healthy_z_range
         self._healthy_reward = env._healthy_reward
-        self._ends = env._terminate_when_unhealthy
+        self._terminate_when_unhealthy = env._terminate_when_unhealthy
 
-    def healthy(self) -> Bool:
-        """(K,) which simulations are on their feet."""
+    def is_healthy(self) -> Bool:
+        """Return which simulations (K,) are upright."""
         raise NotImplementedError
 
-    def survival(self, healthy: Bool) -> Float64:
-        """(K,) the bonus of this step, of which simulations are ``healthy``."""
-        survive: Float64 = healthy * self._healthy_reward
-        return survive
+    def survival_bonus(self, healthy: Bool) -> Float64:
+        """Return this step's bonus (K,), given which simulations (K,) are healthy."""
+        bonus: Float64 = healthy * self._healthy_reward
+        return bonus
 
-    def judge(
+    def make_transition(
         self, run: Float64, control: NDArray[Any], infos: dict[str, NDArray[Any]]
     ) -> Transition:
-        """The bonus on top of the runner's reward; an end where one has fallen."""
-        healthy = self.healthy()
-        survive = infos["reward_survive"] = self.survival(healthy)
-        return Transition((run + survive) + control, self.fallen(healthy), infos)
-
-    def fallen(self, healthy: Bool) -> Bool:
-        """(K,) which episodes end."""
-        return ~healthy if self._ends else self._never.copy()
+        """Add the survival bonus, and terminate episodes of fallen animals."""
+        healthy = self.is_healthy()
+        bonus = infos["reward_survive"] = self.survival_bonus(healthy)
+        fallen = ~healthy if self._terminate_when_unhealthy else self._no_terminations.copy()
+        return Transition((run + bonus) + control, fallen, infos)

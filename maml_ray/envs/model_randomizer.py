@@ -20,10 +20,10 @@ _KINDS = {
 
 
 class _Parameter(NamedTuple):
-    """A number of the model: its array's name, its index there and its original value."""
+    """A number of the model: its array's name, its indices there and its original value."""
 
     array: str
-    index: tuple[int, ...]
+    indices: tuple[int, ...]
     original: float
 
 
@@ -84,8 +84,8 @@ class ModelRandomizer:
         for array, original in self._originals.items():
             getattr(self._model, array)[:] = original
         for name, value in values.items():
-            array, index, original = self._parameters[name]
-            getattr(self._model, array)[index] = original * value
+            array, indices, original = self._parameters[name]
+            getattr(self._model, array)[indices] = original * value
         # Recomputes constants that derive from the masses, such as the inverse weights that scale
         # the solver's constraints. The reference code leaves them those of the original model.
         mujoco.mj_setConst(self._model, self._scratch)

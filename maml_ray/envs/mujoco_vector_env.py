@@ -1,9 +1,9 @@
-"""Many MuJoCo simulations behind one ``gymnasium.vector.VectorEnv``.
+"""Run K MuJoCo simulations behind one ``gymnasium.vector.VectorEnv``.
 
-One model, one ``MjData`` a simulation. Each simulation keeps its own solver warm start, which
-``mujoco.rollout`` called step by step would drop: trajectories are therefore equal, to the last
-bit, to those of single Gymnasium environments with the same seeds and actions. Everything but
-the physics is vectorized over the batch.
+Simulations share a model and have an ``MjData`` each. Each keeps its solver warm start, which
+``mujoco.rollout`` called step by step would drop: trajectories therefore equal, to the last bit,
+those of single Gymnasium environments with the same seeds and actions. Everything except the
+physics is vectorized over the batch.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from maml_ray.envs import mujoco_kernel
 from maml_ray.envs.vector_env import BatchEnv, Bool, Float64
-from maml_ray.kernels.policy_forward import Float32, PolicyKernel, scaled
+from maml_ray.kernels.policy_forward import Float32, PolicyKernel, scale_actions
 
-_GIVEN_UP = (
+_RESET_WARNINGS = (
     mujoco.mjtWarning.mjWARN_BADQPOS,
     mujoco.mjtWarning.mjWARN_BADQVEL,
     mujoco.mjtWarning.mjWARN_BADQACC,
@@ -33,24 +33,23 @@ _GIVEN_UP = (
 class MujocoVectorEnv(BatchEnv, ABC):
     """A batch of simulations of one Gymnasium MuJoCo environment.
 
-    A subclass says, for the whole batch at once, what is observed and what a step is worth
-    (:meth:`~BatchEnv.observe`, :meth:`~BatchEnv.assess`); the initial states come from the single
-    environment's own ``reset_model``, so they cannot differ.
+    A subclass defines observations and rewards for the whole batch (:meth:`~BatchEnv.observe`,
+    :meth:`~BatchEnv.assess`). Initial states come from the single environment's ``reset_model``.
 
     Attributes:
         dt: seconds of a control step.
         positions: (K, nq) float64, ``qpos`` of all simulations.
         velocities: (K, nv) float64, ``qvel``.
-        positions_before: (K, nq) float64, ``qpos`` before the step; good in ``assess`` alone.
+        positions_before: (K, nq) float64, ``qpos`` before the step; valid in ``assess`` only.
 
     Args:
-        env: a single environment, unwrapped; it lends its model, spaces and reset.
+        env: a single environment, unwrapped: its model, spaces and reset are used.
         num_envs: K, the number of simulations.
         max_episode_steps: truncate after that many steps, as Gymnasium's ``TimeLimit``.
         autoreset_mode: ``NEXT_STEP`` (Gymnasium's default) or ``DISABLED``.
 
     Raises:
-        ValueError: ``num_envs`` is below one, or the autoreset mode is another.
+        ValueError: ``num_envs`` is below one, or the autoreset mode is unsupported.
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class MujocoVectorEnv(BatchEnv, ABC):
         self._env = env
         self._model = model = env.model
         self._simulations = [mujoco.MjData(model) for _ in range(num_envs)]
-        # Views into the simulations, looked up once: attribute access on MjData is not free.
+        # Views into the simulations, created once: attribute access on MjData is slow.
         self._controls = [simulation.ctrl for simulation in self._simulations]
         self._steps = [
             partial(mujoco.mj_step, model, simulation, env.frame_skip)
@@ -81,73 +80,83 @@ class MujocoVectorEnv(BatchEnv, ABC):
         self.velocities: Float64 = np.zeros((num_envs, model.nv))
 
     def advance(self, indices: Sequence[int], actions: NDArray[Any]) -> None:
-        """The physics: ``frame_skip`` sub-steps of each simulation in ``indices``."""
+        """Run ``frame_skip`` physics steps of each simulation in ``indices``."""
         controls, steps = self._controls, self._steps
         for i in indices:
             controls[i][:] = actions[i]
             steps[i]()
 
     def read_states(self) -> None:
-        """Copy all positions and velocities into two arrays, in two calls."""
-        # The arrays of this step and the last change places: nothing is allocated.
+        """Copy all positions and velocities into two arrays."""
+        # Swap the arrays of this step and the last, so that nothing is allocated.
         self.positions, self.positions_before = self.positions_before, self.positions
         np.concatenate(self._position_views, out=self.positions.reshape(-1))
         np.concatenate(self._velocity_views, out=self.velocities.reshape(-1))
 
-    def play_states(
-        self, player: PolicyKernel, first: int, observed: Float32, actions: Float32
+    def rollout_states(
+        self, policy: PolicyKernel, first: int, observations: Float32, actions: Float32
     ) -> Float64:
-        """Control steps of every simulation, and no more than must be between them.
+        """Run T control steps of all simulations without returning to Python.
 
         Args:
-            player: who acts.
-            first: of the positions, the first that is observed; all velocities are.
-            observed: (T + 1, K, D) observations, to be filled in.
-            actions: (T, K, A) actions as recorded, likewise.
+            policy: acts, with its noise.
+            first: index of the first position that is observed; all velocities are.
+            observations: (T + 1, K, D), overwritten.
+            actions: (T, K, A) as recorded, overwritten.
 
         Returns:
-            States (T + 1, K, nq + nv): positions and velocities before each step, and at the end.
+            (T + 1, K, nq + nv) positions and velocities before each step and at the end.
 
         Raises:
-            ValueError: the player or an array is of other sizes.
+            ValueError: the policy or an array is of another size.
         """
         model, steps = self._model, len(actions)
         states = np.empty((steps + 1, self.num_envs, model.nq + model.nv))
-        self._check_sizes(player, states[:, :, first:], observed, actions)
-        located = mujoco_kernel.located(model, self._simulations, self._env.frame_skip)
-        if located is None:
-            self._play_by_steps(player, states, states[:, :, first:], observed, actions)
+        self._check_sizes(policy, states[:, :, first:], observations, actions)
+        pointers = mujoco_kernel.get_pointers(model, self._simulations, self._env.frame_skip)
+        if pointers is None:
+            self._rollout_in_python(policy, states, states[:, :, first:], observations, actions)
         else:
-            rooms = player.perceptron.rooms(self.num_envs)
-            mujoco_kernel.play(located, player, rooms, first, states, observed, actions)
+            scratch = policy.network.make_scratch(self.num_envs)
+            mujoco_kernel.rollout(pointers, policy, scratch, first, states, observations, actions)
         self.read_states()
         self._elapsed += steps
         self._done = self._truncations()
         return states
 
     def _check_sizes(
-        self, player: PolicyKernel, seen: Float64, observed: Float32, actions: Float32
-    ) -> None:
-        """A compiled loop would write beyond an array that is too small."""
-        inputs, outputs = player.perceptron.sizes[[0, -1]]
-        acted = (len(seen) - 1, self.num_envs, self._model.nu)
-        found = (observed.shape, actions.shape, player.deviations.shape, inputs, outputs)
-        wanted = (seen.shape, acted, acted, seen.shape[-1], acted[-1])
-        if found != wanted:
-            raise ValueError(
-                "observations, actions, noise, inputs and outputs must be of sizes "
-                f"{wanted}, got {found}"
-            )
-
-    def _play_by_steps(
         self,
-        player: PolicyKernel,
-        states: Float64,
-        seen: Float64,
-        observed: Float32,
+        policy: PolicyKernel,
+        observed_states: Float64,
+        observations: Float32,
         actions: Float32,
     ) -> None:
-        """The same where MuJoCo's library is not to be found: a step after the other from here."""
+        """Validate shapes: a kernel would write beyond the end of an array that is too small."""
+        inputs, outputs = policy.network.sizes[[0, -1]]
+        action_shape = (len(observed_states) - 1, self.num_envs, self._model.nu)
+        actual = (observations.shape, actions.shape, policy.noise.shape, inputs, outputs)
+        expected = (
+            observed_states.shape,
+            action_shape,
+            action_shape,
+            observed_states.shape[-1],
+            action_shape[-1],
+        )
+        if actual != expected:
+            raise ValueError(
+                "observations, actions, noise, inputs and outputs must be of sizes "
+                f"{expected}, got {actual}"
+            )
+
+    def _rollout_in_python(
+        self,
+        policy: PolicyKernel,
+        states: Float64,
+        observed_states: Float64,
+        observations: Float32,
+        actions: Float32,
+    ) -> None:
+        """Run the steps one by one, where the address of MuJoCo's step function is unknown."""
         views = [
             view
             for pair in zip(self._position_views, self._velocity_views, strict=True)
@@ -155,27 +164,30 @@ class MujocoVectorEnv(BatchEnv, ABC):
         ]
         rows = states.reshape(len(states), -1)
         np.concatenate(views, out=rows[0])
-        observed[0] = seen[0]
-        for step, deviations in enumerate(player.deviations):
-            actions[step] = player.perceptron.outputs(observed[step]) + deviations
-            # Once for all to the controls' type: casting row by row takes longer.
-            given = scaled(actions[step], float(player.scale)).astype(np.float64)
-            self.advance(range(self.num_envs), given)
+        observations[0] = observed_states[0]
+        for step, noise in enumerate(policy.noise):
+            actions[step] = policy.network.forward(observations[step]) + noise
+            # One cast of the whole batch to the controls' type: casting row by row is slower.
+            controls = scale_actions(actions[step], float(policy.scale)).astype(np.float64)
+            self.advance(range(self.num_envs), controls)
             np.concatenate(views, out=rows[step + 1])
-            observed[step + 1] = seen[step + 1]
+            observations[step + 1] = observed_states[step + 1]
 
-    def broken(self) -> Bool:
-        """(K,) which simulations MuJoCo has given up, since their reset, and begun anew by itself.
+    def failed(self) -> Bool:
+        """Return which simulations (K,) MuJoCo has reset by itself since their last reset.
 
-        It does so without a word where a state or an acceleration is no number or beyond all
-        bounds; what is observed afterwards is finite, and of another episode.
+        It does so silently if a state or an acceleration is NaN or beyond its limit; observations
+        after that are finite and belong to another episode.
         """
         return np.array(
-            [any(data.warning[kind].number for kind in _GIVEN_UP) for data in self._simulations]
+            [
+                any(data.warning[warning].number for warning in _RESET_WARNINGS)
+                for data in self._simulations
+            ]
         )
 
     def reset_one(self, i: int) -> None:
-        """The single environment resets whatever simulation it is lent."""
+        """Reset simulation ``i`` by the single environment's ``reset_model``."""
         env = self._env
         env.data = self._simulations[i]
         env.np_random = self.rngs[i]

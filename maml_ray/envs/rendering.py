@@ -1,4 +1,4 @@
-"""How a MuJoCo environment is shown and described: camera, floor, display, finite spaces."""
+"""Configure the rendering and the spaces of MuJoCo environments: camera, floor, display modes."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from gymnasium.envs.mujoco import MujocoEnv
 from gymnasium.spaces import Box
 
 
-def follow(keywords: dict[str, Any]) -> dict[str, Any]:
-    """Keywords of a MuJoCo environment with the tracking camera, unless they name another.
+def with_tracking_camera(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return ``kwargs`` of a MuJoCo environment with the tracking camera, unless they name one.
 
-    A fixed camera would have lost a runner within a second.
+    An animal runs out of a fixed camera's view within a second.
     """
-    return keywords if "camera_id" in keywords else {"camera_name": "track", **keywords}
+    return kwargs if "camera_id" in kwargs else {"camera_name": "track", **kwargs}
 
 
-def furnish(env: MujocoEnv) -> None:
-    """Give ``env`` a floor that does not end, the display modes it has here, a finite space.
+def configure_rendering(env: MujocoEnv) -> None:
+    """Enlarge the floor of ``env``, list the render modes that work here, bound its observations.
 
-    The observation space is bounded by MuJoCo's own limit on any coordinate (1e10, beyond which
-    it resets the simulation) in place of infinity, which Gymnasium's checker warns of.
+    The bound is MuJoCo's limit on any coordinate (1e10, beyond which it resets the simulation):
+    Gymnasium's checker warns of infinite spaces.
     """
-    # The floor is endless to the physics, but drawn for 20 or 40 m to each side: a good runner
-    # gets to its edge. Ten times the size, and the chequers as large as before.
+    # The floor is endless to the physics, but drawn for 20 or 40 m to each side, which a good
+    # runner leaves. Ten times the size, with checkers as large as before.
     floor = env.model.geom("floor")
     floor.size[:2] *= 10.0
     env.model.mat_texrepeat[floor.matid] *= 10.0

@@ -1,7 +1,7 @@
-"""What a runner is asked for: a direction, or a speed.
+"""Reward running in a direction or at a target speed.
 
-A goal turns the velocity along x into the part of the reward that depends on the task. It takes
-one number or an array of them, so the single and the batched environment share it, to the bit.
+A goal maps the velocity along x to the task-dependent part of the reward. It takes a number or an
+array, so that single and batched environments compute the same bits.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-Speeds = TypeVar("Speeds", np.float64, NDArray[np.float64])
+Velocity = TypeVar("Velocity", np.float64, NDArray[np.float64])
 
 
 class Goal(Protocol):
-    """The task-dependent part of a runner's reward."""
+    """The task-dependent part of a locomotion reward."""
 
-    def reward(self, velocity: Speeds) -> Speeds:
-        """Reward of one step at ``velocity`` along x, in m/s."""
+    def reward(self, velocity: Velocity) -> Velocity:
+        """Return the reward of a step at ``velocity`` along x, in m/s."""
 
-    def speed(self, velocity: Speeds) -> Speeds:
-        """What is reported as the speed: along x, or in the direction asked for, in m/s."""
+    def speed(self, velocity: Velocity) -> Velocity:
+        """Return the speed to report: along x or in the goal's direction, in m/s."""
 
 
 @dataclass(frozen=True)
 class Direction:
-    """Run as fast as you can: ``direction * velocity``.
+    """Run as fast as possible in a direction: ``direction * velocity``.
 
     Finn et al. 2017 (https://arxiv.org/abs/1703.03400), section 5.3, "goal direction".
 
@@ -37,34 +37,34 @@ class Direction:
 
     direction: float
 
-    def reward(self, velocity: Speeds) -> Speeds:
-        """The speed in the direction asked for."""
+    def reward(self, velocity: Velocity) -> Velocity:
+        """Return the speed in the goal's direction."""
         return self.direction * velocity
 
-    def speed(self, velocity: Speeds) -> Speeds:
-        """The same."""
+    def speed(self, velocity: Velocity) -> Velocity:
+        """Return the speed in the goal's direction."""
         return self.direction * velocity
 
 
 @dataclass(frozen=True)
 class TargetSpeed:
-    """Run at a given speed: ``bonus - |velocity - target|``.
+    """Run at a target speed: ``bonus - |velocity - target|``.
 
     Finn et al. 2017 (https://arxiv.org/abs/1703.03400), section 5.3, "goal velocity".
 
     Attributes:
         target: m/s along x.
-        bonus: added to every step: an animal that may fall must gain by staying on its feet.
+        bonus: added in each step: an animal that can fall must gain by staying upright.
     """
 
     target: float
     bonus: float = 0.0
 
-    def reward(self, velocity: Speeds) -> Speeds:
-        """Minus the distance to the target speed, and the bonus."""
-        reward: Speeds = self.bonus - np.abs(velocity - self.target)
+    def reward(self, velocity: Velocity) -> Velocity:
+        """Return the bonus minus the distance to the target speed."""
+        reward: Velocity = self.bonus - np.abs(velocity - self.target)
         return reward
 
-    def speed(self, velocity: Speeds) -> Speeds:
-        """The velocity itself."""
+    def speed(self, velocity: Velocity) -> Velocity:
+        """Return the velocity along x."""
         return velocity

@@ -1,8 +1,7 @@
-"""Many simulations behind one ``gymnasium.vector.VectorEnv``, whatever it is that is simulated.
+"""Run K simulations of any kind behind one ``gymnasium.vector.VectorEnv``.
 
-Here is what every batch needs and none wants to write again: seeds, time limits, resets of some
-of the simulations, autoreset, and infos as Gymnasium gives them. A subclass says how one
-simulation begins, how some move on, what is seen and what a step is worth.
+The base class implements seeds, time limits, partial resets, autoreset and Gymnasium's infos. A
+subclass implements initial states, dynamics, observations and rewards.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ Infos = dict[str, Any]
 
 
 class Transition(NamedTuple):
-    """What a step means: ``rewards`` (K,) float64, ``terminations`` (K,) bool, ``infos``."""
+    """Outcome of a step: ``rewards`` (K,) float64, ``terminations`` (K,) bool, ``infos``."""
 
     rewards: Float64
     terminations: Bool
@@ -32,20 +31,20 @@ class Transition(NamedTuple):
 
 
 class BatchEnv(VectorEnv[Float64, NDArray[Any], NDArray[Any]], ABC):
-    """K simulations of one environment that are stepped together.
+    """Base class of K simulations of one environment that are stepped together.
 
-    A subclass sets up its simulations, calls this constructor, and fills in :meth:`reset_one`,
-    :meth:`advance`, :meth:`observe` and :meth:`assess`. Simulation ``i`` draws from ``rngs[i]``
-    as the single environment draws from its ``np_random``, so that equal seeds give equal states.
+    A subclass creates its simulations, calls this constructor, and implements :meth:`reset_one`,
+    :meth:`advance`, :meth:`observe` and :meth:`assess`. Simulation ``i`` draws from ``rngs[i]`` as
+    the single environment draws from its ``np_random``, so that equal seeds give equal states.
 
     Args:
-        env: a single environment; it lends its spaces and metadata.
+        env: a single environment, for its spaces and metadata.
         num_envs: K, the number of simulations.
         max_episode_steps: truncate after that many steps, as Gymnasium's ``TimeLimit``.
         autoreset_mode: ``NEXT_STEP`` (Gymnasium's default) or ``DISABLED``.
 
     Raises:
-        ValueError: ``num_envs`` is below one, or the autoreset mode is another.
+        ValueError: ``num_envs`` is below one, or the autoreset mode is unsupported.
     """
 
     def __init__(
@@ -71,32 +70,32 @@ class BatchEnv(VectorEnv[Float64, NDArray[Any], NDArray[Any]], ABC):
         self._max_episode_steps = max_episode_steps
         self._elapsed = np.zeros(num_envs, dtype=np.int64)
         self._done = np.zeros(num_envs, dtype=np.bool_)
-        self._everyone = np.ones(num_envs, dtype=np.bool_)
+        self._all_true = np.ones(num_envs, dtype=np.bool_)
 
     @abstractmethod
     def reset_one(self, i: int) -> None:
-        """Put simulation ``i`` into an initial state, with no randomness but ``rngs[i]``."""
+        """Put simulation ``i`` into an initial state, drawing only from ``rngs[i]``."""
 
     @abstractmethod
     def advance(self, indices: Sequence[int], actions: NDArray[Any]) -> None:
-        """Move the simulations in ``indices`` on by one step with their rows of ``actions``."""
+        """Step the simulations in ``indices`` with their rows of ``actions``."""
 
     def read_states(self) -> None:
-        """Called when simulations have been reset or moved on, before they are looked at."""
+        """Cache states after resets and steps, before :meth:`observe` and :meth:`assess`."""
 
     @abstractmethod
     def observe(self) -> Float64:
-        """Observations (K, D) of the present states, in a new array."""
+        """Return observations (K, D) of the current states in a new array."""
 
     @abstractmethod
     def assess(self, actions: NDArray[Any]) -> Transition:
-        """What the step by ``actions`` (K, A) to the present states is worth, in new arrays.
+        """Return the outcome in new arrays of the step by ``actions`` (K, A) to the current states.
 
-        Rows of simulations that were reset instead of moved on are computed and thrown away.
+        Rows of simulations that were reset in this step are ignored.
         """
 
     def reset_infos(self) -> dict[str, NDArray[Any]]:
-        """Infos (K,) of freshly reset simulations."""
+        """Return infos (K,) of simulations after a reset."""
         return {}
 
     def reset(
@@ -109,28 +108,30 @@ class BatchEnv(VectorEnv[Float64, NDArray[Any], NDArray[Any]], ABC):
 
         A single integer ``seed`` seeds simulation ``i`` with ``seed + i``, as Gymnasium does.
         """
-        chosen = self._chosen(options)
+        mask = self._reset_mask(options)
         seeds: Sequence[int | None]
         if seed is None or isinstance(seed, int | np.integer):
             seeds = [None if seed is None else int(seed) + i for i in range(self.num_envs)]
         else:
             seeds = seed
         if len(seeds) != self.num_envs:
-            raise ValueError(f"seed must hold {self.num_envs} numbers, got {len(seeds)}")
+            raise ValueError(f"seed must have {self.num_envs} numbers, got {len(seeds)}")
         for i, value in enumerate(seeds):
-            if chosen[i]:
+            if mask[i]:
                 if value is not None:
                     self.rngs[i] = seeding.np_random(int(value))[0]
                 self._begin_episode(i)
         self.read_states()
-        return self.observe(), _masked_infos(self.reset_infos(), chosen)
+        return self.observe(), _masked_infos(self.reset_infos(), mask)
 
     def step(self, actions: NDArray[Any]) -> tuple[Float64, Float64, Bool, Bool, Infos]:
-        """Advance every simulation by one control step with ``actions`` (K, A).
+        """Advance each simulation by one control step with ``actions`` (K, A).
 
-        Returns observations (K, D), rewards, terminations and truncations (K,), and infos.
-        In ``NEXT_STEP`` mode a simulation whose episode has ended is reset instead, its action
-        is ignored and its reward is zero.
+        In ``NEXT_STEP`` mode a simulation whose episode has ended is reset instead: its action is
+        ignored and its reward is zero.
+
+        Returns:
+            Observations (K, D), rewards, terminations and truncations (K,), and infos.
         """
         actions = np.asarray(actions)
         if actions.shape != self.action_space.shape:
@@ -145,11 +146,11 @@ class BatchEnv(VectorEnv[Float64, NDArray[Any], NDArray[Any]], ABC):
         self._elapsed += 1
         truncations = self._truncations()
         self._done = transition.terminations | truncations
-        infos = self._infos_of_all(transition.infos)
+        infos = self._unmasked_infos(transition.infos)
         return self.observe(), transition.rewards, transition.terminations, truncations, infos
 
     def _step_and_reset(self, actions: NDArray[Any]) -> tuple[Float64, Float64, Bool, Bool, Infos]:
-        """A step in which the simulations that are done start anew and the others move on."""
+        """Reset the simulations that are done and step the others."""
         resetting = self._done.copy()
         moving = ~resetting
         for i in np.flatnonzero(resetting):
@@ -173,32 +174,32 @@ class BatchEnv(VectorEnv[Float64, NDArray[Any], NDArray[Any]], ABC):
         self._elapsed[i] = 0
         self._done[i] = False
 
-    def _chosen(self, options: Mapping[str, Any] | None) -> Bool:
-        """Which simulations a reset is for."""
+    def _reset_mask(self, options: Mapping[str, Any] | None) -> Bool:
+        """Return which simulations (K,) to reset."""
         if options is None or "reset_mask" not in options:
-            return self._everyone.copy()
-        chosen = np.asarray(options["reset_mask"], dtype=np.bool_)
-        if chosen.shape != (self.num_envs,):
-            raise ValueError(f"reset_mask must have shape ({self.num_envs},), got {chosen.shape}")
-        return chosen
+            return self._all_true.copy()
+        mask = np.asarray(options["reset_mask"], dtype=np.bool_)
+        if mask.shape != (self.num_envs,):
+            raise ValueError(f"reset_mask must have shape ({self.num_envs},), got {mask.shape}")
+        return mask
 
     def _truncations(self) -> Bool:
         if self._max_episode_steps is None:
             return np.zeros(self.num_envs, dtype=np.bool_)
         return self._elapsed >= self._max_episode_steps
 
-    def _infos_of_all(self, values: dict[str, NDArray[Any]]) -> Infos:
-        """Infos that every simulation has, quickly: this is on every step's way."""
-        everywhere = self._everyone.copy()
+    def _unmasked_infos(self, values: dict[str, NDArray[Any]]) -> Infos:
+        """Return infos that all simulations have, faster than :func:`_masked_infos`."""
+        mask = self._all_true.copy()
         infos: Infos = {}
         for key, value in values.items():
             infos[key] = value
-            infos["_" + key] = everywhere
+            infos["_" + key] = mask
         return infos
 
 
 def _masked_infos(values: dict[str, NDArray[Any]], mask: Bool) -> Infos:
-    """Infos as Gymnasium gives them: ``key``, zero where absent, and ``_key``, its mask."""
+    """Return infos in Gymnasium's format: ``key``, zero if absent, and its mask ``_key``."""
     infos: Infos = {}
     for key, value in values.items():
         infos[key] = np.where(mask, value, np.zeros_like(value))

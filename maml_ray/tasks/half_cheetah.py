@@ -1,25 +1,25 @@
-"""Half-cheetahs with something to do: single environments, their batches, task distributions."""
+"""Half-cheetahs with goals: environments, batches and task distributions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
+from gymnasium.utils import EzPickle
 from pydantic import validate_call
 
 from maml_ray.config.settings import Finite, NonNegative, Option
-from maml_ray.envs.gym_registration import env_id
-from maml_ray.envs.locomotion import Runner, RunnerVector
-from maml_ray.envs.rewards import Direction, Goal, TargetSpeed
+from maml_ray.envs.locomotion import (
+    DirectionEnv,
+    LocomotionEnv,
+    LocomotionVectorEnv,
+    VelocityEnv,
+)
+from maml_ray.envs.rewards import Direction, Goal
 from maml_ray.tasks.locomotion import DirectionTasks, GoalTasks, VelocityTasks
 from maml_ray.tasks.task import Task
-
-BACKWARD_ID = env_id("HalfCheetahBackward")
-DIRECTION_ID = env_id("HalfCheetahDirection")
-VELOCITY_ID = env_id("HalfCheetahVelocity")
 
 NOTEBOOK_CONTROL_COST = 0.05 * 0.1
 """The source notebook's: 0.05 times Gymnasium's own, which is 0.1."""
@@ -27,91 +27,61 @@ PAPER_CONTROL_COST = 0.05
 """The papers', ``0.5 * 1e-1``: Finn et al. 2017 and, after them, ProMP and RLlib."""
 
 
-class HalfCheetahRunner(Runner, HalfCheetahEnv):
-    """HalfCheetah-v5 with a goal: see :class:`Runner`. A control step is 0.05 s; it never falls."""
-
-
-class HalfCheetahBackward(HalfCheetahRunner):
-    """The half-cheetah that is to run backward: the source notebook's task.
+class HalfCheetahGoalEnv(LocomotionEnv, HalfCheetahEnv):
+    """HalfCheetah-v5 with a goal; a control step is 0.05 s, and episodes never terminate.
 
     Args:
-        control_cost: see :class:`Runner`.
-        torso_position: likewise.
-        kwargs: of ``HalfCheetah-v5``.
+        goal: the task-dependent part of the reward.
+        control_cost: weight of the squared action.
+        kwargs: ``torso_position`` of :class:`LocomotionEnv`, and those of ``HalfCheetah-v5``.
     """
 
     def __init__(
-        self,
-        *,
-        control_cost: float = NOTEBOOK_CONTROL_COST,
-        torso_position: bool = False,
-        **kwargs: Any,
+        self, goal: Goal, *, control_cost: float = PAPER_CONTROL_COST, **kwargs: Any
     ) -> None:
-        keywords = {"control_cost": control_cost, "torso_position": torso_position, **kwargs}
-        super().__init__(Direction(-1.0), **keywords)
-        gym.utils.EzPickle.__init__(self, **keywords)
+        super().__init__(goal, control_cost=control_cost, **kwargs)
 
 
-class HalfCheetahDirection(HalfCheetahRunner):
-    """The half-cheetah that is to run forward (``direction`` 1) or backward (-1).
+class HalfCheetahBackward(HalfCheetahGoalEnv):
+    """The half-cheetah that must run backward: the source notebook's task.
 
     Args:
-        direction: 1 or -1.
-        control_cost: see :class:`Runner`.
-        torso_position: likewise.
-        kwargs: of ``HalfCheetah-v5``.
+        control_cost: weight of the squared action.
+        kwargs: of :class:`HalfCheetahGoalEnv`.
     """
 
-    def __init__(
-        self,
-        *,
-        direction: float = 1.0,
-        control_cost: float = PAPER_CONTROL_COST,
-        torso_position: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        keywords = {"control_cost": control_cost, "torso_position": torso_position, **kwargs}
-        super().__init__(Direction(direction), **keywords)
-        gym.utils.EzPickle.__init__(self, direction=direction, **keywords)
+    def __init__(self, *, control_cost: float = NOTEBOOK_CONTROL_COST, **kwargs: Any) -> None:
+        super().__init__(self.make_goal(), control_cost=control_cost, **kwargs)
+        EzPickle.__init__(self, control_cost=control_cost, **kwargs)
+
+    @classmethod
+    def make_goal(cls) -> Goal:
+        """Create the goal of running backward."""
+        return Direction(-1.0)
 
 
-class HalfCheetahVelocity(HalfCheetahRunner):
-    """The half-cheetah that is to run at a given speed.
-
-    Args:
-        target_speed: m/s forward.
-        control_cost: see :class:`Runner`.
-        torso_position: likewise.
-        kwargs: of ``HalfCheetah-v5``.
-    """
-
-    def __init__(
-        self,
-        *,
-        target_speed: float = 1.0,
-        control_cost: float = PAPER_CONTROL_COST,
-        torso_position: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        keywords = {"control_cost": control_cost, "torso_position": torso_position, **kwargs}
-        super().__init__(TargetSpeed(target_speed), **keywords)
-        gym.utils.EzPickle.__init__(self, target_speed=target_speed, **keywords)
+class HalfCheetahDirection(DirectionEnv, HalfCheetahGoalEnv):
+    """The half-cheetah that must run forward or backward: see :class:`DirectionEnv`."""
 
 
-class HalfCheetahBackwardVector(RunnerVector):
+class HalfCheetahVelocity(VelocityEnv, HalfCheetahGoalEnv):
+    """The half-cheetah that must run at a target speed: see :class:`VelocityEnv`."""
+
+
+class HalfCheetahBackwardVector(LocomotionVectorEnv):
     """A batch of :class:`HalfCheetahBackward`."""
 
     single = HalfCheetahBackward
 
 
-class HalfCheetahDirectionVector(RunnerVector):
-    """A batch of :class:`HalfCheetahDirection`, all in one direction."""
+class HalfCheetahDirectionVector(LocomotionVectorEnv):
+    """A batch of :class:`HalfCheetahDirection` in one direction."""
 
     single = HalfCheetahDirection
 
 
-class HalfCheetahVelocityVector(RunnerVector):
-    """A batch of :class:`HalfCheetahVelocity`, all at one target speed."""
+class HalfCheetahVelocityVector(LocomotionVectorEnv):
+    """A batch of :class:`HalfCheetahVelocity` at one target speed."""
 
     single = HalfCheetahVelocity
 
@@ -119,12 +89,12 @@ class HalfCheetahVelocityVector(RunnerVector):
 class HalfCheetahBackwardTasks(GoalTasks):
     """The distribution with one task: run backward.
 
-    Meta-learning on it finds parameters from which one policy-gradient step runs backward well;
-    it is the source notebook's, and the quickest trial of the whole machinery.
+    Meta-learning on it finds parameters from which one policy-gradient step runs backward well.
+    It is the source notebook's, and the quickest test of the whole system.
 
     Args:
-        control_cost: weight on the squared action.
-        torso_position: observe the torso's position too.
+        control_cost: weight of the squared action.
+        torso_position: also observe the torso's position.
     """
 
     vector = HalfCheetahBackwardVector
@@ -139,21 +109,17 @@ class HalfCheetahBackwardTasks(GoalTasks):
         super().__init__(control_cost=control_cost, torso_position=torso_position)
 
     def sample(self, rng: np.random.Generator, count: int) -> tuple[Task, ...]:
-        """``count`` times the one task."""
+        """Return the one task ``count`` times."""
         return (Task("backward"),) * count
 
     def task(self, parameters: Mapping[str, float]) -> Task:
-        """The one task, of no parameters."""
+        """Return the one task, which has no parameters."""
         if parameters:
             raise ValueError("there is one task, and it has no parameters: {}")
         return Task("backward")
 
-    def goal(self, task: Task) -> Goal:
-        """As fast as can be backward."""
-        return Direction(-1.0)
-
-    def keywords(self, task: Task) -> dict[str, Any]:
-        """None: the environment knows no other task."""
+    def task_kwargs(self, task: Task) -> dict[str, Any]:
+        """Return none: the environment has one task."""
         return {}
 
 
@@ -161,8 +127,8 @@ class HalfCheetahDirectionTasks(DirectionTasks):
     """Run forward, or run backward: see :class:`DirectionTasks`.
 
     Args:
-        control_cost: weight on the squared action; the papers' by default.
-        torso_position: observe the torso's position too, as the papers did.
+        control_cost: weight of the squared action; the papers' by default.
+        torso_position: also observe the torso's position, as the papers did.
     """
 
     vector = HalfCheetahDirectionVector
@@ -178,12 +144,12 @@ class HalfCheetahDirectionTasks(DirectionTasks):
 
 
 class HalfCheetahVelocityTasks(VelocityTasks):
-    """Run at a given speed, in the paper 0 to 2 m/s: see :class:`VelocityTasks`.
+    """Run at a target speed, in the paper 0 to 2 m/s: see :class:`VelocityTasks`.
 
     Args:
         speed_range: lowest and highest target speed in m/s.
-        control_cost: weight on the squared action; the papers' by default.
-        torso_position: observe the torso's position too, as the papers did.
+        control_cost: weight of the squared action; the papers' by default.
+        torso_position: also observe the torso's position, as the papers did.
 
     Raises:
         ValueError: the range is empty.

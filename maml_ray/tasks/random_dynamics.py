@@ -1,7 +1,7 @@
-"""Walkers and hoppers of other masses, inertias, damping and friction, told apart by nothing else.
+"""Walkers and hoppers with random masses, inertias, damping and friction.
 
 Rothfuss et al. 2019, ProMP (https://arxiv.org/abs/1810.06784), after rand_param_envs. The reward
-is Gymnasium's own, as it is there: speed forward, 1 for every step on its feet, minus
+is Gymnasium's, as there: forward speed, plus 1 for each upright step, minus
 ``1e-3 * |action|^2``.
 """
 
@@ -11,41 +11,41 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
 from gymnasium.envs.mujoco.walker2d_v5 import Walker2dEnv
+from gymnasium.utils import EzPickle
 from numpy.typing import NDArray
 from pydantic import validate_call
 
 from maml_ray.config.settings import NonNegative, Option
-from maml_ray.envs.locomotion import FallingVector, Runner, Terms
-from maml_ray.envs.model_randomizer import Dynamics, sampled_multipliers
+from maml_ray.envs.locomotion import FallingVectorEnv, LocomotionEnv, Terms
+from maml_ray.envs.model_randomizer import ModelRandomizer, sample_multipliers
 from maml_ray.envs.rewards import Direction
 from maml_ray.envs.vector_env import Bool
-from maml_ray.tasks.locomotion import RunnerTasks
+from maml_ray.tasks.locomotion import LocomotionTasks
 from maml_ray.tasks.task import Task
 
 CONTROL_COST = 1e-3
 """Gymnasium's own, and the papers'."""
 
 
-class RandomDynamicsRunner(Runner):
-    """A Gymnasium runner that may fall, with other dynamics: see :class:`Runner`.
+class RandomDynamicsEnv(LocomotionEnv):
+    """A Gymnasium animal that can fall, with other dynamics: see :class:`LocomotionEnv`.
 
-    To the runner's reward comes Gymnasium's bonus for being on its feet, as ``reward_survive``.
+    The reward adds Gymnasium's bonus for upright steps, as ``reward_survive``.
 
     Args:
-        dynamics: multipliers by name, see :class:`~maml_ray.envs.model_randomizer.Dynamics`; those
-            left out are 1. ``env.dynamics.apply`` changes them between episodes.
-        control_cost: weight on the squared action.
-        kwargs: of :class:`Runner` and the Gymnasium class.
+        dynamics: multipliers by name, see :class:`ModelRandomizer`; missing ones are 1.
+            ``env.dynamics.apply`` changes them between episodes.
+        control_cost: weight of the squared action.
+        kwargs: of :class:`LocomotionEnv` and the Gymnasium class.
 
     Raises:
-        ValueError: a multiplier's name is not known, or it is not a positive number.
+        ValueError: a multiplier's name is unknown, or it is not a positive number.
     """
 
-    unused_infos = ("z_distance_from_origin",)
+    dropped_infos = ("z_distance_from_origin",)
 
     def __init__(
         self,
@@ -54,52 +54,52 @@ class RandomDynamicsRunner(Runner):
         control_cost: float = CONTROL_COST,
         **kwargs: Any,
     ) -> None:
-        given = dict(dynamics or {})
+        multipliers = dict(dynamics or {})
         super().__init__(Direction(1.0), control_cost=control_cost, **kwargs)
-        self.dynamics = Dynamics(self.model)
-        self.dynamics.apply(given)
-        gym.utils.EzPickle.__init__(self, dynamics=given, control_cost=control_cost, **kwargs)
+        self.dynamics = ModelRandomizer(self.model)
+        self.dynamics.apply(multipliers)
+        EzPickle.__init__(self, dynamics=multipliers, control_cost=control_cost, **kwargs)
 
     def _get_rew(self, x_velocity: Any, action: NDArray[Any]) -> tuple[Any, Terms]:
         _, terms = super()._get_rew(x_velocity, action)
-        survive = terms["reward_survive"] = self.healthy_reward  # type: ignore[attr-defined]
-        return (terms["reward_run"] + survive) + terms["reward_control"], terms
+        bonus = terms["reward_survive"] = self.healthy_reward  # type: ignore[attr-defined]
+        return (terms["reward_run"] + bonus) + terms["reward_control"], terms
 
 
-class Walker2dRandomDynamics(RandomDynamicsRunner, Walker2dEnv):
-    """Walker2d-v5 of other dynamics: see :class:`RandomDynamicsRunner`."""
+class Walker2dRandomDynamics(RandomDynamicsEnv, Walker2dEnv):
+    """Walker2d-v5 with other dynamics: see :class:`RandomDynamicsEnv`."""
 
 
-class HopperRandomDynamics(RandomDynamicsRunner, HopperEnv):
-    """Hopper-v5 of other dynamics: see :class:`RandomDynamicsRunner`."""
+class HopperRandomDynamics(RandomDynamicsEnv, HopperEnv):
+    """Hopper-v5 with other dynamics: see :class:`RandomDynamicsEnv`."""
 
 
-class RandomDynamicsVector(FallingVector):
-    """A batch of one kind of :class:`RandomDynamicsRunner`, all of the same dynamics."""
+class RandomDynamicsVectorEnv(FallingVectorEnv):
+    """A batch of one kind of :class:`RandomDynamicsEnv` with the same dynamics."""
 
     velocity_limit = 10.0
 
     def __init__(self, num_envs: int = 1, **kwargs: Any) -> None:
         super().__init__(num_envs, **kwargs)
         env: Any = self._env
-        self.dynamics: Dynamics = env.dynamics
+        self.dynamics: ModelRandomizer = env.dynamics
         self._low_angle, self._high_angle = env._healthy_angle_range
 
-    def healthy(self) -> Bool:
-        """(K,) torso at a healthy height and angle."""
+    def is_healthy(self) -> Bool:
+        """Return which torsos (K,) are at a healthy height and angle."""
         z, angle = self.positions[:, 1], self.positions[:, 2]
         upright = (self._low_angle < angle) & (angle < self._high_angle)
         healthy: Bool = (self._low_z < z) & (z < self._high_z) & upright
         return healthy
 
 
-class Walker2dRandomDynamicsVector(RandomDynamicsVector):
+class Walker2dRandomDynamicsVector(RandomDynamicsVectorEnv):
     """A batch of :class:`Walker2dRandomDynamics`."""
 
     single = Walker2dRandomDynamics
 
 
-class HopperRandomDynamicsVector(RandomDynamicsVector):
+class HopperRandomDynamicsVector(RandomDynamicsVectorEnv):
     """A batch of :class:`HopperRandomDynamics`."""
 
     single = HopperRandomDynamics
@@ -109,27 +109,26 @@ class HopperRandomDynamicsVector(RandomDynamicsVector):
         env: Any = self._env
         self._low_state, self._high_state = env._healthy_state_range
 
-    def healthy(self) -> Bool:
-        """(K,) every coordinate but the first two within bounds as well."""
-        healthy = super().healthy()
+    def is_healthy(self) -> Bool:
+        """Also require all coordinates except the first two to be within bounds."""
+        healthy = super().is_healthy()
         for values in (self.positions[:, 2:], self.velocities):
             healthy &= np.maximum.reduce(values, axis=1) < self._high_state
             healthy &= np.minimum.reduce(values, axis=1) > self._low_state
         return healthy
 
 
-class RandomDynamicsTasks(RunnerTasks):
-    """Other dynamics for each task: every multiplier is drawn by itself.
+class RandomDynamicsTasks(LocomotionTasks):
+    """Random dynamics: each multiplier is drawn independently, and all are a task's parameters.
 
-    A task's parameters are the multipliers, all of them. Tasks are points of a space of dozens of
-    dimensions: those of another stream of random numbers, as evaluation draws, are other tasks
-    with probability one, and nothing need be held out.
+    The space of tasks has dozens of dimensions. Another random stream, which evaluation uses,
+    draws other tasks with probability one, so nothing need be held out.
 
     Args:
-        log_scale_limit: multipliers lie between ``base**-limit`` and ``base**limit``; base 1.5,
-            and 1.3 for damping.
-        control_cost: weight on the squared action.
-        torso_position: observe the torso's position too.
+        log_scale_limit: multipliers lie between ``base**-limit`` and ``base**limit``; the base is
+            1.5, and 1.3 for damping.
+        control_cost: weight of the squared action.
+        torso_position: also observe the torso's position.
     """
 
     @validate_call
@@ -144,17 +143,17 @@ class RandomDynamicsTasks(RunnerTasks):
         self.log_scale_limit = log_scale_limit
         single: Any = self.vector.single
         env = single()
-        self._dynamics: Dynamics = env.dynamics  # of a model of its own: names, and their check
+        self._dynamics: ModelRandomizer = env.dynamics  # knows and validates the names
         env.close()
 
     def sample(self, rng: np.random.Generator, count: int) -> tuple[Task, ...]:
-        """Multipliers of ``count`` tasks."""
+        """Draw the multipliers of ``count`` tasks."""
         names, limit = self._dynamics.names, self.log_scale_limit
-        return tuple(self._task(sampled_multipliers(rng, names, limit)) for _ in range(count))
+        return tuple(self._task(sample_multipliers(rng, names, limit)) for _ in range(count))
 
     def task(self, parameters: Mapping[str, float]) -> Task:
-        """The task of ``{"mass/torso": 2.0}``: multipliers left out are 1."""
-        given = self._dynamics.check(parameters)
+        """Return the task of multipliers such as ``{"mass/torso": 2.0}``; missing ones are 1."""
+        given = self._dynamics.validate(parameters)
         name = ", ".join(f"{key} {value:g}" for key, value in given.items())
         multipliers = {key: given.get(key, 1.0) for key in self._dynamics.names}
         return self._task(multipliers, name if len(given) <= 2 else None)
@@ -162,26 +161,26 @@ class RandomDynamicsTasks(RunnerTasks):
     @staticmethod
     def _task(multipliers: Mapping[str, float], name: str | None = None) -> Task:
         parameters = tuple(multipliers.items())
-        if name is None:  # too many to read: a short name that tells tasks apart
+        if name is None:  # too many to list: a short unique name
             name = f"dynamics {zlib.crc32(repr(parameters).encode()):08x}"
-        return Task(name or "dynamics as they came", parameters)
+        return Task(name or "original dynamics", parameters)
 
-    def keywords(self, task: Task) -> dict[str, Any]:
-        """The multipliers."""
+    def task_kwargs(self, task: Task) -> dict[str, Any]:
+        """Return the multipliers."""
         return {"dynamics": dict(task.parameters)}
 
-    def turn(self, env: Any, task: Task) -> None:
-        """Other multipliers for the one model of all simulations."""
+    def set_task(self, env: Any, task: Task) -> None:
+        """Apply the multipliers to the model that all simulations share."""
         env.dynamics.apply(dict(task.parameters))
 
 
 class Walker2dRandomDynamicsTasks(RandomDynamicsTasks):
-    """Walkers of other dynamics: see :class:`RandomDynamicsTasks`."""
+    """Walkers with random dynamics: see :class:`RandomDynamicsTasks`."""
 
     vector = Walker2dRandomDynamicsVector
 
 
 class HopperRandomDynamicsTasks(RandomDynamicsTasks):
-    """Hoppers of other dynamics: see :class:`RandomDynamicsTasks`."""
+    """Hoppers with random dynamics: see :class:`RandomDynamicsTasks`."""
 
     vector = HopperRandomDynamicsVector

@@ -1,103 +1,68 @@
-"""How a name in the settings becomes a task distribution."""
+"""List the built-in task families and register their environments with Gymnasium.
+
+Environments have ids such as ``maml_ray/AntVelocity-v0`` for ``gymnasium.make`` and ``make_vec``.
+Families are listed by name: nothing is imported until one is used.
+"""
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import traceback
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
-from pydantic import ValidationError
-
-from maml_ray.config.error_messages import describe_validation_error, did_you_mean
-from maml_ray.config.settings import SettingsError, TaskSettings
-from maml_ray.tasks.task import TaskDistribution
-from maml_ray.tasks.task_observation import ObservedParametersTasks
-
-BUILT_IN: Mapping[str, str] = {
-    "half-cheetah-backward": "maml_ray.tasks.half_cheetah:HalfCheetahBackwardTasks",
-    "half-cheetah-direction": "maml_ray.tasks.half_cheetah:HalfCheetahDirectionTasks",
-    "half-cheetah-velocity": "maml_ray.tasks.half_cheetah:HalfCheetahVelocityTasks",
-    "ant-direction": "maml_ray.tasks.ant:AntDirectionTasks",
-    "ant-velocity": "maml_ray.tasks.ant:AntVelocityTasks",
-    "walker2d-random-dynamics": "maml_ray.tasks.random_dynamics:Walker2dRandomDynamicsTasks",
-    "hopper-random-dynamics": "maml_ray.tasks.random_dynamics:HopperRandomDynamicsTasks",
-    "point-navigation": "maml_ray.tasks.point_navigation:PointNavigationTasks",
-}
-"""Names that ``task.name`` may take; any other ``"module:Class"`` may stand there too."""
+import gymnasium as gym
 
 
-def resolve_tasks(settings: TaskSettings) -> TaskDistribution:
-    """The task distribution that ``settings`` name: a built-in name, or ``"module:Class"``.
+@dataclass(frozen=True)
+class TaskFamily:
+    """A built-in task family.
 
-    Raises:
-        SettingsError: there is no such name, module or class, it is not a distribution, it does
-            not take the options, or its tasks have no parameters that could be observed.
+    Its module in :mod:`maml_ray.tasks` defines the single environment ``env``, its batch
+    ``{env}Vector`` and its task distribution ``{env}Tasks``.
+
+    Attributes:
+        module: name of the module.
+        env: class name of the single environment.
+        max_episode_steps: length of an episode in the papers, Gymnasium's time limit.
     """
-    tasks = _made(_factory(settings.name), settings.name, settings.options)
-    if settings.observe_parameters:
-        return ObservedParametersTasks(tasks, settings.name)
-    return tasks
+
+    module: str
+    env: str
+    max_episode_steps: int
+
+    @property
+    def path(self) -> str:
+        """Path ``module:Class`` of the single environment."""
+        return f"maml_ray.tasks.{self.module}:{self.env}"
 
 
-def _factory(name: str) -> type[TaskDistribution]:
-    """The class that a name in the settings stands for."""
-    target = BUILT_IN.get(name, name)
-    module_name, separator, class_name = target.partition(":")
-    if not separator or not module_name or not class_name:
-        raise SettingsError(
-            f"task.name = {name!r:.80} is not known{did_you_mean(name, BUILT_IN)} "
-            f"(built in: {', '.join(sorted(BUILT_IN))}; your own: 'module:Class')"
-        )
-    try:
-        factory = getattr(importlib.import_module(module_name), class_name)
-    except Exception as error:  # whatever a person's own module does while it is loaded
-        raise SettingsError(f"task.name = {name!r:.80} cannot be loaded: {_told(error)}") from error
-    if not (isinstance(factory, type) and issubclass(factory, TaskDistribution)):
-        raise SettingsError(
-            f"task.name = {name!r:.80} is not a subclass of maml_ray.TaskDistribution"
-        )
-    return factory
+BUILT_IN: Mapping[str, TaskFamily] = {
+    "half-cheetah-backward": TaskFamily("half_cheetah", "HalfCheetahBackward", 200),
+    "half-cheetah-direction": TaskFamily("half_cheetah", "HalfCheetahDirection", 200),
+    "half-cheetah-velocity": TaskFamily("half_cheetah", "HalfCheetahVelocity", 200),
+    "ant-direction": TaskFamily("ant", "AntDirection", 200),
+    "ant-velocity": TaskFamily("ant", "AntVelocity", 200),
+    "walker2d-random-dynamics": TaskFamily("random_dynamics", "Walker2dRandomDynamics", 200),
+    "hopper-random-dynamics": TaskFamily("random_dynamics", "HopperRandomDynamics", 200),
+    "point-navigation": TaskFamily("point_navigation", "PointNavigation", 100),
+}
+"""Families by the name in ``task.name``, which also accepts the path of a user's distribution."""
 
 
-def _made(
-    factory: type[TaskDistribution], name: str, options: Mapping[str, Any]
-) -> TaskDistribution:
-    """The distribution with its options, or a sentence about the option that is wrong."""
-    known = _keywords(factory)
-    for key in options:
-        if known is not None and key not in known:
-            there = ", ".join(known) or "none"
-            raise SettingsError(
-                f"task.options.{key} is not an option of {name}{did_you_mean(key, known)} "
-                f"(there are: {there})"
+def env_id(name: str) -> str:
+    """Return the Gymnasium id of the environment class ``name``."""
+    return f"maml_ray/{name}-v0"
+
+
+def register_envs() -> None:
+    """Register all environments with ``gymnasium.make`` and ``make_vec``; runs on import."""
+    for family in BUILT_IN.values():
+        if env_id(family.env) not in gym.registry:
+            gym.register(
+                env_id(family.env),
+                entry_point=family.path,
+                vector_entry_point=f"{family.path}Vector",
+                max_episode_steps=family.max_episode_steps,
             )
-    try:
-        return factory(**options)
-    except ValidationError as error:
-        raise SettingsError(describe_validation_error(error, prefix=("task", "options"))) from None
-    except ValueError as error:
-        raise SettingsError(f"task.options are not allowed: {error}") from None
-    except Exception as error:  # a person's own class
-        raise SettingsError(
-            f"task.name = {name!r:.80} cannot be made with task.options = "
-            f"{dict(options)!r:.80}: {_told(error)}"
-        ) from error
 
 
-def _told(error: Exception) -> str:
-    """What went wrong in a person's own code, and where."""
-    words = f"{type(error).__name__}: {str(error)[:200]}"
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if "importlib" not in frame.filename][1:]
-    return f"{words} ({own[-1].filename}, line {own[-1].lineno})" if own else words
-
-
-def _keywords(factory: type[TaskDistribution]) -> list[str] | None:
-    """Names of the constructor's keywords; None where it takes any."""
-    parameters = inspect.signature(factory).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return None
-    takes = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return [parameter.name for parameter in parameters if parameter.kind in takes]
+register_envs()

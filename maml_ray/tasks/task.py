@@ -1,4 +1,4 @@
-"""Tasks, and distributions over tasks."""
+"""Define tasks and the interface of task distributions."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ class Task:
 class TaskDistribution(ABC):
     """A family of tasks that share observation and action spaces.
 
-    A subclass need only sample tasks and make one environment; the batched environment is then
-    Gymnasium's synchronous one. Override :meth:`make_vector_env` where the simulations can be
-    stepped faster together, and :meth:`retarget` where a batch can be turned to another task.
-    Its constructor is called with ``task.options``: keywords, each with a default.
+    A subclass must sample tasks and create one environment; a batch is then Gymnasium's
+    synchronous vector environment. Override :meth:`make_vector_env` for simulations that can be
+    stepped faster together, and :meth:`retarget` for batches that can switch to another task. The
+    constructor is called with ``task.options`` as keyword arguments, each with a default.
     """
 
     @abstractmethod
     def sample(self, rng: np.random.Generator, count: int) -> tuple[Task, ...]:
-        """Draw ``count`` tasks to train on, using no randomness but ``rng``."""
+        """Draw ``count`` tasks to train on, with no randomness except ``rng``."""
 
     def sample_held_out(self, rng: np.random.Generator, count: int) -> tuple[Task, ...]:
-        """Draw ``count`` tasks to evaluate on: none that :meth:`sample` gives, where that can be.
+        """Draw ``count`` tasks to evaluate on, if possible none that :meth:`sample` draws.
 
-        By default, and where there are only a few tasks in all, the same as :meth:`sample`.
+        By default, and for families of a few tasks, the same as :meth:`sample`.
         """
         return self.sample(rng, count)
 
     def task(self, parameters: Mapping[str, float]) -> Task:
-        """The task with ``parameters``, as a person names it on the command line.
+        """Return the task with ``parameters``, as given on the command line.
 
         Raises:
-            ValueError: there is no such task; the sentence says what there is.
+            ValueError: there is no such task; the message says which there are.
         """
         values = finite_floats(parameters)
         name = ", ".join(f"{key} {value:g}" for key, value in values.items())
@@ -58,18 +58,21 @@ class TaskDistribution(ABC):
 
     @abstractmethod
     def make_env(self, task: Task, *, horizon: int, render_mode: str | None = None) -> gym.Env:
-        """One environment of ``task`` that is truncated after ``horizon`` steps."""
+        """Create an environment of ``task`` that truncates episodes after ``horizon`` steps."""
 
     def make_vector_env(self, task: Task, *, num_envs: int, horizon: int) -> VectorEnv:
-        """``num_envs`` environments of ``task`` behind one ``step``, with autoreset."""
+        """Create a batch of ``num_envs`` environments of ``task``, with autoreset."""
         return gym.vector.SyncVectorEnv(
             [lambda: self.make_env(task, horizon=horizon)] * num_envs,
             autoreset_mode=gym.vector.AutoresetMode.NEXT_STEP,
         )
 
     def retarget(self, env: VectorEnv, task: Task) -> bool:
-        """Turn ``env``, of :meth:`make_vector_env`, to another task; False if it takes a new one.
+        """Switch ``env``, created by :meth:`make_vector_env`, to another task if possible.
 
-        A rollout actor is handed tasks in any order: what this keeps need not be built again.
+        Rollout actors get tasks in any order; this avoids creating environments for each.
+
+        Returns:
+            False, with ``env`` unchanged, if a new batch must be created.
         """
         return False

@@ -20,13 +20,13 @@ from mujoco import rollout as mujoco_rollout
 from numpy.typing import NDArray
 
 from maml_ray.config.settings import Settings, TaskSettings
-from maml_ray.envs.gym_registration import env_id
-from maml_ray.envs.locomotion import FallingVector, RunnerVector
+from maml_ray.envs.locomotion import FallingVectorEnv, LocomotionVectorEnv
 from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.policies.spec import PolicySpec, initial_parameters
 from maml_ray.rollouts.collector import collect, reset_seeds
-from maml_ray.tasks.locomotion import RunnerTasks
-from maml_ray.tasks.registry import resolve_tasks
+from maml_ray.tasks.loading import resolve_tasks
+from maml_ray.tasks.locomotion import LocomotionTasks
+from maml_ray.tasks.registry import env_id
 from tests.benchmarks.peers import HIDDEN, HORIZON, PEERS, Peer, Rounds, Task
 from tests.benchmarks.ratios import Ratio
 
@@ -90,17 +90,17 @@ class Contest:
 
     def __init__(self, family: str, episodes: int, policy: NumpyPolicy | None = None) -> None:
         tasks = resolve_tasks(TaskSettings(name=family))
-        assert isinstance(tasks, RunnerTasks), f"{family} has no physics"
+        assert isinstance(tasks, LocomotionTasks), f"{family} has no physics"
         (task,) = tasks.sample(np.random.default_rng(0), 1)
         self.family, self.episodes, self.vector = family, episodes, tasks.vector
-        self.keywords = tasks.keywords(task)
-        if issubclass(tasks.vector, FallingVector):
-            self.keywords["terminate_when_unhealthy"] = False
-        self.env: RunnerVector = tasks.vector(
+        self.task_kwargs = tasks.task_kwargs(task)
+        if issubclass(tasks.vector, FallingVectorEnv):
+            self.task_kwargs["terminate_when_unhealthy"] = False
+        self.env: LocomotionVectorEnv = tasks.vector(
             episodes,
             max_episode_steps=HORIZON,
             autoreset_mode=AutoresetMode.DISABLED,
-            **self.keywords,
+            **self.task_kwargs,
         )
         settings = Settings().policy
         assert (settings.hidden_sizes, settings.activation) == (HIDDEN, "tanh")
@@ -119,7 +119,7 @@ class Contest:
 
     def physics(self) -> Rounds:
         """``mujoco.rollout`` on this thread: the collection's own first states and actions."""
-        env: Any = self.vector.single(**self.keywords)
+        env: Any = self.vector.single(**self.task_kwargs)
         model, data = env.model, mujoco.MjData(env.model)
         kind = mujoco.mjtState.mjSTATE_FULLPHYSICS
         states = np.zeros((self.episodes, mujoco.mj_stateSize(model, kind)))
@@ -133,7 +133,7 @@ class Contest:
     def task(self) -> Task:
         """The same for the peers."""
         name = env_id(self.vector.single.__name__)
-        return Task(name, self.keywords, self.actions, ENVPOOL.get(self.family))
+        return Task(name, self.task_kwargs, self.actions, ENVPOOL.get(self.family))
 
 
 def measure(family: str, episodes: int, rounds: int) -> CollectionResult:

@@ -1,4 +1,4 @@
-"""What a run comes to when nothing happens to it: the same mathematics, in one process."""
+"""Compute the result of an undisturbed run in one process, without Ray."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from maml_ray.tasks.loading import resolve_tasks
 
 
 def undisturbed(settings: Settings) -> LearnerState:
-    """The learner's state after all iterations, without Ray."""
+    """Return the learner's state after all iterations."""
     worker, tasks = RolloutWorker(settings), resolve_tasks(settings.task)
     learner = MetaLearner(settings, worker.spec)
     for iteration in range(settings.run.iterations):
@@ -32,7 +32,7 @@ def undisturbed(settings: Settings) -> LearnerState:
 
 
 def fingerprint(parameters: Mapping[str, NDArray[Any]]) -> str:
-    """SHA-256 of parameters: their names, shapes and bits."""
+    """Return the SHA-256 of the parameters' names, shapes and bits."""
     digest = hashlib.sha256()
     for name in sorted(parameters):
         value = np.ascontiguousarray(parameters[name])

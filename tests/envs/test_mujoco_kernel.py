@@ -1,4 +1,4 @@
-"""MuJoCo called by its address: as from Python, to the last bit, and where it cannot be."""
+"""Rollouts that call MuJoCo by its address equal those from Python, to the last bit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from maml_ray.envs import mujoco_kernel
 from maml_ray.kernels.policy_forward import PolicyKernel
 from maml_ray.rollouts.collector import collect
 from maml_ray.tasks.half_cheetah import HalfCheetahBackwardVector
-from tests.envs.test_playing import policy_for
+from tests.envs.test_rollout import policy_for
 
 SEED = np.random.SeedSequence(4)
 HORIZON = 20
@@ -27,14 +27,14 @@ def batch(count: int = 3, **keywords: Any) -> HalfCheetahBackwardVector:
     return HalfCheetahBackwardVector(count, max_episode_steps=HORIZON, **keywords)
 
 
-def player_for(env: Any, scale: float = 1.0, steps: int = 5) -> PolicyKernel:
+def policy_kernel(env: Any, scale: float = 1.0, steps: int = 5) -> PolicyKernel:
     noise = np.random.default_rng(0).standard_normal((steps, env.num_envs, 6)).astype(np.float32)
-    return PolicyKernel(policy_for(env, scale).perceptron, noise, np.float32(scale))
+    return PolicyKernel(policy_for(env, scale).network, noise, np.float32(scale))
 
 
-def room(env: Any, steps: int = 5) -> tuple[Any, Any]:
-    observed = np.zeros((steps + 1, env.num_envs, 17), np.float32)
-    return observed, np.zeros((steps, env.num_envs, 6), np.float32)
+def empty_buffers(env: Any, steps: int = 5) -> tuple[Any, Any]:
+    observations = np.zeros((steps + 1, env.num_envs, 17), np.float32)
+    return observations, np.zeros((steps, env.num_envs, 6), np.float32)
 
 
 @pytest.mark.parametrize("keywords", [{}, {"frame_skip": 2, "reset_noise_scale": 0.5}])
@@ -47,7 +47,7 @@ def test_without_mujocos_library_the_bits_are_the_same(
     mine = collect(policy, compiled, HORIZON, SEED)
     assert mujoco_kernel.step_address() is not None  # or there would be nothing to compare
     monkeypatch.setattr(mujoco_kernel, "step_address", lambda: None)
-    monkeypatch.setattr(mujoco_kernel, "play", lambda *_: pytest.fail("by no address"))
+    monkeypatch.setattr(mujoco_kernel, "rollout", lambda *_: pytest.fail("called"))
     theirs = collect(policy, stepped, HORIZON, SEED)
     for field in fields(mine):
         np.testing.assert_array_equal(
@@ -76,9 +76,9 @@ def test_numbers_of_another_size_are_not_touched(monkeypatch: pytest.MonkeyPatch
         qpos = np.zeros(9, np.float32)
 
     env = batch()
-    assert mujoco_kernel.located(env._model, env._simulations, 5) is not None
-    assert mujoco_kernel.located(env._model, [Single()], 5) is None
-    assert mujoco_kernel.located(object(), env._simulations, 5) is None
+    assert mujoco_kernel.get_pointers(env._model, env._simulations, 5) is not None
+    assert mujoco_kernel.get_pointers(env._model, [Single()], 5) is None
+    assert mujoco_kernel.get_pointers(object(), env._simulations, 5) is None
 
 
 class BrokenAtFirst:
@@ -99,80 +99,80 @@ class BrokenAtFirst:
         return outcome
 
 
-def test_a_simulation_that_breaks_while_it_is_played_is_drawn_again() -> None:
+def test_a_simulation_that_breaks_during_a_rollout_is_drawn_again() -> None:
     env = batch()
     policy = policy_for(env, 1.0)
     undisturbed = collect(policy, env, HORIZON, SEED)
     found = collect(policy, BrokenAtFirst(env), HORIZON, SEED)  # type: ignore[arg-type]
     assert (undisturbed.discarded, found.discarded) == (0, 1)
-    assert not env.broken().any()
+    assert not env.failed().any()
     for kept in (0, 2):
         np.testing.assert_array_equal(found.observations[kept], undisturbed.observations[kept])
     assert not np.array_equal(found.observations[1], undisturbed.observations[1])
 
 
-def test_mujocos_own_restart_is_seen_after_a_play() -> None:
+def test_mujocos_own_reset_is_seen_after_a_rollout() -> None:
     env = batch()
     env.reset(seed=0)
     env._simulations[1].qvel[3] = 1e13
-    env.play(player_for(env), *room(env))
-    np.testing.assert_array_equal(env.broken(), [False, True, False])
+    env.rollout(policy_kernel(env), *empty_buffers(env))
+    np.testing.assert_array_equal(env.failed(), [False, True, False])
 
 
 def test_noise_that_is_no_number_breaks_its_own_episode_and_nothing_else() -> None:
-    env, player = batch(), player_for(batch())
-    observed, actions = room(env)
+    env, policy = batch(), policy_kernel(batch())
+    observations, actions = empty_buffers(env)
     env.reset(seed=0)
-    env.play(player, observed, actions)
-    spoilt = player._replace(deviations=player.deviations.copy())
-    spoilt.deviations[2, 1] = np.nan
-    seen, acted = room(env)
+    env.rollout(policy, observations, actions)
+    spoilt = policy._replace(noise=policy.noise.copy())
+    spoilt.noise[2, 1] = np.nan
+    seen, acted = empty_buffers(env)
     env.reset(seed=0)
-    env.play(spoilt, seen, acted)
+    env.rollout(spoilt, seen, acted)
     assert np.isnan(acted[2, 1]).all()
-    np.testing.assert_array_equal(seen[:, [0, 2]], observed[:, [0, 2]])
+    np.testing.assert_array_equal(seen[:, [0, 2]], observations[:, [0, 2]])
     np.testing.assert_array_equal(acted[:, [0, 2]], actions[:, [0, 2]])
 
 
-@pytest.mark.parametrize("wrong", ["observed", "actions", "noise", "policy"])
+@pytest.mark.parametrize("wrong", ["observations", "actions", "noise", "policy"])
 def test_arrays_of_other_sizes_are_refused_before_anything_is_written(wrong: str) -> None:
-    env, player = batch(), player_for(batch())
-    observed, actions = room(env)
-    if wrong == "observed":
-        observed = observed[:-1]
+    env, policy = batch(), policy_kernel(batch())
+    observations, actions = empty_buffers(env)
+    if wrong == "observations":
+        observations = observations[:-1]
     elif wrong == "actions":
         actions = actions[:, :2].copy()
     elif wrong == "noise":
-        player = player._replace(deviations=player.deviations[:4])
+        policy = policy._replace(noise=policy.noise[:4])
     else:
-        player = player._replace(perceptron=player.perceptron._replace(sizes=np.array([16, 8, 6])))
+        policy = policy._replace(network=policy.network._replace(sizes=np.array([16, 8, 6])))
     env.reset(seed=0)
     before = env.positions.copy()
     with pytest.raises(ValueError, match="must be of sizes"):
-        env.play(player, observed, actions)
+        env.rollout(policy, observations, actions)
     np.testing.assert_array_equal(env.positions, before)
 
 
-FIRST_PLAY = """
-from tests.envs.test_mujoco_kernel import batch, player_for, room
-from maml_ray.kernels.policy_forward import evaluate
-from maml_ray.envs.mujoco_kernel import play
+FIRST_ROLLOUT = """
+from tests.envs.test_mujoco_kernel import batch, policy_kernel, empty_buffers
+from maml_ray.envs.mujoco_kernel import rollout
+from maml_ray.kernels.policy_forward import mlp_forward
 env = batch()
 env.reset(seed=0)
-env.play(player_for(env), *room(env))
-player_for(env).perceptron.outputs(room(env)[0])
-for loop in (play, evaluate):
-    print(sum(loop.stats.cache_hits.values()), sum(loop.stats.cache_misses.values()))
+env.rollout(policy_kernel(env), *empty_buffers(env))
+policy_kernel(env).network.forward(empty_buffers(env)[0])
+for kernel in (rollout, mlp_forward):
+    print(sum(kernel.stats.cache_hits.values()), sum(kernel.stats.cache_misses.values()))
 """
 
 
 def test_what_was_compiled_is_kept_for_the_next_process(tmp_path: Path) -> None:
-    def told() -> list[str]:
+    def cache_counts() -> list[str]:
         keywords: dict[str, Any] = {"capture_output": True, "text": True, "check": True}
         environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
-        done = subprocess.run([sys.executable, "-c", FIRST_PLAY], env=environment, **keywords)
+        done = subprocess.run([sys.executable, "-c", FIRST_ROLLOUT], env=environment, **keywords)
         assert "Warning" not in done.stderr
         return str(done.stdout).splitlines()
 
-    assert told() == ["0 1", "0 1"]
-    assert told() == ["1 0", "1 0"]
+    assert cache_counts() == ["0 1", "0 1"]
+    assert cache_counts() == ["1 0", "1 0"]

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from maml_ray.tasks.half_cheetah import BACKWARD_ID, HalfCheetahBackwardVector
+from maml_ray.tasks.half_cheetah import HalfCheetahBackwardVector
+from maml_ray.tasks.registry import env_id
 from tests.envs.comparison import assert_same_reset, assert_same_step
+
+BACKWARD_ID = env_id("HalfCheetahBackward")
 
 Env = Any  # a VectorEnv; Gymnasium's own annotation of reset knows no lists of seeds
 Actions = np.ndarray[Any, Any]

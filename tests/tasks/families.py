@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 
 from maml_ray.config.settings import TaskSettings
-from maml_ray.tasks.registry import resolve_tasks
+from maml_ray.tasks.loading import resolve_tasks
 from maml_ray.tasks.task import Task, TaskDistribution
 
 

@@ -87,9 +87,9 @@ def test_it_ends_out_of_its_heights_and_where_nothing_is_finite(height: float) -
     batched = AntVelocityVector(2)
     batched.reset(seed=0)
     batched.positions[1, 2] = height
-    assert batched.healthy().tolist() == [True, False]
+    assert batched.is_healthy().tolist() == [True, False]
     batched.velocities[0, 3] = np.inf
-    assert batched.healthy().tolist() == [False, False]
+    assert batched.is_healthy().tolist() == [False, False]
     batched.close()
 
 

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from maml_ray.config.loading import validate_settings
 from maml_ray.config.settings import TaskSettings
-from maml_ray.envs.gym_registration import ENVIRONMENTS
 from maml_ray.learning.rollout_worker import Assignment, RolloutWorker
 from maml_ray.policies.spec import PolicyParameters, initial_parameters
-from maml_ray.tasks.registry import BUILT_IN, resolve_tasks
+from maml_ray.tasks.loading import resolve_tasks
+from maml_ray.tasks.registry import BUILT_IN
 from maml_ray.tasks.task import Task, TaskDistribution
 from maml_ray.tasks.task_observation import VectorParametersInObservation
 from tests.envs.comparison import assert_same_reset, assert_same_step
@@ -70,7 +70,7 @@ def test_importing_the_package_registers_all_and_imports_no_simulator() -> None:
 
 def test_every_family_is_listed() -> None:
     assert {family.name for family in FAMILIES} == set(BUILT_IN)
-    assert {family.single for family in FAMILIES} == set(ENVIRONMENTS)
+    assert {family.single for family in FAMILIES} == {family.env for family in BUILT_IN.values()}
 
 
 @every_family

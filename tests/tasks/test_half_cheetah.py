@@ -12,11 +12,13 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from maml_ray.tasks.half_cheetah import (
-    BACKWARD_ID,
     NOTEBOOK_CONTROL_COST,
     HalfCheetahBackward,
     HalfCheetahBackwardTasks,
 )
+from maml_ray.tasks.registry import env_id
+
+BACKWARD_ID = env_id("HalfCheetahBackward")
 
 
 @pytest.fixture

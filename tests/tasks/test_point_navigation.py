@@ -16,7 +16,7 @@ from maml_ray.tasks.point_navigation import (
     PointNavigationTasks,
     PointNavigationVector,
 )
-from maml_ray.tasks.point_picture import draw
+from maml_ray.tasks.point_rendering import draw_trail
 
 Steps = list[tuple[float, float, float, bool]]
 coordinates = st.floats(-0.5, 0.5)
@@ -111,7 +111,7 @@ def test_the_picture_shows_goal_trail_and_point() -> None:
 
 
 def test_the_picture_holds_a_point_that_walks_off() -> None:
-    far = draw(np.array([[0.0, 0.0], [30.0, -30.0]]), np.array([0.5, 0.5]))
+    far = draw_trail(np.array([[0.0, 0.0], [30.0, -30.0]]), np.array([0.5, 0.5]))
     assert (far == (20, 90, 180)).all(axis=-1).any()
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from gymnasium.envs.mujoco import MujocoEnv
 
-from maml_ray.envs.model_randomizer import Dynamics
+from maml_ray.envs.model_randomizer import ModelRandomizer
 from maml_ray.tasks.random_dynamics import (
     HopperRandomDynamics,
     HopperRandomDynamicsTasks,
@@ -115,7 +115,7 @@ def test_applying_starts_from_the_original_whatever_was_applied_before(
     single: Any = tasks.vector.single
     model = single().model
     original = arrays(model)
-    dynamics = Dynamics(model)
+    dynamics = ModelRandomizer(model)
     dynamics.apply(task)
     once = arrays(model)
     assert changed(original, once)
@@ -160,7 +160,7 @@ def test_a_task_of_a_few_multipliers() -> None:
     assert task.name == "mass/torso 2"
     assert dict(task.parameters)["mass/torso"] == 2.0
     assert {value for name, value in task.parameters if name != "mass/torso"} == {1.0}
-    assert tasks.task({}).name == "dynamics as they came"
+    assert tasks.task({}).name == "original dynamics"
     drawn = tasks.sample(np.random.default_rng(0), 2)
     assert tasks.task(dict(drawn[0].parameters)) == drawn[0]
     assert drawn[0].name != drawn[1].name
@@ -196,7 +196,7 @@ def test_a_hopper_falls_when_any_coordinate_leaves_its_bounds() -> None:
     batched.velocities[0, 5] = 101.0
     batched.velocities[1, 0] = np.nan
     batched.positions[2, 3] = -101.0
-    assert batched.healthy().tolist() == [False, False, False, True]
+    assert batched.is_healthy().tolist() == [False, False, False, True]
     batched.positions[3, :2] = 1e6  # these two may be anything
-    assert batched.healthy()[3]
+    assert batched.is_healthy()[3]
     batched.close()

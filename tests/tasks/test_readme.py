@@ -16,7 +16,8 @@ from maml_ray.config.loading import validate_settings
 from maml_ray.config.settings import TaskSettings
 from maml_ray.learning.rollout_worker import Assignment, RolloutWorker
 from maml_ray.policies.spec import PolicyParameters, initial_parameters
-from maml_ray.tasks.registry import BUILT_IN, resolve_tasks
+from maml_ray.tasks.loading import resolve_tasks
+from maml_ray.tasks.registry import BUILT_IN
 
 README = Path(__file__).parents[2] / "README.md"
 SECTION = README.read_text(encoding="utf-8").partition("\n## Tasks\n")[2].partition("\n## ")[0]
@@ -55,7 +56,7 @@ def test_a_task_of_ones_own_is_rolled_out(tmp_path: Path, monkeypatch: pytest.Mo
         rollouts, _ = worker.roll_out(published, Assignment(0, 0, task, 0))
         assert rollouts.query.observations.shape == (2, 6, 3)
         assert rollouts.query.mask.all()
-        env: Any = worker._simulations.of(task, 2)
+        env: Any = worker._envs.get(task, 2)
         assert [single.unwrapped.g for single in env.envs] == [dict(task.parameters)["g"]] * 2
     worker.close()
 

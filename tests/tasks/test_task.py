@@ -8,7 +8,8 @@ import pytest
 
 from maml_ray.config.settings import SettingsError, TaskSettings
 from maml_ray.tasks.half_cheetah import HalfCheetahBackwardTasks
-from maml_ray.tasks.registry import BUILT_IN, resolve_tasks
+from maml_ray.tasks.loading import resolve_tasks
+from maml_ray.tasks.registry import BUILT_IN
 from maml_ray.tasks.task import Task, TaskDistribution
 
 

@@ -11,7 +11,7 @@ import pytest
 from maml_ray.config.loading import validate_settings
 from maml_ray.config.settings import SettingsError, TaskSettings
 from maml_ray.learning.rollout_worker import policy_spec
-from maml_ray.tasks.registry import resolve_tasks
+from maml_ray.tasks.loading import resolve_tasks
 from maml_ray.tasks.task import Task, TaskDistribution
 from maml_ray.tasks.task_observation import ObservedParametersTasks
 from tests.tasks.test_task import PendulumTasks

@@ -1,4 +1,4 @@
-"""Whole half-cheetah episodes, played at once: equal to single steps, to the last bit."""
+"""Whole half-cheetah episodes in one call equal single steps, to the last bit."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.policies.spec import PolicySpec, initial_parameters
 from maml_ray.rollouts.collector import collect
 from maml_ray.tasks.half_cheetah import HalfCheetahBackwardVector
-from maml_ray.tasks.registry import resolve_tasks
+from maml_ray.tasks.loading import resolve_tasks
 
 FAMILIES = ("half-cheetah-backward", "half-cheetah-direction", "half-cheetah-velocity")
-NOBODY: Any = None
-"""A player that would be missed if it were asked."""
+NO_POLICY: Any = None
+"""A policy whose use would raise."""
 
 
 class Stepped(VectorWrapper[Any, Any, Any, Any, Any]):
-    """A batch whose ``play`` is out of reach, so that it is stepped."""
+    """A batch that is stepped, since its ``rollout`` does nothing."""
 
-    def play(self, *arguments: Any) -> None:
+    def rollout(self, *arguments: Any) -> None:
         return None
 
 
-class Heard:
-    """Stands before a batch, and hears whether it was played."""
+class Recorded:
+    """A batch that records whether its ``rollout`` did anything."""
 
     def __init__(self, env: Any) -> None:
-        self._env, self.played = env, list[bool]()
+        self._env, self.rolled_out = env, list[bool]()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._env, name)
 
-    def play(self, *arguments: Any) -> Any:
-        outcome = self._env.play(*arguments)
-        self.played.append(outcome is not None)
+    def rollout(self, *arguments: Any) -> Any:
+        outcome = self._env.rollout(*arguments)
+        self.rolled_out.append(outcome is not None)
         return outcome
 
 
@@ -59,22 +59,20 @@ def policy_for(env: Any, scale: float) -> NumpyPolicy:
 @pytest.mark.parametrize("explore", [True, False])
 @pytest.mark.parametrize("scale", [1.0, 0.3])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_played_episodes_are_those_of_single_steps(
-    family: str, scale: float, explore: bool
-) -> None:
+def test_rollouts_equal_single_steps(family: str, scale: float, explore: bool) -> None:
     tasks = resolve_tasks(TaskSettings(name=family))
     task = tasks.sample(np.random.default_rng(3), 1)[0]
     one, other = (tasks.make_vector_env(task, num_envs=3, horizon=25) for _ in range(2))
-    policy, played = policy_for(one, scale), Heard(one)
+    policy, recorded = policy_for(one, scale), Recorded(one)
     for horizon in (25, 23):
         seed = np.random.SeedSequence(horizon)
-        mine = collect(policy, played, horizon, seed, explore=explore)  # type: ignore[arg-type]
+        mine = collect(policy, recorded, horizon, seed, explore=explore)  # type: ignore[arg-type]
         theirs = collect(policy, Stepped(other), horizon, seed, explore=explore)
         for field in fields(mine):
             np.testing.assert_array_equal(
                 getattr(mine, field.name), getattr(theirs, field.name), field.name
             )
-    assert played.played == [True, True]
+    assert recorded.rolled_out == [True, True]
     # The batch is where it would be: stepped on from here, both go the same way, to the time limit.
     ends = []
     for actions in np.random.default_rng(2).standard_normal((3, 3, 6)).astype(np.float32):
@@ -88,11 +86,11 @@ def test_played_episodes_are_those_of_single_steps(
 class Tiring(HalfCheetahBackwardVector):
     """A family of somebody's own, whose reward is another."""
 
-    def judge(self, run: Any, control: Any, infos: dict[str, Any]) -> Transition:
-        return super().judge(run - 1.0, control, infos)
+    def make_transition(self, run: Any, control: Any, infos: dict[str, Any]) -> Transition:
+        return super().make_transition(run - 1.0, control, infos)
 
 
-def test_a_family_that_judges_otherwise_is_stepped() -> None:
+def test_a_family_with_rewards_of_its_own_is_stepped() -> None:
     own, plain = (kind(2, max_episode_steps=8) for kind in (Tiring, HalfCheetahBackwardVector))
     policy, seed = policy_for(plain, 1.0), np.random.SeedSequence(1)
     tired, fresh = (collect(policy, env, 8, seed) for env in (own, plain))
@@ -100,21 +98,21 @@ def test_a_family_that_judges_otherwise_is_stepped() -> None:
 
 
 @pytest.mark.parametrize("family", ["ant-direction", "hopper-random-dynamics"])
-def test_who_may_fall_is_stepped(family: str) -> None:
+def test_an_animal_that_can_fall_is_stepped(family: str) -> None:
     tasks = resolve_tasks(TaskSettings(name=family))
     env: Any = tasks.make_vector_env(
         tasks.sample(np.random.default_rng(0), 1)[0], num_envs=2, horizon=5
     )
     env.reset(seed=0)
-    observed, actions = np.zeros((6, 2, 1), np.float32), np.zeros((5, 2, 6), np.float32)
-    assert env.play(NOBODY, observed, actions) is None
+    observations, actions = np.zeros((6, 2, 1), np.float32), np.zeros((5, 2, 6), np.float32)
+    assert env.rollout(NO_POLICY, observations, actions) is None
 
 
 @pytest.mark.parametrize("keywords", [{"torso_position": True}, {"max_episode_steps": 4}])
-def test_what_cannot_be_played_is_left_alone(keywords: dict[str, Any]) -> None:
+def test_a_rollout_that_is_not_supported_changes_nothing(keywords: dict[str, Any]) -> None:
     env = HalfCheetahBackwardVector(2, **keywords)
     env.reset(seed=0)
     before = env.positions.copy()
-    observed, actions = np.zeros((6, 2, 17), np.float32), np.zeros((5, 2, 6), np.float32)
-    assert env.play(NOBODY, observed, actions) is None
+    observations, actions = np.zeros((6, 2, 17), np.float32), np.zeros((5, 2, 6), np.float32)
+    assert env.rollout(NO_POLICY, observations, actions) is None
     np.testing.assert_array_equal(env.positions, before)
