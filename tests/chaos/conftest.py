@@ -1,4 +1,4 @@
-"""A cluster of one node and a head, with this process as its driver, for one test."""
+"""Provide a cluster of a head and one node, with this process as its driver."""
 
 from __future__ import annotations
 

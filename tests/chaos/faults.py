@@ -1,4 +1,4 @@
-"""What can go wrong with a run, each kind something that is done to it from outside."""
+"""Define the faults that are injected into a run from outside."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Deed = Callable[[Victim, random.Random], None]
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing to do to a run.
+    """One kind of fault.
 
     Attributes:
         kind: its name in the table.
@@ -36,7 +36,7 @@ def _to_workers(kind: tuple[str, str], number: signal.Signals) -> Deed:
 
 
 def _hold_up(victim: Victim, rng: random.Random) -> None:
-    """A rollout actor is slow for a moment: long enough for its work to be given to another."""
+    """Suspend a rollout actor long enough for its work to be duplicated."""
     held = victim.hit(ROLLOUT, signal.SIGSTOP, rng)
     victim.wait_for_progress()
     victim.let_go(held)
@@ -55,7 +55,7 @@ def _grow_and_shrink(victim: Victim, rng: random.Random) -> None:
 
 
 def _preempt(victim: Victim, rng: random.Random) -> None:
-    """A node's end is announced, and it comes, while the run goes on."""
+    """Drain a node, then remove it, while the run goes on."""
     node_id = victim.machine.announce_one(rng)
     victim.wait_for_progress()
     victim.machine.remove_nodes({node_id})
@@ -63,7 +63,7 @@ def _preempt(victim: Victim, rng: random.Random) -> None:
 
 
 def _kill_driver_twice(victim: Victim, rng: random.Random) -> None:
-    """Killed, and killed again before it has finished the iteration that it came back to."""
+    """Kill the driver, resume, and kill it again in the same iteration."""
     victim.end(signal.SIGKILL)
     for _ in range(10):  # an iteration is short: it may be over before the second kill
         newest = victim.newest_checkpoint()
@@ -84,14 +84,14 @@ def _end_driver(number: signal.Signals) -> Deed:
 
 
 def _tear_checkpoint(victim: Victim, rng: random.Random) -> None:
-    """The driver dies, and the newest checkpoint is damaged before it comes back."""
+    """Kill the driver and damage the newest checkpoint before resuming."""
     victim.end(signal.SIGKILL)
     victim.damage_newest_checkpoint(rng)
     victim.resume()
 
 
 def _take_storage_away(victim: Victim, rng: random.Random) -> None:
-    """Checkpoints cannot be written for a while, and training goes on."""
+    """Make checkpoints fail for a while; training must go on."""
     victim.hide_storage()
     victim.wait_for_progress(iterations=3)
     victim.show_storage()
@@ -116,7 +116,7 @@ KINDS: Sequence[Fault] = (
 
 
 def schedule(seed: int, count: int) -> list[Fault]:
-    """``count`` faults in random order: all kinds, each about as often as its weight says."""
+    """Return ``count`` faults in random order, each kind in proportion to its weight."""
     rng = random.Random(seed)
     whole = [fault for fault in KINDS for _ in range(fault.weight)]
     chosen: list[Fault] = []

@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, and the processes that a run has on it."""
+"""Run a Ray cluster of several nodes on this machine, and find a run's processes on it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ HEALTH = {
     "RAY_health_check_timeout_ms": "1000",
     "RAY_health_check_failure_threshold": "3",
 }
-"""A lost node is noticed within seconds, where Ray's own patience is half a minute."""
+"""Makes Ray notice a lost node within seconds instead of half a minute."""
 NODES, CPUS = 3, 1
 ROLLOUT, LEARNER = ("RolloutActor", "collect["), ("LearnerActor", "meta-update")
-"""Beginnings of the titles that Ray gives the workers of each kind: at rest, and at work."""
+"""Prefixes of the process titles of each kind of worker, when idle and when working."""
 
 
 class Machine:
-    """A head without CPUs for work, and nodes that come and go.
+    """A head without CPUs, and nodes that come and go.
 
     Args:
         nodes: how many nodes with a CPU to begin with.
@@ -46,27 +46,27 @@ class Machine:
 
     @property
     def address(self) -> str:
-        """Of the cluster."""
+        """Address of the cluster."""
         return str(self._cluster.address)
 
     @property
     def nodes(self) -> int:
-        """How many nodes there are, beside the head."""
+        """Number of nodes, without the head."""
         return len(self._nodes)
 
     @property
     def ids(self) -> list[str]:
-        """Of the nodes, beside the head's."""
+        """Ids of the nodes, without the head."""
         return [str(node.node_id) for node in self._nodes]
 
     def add_node(self, cpus: int = CPUS, gpus: int = 0) -> str:
-        """One more node, with CPUs and GPUs by name; its id."""
+        """Add a node with nominal CPUs and GPUs; return its id."""
         made = self._cluster.add_node(num_cpus=cpus, num_gpus=gpus, object_store_memory=100_000_000)
         self._nodes.append(made)
         return str(made.node_id)
 
     def announce(self, node_id: str, within_s: float = 60.0) -> None:
-        """Tell Ray, as a cloud's watcher does, that a node will be taken away."""
+        """Drain a node, as a cloud's preemption watcher does."""
         kinds: Any = autoscaler_pb2
         reason = kinds.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
         moment_ms = int((time.time() + within_s) * 1000)
@@ -76,24 +76,24 @@ class Machine:
         assert accepted, why
 
     def announce_one(self, rng: random.Random) -> str:
-        """The end of any node is announced; its id."""
+        """Drain a random node; return its id."""
         node_id = str(rng.choice(self._nodes).node_id)
         self.announce(node_id)
         return node_id
 
     def remove_node(self, rng: random.Random) -> None:
-        """A node goes without a word, and all its processes with it."""
+        """Kill a random node with all its processes."""
         node = self._nodes.pop(rng.randrange(len(self._nodes)))
         self._cluster.remove_node(node, allow_graceful=False)
 
     def remove_nodes(self, ids: set[str]) -> None:
-        """The nodes of these ids go, likewise."""
+        """Kill the nodes of these ids with all their processes."""
         for node in [node for node in self._nodes if node.node_id in ids]:
             self._nodes.remove(node)
             self._cluster.remove_node(node, allow_graceful=False)
 
     def workers(self, kind: tuple[str, str]) -> list[psutil.Process]:
-        """The living processes of ``kind`` on all nodes."""
+        """Return the living processes of ``kind`` on all nodes."""
         found = []
         for node in (self._cluster.head_node, *self._nodes):
             raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
@@ -101,7 +101,7 @@ class Machine:
         return sorted(found, key=lambda process: process.pid)
 
     def hit(self, kind: tuple[str, str], number: signal.Signals, rng: random.Random) -> int | None:
-        """Send a signal to one of the workers; its process id, None where there is none."""
+        """Send a signal to a random worker; return its process id, or None if there is none."""
         there = self.workers(kind)
         if not there:
             return None
@@ -113,13 +113,13 @@ class Machine:
         return int(chosen.pid)
 
     def close(self) -> None:
-        """Stop all of it."""
+        """Stop the cluster."""
         self._cluster.shutdown()
 
 
 @contextmanager
 def machine(nodes: int = NODES) -> Iterator[Machine]:
-    """A cluster for the time of the block; its nodes' health is looked at every second."""
+    """Run a cluster inside the block, with health checks every second."""
     before = {name: os.environ.get(name) for name in HEALTH}
     os.environ.update(HEALTH)
     made = Machine(nodes)

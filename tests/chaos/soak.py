@@ -1,4 +1,4 @@
-"""A run under fire: faults from a seeded schedule, and what came of it."""
+"""Inject a schedule of faults into a run and collect the outcome."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from tests.chaos.undisturbed import fingerprint, undisturbed
 from tests.chaos.victim import RunDied, Victim
 
 APART = 2
-"""Iterations between two faults, at least: each is to be got over."""
+"""Minimum number of iterations between two faults."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run under fire came to.
+    """The outcome of a run with injected faults.
 
     Attributes:
         faults: how often each kind was injected.
@@ -50,7 +50,7 @@ class Outcome:
     wall_s: float
 
     def table(self) -> str:
-        """For people."""
+        """Return the outcome as text."""
         finished, planned = self.iterations
         lines = [f"{count:4d}  {kind}" for kind, count in sorted(self.faults.items())]
         lines += [
@@ -65,7 +65,7 @@ class Outcome:
 
 
 def settings_for(faults: int) -> Settings:
-    """A run that lasts for so many faults; three nodes of one CPU share its work."""
+    """Return settings of a run long enough for the faults, on three one-CPU nodes."""
     return validate_settings(
         {
             "run": {
@@ -94,7 +94,7 @@ def settings_for(faults: int) -> Settings:
 def soak(
     faults: Sequence[Fault], seed: int, folder: Path, told: Callable[[str], None] = print
 ) -> Outcome:
-    """Inject ``faults`` into a run, one after the other, and see it to its end.
+    """Inject ``faults`` into a run, one after the other, and wait for its end.
 
     Raises:
         RunDied: the run did not get over one of them.

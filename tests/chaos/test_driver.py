@@ -1,4 +1,4 @@
-"""The driver is asked to stop, or killed, at moments that are chosen: the program as it is run."""
+"""Signals that stop or kill the driver program at chosen moments."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from maml_ray.tasks.task import Task
 
 BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 DEADLINE_S = 120
-"""For what is waited for; the program's own deadline on its way out is 9.5 seconds."""
+"""Deadline in seconds of each wait; the program's own deadline for its exit is 9.5 seconds."""
 
 
 class GatedTasks(HalfCheetahBackwardTasks):
@@ -46,7 +46,7 @@ class GatedTasks(HalfCheetahBackwardTasks):
             self._stop_here()
 
     def sample(self, rng: np.random.Generator, count: int) -> tuple[Task, ...]:
-        """One after the other another one: simulations stay as they are for the same."""
+        """Return different tasks in turn, since the same task would reuse the simulations."""
         return tuple(Task(f"backward {index}") for index in range(count))
 
     def retarget(self, env: Any, task: Task) -> bool:
@@ -106,7 +106,7 @@ def driver(program: list[str], cwd: Path, **variables: str) -> Iterator[subproce
 
 
 def wait_for(process: subprocess.Popen[str], word: str) -> None:
-    """Until the driver has printed a line with ``word`` in it."""
+    """Wait until the driver has printed a line with ``word`` in it."""
     assert process.stdout is not None
     for line in process.stdout:
         if word in line:
@@ -115,7 +115,7 @@ def wait_for(process: subprocess.Popen[str], word: str) -> None:
 
 
 def assert_ended(process: subprocess.Popen[str], number: signal.Signals) -> str:
-    """In good order, after the signal; all that it said."""
+    """Check that the driver exits properly after the signal; return its output."""
     said, complaints = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 128 + number, complaints
     assert f"stopped by signal {int(number)}" in complaints
@@ -129,7 +129,7 @@ def gate_of(folder: Path) -> Path:
 
 
 def somebody_at(gate: Path) -> int:
-    """Wait for a worker to come to the gate; its process id. It will stay there."""
+    """Wait until a worker blocks at the gate; return its process id."""
     found: list[str] = []
     reader = threading.Thread(target=lambda: found.append(gate.read_text()), daemon=True)
     reader.start()
@@ -155,7 +155,7 @@ def test_a_signal_while_ray_starts(tmp_path: Path, number: signal.Signals) -> No
 
 @BOTH
 def test_a_signal_within_a_fork_while_ray_starts(tmp_path: Path, number: signal.Signals) -> None:
-    """Python lets no exception out of what is to be done around a fork."""
+    """Python drops exceptions raised in fork handlers."""
     text = f"""
 import os, signal
 from maml_ray.cli.main import main
@@ -202,7 +202,7 @@ def test_a_signal_during_the_evaluation(tmp_path: Path, number: signal.Signals) 
 
 @pytest.mark.soak
 def test_a_second_signal_ends_the_driver_at_once(tmp_path: Path) -> None:
-    """The first one waits for the last checkpoint, and its storage does not answer any more."""
+    """The first signal waits for the last checkpoint, whose storage no longer answers."""
     with training_on_a_bucket_that_fell_silent(tmp_path) as process:
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGINT)
@@ -223,7 +223,7 @@ def test_a_signal_while_the_storage_hangs(tmp_path: Path) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
-def test_a_driver_killed_twice_in_the_same_iteration_comes_to_the_same_end(tmp_path: Path) -> None:
+def test_a_driver_killed_twice_in_the_same_iteration_gives_the_same_result(tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     gate = tmp_path / "gate"
     # No pipe there yet: nobody stops. It goes on for longer than it takes to make one.
@@ -251,7 +251,7 @@ def test_a_driver_killed_twice_in_the_same_iteration_comes_to_the_same_end(tmp_p
 
 
 def _killed_at(gate: Path, process: subprocess.Popen[str], run: Path) -> int:
-    """Kill the driver while its only actor stands at the gate; the iteration that it was in."""
+    """Kill the driver while its only actor blocks at the gate; return the iteration in progress."""
     somebody_at(gate)
     _until(lambda: _all_is_saved(run), process)
     process.kill()
@@ -271,7 +271,7 @@ def _newest(run: Path) -> int:
 
 
 def _until(there: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    """Until it is, or the driver has ended."""
+    """Wait until the condition holds, or the driver has ended."""
     pause = threading.Event()
     while not there():
         assert process.poll() is None, process.stderr and process.stderr.read()
@@ -280,7 +280,7 @@ def _until(there: Callable[[], bool], process: subprocess.Popen[str]) -> None:
 
 @dataclass(frozen=True)
 class Bucket:
-    """A bucket on a server of its own, which can be made to answer no more.
+    """A bucket on its own server, which can be made to stop answering.
 
     Attributes:
         server: its process.
@@ -291,7 +291,7 @@ class Bucket:
     environment: dict[str, str]
 
     def fall_silent(self) -> None:
-        """Connections are taken by the machine from now on, and nobody says a word."""
+        """Let the server accept connections without ever answering."""
         self.server.send_signal(signal.SIGSTOP)
 
 
@@ -324,7 +324,7 @@ def bucket() -> Iterator[Bucket]:
 
 @contextmanager
 def training_on_a_bucket_that_fell_silent(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """A run whose storage has answered until its first iteration, and is asked in vain since."""
+    """A run whose storage stops answering after the first iteration."""
     program = command(
         "train",
         "--run-dir",

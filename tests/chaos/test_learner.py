@@ -18,7 +18,7 @@ from tests.chaos.watched import Watcher, assert_undisturbed, settings
 
 
 def wait_until_in_the_middle(learner: LearnerHandle) -> None:
-    """Until the learner itself says that it is at an update."""
+    """Wait until the learner's heartbeat shows that an update is in progress."""
     while True:
         heartbeat = ray.get(learner._actor.heartbeat.remote(), timeout=60)
         if heartbeat.work is not None:
@@ -29,7 +29,7 @@ def wait_until_in_the_middle(learner: LearnerHandle) -> None:
 def test_a_learner_that_dies_in_an_update_costs_that_update_and_nothing_else(
     cluster: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In iteration 1 its process is killed, in iteration 2 its node goes."""
+    """Its process is killed in iteration 1, its node removed in iteration 2."""
     chosen, folder = settings(iterations=4, outer={"epochs": 200}), RunDir(tmp_path / "run")
     nodes = [cluster.add_node(cpus=0, gpus=1)]  # the learner asks for the GPU: it has to be there
     wait = LearnerHandle._wait_for_update

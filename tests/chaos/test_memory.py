@@ -1,4 +1,4 @@
-"""A long run keeps the memory that it has after its first iterations."""
+"""A long run uses no more memory than after its first iterations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _ray() -> Iterator[None]:
 
 
 class Scales:
-    """An observer that weighs driver, actors, learner and object store after every iteration."""
+    """Observer that measures the memory of driver, actors, learner and object store."""
 
     def __init__(self) -> None:
         self.weights: list[dict[str, float]] = []
@@ -65,7 +65,7 @@ class Scales:
 @pytest.mark.soak
 @pytest.mark.usefixtures("_ray")
 @pytest.mark.timeout(1800)
-def test_no_memory_is_gathered_over_three_hundred_iterations(tmp_path: Path) -> None:
+def test_memory_does_not_grow_over_three_hundred_iterations(tmp_path: Path) -> None:
     settings = validate_settings(
         {
             "run": {"iterations": ITERATIONS},

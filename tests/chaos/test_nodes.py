@@ -1,4 +1,4 @@
-"""Nodes that come and go under a run: actors follow them, and the result does not."""
+"""Nodes that come and go during a run: the actors follow them, the result does not change."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from tests.chaos.watched import Watcher, assert_undisturbed, settings
 
 
 @pytest.mark.cluster
-def test_actors_follow_the_nodes_and_rollouts_that_went_with_one_are_made_again(
+def test_actors_follow_the_nodes_and_lost_rollouts_are_collected_again(
     cluster: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Iteration 1 gains a node; 3 loses the one that holds rollouts, before the update."""
+    """A node is added in iteration 1; the one holding rollouts is removed in iteration 3."""
     chosen, folder = settings(iterations=5), RunDir(tmp_path / "run")
     submit, finish = RolloutPool.submit, RolloutPool.finish
     batches: list[CollectedBatch] = []
@@ -54,7 +54,7 @@ def test_actors_follow_the_nodes_and_rollouts_that_went_with_one_are_made_again(
     assert_undisturbed(chosen, folder)
 
 
-def test_a_cluster_without_nodes_is_waited_for_and_given_up(
+def test_a_cluster_without_nodes_fails_the_run_after_a_deadline(
     cluster: Machine, tmp_path: Path
 ) -> None:
     def leave(record: IterationRecord) -> None:

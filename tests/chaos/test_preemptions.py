@@ -1,4 +1,4 @@
-"""Nodes that are announced to go away: heeded, counted apart, and without effect on the result."""
+"""Draining nodes are left, counted as preemptions, and do not change the result."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tests.chaos.machine import Machine
 from tests.chaos.watched import Watcher, assert_undisturbed, settings
 
 NO_OTHER = {"infrastructure": 0, "preemptions": 10}
-"""A single failure that is not counted as a pre-emption ends the run."""
+"""Fault budgets under which any failure other than a preemption ends the run."""
 
 
 @pytest.mark.cluster
-def test_an_announced_node_is_left_when_another_is_there_and_nothing_is_lost(
+def test_a_draining_node_is_left_without_loss_once_another_is_available(
     cluster: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Announced in iteration 1, while its actor works; another node has come by iteration 2."""
+    """The node drains in iteration 1 while its actor works; another is added in iteration 2."""
     chosen, folder = settings(iterations=5, faults=NO_OTHER), RunDir(tmp_path / "run")
     (first,) = cluster.ids
     cluster.add_node(cpus=0, gpus=1)  # for the learner, which would be anywhere otherwise
@@ -59,10 +59,10 @@ def test_an_announced_node_is_left_when_another_is_there_and_nothing_is_lost(
 
 
 @pytest.mark.cluster
-def test_an_announced_node_that_goes_with_work_under_way_is_a_pre_emption(
+def test_a_draining_node_that_goes_with_work_in_flight_is_a_preemption(
     cluster: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In iteration 1 with work in flight; in iteration 3 with rollouts that are not yet used."""
+    """In iteration 1 work is in flight; in iteration 3 the node holds unused rollouts."""
     chosen, folder = settings(iterations=5, faults=NO_OTHER), RunDir(tmp_path / "run")
     cluster.add_node(cpus=0, gpus=1)  # for the learner
     dispatch, finish = RolloutPool._dispatch, RolloutPool.finish
@@ -104,7 +104,7 @@ def test_an_announced_node_that_goes_with_work_under_way_is_a_pre_emption(
 
 
 @pytest.mark.cluster
-def test_a_learner_whose_announced_node_goes_is_a_pre_emption_too(
+def test_losing_the_learners_draining_node_is_a_preemption(
     cluster: Machine, tmp_path: Path
 ) -> None:
     chosen = settings(iterations=3, faults=NO_OTHER)

@@ -1,4 +1,4 @@
-"""Whatever happens to a run, it ends with the parameters that it would have had."""
+"""A run under faults ends with the same parameters as an undisturbed one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHORT = (
 )
 
 
-def test_five_faults_of_different_kinds_cost_nothing(tmp_path: Path) -> None:
+def test_five_different_faults_do_not_change_the_result(tmp_path: Path) -> None:
     faults = [fault for kind in SHORT for fault in KINDS if fault.kind == kind]
     outcome = soak(faults, 1, tmp_path / "run")
     assert outcome.faults.total() == len(SHORT)
@@ -28,7 +28,7 @@ def test_five_faults_of_different_kinds_cost_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
-def test_a_soak_of_faults_of_all_kinds_costs_nothing(tmp_path: Path) -> None:
+def test_a_soak_of_all_faults_does_not_change_the_result(tmp_path: Path) -> None:
     faults = schedule(seed=0, count=56)
     assert {fault.kind for fault in faults} == {fault.kind for fault in KINDS}
     outcome = soak(faults, 0, tmp_path / "run")
@@ -38,7 +38,7 @@ def test_a_soak_of_faults_of_all_kinds_costs_nothing(tmp_path: Path) -> None:
     assert outcome.fingerprint == outcome.undisturbed
 
 
-def test_a_schedule_is_the_same_for_the_same_seed_and_has_every_kind() -> None:
+def test_a_schedule_depends_on_its_seed_and_has_every_kind() -> None:
     assert schedule(3, 60) == schedule(3, 60)
     assert schedule(3, 60) != schedule(4, 60)
     assert {fault.kind for fault in schedule(3, 60)} == {fault.kind for fault in KINDS}

@@ -1,4 +1,4 @@
-"""The run that things are done to: its driver as a program of its own, its folder, its cluster."""
+"""Drive one run as a separate program, to inject faults into it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from maml_ray.persistence.run_dir import RunDir
 from tests.chaos.machine import Machine
 
 PATIENCE_S = 240.0
-"""How long any single step forward may take; then the run is called dead."""
+"""Maximum seconds without progress before the run counts as dead."""
 _TRAIN = (sys.executable, "-m", "maml_ray", "train")
 EXPECTED_EXIT = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
 class RunDied(AssertionError):
-    """The run did not get over what was done to it."""
+    """The run did not recover from a fault."""
 
 
 class Victim:
-    """One run of ``maml-ray train``, begun and resumed as a person would.
+    """One run of ``maml-ray train``, started and resumed from the command line.
 
     Attributes:
         resumes: seconds from a resume's command to its first finished iteration.
@@ -54,11 +54,11 @@ class Victim:
         self._driver = self._start(str(self._file), "--run-dir", str(folder))
 
     def iterations(self) -> int:
-        """How many have been finished and written down."""
+        """Return the number of finished iterations."""
         return len(read_metrics(self.folder.metrics)) if self.folder.metrics.exists() else 0
 
     def hit(self, kind: tuple[str, str], number: signal.Signals, rng: random.Random) -> int:
-        """Send a signal to one of the run's workers; which."""
+        """Send a signal to one of the run's workers; return its process id."""
         self._wait(lambda: bool(self.machine.workers(kind)), f"no {kind[0]} to be seen")
         pid = self.machine.hit(kind, number, rng)
         if pid is None:  # it has gone by itself in between
@@ -68,12 +68,12 @@ class Victim:
         return pid
 
     def let_go(self, pid: int) -> None:
-        """Go on, if it is still there."""
+        """Resume a stopped process, if it still exists."""
         if psutil.pid_exists(pid):
             os.kill(pid, signal.SIGCONT)
 
     def end(self, number: signal.Signals) -> None:
-        """Send the driver a signal, and see it end as it should."""
+        """Send the driver a signal and check its exit code."""
         self._driver.send_signal(number)
         began = time.monotonic()
         code = self._driver.wait(timeout=PATIENCE_S)
@@ -84,16 +84,16 @@ class Victim:
             self.farewells.append(took)
 
     def begin_again(self) -> None:
-        """Begin again where it was, and do not wait for anything."""
+        """Resume the run without waiting."""
         self._driver = self._start("--resume", str(self.folder.path))
 
     def newest_checkpoint(self) -> int:
-        """The number of the newest checkpoint: where a resumed run begins."""
+        """Return the iteration of the newest checkpoint, from which a resumed run continues."""
         whole = self.folder.checkpoints.glob("*/manifest.json")  # what is written last
         return max(int(path.parent.name) for path in whole if path.parent.name.isdigit())
 
     def resume(self) -> None:
-        """Begin again where it was, and see it finish an iteration."""
+        """Resume the run and wait for an iteration."""
         before, began = self.iterations(), time.monotonic()
         self.begin_again()
         self.wait_until_started()
@@ -101,18 +101,18 @@ class Victim:
         self.resumes.append(time.monotonic() - began)
 
     def wait_until_started(self) -> None:
-        """Until the driver says that it is on its way."""
+        """Wait until the driver reports its rollout actors."""
         self._wait(lambda: "rollout actor" in self._of_this_driver(), "the driver does not start")
 
     def wait_for_progress(self, iterations: int = 1) -> None:
-        """Until so many more iterations are finished, or the run is."""
+        """Wait until ``iterations`` more are finished, or the run is."""
         goal = self.iterations() + iterations
         self._wait(
             lambda: self.iterations() >= goal or self._driver.poll() is not None, "no progress"
         )
 
     def finish(self) -> None:
-        """Wait for the end of the run, which is to be a good one."""
+        """Wait for the end of the run, which must succeed."""
         try:
             code = self._driver.wait(timeout=4 * PATIENCE_S)
         except subprocess.TimeoutExpired:
@@ -121,7 +121,7 @@ class Victim:
             raise RunDied(f"the run ended with {code}:\n{self.last_words()}")
 
     def damage_newest_checkpoint(self, rng: random.Random) -> None:
-        """Truncate or alter a file of it; the one before it stays."""
+        """Truncate or alter a file of the newest checkpoint, unless it is the only one."""
         folders = sorted(path for path in self.folder.checkpoints.iterdir() if path.name.isdigit())
         if len(folders) < 2:
             return
@@ -134,22 +134,22 @@ class Victim:
         file.write_bytes(content)
 
     def hide_storage(self) -> None:
-        """Checkpoints cannot be written: in the place of their folder lies a file."""
+        """Make checkpoints fail: replace their directory with a file."""
         self.folder.checkpoints.rename(self._hidden)
         self.folder.checkpoints.touch()
 
     def show_storage(self) -> None:
-        """They can again."""
+        """Let checkpoints be written again."""
         self.folder.checkpoints.unlink()
         self._hidden.rename(self.folder.checkpoints)
 
     def last_words(self, lines: int = 25) -> str:
-        """The end of what the driver has printed."""
+        """Return the end of the driver's output."""
         text = self._log.read_text(encoding="utf-8", errors="replace")
         return "\n".join(text.splitlines()[-lines:])
 
     def close(self) -> None:
-        """End what is left of it."""
+        """Kill the remaining processes."""
         if self._driver.poll() is None:
             self._driver.kill()
             self._driver.wait(timeout=60)

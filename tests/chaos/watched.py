@@ -1,4 +1,4 @@
-"""A run in this process on a cluster, with something done to it on the way."""
+"""Watch a run in this process, and act on it after its iterations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.chaos.undisturbed import fingerprint, undisturbed
 
 
 class Watcher:
-    """An observer that does something after every iteration."""
+    """Observer that calls a function after every iteration."""
 
     def __init__(self, then: Callable[[IterationRecord], None] = lambda record: None) -> None:
         self.records: list[IterationRecord] = []
@@ -35,7 +35,7 @@ class Watcher:
 
     @property
     def preempted(self) -> list[str]:
-        """Events that tell of a pre-emption."""
+        """Events about preemptions."""
         return [event for event in self.events if Failure.PREEMPTED.value in event]
 
     def close(self) -> None:
@@ -43,7 +43,7 @@ class Watcher:
 
 
 def settings(iterations: int, **sections: Any) -> Settings:
-    """A small run; its sections as they are, beside the number of iterations."""
+    """Return settings of a small run, updated by ``sections``."""
     cluster = sections.pop("cluster", {})
     return validate_settings(
         {

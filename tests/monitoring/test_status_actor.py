@@ -1,4 +1,4 @@
-"""A run's service: what it keeps and whom it makes wait, and that a run never waits for it."""
+"""The status actor, and that a run never waits for it."""
 
 from __future__ import annotations
 
@@ -42,31 +42,31 @@ def snapshot(version: int) -> Snapshot:
     return Snapshot(version, (None,))  # type: ignore[arg-type]
 
 
-def told(*versions: int) -> StatusActor:
-    service = StatusActor("a/01000000", (None,))  # type: ignore[arg-type]
+def actor_with(*versions: int) -> StatusActor:
+    actor = StatusActor("a/01000000", (None,))  # type: ignore[arg-type]
     for version in versions:
-        asyncio.run(service.publish(STATUS, snapshot(version)))
-    return service
+        asyncio.run(actor.publish(STATUS, snapshot(version)))
+    return actor
 
 
 @pytest.mark.parametrize(
     ("newer_than", "every", "version"),
     [(-1, 1, 12), (11, 1, 12), (12, 1, None), (-1, 5, 10), (10, 5, None), (-1, 9, None)],
 )
-def test_the_newest_version_that_suits_is_given_and_the_last_few_are_kept(
+def test_the_latest_matching_version_among_those_kept_is_returned(
     newer_than: int, every: int, version: int | None
 ) -> None:
-    service = told(9, 10, 11, 12)  # 9 is one more than are kept
-    found = asyncio.run(service.snapshot(newer_than, every))
+    actor = actor_with(9, 10, 11, 12)  # 9 is one more than are kept
+    found = asyncio.run(actor.snapshot(newer_than, every))
     assert (found.version if found else None) == version
 
 
-def test_who_waits_is_woken_by_the_version_that_it_waits_for() -> None:
+def test_a_waiting_caller_gets_the_version_that_it_waits_for() -> None:
     async def scene() -> Snapshot | None:
-        service = StatusActor("a/01000000", (None,))  # type: ignore[arg-type]
-        waiting = asyncio.create_task(service.snapshot(newer_than=2, every=2, timeout_s=60.0))
+        actor = StatusActor("a/01000000", (None,))  # type: ignore[arg-type]
+        waiting = asyncio.create_task(actor.snapshot(newer_than=2, every=2, timeout_s=60.0))
         for version in (1, 2, 3, 4):
-            await service.publish(STATUS, snapshot(version))
+            await actor.publish(STATUS, snapshot(version))
             await asyncio.sleep(0)
         return await waiting
 
@@ -75,14 +75,14 @@ def test_who_waits_is_woken_by_the_version_that_it_waits_for() -> None:
     assert found.version == 4
 
 
-def test_a_name_is_told_apart_by_its_job_and_read_back() -> None:
+def test_a_run_id_round_trips_through_text() -> None:
     name = RunId("a.b-c", "02000000")
     assert RunId.parse(str(name)) == name
     assert RunId.parse("learner") is None
 
 
 class Run:
-    """A run without actors: its parameters, and what its service is told of them."""
+    """A fake run without actors, which publishes parameters."""
 
     make_record: MakeRecord
 
@@ -120,29 +120,29 @@ class Run:
             time.sleep(0.02)
 
     def arrived(self) -> bool:
-        """Whether the service has been told of the newest version."""
+        """Return whether the status actor has the latest version."""
         found = next((one for one in list_runs() if one.run_id == self.run_id), None)
         return bool(found and found.status and found.status.version == self.version)
 
 
 @pytest.fixture(scope="module")
 def only_run(local_ray: None) -> Iterator[Run]:
-    made = Run(settings(run={"name": "told"}))
+    made = Run(settings(run={"name": "example"}))
     yield made
     made.publisher.close()
 
 
 @pytest.fixture
 def run(only_run: Run, record: MakeRecord) -> Run:  # noqa: F811
-    """The run, with a service that has been told of the newest version."""
+    """The run, with a status actor that has the latest version."""
     only_run.make_record = record
     only_run.iterate_until(only_run.arrived)
     only_run.events.clear()
     return only_run
 
 
-def service_pid() -> int:
-    """Of the only service there is that is not stopped."""
+def status_actor_pid() -> int:
+    """Return the process id of the only running status actor."""
     (found,) = (
         process.pid
         for process in psutil.process_iter(["cmdline", "status"])
@@ -153,7 +153,7 @@ def service_pid() -> int:
 
 
 def test_a_follower_gets_the_parameters_themselves_and_waits_for_newer_ones(run: Run) -> None:
-    follower = RemoteRun(find_run("told"), check_stop=lambda: None)
+    follower = RemoteRun(find_run("example"), check_stop=lambda: None)
     found = follower.next(-1, 1)
     assert found is not None
     assert found.version == run.version
@@ -168,16 +168,16 @@ def test_a_follower_gets_the_parameters_themselves_and_waits_for_newer_ones(run:
         RemoteRun(run.run_id, check_stop=stop).next(run.version, 1)
 
 
-def test_a_service_that_is_killed_is_begun_anew_and_told(run: Run) -> None:
-    os.kill(service_pid(), signal.SIGKILL)
+def test_a_killed_status_actor_is_restarted(run: Run) -> None:
+    os.kill(status_actor_pid(), signal.SIGKILL)
     run.iterate_until(lambda: len(run.events) > 0)
     run.iterate_until(run.arrived)
     assert len(run.events) == 1
     assert "restarting the status actor" in run.events[0]
 
 
-def test_a_service_that_hangs_is_not_waited_for_and_is_begun_anew(run: Run) -> None:
-    hanging = service_pid()
+def test_a_hanging_status_actor_is_restarted_without_waiting(run: Run) -> None:
+    hanging = status_actor_pid()
     os.kill(hanging, signal.SIGSTOP)
     try:
         run.iterate()  # this message is under way for ever
@@ -197,7 +197,7 @@ def test_a_service_that_hangs_is_not_waited_for_and_is_begun_anew(run: Run) -> N
     assert len(run.events) == 1
 
 
-def test_a_return_that_is_no_number_is_none(run: Run) -> None:
+def test_a_non_finite_return_is_none(run: Run) -> None:
     made, run.make_record = run.make_record, lambda i: made(i, return_after=float("nan"))  # type: ignore[assignment]
     run.iterate_until(run.arrived)
     run.iterate()
@@ -208,7 +208,7 @@ def test_a_return_that_is_no_number_is_none(run: Run) -> None:
     assert seen.status.return_before == 10.0 * run.iteration
 
 
-def test_old_parameters_are_let_go(run: Run) -> None:
+def test_old_parameters_are_released(run: Run) -> None:
     references = []
     for _ in range(10):
         run.iterate()
@@ -222,16 +222,16 @@ def test_old_parameters_are_let_go(run: Run) -> None:
         time.sleep(0.05)
 
 
-def test_two_runs_of_one_name_are_both_there_and_must_be_named_in_full(run: Run) -> None:
+def test_two_runs_of_one_name_must_be_named_in_full(run: Run) -> None:
     other: Any = ray.remote(StatusActor)
-    name = RunId("told", "ff000000")
+    name = RunId("example", "ff000000")
     second = other.options(name=str(name), namespace=NAMESPACE, num_cpus=0).remote(
         str(name), (None,)
     )
     try:
         assert list_run_ids() == sorted([run.run_id, name])
         with pytest.raises(Exception, match=f"name one of {run.run_id}, {name}"):
-            find_run("told")
+            find_run("example")
         assert find_run(str(name)) == name
         assert {one.run_id: one.problem for one in list_runs()} == {
             run.run_id: None,
@@ -241,11 +241,11 @@ def test_two_runs_of_one_name_are_both_there_and_must_be_named_in_full(run: Run)
         ray.kill(second)
 
 
-def test_a_follower_ends_with_the_run_which_is_not_there_then(run: Run) -> None:
+def test_a_follower_ends_with_its_run(run: Run) -> None:
     follower = RemoteRun(run.run_id, check_stop=lambda: None)
     assert follower.next(-1, 1) is not None
     run.publisher.close()
     assert follower.next(run.version, 1) is None
     assert get_status_actor(run.run_id) is None
-    with pytest.raises(Exception, match=r"no run called told .*no run trains there now"):
-        find_run("told")
+    with pytest.raises(Exception, match=r"no run called example .*no run trains there now"):
+        find_run("example")

@@ -1,4 +1,4 @@
-"""Who is on the group as the cluster changes: actors and cluster are stand-ins, no Ray runs."""
+"""Actors of a group as the cluster changes, with a fake cluster and without Ray."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from maml_ray.runtime.fault_policy import Failure, FailureReport
 from maml_ray.runtime.run_context import RunContext
 
 
-class StandIn:
-    """An actor of which the next answer is ``answers``: a node's id, or an error."""
+class FakeActor:
+    """A fake actor whose next reply is ``answer``: a node's id, or an error."""
 
     def __init__(self, answer: str | Exception) -> None:
         self.answer = answer
@@ -30,46 +30,48 @@ class StandIn:
 
 @dataclass
 class World:
-    """A cluster of nodes with a CPU each, and what the group did and told."""
+    """A fake cluster of one-CPU nodes that records what the group does."""
 
     nodes: set[str] = field(default_factory=lambda: {"a", "b"})
     draining: set[str] = field(default_factory=set)
     failures: list[FailureReport] = field(default_factory=list)
     killed: list[str] = field(default_factory=list)
-    begun: int = 0
+    num_started: int = 0
 
-    def look(self) -> list[dict[str, Any]]:
+    def list_nodes(self) -> list[dict[str, Any]]:
         return [{"NodeID": node, "Alive": True, "Resources": {"CPU": 1.0}} for node in self.nodes]
 
-    def get(self, ref: StandIn, timeout: float) -> ActorLocation:
+    def get(self, ref: FakeActor, timeout: float) -> ActorLocation:
         if isinstance(ref.answer, Exception):
             raise ref.answer
         return ActorLocation(ref.answer, "host", 1)
 
     def start(self, existing: Iterable[ActorHandle]) -> ActorHandle:
-        actor = StandIn("")
-        self.begun += 1
-        return ActorHandle(f"rollout-{self.begun}", self.begun, actor, actor.ready.remote(), 0.0)
+        actor = FakeActor("")
+        self.num_started += 1
+        return ActorHandle(
+            f"rollout-{self.num_started}", self.num_started, actor, actor.ready.remote(), 0.0
+        )
 
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
-    made = World()
-    stand_in = SimpleNamespace(get=made.get, kill=made.killed.append)
-    monkeypatch.setattr("maml_ray.runtime.actor_group.ray", stand_in)
-    monkeypatch.setattr("maml_ray.runtime.actor_group.ActorFactory", lambda *_: made)
-    return made
+    world = World()
+    fake_ray = SimpleNamespace(get=world.get, kill=world.killed.append)
+    monkeypatch.setattr("maml_ray.runtime.actor_group.ray", fake_ray)
+    monkeypatch.setattr("maml_ray.runtime.actor_group.ActorFactory", lambda *_: world)
+    return world
 
 
 def group_of(world: World, **cluster: Any) -> tuple[ActorGroup, Capacity]:
     settings = Settings(cluster=ClusterSettings(**cluster))
-    capacity = Capacity(settings.cluster, world.look, lambda: world.draining)
+    capacity = Capacity(settings.cluster, world.list_nodes, lambda: world.draining)
     context = RunContext("", capacity, world.failures.append, world.killed.append, lambda: None)
     return ActorGroup(settings, context), capacity
 
 
-def up(group: ActorGroup, **nodes: str | Exception) -> None:
-    """The starting actors of these names answer."""
+def reply(group: ActorGroup, **nodes: str | Exception) -> None:
+    """Let the starting actors of these names reply."""
     for handle in group.starting:
         name = handle.name.replace("-", "_")
         if name in nodes:
@@ -86,10 +88,10 @@ def changed(capacity: Capacity, group: ActorGroup) -> None:
     group.scale_to_cluster()
 
 
-def test_an_announced_node_is_left_once_its_actor_is_idle_and_another_is_up(world: World) -> None:
+def test_an_idle_actor_leaves_a_draining_node_once_another_is_available(world: World) -> None:
     group, capacity = group_of(world)
     group.scale_to_cluster()
-    up(group, rollout_1="a", rollout_2="b")
+    reply(group, rollout_1="a", rollout_2="b")
     busy, _ = group
     busy.work.append(SimpleNamespace())  # type: ignore[arg-type]
     world.draining.add("a")
@@ -102,63 +104,67 @@ def test_an_announced_node_is_left_once_its_actor_is_idle_and_another_is_up(worl
     assert world.failures == [FailureReport(Failure.PREEMPTED, "", "rollout-1", 0, "it was idle")]
 
 
-def test_where_nobody_else_is_up_an_announced_node_is_worked_on(world: World) -> None:
+def test_a_draining_node_is_used_while_no_other_actor_is_ready(world: World) -> None:
     world.nodes = {"a"}
     group, capacity = group_of(world)
     group.scale_to_cluster()
-    up(group, rollout_1="a")
+    reply(group, rollout_1="a")
     world.draining.add("a")
     changed(capacity, group)
     assert names(group.available) == ["rollout-1"]
     world.nodes.add("b")
     changed(capacity, group)
     assert names(group) == ["rollout-1", "rollout-2"]  # there is room for one that stays
-    up(group, rollout_2="b")
+    reply(group, rollout_2="b")
     group.scale_to_cluster()
     assert names(group) == ["rollout-2"]
 
 
-def test_a_cluster_that_shrinks_takes_those_that_wait_for_a_cpu(world: World) -> None:
+def test_a_shrinking_cluster_removes_pending_actors(world: World) -> None:
     group, capacity = group_of(world)
     group.scale_to_cluster()
-    up(group, rollout_1="a")
+    reply(group, rollout_1="a")
     world.nodes.remove("b")
     changed(capacity, group)
     assert names(group) == ["rollout-1"]
     assert not world.failures
 
 
-def test_a_node_that_lost_an_actor_is_doubted_and_no_other(world: World) -> None:
+def test_only_the_node_that_lost_an_actor_is_rechecked(world: World) -> None:
     group, _ = group_of(world)
     world.nodes = {"a", "b", "c"}
     group.scale_to_cluster()
-    up(group, rollout_1="a", rollout_2="b", rollout_3="a")
+    reply(group, rollout_1="a", rollout_2="b", rollout_3="a")
     dead, _, beside = group
     group.remove(dead)
     group.recheck_node(dead.node_id)
     assert names(group.available) == ["rollout-2"]
-    up(group, rollout_3=ActorDiedError())
+    reply(group, rollout_3=ActorDiedError())
     assert beside not in group
-    (seen,) = world.failures
-    assert (seen.failure, seen.work, seen.attempts) == (Failure.ACTOR_DIED, "", 0)
+    (report,) = world.failures
+    assert (report.failure, report.work, report.attempts) == (Failure.ACTOR_DIED, "", 0)
 
 
-def test_starts_that_failed_together_are_one_failure_in_a_row(world: World) -> None:
+def test_starts_that_fail_together_count_as_one_consecutive_failure(world: World) -> None:
     group, _ = group_of(world)
     group.scale_to_cluster()
-    up(group, rollout_1=ActorDiedError(), rollout_2=ActorDiedError())
+    reply(group, rollout_1=ActorDiedError(), rollout_2=ActorDiedError())
     group.scale_to_cluster()
     for handle in group.starting:
         handle.pinged_at = float("inf")  # after the last failure
-    up(group, rollout_3=ActorDiedError())
-    told = [(seen.failure, seen.attempts) for seen in world.failures]
-    assert told == [(Failure.START_FAILED, 1), (Failure.START_FAILED, 1), (Failure.START_FAILED, 2)]
+    reply(group, rollout_3=ActorDiedError())
+    outcomes = [(report.failure, report.attempts) for report in world.failures]
+    assert outcomes == [
+        (Failure.START_FAILED, 1),
+        (Failure.START_FAILED, 1),
+        (Failure.START_FAILED, 2),
+    ]
 
 
-def test_an_actor_whose_node_was_announced_has_been_pre_empted(world: World) -> None:
+def test_death_on_a_drained_node_is_a_preemption(world: World) -> None:
     group, capacity = group_of(world)
     group.scale_to_cluster()
-    up(group, rollout_1="a", rollout_2="b")
+    reply(group, rollout_1="a", rollout_2="b")
     world.draining.add("a")
     changed(capacity, group)
     world.draining.clear()
@@ -170,7 +176,7 @@ def test_an_actor_whose_node_was_announced_has_been_pre_empted(world: World) -> 
     assert group.classify_death(other, ActorDiedError()) is Failure.ACTOR_DIED
 
 
-def test_actors_that_do_not_answer_in_time_are_let_go(world: World) -> None:
+def test_actors_that_do_not_answer_in_time_are_removed(world: World) -> None:
     group, _ = group_of(world, start_timeout_s=10.0)
     group.scale_to_cluster()
     first, second = group
@@ -179,7 +185,7 @@ def test_actors_that_do_not_answer_in_time_are_let_go(world: World) -> None:
     assert names(group) == ["rollout-2"]
 
 
-def test_nobody_up_is_borne_for_so_long(world: World) -> None:
+def test_no_ready_actor_fails_the_run_after_a_deadline(world: World) -> None:
     group, _ = group_of(world, empty_timeout_s=1e-6)
     group.require_any_alive()
     with pytest.raises(TrainingFailed, match=r"cluster\.empty_timeout_s"):

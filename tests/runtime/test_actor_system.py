@@ -34,8 +34,8 @@ Log = list[str]
 
 
 @dataclass
-class MadeUpPool:
-    """One actor: in each step it answers, and is given the next piece of the earliest batch."""
+class FakePool:
+    """One fake actor: each step finishes its work and starts the next of the earliest batch."""
 
     log: Log
     batches: list[WorkBatch[Any]] = field(default_factory=list)
@@ -64,14 +64,14 @@ class MadeUpPool:
             self.work = [(waiting, work)]
 
     def finish(self, batch: WorkBatch[Any], on_partial: Callable[[Any], None]) -> Any:
-        """What is done is handed over while the last piece is under way."""
-        handed = 0
+        """Pass on partial results while the last piece is running."""
+        num_reported = 0
         while not batch.is_finished:
             self.step()
             waiting = any(one.num_queued for one in self.batches)
-            if not waiting and not batch.is_finished and not handed:
-                done = batch.results_after(handed)
-                handed += len(done)
+            if not waiting and not batch.is_finished and not num_reported:
+                done = batch.results_after(num_reported)
+                num_reported += len(done)
                 on_partial(done)
         self.batches.remove(batch)
         return SimpleNamespace(rollouts=batch.results(), actors=1, counts=batch.counts)
@@ -85,7 +85,7 @@ class MadeUpPool:
 
 
 @dataclass
-class MadeUpLearner:
+class FakeLearner:
     """Needs one wait for an update; loses the rollouts of one iteration, once."""
 
     log: Log
@@ -117,22 +117,22 @@ class MadeUpLearner:
 
 @pytest.fixture(autouse=True)
 def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    made_up = SimpleNamespace(put=lambda value: value, cluster_resources=dict)
-    monkeypatch.setattr(module, "ray", made_up)
+    fake_ray = SimpleNamespace(put=lambda value: value, cluster_resources=dict)
+    monkeypatch.setattr(module, "ray", fake_ray)
 
 
-def made_up_system(
+def fake_system(
     chosen: Settings, log: Log, state: LearnerState | None = None, **learner: Any
 ) -> ActorSystem:
-    begun = checkpoint_of(chosen, 0)
-    state = state or begun.learner
-    client: Any = MadeUpLearner(log, chosen, state, **learner)
-    pool: Any = MadeUpPool(log)
+    initial = checkpoint_of(chosen, 0)
+    state = state or initial.learner
+    client: Any = FakeLearner(log, chosen, state, **learner)
+    pool: Any = FakePool(log)
     latest: Any = policy_snapshot(chosen.policy, state)
     faults: Any = SimpleNamespace(total=0)
     reports = list[FailureReport]()
     context: Any = SimpleNamespace(handle_failure=reports.append)
-    return ActorSystem(chosen.policy, begun.spec, client, pool, (), latest, context, faults)
+    return ActorSystem(chosen.policy, initial.spec, client, pool, (), latest, context, faults)
 
 
 def work(chosen: Settings, iteration: int) -> list[Assignment]:
@@ -151,16 +151,16 @@ def run_iterations(system: ActorSystem, chosen: Settings, first: int, last: int)
 def started(
     monkeypatch: pytest.MonkeyPatch, chosen: Settings, log: Log, resume: Checkpoint | None
 ) -> AbstractContextManager[ActorSystem]:
-    """A system as it starts, of a pool that is up at once and a learner that takes three waits."""
+    """Start a system whose pool is ready at once and whose learner takes three waits."""
 
-    class Pool(MadeUpPool):
+    class Pool(FakePool):
         def wait_until_ready(self) -> tuple[()]:
             self.log.append("actors up")
             return ()
 
         def close(self) -> None: ...
 
-    class Learner(MadeUpLearner):
+    class Learner(FakeLearner):
         def wait_until_ready(self, poll_fn: Callable[[Any], None]) -> str:
             for _ in range(3):
                 poll_fn([])
@@ -169,8 +169,8 @@ def started(
 
         def close(self) -> None: ...
 
-    for asked in ("plan_resources", "Capacity", "current_run_id"):  # of Ray, which is not there
-        monkeypatch.setattr(module, asked, lambda *args, **kwargs: SimpleNamespace(namespace=""))
+    for name in ("plan_resources", "Capacity", "current_run_id"):  # of Ray, which is not there
+        monkeypatch.setattr(module, name, lambda *args, **kwargs: SimpleNamespace(namespace=""))
     monkeypatch.setattr(module, "RolloutPool", lambda *args, **kwargs: Pool(log))
     monkeypatch.setattr(module, "LearnerHandle", lambda *args: Learner(log, chosen, state=args[-1]))
     iteration = resume.iteration if resume else 0
@@ -194,14 +194,14 @@ def test_the_first_meta_batch_is_collected_while_the_learner_starts(
     assert log[:5] == ["actors up", "submit 0 with 0", "collect 0.0", "collect 0.1", "learner up"]
     assert log[5:] == ["update 0", "updated 0"]
     fresh = MetaLearner(chosen, system.spec).state()
-    np.testing.assert_equal(last.parameters, fresh.parameters)  # the made-up learner keeps them
+    np.testing.assert_equal(last.parameters, fresh.parameters)  # the fake learner keeps them
 
 
-def test_a_resumed_run_begins_with_the_version_that_was_under_way(
+def test_a_resumed_run_collects_with_the_version_in_progress(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     chosen = settings(run={"iterations": 5}, **OVERLAPPED)
-    before = made_up_system(chosen, [])
+    before = fake_system(chosen, [])
     run_iterations(before, chosen, 0, 1)
     log: Log = []
     resume = replace(checkpoint_of(chosen, 2), learner=before.learner.state)
@@ -211,7 +211,7 @@ def test_a_resumed_run_begins_with_the_version_that_was_under_way(
     assert log[4:7] == ["learner up", "submit 3 with 2", "update 2"]
 
 
-def test_nothing_is_begun_where_a_run_has_come_to_its_end(
+def test_nothing_is_collected_after_the_last_iteration(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     log: Log = []
@@ -222,7 +222,7 @@ def test_nothing_is_begun_where_a_run_has_come_to_its_end(
 
 def test_without_overlap_collecting_and_learning_alternate() -> None:
     log: Log = []
-    run_iterations(made_up_system(settings(), log), settings(), 0, 1)
+    run_iterations(fake_system(settings(), log), settings(), 0, 1)
     assert log == [
         *("submit 0 with 0", "collect 0.0", "collect 0.1", "prefetch 0.0", "update 0", "updated 0"),
         *("submit 1 with 1", "collect 1.0", "collect 1.1", "prefetch 1.0", "update 1", "updated 1"),
@@ -232,7 +232,7 @@ def test_without_overlap_collecting_and_learning_alternate() -> None:
 def test_with_overlap_the_next_meta_batch_is_collected_during_the_update() -> None:
     log: Log = []
     chosen = settings(**OVERLAPPED)
-    run_iterations(made_up_system(chosen, log), chosen, 0, 2)
+    run_iterations(fake_system(chosen, log), chosen, 0, 2)
     assert log == [
         *("submit 0 with 0", "submit 1 with 0", "collect 0.0", "collect 0.1"),
         *("collect 1.0", "update 0", "collect 1.1", "updated 0"),
@@ -241,12 +241,12 @@ def test_with_overlap_the_next_meta_batch_is_collected_during_the_update() -> No
     ]
 
 
-def test_a_resumed_run_collects_what_was_under_way_again_with_the_version_behind() -> None:
+def test_a_resumed_run_repeats_the_prefetched_batch_with_stale_parameters() -> None:
     log: Log = []
     chosen = settings(**OVERLAPPED)
-    before = made_up_system(chosen, [])
+    before = fake_system(chosen, [])
     run_iterations(before, chosen, 0, 1)
-    run_iterations(made_up_system(chosen, log, before.learner.state), chosen, 2, 3)
+    run_iterations(fake_system(chosen, log, before.learner.state), chosen, 2, 3)
     assert log[:4] == ["submit 2 with 1", "submit 3 with 2", "collect 2.0", "collect 2.1"]
     assert log[4:] == [
         *("collect 3.0", "update 2", "collect 3.1", "updated 2", "update 3", "updated 3")
@@ -254,12 +254,10 @@ def test_a_resumed_run_collects_what_was_under_way_again_with_the_version_behind
 
 
 @pytest.mark.parametrize(("lost", "version"), [(0, 0), (1, 0), (2, 1)])
-def test_lost_rollouts_are_collected_again_with_the_version_that_they_had(
-    lost: int, version: int
-) -> None:
+def test_lost_rollouts_are_collected_again_with_the_same_version(lost: int, version: int) -> None:
     log: Log = []
     run_iterations(
-        made_up_system(settings(**OVERLAPPED), log, lost=lost), settings(**OVERLAPPED), 0, 2
+        fake_system(settings(**OVERLAPPED), log, lost=lost), settings(**OVERLAPPED), 0, 2
     )
     again = log.index(f"again {lost} with {version}")
     assert log[again + 1] == f"update {lost}"
@@ -268,10 +266,10 @@ def test_lost_rollouts_are_collected_again_with_the_version_that_they_had(
     ]
 
 
-def test_work_of_which_nobody_has_heard_is_missed_in_the_account() -> None:
-    """Of the meta-batch ahead, too."""
+def test_unaccounted_work_fails_the_run() -> None:
+    """Work of the prefetched meta-batch counts as well."""
     chosen = settings(**OVERLAPPED)
-    system = made_up_system(chosen, [])
+    system = fake_system(chosen, [])
     run_iterations(system, chosen, 0, 0)
     pool: Any = system.pool
     pool.forgotten = 1

@@ -24,18 +24,18 @@ def node(name: str, *, cpus: float | None = 2.0, alive: bool = True) -> dict[str
         (None, [node("a", cpus=1.5)], 1),
     ],
 )
-def test_an_actor_for_each_cpu_of_living_nodes_and_no_more_than_the_most(
+def test_one_slot_per_cpu_of_alive_nodes_up_to_the_limit(
     most: int | None, nodes: list[dict[str, Any]], wanted: int
 ) -> None:
     assert count_actor_slots(ClusterSettings(rollout_actors=most), nodes) == wanted
 
 
-def test_the_cluster_is_not_asked_at_every_turn_but_after_a_death() -> None:
-    looks: list[int] = []
+def test_the_cluster_is_queried_only_at_intervals_and_after_a_death() -> None:
+    queries: list[int] = []
 
     def nodes() -> list[dict[str, Any]]:
-        looks.append(1)
-        return [node("a", cpus=float(len(looks)))]
+        queries.append(1)
+        return [node("a", cpus=float(len(queries)))]
 
     capacity = Capacity(ClusterSettings(), nodes, tuple)
     assert [capacity.target_actors() for _ in range(3)] == [1, 1, 1]
@@ -43,7 +43,7 @@ def test_the_cluster_is_not_asked_at_every_turn_but_after_a_death() -> None:
     assert capacity.target_actors() == 2
 
 
-def test_a_node_that_was_announced_to_go_away_has_room_for_nobody_and_is_remembered() -> None:
+def test_a_draining_node_has_no_slots_and_is_remembered() -> None:
     draining = {"b"}
     nodes = [node("a"), node("b")]
     capacity = Capacity(ClusterSettings(), lambda: nodes, lambda: draining)
@@ -59,12 +59,12 @@ def test_a_node_that_was_announced_to_go_away_has_room_for_nobody_and_is_remembe
     assert capacity.is_draining("b")
 
 
-def test_living_nodes_are_told_by_their_id() -> None:
+def test_alive_nodes_are_returned_by_id() -> None:
     capacity = Capacity(ClusterSettings(), lambda: [node("a"), node("b", alive=False)], tuple)
     assert capacity.alive_nodes() == {"a"}
 
 
-def test_actors_are_wanted_for_what_is_demanded_and_for_what_there_is() -> None:
+def test_the_target_is_the_larger_of_autoscaler_demand_and_slots() -> None:
     capacity = Capacity(
         ClusterSettings(), lambda: [node("a", cpus=2.0)], tuple, autoscaler_actors=3
     )
@@ -85,7 +85,7 @@ def test_actors_are_wanted_for_what_is_demanded_and_for_what_there_is() -> None:
         ({"autoscaler": True, "min_rollout_actors": 12}, 12),
     ],
 )
-def test_an_autoscaler_is_asked_for_the_actors_of_the_settings_or_one_a_task(
+def test_autoscaler_demand_is_the_setting_or_one_actor_per_task(
     settings: dict[str, Any], demanded: int
 ) -> None:
     assert autoscaler_demand(ClusterSettings.model_validate(settings), num_tasks=10) == demanded

@@ -25,7 +25,7 @@ def log(max_attempts: int = 3, **budgets: int) -> FaultLog:
 
 
 @pytest.mark.parametrize("failure", [f for f in MENDED if f is not Failure.PREEMPTED])
-def test_infrastructure_failures_are_handed_out_again_until_the_attempts_are_used(
+def test_infrastructure_failures_are_retried_up_to_the_limit(
     failure: Failure,
 ) -> None:
     faults = log()
@@ -34,7 +34,7 @@ def test_infrastructure_failures_are_handed_out_again_until_the_attempts_are_use
     assert "attempt 3 of 3" in decisions[-1].message
 
 
-def test_a_preemption_says_nothing_against_the_work_that_was_under_way() -> None:
+def test_preemptions_do_not_count_as_attempts() -> None:
     faults = log()
     assert isinstance(faults.decide(report(Failure.PREEMPTED, 99)), Retry)
 
@@ -55,20 +55,20 @@ def test_the_message_names_the_work_the_actor_and_the_error(failure: Failure) ->
     ("failure", "budget"),
     [(Failure.TIMED_OUT, "infrastructure"), (Failure.PREEMPTED, "preemptions")],
 )
-def test_a_budget_that_runs_out_ends_the_run_with_the_table_of_what_happened(
+def test_a_spent_budget_stops_the_run_with_a_table_of_failures(
     failure: Failure, budget: str
 ) -> None:
     faults = log(**{budget: 2})
     actors = ["rollout-0", "rollout-1", "rollout-0"]
     decisions = [faults.decide(report(failure, actor=actor)) for actor in actors]
     assert [type(decision) for decision in decisions] == [Retry, Retry, Stop]
-    told = decisions[-1].message
-    assert f"faults.{budget} allows 2" in told
-    rows = [line.split() for line in told.splitlines()[1:]]
+    message = decisions[-1].message
+    assert f"faults.{budget} allows 2" in message
+    rows = [line.split() for line in message.splitlines()[1:]]
     assert [(row[0], row[1]) for row in rows] == [("2", "rollout-0:"), ("1", "rollout-1:")]
 
 
-def test_each_kind_has_a_budget_of_its_own() -> None:
+def test_preemptions_have_their_own_budget() -> None:
     faults = log(infrastructure=1, preemptions=1)
     for failure in (Failure.ACTOR_DIED, Failure.PREEMPTED):
         assert isinstance(faults.decide(report(failure)), Retry)
@@ -77,22 +77,22 @@ def test_each_kind_has_a_budget_of_its_own() -> None:
         assert isinstance(faults.decide(report(failure)), Stop)
 
 
-def test_an_actor_that_was_idle_is_named_without_work_and_its_replacements_with_it() -> None:
+def test_replacements_count_with_the_actor_they_replace() -> None:
     faults = log(infrastructure=1)
-    told = faults.decide(
+    decision = faults.decide(
         FailureReport(Failure.ACTOR_DIED, "", "rollout-1-replacement-1", 0, "gone")
     )
-    assert told == Retry("rollout-1-replacement-1 is lost: its actor died (gone)")
+    assert decision == Retry("rollout-1-replacement-1 is lost: its actor died (gone)")
     ended = faults.decide(
         FailureReport(Failure.ACTOR_DIED, "", "rollout-1-replacement-2", 0, "gone")
     )
     assert ended.message.splitlines()[1:] == ["     2  rollout-1: its actor died"]
 
 
-def test_a_failure_is_settled_by_a_word_or_by_the_end_of_the_run() -> None:
-    faults, told = log(infrastructure=1), list[str]()
-    handle_failure(faults, report(Failure.ACTOR_DIED), told.append)
-    assert len(told) == 1
+def test_a_failure_becomes_an_event_or_ends_the_run() -> None:
+    faults, events = log(infrastructure=1), list[str]()
+    handle_failure(faults, report(Failure.ACTOR_DIED), events.append)
+    assert len(events) == 1
     with pytest.raises(TrainingFailed, match=r"faults\.infrastructure allows 1"):
-        handle_failure(faults, report(Failure.ACTOR_DIED), told.append)
-    assert len(told) == 1
+        handle_failure(faults, report(Failure.ACTOR_DIED), events.append)
+    assert len(events) == 1

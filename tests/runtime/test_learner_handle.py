@@ -1,4 +1,4 @@
-"""The driver's side of the learner: what it makes of an update that does not come."""
+"""The learner handle under failures of the learner's start and of its updates."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from maml_ray.runtime.ray_session import ResourcePlan
 from tests.runtime.test_rollout_pool import assignments, context_of, settings
 
 pytestmark = pytest.mark.usefixtures("local_ray")
-Begin = Callable[..., LearnerHandle]
+Starter = Callable[..., LearnerHandle]
 
 
 class FlawedLearner(LearnerActor):
-    """It does what the file ``flaw`` says, at its start or its update, and once only."""
+    """Fail once at the start or in an update, as the file ``flaw`` says."""
 
     def __init__(self, chosen: Settings, spec: Any, device: str, *others: Any) -> None:
         flaw = Path(chosen.run.directory) / "flaw"
@@ -67,61 +67,63 @@ def chosen(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def begun(chosen: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Begin]:
+def start_learner(chosen: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Starter]:
     monkeypatch.setattr("maml_ray.runtime.learner_handle.LearnerActor", FlawedLearner)
-    made: list[LearnerHandle] = []
+    handles: list[LearnerHandle] = []
 
-    def begin(on_event: Callable[[str], None] = lambda message: None) -> LearnerHandle:
+    def start(on_event: Callable[[str], None] = lambda message: None) -> LearnerHandle:
         spec = RolloutWorker(chosen).spec
-        client = LearnerHandle(
+        learner = LearnerHandle(
             chosen,
             spec,
             ResourcePlan(1, 0, "cpu"),
             context_of(chosen, "test-learner", on_event=on_event),
             initial_learner_state(chosen, spec),
         )
-        made.append(client)
-        return client
+        handles.append(learner)
+        return learner
 
-    yield begin
-    for client in made:
-        client.close()
+    yield start
+    for learner in handles:
+        learner.close()
 
 
 @pytest.fixture
-def client(begun: Begin) -> LearnerHandle:
-    made = begun()
-    made.wait_until_ready()
-    return made
+def learner(start_learner: Starter) -> LearnerHandle:
+    handle = start_learner()
+    handle.wait_until_ready()
+    return handle
 
 
-def test_a_learner_that_dies_at_its_start_is_begun_anew(
-    begun: Begin, chosen: Settings, tmp_path: Path
+def test_a_learner_that_dies_at_its_start_is_restarted(
+    start_learner: Starter, chosen: Settings, tmp_path: Path
 ) -> None:
     (tmp_path / "flaw").write_text("dies")
     events: list[str] = []
-    client, waits = begun(events.append), list[int]()
+    learner, waits = start_learner(events.append), list[int]()
 
     def poll_fn(refs: Sequence[ray.ObjectRef[Any]]) -> None:
         waits.append(len(refs))
         ray.wait(list(refs), timeout=0.5)
 
-    assert client.wait_until_ready(poll_fn) == "CPU, 1 thread"
+    assert learner.wait_until_ready(poll_fn) == "CPU, 1 thread"
     assert set(waits) == {1}
-    assert client.restarts == 1
-    (told,) = (event for event in events if not event.startswith("waiting"))  # on a busy machine
-    assert "the start failed on learner: it could not start" in told
+    assert learner.restarts == 1
+    (message,) = (event for event in events if not event.startswith("waiting"))  # on a busy machine
+    assert "the start failed on learner: it could not start" in message
     first = MetaLearner(chosen, RolloutWorker(chosen).spec).state()
     for name, value in first.parameters.items():
-        np.testing.assert_array_equal(client.state.parameters[name], value)
+        np.testing.assert_array_equal(learner.state.parameters[name], value)
 
 
-def test_a_learner_that_cannot_start_is_not_begun_again(begun: Begin, tmp_path: Path) -> None:
+def test_a_learner_that_cannot_start_is_not_restarted(
+    start_learner: Starter, tmp_path: Path
+) -> None:
     (tmp_path / "flaw").write_text("blind")
-    client = begun()
+    learner = start_learner()
     with pytest.raises(ResourceError, match=r"RuntimeError: .* sees none: install a CUDA"):
-        client.wait_until_ready()
-    assert client.restarts == 0
+        learner.wait_until_ready()
+    assert learner.restarts == 0
 
 
 def rollouts_for(chosen: Settings) -> list[TaskRollouts]:
@@ -130,53 +132,53 @@ def rollouts_for(chosen: Settings) -> list[TaskRollouts]:
     return [worker.roll_out(theta, work)[0] for work in assignments(*["backward"] * 5)]
 
 
-def test_an_update_whose_answer_finds_no_room_is_made_again_from_the_state_before_it(
-    client: LearnerHandle, chosen: Settings, tmp_path: Path
+def test_an_update_whose_result_cannot_be_stored_is_repeated(
+    learner: LearnerHandle, chosen: Settings, tmp_path: Path
 ) -> None:
     (tmp_path / "flaw").write_text("full")
     collected = rollouts_for(chosen)
-    metrics = client.update([ray.put(one) for one in collected])
+    metrics = learner.update([ray.put(one) for one in collected])
     oracle = MetaLearner(chosen, RolloutWorker(chosen).spec)
     assert oracle.update(collected).loss == metrics.loss
     for name, value in oracle.state().parameters.items():
-        np.testing.assert_array_equal(client.state.parameters[name], value)
-    assert client.restarts == 1
+        np.testing.assert_array_equal(learner.state.parameters[name], value)
+    assert learner.restarts == 1
 
 
 @pytest.mark.parametrize("flaw", ["", "full"])
-def test_what_was_sent_ahead_leads_to_the_same_update_by_another_learner_as_well(
-    client: LearnerHandle, chosen: Settings, tmp_path: Path, flaw: str
+def test_prefetched_rollouts_give_the_same_update_after_a_restart(
+    learner: LearnerHandle, chosen: Settings, tmp_path: Path, flaw: str
 ) -> None:
     if flaw:
         (tmp_path / "flaw").write_text(flaw)
     collected = rollouts_for(chosen)
     refs = [ray.put(one) for one in collected]
-    client.prefetch(refs[1:4])
-    client.prefetch(refs[:1])
+    learner.prefetch(refs[1:4])
+    learner.prefetch(refs[:1])
     again = [ray.put(replace(one, query_advantages=-one.query_advantages)) for one in collected[:4]]
-    client.update(refs if flaw else [*again, *refs[4:]])  # what was taken is not prepared again
+    learner.update(refs if flaw else [*again, *refs[4:]])  # what was taken is not prepared again
     oracle = MetaLearner(chosen, RolloutWorker(chosen).spec)
     oracle.update(collected)
     for name, value in oracle.state().parameters.items():
-        np.testing.assert_array_equal(client.state.parameters[name], value)
-    assert client.restarts == bool(flaw)
+        np.testing.assert_array_equal(learner.state.parameters[name], value)
+    assert learner.restarts == bool(flaw)
 
 
-def test_rollouts_that_cannot_be_taken_are_the_updates_to_refuse(
-    client: LearnerHandle, chosen: Settings
+def test_invalid_prefetched_rollouts_are_reported_by_the_update(
+    learner: LearnerHandle, chosen: Settings
 ) -> None:
     refs = [ray.put(replace(one, version=3)) for one in rollouts_for(chosen)]
-    client.prefetch(refs[:2])
+    learner.prefetch(refs[:2])
     with pytest.raises(TrainingFailed, match="was collected with version 3"):
-        client.update(refs)
+        learner.update(refs)
 
 
 @pytest.mark.parametrize(
     ("flaw", "raised", "words"),
     [("own", TrainingFailed, "the mathematics is on fire"), ("lost", RolloutsLost, "")],
 )
-def test_an_error_of_its_own_ends_the_run_and_lost_rollouts_are_said(
-    client: LearnerHandle,
+def test_an_error_of_the_update_ends_the_run_and_lost_rollouts_are_reported(
+    learner: LearnerHandle,
     chosen: Settings,
     tmp_path: Path,
     flaw: str,
@@ -185,5 +187,5 @@ def test_an_error_of_its_own_ends_the_run_and_lost_rollouts_are_said(
 ) -> None:
     (tmp_path / "flaw").write_text(flaw)
     with pytest.raises(raised, match=words):
-        client.update([ray.put(one) for one in rollouts_for(chosen)])
-    assert client.restarts == 0
+        learner.update([ray.put(one) for one in rollouts_for(chosen)])
+    assert learner.restarts == 0

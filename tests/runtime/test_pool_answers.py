@@ -1,4 +1,4 @@
-"""Several answers in one look of the pool: actors and Ray are stand-ins, no Ray runs."""
+"""Several replies in one step of the pool, with fake actors and without Ray."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from maml_ray.tasks.task import Task
 
 @dataclass(eq=False)
 class Ref:
-    """A reference: what is behind it, and whether it is there."""
+    """A fake reference: its value, and whether it is ready."""
 
     value: Any = None
-    there: bool = True
+    is_ready: bool = True
 
 
 @dataclass
 class World:
-    """Ray as the pool sees it, and what the pool made known."""
+    """A fake Ray that records the pool's waits and failures."""
 
     waits: list[int] = field(default_factory=list)
     failures: list[FailureReport] = field(default_factory=list)
@@ -42,8 +42,8 @@ class World:
         self, refs: Sequence[Ref], *, timeout: float, num_returns: int = 1
     ) -> tuple[list[Ref], list[Ref]]:
         self.waits.append(len(refs))
-        there = [ref for ref in refs if ref.there][:num_returns]
-        return there, [ref for ref in refs if ref not in there]
+        ready = [ref for ref in refs if ref.is_ready][:num_returns]
+        return ready, [ref for ref in refs if ref not in ready]
 
     def get(self, ref: Ref, timeout: float) -> Any:
         if isinstance(ref.value, Exception):
@@ -53,13 +53,13 @@ class World:
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
-    made = World()
-    kept = SimpleNamespace(
-        put=lambda value: None, kill=lambda actor: None, wait=made.wait, get=made.get
+    world = World()
+    fake_ray = SimpleNamespace(
+        put=lambda value: None, kill=lambda actor: None, wait=world.wait, get=world.get
     )
     for module in ("actor_handle", "rollout_pool", "actor_group"):
-        monkeypatch.setattr(f"maml_ray.runtime.{module}.ray", kept)
-    return made
+        monkeypatch.setattr(f"maml_ray.runtime.{module}.ray", fake_ray)
+    return world
 
 
 def pool_of(world: World, actors: int) -> RolloutPool:
@@ -78,7 +78,7 @@ def batch_of(tasks: int) -> WorkBatch[RolloutRef]:
     return WorkBatch([Assignment(0, index, Task("any"), 0) for index in range(tasks)])
 
 
-def give(handle: ActorHandle, batch: WorkBatch[RolloutRef], answer: Ref) -> None:
+def submit(handle: ActorHandle, batch: WorkBatch[RolloutRef], answer: Ref) -> None:
     assignment = batch.next_item()
     if answer.value is None:
         answer.value = RolloutInfo(assignment, RolloutTimings(0.0, 0.0), "node")
@@ -87,52 +87,52 @@ def give(handle: ActorHandle, batch: WorkBatch[RolloutRef], answer: Ref) -> None
     handle.work.append(InFlight(assignment, rollouts, info, time.monotonic()))
 
 
-def look(pool: RolloutPool) -> list[int]:
-    """Act on what is there; which actors it came from."""
+def handle_replies(pool: RolloutPool) -> list[int]:
+    """Handle the ready replies; return the slots of the actors that sent them."""
     answered = pool._wait()
     for handle, ref in answered:
         pool._handle(handle, ref)
     return [handle.slot for handle, _ in answered]
 
 
-def test_a_look_brings_every_answer_that_is_there(world: World) -> None:
+def test_one_wait_returns_all_ready_replies(world: World) -> None:
     pool, batch = pool_of(world, 4), batch_of(4)
     pool._queue.add(batch)
-    for handle, there in zip(pool._actors, (True, False, True, True), strict=True):
-        give(handle, batch, Ref(there=there))
-    assert look(pool) == [0, 2, 3]
+    for handle, is_ready in zip(pool._actors, (True, False, True, True), strict=True):
+        submit(handle, batch, Ref(is_ready=is_ready))
+    assert handle_replies(pool) == [0, 2, 3]
     assert world.waits == [4, 3]
     assert (batch.counts.used, batch.counts.unanswered) == (3, 1)
 
 
-def test_what_came_with_an_actors_death_is_lost_once_and_not_used(world: World) -> None:
+def test_replies_after_an_actors_death_are_lost_once_and_not_used(world: World) -> None:
     pool, batch = pool_of(world, 1), batch_of(2)
     pool._queue.add(batch)
     (handle,) = pool._actors
-    give(handle, batch, Ref(ActorDiedError()))
-    give(handle, batch, Ref())
-    assert look(pool) == [0, 0]
-    assert [seen.failure for seen in world.failures] == [Failure.ACTOR_DIED]
+    submit(handle, batch, Ref(ActorDiedError()))
+    submit(handle, batch, Ref())
+    assert handle_replies(pool) == [0, 0]
+    assert [report.failure for report in world.failures] == [Failure.ACTOR_DIED]
     assert (batch.counts.used, batch.counts.lost, batch.num_queued) == (0, 2, 2)
 
 
-def test_half_of_what_is_done_is_handed_over_and_then_half_of_the_rest(world: World) -> None:
-    """A few calls in all, whatever the number of tasks; nothing is left to hand over at the end."""
+def test_partial_results_are_passed_on_in_halves(world: World) -> None:
+    """There are few calls whatever the number of tasks, and none at the end."""
     pool, batch = pool_of(world, 9), batch_of(9)
     pool._queue.add(batch)
-    answers = [Ref(there=False) for _ in range(9)]
+    answers = [Ref(is_ready=False) for _ in range(9)]
     for handle, answer in zip(pool._actors, answers, strict=True):
-        give(handle, batch, answer)
-    order, handed = iter([4, 0, 8, 1, 7, 2, 6, 3, 5]), list[list[int]]()
+        submit(handle, batch, answer)
+    order, partial = iter([4, 0, 8, 1, 7, 2, 6, 3, 5]), list[list[int]]()
 
     def step() -> None:
-        answers[next(order)].there = True
-        look(pool)
+        answers[next(order)].is_ready = True
+        handle_replies(pool)
 
     def on_partial(done: Sequence[RolloutRef]) -> None:
-        handed.append([rollouts.index(one.rollouts) for one in done])
+        partial.append([rollouts.index(one.rollouts) for one in done])
 
     rollouts: list[Any] = [handle.work[0].rollouts for handle in pool._actors]
     pool.step = lambda wake_on=(): step()  # type: ignore[method-assign]
     pool.finish(batch, on_partial)
-    assert handed == [[4, 0, 8, 1, 7], [2, 6], [3]]
+    assert partial == [[4, 0, 8, 1, 7], [2, 6], [3]]

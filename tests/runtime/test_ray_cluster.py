@@ -1,4 +1,4 @@
-"""Against a cluster of `ray start`, with its token authentication on: by address and as a job."""
+"""Runs on a cluster of `ray start` with token authentication: by address and as a job."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ class Cluster:
         )
 
     def jobs(self) -> list[dict[str, Any]]:
-        """Of `ray job list`: the submitted ones, as the job server tells them."""
+        """Return the submitted jobs that the job server lists."""
         request = urllib.request.Request(
             f"{self.dashboard}/api/jobs/", headers={"Authorization": f"Bearer {self.token}"}
         )
         with urllib.request.urlopen(request, timeout=30) as answer:
-            found: list[dict[str, Any]] = json.load(answer)
-        return [job for job in found if job["submission_id"]]
+            jobs: list[dict[str, Any]] = json.load(answer)
+        return [job for job in jobs if job["submission_id"]]
 
     @property
     def token(self) -> str:
@@ -98,14 +98,14 @@ def cluster() -> Iterator[Cluster]:
     command += ["--node-ip-address=127.0.0.1", "--disable-usage-stats", f"--temp-dir={home}/ray"]
     log = (home / "log").open("w")
     head = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-    found = Cluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", environment)
+    cluster = Cluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", environment)
     try:
         deadline = time.monotonic() + 90
-        trial = ["ray", "job", "submit", "--address", found.dashboard, "--no-wait", "--", "true"]
-        while found.run(*trial, cwd=home).returncode:
+        trial = ["ray", "job", "submit", "--address", cluster.dashboard, "--no-wait", "--", "true"]
+        while cluster.run(*trial, cwd=home).returncode:
             assert head.poll() is None, (home / "log").read_text()
             assert time.monotonic() < deadline, "no job could be submitted after 90 s"
-        yield found
+        yield cluster
     finally:
         head.terminate()
         try:
@@ -159,7 +159,7 @@ def test_a_run_is_submitted_as_a_job_and_its_actors_and_tasks_can_be_read(
 
 @pytest.mark.cluster
 @pytest.mark.timeout(600)
-def test_a_run_is_submitted_from_elsewhere_stopped_and_gone_on_with(
+def test_a_run_is_submitted_from_elsewhere_stopped_and_resumed(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     settings = tmp_path / "elsewhere" / "deploy.yaml"
@@ -176,8 +176,8 @@ def test_a_run_is_submitted_from_elsewhere_stopped_and_gone_on_with(
         if line.startswith("iteration "):
             break
     (job,) = [job for job in cluster.jobs() if (job["metadata"] or {}).get("run") == "submitted"]
-    told = {"run": "submitted", "task": "half-cheetah-direction"}
-    assert told.items() <= job["metadata"].items()
+    metadata = {"run": "submitted", "task": "half-cheetah-direction"}
+    assert metadata.items() <= job["metadata"].items()
     assert job["submission_id"].startswith("submitted-")
     assert job["runtime_env"]["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == "60"
     stop = ["ray", "job", "stop", "--address", cluster.dashboard, job["submission_id"]]
@@ -198,7 +198,7 @@ def test_a_run_is_submitted_from_elsewhere_stopped_and_gone_on_with(
     assert [row["iteration"] for row in rows] == list(range(done + 2))
 
 
-def test_what_a_submitted_run_lacks_comes_back_as_its_exit_code(
+def test_missing_resources_of_a_submitted_run_become_its_exit_code(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     lacking = ["--set", "cluster.min_rollout_actors=3", "--set", f"run.directory={tmp_path}/runs"]
@@ -210,10 +210,10 @@ def test_what_a_submitted_run_lacks_comes_back_as_its_exit_code(
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_doctor_looks_at_the_cluster_from_within(cluster: Cluster, tmp_path: Path) -> None:
+def test_doctor_checks_the_cluster_from_within(cluster: Cluster, tmp_path: Path) -> None:
     kept = f"run.storage=file://{tmp_path}/runs"
-    look = ["maml-ray", "doctor", "--no-install", "--address", cluster.dashboard, "--set", kept]
-    done = cluster.run(*look, cwd=tmp_path)
+    doctor = ["maml-ray", "doctor", "--no-install", "--address", cluster.dashboard, "--set", kept]
+    done = cluster.run(*doctor, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     for subject in ("upload", "resources", "versions", "gpu", "memory", "storage", "video"):
         assert re.search(rf"^(ok|warning) +{subject} ", done.stdout, re.MULTILINE), done.stdout
@@ -228,7 +228,7 @@ def test_a_doctor_looks_at_the_cluster_from_within(cluster: Cluster, tmp_path: P
         (["--set", "cluster.learner_device=cuda"], "no GPU"),
     ],
 )
-def test_what_the_cluster_lacks_is_said_and_nothing_is_left_behind(
+def test_missing_resources_are_reported_and_leave_no_files(
     cluster: Cluster, tmp_path: Path, arguments: list[str], words: str
 ) -> None:
     start = time.monotonic()
@@ -250,7 +250,7 @@ def test_what_the_cluster_lacks_is_said_and_nothing_is_left_behind(
 
 
 @pytest.mark.cluster
-def test_a_missing_token_is_said(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_missing_token_is_reported(cluster: Cluster, tmp_path: Path) -> None:
     done = cluster.run(
         "maml-ray", "train", "--address", cluster.address, cwd=tmp_path, RAY_AUTH_MODE="disabled"
     )

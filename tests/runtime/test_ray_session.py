@@ -28,7 +28,7 @@ from maml_ray.runtime.ray_session import (
         ({"learner_device": "cuda"}, {"CPU": 1.0, "GPU": 1.0}, ResourcePlan(1, 1, "cuda")),
     ],
 )
-def test_a_plan_takes_a_cpu_an_actor_and_a_gpu_where_there_is_one(
+def test_a_plan_has_a_cpu_per_actor_and_a_gpu_if_there_is_one(
     settings: dict[str, object], available: dict[str, float], plan: ResourcePlan
 ) -> None:
     assert plan_resources(ClusterSettings.model_validate(settings), available) == plan
@@ -42,7 +42,7 @@ def test_a_plan_takes_a_cpu_an_actor_and_a_gpu_where_there_is_one(
         ({}, {"memory": 1.0}, ["has 0 CPUs"]),
     ],
 )
-def test_what_is_not_there_is_refused_with_the_setting_and_the_remedy(
+def test_missing_resources_name_the_setting_and_the_remedy(
     settings: dict[str, object], available: dict[str, float], words: list[str]
 ) -> None:
     with pytest.raises(ResourceError) as caught:
@@ -61,12 +61,12 @@ def test_an_address_where_nothing_listens_is_refused_within_seconds(
 
 
 @pytest.mark.parametrize("address", ["nonsense", "host:", ":6379", "host:port", "http://host:8265"])
-def test_an_address_of_another_form_is_refused(address: str) -> None:
+def test_a_malformed_address_is_refused(address: str) -> None:
     with pytest.raises(SettingsError, match=r"cluster\.address"), connected(address):
         pass
 
 
-def test_what_an_autoscaler_may_bring_is_not_refused_and_a_gpu_is_waited_for() -> None:
+def test_resources_that_an_autoscaler_may_add_are_not_refused() -> None:
     settings = ClusterSettings(autoscaler=True, min_rollout_actors=3, learner_device="cuda")
     assert plan_resources(settings, {"CPU": 1.0}) == ResourcePlan(1, 1, "cuda")
     unsure = ClusterSettings(autoscaler=True)
@@ -74,7 +74,7 @@ def test_what_an_autoscaler_may_bring_is_not_refused_and_a_gpu_is_waited_for() -
 
 
 @pytest.mark.parametrize("changed", ["ray_version", "python_version"])
-def test_other_versions_than_the_cluster_s_are_told_in_one_sentence(
+def test_different_versions_are_reported_in_one_sentence(
     monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
     ours = {"ray_version": ray.__version__, "python_version": platform.python_version()}
@@ -88,17 +88,17 @@ def test_other_versions_than_the_cluster_s_are_told_in_one_sentence(
     monkeypatch.setattr("maml_ray.runtime.ray_session.check_reachable", lambda address: None)
     with pytest.raises(ResourceError) as caught, connected("head:6379"):
         pass
-    told = str(caught.value)
-    assert f"Ray {theirs['ray_version']} on Python {theirs['python_version']}" in told
-    assert f"Ray {ours['ray_version']} on Python {ours['python_version']}" in told
-    assert "maml-ray submit" in told
-    assert "\n" not in told
+    message = str(caught.value)
+    assert f"Ray {theirs['ray_version']} on Python {theirs['python_version']}" in message
+    assert f"Ray {ours['ray_version']} on Python {ours['python_version']}" in message
+    assert "maml-ray submit" in message
+    assert "\n" not in message
     assert caught.value.exit_code == 4
 
 
 @pytest.mark.parametrize("lost", [False, True])
-def test_a_sigterm_while_ray_starts_is_heard_also_where_its_exception_is_lost(lost: bool) -> None:
-    """Ray's own handler leaves with code 15; raised in a destructor, that goes no further."""
+def test_a_sigterm_while_ray_starts_interrupts_even_if_its_exception_is_lost(lost: bool) -> None:
+    """Ray's handler raises SystemExit(15), which is lost inside a destructor."""
 
     def own(number: int, frame: object) -> None:
         pytest.fail("it has been replaced")

@@ -1,4 +1,4 @@
-"""The pool on real actors: order, faults, deadlines. Results never depend on what happened."""
+"""The pool with real actors: order, faults, deadlines; results do not depend on them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class FlawedTasks(HalfCheetahBackwardTasks):
         return super().make_vector_env(task, num_envs=num_envs, horizon=horizon)
 
     def retarget(self, env: Any, task: Task) -> bool:
-        """Every task gets simulations of its own: that is where its flaw shows."""
+        """Make new simulations for every task, so that its flaw takes effect."""
         return False
 
 
@@ -147,9 +147,9 @@ def expected(chosen: Settings, work: Sequence[Assignment]) -> list[TaskRollouts]
     return [worker.roll_out(theta, assignment)[0] for assignment in work]
 
 
-def assert_same(found: Sequence[TaskRollouts], wanted: Sequence[TaskRollouts]) -> None:
-    assert [task.task_index for task in found] == [task.task_index for task in wanted]
-    for one, other in zip(found, wanted, strict=True):
+def assert_same(actual: Sequence[TaskRollouts], wanted: Sequence[TaskRollouts]) -> None:
+    assert [task.task_index for task in actual] == [task.task_index for task in wanted]
+    for one, other in zip(actual, wanted, strict=True):
         np.testing.assert_array_equal(one.query.rewards, other.query.rewards)
         np.testing.assert_array_equal(one.support[0].observations, other.support[0].observations)
 
@@ -166,32 +166,32 @@ def test_rollouts_come_in_task_order_and_equal_those_of_one_worker(
     assert_same(queries(collected), expected(chosen, work))
 
 
-def test_what_is_done_is_handed_over_while_the_last_of_it_is_waited_for(
+def test_partial_results_are_passed_on_while_the_last_tasks_run(
     open_pool: Opener, tmp_path: Path
 ) -> None:
-    """Once an actor has nothing left to do; the task that waits ends only by that."""
+    """The waiting task ends only when an idle actor triggers the partial results."""
     chosen, fifo = settings(straggler_factor=None, task_timeout_s=60.0), tmp_path / "go on"
     os.mkfifo(fifo)
     chosen = change(chosen, "task", options={"fifo": str(fifo)})
-    pool, handed = open_pool(2, chosen), list[Sequence[RolloutRef]]()
+    pool, partial = open_pool(2, chosen), list[Sequence[RolloutRef]]()
 
     def on_partial(done: Sequence[RolloutRef]) -> None:
-        handed.append(done)
+        partial.append(done)
         fifo.write_text("go on")
 
     pool.wait_until_ready()
     work = assignments("waits", "backward", "backward", "backward")
     collected = pool.finish(pool.submit(parameters(chosen), work), on_partial)
     assert collected.counts.lost == 0
-    assert [sorted(map(id, some)) for some in handed] == [sorted(map(id, collected.rollouts[1:]))]
+    assert [sorted(map(id, some)) for some in partial] == [sorted(map(id, collected.rollouts[1:]))]
 
 
-def test_a_killed_actor_is_replaced_and_its_work_done_again(open_pool: Opener) -> None:
+def test_a_killed_actor_is_replaced_and_its_work_retried(open_pool: Opener) -> None:
     chosen, work = settings(), assignments(*["backward"] * TASKS)
     events: list[str] = []
     pool = open_pool(2, chosen, on_event=events.append)
     locations = pool.wait_until_ready()
-    events.clear()  # a busy machine may have told what it waited for
+    events.clear()  # a busy machine may have reported waits
     victim = locations[0].pid
     theta = parameters(chosen)
     os.kill(victim, signal.SIGKILL)
@@ -212,7 +212,7 @@ def test_work_that_kills_every_actor_stops_the_run_and_is_named(open_pool: Opene
         pool.collect(parameters(chosen), assignments("backward", "kills", "backward"))
 
 
-def test_work_that_hangs_is_given_up_after_its_deadline(open_pool: Opener) -> None:
+def test_work_that_hangs_fails_after_its_deadline(open_pool: Opener) -> None:
     chosen = settings(task_timeout_s=1.0, max_task_attempts=1)
     pool = open_pool(1, chosen)
     pool.wait_until_ready()
@@ -220,7 +220,7 @@ def test_work_that_hangs_is_given_up_after_its_deadline(open_pool: Opener) -> No
         pool.collect(parameters(chosen), assignments("hangs"))
 
 
-def test_an_error_of_the_work_is_told_with_its_own_words(open_pool: Opener) -> None:
+def test_an_error_of_the_work_is_reported_with_its_message(open_pool: Opener) -> None:
     chosen = settings()
     pool = open_pool(1, chosen)
     pool.wait_until_ready()
@@ -238,10 +238,10 @@ def test_what_ray_raises_around_the_work_is_not_the_works_own_error(open_pool: O
         pool.collect(parameters(chosen), assignments("full"))
 
 
-def test_idle_actors_that_died_unseen_are_not_given_the_same_work_one_after_the_other(
+def test_dead_idle_actors_are_not_given_work_one_after_the_other(
     open_pool: Opener,
 ) -> None:
-    """Two actors die while nothing is asked of them; the work may not be begun twice in vain."""
+    """Two idle actors die; the work may be lost only once."""
     chosen = settings(max_task_attempts=2)
     pool = open_pool(2, chosen)
     for location in pool.wait_until_ready():
@@ -252,7 +252,7 @@ def test_idle_actors_that_died_unseen_are_not_given_the_same_work_one_after_the_
     assert (collected.counts.dispatched, collected.counts.lost) == (2, 1)
 
 
-def test_an_actor_that_dies_at_its_start_has_another_in_its_place_before_the_run_begins(
+def test_an_actor_that_dies_at_its_start_is_replaced_before_the_run_begins(
     open_pool: Opener,
 ) -> None:
     events: list[str] = []
@@ -268,7 +268,7 @@ def test_an_actor_that_dies_at_its_start_has_another_in_its_place_before_the_run
     assert "the start failed on rollout-0" in events[0]
 
 
-def test_with_an_autoscaler_a_run_begins_with_those_that_there_is_room_for(
+def test_with_an_autoscaler_a_run_begins_with_the_actors_that_fit(
     open_pool: Opener,
 ) -> None:
     chosen, work = settings(autoscaler=True), assignments(*["backward"] * TASKS)
@@ -278,7 +278,7 @@ def test_with_an_autoscaler_a_run_begins_with_those_that_there_is_room_for(
     assert_same(queries(pool.collect(parameters(chosen), work)), expected(chosen, work))
 
 
-def test_what_is_waited_for_is_told_and_given_up_in_time(
+def test_a_late_start_is_reported_and_fails_after_its_deadline(
     open_pool: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("maml_ray.runtime.rollout_pool.PROGRESS_INTERVAL_S", 0.1)
@@ -287,15 +287,15 @@ def test_what_is_waited_for_is_told_and_given_up_in_time(
     pool = open_pool(3, chosen, on_event=events.append)
     with pytest.raises(ResourceError) as caught:
         pool.wait_until_ready()
-    told = str(caught.value)
-    assert "rollout-2 did not start within 8 s" in told
-    assert "of at least 3 rollout actors are up" in told
-    assert "of 2 CPUs are free on 1 node" in told
+    message = str(caught.value)
+    assert "rollout-2 did not start within 8 s" in message
+    assert "of at least 3 rollout actors are up" in message
+    assert "of 2 CPUs are free on 1 node" in message
     assert "of 8 s, cluster.start_timeout_s); " in events[-1]
     assert "rollout-2 to start" in events[-1]
 
 
-def test_a_learner_that_waits_for_a_gpu_says_so_and_is_given_up(
+def test_a_learner_that_waits_for_a_gpu_is_reported_and_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("maml_ray.runtime.learner_handle.PROGRESS_INTERVAL_S", 0.1)
@@ -318,10 +318,10 @@ def test_a_learner_that_waits_for_a_gpu_says_so_and_is_given_up(
 
 def test_a_request_to_stop_ends_the_wait_for_work_that_never_ends(open_pool: Opener) -> None:
     chosen = settings()
-    asked = iter([False] * 3)
+    answers = iter([False] * 3)
 
     def stop() -> None:
-        if next(asked, True):
+        if next(answers, True):
             raise Interrupted(signal.SIGINT)
 
     pool = open_pool(1, chosen)
@@ -331,10 +331,10 @@ def test_a_request_to_stop_ends_the_wait_for_work_that_never_ends(open_pool: Ope
         pool.collect(parameters(chosen), assignments("hangs"))
 
 
-def test_of_two_meta_batches_the_later_one_is_begun_when_nothing_of_the_earlier_waits(
+def test_a_later_meta_batch_starts_once_the_earlier_one_has_no_queued_work(
     open_pool: Opener,
 ) -> None:
-    """One actor, which may have a second piece ahead: in its turn, whichever batch it is of."""
+    """One actor may have a second piece queued, of either batch."""
     chosen, work = settings(), assignments(*["backward"] * TASKS)
     later = [replace(one, iteration=1) for one in work]
     pool, theta = open_pool(1, chosen), parameters(chosen)

@@ -1,4 +1,4 @@
-"""The work of a meta-batch under every order of events: each task done once, and all accounted."""
+"""The work queue under any order of events: each task is done once and all work is counted."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ def assignments(count: int, iteration: int = 0) -> list[Assignment]:
     return [Assignment(iteration, index, Task("backward"), iteration) for index in range(count)]
 
 
-def test_results_come_in_the_order_of_tasks_whoever_was_first() -> None:
+def test_results_are_in_task_order() -> None:
     batch: WorkBatch[str] = WorkBatch(assignments(3))
-    handed = [batch.next_item() for _ in range(3)]
-    for work in reversed(handed):
+    items = [batch.next_item() for _ in range(3)]
+    for work in reversed(items):
         batch.finish(work, f"task {work.task_index}")
     assert batch.results() == ("task 0", "task 1", "task 2")
     assert batch.counts == WorkCounts(dispatched=3, used=3)
 
 
-def test_the_first_of_two_answers_counts() -> None:
+def test_the_first_of_two_results_counts() -> None:
     batch: WorkBatch[str] = WorkBatch(assignments(1))
     work = batch.next_item()
     assert batch.can_duplicate(work)
@@ -37,7 +37,7 @@ def test_the_first_of_two_answers_counts() -> None:
     assert batch.counts == WorkCounts(dispatched=2, duplicated=1, used=1, discarded=1)
 
 
-def test_lost_work_is_handed_out_again_before_what_nobody_has_begun() -> None:
+def test_lost_work_is_requeued_at_the_front() -> None:
     batch: WorkBatch[str] = WorkBatch(assignments(4))
     first, second = batch.next_item(), batch.next_item()
     assert batch.requeue([first, second], blamed=first) == 1
@@ -45,7 +45,7 @@ def test_lost_work_is_handed_out_again_before_what_nobody_has_begun() -> None:
     assert batch.counts == WorkCounts(dispatched=6, retried=2, lost=2)
 
 
-def test_only_the_work_that_an_actor_was_at_is_blamed() -> None:
+def test_only_the_work_in_progress_is_blamed() -> None:
     batch: WorkBatch[str] = WorkBatch(assignments(2))
     for failures in (1, 2, 3):
         works = [batch.next_item(), batch.next_item()]
@@ -54,7 +54,7 @@ def test_only_the_work_that_an_actor_was_at_is_blamed() -> None:
     assert batch.requeue(works, blamed=works[1]) == 1
 
 
-def test_a_copy_that_is_lost_after_another_has_answered_is_nobodys_fault() -> None:
+def test_a_duplicate_lost_after_the_first_result_is_not_blamed() -> None:
     batch: WorkBatch[str] = WorkBatch(assignments(2))
     work = batch.next_item()
     assert batch.requeue([work], blamed=work) == 1
@@ -65,7 +65,7 @@ def test_a_copy_that_is_lost_after_another_has_answered_is_nobodys_fault() -> No
     assert batch.counts == WorkCounts(dispatched=3, retried=1, duplicated=1, used=1, lost=2)
 
 
-def test_work_that_a_second_actor_is_at_is_not_handed_to_a_third() -> None:
+def test_work_with_a_duplicate_is_not_given_to_a_third_actor() -> None:
     batch: WorkBatch[str] = WorkBatch(assignments(1))
     work = batch.next_item()
     batch.duplicate(work)
@@ -76,7 +76,7 @@ def test_work_that_a_second_actor_is_at_is_not_handed_to_a_third() -> None:
     assert batch.num_queued == 1
 
 
-def test_answers_of_a_batch_before_are_discarded() -> None:
+def test_results_of_an_earlier_batch_are_discarded() -> None:
     batch: WorkBatch[str] = WorkBatch(assignments(1, iteration=1))
     (late,) = assignments(1, iteration=0)
     assert not batch.needs(late)
@@ -86,7 +86,7 @@ def test_answers_of_a_batch_before_are_discarded() -> None:
     assert batch.counts == WorkCounts(discarded=1, lost=1)
 
 
-def test_what_is_kept_is_not_worked_at_again() -> None:
+def test_reused_results_are_not_repeated() -> None:
     batch: WorkBatch[str] = WorkBatch(assignments(3), reused={0: "kept", 2: "kept"})
     assert batch.num_queued == 1
     batch.finish(batch.next_item(), "new")
@@ -139,7 +139,7 @@ def queue_of(*batches: WorkBatch[str]) -> WorkQueue[str]:
     return queue
 
 
-def test_of_two_batches_the_earlier_iteration_comes_first_whenever_it_was_begun() -> None:
+def test_the_batch_of_the_earlier_iteration_comes_first() -> None:
     ahead: WorkBatch[str] = WorkBatch(assignments(2, iteration=5))
     again: WorkBatch[str] = WorkBatch(assignments(2, iteration=4))
     queue = queue_of(ahead, again)
@@ -148,7 +148,7 @@ def test_of_two_batches_the_earlier_iteration_comes_first_whenever_it_was_begun(
     assert list(queue) == [ahead]
 
 
-def test_answers_go_to_the_batch_that_they_are_of() -> None:
+def test_results_go_to_their_own_batch() -> None:
     now: WorkBatch[str] = WorkBatch(assignments(1, iteration=4))
     ahead: WorkBatch[str] = WorkBatch(assignments(1, iteration=5))
     queue = queue_of(now, ahead)
@@ -160,7 +160,7 @@ def test_answers_go_to_the_batch_that_they_are_of() -> None:
     assert queue.is_finished
 
 
-def test_of_an_actor_that_dies_with_work_of_two_batches_the_one_it_was_at_is_blamed() -> None:
+def test_of_work_of_two_batches_lost_together_the_one_in_progress_is_blamed() -> None:
     now: WorkBatch[str] = WorkBatch(assignments(2, iteration=4))
     ahead: WorkBatch[str] = WorkBatch(assignments(2, iteration=5))
     queue = queue_of(now, ahead)
@@ -172,7 +172,7 @@ def test_of_an_actor_that_dies_with_work_of_two_batches_the_one_it_was_at_is_bla
     assert [now.next_item(), now.next_item()] == assignments(2, iteration=4)
 
 
-def test_what_is_heard_of_a_batch_that_is_over_is_counted_once() -> None:
+def test_late_results_of_a_removed_batch_are_counted_once() -> None:
     now: WorkBatch[str] = WorkBatch(assignments(1, iteration=4))
     ahead: WorkBatch[str] = WorkBatch(assignments(1, iteration=5))
     queue = queue_of(now, ahead)
@@ -188,7 +188,7 @@ def test_what_is_heard_of_a_batch_that_is_over_is_counted_once() -> None:
 def test_under_any_events_of_several_batches_every_piece_is_accounted_for(
     sizes: list[int], data: st.DataObject
 ) -> None:
-    """Batches end in their order, some with copies under way, which are heard of later."""
+    """Batches end in order, some with duplicates in flight whose outcomes come later."""
     batches: list[WorkBatch[str]] = [
         WorkBatch(assignments(size, iteration=i)) for i, size in enumerate(sizes)
     ]
