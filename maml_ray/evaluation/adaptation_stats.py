@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from maml_ray.evaluation.agent import Agent
-from maml_ray.maml.distributions import distribution, kl_divergence, to_torch
-from maml_ray.maml.losses import inner_losses, make_samples
+from maml_ray.maml.distributions import (
+    distribution,
+    kl_divergence,
+    samples_to_torch,
+    to_torch,
+)
 from maml_ray.maml.meta_parameters import policy_part
+from maml_ray.maml.policy_losses import inner_loss
 from maml_ray.rollouts.advantages import compute_advantages
+from maml_ray.rollouts.samples import make_samples
 from maml_ray.rollouts.trajectories import Trajectories
 
 
@@ -37,8 +44,8 @@ def adaptation_stats(before: Agent, after: Agent, support: Trajectories) -> Adap
     """Return statistics of the inner step from ``before`` to ``after`` on ``support``."""
     settings, spec = before.settings, before.spec
     advantages = compute_advantages(support, settings.advantages)
-    samples = make_samples(support, advantages, before.normalizer)
-    (loss,) = inner_losses(spec, settings.inner, (samples,))
+    samples = samples_to_torch(make_samples(support, advantages, before.normalizer))
+    loss = partial(inner_loss, spec, settings.inner, samples)
     parameters = policy_part(to_torch(before.parameters))
     gradient, old = torch.func.grad(loss, has_aux=True)(parameters)
     new = distribution(spec, to_torch(after.parameters), samples.observations)

@@ -21,7 +21,7 @@ from maml_ray.policies.spec import NumpyParameters, PolicySpec
 from maml_ray.rollouts.collector import collect
 from maml_ray.rollouts.env_cache import EnvCache
 from maml_ray.rollouts.trajectories import Trajectories
-from maml_ray.tasks.registry import resolve_tasks
+from maml_ray.tasks.loading import resolve_tasks
 from maml_ray.tasks.task import Task
 
 
@@ -148,7 +148,12 @@ class Agent:
         parameters = self.parameters
         for trajectories in sets:
             parameters = adapt_policy(
-                self.settings, self.spec, parameters, trajectories, self.normalizer
+                self.settings.inner,
+                self.settings.advantages,
+                self.spec,
+                parameters,
+                trajectories,
+                self.normalizer,
             )
         if not all(np.isfinite(value).all() for value in parameters.values()):
             raise UserError(
