@@ -88,34 +88,12 @@ METRICS = (
     _gauge("speed_after", "m/s", "mean speed after adaptation", "update.speed_after"),
     _gauge("meta_loss", "1", "meta-loss", "update.loss"),
     _gauge("gradient_norm", "1", "Euclidean norm of the meta-gradient", "update.gradient_norm"),
-    _gauge(
-        "inner_kl",
-        "nats",
-        "KL from the policies that collected support data to the updated ones",
-        "update.inner_kl",
-    ),
-    _gauge(
-        "query_kl",
-        "nats",
-        "KL from the policies that collected query data to the updated ones",
-        "update.query_kl",
-    ),
-    _gauge(
-        "staleness",
-        "updates",
-        "versions between the data's parameters and the updated ones",
-        "update.staleness",
-    ),
+    _gauge("inner_kl", "nats", "KL on support data, old to new policy", "update.inner_kl"),
+    _gauge("query_kl", "nats", "KL on query data, old to new policies", "update.query_kl"),
+    _gauge("staleness", "updates", "age of the data in versions", "update.staleness"),
     _gauge("entropy", "nats", "entropy of the adapted policies", "update.entropy"),
-    _counter(
-        "env_steps", "steps", "environment steps of the run", "total_env_steps", is_total=True
-    ),
-    _gauge(
-        "env_steps_per_second",
-        "steps/s",
-        "environment steps per second in the last iteration",
-        "steps_per_second",
-    ),
+    _counter("env_steps", "steps", "environment steps", "total_env_steps", is_total=True),
+    _gauge("env_steps_per_second", "steps/s", "rate of the last iteration", "steps_per_second"),
     Metric(
         "maml_ray_phase_seconds_total",
         "counter",
@@ -136,12 +114,8 @@ METRICS = (
         "learner_restarts", "restarts", "learner restarts", "faults.learner_restarts", is_total=True
     ),
     _counter("work_retried", "tasks", "tasks repeated after a failure", "faults.retried"),
-    _counter(
-        "work_duplicated", "tasks", "tasks given to a second actor as well", "faults.duplicated"
-    ),
-    _counter(
-        "work_discarded", "tasks", "results that came second, or too late", "faults.discarded"
-    ),
+    _counter("work_duplicated", "tasks", "tasks given to a second actor", "faults.duplicated"),
+    _counter("work_discarded", "tasks", "second or late results", "faults.discarded"),
     _counter("work_lost", "tasks", "tasks lost with their actor", "faults.lost"),
     _counter(
         "discarded_episodes",
@@ -157,12 +131,7 @@ METRICS = (
         "updates skipped because of non-finite numbers",
         lambda record: int(record.update.skipped is not None),
     ),
-    _gauge(
-        "checkpoint_age",
-        "s",
-        "time since the latest durable checkpoint was written",
-        "checkpoint_age_s",
-    ),
+    _gauge("checkpoint_age", "s", "time since the latest checkpoint", "checkpoint_age_s"),
     _gauge("parameter_version", "updates", "version of the parameters", "update.version"),
     Metric(
         "maml_ray_iterations_finished",
