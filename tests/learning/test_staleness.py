@@ -1,4 +1,4 @@
-"""One version behind: who collects what, and a learner that judges it by who collected it."""
+"""Learning from data of the previous version: who collects what, and how the update corrects it."""
 
 from __future__ import annotations
 
@@ -10,65 +10,71 @@ import pytest
 import torch
 from torch.distributions import kl_divergence as torch_kl
 
-from maml_ray.backends.dispatch import meta_gradient
+from maml_ray.backends.base import Backend
+from maml_ray.backends.dispatch import make_backend
 from maml_ray.config.loading import validate_settings
 from maml_ray.config.settings import Settings, SettingsError, TrustRegionSettings
+from maml_ray.kernels.types import Gaussian
 from maml_ray.learning.learner import MetaLearner
-from maml_ray.learning.off_policy import recentered
+from maml_ray.learning.off_policy import decouple_behavior
 from maml_ray.learning.staleness import checkpoints_to_keep, collection_version
-from maml_ray.maml.distributions import Gaussian
-from maml_ray.maml.meta_objective import MetaBatch, MetaObjective
+from maml_ray.maml.meta_objective import MetaBatch
+from maml_ray.policies.spec import PolicySpec
 from tests.learning_runs import Run, change, same, same_state, without_time
 from tests.oracles import meta as meta_oracles
 from tests.oracles import naive as oracles
 from tests.small_runs import settings as small
 
 
-def overlapped(settings: Settings, **outer: Any) -> Settings:
-    """Overlapped, with updates that move far, and a loss that knows who collected."""
+def asynchronous(settings: Settings, **outer: Any) -> Settings:
+    """Settings with async collection, large updates and a loss of the behavior policies."""
     moving = {"learning_rate": 0.01, "inner_kl_coefficient": 1.0, "max_query_kl": None, **outer}
     return change(change(settings, "meta_batch", async_collection=True), "outer", **moving)
 
 
 @pytest.fixture
 def run(small_settings: Settings) -> Run:
-    """After two updates: the next meta-batch is collected with version 1."""
-    return begun(overlapped(small_settings))
+    """A run after two updates: version 1 collects the next meta-batch."""
+    return run_two_updates(asynchronous(small_settings))
 
 
-def begun(settings: Settings) -> Run:
+def run_two_updates(settings: Settings) -> Run:
     run = Run(settings)
     for _ in range(2):
         run.learner.update(run.collect())
     return run
 
 
+def backend_of(settings: Settings, spec: PolicySpec) -> Backend:
+    return make_backend(settings, spec, torch.device("cpu"))
+
+
 def double(tree: Any) -> Any:
     return meta_oracles.tree_map(lambda part: part.detach().double(), tree)
 
 
-def behind(run: Run) -> dict[str, torch.Tensor]:
-    """The parameters that collect next, in float64."""
+def stale_params(run: Run) -> dict[str, torch.Tensor]:
+    """The parameters that collect the next meta-batch, in float64."""
     values = run.learner.collection_params().values
     return {name: torch.tensor(value).double() for name, value in values.items()}
 
 
-def as_gaussian(policy: Any) -> Gaussian:
+def as_gaussian(policy: Any) -> Gaussian[torch.Tensor]:
     return Gaussian(policy.base_dist.loc.detach(), policy.base_dist.scale[0].log().detach())
 
 
-def by_hand(run: Run, batch: MetaBatch) -> list[MetaBatch]:
-    """The tasks, with collectors that the oracle has adapted from the parameters behind."""
+def with_oracle_behavior(run: Run, batch: MetaBatch) -> list[MetaBatch]:
+    """The tasks, with behavior policies that the oracle adapts from the stale parameters."""
     spec, tasks = run.learner.spec, []
     for task in meta_oracles.tasks_of(batch):
-        theta, policies = meta_oracles.adapted(run.settings, spec, behind(run), task)
+        theta, policies = meta_oracles.adapted(run.settings, spec, stale_params(run), task)
         query = meta_oracles.action_distribution(spec, theta, task.query.observations)
-        collectors = tuple(map(as_gaussian, policies))
-        tasks.append(task._replace(collectors=collectors, query_collector=as_gaussian(query)))
+        support = tuple(map(as_gaussian, policies))
+        tasks.append(task._replace(support_behavior=support, query_behavior=as_gaussian(query)))
     return tasks
 
 
-def test_the_first_version_collects_twice_and_each_later_one_once() -> None:
+def test_version_0_collects_twice_and_each_later_one_once() -> None:
     chosen = small(meta_batch={"async_collection": True})
     assert [collection_version(chosen.meta_batch, k) for k in range(5)] == [0, 0, 1, 2, 3]
     assert [collection_version(small().meta_batch, k) for k in range(3)] == [0, 1, 2]
@@ -77,7 +83,7 @@ def test_the_first_version_collects_twice_and_each_later_one_once() -> None:
 @pytest.mark.parametrize(
     ("async_collection", "keep", "kept"), [(False, 1, 1), (True, 1, 2), (True, 3, 3)]
 )
-def test_two_checkpoints_are_kept_where_the_last_but_one_may_be_the_best(
+def test_two_checkpoints_are_kept_if_the_last_but_one_may_be_the_best(
     async_collection: bool, keep: int, kept: int
 ) -> None:
     chosen = small(
@@ -88,30 +94,30 @@ def test_two_checkpoints_are_kept_where_the_last_but_one_may_be_the_best(
 
 @pytest.mark.parametrize("objective", ["dice", "log_prob"])
 def test_inner_steps_without_a_ratio_are_refused(objective: str) -> None:
-    behind = {"meta_batch": {"async_collection": True}}
+    stale = {"meta_batch": {"async_collection": True}}
     validate_settings({"inner": {"objective": objective}})
-    validate_settings({**behind, "inner": {"objective": objective, "steps": 0}})
+    validate_settings({**stale, "inner": {"objective": objective, "steps": 0}})
     with pytest.raises(
         SettingsError, match=rf"inner\.objective = '{objective}' .*async_collection"
     ):
-        validate_settings({**behind, "inner": {"objective": objective}})
+        validate_settings({**stale, "inner": {"objective": objective}})
 
 
 def test_versions_parameters_and_staleness(small_settings: Settings) -> None:
-    run, published, told = Run(overlapped(small_settings)), [], []
+    run, snapshots, seen = Run(asynchronous(small_settings)), [], []
     for _ in range(4):
-        published.append(run.learner.publish())
+        snapshots.append(run.learner.publish())
         rollouts = run.collect()
-        told.append(({task.version for task in rollouts}, run.learner.update(rollouts).staleness))
-    assert told == [({0}, 0), ({0}, 1), ({1}, 1), ({2}, 1)]
+        seen.append(({task.version for task in rollouts}, run.learner.update(rollouts).staleness))
+    assert seen == [({0}, 0), ({0}, 1), ({1}, 1), ({2}, 1)]
     next_with = run.learner.collection_params()
     assert next_with.version == 3
-    assert same(next_with.values, published[3].values)
-    assert same(vars(next_with.normalizer), vars(published[3].normalizer))
+    assert same(next_with.values, snapshots[3].values)
+    assert same(vars(next_with.normalizer), vars(snapshots[3].normalizer))
     assert run.learner.publish().version == 4
 
 
-def test_without_overlap_nothing_is_stale(small_settings: Settings) -> None:
+def test_without_async_collection_nothing_is_stale(small_settings: Settings) -> None:
     run = Run(small_settings)
     assert run.learner.update(run.collect()).staleness == 0
     assert run.learner.update(run.collect()).staleness == 0
@@ -119,13 +125,13 @@ def test_without_overlap_nothing_is_stale(small_settings: Settings) -> None:
 
 
 @pytest.mark.parametrize("version", [0, 2, 3])
-def test_rollouts_of_another_version_than_was_asked_for_are_refused(run: Run, version: int) -> None:
+def test_rollouts_of_the_wrong_version_are_refused(run: Run, version: int) -> None:
     rollouts = [replace(task, version=version) for task in run.collect()]
     with pytest.raises(ValueError, match=f"collected with version {version}, .* version 1"):
         run.learner.update(rollouts)
 
 
-def test_observations_are_normalized_as_they_were_when_they_were_seen(run: Run) -> None:
+def test_observations_are_normalized_as_during_collection(run: Run) -> None:
     rollouts, normalizer = run.collect(), run.learner.collection_params().normalizer
     assert normalizer is not None
     assert not same(vars(normalizer), vars(run.learner.publish().normalizer))
@@ -137,13 +143,15 @@ def test_observations_are_normalized_as_they_were_when_they_were_seen(run: Run) 
             np.testing.assert_array_equal(found.observations[index].numpy(), expected)
 
 
-def test_the_collectors_are_those_of_the_version_behind(run: Run) -> None:
+def test_the_behavior_policies_are_those_of_the_stale_parameters(run: Run) -> None:
     batch = double(run.learner.prepare(run.collect()))
     today = double(dict(run.learner.parameters))
-    for task, hand in zip(meta_oracles.tasks_of(batch), by_hand(run, batch), strict=True):
+    for task, hand in zip(
+        meta_oracles.tasks_of(batch), with_oracle_behavior(run, batch), strict=True
+    ):
         pairs = zip(
-            (*task.collectors, task.query_collector),
-            (*hand.collectors, hand.query_collector),
+            (*task.support_behavior, task.query_behavior),
+            (*hand.support_behavior, hand.query_behavior),
             strict=True,
         )
         for found, expected in pairs:
@@ -151,15 +159,15 @@ def test_the_collectors_are_those_of_the_version_behind(run: Run) -> None:
             assert isinstance(expected, Gaussian)
             torch.testing.assert_close(found.mean, expected.mean, rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(found.log_std, expected.log_std, rtol=1e-5, atol=1e-5)
-        # ... which is something else than what today's would be.
+        # The current policies differ from them.
         _, now = meta_oracles.adapted(run.settings, run.learner.spec, today, task)
-        collector = task.collectors[0]
-        assert isinstance(collector, Gaussian)
-        assert float((as_gaussian(now[0]).mean - collector.mean).abs().max()) > 1e-3
+        behavior = task.support_behavior[0]
+        assert isinstance(behavior, Gaussian)
+        assert float((as_gaussian(now[0]).mean - behavior.mean).abs().max()) > 1e-3
 
 
 def decoupled(run: Run, batch: MetaBatch, at: meta_oracles.Parameters) -> torch.Tensor:
-    """The outer objective by hand: weighed by the ratio to who collected, clipped around today."""
+    """The outer objective by hand: weighted by the behavior ratio, clipped around the policy."""
     settings, spec, losses = run.settings, run.learner.spec, []
     outer, now = settings.outer, double(dict(run.learner.parameters))
 
@@ -170,7 +178,7 @@ def decoupled(run: Run, batch: MetaBatch, at: meta_oracles.Parameters) -> torch.
         policy = meta_oracles.action_distribution(spec, adapted, task.query.observations)
         return meta_oracles.log_probs(policy, task.query), policies
 
-    for task in by_hand(run, batch):
+    for task in with_oracle_behavior(run, batch):
         query, (new, policies) = task.query, query_log_probs(at, task)
         today = query_log_probs(now, task)[0].detach()
         weight, ratio = torch.exp(today - query.log_probs), torch.exp(new - today)
@@ -181,7 +189,7 @@ def decoupled(run: Run, batch: MetaBatch, at: meta_oracles.Parameters) -> torch.
         if outer.objective == "reinforce":
             gain = new * query.advantages
         loss = -(weight * gain * query.weights).sum()
-        for policy, old, support in zip(policies, task.collectors, task.support, strict=True):
+        for policy, old, support in zip(policies, task.support_behavior, task.support, strict=True):
             kl = torch_kl(meta_oracles.as_torch(old), policy) * support.weights.reshape(-1)
             if outer.objective == "ppo":
                 loss = loss + outer.inner_kl_coefficient * kl.sum() / len(policies)
@@ -194,8 +202,8 @@ def decoupled(run: Run, batch: MetaBatch, at: meta_oracles.Parameters) -> torch.
 def test_the_gradient_of_stale_data_is_the_references(
     small_settings: Settings, objective: str, moved: float
 ) -> None:
-    """At today's parameters, and at some that an update has moved, where ratios are clipped."""
-    run = begun(overlapped(small_settings, objective=objective, clip=0.1))
+    """At the current parameters, and at moved ones, whose ratios are clipped."""
+    run = run_two_updates(asynchronous(small_settings, objective=objective, clip=0.1))
     settings, spec = run.settings, run.learner.spec
     rollouts = run.collect()
     batch, today = double(run.learner.prepare(rollouts)), double(dict(run.learner.parameters))
@@ -204,29 +212,28 @@ def test_the_gradient_of_stale_data_is_the_references(
         name: value + moved * torch.randn(value.shape, generator=draw, dtype=value.dtype)
         for name, value in today.items()
     }
-    seen = recentered(settings, spec, today, batch)
-    _, told, found = meta_gradient(MetaObjective(settings, spec, "second"), theta, seen)
+    backend = backend_of(settings, spec)
+    seen = decouple_behavior(backend, today, batch)
+    _, diagnostics, found = backend.value_and_grad(theta, seen, "second")
     expected = oracles.gradient(lambda at: decoupled(run, batch, at), theta)
     assert oracles.relative_error(found, expected) < 1e-5  # the batch is of float32
-    assert (float(told.clip_fraction) > 0.05) == (moved > 0.0)
+    assert (float(diagnostics.clip_fraction) > 0.05) == (moved > 0.0)
     if not moved:
-        assert float(told.query_kl) == pytest.approx(0.0, abs=1e-9)
+        assert float(diagnostics.query_kl) == pytest.approx(0.0, abs=1e-9)
         norm = run.learner.update(rollouts).gradient_norm
         assert norm == pytest.approx(float(oracles.flat(expected).norm()), rel=1e-3)
 
 
 @pytest.mark.parametrize("objective", ["ppo", "trpo"])
-def test_that_the_learner_knows_who_collected_stays_a_check(
+def test_the_ratio_error_is_measured_from_the_behavior_policies(
     small_settings: Settings, objective: str
 ) -> None:
-    """Today's policies are far from the data; those that the learner takes for theirs are not."""
-    run = begun(overlapped(small_settings, objective=objective))
+    """The current policies are far from the data; the recorded behavior policies are not."""
+    run = run_two_updates(asynchronous(small_settings, objective=objective))
     rollouts = run.collect()
     batch, theta = double(run.learner.prepare(rollouts)), double(dict(run.learner.parameters))
-    _, today, _ = meta_gradient(
-        MetaObjective(run.settings, run.learner.spec, "second"), theta, batch
-    )
-    assert float(today.largest_ratio_error) > 1e-2
+    _, today, _ = backend_of(run.settings, run.learner.spec).value_and_grad(theta, batch, "second")
+    assert float(today.max_ratio_error) > 1e-2
     off = [
         replace(task, query=replace(task.query, log_probs=task.query.log_probs + np.float32(0.1)))
         for task in rollouts
@@ -234,16 +241,18 @@ def test_that_the_learner_knows_who_collected_stays_a_check(
     other = Run(run.settings)
     other.learner.load(run.learner.state())
     assert run.learner.update(rollouts).collector_ratio_error < 1e-4
-    told = other.learner.update(off).collector_ratio_error
-    assert told == pytest.approx(1.0 - np.exp(-0.1), abs=1e-3)
+    error = other.learner.update(off).collector_ratio_error
+    assert error == pytest.approx(1.0 - np.exp(-0.1), abs=1e-3)
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-def test_a_trust_region_is_around_todays_parameters(small_settings: Settings, steps: int) -> None:
-    """Measured by the reference; from the policies that collected it would be far too large."""
+def test_a_trust_region_is_around_the_current_parameters(
+    small_settings: Settings, steps: int
+) -> None:
+    """Measured by the reference; from the behavior policies it would be far too large."""
     limits = TrustRegionSettings(max_kl=0.01)
     chosen = change(small_settings, "inner", steps=steps)
-    run = begun(overlapped(chosen, objective="trpo", trust_region=limits))
+    run = run_two_updates(asynchronous(chosen, objective="trpo", trust_region=limits))
     rollouts = run.collect()
     batch, before = double(run.learner.prepare(rollouts)), double(dict(run.learner.parameters))
     metrics = run.learner.update(rollouts)
@@ -260,12 +269,12 @@ def test_a_trust_region_is_around_todays_parameters(small_settings: Settings, st
     assert losses[1] < losses[0] - 1e-4
 
 
-def test_an_update_that_is_skipped_leaves_the_versions_in_step(run: Run) -> None:
+def test_a_skipped_update_keeps_the_versions_in_step(run: Run) -> None:
     rollouts = run.collect()
-    broken = [replace(rollouts[0], failure="it fell over"), *rollouts[1:]]
+    failed = [replace(rollouts[0], failure="it fell over"), *rollouts[1:]]
     before = run.learner.publish()
-    told = run.learner.update(broken)
-    assert (told.skipped is not None, told.staleness, told.version) == (True, 1, 3)
+    metrics = run.learner.update(failed)
+    assert (metrics.skipped is not None, metrics.staleness, metrics.version) == (True, 1, 3)
     assert run.learner.collection_params().version == before.version == 2
     assert same(run.learner.collection_params().values, before.values)
     assert run.learner.update(run.collect()).skipped is None
@@ -273,10 +282,10 @@ def test_an_update_that_is_skipped_leaves_the_versions_in_step(run: Run) -> None
 
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("at", [1, 2, 3])
-def test_a_learner_loaded_goes_on_as_one_never_interrupted(
+def test_a_loaded_learner_continues_as_one_never_interrupted(
     small_settings: Settings, at: int, normalize: bool
 ) -> None:
-    settings = overlapped(change(small_settings, "policy", normalize_observations=normalize))
+    settings = asynchronous(change(small_settings, "policy", normalize_observations=normalize))
     whole, first, second = Run(settings), Run(settings), Run(settings)
     for _ in range(4):
         expected = whole.learner.update(whole.collect())
@@ -289,7 +298,9 @@ def test_a_learner_loaded_goes_on_as_one_never_interrupted(
     assert without_time(metrics) == without_time(expected)
 
 
-def test_a_state_of_the_other_kind_is_refused(run: Run, small_settings: Settings) -> None:
+def test_a_state_with_another_async_collection_is_refused(
+    run: Run, small_settings: Settings
+) -> None:
     fresh = Run(small_settings)
     fresh.learner.update(fresh.collect())
     spec = run.learner.spec
