@@ -1,1 +1,1 @@
-"""Batches of simulations behind the Gymnasium vector interface."""
+"""Batches of simulations with Gymnasium's vector interface, and locomotion environments."""

@@ -77,7 +77,7 @@ def get_pointers(
 @cache
 def step_address() -> int | None:
     """Return the address of ``mj_step`` in the library of the ``mujoco`` package, if found."""
-    no_load = getattr(os, "RTLD_NOLOAD", 0)  # never load a second copy, where that can be asked
+    no_load = getattr(os, "RTLD_NOLOAD", 0)  # find the loaded copy; Windows lacks the flag
     for pattern in ("libmujoco*.so*", "libmujoco*.dylib", "mujoco*.dll"):
         for path in sorted(Path(mujoco.__file__).parent.glob(pattern)):
             try:

@@ -156,7 +156,7 @@ class MujocoVectorEnv(BatchEnv, ABC):
         observations: Float32,
         actions: Float32,
     ) -> None:
-        """Run the steps one by one, where the address of MuJoCo's step function is unknown."""
+        """Run the steps one by one, if the address of MuJoCo's step function is unknown."""
         views = [
             view
             for pair in zip(self._position_views, self._velocity_views, strict=True)

@@ -1,1 +1,1 @@
-"""Numba loops: arrays in, arrays out; no settings and no objects."""
+"""Numba kernels: arrays in, arrays out, without settings or objects."""

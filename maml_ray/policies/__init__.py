@@ -1,1 +1,1 @@
-"""The policy as data, and acting with it in NumPy."""
+"""Policies as data, and acting with them in NumPy."""

@@ -1,1 +1,1 @@
-"""Task distributions: what is to be learned, one module a family."""
+"""Task distributions: a module for each family, with its environments."""

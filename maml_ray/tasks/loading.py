@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from maml_ray.config.error_messages import describe_validation_error, did_you_mean
 from maml_ray.config.settings import SettingsError, TaskSettings
-from maml_ray.tasks.registry import BUILT_IN
+from maml_ray.tasks.registry import TASK_FAMILIES
 from maml_ray.tasks.task import TaskDistribution
 from maml_ray.tasks.task_observation import ObservedParametersTasks
 
@@ -31,12 +31,12 @@ def resolve_tasks(settings: TaskSettings) -> TaskDistribution:
 
 
 def _import_class(name: str) -> type[TaskDistribution]:
-    path = f"{BUILT_IN[name].path}Tasks" if name in BUILT_IN else name
+    path = f"{TASK_FAMILIES[name].path}Tasks" if name in TASK_FAMILIES else name
     module_name, separator, class_name = path.partition(":")
     if not separator or not module_name or not class_name:
         raise SettingsError(
-            f"task.name = {name!r:.80} is not known{did_you_mean(name, BUILT_IN)} "
-            f"(built in: {', '.join(sorted(BUILT_IN))}; your own: 'module:Class')"
+            f"task.name = {name!r:.80} is not known{did_you_mean(name, TASK_FAMILIES)} "
+            f"(built in: {', '.join(sorted(TASK_FAMILIES))}; your own: 'module:Class')"
         )
     try:
         cls = getattr(importlib.import_module(module_name), class_name)
@@ -67,7 +67,7 @@ def _create(cls: type[TaskDistribution], name: str, options: Mapping[str, Any]) 
         raise SettingsError(f"task.options are not allowed: {error}") from None
     except Exception as error:  # a user's class may raise anything
         raise SettingsError(
-            f"task.name = {name!r:.80} cannot be made with task.options = "
+            f"task.name = {name!r:.80} cannot be created with task.options = "
             f"{dict(options)!r:.80}: {_describe(error)}"
         ) from error
 

@@ -153,10 +153,10 @@ class RandomDynamicsTasks(LocomotionTasks):
 
     def task(self, parameters: Mapping[str, float]) -> Task:
         """Return the task of multipliers such as ``{"mass/torso": 2.0}``; missing ones are 1."""
-        given = self._dynamics.validate(parameters)
-        name = ", ".join(f"{key} {value:g}" for key, value in given.items())
-        multipliers = {key: given.get(key, 1.0) for key in self._dynamics.names}
-        return self._task(multipliers, name if len(given) <= 2 else None)
+        scaled = self._dynamics.validate(parameters)
+        name = ", ".join(f"{key} {value:g}" for key, value in scaled.items())
+        multipliers = {key: scaled.get(key, 1.0) for key in self._dynamics.names}
+        return self._task(multipliers, name if len(scaled) <= 2 else None)
 
     @staticmethod
     def _task(multipliers: Mapping[str, float], name: str | None = None) -> Task:

@@ -35,7 +35,7 @@ class TaskFamily:
         return f"maml_ray.tasks.{self.module}:{self.env}"
 
 
-BUILT_IN: Mapping[str, TaskFamily] = {
+TASK_FAMILIES: Mapping[str, TaskFamily] = {
     "half-cheetah-backward": TaskFamily("half_cheetah", "HalfCheetahBackward", 200),
     "half-cheetah-direction": TaskFamily("half_cheetah", "HalfCheetahDirection", 200),
     "half-cheetah-velocity": TaskFamily("half_cheetah", "HalfCheetahVelocity", 200),
@@ -55,7 +55,7 @@ def env_id(name: str) -> str:
 
 def register_envs() -> None:
     """Register all environments with ``gymnasium.make`` and ``make_vec``; runs on import."""
-    for family in BUILT_IN.values():
+    for family in TASK_FAMILIES.values():
         if env_id(family.env) not in gym.registry:
             gym.register(
                 env_id(family.env),

@@ -82,7 +82,7 @@ def test_numbers_of_another_size_are_not_touched(monkeypatch: pytest.MonkeyPatch
 
 
 class BrokenAtFirst:
-    """Stands before a batch of which a simulation is beyond all bounds after the first reset."""
+    """A batch in which a simulation's velocity is out of bounds after the first reset."""
 
     def __init__(self, env: Any) -> None:
         self._env, self._resets = env, 0
@@ -103,12 +103,12 @@ def test_a_simulation_that_breaks_during_a_rollout_is_drawn_again() -> None:
     env = batch()
     policy = policy_for(env, 1.0)
     undisturbed = collect(policy, env, HORIZON, SEED)
-    found = collect(policy, BrokenAtFirst(env), HORIZON, SEED)  # type: ignore[arg-type]
-    assert (undisturbed.discarded, found.discarded) == (0, 1)
+    actual = collect(policy, BrokenAtFirst(env), HORIZON, SEED)  # type: ignore[arg-type]
+    assert (undisturbed.discarded, actual.discarded) == (0, 1)
     assert not env.failed().any()
     for kept in (0, 2):
-        np.testing.assert_array_equal(found.observations[kept], undisturbed.observations[kept])
-    assert not np.array_equal(found.observations[1], undisturbed.observations[1])
+        np.testing.assert_array_equal(actual.observations[kept], undisturbed.observations[kept])
+    assert not np.array_equal(actual.observations[1], undisturbed.observations[1])
 
 
 def test_mujocos_own_reset_is_seen_after_a_rollout() -> None:
@@ -126,12 +126,12 @@ def test_noise_that_is_no_number_breaks_its_own_episode_and_nothing_else() -> No
     env.rollout(policy, observations, actions)
     spoilt = policy._replace(noise=policy.noise.copy())
     spoilt.noise[2, 1] = np.nan
-    seen, acted = empty_buffers(env)
+    other_observations, other_actions = empty_buffers(env)
     env.reset(seed=0)
-    env.rollout(spoilt, seen, acted)
-    assert np.isnan(acted[2, 1]).all()
-    np.testing.assert_array_equal(seen[:, [0, 2]], observations[:, [0, 2]])
-    np.testing.assert_array_equal(acted[:, [0, 2]], actions[:, [0, 2]])
+    env.rollout(spoilt, other_observations, other_actions)
+    assert np.isnan(other_actions[2, 1]).all()
+    np.testing.assert_array_equal(other_observations[:, [0, 2]], observations[:, [0, 2]])
+    np.testing.assert_array_equal(other_actions[:, [0, 2]], actions[:, [0, 2]])
 
 
 @pytest.mark.parametrize("wrong", ["observations", "actions", "noise", "policy"])

@@ -97,7 +97,7 @@ def test_next_step_autoreset_with_environments_out_of_step() -> None:
     seeds: list[int | None] = [4, 5, 6]
     assert_same_reset(batched.reset(seed=seeds), single.reset(seed=list(seeds)))
     for step, actions in enumerate(noise(40, 3)):
-        if step in (3, 14):  # only the middle one starts anew, so that the ends fall apart
+        if step in (3, 14):  # reset only the middle one, so that episodes end at different steps
             mask = np.array([False, True, False])
             actual = batched.reset(seed=[0, step, 0], options={"reset_mask": mask})
             expected = single.reset(seed=[0, step, 0], options={"reset_mask": mask})

@@ -31,38 +31,38 @@ def spread(size: int) -> NDArray[np.float32]:
 
 def test_tanh_of_float32_is_within_five_units_in_the_last_place() -> None:
     values = spread(200_001)
-    found = np.empty_like(values)
-    tanh_of(values, found)
+    actual = np.empty_like(values)
+    tanh_of(values, actual)
     exact = np.tanh(values.astype(np.float64))
-    apart = np.abs(found - exact) / np.spacing(np.abs(exact).astype(np.float32))
-    assert apart.max() < 5.0
-    assert np.abs(found).max() == 1.0  # its slope, 1 - tanh^2, is never below zero
+    error_ulp = np.abs(actual - exact) / np.spacing(np.abs(exact).astype(np.float32))
+    assert error_ulp.max() < 5.0
+    assert np.abs(actual).max() == 1.0  # its slope, 1 - tanh^2, is never below zero
 
 
 @given(st.floats(width=32), st.integers(0, 40))
-def test_tanh_of_one_number_is_that_among_many(value: float, place: int) -> None:
+def test_tanh_of_one_number_is_that_among_many(value: float, index: int) -> None:
     # What a processor does to many at once, and what it does to the rest of a row, are one.
     values = np.zeros(41, np.float32)
-    values[place] = value
+    values[index] = value
     alone, among = np.empty(1, np.float32), np.empty_like(values)
-    tanh_of(values[place : place + 1], alone)
+    tanh_of(values[index : index + 1], alone)
     tanh_of(values, among)
-    np.testing.assert_array_equal(among[place], alone[0])
-    np.testing.assert_array_equal(np.delete(among, place), 0.0)
+    np.testing.assert_array_equal(among[index], alone[0])
+    np.testing.assert_array_equal(np.delete(among, index), 0.0)
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 def test_tanh_keeps_what_is_no_number(kind: type[np.floating[Any]]) -> None:
-    found = np.empty(4, kind)
-    tanh_of(np.array([np.nan, np.inf, -np.inf, -0.0], kind), found)
-    np.testing.assert_array_equal(found, [np.nan, 1.0, -1.0, -0.0])
+    actual = np.empty(4, kind)
+    tanh_of(np.array([np.nan, np.inf, -np.inf, -0.0], kind), actual)
+    np.testing.assert_array_equal(actual, [np.nan, 1.0, -1.0, -0.0])
 
 
 def test_tanh_of_float64_is_the_c_librarys() -> None:
     values = np.linspace(-3.0, 3.0, 1001)
-    found = np.empty_like(values)
-    tanh_of(values, found)
-    np.testing.assert_allclose(found, np.tanh(values), rtol=1e-15)
+    actual = np.empty_like(values)
+    tanh_of(values, actual)
+    np.testing.assert_allclose(actual, np.tanh(values), rtol=1e-15)
 
 
 def test_kernels_live_where_changes_are_noticed() -> None:
@@ -105,9 +105,9 @@ def test_where_the_package_cannot_be_written_to(
     if writable == "nothing":
         cache.write_text("a file, too")
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    kept = cache_directory(package)
+    directory = cache_directory(package)
     if writable == "nothing":
-        assert kept is None
+        assert directory is None
     else:
-        assert kept is not None
-        assert Path(kept).parent == cache / "maml_ray"
+        assert directory is not None
+        assert Path(directory).parent == cache / "maml_ray"

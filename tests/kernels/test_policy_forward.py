@@ -52,15 +52,15 @@ def test_outputs_are_those_of_numpy(network: Any, rows: int, normalized: bool) -
     sizes, relu = network["sizes"], network["relu"]
     layers, observations = layers_of(sizes, rng), 3.0 * numbers(rng, rows, sizes[0])
     normalizer = None
-    seen = observations.astype(np.float64)
+    inputs = observations.astype(np.float64)
     if normalized:  # 3 * 5 is beyond the limit often enough
         scale = np.float32(5.0) * np.abs(numbers(rng, sizes[0]))
         normalizer = Normalizer(numbers(rng, sizes[0]), scale)
-        seen = np.clip((seen - normalizer.mean) * normalizer.scale, -10.0, 10.0)
-    found = PackedMLP.from_layers(layers, relu, normalizer).forward(observations)
-    assert found.dtype == np.float32
-    assert found.shape == (rows, sizes[-1])
-    np.testing.assert_allclose(found, in_float64(layers, relu, seen), rtol=2e-5, atol=2e-5)
+        inputs = np.clip((inputs - normalizer.mean) * normalizer.scale, -10.0, 10.0)
+    actual = PackedMLP.from_layers(layers, relu, normalizer).forward(observations)
+    assert actual.dtype == np.float32
+    assert actual.shape == (rows, sizes[-1])
+    np.testing.assert_allclose(actual, in_float64(layers, relu, inputs), rtol=2e-5, atol=2e-5)
 
 
 @given(network=networks, rows=st.integers(2, 12), data=st.data())
@@ -77,10 +77,10 @@ def test_a_normalizer_clips_and_without_one_nothing_does() -> None:
     identity = [(np.eye(3, dtype=np.float32), np.zeros(3, np.float32))]
     observations = np.array([1000.0, -1000.0, 1.5], np.float32)
     normalizer = Normalizer(np.full(3, 0.5, np.float32), np.full(3, 2.0, np.float32))
-    found = PackedMLP.from_layers(identity, False, normalizer).forward(observations)
-    np.testing.assert_array_equal(found, [10.0, -10.0, 2.0])
-    found = PackedMLP.from_layers(identity, False, None).forward(observations)
-    np.testing.assert_array_equal(found, observations)
+    actual = PackedMLP.from_layers(identity, False, normalizer).forward(observations)
+    np.testing.assert_array_equal(actual, [10.0, -10.0, 2.0])
+    actual = PackedMLP.from_layers(identity, False, None).forward(observations)
+    np.testing.assert_array_equal(actual, observations)
 
 
 @pytest.mark.parametrize("relu", [True, False])
@@ -94,38 +94,38 @@ def test_an_observation_that_is_no_number_spoils_its_own_row_alone(
     observations = numbers(rng, 5, 5)
     sound = mlp.forward(observations)
     observations[[1, 4], 2] = np.nan
-    found = mlp.forward(observations)
-    assert np.isnan(found[[1, 4]]).all()
-    np.testing.assert_array_equal(found[[0, 2, 3]], sound[[0, 2, 3]])
+    actual = mlp.forward(observations)
+    assert np.isnan(actual[[1, 4]]).all()
+    np.testing.assert_array_equal(actual[[0, 2, 3]], sound[[0, 2, 3]])
 
 
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("layer", [0, 1, 2])
-@pytest.mark.parametrize("place", ["weight", "bias"])
+@pytest.mark.parametrize("array", ["weight", "bias"])
 def test_a_parameter_that_is_no_number_is_seen_in_the_outputs(
-    relu: bool, layer: int, place: str
+    relu: bool, layer: int, array: str
 ) -> None:
     rng = np.random.default_rng(0)
     layers = layers_of((5, 9, 9, 3), rng)
-    spoilt = layers[layer][0][0] if place == "weight" else layers[layer][1]
+    spoilt = layers[layer][0][0] if array == "weight" else layers[layer][1]
     spoilt[0] = np.nan
-    found = PackedMLP.from_layers(layers, relu, None).forward(numbers(rng, 4, 5))
-    assert np.isnan(found[:, 0]).all()
+    actual = PackedMLP.from_layers(layers, relu, None).forward(numbers(rng, 4, 5))
+    assert np.isnan(actual[:, 0]).all()
 
 
 def test_batches_of_all_kinds_are_taken_and_compiled_once() -> None:
     rng = np.random.default_rng(0)
     mlp = PackedMLP.from_layers(layers_of((4, 8, 2), rng), False, None)
     observations = numbers(rng, 3, 2, 4)
-    found = mlp.forward(observations)
-    assert found.shape == (3, 2, 2)
+    actual = mlp.forward(observations)
+    assert actual.shape == (3, 2, 2)
     before = list(mlp_forward.signatures)  # type: ignore[attr-defined]
     locked = observations.copy()
     locked.setflags(write=False)
     kinds: list[Any] = [locked, observations.astype(np.float64), np.asfortranarray(observations)]
     for kind in kinds:
-        np.testing.assert_array_equal(mlp.forward(kind), found)
-    np.testing.assert_array_equal(mlp.forward(observations[1, 1]), found[1, 1])
+        np.testing.assert_array_equal(mlp.forward(kind), actual)
+    np.testing.assert_array_equal(mlp.forward(observations[1, 1]), actual[1, 1])
     assert mlp.forward(observations[:0]).shape == (0, 2, 2)
     assert mlp_forward.signatures == before  # type: ignore[attr-defined]
 

@@ -1,4 +1,4 @@
-"""From a policy's outputs to actions: noise, recorded probabilities, what the environment gets."""
+"""From a policy's outputs to actions: noise, log-probabilities, the environment's actions."""
 
 from __future__ import annotations
 

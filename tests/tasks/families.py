@@ -1,4 +1,4 @@
-"""Every family of tasks, once, for the tests that ask the same of all of them."""
+"""The task families, for tests that apply to all of them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from maml_ray.tasks.task import Task, TaskDistribution
 
 @dataclass(frozen=True)
 class Family:
-    """A family, with options that make it do everything that it can.
+    """A family, with options that exercise all its features.
 
-    ``falls``: episodes of random actions end by themselves, before their horizon.
+    ``falls``: episodes of random actions terminate before their horizon.
     ``held_out_is_disjoint``: evaluation's tasks are never training's.
-    ``speed``: steps tell one.
+    ``speed``: infos contain ``speed``.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Family:
         )
 
     def two_tasks(self) -> tuple[Task, Task]:
-        """Different ones, where there are two."""
+        """Two tasks, different if the family has two."""
         first, second = self.tasks().sample(np.random.default_rng(0), 2)
         return first, second
 
@@ -67,7 +67,7 @@ FAMILIES = (
 
 
 def random_actions(env: gym.vector.VectorEnv[Any, Any, Any], steps: int) -> Any:
-    """(steps, K, A) float32; many lie outside the action space, so that runners fall."""
+    """(steps, K, A) float32; many lie outside the action space, so that animals fall."""
     drawn = np.random.default_rng(1).standard_normal((steps, *(env.action_space.shape or ())))
     limit = env.single_action_space.high  # type: ignore[attr-defined]
     return (1.5 * limit * drawn).astype(np.float32)

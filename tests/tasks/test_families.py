@@ -1,4 +1,4 @@
-"""What every family must do; each family's own module tests what it alone does."""
+"""Requirements on all families; each family's own module tests what is special to it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from maml_ray.config.settings import TaskSettings
 from maml_ray.learning.rollout_worker import Assignment, RolloutWorker
 from maml_ray.policies.spec import PolicyParameters, initial_parameters
 from maml_ray.tasks.loading import resolve_tasks
-from maml_ray.tasks.registry import BUILT_IN
+from maml_ray.tasks.registry import TASK_FAMILIES
 from maml_ray.tasks.task import Task, TaskDistribution
 from maml_ray.tasks.task_observation import VectorParametersInObservation
 from tests.envs.comparison import assert_same_reset, assert_same_step
@@ -69,8 +69,10 @@ def test_importing_the_package_registers_all_and_imports_no_simulator() -> None:
 
 
 def test_every_family_is_listed() -> None:
-    assert {family.name for family in FAMILIES} == set(BUILT_IN)
-    assert {family.single for family in FAMILIES} == {family.env for family in BUILT_IN.values()}
+    assert {family.name for family in FAMILIES} == set(TASK_FAMILIES)
+    assert {family.single for family in FAMILIES} == {
+        family.env for family in TASK_FAMILIES.values()
+    }
 
 
 @every_family
@@ -82,16 +84,16 @@ def test_a_batch_equals_single_environments(family: Family) -> None:
     assert batched.observation_space == single.observation_space
     assert batched.action_space == single.action_space
     assert_same_reset(batched.reset(seed=7), single.reset(seed=7))
-    terminations = truncations = told_speed = 0
+    terminations = truncations = steps_with_speed = 0
     for actions in random_actions(batched, 3 * HORIZON):
         expected = single.step(actions)
         assert_same_step(batched.step(actions), expected)
         terminations += int(expected[2].sum())
         truncations += int(expected[3].sum())
-        told_speed += "speed" in expected[4]
+        steps_with_speed += "speed" in expected[4]
     assert terminations > 0 or not family.falls
     assert truncations > 0 or family.falls
-    assert (told_speed > 100) == family.speed
+    assert (steps_with_speed > 100) == family.speed
     batched.close()
     single.close()
 
@@ -214,7 +216,7 @@ def test_stable_baselines3_takes_it(family: Family) -> None:
         sb3_check_env(gym.make(family.env_id).unwrapped, skip_render_check=True)
 
 
-@pytest.mark.parametrize("name", sorted(BUILT_IN))
+@pytest.mark.parametrize("name", sorted(TASK_FAMILIES))
 def test_training_and_held_out_tasks(name: str) -> None:
     family = next(family for family in FAMILIES if family.name == name)
     tasks = family.tasks()
@@ -234,7 +236,7 @@ def test_training_and_held_out_tasks(name: str) -> None:
     check()
 
 
-@pytest.mark.parametrize("name", sorted(BUILT_IN))
+@pytest.mark.parametrize("name", sorted(TASK_FAMILIES))
 def test_wrong_parameters_are_refused(name: str) -> None:
     tasks = resolve_tasks(TaskSettings(name=name))
     parameters = dict(tasks.sample(np.random.default_rng(0), 1)[0].parameters)
@@ -248,19 +250,19 @@ def test_wrong_parameters_are_refused(name: str) -> None:
 
 
 @every_family
-def test_a_policy_may_be_told_its_task(family: Family) -> None:
+def test_a_policy_can_observe_its_task(family: Family) -> None:
     if family.name == "half-cheetah-backward":
         pytest.skip("it has no parameters")
-    plain, told, (task, other) = (
+    plain, observing, (task, other) = (
         family.tasks(),
         family.tasks(observe_parameters=True),
         family.two_tasks(),
     )
-    env: Any = told.make_vector_env(other, num_envs=3, horizon=10)
+    env: Any = observing.make_vector_env(other, num_envs=3, horizon=10)
     assert isinstance(env, VectorParametersInObservation)
     env.reset(seed=0)
-    assert told.retarget(env, task)
-    single = singles(told, task, AutoresetMode.DISABLED)
+    assert observing.retarget(env, task)
+    single = singles(observing, task, AutoresetMode.DISABLED)
     without = plain.make_vector_env(task, num_envs=3, horizon=10)
     assert env.observation_space == single.observation_space
     mine: Any = env.reset(seed=4)

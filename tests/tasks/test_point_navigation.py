@@ -1,4 +1,4 @@
-"""The point against a slow loop that is obviously right."""
+"""The point against a slow, obviously correct loop."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ moves = st.lists(
 
 
 def slow_walk(goal: tuple[float, float], actions: list[tuple[float, float]]) -> Steps:
-    """x, y, reward and whether it has arrived, step after step."""
+    """Return x, y, reward and arrival of each step."""
     longest = float(np.float32(0.1))
     x = y = 0.0
     steps = []
@@ -50,26 +50,30 @@ def test_one_and_many_walk_as_the_slow_loop_does(
     batch.reset(seed=0)
     for action, expected in zip(actions, slow_walk((x, y), actions), strict=True):
         given_action = np.array(action, np.float32)
-        place, reward, arrived, truncated, info = env.step(given_action)
-        np.testing.assert_allclose((*place, reward), expected[:3], rtol=1e-12, atol=1e-12)
-        assert (arrived, truncated, info) == (expected[3], False, {})
+        position, reward, terminated, truncated, info = env.step(given_action)
+        np.testing.assert_allclose((*position, reward), expected[:3], rtol=1e-12, atol=1e-12)
+        assert (terminated, truncated, info) == (expected[3], False, {})
         other = np.zeros(2, np.float32)
-        places, rewards, ends, _, _ = batch.step(np.stack([given_action, other]))
-        assert (places[0].tolist(), rewards[0], ends[0]) == (place.tolist(), reward, arrived)
-        assert places[1].tolist() == [0.0, 0.0]
+        positions, rewards, ends, _, _ = batch.step(np.stack([given_action, other]))
+        assert (positions[0].tolist(), rewards[0], ends[0]) == (
+            position.tolist(),
+            reward,
+            terminated,
+        )
+        assert positions[1].tolist() == [0.0, 0.0]
 
 
-def test_it_arrives_and_the_batch_starts_that_one_anew() -> None:
+def test_an_arrived_point_is_reset_by_the_batch() -> None:
     env = PointNavigationVector(2, goal=(0.2, 0.0), max_episode_steps=50)
     env.reset(seed=0)
     actions = np.array([[0.1, 0.0], [0.0, 0.1]], np.float32)
     assert env.step(actions)[2].tolist() == [False, False]
     assert env.step(actions)[2].tolist() == [True, False]
-    places, rewards, terminations, _, _ = env.step(actions)
-    assert places[0].tolist() == [0.0, 0.0]
+    positions, rewards, terminations, _, _ = env.step(actions)
+    assert positions[0].tolist() == [0.0, 0.0]
     assert rewards[0] == 0.0
     assert not terminations.any()
-    np.testing.assert_allclose(places[1], [0.0, 0.3], atol=1e-6)
+    np.testing.assert_allclose(positions[1], [0.0, 0.3], atol=1e-6)
     env.close()
 
 

@@ -1,4 +1,4 @@
-"""Walkers and hoppers of other dynamics, against Gymnasium's and against the model's arrays."""
+"""Walkers and hoppers with other dynamics, against Gymnasium's and the model's arrays."""
 
 from __future__ import annotations
 
@@ -36,8 +36,10 @@ def model_of(env: Any) -> Any:
 def arrays(model: Any) -> dict[str, Any]:
     """Every number of a model."""
     names = (name for name in dir(model) if not name.startswith("_"))
-    found = {name: getattr(model, name) for name in names}
-    numbers = {name: value.copy() for name, value in found.items() if isinstance(value, np.ndarray)}
+    values = {name: getattr(model, name) for name in names}
+    numbers = {
+        name: value.copy() for name, value in values.items() if isinstance(value, np.ndarray)
+    }
     numbers["meaninertia"] = np.array(model.stat.meaninertia)
     return numbers
 

@@ -1,4 +1,4 @@
-"""The README's section on tasks is true: its code runs, its table is the code's."""
+"""The README's section on tasks: its code runs, its table lists the families and their options."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from maml_ray.config.settings import TaskSettings
 from maml_ray.learning.rollout_worker import Assignment, RolloutWorker
 from maml_ray.policies.spec import PolicyParameters, initial_parameters
 from maml_ray.tasks.loading import resolve_tasks
-from maml_ray.tasks.registry import BUILT_IN
+from maml_ray.tasks.registry import TASK_FAMILIES
 
 README = Path(__file__).parents[2] / "README.md"
 SECTION = README.read_text(encoding="utf-8").partition("\n## Tasks\n")[2].partition("\n## ")[0]
@@ -26,7 +26,7 @@ SECTION = README.read_text(encoding="utf-8").partition("\n## Tasks\n")[2].partit
 def code(containing: str) -> str:
     """The section's one block of Python that has ``containing`` in it."""
     (block,) = (
-        found for found in re.findall(r"```python\n(.*?)```", SECTION, re.S) if containing in found
+        block for block in re.findall(r"```python\n(.*?)```", SECTION, re.S) if containing in block
     )
     return str(block)
 
@@ -83,7 +83,7 @@ def test_a_batch_of_ones_own_equals_gymnasiums() -> None:
 
 def test_the_table_names_every_family_and_its_options() -> None:
     rows = re.findall(r"^\| `([a-z0-9-]+)` \|.*\|([^|]*)\|$", SECTION, re.M)
-    assert [name for name, _ in rows] == list(BUILT_IN)
+    assert [name for name, _ in rows] == list(TASK_FAMILIES)
     listed: list[str] = []
     for name, options in rows:
         own = re.findall(r"`([a-z_]+)`", options)
@@ -94,11 +94,11 @@ def test_the_table_names_every_family_and_its_options() -> None:
         assert resolve_tasks(TaskSettings(name=name, options=values))
         with pytest.raises(ValueError, match=r"there are: [a-z_, ]+\)") as caught:
             resolve_tasks(TaskSettings(name=name, options={"no_such_option": 1}))
-        told = str(caught.value).partition("there are: ")[2].rstrip(")").split(", ")
-        assert sorted(told) == sorted(listed), name
+        result = str(caught.value).partition("there are: ")[2].rstrip(")").split(", ")
+        assert sorted(result) == sorted(listed), name
 
 
-def test_the_numbers_of_multipliers_are_those_told() -> None:
+def test_the_numbers_of_multipliers_are_correct() -> None:
     for name, count in (("walker2d", 58), ("hopper", 34)):
         tasks = resolve_tasks(TaskSettings(name=f"{name}-random-dynamics"))
         (task,) = tasks.sample(np.random.default_rng(0), 1)

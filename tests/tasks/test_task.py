@@ -9,7 +9,7 @@ import pytest
 from maml_ray.config.settings import SettingsError, TaskSettings
 from maml_ray.tasks.half_cheetah import HalfCheetahBackwardTasks
 from maml_ray.tasks.loading import resolve_tasks
-from maml_ray.tasks.registry import BUILT_IN
+from maml_ray.tasks.registry import TASK_FAMILIES
 from maml_ray.tasks.task import Task, TaskDistribution
 
 
@@ -35,8 +35,8 @@ class Unfinished(TaskDistribution):
 
 
 def test_built_in_names() -> None:
-    assert set(BUILT_IN) >= {"half-cheetah-backward"}
-    for name in BUILT_IN:
+    assert set(TASK_FAMILIES) >= {"half-cheetah-backward"}
+    for name in TASK_FAMILIES:
         assert isinstance(resolve_tasks(TaskSettings(name=name)), TaskDistribution)
     assert type(resolve_tasks(TaskSettings())) is HalfCheetahBackwardTasks
 
@@ -72,7 +72,7 @@ def test_a_class_of_ones_own() -> None:
         (f"{__name__}:NeedsArguments", "task.name"),
     ],
 )
-def test_mistakes_are_told_in_one_sentence(name: str, message: str) -> None:
+def test_mistakes_are_reported_in_one_sentence(name: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message) as caught:
         resolve_tasks(TaskSettings(name=name))
     assert "task.name" in str(caught.value)

@@ -1,4 +1,4 @@
-"""What `task.observe_parameters` refuses, and what it passes on."""
+"""What `task.observe_parameters` rejects, and what it passes on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from maml_ray.tasks.task_observation import ObservedParametersTasks
 from tests.tasks.test_task import PendulumTasks
 
 
-def told(name: str) -> TaskDistribution:
+def observing(name: str) -> TaskDistribution:
     return resolve_tasks(TaskSettings(name=name, observe_parameters=True))
 
 
@@ -30,7 +30,7 @@ class Grid(PendulumTasks):
 
 def test_a_family_without_parameters_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"observe_parameters.*'half-cheetah-backward'.*no par"):
-        told("half-cheetah-backward")
+        observing("half-cheetah-backward")
 
 
 def test_the_policy_sees_the_parameters() -> None:
@@ -42,14 +42,14 @@ def test_the_policy_sees_the_parameters() -> None:
 
 def test_sampling_is_the_distributions_own() -> None:
     plain = resolve_tasks(TaskSettings(name="point-navigation"))
-    observed = told("point-navigation")
+    observed = observing("point-navigation")
     for kind in ("sample", "sample_held_out"):
         draws = [getattr(tasks, kind)(np.random.default_rng(3), 4) for tasks in (plain, observed)]
         assert draws[0] == draws[1]
     assert observed.task({"x": 0.1, "y": 0.2}) == plain.task({"x": 0.1, "y": 0.2})
 
 
-def test_a_batch_of_ones_own_tells_them_and_is_not_turned() -> None:
+def test_a_custom_batch_observes_them_and_is_not_retargeted() -> None:
     tasks = ObservedParametersTasks(PendulumTasks(), "pendulum")
     first, second = tasks.sample(np.random.default_rng(0), 2)
     env = tasks.make_vector_env(first, num_envs=2, horizon=3)
@@ -63,7 +63,7 @@ def test_a_batch_of_ones_own_tells_them_and_is_not_turned() -> None:
 
 
 def test_parameters_left_out_are_the_distributions_and_others_are_refused() -> None:
-    tasks = told("hopper-random-dynamics")
+    tasks = observing("hopper-random-dynamics")
     env = tasks.make_env(Task("heavy", (("mass/torso", 2.0),)), horizon=3)
     observation = env.reset(seed=0)[0]
     assert observation[11] == 2.0  # after the hopper's own
