@@ -39,4 +39,4 @@ def test_from_training_to_an_adapted_policy_and_a_plot(
     names["observation"] = np.zeros(2, np.float32)
     exec(code("adapted.act(observation)").replace("maml_ray.show_video", "str"), names)
     assert names["action"].shape == (2,)
-    assert names["figures"].row(1, "mean").mean > names["figures"].row(0, "mean").mean + 10.0
+    assert names["evaluation"].row(1, "mean").mean > names["evaluation"].row(0, "mean").mean + 10.0
