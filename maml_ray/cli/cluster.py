@@ -14,7 +14,7 @@ from maml_ray.config.settings import Settings
 
 if TYPE_CHECKING:
     from maml_ray.jobs.doctor import Finding
-    from maml_ray.jobs.job_client import JobServer
+    from maml_ray.jobs.job_client import JobClient
     from maml_ray.jobs.packaging import Upload
 
 WorkingDir = Annotated[
@@ -72,17 +72,17 @@ def submit(
     # Ray is slow to import.
     from maml_ray.jobs import job_client, log_follower, packaging, submission
 
-    submission.check_lasting(settings)
-    submission.check_task_goes_along(settings, with_folder=working_dir is not None)
-    files = packaging.of_job(submission.job_settings(settings), working_dir)
+    submission.check_survives_job(settings)
+    submission.check_task_uploaded(settings, with_folder=working_dir is not None)
+    files = packaging.job_upload(submission.job_settings(settings), working_dir)
     packaging.check_size(files)
-    server = job_client.JobServer(address)
+    server = job_client.JobClient(address)
     _report_shortage(server, settings)
-    command = submission.train_command(settings, packaging.SETTINGS, resume=resume)
+    command = submission.train_command(settings, packaging.SETTINGS_FILE, resume=resume)
     job_id = _send(server, command, settings, files, _requirements(install, pip))
     if follow:
         raise typer.Exit(log_follower.follow(server, job_id))
-    log_follower.say(f"follow it with: ray job logs --follow {job_id}")
+    log_follower.print_message(f"follow it with: ray job logs --follow {job_id}")
 
 
 def doctor(
@@ -119,23 +119,23 @@ def doctor(
     from maml_ray.runtime.ray_session import connected
 
     findings: list[Finding] = []
-    if not submission.in_job():  # a job was uploaded already
-        files = packaging.of_job(submission.job_settings(settings), working_dir)
-        findings.append(doctor.judge_upload(files.describe(), packaging.fits(files)))
+    if not submission.is_in_job():  # a job was uploaded already
+        files = packaging.job_upload(submission.job_settings(settings), working_dir)
+        findings.append(doctor.check_upload(files.describe(), files.is_small_enough))
         _print(findings[0])
         if address is not None and address.startswith(("http://", "https://")):
-            submission.check_task_goes_along(settings, with_folder=working_dir is not None)
+            submission.check_task_uploaded(settings, with_folder=working_dir is not None)
             packaging.check_size(files)
             entrypoint = submission.entrypoint(
-                "doctor", packaging.SETTINGS, "--deadline-s", str(deadline_s)
+                "doctor", packaging.SETTINGS_FILE, "--deadline-s", str(deadline_s)
             )
-            server = job_client.JobServer(address)
+            server = job_client.JobClient(address)
             job_id = _send(
                 server, entrypoint, settings, files, _requirements(install, None), "doctor-"
             )
             raise typer.Exit(log_follower.follow(server, job_id))
     with connected(address or settings.cluster.address):
-        for finding in probes.examine(settings, deadline_s):
+        for finding in probes.run_checks(settings, deadline_s):
             findings.append(finding)
             _print(finding)
     if any(finding.level is doctor.Level.PROBLEM for finding in findings):
@@ -146,17 +146,19 @@ def _load_checked_settings(
     settings_file: Path | None, overrides: list[str] | None, preset: str | None
 ) -> Settings:
     """Load settings and check all that can be checked on this machine."""
-    from maml_ray.jobs.submission import check_storage
+    from maml_ray.jobs.submission import check_storage_url
+    from maml_ray.maml.losses import outer_objective
     from maml_ray.tasks.loading import resolve_tasks
 
     settings = load_settings(settings_file, preset=preset, overrides=overrides or ())
     resolve_tasks(settings.task)
-    check_storage(settings)
+    outer_objective(settings.outer.objective)
+    check_storage_url(settings)
     return settings
 
 
 def _send(
-    server: JobServer,
+    server: JobClient,
     entrypoint: str,
     settings: Settings,
     files: Upload,
@@ -166,22 +168,22 @@ def _send(
     """Submit a job and return its id."""
     from maml_ray.jobs import job_client, log_follower, packaging, submission
 
-    job_id = submission.job_id(settings, kind)
+    job_id = submission.new_job_id(settings, kind)
     request = job_client.JobRequest(entrypoint, files, requirements, submission.metadata(settings))
-    server.send(request, job_id)
-    log_follower.say(
-        f"job {job_id} submitted to {server.get_address()} ({packaging.megabytes(files.size)})"
+    server.submit(request, job_id)
+    log_follower.print_message(
+        f"job {job_id} submitted to {server.get_address()} ({packaging.format_size(files.size)})"
     )
     return job_id
 
 
-def _report_shortage(server: JobServer, settings: Settings) -> None:
+def _report_shortage(server: JobClient, settings: Settings) -> None:
     """Report resources that the cluster lacks now; it may still grow, so the job decides."""
     from maml_ray.jobs import doctor, log_follower
 
-    finding = doctor.judge_resources(settings.cluster, server.resources())
+    finding = doctor.check_resources(settings.cluster, server.resources())
     if finding.level is not doctor.Level.OK:
-        log_follower.say(str(finding))
+        log_follower.print_message(str(finding))
 
 
 def _requirements(install: bool, extra: list[str] | None) -> tuple[str, ...]:

@@ -1,1 +1,1 @@
-"""Submitting runs to a Ray cluster, and checking that it can run them."""
+"""Submit runs to a Ray cluster as jobs, and check whether a cluster can run them."""

@@ -1,4 +1,4 @@
-"""From what was seen of a cluster to what a person is told of it: values, no side effects."""
+"""Turn probe results of a cluster into findings with fixes. Pure functions, no side effects."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from maml_ray.common.errors import ResourceError, escape_unprintable
 from maml_ray.config.settings import ClusterSettings
 from maml_ray.runtime.ray_session import plan_resources
 
-EXACT = ("ray", "python", "maml-ray")
-"""What has to be the same on all machines for a run to work."""
-BITS = ("torch", "numpy", "scipy", "numba", "llvmlite", "mujoco", "gymnasium")
-"""What has to be there, and the same for the same results to the last bit."""
+MUST_MATCH = ("ray", "python", "maml-ray")
+"""Versions that must be equal on all machines for a run to work."""
+AFFECT_RESULTS = ("torch", "numpy", "scipy", "numba", "llvmlite", "mujoco", "gymnasium")
+"""Packages that are required, and whose versions change the last bits of results."""
 
 
 class Level(Enum):
-    """How bad a finding is."""
+    """Severity of a finding."""
 
     OK = "ok"
     WARNING = "warning"
@@ -29,177 +29,180 @@ class Finding:
     """One line of a diagnosis.
 
     Attributes:
-        level: how bad it is.
-        subject: what was looked at, in a word.
-        told: what was seen.
-        remedy: what to do about it.
+        level: its severity.
+        subject: what was checked, in one word.
+        message: what was found.
+        remedy: how to fix it.
     """
 
     level: Level
     subject: str
-    told: str
+    message: str
     remedy: str = ""
 
     def __str__(self) -> str:
         remedy = f": {self.remedy}" if self.remedy else ""
-        return escape_unprintable(f"{self.level.value:8} {self.subject:10} {self.told}{remedy}")
+        return escape_unprintable(f"{self.level.value:8} {self.subject:10} {self.message}{remedy}")
 
 
 @dataclass(frozen=True)
-class NodeSeen:
-    """What a node says of itself.
+class NodeReport:
+    """Software and memory of a node.
 
     Attributes:
-        name: for people.
-        versions: of packages, by name; None where the node did not answer.
-        silence: why it did not, where it did not.
-        store_bytes: of its object store.
-        shm_bytes: of its shared memory; None where it has no such file system.
+        name: hostname and short id.
+        versions: of packages, by name; None if the node did not answer.
+        error: why the node did not answer.
+        store_bytes: capacity of its object store.
+        shm_bytes: capacity of its /dev/shm; None if it has none.
     """
 
     name: str
     versions: Mapping[str, str] | None = None
-    silence: str = ""
+    error: str = ""
     store_bytes: int = 0
     shm_bytes: int | None = None
 
 
 @dataclass(frozen=True)
-class GpuSeen:
-    """What a process that Ray has given a GPU sees of it.
+class GpuReport:
+    """The GPU as seen by a process to which Ray has assigned one.
 
     Attributes:
-        name: of the GPU, as PyTorch has it; None where PyTorch sees none.
-        torch: its version, which tells the build.
-        silence: why nothing was seen, where no such process answered.
+        name: of the GPU; None if PyTorch sees none.
+        torch: version of PyTorch, including its build.
+        error: why no such process answered.
     """
 
     name: str | None = None
     torch: str = ""
-    silence: str = ""
+    error: str = ""
 
 
 @dataclass(frozen=True)
-class StorageSeen:
-    """A marker file that the driver wrote where a run is kept.
+class StorageReport:
+    """Access to a marker file in the location of runs.
 
     Attributes:
-        place: where that is.
-        error: why the driver could not write, read or remove it; empty where it could.
-        away: why a node could not, by its name.
-        shared: whether ``run.storage`` says that it is one place for all machines.
+        location: directory or URL.
+        error: why the driver could not write, read or remove the file; empty if it could.
+        node_errors: why a node could not, by its name.
+        shared: the location is ``run.storage``, which all machines must reach.
     """
 
-    place: str
+    location: str
     error: str = ""
-    away: Mapping[str, str] = field(default_factory=dict)
+    node_errors: Mapping[str, str] = field(default_factory=dict)
     shared: bool = True
 
 
-def judge_resources(settings: ClusterSettings, available: Mapping[str, float]) -> Finding:
-    """Whether there is what a run asks for.
+def check_resources(settings: ClusterSettings, available: Mapping[str, float]) -> Finding:
+    """Check whether the cluster has the resources that a run needs.
 
     Args:
-        settings: what is asked for.
-        available: what the cluster has, as ``ray.cluster_resources()``.
+        settings: of the run.
+        available: the cluster's resources, as ``ray.cluster_resources()``.
     """
     try:
         plan = plan_resources(settings, available)
     except ResourceError as error:
         return Finding(Level.PROBLEM, "resources", str(error))
     cpus, gpus = available.get("CPU", 0), available.get("GPU", 0)
-    there = f"the cluster has {cpus:.0f} CPUs and {gpus:.0f} GPUs"
+    total = f"the cluster has {cpus:.0f} CPUs and {gpus:.0f} GPUs"
     if cpus < settings.min_rollout_actors or plan.learner_gpus > gpus:
         return Finding(
             Level.WARNING,
             "resources",
-            f"{there}; more is asked for, which its autoscaler is to bring",
-            f"the run waits for it, at most {settings.start_timeout_s:.0f} s "
+            f"{total}; the autoscaler must add nodes",
+            f"the run waits for them for at most {settings.start_timeout_s:.0f} s "
             "(cluster.start_timeout_s)",
         )
-    asked = settings.rollout_actors
-    told = f"{there}: {plan.rollout_actors} rollout actors, learner on {plan.learner_device}"
-    if asked is not None and asked > plan.rollout_actors:
+    requested = settings.rollout_actors
+    message = f"{total}: {plan.rollout_actors} rollout actors, learner on {plan.learner_device}"
+    if requested is not None and requested > plan.rollout_actors:
         return Finding(
             Level.WARNING,
             "resources",
-            f"{told}, of cluster.rollout_actors = {asked}",
-            "the run begins with fewer, and takes more when nodes come",
+            f"{message}, fewer than cluster.rollout_actors = {requested}",
+            "the run starts with these and adds more as nodes join",
         )
-    return Finding(Level.OK, "resources", told)
+    return Finding(Level.OK, "resources", message)
 
 
-def judge_versions(own: Mapping[str, str], nodes: Sequence[NodeSeen]) -> list[Finding]:
-    """Whether all machines run the same; a line for each thing that is wrong, or one."""
+def check_versions(local: Mapping[str, str], nodes: Sequence[NodeReport]) -> list[Finding]:
+    """Check whether all nodes run the local versions: one finding per problem, or a single OK."""
     findings = [
         Finding(
             Level.PROBLEM,
             "versions",
-            f"{node.name} does not answer ({node.silence})",
-            "see its logs in the dashboard; a node that installs a job's requirements needs "
-            "minutes the first time",
+            f"{node.name} does not answer ({node.error})",
+            "see its logs in the dashboard; installing a job's requirements takes a node minutes "
+            "the first time",
         )
         for node in nodes
         if node.versions is None
     ]
     answered = [node for node in nodes if node.versions is not None]
-    for package in (*EXACT, *BITS):
-        findings += _compare(package, own[package], answered)
+    for package in (*MUST_MATCH, *AFFECT_RESULTS):
+        findings += _compare_versions(package, local[package], answered)
     if not findings:
-        told = ", ".join(f"{package} {own[package]}" for package in (*EXACT, *BITS))
+        versions = ", ".join(f"{name} {local[name]}" for name in (*MUST_MATCH, *AFFECT_RESULTS))
         count = f"{len(nodes)} node{'' if len(nodes) == 1 else 's'}"
-        findings = [Finding(Level.OK, "versions", f"{told}, here and on {count}")]
+        findings = [Finding(Level.OK, "versions", f"{versions}, here and on {count}")]
     return findings
 
 
-def _compare(package: str, own: str, nodes: Sequence[NodeSeen]) -> list[Finding]:
-    """``package`` on all nodes, nodes of the same version in one line."""
+def _compare_versions(package: str, local: str, nodes: Sequence[NodeReport]) -> list[Finding]:
+    """Return a finding for each other version of ``package``, with all nodes that have it."""
     others: dict[str, list[str]] = {}
     for node in nodes:
         version = (node.versions or {}).get(package, "")
-        if version != own:
+        if version != local:
             others.setdefault(version, []).append(node.name)
     findings = []
     for version, names in sorted(others.items()):
         where = ", ".join(names)
+        level, remedy = Level.PROBLEM, "use the same version everywhere"
         if not version:
-            told, level = f"{package} is not there on {where}", Level.PROBLEM
-            remedy = "install it there, or use maml-ray submit, which brings it along"
+            message = f"{package} is not installed on {where}"
+            remedy = "install it there, or use maml-ray submit, which installs it"
         else:
-            told = f"{package} is {version} on {where} and {own} here"
-            level = Level.PROBLEM if package in EXACT else Level.WARNING
-            remedy = (
-                "use the same everywhere"
-                if package in EXACT
-                else "results differ in their last bits; use the same everywhere"
-            )
-        findings.append(Finding(level, "versions", told, remedy))
+            message = f"{package} is {version} on {where} and {local} here"
+            if package in AFFECT_RESULTS:
+                level = Level.WARNING
+                remedy = f"results differ in their last bits; {remedy}"
+        findings.append(Finding(level, "versions", message, remedy))
     return findings
 
 
-def judge_gpu(settings: ClusterSettings, gpus: int, seen: GpuSeen | None) -> Finding:
-    """Whether the learner gets the GPU that it is to have, by Ray's account and by PyTorch's."""
+def check_gpu(settings: ClusterSettings, gpus: int, report: GpuReport | None) -> Finding:
+    """Check whether the learner gets a GPU from Ray that PyTorch can use.
+
+    Args:
+        settings: of the run.
+        gpus: number of GPUs in the cluster.
+        report: None if no process was asked.
+    """
     if settings.learner_device == "cpu":
-        return Finding(Level.OK, "gpu", "not asked for (cluster.learner_device is cpu)")
+        return Finding(Level.OK, "gpu", "not requested (cluster.learner_device is cpu)")
     if gpus < 1:
-        return Finding(Level.OK, "gpu", "the cluster has none; the learner computes on CPUs")
-    insisted = settings.learner_device == "cuda"
-    bad = Level.PROBLEM if insisted else Level.WARNING
-    if seen is None or seen.silence:
-        why = seen.silence if seen is not None else "nobody was asked"
-        return Finding(bad, "gpu", f"no GPU could be had ({why})", "another job may have it")
-    if seen.name is None:
+        return Finding(Level.OK, "gpu", "the cluster has none; the learner uses CPUs")
+    level = Level.PROBLEM if settings.learner_device == "cuda" else Level.WARNING
+    if report is None or report.error:
+        reason = report.error if report is not None else "not probed"
+        return Finding(level, "gpu", f"no GPU is available ({reason})", "another job may use it")
+    if report.name is None:
         return Finding(
-            bad,
+            level,
             "gpu",
-            f"Ray gives the learner a GPU, but PyTorch {seen.torch} sees none",
+            f"Ray gives the learner a GPU, but PyTorch {report.torch} sees none",
             "install a CUDA build of PyTorch and the driver of the GPU there",
         )
-    return Finding(Level.OK, "gpu", f"Ray has {gpus}, and the learner sees {seen.name}")
+    return Finding(Level.OK, "gpu", f"Ray has {gpus}, and the learner sees {report.name}")
 
 
-def judge_memory(nodes: Sequence[NodeSeen], batch_bytes: int) -> list[Finding]:
-    """Whether a meta-batch fits the object stores, and they fit the shared memory."""
+def check_memory(nodes: Sequence[NodeReport], batch_bytes: int) -> list[Finding]:
+    """Check whether a meta-batch fits the object stores, and these fit the shared memory."""
     findings = []
     for node in nodes:
         if node.shm_bytes is not None and 0 < node.shm_bytes < node.store_bytes:
@@ -207,72 +210,73 @@ def judge_memory(nodes: Sequence[NodeSeen], batch_bytes: int) -> list[Finding]:
                 Finding(
                     Level.WARNING,
                     "memory",
-                    f"{node.name}: the object store is to hold {_size(node.store_bytes)} and "
-                    f"/dev/shm has {_size(node.shm_bytes)}: Ray uses the disk, which is slow",
+                    f"{node.name}: the object store has {_size(node.store_bytes)} but /dev/shm has "
+                    f"{_size(node.shm_bytes)}, so Ray uses the disk, which is slow",
                     f"docker run --shm-size={node.store_bytes // 10**6}m, or an emptyDir with "
                     "medium: Memory at /dev/shm",
                 )
             )
     store = sum(node.store_bytes for node in nodes)
-    asked = f"a meta-batch is about {_size(batch_bytes)}, the object stores hold {_size(store)}"
+    message = f"a meta-batch is about {_size(batch_bytes)}, the object stores hold {_size(store)}"
     if store and batch_bytes > store:
         findings.append(
             Finding(
                 Level.PROBLEM,
                 "memory",
-                asked,
+                message,
                 "lower meta_batch.tasks or meta_batch.episodes, or add nodes",
             )
         )
-    return findings or [Finding(Level.OK, "memory", asked)]
+    return findings or [Finding(Level.OK, "memory", message)]
 
 
-def judge_storage(seen: StorageSeen) -> list[Finding]:
-    """Whether a run's files can be kept, and found again from another machine."""
-    key = "run.storage" if seen.shared else "run.directory"
-    if seen.error:
-        told = f"{seen.place} cannot be written ({seen.error})"
-        remedy = f"mend it, or set {key} to a place that can"
-        return [Finding(Level.PROBLEM, "storage", told, remedy)]
-    if not seen.away:
-        return [Finding(Level.OK, "storage", f"{seen.place} can be written, and read by all nodes")]
-    if seen.shared:
+def check_storage(report: StorageReport) -> list[Finding]:
+    """Check whether a run's files can be written, and read by other machines."""
+    location = report.location
+    key = "run.storage" if report.shared else "run.directory"
+    if report.error:
+        message = f"{location} is not writable ({report.error})"
+        remedy = f"fix it, or set {key} to a writable location"
+        return [Finding(Level.PROBLEM, "storage", message, remedy)]
+    if not report.node_errors:
+        return [Finding(Level.OK, "storage", f"{location} is writable, and readable by all nodes")]
+    if report.shared:
         return [
             Finding(
                 Level.PROBLEM,
                 "storage",
-                f"{seen.place} is not at hand on {name} ({why})",
-                "give the node what it needs for it: credentials, the package, a mount",
+                f"{location} is not accessible on {name} ({reason})",
+                "give the node what it lacks: credentials, a package or a mount",
             )
-            for name, why in seen.away.items()
+            for name, reason in report.node_errors.items()
         ]
     return [
         Finding(
             Level.WARNING,
             "storage",
-            f"{seen.place} is on the driver's machine alone, not on {', '.join(seen.away)}",
-            "a run that is to go on after that machine's end needs run.storage",
+            f"{location} is on the driver's machine only, not on {', '.join(report.node_errors)}",
+            "set run.storage to be able to resume the run after the loss of that machine",
         )
     ]
 
 
-def judge_upload(described: str, fits: bool) -> Finding:
-    """Whether what a job sends is small enough."""
-    if fits:
-        return Finding(Level.OK, "upload", described)
+def check_upload(description: str, is_small_enough: bool) -> Finding:
+    """Check the size of a job's upload."""
+    if is_small_enough:
+        return Finding(Level.OK, "upload", description)
     return Finding(
-        Level.PROBLEM, "upload", described, "name what a job does not need in .rayignore"
+        Level.PROBLEM, "upload", description, "list what the job does not need in .rayignore"
     )
 
 
-def judge_video(error: str | None) -> Finding:
-    """Whether the machine that evaluates can make the video."""
+def check_video(error: str | None) -> Finding:
+    """Check whether the machine that evaluates can render the video."""
     if error is None:
-        return Finding(Level.OK, "video", "can be made here")
+        return Finding(Level.OK, "video", "can be rendered here")
     return Finding(
         Level.WARNING,
         "video",
-        f"cannot be made here ({error})",
+        f"cannot be rendered here ({error})",
         "install OpenGL (Debian: apt-get install libegl1 libgl1), or set evaluation.video=false",
     )
 

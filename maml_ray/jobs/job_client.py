@@ -1,7 +1,6 @@
-"""Jobs of a Ray cluster: sending one, and following it to its end.
+"""Talk to the job server of a Ray cluster, an HTTP server on its head node.
 
-The job server is an HTTP server on the cluster's head. Nothing here waits on it without a deadline,
-and a job goes on by itself when whoever follows it has gone.
+Every request has a timeout. A submitted job does not depend on this client.
 """
 
 from __future__ import annotations
@@ -24,26 +23,26 @@ from maml_ray.common.errors import ResourceError, escape_unprintable
 from maml_ray.jobs.packaging import Upload
 from maml_ray.runtime.ray_session import check_reachable
 
-STOP_WAIT_S = 60
-"""Seconds that Ray gives a job that it stops: for the update that is under way and a checkpoint.
-Without a word from the job it would be 3."""
+STOP_GRACE_S = 60
+"""Seconds until Ray kills a job that it was asked to stop, instead of its default of 3: time to
+finish the current update and write a checkpoint."""
 INSTALL_TIMEOUT_S = 1800
-"""Seconds that a node may take to install a job's requirements: PyTorch for a GPU is large."""
-_REQUEST_S = 20.0
-_UPLOAD_S = 300.0
-_TALKATIVE = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
-"""Loggers that tell of every package and connection."""
-_URL = "RAY_API_SERVER_ADDRESS"
+"""Seconds that a node may take to install requirements: PyTorch for a GPU is large."""
+_REQUEST_TIMEOUT_S = 20.0
+_UPLOAD_TIMEOUT_S = 300.0
+_VERBOSE_LOGGERS = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
+"""Loggers with a line for every package and connection."""
+_ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 
 
 @dataclass(frozen=True)
 class JobRequest:
-    """What a cluster is asked to run.
+    """A job to submit.
 
     Attributes:
-        entrypoint: the command.
+        entrypoint: its shell command.
         upload: the files of its working directory.
-        requirements: what its nodes are to install; none where they have it.
+        requirements: packages that the nodes install.
         metadata: shown in the dashboard and by ``ray job list``.
     """
 
@@ -53,10 +52,10 @@ class JobRequest:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def runtime_env(self, archive: Path) -> dict[str, Any]:
-        """The environment of the job's processes, with its files in ``archive``."""
+        """Return the runtime environment of the job, whose files are in ``archive``."""
         environment: dict[str, Any] = {
             "working_dir": str(archive),
-            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
+            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S)},
             "config": {"setup_timeout_seconds": INSTALL_TIMEOUT_S},
         }
         if self.requirements:
@@ -64,40 +63,40 @@ class JobRequest:
         return environment
 
 
-class JobServer(JobSubmissionClient):
-    """Ray's client, with a deadline for every request.
+class JobClient(JobSubmissionClient):
+    """Ray's job client with a timeout for every request and errors in one sentence.
 
     Args:
-        address: ``http://host:8265``, or the cluster's own address; None for ``RAY_ADDRESS`` or the
-            cluster of this machine.
+        address: ``http://host:8265``, or the cluster's own address; None for ``RAY_ADDRESS`` or
+            this machine's cluster.
 
     Raises:
-        ResourceError: no job server answers there.
+        ResourceError: no job server answers.
     """
 
     def __init__(self, address: str | None) -> None:
         if address is not None:
-            os.environ[_URL] = address  # Ray lets the environment win over what it is told
+            os.environ[_ADDRESS_VARIABLE] = address  # Ray prefers the variable to the argument
         if address not in (None, "auto") and "://" not in str(address):
             check_reachable(str(address))
-        for name in _TALKATIVE:
+        for name in _VERBOSE_LOGGERS:
             logging.getLogger(name).setLevel(logging.WARNING)
-        with told(address):
+        with _translate_errors(address):
             super().__init__(address)
 
     @property
     def ray_version(self) -> str:
-        """Of the cluster."""
+        """Ray's version on the cluster."""
         return self._server_ray_version or "unknown"
 
     def resources(self) -> dict[str, float]:
-        """What the cluster's living nodes have, all together.
+        """Return the total resources of all nodes that are alive.
 
         Raises:
-            ResourceError: the server did not answer.
+            ResourceError: the server does not answer.
         """
         total: Counter[str] = Counter()
-        with told(self._address):
+        with _translate_errors(self._address):
             answer = self._do_request("GET", "/api/v0/nodes", params={"detail": 1, "limit": 10_000})
             answer.raise_for_status()
             for node in answer.json()["data"]["result"]["result"]:
@@ -105,13 +104,13 @@ class JobServer(JobSubmissionClient):
                     total.update(node["resources_total"])
         return dict(total)
 
-    def send(self, request: JobRequest, job_id: str) -> None:
-        """Upload and begin a job.
+    def submit(self, request: JobRequest, job_id: str) -> None:
+        """Upload and start a job.
 
         Raises:
-            ResourceError: the server refused it, or did not answer.
+            ResourceError: the server refuses it or does not answer.
         """
-        with tempfile.TemporaryDirectory() as folder, told(self._address):
+        with tempfile.TemporaryDirectory() as folder, _translate_errors(self._address):
             archive = Path(folder) / "upload.zip"
             request.upload.write(archive)
             self.submit_job(
@@ -121,50 +120,46 @@ class JobServer(JobSubmissionClient):
                 metadata=dict(request.metadata),
             )
 
-    def look(self, job_id: str) -> JobDetails:
-        """A job's state.
+    def job_info(self, job_id: str) -> JobDetails:
+        """Return the status of a job.
 
         Raises:
-            ResourceError: the server did not answer, or does not know the job.
+            ResourceError: the server does not answer, or does not know the job.
         """
-        with told(self._address):
+        with _translate_errors(self._address):
             return self.get_job_info(job_id)
 
     def stop(self, job_id: str) -> None:
-        """Ask a job to end in good order.
+        """Ask a job to stop in good order.
 
         Raises:
-            ResourceError: the server did not answer.
+            ResourceError: the server does not answer.
         """
-        with told(self._address):
+        with _translate_errors(self._address):
             self.stop_job(job_id)
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
-        timeout = _UPLOAD_S if options.get("data") else _REQUEST_S
+        timeout = _UPLOAD_TIMEOUT_S if options.get("data") else _REQUEST_TIMEOUT_S
         return super()._do_request(method, endpoint, **{"timeout": timeout, **options})
 
 
 @contextmanager
-def told(address: str | None) -> Iterator[None]:
-    """What a job server's client raises, as one sentence.
-
-    Raises:
-        ResourceError: in place of all of it.
-    """
+def _translate_errors(address: str | None) -> Iterator[None]:
+    """Raise a ResourceError, with one sentence, for any error of Ray's job client."""
     where = f"at {address!r}" if address else "on this machine"
     try:
         yield
     except AuthenticationError as error:
         reason = escape_unprintable(" ".join(str(error).split()))[:160]
         raise ResourceError(
-            f"the job server {where} wants a token: set RAY_AUTH_MODE=token ({reason})"
+            f"the job server {where} requires a token: set RAY_AUTH_MODE=token ({reason})"
         ) from None
     except (requests.RequestException, ConnectionError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ResourceError(
-            f"no job server answers {where} ({reason}): give --address http://HEAD:8265, and see "
-            "that the port is open from here (kubectl port-forward, ray dashboard)"
+            f"no job server answers {where} ({reason}): set --address http://HEAD:8265, and check "
+            "that the port is reachable from here (kubectl port-forward, ray dashboard)"
         ) from None
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())[:400]
-        raise ResourceError(f"the job server {where} refuses: {reason}") from None
+        raise ResourceError(f"the job server {where} refused the request: {reason}") from None

@@ -1,7 +1,7 @@
-"""Following a job: its log, its end, and what Ctrl-C means on the way.
+"""Print a job's log until it ends, and stop or leave the job on Ctrl-C.
 
-The first Ctrl-C says what a second one does. With a second one the job is stopped, and followed
-until its checkpoint is written; without, it is left to itself.
+The first Ctrl-C says what a second one does. A second one stops the job, whose log is printed until
+it has written its checkpoint; without a second one the job continues on its own.
 """
 
 from __future__ import annotations
@@ -16,174 +16,180 @@ import aiohttp
 from ray.job_submission import JobDetails, JobStatus
 
 from maml_ray.common.errors import ResourceError
-from maml_ray.jobs.job_client import STOP_WAIT_S, JobServer
+from maml_ray.jobs.job_client import STOP_GRACE_S, JobClient
 
-SECOND_WITHIN_S = 10.0
-"""How long after the first Ctrl-C a second one stops the job."""
-TELL_EVERY_S = 10.0
-"""Seconds between two lines on what a job that has not begun waits for."""
-SILENCE_S = 120.0
-"""How long the job server may be away until it is given up."""
-LEFT = 128 + signal.SIGINT
-"""Exit code of who leaves a job to itself."""
-STOPPED = 128 + signal.SIGTERM
-"""Exit code of a job that was stopped: Ray does not keep its own."""
-_POLL_S = 0.5
+CONFIRM_WITHIN_S = 10.0
+"""Seconds after the first Ctrl-C in which a second one stops the job."""
+STATUS_INTERVAL_S = 10.0
+"""Seconds between two status requests, each with a line if the job has not started."""
+SERVER_TIMEOUT_S = 120.0
+"""Seconds without an answer of the job server until following ends."""
+EXIT_DETACHED = 128 + signal.SIGINT
+"""Exit code if the job is left running."""
+EXIT_STOPPED = 128 + signal.SIGTERM
+"""Exit code of a stopped job: Ray does not keep its own."""
+_POLL_INTERVAL_S = 0.5
 
 
 def exit_code(status: JobStatus, driver_exit_code: int | None) -> int | None:
-    """The exit code of a job that has ended; None where its command was never begun."""
+    """Return the exit code of a job that has ended; None if its command never started."""
     if status == JobStatus.SUCCEEDED:
         return 0
     if status == JobStatus.STOPPED:
-        return STOPPED
+        return EXIT_STOPPED
     if driver_exit_code is None:
         return None
     return driver_exit_code if driver_exit_code >= 0 else 128 - driver_exit_code
 
 
-def follow(server: JobServer, job_id: str) -> int:
-    """Show a job's log until it ends; its exit code.
+def follow(client: JobClient, job_id: str) -> int:
+    """Print a job's log until it ends, and return its exit code.
 
     Raises:
-        ResourceError: the job could not be begun, or its server is gone.
+        ResourceError: the job could not be started, or its server does not answer.
     """
-    return asyncio.run(_Following(server, job_id).run())
+    return asyncio.run(_LogFollower(client, job_id).run())
 
 
-def say(text: str) -> None:
-    """What this program tells beside the job's output."""
+def print_message(text: str) -> None:
+    """Print a line of this program to stderr; the job's output goes to stdout."""
     print(f"maml-ray: {text}", file=sys.stderr, flush=True)
 
 
-def _show(text: str) -> None:
+def _print_log(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
 
 
-class _Gone(Exception):
-    """The job is left to itself."""
+class _Detached(Exception):
+    """The job is left running."""
 
 
 @dataclass
 class _CtrlC:
-    """What the person at the terminal has asked for."""
+    """Number of Ctrl-C, and the time of the last one."""
 
     count: int = 0
     at: float = 0.0
 
-    def hear(self) -> None:
+    def record(self) -> None:
         self.count += 1
         self.at = time.monotonic()
 
 
-class _Following:
-    """One job, while it is followed."""
-
-    def __init__(self, server: JobServer, job_id: str) -> None:
-        self._server, self._id = server, job_id
-        self._keys = _CtrlC()
-        self._answered = 0
-        self._shown = 0
+class _LogFollower:
+    def __init__(self, client: JobClient, job_id: str) -> None:
+        self._client, self._id = client, job_id
+        self._ctrl_c = _CtrlC()
+        self._handled = 0
+        self._printed = 0
 
     async def run(self) -> int:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self._keys.hear)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self._ctrl_c.record)
         log = asyncio.create_task(self._follow_log())
-        watch = asyncio.create_task(self._watch())
+        monitor = asyncio.create_task(self._monitor())
         try:
-            first, _ = await asyncio.wait({log, watch}, return_when=asyncio.FIRST_COMPLETED)
-            return self._code(first.pop().result())
-        except _Gone:
-            return LEFT
+            first, _ = await asyncio.wait({log, monitor}, return_when=asyncio.FIRST_COMPLETED)
+            return self._exit_code(first.pop().result())
+        except _Detached:
+            return EXIT_DETACHED
         finally:
-            for task in (log, watch):
+            for task in (log, monitor):
                 task.cancel()
-            await asyncio.gather(log, watch, return_exceptions=True)
+            await asyncio.gather(log, monitor, return_exceptions=True)
 
-    def _code(self, info: JobDetails) -> int:
+    def _exit_code(self, info: JobDetails) -> int:
         code = exit_code(info.status, info.driver_exit_code)
         if code is None:
-            told = " ".join((info.message or "no reason is given").split())[-600:]
-            raise ResourceError(f"job {self._id} could not be begun: {told}")
-        say(f"job {self._id} {info.status.value.lower()} (exit code {code})")
+            reason = " ".join((info.message or "no reason is given").split())[-600:]
+            raise ResourceError(f"job {self._id} could not be started: {reason}")
+        print_message(f"job {self._id} {info.status.value.lower()} (exit code {code})")
         return code
 
-    async def _watch(self) -> JobDetails:
-        """Obey Ctrl-C, tell what a job waits for, and see that the server is still there.
+    async def _monitor(self) -> JobDetails:
+        """Handle Ctrl-C, print why a job has not started, and detect a server that is gone.
 
-        The job's end is the log's to tell; here it ends only where the log falls silent.
+        Normally :meth:`_follow_log` sees the end of the job first. This returns it if the log
+        does not end.
         """
-        began = looked = heard = time.monotonic()
+        started = checked = answered = time.monotonic()
         while True:
-            await asyncio.sleep(_POLL_S)
-            await self._obey()
-            if time.monotonic() - looked < TELL_EVERY_S:
+            await asyncio.sleep(_POLL_INTERVAL_S)
+            await self._handle_ctrl_c()
+            if time.monotonic() - checked < STATUS_INTERVAL_S:
                 continue
-            looked = time.monotonic()
-            info = await self._look()
+            checked = time.monotonic()
+            info = await self._job_info()
             if info is None:
-                self._check_silence(looked - heard)
+                self._check_timeout(checked - answered)
             elif info.status.is_terminal():
-                await asyncio.sleep(TELL_EVERY_S)  # for the rest of the log
+                await asyncio.sleep(STATUS_INTERVAL_S)  # for the rest of the log
                 return info
             else:
-                heard = looked
+                answered = checked
                 if info.status == JobStatus.PENDING:
-                    why = " ".join((info.message or "").split())[:300]
-                    say(f"job {self._id} has not begun, for {looked - began:.0f} s: {why}")
+                    reason = " ".join((info.message or "").split())[:300]
+                    print_message(
+                        f"job {self._id} has not started ({checked - started:.0f} s): {reason}"
+                    )
 
-    def _check_silence(self, seconds: float) -> None:
-        if seconds > SILENCE_S:
+    def _check_timeout(self, seconds: float) -> None:
+        if seconds > SERVER_TIMEOUT_S:
             raise ResourceError(
-                f"the job server at {self._server.get_address()!r} has not answered for "
-                f"{seconds:.0f} s; job {self._id} may go on without it"
+                f"the job server at {self._client.get_address()!r} has not answered for "
+                f"{seconds:.0f} s; job {self._id} may still be running"
             )
 
-    async def _obey(self) -> None:
-        keys = self._keys
-        again = f"ray job logs --follow {self._id}"
-        if keys.count > self._answered:
-            self._answered = keys.count
-            if keys.count == 1:
-                say(f"job {self._id} goes on; Ctrl-C again within {SECOND_WITHIN_S:.0f} s stops it")
-            elif keys.count == 2:
-                await asyncio.to_thread(self._server.stop, self._id)
-                say(
-                    f"job {self._id} is asked to stop, and has {STOP_WAIT_S} s to write its "
-                    "checkpoint; Ctrl-C again leaves it to that"
+    async def _handle_ctrl_c(self) -> None:
+        pressed = self._ctrl_c
+        if pressed.count > self._handled:
+            self._handled = pressed.count
+            if pressed.count == 1:
+                print_message(
+                    f"job {self._id} keeps running; "
+                    f"Ctrl-C again within {CONFIRM_WITHIN_S:.0f} s stops it"
+                )
+            elif pressed.count == 2:
+                await asyncio.to_thread(self._client.stop, self._id)
+                print_message(
+                    f"job {self._id} is stopping and has {STOP_GRACE_S} s to write its "
+                    "checkpoint; Ctrl-C again exits without waiting"
                 )
             else:
-                say(f"job {self._id} is stopping; no longer followed")
-                raise _Gone
-        elif keys.count == 1 and time.monotonic() - keys.at > SECOND_WITHIN_S:
-            say(f"job {self._id} goes on and is no longer followed; again: {again}")
-            raise _Gone
+                print_message(f"job {self._id} is stopping; no longer followed")
+                raise _Detached
+        elif pressed.count == 1 and time.monotonic() - pressed.at > CONFIRM_WITHIN_S:
+            print_message(
+                f"job {self._id} keeps running and is no longer followed; "
+                f"follow it with: ray job logs --follow {self._id}"
+            )
+            raise _Detached
 
-    async def _look(self) -> JobDetails | None:
-        """The job's state; None while its server does not answer."""
+    async def _job_info(self) -> JobDetails | None:
+        """Return the job's status; None if its server does not answer."""
         try:
-            return await asyncio.to_thread(self._server.look, self._id)
+            return await asyncio.to_thread(self._client.job_info, self._id)
         except ResourceError:
             return None
 
     async def _follow_log(self) -> JobDetails:
-        """Show all of the log, over as many connections as it takes; the job's end."""
+        """Print the whole log, reconnecting as needed, and return the job's final status."""
         while True:
-            await self._one_connection()
-            info = await self._look()
+            await self._print_connection()
+            info = await self._job_info()
             if info is not None and info.status.is_terminal():
                 return info
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(_POLL_INTERVAL_S)
 
-    async def _one_connection(self) -> None:
-        """The server tells the log from its beginning; show what is new."""
-        seen = 0
+    async def _print_connection(self) -> None:
+        """Print what is new from one connection, each of which sends the log from its start."""
+        received = 0
         try:
-            async for text in self._server.tail_job_logs(self._id):
-                fresh = text[max(0, self._shown - seen) :]
-                seen += len(text)
-                self._shown = max(self._shown, seen)
-                if fresh:
-                    _show(fresh)
+            async for text in self._client.tail_job_logs(self._id):
+                new = text[max(0, self._printed - received) :]
+                received += len(text)
+                self._printed = max(self._printed, received)
+                if new:
+                    _print_log(new)
         except (TimeoutError, RuntimeError, OSError, aiohttp.ClientError):
-            return  # what became of the job is asked for next
+            return  # the caller asks for the job's status next

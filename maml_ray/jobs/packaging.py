@@ -1,6 +1,6 @@
-"""What a job sends to the cluster: this package, the settings, and a folder of one's own.
+"""Package what a job uploads: maml_ray, the settings and the user's working directory.
 
-Ray keeps uploads in the memory of the cluster's head and copies them to every node, so they are to
+Ray keeps uploads in the memory of the cluster's head and copies them to every node, so they must
 be small: sources, not data.
 """
 
@@ -15,27 +15,27 @@ import maml_ray
 from maml_ray.common.errors import UserError
 from maml_ray.runtime.ray_internals import for_each_uploaded_path
 
-LARGEST_BYTES = 10_000_000
-"""Of an upload; Ray itself takes ten times as much."""
-SETTINGS = "maml_ray_settings.yaml"
-"""Where the settings lie in an upload."""
-_MOST_FILES = 20_000
-_LONG_AGO = (1980, 1, 1, 0, 0, 0)
+MAX_UPLOAD_BYTES = 10_000_000
+"""Limit of an upload; Ray's own is ten times as high."""
+SETTINGS_FILE = "maml_ray_settings.yaml"
+"""Name of the settings in an upload."""
+_MAX_FILES = 20_000
+_FIXED_TIME = (1980, 1, 1, 0, 0, 0)
 
 
-class _TooMany(Exception):
-    """More than is worth counting."""
+class _TooManyFiles(Exception):
+    pass
 
 
 @dataclass(frozen=True)
 class Upload:
-    """Files to send.
+    """Files to upload.
 
     Attributes:
-        files: where each lies here, by its name over there.
-        texts: what is made for the job, by name.
-        sizes: bytes of each, by name.
-        complete: False where counting was given up: it is far too much.
+        files: local path of each file, by its name in the upload.
+        texts: content of generated files, by name.
+        sizes: bytes of all files, by name.
+        complete: False if there are too many files to list.
     """
 
     files: Mapping[str, Path]
@@ -45,95 +45,91 @@ class Upload:
 
     @property
     def size(self) -> int:
-        """Bytes, all told."""
+        """Total bytes."""
         return sum(self.sizes.values())
 
-    def largest(self, count: int = 3) -> list[tuple[str, int]]:
-        """The largest files, name and bytes."""
-        return sorted(self.sizes.items(), key=lambda item: (-item[1], item[0]))[:count]
+    @property
+    def is_small_enough(self) -> bool:
+        """Whether the upload is within ``MAX_UPLOAD_BYTES``."""
+        return self.complete and self.size <= MAX_UPLOAD_BYTES
 
     def describe(self) -> str:
-        """Its size and its largest files, for people."""
-        names = ", ".join(f"{name} {megabytes(size)}" for name, size in self.largest())
+        """Return the size and the three largest files as text."""
+        largest = sorted(self.sizes.items(), key=lambda item: (-item[1], item[0]))[:3]
+        names = ", ".join(f"{name} {format_size(size)}" for name, size in largest)
         more = "" if self.complete else "more than "
-        return f"{more}{megabytes(self.size)} in {len(self.sizes)} files, the largest: {names}"
+        return f"{more}{format_size(self.size)} in {len(self.sizes)} files, the largest: {names}"
 
     def write(self, path: Path) -> None:
-        """Into a zip file: the same files give the same bytes, which Ray takes once."""
+        """Write a zip file with the same bytes for the same files, so that Ray uploads it once."""
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             for name in sorted(self.sizes):
                 content = self.texts[name] if name in self.texts else self.files[name].read_bytes()
-                archive.writestr(zipfile.ZipInfo(name, _LONG_AGO), content)
+                archive.writestr(zipfile.ZipInfo(name, _FIXED_TIME), content)
 
 
-def megabytes(size: int) -> str:
-    """``size`` in bytes, for people."""
+def format_size(size: int) -> str:
+    """Return ``size`` in bytes as kB or MB."""
     return f"{size / 1e6:.1f} MB" if size >= 50_000 else f"{size / 1e3:.1f} kB"
 
 
-def of_folder(folder: Path) -> Upload:
-    """What Ray would send of ``folder``: all but what .gitignore and .rayignore there name.
+def folder_upload(folder: Path) -> Upload:
+    """Return the files that Ray would upload from ``folder``, without those in its ignore files.
 
     Raises:
-        UserError: it is no folder, or cannot be read.
+        UserError: ``folder`` is no directory, or cannot be read.
     """
     if not folder.is_dir():
         raise UserError(f"--working-dir {folder} is not a folder")
     files: dict[str, Path] = {}
     root = folder.absolute()
 
-    def note(path: Path) -> None:
+    def visit(path: Path) -> None:
         if path.is_file():
             files[path.relative_to(root).as_posix()] = path
-            if len(files) > _MOST_FILES:
-                raise _TooMany
+            if len(files) > _MAX_FILES:
+                raise _TooManyFiles
 
     complete = True
     try:
-        for_each_uploaded_path(root, note)
-    except _TooMany:
+        for_each_uploaded_path(root, visit)
+    except _TooManyFiles:
         complete = False
     except OSError as error:
         raise UserError(f"--working-dir {folder} cannot be read: {error}") from None
     return Upload(files, {}, {name: path.stat().st_size for name, path in files.items()}, complete)
 
 
-def of_job(settings_text: str, working_dir: Path | None) -> Upload:
-    """Everything that a run needs but its requirements.
+def job_upload(settings_text: str, working_dir: Path | None) -> Upload:
+    """Return all files that a job needs, except for its requirements.
 
-    The package is the one that is imported here; where the working folder has a copy of its own,
-    as a clone does, it is the same or it is left out.
+    The imported maml_ray package replaces any copy in the working directory, such as a clone's.
 
     Raises:
-        UserError: the working folder cannot be read.
+        UserError: the working directory cannot be read.
     """
     package = Path(maml_ray.__file__).parent
-    own = of_folder(working_dir) if working_dir is not None else Upload({}, {}, {})
-    theirs = {name: path for name, path in own.files.items() if not name.startswith("maml_ray/")}
-    files = theirs | {
+    own = folder_upload(working_dir) if working_dir is not None else Upload({}, {}, {})
+    files = {name: path for name, path in own.files.items() if not name.startswith("maml_ray/")}
+    files |= {
         f"maml_ray/{path.relative_to(package).as_posix()}": path
         for path in package.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    files.pop(SETTINGS, None)
+    files.pop(SETTINGS_FILE, None)
     sizes = {name: path.stat().st_size for name, path in files.items()}
-    sizes[SETTINGS] = len(settings_text.encode())
-    return Upload(files, {SETTINGS: settings_text}, sizes, own.complete)
-
-
-def fits(upload: Upload) -> bool:
-    """Whether it is small enough to send."""
-    return upload.complete and upload.size <= LARGEST_BYTES
+    sizes[SETTINGS_FILE] = len(settings_text.encode())
+    return Upload(files, {SETTINGS_FILE: settings_text}, sizes, own.complete)
 
 
 def check_size(upload: Upload) -> None:
-    """Refuse to send a folder of data.
+    """Reject an upload that is too large.
 
     Raises:
-        UserError: it is too large; the sentence names the largest files.
+        UserError: it exceeds ``MAX_UPLOAD_BYTES``; the message names the largest files.
     """
-    if not fits(upload):
+    if not upload.is_small_enough:
         raise UserError(
-            f"the upload is {upload.describe()}; at most {megabytes(LARGEST_BYTES)} are sent: "
-            "name what a job does not need in .rayignore, a line each as in .gitignore"
+            f"the upload is {upload.describe()}; the limit is {format_size(MAX_UPLOAD_BYTES)}: "
+            "list what the job does not need in .rayignore, with the syntax of .gitignore"
         )

@@ -1,5 +1,6 @@
-"""Looking at a cluster: questions to every node, each with a deadline. What it means is told by
-:mod:`maml_ray.jobs.doctor`.
+"""Probe a cluster: run a function on every node with a time limit.
+
+:mod:`maml_ray.jobs.doctor` interprets the results.
 """
 
 from __future__ import annotations
@@ -21,168 +22,166 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from maml_ray.common.versions import versions
 from maml_ray.config.settings import Settings
 from maml_ray.jobs import doctor
-from maml_ray.jobs.doctor import Finding, GpuSeen, NodeSeen, StorageSeen
+from maml_ray.jobs.doctor import Finding, GpuReport, NodeReport, StorageReport
 from maml_ray.learning.rollout_worker import policy_spec
 from maml_ray.persistence.storage import call_with_timeout, open_storage
 from maml_ray.runtime.actor_handle import describe_error
 
-VIDEO_S = 30.0
-"""Deadline for a picture: where OpenGL is broken it may hang."""
-_PICTURE = "import mujoco; c = mujoco.GLContext(64, 64); c.make_current(); c.free()"
+VIDEO_TIMEOUT_S = 30.0
+"""Seconds to create an OpenGL context, which may hang if OpenGL is broken."""
+_RENDER_SCRIPT = "import mujoco; c = mujoco.GLContext(64, 64); c.make_current(); c.free()"
 
 
-def examine(settings: Settings, deadline_s: float) -> Iterator[Finding]:
-    """Everything about the cluster that this program is connected to, as it is found out.
+def run_checks(settings: Settings, deadline_s: float) -> Iterator[Finding]:
+    """Check the connected cluster, yielding each finding as soon as it is known.
 
     Args:
-        settings: of a run that is to be; nothing of it is begun.
-        deadline_s: for the nodes' answers to each question.
+        settings: of a run to be started later.
+        deadline_s: seconds for the nodes to answer each probe.
     """
     available = ray.cluster_resources()
-    yield doctor.judge_resources(settings.cluster, available)
-    nodes = see_nodes(deadline_s)
-    yield from doctor.judge_versions(own_versions(), nodes)
+    yield doctor.check_resources(settings.cluster, available)
+    nodes = probe_nodes(deadline_s)
+    yield from doctor.check_versions(local_versions(), nodes)
     gpus = int(available.get("GPU", 0))
-    asked = gpus > 0 and settings.cluster.learner_device != "cpu"
-    yield doctor.judge_gpu(settings.cluster, gpus, see_gpu(deadline_s) if asked else None)
-    yield from doctor.judge_memory(nodes, batch_bytes(settings))
-    yield from doctor.judge_storage(see_storage(settings, deadline_s))
-    yield doctor.judge_video(see_video() if settings.evaluation.video else None)
+    uses_gpu = gpus > 0 and settings.cluster.learner_device != "cpu"
+    yield doctor.check_gpu(settings.cluster, gpus, probe_gpu(deadline_s) if uses_gpu else None)
+    yield from doctor.check_memory(nodes, meta_batch_bytes(settings))
+    yield from doctor.check_storage(probe_storage(settings, deadline_s))
+    yield doctor.check_video(probe_video() if settings.evaluation.video else None)
 
 
-def own_versions() -> Mapping[str, str]:
-    """Versions of this program, as :func:`see_nodes` has those of the nodes."""
-    own = versions()
-    return {name: own[name] for name in (*doctor.EXACT, *doctor.BITS)}
+def local_versions() -> Mapping[str, str]:
+    """Return the versions of this process that :func:`probe_nodes` returns of the nodes."""
+    local = versions()
+    return {name: local[name] for name in (*doctor.MUST_MATCH, *doctor.AFFECT_RESULTS)}
 
 
-def see_nodes(deadline_s: float) -> list[NodeSeen]:
-    """What every node says of itself; those that do not answer are told by name."""
-    names = (*doctor.EXACT, *doctor.BITS)
-    answers = ask_nodes(_self_portrait(), (names,), deadline_s)
-    seen = []
-    for node in living_nodes():
+def probe_nodes(deadline_s: float) -> list[NodeReport]:
+    """Return software and memory of every node, or why it did not answer."""
+    names = (*doctor.MUST_MATCH, *doctor.AFFECT_RESULTS)
+    answers = run_on_nodes(_make_node_probe(), (names,), deadline_s)
+    reports = []
+    for node in alive_nodes():
         name, resources = node_name(node), node.get("Resources", {})
         store = int(resources.get("object_store_memory", 0))
-        answer = answers.get(node["NodeID"], "it joined while the others were asked")
+        answer = answers.get(node["NodeID"], "it joined during the probe")
         if isinstance(answer, str):
-            seen.append(NodeSeen(name, silence=answer, store_bytes=store))
+            reports.append(NodeReport(name, error=answer, store_bytes=store))
         else:
-            seen.append(NodeSeen(name, answer["versions"], "", store, answer["shm_bytes"]))
-    return seen
+            reports.append(NodeReport(name, answer["versions"], "", store, answer["shm_bytes"]))
+    return reports
 
 
-def see_gpu(deadline_s: float) -> GpuSeen:
-    """What a process with a GPU of Ray's sees of it."""
+def probe_gpu(deadline_s: float) -> GpuReport:
+    """Return the GPU that a process sees to which Ray has assigned one."""
 
-    def look() -> tuple[str | None, str]:
+    def gpu_name() -> tuple[str | None, str]:
         import torch
 
-        there = torch.cuda.is_available()
-        return (torch.cuda.get_device_name(0) if there else None), str(torch.__version__)
+        name = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+        return name, str(torch.__version__)
 
-    ref = _remote(look, num_cpus=0, num_gpus=1)
-    answer = _answer(ref, deadline_s)
-    return GpuSeen(silence=answer) if isinstance(answer, str) else GpuSeen(*answer)
+    answer = _await_answer(_start_task(gpu_name, num_cpus=0, num_gpus=1), deadline_s)
+    return GpuReport(error=answer) if isinstance(answer, str) else GpuReport(*answer)
 
 
-def see_storage(settings: Settings, deadline_s: float) -> StorageSeen:
+def probe_storage(settings: Settings, deadline_s: float) -> StorageReport:
     """Write a marker where runs are kept, have every node read it and write one, remove them."""
     shared = settings.run.storage is not None
-    place = settings.run.storage or os.path.abspath(settings.run.directory)
-    made = [] if shared else _missing(Path(place))
+    location = settings.run.storage or os.path.abspath(settings.run.directory)
+    created = [] if shared else _missing_directories(Path(location))
     folder = f".doctor-{secrets.token_hex(4)}"
-    storage = open_storage(place)
-    others = len(living_nodes()) > 1
+    storage = open_storage(location)
+    has_other_nodes = len(alive_nodes()) > 1
     try:
         call_with_timeout(deadline_s, lambda: storage.write(f"{folder}/driver", folder.encode()))
-        away = _storage_of_nodes(place, folder, deadline_s) if others else {}
+        errors = _probe_storage_on_nodes(location, folder, deadline_s) if has_other_nodes else {}
         call_with_timeout(deadline_s, lambda: storage.remove(folder))
     except OSError as error:
-        return StorageSeen(place, " ".join(str(error).split())[:300], shared=shared)
+        return StorageReport(location, " ".join(str(error).split())[:300], shared=shared)
     finally:
-        for path in made:
-            with suppress(OSError):  # not there, or not empty any more: somebody's run
+        for path in created:
+            with suppress(OSError):  # not created, or in use by a run meanwhile
                 path.rmdir()
-    return StorageSeen(place, "", away, shared)
+    return StorageReport(location, "", errors, shared)
 
 
-def see_video(deadline_s: float = VIDEO_S) -> str | None:
-    """Why no picture can be made on this machine; None where one can."""
+def probe_video(deadline_s: float = VIDEO_TIMEOUT_S) -> str | None:
+    """Return why nothing can be rendered on this machine; None if it can."""
     environment = dict(os.environ)
     if sys.platform == "linux" and not environment.get("DISPLAY"):
         environment.setdefault("MUJOCO_GL", "egl")
-    command = [sys.executable, "-c", _PICTURE]
+    command = [sys.executable, "-c", _RENDER_SCRIPT]
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=deadline_s
         )
     except subprocess.TimeoutExpired:
         return f"OpenGL has not answered within {deadline_s:.0f} s"
-    if done.returncode == 0:
+    if process.returncode == 0:
         return None
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    return lines[-1].strip()[:200] if lines else f"it ended with code {done.returncode}"
+    lines = [line for line in process.stderr.splitlines() if line.strip()]
+    return lines[-1].strip()[:200] if lines else f"exit code {process.returncode}"
 
 
-def batch_bytes(settings: Settings) -> int:
-    """About how large the trajectories of one iteration are."""
+def meta_batch_bytes(settings: Settings) -> int:
+    """Return the approximate size of the trajectories of one iteration."""
     spec, batch = policy_spec(settings), settings.meta_batch
     steps = batch.tasks * batch.episodes * settings.task.horizon * (settings.inner.steps + 1)
     return steps * 4 * (spec.observation_size + spec.action_size + 3)
 
 
-def living_nodes() -> list[dict[str, Any]]:
-    """The cluster's nodes, in the order of their addresses."""
+def alive_nodes() -> list[dict[str, Any]]:
+    """Return the nodes of the cluster that are alive, sorted by address."""
     nodes = [node for node in ray.nodes() if node.get("Alive", False)]
     return sorted(nodes, key=lambda node: (str(node.get("NodeManagerAddress")), node["NodeID"]))
 
 
 def node_name(node: Mapping[str, Any]) -> str:
-    """A node, for people."""
+    """Return the hostname and short id of a node."""
     return f"{node.get('NodeManagerHostname', '?')} (node {str(node['NodeID'])[:8]})"
 
 
-def ask_nodes(
-    question: Callable[..., Any], arguments: Sequence[Any], deadline_s: float
+def run_on_nodes(
+    function: Callable[..., Any], arguments: Sequence[Any], deadline_s: float
 ) -> dict[str, Any]:
-    """The answer of every living node by its id; a string says why there is none."""
+    """Return the result of ``function`` on every node by its id, or a string with the error."""
     refs = {}
-    for node in living_nodes():
-        where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        refs[node["NodeID"]] = _remote(question, *arguments, num_cpus=0, scheduling_strategy=where)
+    for node in alive_nodes():
+        on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        refs[node["NodeID"]] = _start_task(
+            function, *arguments, num_cpus=0, scheduling_strategy=on_node
+        )
     end = time.monotonic() + deadline_s
     return {
-        node_id: _answer(ref, max(0.0, end - time.monotonic()), deadline_s)
+        node_id: _await_answer(ref, max(0.0, end - time.monotonic()), deadline_s)
         for node_id, ref in refs.items()
     }
 
 
-def _remote(question: Callable[..., Any], *arguments: Any, **options: Any) -> ray.ObjectRef[Any]:
-    remote: Any = ray.remote(question)
-    name = f"doctor[{question.__name__.strip('_')}]"
-    # Once more where the worker was still ending with a question that was given up.
-    asked: ray.ObjectRef[Any] = remote.options(name=name, max_retries=1, **options).remote(
-        *arguments
-    )
-    return asked
+def _start_task(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    task: Any = ray.remote(function)
+    name = f"doctor[{function.__name__.strip('_')}]"
+    # One retry, for a worker that was still being stopped after an earlier probe timed out.
+    return task.options(name=name, max_retries=1, **options).remote(*arguments)
 
 
-def _answer(ref: ray.ObjectRef[Any], wait_s: float, deadline_s: float | None = None) -> Any:
-    """An answer, or why there is none."""
+def _await_answer(ref: Any, wait_s: float, deadline_s: float | None = None) -> Any:
+    """Return the result of a task, or a string with the error."""
     if not ray.wait([ref], timeout=wait_s)[0]:
         ray.cancel(ref, force=True)
-        return f"nothing within {wait_s if deadline_s is None else deadline_s:.0f} s"
+        return f"no answer within {wait_s if deadline_s is None else deadline_s:.0f} s"
     try:
         return ray.get(ref, timeout=10.0)
     except RayError as error:
         return describe_error(error)
 
 
-def _self_portrait() -> Callable[..., dict[str, Any]]:
-    """A question that is sent as code: a node without this package answers it too."""
+def _make_node_probe() -> Callable[..., dict[str, Any]]:
+    """Return a function that is pickled by value, so that nodes without maml_ray can run it."""
 
-    def portrait(names: Sequence[str]) -> dict[str, Any]:
+    def node_report(names: Sequence[str]) -> dict[str, Any]:
         import os
         import platform
         from importlib import metadata
@@ -195,7 +194,7 @@ def _self_portrait() -> Callable[..., dict[str, Any]]:
                 found[name] = metadata.version(name)
             except metadata.PackageNotFoundError:
                 found[name] = ""
-        try:  # a job's upload is not installed, and is what is imported
+        try:  # a job imports maml_ray from its upload, without metadata
             from maml_ray.common.versions import own_version
 
             found["maml-ray"] = own_version()
@@ -207,21 +206,21 @@ def _self_portrait() -> Callable[..., dict[str, Any]]:
             "shm_bytes": None if shm is None else shm.f_frsize * shm.f_blocks,
         }
 
-    return portrait
+    return node_report
 
 
-def _storage_of_nodes(place: str, folder: str, deadline_s: float) -> dict[str, str]:
-    """Which nodes cannot read the driver's marker or write their own, and why."""
+def _probe_storage_on_nodes(location: str, folder: str, deadline_s: float) -> dict[str, str]:
+    """Return, by name, why nodes cannot read the driver's marker or write their own."""
 
-    def marker(place: str, folder: str) -> str | None:
+    def marker(location: str, folder: str) -> str | None:
         import ray
 
         from maml_ray.persistence.storage import open_storage
 
-        storage, name = open_storage(place), ray.get_runtime_context().get_node_id()
+        storage, name = open_storage(location), ray.get_runtime_context().get_node_id()
         try:
             if storage.read(f"{folder}/driver") != folder.encode():
-                return "another file is there"
+                return "the driver's marker file has other content"
             storage.write(f"{folder}/{name}", b"")
         except FileNotFoundError:
             return "the driver's marker file is not there"
@@ -229,8 +228,8 @@ def _storage_of_nodes(place: str, folder: str, deadline_s: float) -> dict[str, s
             return str(error)[:200]
         return None
 
-    answers = ask_nodes(marker, (place, folder), deadline_s)
-    names = {node["NodeID"]: node_name(node) for node in living_nodes()}
+    answers = run_on_nodes(marker, (location, folder), deadline_s)
+    names = {node["NodeID"]: node_name(node) for node in alive_nodes()}
     return {
         names.get(node_id, node_id): answer
         for node_id, answer in answers.items()
@@ -238,8 +237,8 @@ def _storage_of_nodes(place: str, folder: str, deadline_s: float) -> dict[str, s
     }
 
 
-def _missing(path: Path) -> list[Path]:
-    """The folders that writing to ``path`` makes, the innermost first."""
+def _missing_directories(path: Path) -> list[Path]:
+    """Return the directories that writing to ``path`` would create, the innermost first."""
     missing = []
     while not path.exists():
         missing.append(path)

@@ -1,4 +1,4 @@
-"""What a job has to install: the packages that this one stands on, in the versions of here."""
+"""List the packages that a job installs: the dependencies of maml-ray in the local versions."""
 
 from __future__ import annotations
 
@@ -9,69 +9,70 @@ from importlib import metadata
 from maml_ray.common.errors import UserError
 
 _PACKAGE = "maml-ray"
-_LEFT_OUT = frozenset({"ray", "pip", "setuptools"})
-"""A cluster has its own Ray, which a job must not change, and its own tools."""
+_NOT_INSTALLED = frozenset({"ray", "pip", "setuptools"})
+"""The cluster has its own Ray, which a job must not change, and its own tools."""
 _EXTRAS = ("s3",)
-"""Extras whose packages go along, where they are installed here."""
+"""Extras whose packages are included if they are installed here."""
 
 
 def pinned_requirements() -> list[str]:
-    """``name==version`` of all that this package needs, as installed here, without Ray.
+    """Return ``name==version`` of all dependencies as installed here, without Ray.
 
-    A build's mark (``2.13.0+cpu``) is left out: the cluster's machines take the build of theirs.
+    Local version labels (``2.13.0+cpu``) are dropped: the nodes install the build for their
+    hardware.
 
     Raises:
-        UserError: this package is not installed here, so nothing says what it needs.
+        UserError: maml-ray is not installed here, so that its dependencies are unknown.
     """
     try:
-        names = closure(_PACKAGE, _EXTRAS, metadata.distribution)
+        names = dependency_closure(_PACKAGE, _EXTRAS, metadata.distribution)
     except metadata.PackageNotFoundError:
         raise UserError(
-            f"{_PACKAGE} is not installed here, so its requirements are not known: "
+            f"{_PACKAGE} is not installed here, so its dependencies are unknown: "
             "pip install it first, or submit with --no-install to nodes that have them"
         ) from None
     return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in sorted(names)]
 
 
-def closure(
+def dependency_closure(
     package: str,
     extras: Iterable[str],
     find: Callable[[str], metadata.Distribution],
 ) -> set[str]:
-    """Names of all that ``package`` and its ``extras`` need, and what that needs in turn.
+    """Return the names of all direct and indirect dependencies of ``package``.
 
     Args:
-        package: to begin with.
-        extras: of it.
-        find: tells an installed distribution.
+        package: name of an installed package.
+        extras: of the package, to include.
+        find: returns an installed distribution by name.
 
     Raises:
-        PackageNotFoundError: ``package`` itself is not installed; others are passed over.
+        PackageNotFoundError: ``package`` itself is not installed; missing others are skipped.
     """
     seen: set[tuple[str, str]] = set()
     names: set[str] = set()
-    waiting = [(requirement, "") for requirement in find(package).requires or ()]
-    waiting += [(text, extra) for text in find(package).requires or () for extra in extras]
-    while waiting:
-        text, extra = waiting.pop()
-        needed = _needed(text, extra)
-        if needed is None or needed[0] in _LEFT_OUT:
+    pending = [(requirement, "") for requirement in find(package).requires or ()]
+    pending += [(text, extra) for text in find(package).requires or () for extra in extras]
+    while pending:
+        text, extra = pending.pop()
+        parsed = _parse_if_applicable(text, extra)
+        if parsed is None or parsed[0] in _NOT_INSTALLED:
             continue
-        name, wanted = needed
+        name, requested_extras = parsed
         try:
-            found = find(name)
+            distribution = find(name)
         except metadata.PackageNotFoundError:
-            continue  # of another platform, or an extra that is not installed
+            continue  # for another platform, or of an extra that is not installed
         names.add(name)
-        for each in ("", *wanted):
+        for each in ("", *requested_extras):
             if (name, each) not in seen:
                 seen.add((name, each))
-                waiting += [(requirement, each) for requirement in found.requires or ()]
+                pending += [(requirement, each) for requirement in distribution.requires or ()]
     return names
 
 
-def _needed(text: str, extra: str) -> tuple[str, tuple[str, ...]] | None:
-    """Name and extras of a requirement, if it holds here with ``extra`` asked for."""
+def _parse_if_applicable(text: str, extra: str) -> tuple[str, tuple[str, ...]] | None:
+    """Return name and extras of a requirement if it applies here with ``extra``, or None."""
     from packaging.requirements import Requirement
 
     requirement = Requirement(text)

@@ -85,12 +85,12 @@ def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[Head]:
 def test_a_job_is_sent_with_its_files_requirements_and_metadata(
     head: Head, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    files = packaging.of_job("run: {name: a}\n", None)
+    files = packaging.job_upload("run: {name: a}\n", None)
     request = job_client.JobRequest(
         "python -m maml_ray train x", files, ("numpy==1",), {"run": "a", "version": "0.1.0"}
     )
-    job_client.JobServer(head.address).send(request, "a-1")
-    sent = json.loads(head.body_of("POST", "/api/job_client/"))
+    job_client.JobClient(head.address).submit(request, "a-1")
+    sent = json.loads(head.body_of("POST", "/api/jobs/"))
     assert sent["entrypoint"] == "python -m maml_ray train x"
     assert sent["submission_id"] == "a-1"
     assert sent["metadata"] == {"run": "a", "version": "0.1.0"}
@@ -103,43 +103,43 @@ def test_a_job_is_sent_with_its_files_requirements_and_metadata(
     assert not [key for key in sent if key.startswith("entrypoint_") and sent[key]]
     with zipfile.ZipFile(io.BytesIO(head.body_of("PUT", "/api/packages/"))) as archive:
         assert set(archive.namelist()) == set(files.sizes)
-        assert archive.read(packaging.SETTINGS) == b"run: {name: a}\n"
+        assert archive.read(packaging.SETTINGS_FILE) == b"run: {name: a}\n"
     assert capfd.readouterr().err == ""  # Ray's own remarks on packages are left out
 
 
 def test_nodes_that_have_everything_install_nothing(head: Head) -> None:
-    request = job_client.JobRequest("true", packaging.of_job("", None))
-    job_client.JobServer(head.address).send(request, "a-1")
-    assert "pip" not in json.loads(head.body_of("POST", "/api/job_client/"))["runtime_env"]
+    request = job_client.JobRequest("true", packaging.job_upload("", None))
+    job_client.JobClient(head.address).submit(request, "a-1")
+    assert "pip" not in json.loads(head.body_of("POST", "/api/jobs/"))["runtime_env"]
 
 
 def test_the_address_that_is_given_wins_over_the_environment_s(
     head: Head, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
-    assert job_client.JobServer(head.address).ray_version == "2.60.0"
+    assert job_client.JobClient(head.address).ray_version == "2.60.0"
 
 
 def test_what_the_living_nodes_have_is_added_up(head: Head) -> None:
-    assert job_client.JobServer(head.address).resources() == {"CPU": 5.0, "GPU": 1.0}
+    assert job_client.JobClient(head.address).resources() == {"CPU": 5.0, "GPU": 1.0}
 
 
 def test_a_server_that_does_not_answer_is_given_up(
     head: Head, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_client, "_REQUEST_S", 0.2)
+    monkeypatch.setattr(job_client, "_REQUEST_TIMEOUT_S", 0.2)
     head.hang.clear()
     with pytest.raises(ResourceError, match=r"no job server answers at 'http://.*timed out"):
-        job_client.JobServer(head.address)
+        job_client.JobClient(head.address)
 
 
 def test_nobody_there_a_token_that_is_wanted_and_a_refusal_are_told_apart(head: Head) -> None:
     with pytest.raises(ResourceError, match=r"no job server answers at 'http://127\.0\.0\.1:1'"):
-        job_client.JobServer("http://127.0.0.1:1")
-    server = job_client.JobServer(head.address)
+        job_client.JobClient("http://127.0.0.1:1")
+    server = job_client.JobClient(head.address)
     head.refuse = 500
-    with pytest.raises(ResourceError, match="refuses: Request failed with status code 500"):
-        server.look("a-1")
+    with pytest.raises(ResourceError, match=r"refused the request: .* status code 500"):
+        server.job_info("a-1")
     head.refuse = 401
-    with pytest.raises(ResourceError, match="wants a token: set RAY_AUTH_MODE=token"):
-        server.look("a-1")
+    with pytest.raises(ResourceError, match="requires a token: set RAY_AUTH_MODE=token"):
+        server.job_info("a-1")

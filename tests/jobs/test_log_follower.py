@@ -31,7 +31,7 @@ class Server:
     def get_address(self) -> str:
         return "http://there"
 
-    def look(self, job_id: str) -> Any:
+    def job_info(self, job_id: str) -> Any:
         if self.lost:
             raise ResourceError("away")
         return SimpleNamespace(status=self.status, driver_exit_code=self.code, message=self.message)
@@ -72,8 +72,8 @@ def following_count() -> int:
 @pytest.fixture(autouse=True)
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     SAID.clear()
-    monkeypatch.setattr(log_follower, "say", SAID.append)
-    monkeypatch.setattr(log_follower, "_POLL_S", 0.01)
+    monkeypatch.setattr(log_follower, "print_message", SAID.append)
+    monkeypatch.setattr(log_follower, "_POLL_INTERVAL_S", 0.01)
     return SAID
 
 
@@ -105,14 +105,14 @@ def test_a_second_ctrl_c_stops_the_job_and_its_end_is_waited_for(
     assert run(server) == 143
     assert server.stopped.is_set()
     assert "checkpoint written" in capsys.readouterr().out
-    assert "goes on; Ctrl-C again within 10 s stops it" in said[0]
-    assert "asked to stop" in said[1]
+    assert "keeps running; Ctrl-C again within 10 s stops it" in said[0]
+    assert "is stopping and has 60 s" in said[1]
 
 
 def test_one_ctrl_c_alone_leaves_the_job_to_itself_and_says_how_to_follow_it(
     said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log_follower, "SECOND_WITHIN_S", 0.1)
+    monkeypatch.setattr(log_follower, "CONFIRM_WITHIN_S", 0.1)
     server = Server(["a\n", "ctrl-c", "for ever"])
     assert run(server) == 130
     assert not server.stopped.is_set()
@@ -128,13 +128,13 @@ def test_a_third_ctrl_c_does_not_wait_for_the_end(said: list[str]) -> None:
 
 def test_a_job_that_never_began_is_a_matter_of_resources() -> None:
     server = Server([], code=None)
-    with pytest.raises(ResourceError, match="job-1 could not be begun: the last words"):
+    with pytest.raises(ResourceError, match="job-1 could not be started: the last words"):
         run(server)
 
 
 def test_a_server_that_is_gone_is_given_up_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log_follower, "SILENCE_S", 0.2)
-    monkeypatch.setattr(log_follower, "TELL_EVERY_S", 0.05)
+    monkeypatch.setattr(log_follower, "SERVER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(log_follower, "STATUS_INTERVAL_S", 0.05)
     server = Server(["for ever"])
     server.lost = True
     with pytest.raises(ResourceError, match=r"http://there.*has not answered"):
@@ -144,7 +144,7 @@ def test_a_server_that_is_gone_is_given_up_after_a_while(monkeypatch: pytest.Mon
 def test_a_job_that_waits_says_so_and_what_for(
     said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log_follower, "TELL_EVERY_S", 0.02)
+    monkeypatch.setattr(log_follower, "STATUS_INTERVAL_S", 0.02)
     server = Server(["for ever"])
     server.status, server.message = JobStatus.PENDING, "its environment\nis set up"
 
@@ -152,9 +152,9 @@ def test_a_job_that_waits_says_so_and_what_for(
         SAID.append(text)
         server.status = JobStatus.SUCCEEDED
 
-    monkeypatch.setattr(log_follower, "say", tell)
+    monkeypatch.setattr(log_follower, "print_message", tell)
     assert run(server) == 0
-    assert "has not begun" in said[0]
+    assert "has not started" in said[0]
     assert "its environment is set up" in said[0]
 
 

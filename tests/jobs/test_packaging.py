@@ -40,7 +40,7 @@ def test_a_folder_is_what_ray_would_pack_of_it(tmp_path: Path) -> None:
     (tmp_path / "tree").mkdir()
     make_tree(tmp_path / "tree")
     expected = packed_by_ray(tmp_path / "tree", tmp_path / "ray.zip")
-    assert dict(packaging.of_folder(tmp_path / "tree").sizes) == expected
+    assert dict(packaging.folder_upload(tmp_path / "tree").sizes) == expected
     assert {"a.py", "deep/b.py"} <= set(expected)
     assert not {"data.bin", "deep/c.log", ".git/x", "runs/r", ".venv/y"} & set(expected)
 
@@ -50,7 +50,7 @@ def test_this_repository_goes_up_without_pictures_tests_and_caches(tmp_path: Pat
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True, timeout=60)
     packed = packed_by_ray(clone, tmp_path / "ray.zip")
     assert sum(packed.values()) < 2_000_000
-    assert (tmp_path / "ray.zip").stat().st_size < packaging.LARGEST_BYTES
+    assert (tmp_path / "ray.zip").stat().st_size < packaging.MAX_UPLOAD_BYTES
     assert {"maml_ray/cli/main.py", "pyproject.toml", "README.md", "LICENSE", "deploy.yaml"} <= set(
         packed
     )
@@ -64,7 +64,7 @@ def test_a_job_s_upload_trains_by_itself_what_it_was_told(tmp_path: Path) -> Non
     own.mkdir()
     (own / "stale.py").write_text("")
     settings = validate_settings({"run": {"name": "packed", "directory": "/mnt/runs"}})
-    files = packaging.of_job(job_settings(settings), tmp_path / "tree")
+    files = packaging.job_upload(job_settings(settings), tmp_path / "tree")
     files.write(tmp_path / "upload.zip")
     with zipfile.ZipFile(tmp_path / "upload.zip") as archive:
         archive.extractall(tmp_path / "there")
@@ -74,10 +74,10 @@ def test_a_job_s_upload_trains_by_itself_what_it_was_told(tmp_path: Path) -> Non
         files.sizes.items()
         <= (sizes | {name: size for name, size in files.sizes.items() if "." not in name}).items()
     )
-    assert load_settings(there / packaging.SETTINGS) == settings
+    assert load_settings(there / packaging.SETTINGS_FILE) == settings
     assert (there / "a.py").exists()
     assert not (there / "maml_ray" / "stale.py").exists()  # the package is the one that runs here
-    command = [sys.executable, "-m", "maml_ray", "check", packaging.SETTINGS]
+    command = [sys.executable, "-m", "maml_ray", "check", packaging.SETTINGS_FILE]
     done = subprocess.run(
         command, cwd=there, env={"PATH": "/usr/bin"}, capture_output=True, text=True, timeout=60
     )
@@ -86,10 +86,10 @@ def test_a_job_s_upload_trains_by_itself_what_it_was_told(tmp_path: Path) -> Non
 
 
 def test_the_same_files_give_the_same_bytes(tmp_path: Path) -> None:
-    files = packaging.of_job("run: {}\n", None)
+    files = packaging.job_upload("run: {}\n", None)
     files.write(tmp_path / "one.zip")
     (Path(maml_ray.__file__).parent / "__main__.py").touch()
-    packaging.of_job("run: {}\n", None).write(tmp_path / "two.zip")
+    packaging.job_upload("run: {}\n", None).write(tmp_path / "two.zip")
     assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
     assert not [name for name in files.sizes if "__pycache__" in name]
 
@@ -98,22 +98,22 @@ def test_what_is_too_large_is_refused_with_its_largest_files(tmp_path: Path) -> 
     with (tmp_path / "video.mp4").open("wb") as file:
         file.truncate(11_000_000)
     (tmp_path / "small.py").write_text("x")
-    files = packaging.of_folder(tmp_path)
-    assert not packaging.fits(files)
+    files = packaging.folder_upload(tmp_path)
+    assert not files.is_small_enough
     with pytest.raises(UserError, match=r"11\.0 MB in 2 files.*video\.mp4 11\.0 MB.*\.rayignore"):
         packaging.check_size(files)
-    packaging.check_size(packaging.of_job("", None))
+    packaging.check_size(packaging.job_upload("", None))
 
 
 def test_counting_ends_where_it_is_far_too_much(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packaging, "_MOST_FILES", 3)
+    monkeypatch.setattr(packaging, "_MAX_FILES", 3)
     for number in range(9):
         (tmp_path / str(number)).write_text("")
-    files = packaging.of_folder(tmp_path)
+    files = packaging.folder_upload(tmp_path)
     assert not files.complete
-    assert not packaging.fits(files)
+    assert not files.is_small_enough
     assert "more than" in files.describe()
 
 
@@ -121,4 +121,4 @@ def test_counting_ends_where_it_is_far_too_much(
 def test_what_is_no_folder_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=f"{name} is not a folder"):
-        packaging.of_folder(tmp_path / name)
+        packaging.folder_upload(tmp_path / name)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from maml_ray.common.errors import UserError
-from maml_ray.jobs.requirements import closure, pinned_requirements
+from maml_ray.jobs.requirements import dependency_closure, pinned_requirements
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,8 +43,8 @@ def find(name: str) -> Any:
 
 
 def test_the_closure_follows_extras_and_markers_and_leaves_ray_and_its_own_out() -> None:
-    assert closure("ours", (), find) == {"alpha", "beta-pack", "gamma"}
-    assert closure("ours", ("s3",), find) == {"alpha", "beta-pack", "gamma", "x"}
+    assert dependency_closure("ours", (), find) == {"alpha", "beta-pack", "gamma"}
+    assert dependency_closure("ours", ("s3",), find) == {"alpha", "beta-pack", "gamma", "x"}
 
 
 def test_what_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,4 +71,4 @@ def test_the_repository_s_own_environment_of_a_job_is_that_of_its_constraints() 
 
 
 def closure_here() -> set[str]:
-    return closure("maml-ray", ("s3",), metadata.distribution)
+    return dependency_closure("maml-ray", ("s3",), metadata.distribution)

@@ -8,12 +8,12 @@ import pytest
 from maml_ray.config.loading import load_settings, validate_settings
 from maml_ray.config.settings import SettingsError
 from maml_ray.jobs.submission import (
-    check_lasting,
-    check_task_goes_along,
+    check_survives_job,
+    check_task_uploaded,
     entrypoint,
-    job_id,
     job_settings,
     metadata,
+    new_job_id,
     train_command,
 )
 
@@ -30,9 +30,9 @@ def test_a_job_reads_the_same_settings_and_joins_the_cluster_that_it_runs_on(
 
 def test_a_job_is_named_after_the_run_and_never_twice() -> None:
     settings = validate_settings({"run": {"name": "first"}})
-    assert re.fullmatch(r"first-[0-9a-f]{8}", job_id(settings))
-    assert re.fullmatch(r"doctor-first-[0-9a-f]{8}", job_id(settings, "doctor-"))
-    assert job_id(settings) != job_id(settings)
+    assert re.fullmatch(r"first-[0-9a-f]{8}", new_job_id(settings))
+    assert re.fullmatch(r"doctor-first-[0-9a-f]{8}", new_job_id(settings, "doctor-"))
+    assert new_job_id(settings) != new_job_id(settings)
 
 
 def test_metadata_are_strings_with_the_run_its_task_and_the_version() -> None:
@@ -55,14 +55,14 @@ def test_a_run_begins_where_the_same_command_with_resume_looks_for_it() -> None:
 
 def test_a_run_that_would_be_lost_with_its_job_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"run\.directory = 'runs'.*--set run\.directory"):
-        check_lasting(validate_settings({}))
-    check_lasting(validate_settings({"run": {"directory": "/mnt/runs"}}))
-    check_lasting(validate_settings({"run": {"storage": "s3://bucket/runs"}}))
+        check_survives_job(validate_settings({}))
+    check_survives_job(validate_settings({"run": {"directory": "/mnt/runs"}}))
+    check_survives_job(validate_settings({"run": {"storage": "s3://bucket/runs"}}))
 
 
 def test_a_task_of_one_s_own_asks_for_the_folder_that_holds_it() -> None:
     own = validate_settings({"task": {"name": "my_tasks:PendulumTasks"}})
     with pytest.raises(SettingsError, match=r"my_tasks:PendulumTasks.*--working-dir"):
-        check_task_goes_along(own, with_folder=False)
-    check_task_goes_along(own, with_folder=True)
-    check_task_goes_along(validate_settings({}), with_folder=False)
+        check_task_uploaded(own, with_folder=False)
+    check_task_uploaded(own, with_folder=True)
+    check_task_uploaded(validate_settings({}), with_folder=False)
