@@ -58,7 +58,7 @@ def plan_resources(settings: ClusterSettings, available: Mapping[str, float]) ->
     """
     cpus, gpus = int(available.get("CPU", 0)), int(available.get("GPU", 0))
     least, most = settings.min_rollout_actors, settings.rollout_actors
-    growing = "; or set cluster.autoscaler=true if it adds them by itself"
+    growing = "; or set cluster.autoscaler=true if an autoscaler adds them"
     if cpus < least and not settings.autoscaler:
         raise ResourceError(
             f"the cluster has {cpus} CPUs, cluster.min_rollout_actors is {least}, and a rollout "
