@@ -1,4 +1,4 @@
-"""The commands in the files of cluster/ and in READMEs, one by one."""
+"""Extract the commands in the files of cluster/ and in the READMEs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import yaml
 _OPERATORS = {"&&", "||", ";", "|", "&"}
 _ASSIGNMENT = re.compile(r"[A-Z_]+=.*")
 _OPTIONAL = re.compile(r"(?<= )\[([^\]]*)\](?= |\.\.\.|$)")
-_AND_SO_ON = re.compile(r"\.\.\.(?= |$)")
+_ELLIPSIS = re.compile(r"\.\.\.(?= |$)")
 
 
 @dataclass(frozen=True)
 class Command:
-    """A program and its arguments, and where they are written."""
+    """A program with its arguments, and the file that contains it."""
 
     words: tuple[str, ...]
     source: str
@@ -28,12 +28,12 @@ class Command:
         return f"{self.source}: {shlex.join(self.words)[:90]}"
 
 
-_IN_FULL = re.compile(r"(maml-ray|ray|make|pip|kubectl|docker) .*( --|=|\.yaml)", re.S)
+_COMMAND = re.compile(r"(maml-ray|ray|make|pip|kubectl|docker) .*( --|=|\.yaml)", re.S)
 _FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 
 
 def in_markdown(path: Path) -> Iterator[Command]:
-    """Each command of the code blocks that are marked with no language."""
+    """Yield the commands of code blocks without a language."""
     for language, block in _FENCED.findall(path.read_text(encoding="utf-8")):
         if not language:
             for line in block.replace("\\\n", " ").splitlines():
@@ -41,15 +41,15 @@ def in_markdown(path: Path) -> Iterator[Command]:
 
 
 def in_inline_code(path: Path) -> Iterator[Command]:
-    """Each command between single backquotes that has options or files, not a name alone."""
+    """Yield the commands between single backquotes that have options or files."""
     text = _FENCED.sub("", path.read_text(encoding="utf-8"))
     for code in re.findall(r"`([^`]+)`", text):
-        if _IN_FULL.match(code):
+        if _COMMAND.match(code):
             yield from in_line(code.replace("\n", " "), path.name)
 
 
 def in_yaml(path: Path) -> Iterator[Command]:
-    """Each command that calls ``maml-ray`` or ``ray`` in the values of a YAML file."""
+    """Yield the commands of ``maml-ray``, ``ray`` and ``pip`` in the values of a YAML file."""
     for document in yaml.safe_load_all(path.read_text(encoding="utf-8")):
         for value in _strings(document):
             if re.search(r"(^|[\s/;])(maml-ray|ray|pip) [a-z-]", value):
@@ -57,18 +57,18 @@ def in_yaml(path: Path) -> Iterator[Command]:
 
 
 def in_comments(path: Path) -> Iterator[Command]:
-    """Each command that a comment indents or puts between backquotes."""
+    """Yield the commands that comments indent or put between backquotes."""
     for line in path.read_text(encoding="utf-8").splitlines():
         comment = line.partition("# ")[2] if line.lstrip().startswith("#") else ""
         if comment.startswith("  "):
             yield from in_line(comment.strip(), path.name)
-        for code in filter(_IN_FULL.match, re.findall(r"`([^`]+)`", comment)):
+        for code in filter(_COMMAND.match, re.findall(r"`([^`]+)`", comment)):
             yield from in_line(code, path.name)
 
 
 def in_line(line: str, source: str) -> Iterator[Command]:
-    """The commands of a line of shell, without what is set before them."""
-    for words in _split(_AND_SO_ON.sub("", _OPTIONAL.sub(r"\1", line))):
+    """Yield the commands of a shell line, without variable assignments."""
+    for words in _split(_ELLIPSIS.sub("", _OPTIONAL.sub(r"\1", line))):
         while words and _ASSIGNMENT.fullmatch(words[0]):
             words = words[1:]
         if words:

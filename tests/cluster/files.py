@@ -1,4 +1,4 @@
-"""The files of cluster/, and what they have to agree with."""
+"""Read the files of cluster/, and the versions that they must agree with."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ CLUSTER = ROOT / "cluster"
 
 
 def pin(package: str) -> str:
-    """The version that constraints.txt pins ``package`` to."""
+    """Return the version of ``package`` in constraints.txt."""
     text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     (version,) = re.findall(rf"^{re.escape(package)}==(\S+)$", text, re.M)
     return str(version)
 
 
 def python_tag() -> str:
-    """The Python that types are checked for, as in an image's tag: ``py311``."""
+    """Return the Python version of the type checks as in an image's tag: ``py311``."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     (major, minor) = re.findall(r'^python_version = "(\d+)\.(\d+)"$', text, re.M)[0]
     return f"py{major}{minor}"
 
 
 def load(path: Path) -> Any:
-    """The one document of a YAML file."""
+    """Return the only document of a YAML file."""
     return yaml.safe_load(path.read_text(encoding="utf-8"))

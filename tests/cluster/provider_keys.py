@@ -1,6 +1,6 @@
-"""The keys that Ray's cluster launcher reads of `provider`, taken from its own sources.
+"""Find the keys of `provider` that Ray's cluster launcher reads, from its sources.
 
-Its schema lets any other key pass there, so that a misspelt one is silently the default.
+Its schema accepts any other key there, so a misspelt one would silently mean the default.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ FOLDERS = {"aws": "aws", "gcp": "gcp", "local": "local"}
 
 
 def known_keys(kind: str) -> frozenset[str]:
-    """What is read of the provider's section by the launcher itself and by the provider's part."""
+    """Return the keys that the launcher or the provider's module reads."""
     here = Path(autoscaler.__file__).parent
     sources = [*here.glob("*.py"), *(here / FOLDERS[kind]).rglob("*.py")]
     trees = [ast.parse(source.read_text(encoding="utf-8")) for source in sources]
@@ -24,12 +24,12 @@ def known_keys(kind: str) -> frozenset[str]:
 
 
 def unknown_keys(provider: dict[str, object]) -> set[str]:
-    """Keys of a provider's section that nothing in Ray reads."""
+    """Return the keys of a provider's section that nothing in Ray reads."""
     return set(provider) - known_keys(str(provider["type"]))
 
 
 def _keys_read(tree: ast.AST) -> Iterator[str]:
-    """K of `provider[K]`, `provider.get(K)` and `K in provider`, and names of constants for K."""
+    """Yield K of `provider[K]`, `provider.get(K)` and `K in provider`; constants are resolved."""
     for node in ast.walk(tree):
         key: ast.expr | None = None
         if isinstance(node, ast.Subscript) and _is_provider(node.value):
@@ -46,7 +46,7 @@ def _keys_read(tree: ast.AST) -> Iterator[str]:
 
 
 def _is_provider(node: ast.expr) -> bool:
-    """Whether an expression is the provider's section: `provider_config`, `config["provider"]`."""
+    """Return whether an expression is `provider_config` or `config["provider"]`."""
     if isinstance(node, ast.Subscript):
         return isinstance(node.slice, ast.Constant) and node.slice.value == "provider"
     name = node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")

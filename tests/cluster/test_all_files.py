@@ -1,10 +1,10 @@
-"""No file of cluster/ is without a test that validates it."""
+"""Every file of cluster/ has a test that validates it."""
 
 from __future__ import annotations
 
 from tests.cluster.files import CLUSTER
 
-HERE = {
+TESTED_HERE = {
     "README.md": "test_commands",
     "aws.yaml": "test_ray_up",
     "gcp.yaml": "test_ray_up",
@@ -16,14 +16,14 @@ HERE = {
     "Dockerfile": "test_dockerfile",
     "local.sh": "test_local",
 }
-ELSEWHERE = ("grafana/", "prometheus/", "serve.yaml", "runtime-env.yaml")
-"""Validated with what they belong to: the metrics, the serving, and the jobs."""
+TESTED_ELSEWHERE = ("grafana/", "prometheus/", "serve.yaml", "runtime-env.yaml")
+"""Validated by the tests of metrics, serving and jobs."""
 
 
 def test_every_file_is_validated_by_a_test() -> None:
     files = {
         str(path.relative_to(CLUSTER))
         for path in CLUSTER.rglob("*")
-        if path.is_file() and not str(path.relative_to(CLUSTER)).startswith(ELSEWHERE)
+        if path.is_file() and not str(path.relative_to(CLUSTER)).startswith(TESTED_ELSEWHERE)
     }
-    assert files == set(HERE)
+    assert files == set(TESTED_HERE)

@@ -1,4 +1,4 @@
-"""Every command in cluster/ and in the READMEs is one that its program takes."""
+"""Every command in cluster/ and in the READMEs is accepted by its program."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.cluster.files import CLUSTER, ROOT, load
 README = CLUSTER / "README.md"
 SECRET = re.compile(r"secretKeyRef: {name: (\S+), key: (\S+)}")
 SETTINGS_FILES = (Path("deploy.yaml"), Path("/etc/maml-ray/deploy.yaml"))
-OURS = ("maml-ray", "ray", "pip")
+CHECKED_PROGRAMS = ("maml-ray", "ray", "pip")
 MANIFESTS = sorted(CLUSTER.glob("*.yaml")) + sorted((CLUSTER / "kubernetes").glob("*.yaml"))
 
 
@@ -37,22 +37,22 @@ def program(command: Command) -> str:
     return Path(command.words[0]).name
 
 
-def of_ours(commands: Iterator[Command]) -> list[Command]:
-    """Those of the programs that are checked in texts which are not commands alone."""
-    return [command for command in commands if program(command) in OURS]
+def only_checked_programs(commands: Iterator[Command]) -> list[Command]:
+    """Return the commands of the programs that are checked in mixed text."""
+    return [command for command in commands if program(command) in CHECKED_PROGRAMS]
 
 
 def all_commands() -> list[Command]:
     found = [*in_markdown(README), *in_inline_code(README)]
-    found += of_ours(in_markdown(ROOT / "README.md"))
+    found += only_checked_programs(in_markdown(ROOT / "README.md"))
     for path in MANIFESTS:
-        found += of_ours(in_yaml(path)) + list(in_comments(path))
+        found += only_checked_programs(in_yaml(path)) + list(in_comments(path))
     return found + list(in_comments(CLUSTER / "Dockerfile"))
 
 
 def check_maml_ray(arguments: list[str]) -> None:
-    """By the command line itself; and its settings by the settings."""
-    group: Any = typer.main.get_command(app)  # not click's own class
+    """Check by the command line's own parser, and its overrides by the settings."""
+    group: Any = typer.main.get_command(app)  # Typer's subclass of click's
     name, *rest = arguments
     command = group.commands.get(name)
     assert command is not None, f"there is no maml-ray {name}"
@@ -64,7 +64,7 @@ def check_maml_ray(arguments: list[str]) -> None:
 
 
 def check_ray(arguments: list[str]) -> None:
-    """By Ray's own command line; what a job or a node is given to run as well."""
+    """Check by Ray's own parser, including the command that a job or node is to run."""
     command: click.Command = ray_cli
     while isinstance(command, click.Group):
         name, *arguments = arguments
@@ -75,9 +75,9 @@ def check_ray(arguments: list[str]) -> None:
         check_maml_ray(arguments[where + 2 :])
     command.make_context(str(command.name), list(arguments))
     if command.name == "exec":
-        (given,) = in_line(arguments[-1], "ray exec")
-        assert program(given) == "maml-ray"
-        check_maml_ray(list(given.words[1:]))
+        (remote,) = in_line(arguments[-1], "ray exec")
+        assert program(remote) == "maml-ray"
+        check_maml_ray(list(remote.words[1:]))
 
 
 def check_make(arguments: list[str]) -> None:
@@ -115,7 +115,7 @@ def check_docker(arguments: list[str]) -> None:
 
 
 def check_kubectl(arguments: list[str]) -> None:
-    """The files are there, and services and jobs are those of the manifests."""
+    """Check that files exist, and that services and jobs are those of the manifests."""
     assert arguments[0] in ("apply", "create", "delete", "label", "logs", "port-forward")
     check_files(arguments)
     names = {
@@ -133,7 +133,7 @@ def check_kubectl(arguments: list[str]) -> None:
 
 
 def secrets() -> set[tuple[str, str]]:
-    """Names and keys of the secrets that the manifests read; KubeRay reads ``auth_token``."""
+    """Return names and keys of the secrets in the manifests; KubeRay reads ``auth_token``."""
     found = {
         (name, key)
         for path in (CLUSTER / "kubernetes").glob("*.yaml")
@@ -144,7 +144,7 @@ def secrets() -> set[tuple[str, str]]:
 
 
 def check_files(arguments: list[str]) -> None:
-    """Paths within the repository are there."""
+    """Check that paths within the repository exist."""
     for word in arguments:
         path = word.removeprefix("--from-file=").removeprefix("--config.file=")
         if path.startswith("cluster/") or path.endswith("deploy.yaml"):
@@ -166,7 +166,7 @@ CHECKS: dict[str, Callable[[list[str]], None]] = {
 
 
 @pytest.mark.parametrize("command", all_commands(), ids=str)
-def test_the_command_is_taken(command: Command) -> None:
+def test_the_command_is_accepted(command: Command) -> None:
     CHECKS[program(command)](list(command.words[1:]))
     if program(command) == "ray":
         check_files([word for word in command.words if " " not in word])
@@ -205,7 +205,7 @@ def test_a_wrong_command_is_caught(wrong: str) -> None:
         CHECKS[program(command)](list(command.words[1:]))
 
 
-def test_what_the_readme_links_to_is_there() -> None:
+def test_links_of_the_readme_exist() -> None:
     links = re.findall(r"\]\((?!https:)([^)]+)\)", README.read_text(encoding="utf-8"))
     assert len(links) >= 6
     check_files([f"cluster/{link}" for link in links])

@@ -1,4 +1,4 @@
-"""The image: its base is our Ray and Python, what it copies is there, and hadolint has no word."""
+"""The image has our Ray and Python, the files it copies exist, and hadolint finds nothing."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ DOCKERFILE = CLUSTER / "Dockerfile"
 
 
 def instructions(name: str) -> list[str]:
-    """The values of all instructions of a kind, in order."""
+    """Return the values of all instructions of a kind, in order."""
     parser = DockerfileParser(fileobj=io.BytesIO(DOCKERFILE.read_bytes()))
     return [each["value"] for each in parser.structure if each["instruction"] == name]
 
 
 def sources() -> list[str]:
-    """What the image copies out of the repository."""
+    """Return the paths that the image copies from the repository."""
     copies = [re.sub(r"--\S+ ", "", value).split()[:-1] for value in instructions("COPY")]
     return [source for copy in copies for source in copy]
 
@@ -38,19 +38,19 @@ def test_the_base_has_our_ray_and_python() -> None:
     assert instructions("ARG") == ["DEVICE=cpu"]  # the one argument
 
 
-def test_what_is_copied_is_there_and_not_ignored() -> None:
+def test_copied_files_exist_and_are_not_ignored() -> None:
     assert set(sources()) >= {"maml_ray", "pyproject.toml", "constraints.txt", "deploy.yaml"}
-    let_in = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
-    assert "*" in let_in
-    assert let_in.index("*") < let_in.index("!maml_ray")
+    dockerignore = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert "*" in dockerignore
+    assert dockerignore.index("*") < dockerignore.index("!maml_ray")
     for source in sources():
         assert (ROOT / source).exists()
-        assert f"!{source}" in let_in
+        assert f"!{source}" in dockerignore
     # Nothing else goes to the builder: no token, no run, no environment.
-    assert {line[1:] for line in let_in if line.startswith("!")} == set(sources())
+    assert {line[1:] for line in dockerignore if line.startswith("!")} == set(sources())
 
 
-def test_what_the_package_is_built_of_is_copied() -> None:
+def test_the_files_of_the_package_are_copied() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     files = {project["project"]["readme"], *project["project"]["license-files"]}
     files |= set(project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"])
@@ -72,7 +72,7 @@ def test_the_extras_are_the_packages() -> None:
     assert set(named.split(",")) <= there
 
 
-def test_egl_is_there_and_nobody_is_root_in_the_end() -> None:
+def test_egl_is_installed_and_the_user_is_not_root() -> None:
     (packages,) = (run for run in instructions("RUN") if "apt-get" in run)
     assert {"libegl1", "libgl1", "libgles2"} <= set(packages.split())
     assert "rm -rf /var/lib/apt/lists/*" in packages
@@ -83,7 +83,7 @@ def test_egl_is_there_and_nobody_is_root_in_the_end() -> None:
 @pytest.mark.parametrize(
     ("program", "path"), [("hadolint", DOCKERFILE), ("shellcheck", CLUSTER / "local.sh")]
 )
-def test_linters_have_no_word(program: str, path: Path) -> None:
+def test_linters_find_nothing(program: str, path: Path) -> None:
     found = shutil.which(program, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if found is None:
         pytest.skip(f"{program} is not installed: its package has none for this platform")

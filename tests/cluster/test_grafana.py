@@ -1,4 +1,4 @@
-"""The Grafana dashboard and the table of metrics say what a run exports, and nothing else."""
+"""The Grafana dashboard and the table of metrics match what a run exports."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from maml_ray.monitoring.prometheus import METRICS, TAGS
 CLUSTER = Path(__file__).parents[2] / "cluster"
 DASHBOARD: dict[str, Any] = json.loads((CLUSTER / "grafana" / "maml_ray.json").read_text())
 LABELS = {f"ray_{metric.name}": {*TAGS, *filter(None, [metric.tag])} for metric in METRICS}
-"""What a run exports, with Ray's prefix."""
+"""Labels by exported name, with Ray's prefix."""
 
 
 def queries() -> list[tuple[str, str]]:
-    """(panel, PromQL) of all panels, with values in place of Grafana's variables."""
+    """Return (panel, PromQL) of all panels, with Grafana's variables replaced by values."""
     values = {"$__rate_interval": "1m", "$run": ".*", "$job": ".*"}
     found = []
     for panel in DASHBOARD["panels"]:
@@ -34,7 +34,7 @@ def queries() -> list[tuple[str, str]]:
 
 
 def selectors(node: Any) -> Iterator[promql_parser.VectorSelector]:
-    """All vector selectors under a node of a parsed query."""
+    """Yield all vector selectors under a node of a parsed query."""
     if isinstance(node, promql_parser.VectorSelector):
         yield node
     for name in ("expr", "lhs", "rhs", "vector_selector", "args"):

@@ -1,4 +1,4 @@
-"""The manifests for Kubernetes, strictly against KubeRay's schemas and its operator's rules."""
+"""The manifests for Kubernetes are valid under KubeRay's schemas and its operator's rules."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.cluster.files import CLUSTER, ROOT, load, pin
 
 FOLDER = CLUSTER / "kubernetes"
 SCHEMAS = ROOT.parent / "shared" / "kuberay"
-"""KubeRay's schemas, half a megabyte, are no part of this repository."""
+"""KubeRay's schemas, half a megabyte, are not part of this repository."""
 KINDS = {"raycluster": "rayclusters", "rayjob": "rayjobs", "rayservice": "rayservices"}
 METADATA = {"name", "namespace", "labels", "annotations"}
 
@@ -30,7 +30,7 @@ needs_schemas = pytest.mark.skipif(
 
 
 def strict(schema: Any) -> Any:
-    """``schema`` with every key refused that it does not name, at every level."""
+    """Return ``schema`` with unknown keys rejected at every level."""
     if isinstance(schema, list):
         return [strict(each) for each in schema]
     if not isinstance(schema, dict):
@@ -47,8 +47,8 @@ def read_schema(kind: str) -> Any:
     return strict(json.loads(text))
 
 
-def misfits(found: Any, schema: Any) -> list[str]:
-    """What a schema has against ``found``, with the place of each."""
+def violations(found: Any, schema: Any) -> list[str]:
+    """Return the schema violations of ``found``, with their locations."""
     errors = jsonschema.Draft7Validator(schema).iter_errors(found)
     return [f"{error.json_path}: {error.message}" for error in errors]
 
@@ -59,7 +59,7 @@ def manifest(name: str) -> dict[str, Any]:
 
 
 def spec_of(found: dict[str, Any]) -> dict[str, Any]:
-    """What a manifest says of its Ray cluster."""
+    """Return the Ray cluster of a manifest."""
     spec: dict[str, Any] = found["spec"]
     inner: dict[str, Any] = spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or spec
     return inner
@@ -70,13 +70,13 @@ def cluster_spec(name: str) -> dict[str, Any]:
 
 
 def groups(name: str) -> list[dict[str, Any]]:
-    """The head's group and the workers'."""
+    """Return the head's group and the workers' groups."""
     spec = cluster_spec(name)
     return [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
 
 
 def pods(name: str) -> Iterator[dict[str, Any]]:
-    """Every pod that a manifest asks for."""
+    """Yield every pod of a manifest."""
     for group in groups(name):
         yield group["template"]["spec"]
     submitter = manifest(name)["spec"].get("submitterPodTemplate")
@@ -87,7 +87,7 @@ def pods(name: str) -> Iterator[dict[str, Any]]:
 @needs_schemas
 @pytest.mark.parametrize("name", KINDS)
 def test_kuberay_knows_every_key(name: str) -> None:
-    assert misfits(manifest(name), read_schema(KINDS[name])) == []
+    assert violations(manifest(name), read_schema(KINDS[name])) == []
     assert set(manifest(name)["metadata"]) <= METADATA
 
 
@@ -106,7 +106,7 @@ def test_a_misspelt_key_is_caught_however_deep_it_is(name: str) -> None:
         for key in path:
             place = place[key]
         place["misspelt"] = "x"
-        complaints = misfits(wrong, schema)
+        complaints = violations(wrong, schema)
         assert complaints
         assert all("misspelt" in complaint for complaint in complaints)
 
@@ -122,7 +122,7 @@ def test_the_volume_claim_is_one() -> None:
     for key in ("spec", "headGroupSpec", "template", "spec", "volumes"):
         schema = schema["properties"][key]
     schema = schema["items"]["properties"]["ephemeral"]["properties"]["volumeClaimTemplate"]
-    assert misfits(claim["spec"], schema["properties"]["spec"]) == []
+    assert violations(claim["spec"], schema["properties"]["spec"]) == []
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
 
 

@@ -1,4 +1,4 @@
-"""cluster/local.sh, run: three nodes, a run over them, and nothing left of it."""
+"""cluster/local.sh trains on three nodes and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DEADLINE_S = 400.0
 
 
 class Mark:
-    """A variable that all processes of a script inherit, so that they are found afterwards."""
+    """An environment variable that all processes of a script inherit, to find them afterwards."""
 
     def __init__(self) -> None:
         self.name, self.value = "MAML_RAY_TEST_MARK", uuid.uuid4().hex
@@ -38,7 +38,7 @@ class Mark:
                 if process.environ().get(self.name) == self.value:
                     found.append(" ".join(process.cmdline()) or process.name())
             except (psutil.Error, OSError):
-                continue  # it has ended, or belongs to somebody else
+                continue  # it has ended, or belongs to another user
         return found
 
 
@@ -46,9 +46,9 @@ def start(home: Path, mark: Mark, *arguments: str) -> subprocess.Popen[str]:
     environment = {
         **os.environ,
         mark.name: mark.value,
-        "HOME": str(home),  # where a token would be that is none of the script's business
+        "HOME": str(home),  # where a token of the user would be, which must not be touched
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "RAY_ADDRESS": "192.0.2.1:6379",  # another cluster's, which must not be asked
+        "RAY_ADDRESS": "192.0.2.1:6379",  # another cluster, which must not be contacted
     }
     return subprocess.Popen(
         [SCRIPT, *arguments],
@@ -80,7 +80,7 @@ def test_a_run_is_seen_on_three_nodes_and_nothing_is_left(tmp_path: Path) -> Non
     assert not (home / ".ray").exists()
 
 
-def test_a_failed_run_is_told_and_nothing_is_left(tmp_path: Path) -> None:
+def test_a_failed_run_is_reported_and_nothing_is_left(tmp_path: Path) -> None:
     mark, before = Mark(), folders()
     script = start(tmp_path, mark, "--set", "outer.no_such_key=1")
     output, _ = script.communicate(timeout=DEADLINE_S)
@@ -90,7 +90,7 @@ def test_a_failed_run_is_told_and_nothing_is_left(tmp_path: Path) -> None:
     assert folders() <= before
 
 
-def test_a_signal_on_the_way_leaves_nothing(tmp_path: Path) -> None:
+def test_a_signal_during_training_leaves_nothing(tmp_path: Path) -> None:
     mark, before = Mark(), folders()
     script = start(
         tmp_path, mark, "--run-dir", str(tmp_path / "run"), "--set", "run.iterations=999"
@@ -108,5 +108,5 @@ def test_a_signal_on_the_way_leaves_nothing(tmp_path: Path) -> None:
     assert script.returncode == 128 + signal.SIGTERM, output
     assert mark.processes() == []
     assert folders() <= before
-    # The run had the time to write down what it had finished.
+    # The run had time to save what it had finished.
     assert "resume with: maml-ray train --resume" in output

@@ -1,4 +1,4 @@
-"""The files for `ray up`, against Ray's schema, its sources, and EC2's own description."""
+"""The files for `ray up` are valid under Ray's schema, its sources and EC2's API model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.cluster.provider_keys import known_keys, unknown_keys
 NAMES = ("aws", "gcp", "on-premises")
 CLOUDS = ("aws", "gcp")
 GCP_INSTANCE = {"machineType", "disks", "metadata", "scheduling"}
-"""Of Compute Engine's instances.insert, what gcp.yaml uses."""
+"""Fields of Compute Engine's instances.insert that gcp.yaml uses."""
 
 
 def config(name: str) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def config(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_ray_takes_the_file(name: str) -> None:
+def test_ray_accepts_the_file(name: str) -> None:
     validate_config(prepare_config(config(name)))
 
 
@@ -62,8 +62,8 @@ def test_the_keys_that_ray_reads_are_found() -> None:
     assert "head_ip" not in known_keys("aws")
 
 
-def misfits(node_config: dict[str, Any]) -> str:
-    """What EC2's RunInstances has against a request."""
+def violations(node_config: dict[str, Any]) -> str:
+    """Return what is invalid in a request to EC2's RunInstances."""
     service = botocore.session.get_session().get_service_model("ec2")
     request = {**node_config, "MinCount": 1, "MaxCount": 1}
     shape = service.operation_model("RunInstances").input_shape
@@ -72,9 +72,9 @@ def misfits(node_config: dict[str, Any]) -> str:
 
 def test_ec2_knows_every_key_of_the_machines() -> None:
     for machine in config("aws")["available_node_types"].values():
-        assert misfits(machine["node_config"]) == ""
+        assert violations(machine["node_config"]) == ""
     wrong = {**machine["node_config"], "InstanceMarketOption": {"MarketType": "spot"}}
-    assert "InstanceMarketOption" in misfits(wrong)
+    assert "InstanceMarketOption" in violations(wrong)
 
 
 def test_compute_engine_knows_every_key_of_the_machines() -> None:
@@ -123,7 +123,7 @@ def test_every_node_asks_for_the_token_and_has_it(name: str) -> None:
         assert "RAY_AUTH_MODE=token" in start
     tokens = [remote for remote, local in found["file_mounts"].items() if local.endswith("_token")]
     assert [re.search(r"/\.ray/auth_token$", remote) is not None for remote in tokens] == [True]
-    if name in CLOUDS:  # for what is run in the container by hand, too
+    if name in CLOUDS:  # also for commands run by hand in the container
         assert "--env RAY_AUTH_MODE=token" in found["docker"]["run_options"]
 
 

@@ -1,4 +1,4 @@
-"""Episodes as a caller sends them."""
+"""Convert trajectories to the JSON that a caller sends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from maml_ray.rollouts.trajectories import Trajectories
 
 
 def body_of(agent: Agent, support: Trajectories) -> dict[str, Any]:
-    """``support`` of ``agent`` as JSON, everything in it."""
+    """Return all fields of ``support``, collected by ``agent``, as JSON."""
     arrays = {
         "observations": support.observations,
         "actions": to_env_actions(agent.spec, support.actions),

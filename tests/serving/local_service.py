@@ -1,4 +1,4 @@
-"""The service in one process, without Ray, behind a real HTTP server in a thread."""
+"""Run the service in one process without Ray, behind a real HTTP server in a thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapting for a caller is the agent's own inner step."""
+"""The service adapts exactly as ``Agent.adapt`` does."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from tests.serving.bodies import body_of
 from tests.small_runs import agent_of, run_of, settings
 
 
-def asked(agent: Agent, **request: Any) -> AdaptResponse | ApiError:
+def respond(agent: Agent, **request: Any) -> AdaptResponse | ApiError:
     return handle_adapt_request(
         ServedPolicy("start", agent), parse_adapt(orjson.dumps(request)), max_env_steps=100_000
     )
 
 
-def done(agent: Agent, **request: Any) -> AdaptResponse:
-    outcome = asked(agent, **request)
+def adapt(agent: Agent, **request: Any) -> AdaptResponse:
+    outcome = respond(agent, **request)
     assert isinstance(outcome, AdaptResponse), outcome
     return outcome
 
@@ -42,20 +42,20 @@ def assert_same(first: Agent, second: Agent) -> None:
         np.testing.assert_array_equal(second.parameters[name], value)
 
 
-def plain(objective: str = "ratio", **sections: Any) -> Settings:
-    """Actions reach the environment as they are, so that nothing is rounded on the way."""
+def unscaled_settings(objective: str = "ratio", **sections: Any) -> Settings:
+    """Return settings with an action scale of 1, so that actions are not rounded on the way."""
     inner = {"objective": objective, "learn_inner_rates": True}
     return settings(policy={"action_scale": 1.0}, inner=inner, **sections)
 
 
 @pytest.fixture(params=["ratio", "dice", "log_prob"])
 def agent(request: pytest.FixtureRequest) -> Agent:
-    return agent_of(plain(request.param))
+    return agent_of(unscaled_settings(request.param))
 
 
-def test_a_callers_data_are_adapted_to_as_the_agent_does_to_the_bit(agent: Agent) -> None:
+def test_adapting_to_a_callers_data_equals_the_agents_own_to_the_bit(agent: Agent) -> None:
     support = agent.collect(seed=1)
-    adapted = done(agent, trajectories=body_of(agent, support))
+    adapted = adapt(agent, trajectories=body_of(agent, support))
     assert_same(agent.adapt(support), adapted.policy.agent)
     assert adapted.policy.name.startswith("adapted-")
     assert adapted.adapted_from == "start"
@@ -63,35 +63,35 @@ def test_a_callers_data_are_adapted_to_as_the_agent_does_to_the_bit(agent: Agent
     assert any((adapted.policy.agent.parameters[n] != v).any() for n, v in agent.parameters.items())
 
 
-def test_log_probs_that_are_left_out_are_the_policys_own(agent: Agent) -> None:
+def test_omitted_log_probs_are_the_policys_own(agent: Agent) -> None:
     support = agent.collect(seed=1)
     body = body_of(agent, support)
     del body["log_probs"], body["mask"], body["final_observations"], body["terminated"]
     found = to_trajectories(SupportBody.model_validate(body), agent)
     np.testing.assert_allclose(found.log_probs, support.log_probs, rtol=1e-4, atol=1e-5)
-    adapted = done(agent, trajectories=body).policy.agent
+    adapted = adapt(agent, trajectories=body).policy.agent
     for name, value in agent.adapt(support).parameters.items():
         np.testing.assert_allclose(adapted.parameters[name], value, rtol=1e-4, atol=1e-6)
 
 
-def test_another_policys_data_are_weighed_by_its_log_probs() -> None:
-    agent = agent_of(plain())
+def test_data_of_another_policy_are_weighted_by_its_log_probs() -> None:
+    agent = agent_of(unscaled_settings())
     other = agent.adapt(agent.collect(seed=5))
     support = other.collect(seed=1)
-    adapted = done(agent, trajectories=body_of(agent, support)).policy.agent
+    adapted = adapt(agent, trajectories=body_of(agent, support)).policy.agent
     assert_same(agent.adapt(support), adapted)
     without = body_of(agent, support)
     del without["log_probs"]
-    forgot = done(agent, trajectories=without).policy.agent
+    forgot = adapt(agent, trajectories=without).policy.agent
     assert any((forgot.parameters[n] != v).any() for n, v in adapted.parameters.items())
 
 
-def test_a_task_is_adapted_to_as_by_the_command(tmp_path: Path) -> None:
+def test_adapting_to_a_task_equals_the_command(tmp_path: Path) -> None:
     folder = run_of(settings(), tmp_path / "run")
     base = load_base_policy(str(folder.path))
     assert base.name == "checkpoint-1"
     by_command = adapt_run(folder.path, {"x": 0.25, "y": -0.125}, steps=2, episodes=4, seed=3)
-    adapted = done(base.agent, task={"x": 0.25, "y": -0.125}, steps=2, episodes=4, seed=3)
+    adapted = adapt(base.agent, task={"x": 0.25, "y": -0.125}, steps=2, episodes=4, seed=3)
     assert_same(maml_ray.load(by_command.folder), adapted.policy.agent)
     assert adapted.return_before == by_command.before
     assert adapted.return_after == by_command.after
@@ -104,23 +104,23 @@ def test_a_task_is_adapted_to_as_by_the_command(tmp_path: Path) -> None:
 
 
 def test_a_callers_data_and_a_task_to_measure_on() -> None:
-    agent = agent_of(plain())
+    agent = agent_of(unscaled_settings())
     task = {"x": 0.25, "y": -0.125}
     support = agent.collect(seed=9)
-    adapted = done(agent, task=task, trajectories=body_of(agent, support), measured_episodes=7)
+    adapted = adapt(agent, task=task, trajectories=body_of(agent, support), measured_episodes=7)
     assert_same(agent.adapt(support), adapted.policy.agent)
-    assert adapted.return_before == done(agent, task=task, measured_episodes=7).return_before
+    assert adapted.return_before == adapt(agent, task=task, measured_episodes=7).return_before
     assert adapted.return_after is not None
-    unmeasured = done(agent, task=task, measured_episodes=0)
+    unmeasured = adapt(agent, task=task, measured_episodes=0)
     assert (unmeasured.return_before, unmeasured.return_after) == (None, None)
 
 
-def test_figures_of_a_step_against_its_own_arithmetic() -> None:
-    """The gradient is what the step divided by its rate says, the KL is Gaussians' by hand."""
+def test_statistics_of_a_step_match_a_direct_computation() -> None:
+    """Gradient from the step and its rate, KL from the closed form for Gaussians."""
     chosen = settings(policy={"action_scale": 1.0}, inner={"learning_rate": 0.5})
     agent = agent_of(chosen)
     support = agent.collect(seed=1, episodes=5)
-    adapted = done(agent, trajectories=body_of(agent, support))
+    adapted = adapt(agent, trajectories=body_of(agent, support))
     (figures,) = adapted.steps
     after = adapted.policy.agent
     squares = sum(
@@ -143,8 +143,8 @@ def test_figures_of_a_step_against_its_own_arithmetic() -> None:
     assert figures.env_steps == count == support.env_steps
 
 
-def test_what_lies_behind_an_episodes_end_changes_nothing() -> None:
-    agent = agent_of(plain())
+def test_values_after_an_episodes_end_are_ignored() -> None:
+    agent = agent_of(unscaled_settings())
     mask = np.ones((3, 8), np.bool_)
     mask[1, 5:] = mask[2, 1:] = False
     support = replace(agent.collect(seed=1), mask=mask)
@@ -154,10 +154,10 @@ def test_what_lies_behind_an_episodes_end_changes_nothing() -> None:
             for step in steps:
                 old = bodies[1][name][episode][step]
                 bodies[1][name][episode][step] = [1e30] * len(old) if type(old) is list else -1e30
-    first, second = (done(agent, trajectories=body).policy.agent for body in bodies)
+    first, second = (adapt(agent, trajectories=body).policy.agent for body in bodies)
     found = to_trajectories(SupportBody.model_validate(bodies[1]), agent)
     for array in (found.observations, found.actions, found.rewards, found.log_probs):
-        assert not array[~mask].any()  # as Trajectories promise
+        assert not array[~mask].any()  # as Trajectories requires
     assert_same(first, second)
 
 
@@ -208,28 +208,28 @@ GOOD: dict[str, Any] = {
         ({"terminated": [True]}, ["trajectories.terminated"]),
     ],
 )
-def test_shapes_that_do_not_fit_name_their_field(change: dict[str, Any], words: list[str]) -> None:
+def test_a_wrong_shape_names_its_field(change: dict[str, Any], words: list[str]) -> None:
     agent = agent_of(settings())
-    done(agent, trajectories=GOOD)
-    refused = asked(agent, trajectories={**GOOD, **change})
-    assert isinstance(refused, ApiError)
-    assert refused.status == 422
-    assert all(word in refused.message for word in words), refused.message
+    adapt(agent, trajectories=GOOD)
+    error = respond(agent, trajectories={**GOOD, **change})
+    assert isinstance(error, ApiError)
+    assert error.status == 422
+    assert all(word in error.message for word in words), error.message
 
 
 def test_a_policy_that_bootstraps_needs_to_know_how_episodes_ended() -> None:
     agent = agent_of(settings(advantages={"bootstrap_time_limit": True}))
     support = agent.collect(seed=1)
-    done(agent, trajectories=body_of(agent, support))
+    adapt(agent, trajectories=body_of(agent, support))
     for name in ("final_observations", "terminated"):
         body = body_of(agent, support)
         del body[name]
-        refused = asked(agent, trajectories=body)
-        assert isinstance(refused, ApiError)
-        assert f"trajectories.{name} is missing" in refused.message
+        error = respond(agent, trajectories=body)
+        assert isinstance(error, ApiError)
+        assert f"trajectories.{name} is missing" in error.message
 
 
-def test_no_such_task_and_too_much_simulation_are_refused() -> None:
+def test_an_unknown_task_and_too_much_simulation_are_rejected() -> None:
     agent = agent_of(settings())
     for request, word in (
         ({"task": {"z": 1.0}}, "no such task"),
@@ -237,26 +237,26 @@ def test_no_such_task_and_too_much_simulation_are_refused() -> None:
         ({"task": {"x": 0.0, "y": 0.1}, "measured_episodes": 100_000}, "measured_episodes"),
         ({"task": {"x": 0.0, "y": 0.1}, "steps": 100, "episodes": 999}, "steps"),
     ):
-        refused = asked(agent, **request)
-        assert isinstance(refused, ApiError), request
-        assert refused.status == 422
-        assert word in refused.message
+        error = respond(agent, **request)
+        assert isinstance(error, ApiError), request
+        assert error.status == 422
+        assert word in error.message
 
 
-def test_parameters_that_are_no_numbers_are_not_kept() -> None:
+def test_non_finite_parameters_are_rejected() -> None:
     agent = agent_of(settings())
     body = body_of(agent, agent.collect(seed=1))
-    body["log_probs"] = [[-1000.0] * 8] * 3  # a ratio beyond any float
-    refused = asked(agent, trajectories=body)
-    assert isinstance(refused, ApiError)
-    assert "not finite" in refused.message
+    body["log_probs"] = [[-1000.0] * 8] * 3  # an infinite probability ratio
+    error = respond(agent, trajectories=body)
+    assert isinstance(error, ApiError)
+    assert "not finite" in error.message
 
 
 def test_a_family_that_is_not_installed_adapts_to_callers_data_alone() -> None:
     agent = agent_of(settings())
     task = agent.settings.task.model_copy(update={"name": "not_installed:Tasks"})
     there = replace(agent, settings=agent.settings.model_copy(update={"task": task}))
-    done(there, trajectories=GOOD)
-    refused = asked(there, task={"x": 0.0})
-    assert isinstance(refused, ApiError)
-    assert "cannot simulate it" in refused.message
+    adapt(there, trajectories=GOOD)
+    error = respond(there, task={"x": 0.0})
+    assert isinstance(error, ApiError)
+    assert "cannot simulate it" in error.message

@@ -1,4 +1,4 @@
-"""The routes through real HTTP, without Ray: answers, refusals, the token, what is published."""
+"""The routes over real HTTP, without Ray: responses, errors, the token, exported policies."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ def test_actions_cross_http_to_the_bit(url: str, agent: Agent) -> None:
     expected = agent.act(seen[1], explore=True, rng=np.random.default_rng(3))
     np.testing.assert_array_equal(np.float32(sampled["actions"]), expected)
     assert isinstance(sampled["log_probs"], float)
-    assert post(url, "/act", {**body, "seed": 3.0}).json() == sampled  # one number to JSON
+    assert post(url, "/act", {**body, "seed": 3.0}).json() == sampled  # JSON has one number type
     other = post(url, "/act", {**body, "seed": None}).json()
     assert other["actions"] != sampled["actions"]
 
 
 def test_a_robots_own_loop_collect_adapt_act(url: str, agent: Agent) -> None:
-    """Sampled by /act, handed to /adapt with its log-probabilities, acted with afterwards."""
+    """Sample with /act, adapt with /adapt and the log-probabilities, then act again."""
     seen = np.random.default_rng(1).standard_normal((2, 4, 17)).astype(np.float32)
     acted = post(url, "/act", {"observations": seen.reshape(8, 17), "explore": True}).json()
     rewards = np.random.default_rng(2).standard_normal((2, 4)).astype(np.float32)
@@ -86,20 +86,20 @@ def test_a_robots_own_loop_collect_adapt_act(url: str, agent: Agent) -> None:
     body = {name: value for name, value in body_of(agent, support).items() if value is not None}
     answer = post(url, "/adapt", {"policy": acted["policy"], "trajectories": body})
     assert answer.status_code == 200, answer.text
-    told = answer.json()
+    adapted = answer.json()
     expected = agent.adapt(support)
-    again = post(url, "/act", {"observations": seen[0], "policy": told["policy"]}).json()
-    assert again["policy"] == told["policy"]
+    again = post(url, "/act", {"observations": seen[0], "policy": adapted["policy"]}).json()
+    assert again["policy"] == adapted["policy"]
     np.testing.assert_array_equal(np.float32(again["actions"]), expected.act(seen[0]))
-    assert told["adapted_from"] == "checkpoint-1"
-    assert told["steps"][0]["support_return"] == pytest.approx(rewards.sum(1).mean())
-    further = post(url, "/adapt", {"policy": told["policy"], "task": {"direction": -1}}).json()
-    assert further["adapted_from"] == told["policy"]
+    assert adapted["adapted_from"] == "checkpoint-1"
+    assert adapted["steps"][0]["support_return"] == pytest.approx(rewards.sum(1).mean())
+    further = post(url, "/adapt", {"policy": adapted["policy"], "task": {"direction": -1}}).json()
+    assert further["adapted_from"] == adapted["policy"]
     assert further["task"] == {"direction": -1.0}
     assert isinstance(further["return_after"], float)
 
 
-def test_a_policy_is_published_as_the_folder_that_maml_ray_and_plain_torch_read(
+def test_a_downloaded_policy_is_read_by_maml_ray_and_by_plain_torch(
     url: str, agent: Agent, tmp_path: Path
 ) -> None:
     name = post(url, "/adapt", {"task": {"direction": -1}, "seed": 4}).json()["policy"]
@@ -169,7 +169,7 @@ def test_own_trajectories_take_one_step(url: str) -> None:
 
 
 def test_too_many_observations_and_too_large_bodies(url: str) -> None:
-    few = agent_of(settings())  # of two numbers each: many fit into a body
+    few = agent_of(settings())  # two numbers each, so that many fit into a body
     with served(backend_of(few)) as small:
         many = np.zeros((MAX_OBSERVATIONS + 1, 2), np.float32)
         assert "got 4,097" in post(small, "/act", {"observations": many}).json()["error"]
@@ -182,28 +182,28 @@ def test_too_many_observations_and_too_large_bodies(url: str) -> None:
         413,
         {"error": "the body is larger than 200,000 bytes"},
     )
-    chunks = iter([fits.ljust(LIMIT), b" "])  # no length is told
+    chunks = iter([fits.ljust(LIMIT), b" "])  # without Content-Length
     chunked = requests.post(url + "/act", data=chunks, timeout=30)
     assert chunked.status_code == 413
 
 
-def test_a_body_that_is_told_to_be_too_large_is_not_waited_for(url: str) -> None:
+def test_a_too_large_content_length_is_rejected_before_the_body(url: str) -> None:
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
     connection.putrequest("POST", "/act")
     connection.putheader("Content-Length", str(10**12))
-    connection.endheaders()  # and nothing follows
+    connection.endheaders()  # without a body
     assert connection.getresponse().status == 413
     connection.close()
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b'{"observations": NaN}', b"[" * 100_000])
-def test_what_is_no_json_is_told_so(url: str, body: bytes) -> None:
+def test_invalid_json_is_a_400(url: str, body: bytes) -> None:
     answer = requests.post(url + "/act", data=body, timeout=30)
     assert answer.status_code == 400
     assert "not JSON" in answer.json()["error"]
 
 
-def test_paths_and_methods_that_are_not_there(url: str) -> None:
+def test_unknown_paths_and_methods(url: str) -> None:
     assert requests.get(url + "/nowhere", timeout=30).status_code == 404
     wrong = requests.get(url + "/act", timeout=30)
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
@@ -211,7 +211,7 @@ def test_paths_and_methods_that_are_not_there(url: str) -> None:
     assert requests.get(url + "/policy/nobody", timeout=30).status_code == 404
 
 
-def test_the_token_is_asked_for_everywhere_but_where_probes_look(agent: Agent) -> None:
+def test_the_token_is_required_except_on_open_paths(agent: Agent) -> None:
     digest = hashlib.sha256(TOKEN.encode()).digest()
     with served(backend_of(agent), token_digest=digest) as url:
         body = {"observations": OBSERVATION}
@@ -241,9 +241,9 @@ def test_the_token_is_asked_for_everywhere_but_where_probes_look(agent: Agent) -
         assert "security" not in schema["paths"]["/healthz"]["get"]
 
 
-def test_an_error_of_ours_is_no_traceback(agent: Agent) -> None:
+def test_an_internal_error_is_a_500_without_traceback(agent: Agent) -> None:
     async def broken(policy: ServedPolicy, request: AdaptBody) -> Any:
-        raise RuntimeError("a secret of ours")
+        raise RuntimeError("a secret")
 
     backend = replace(backend_of(agent), adapt=broken)
     with served(backend) as url:
@@ -255,7 +255,7 @@ def test_an_error_of_ours_is_no_traceback(agent: Agent) -> None:
         assert post(url, "/act", {"observations": OBSERVATION}).status_code == 200
 
 
-def test_policies_beyond_the_number_are_gone_with_a_sentence(agent: Agent) -> None:
+def test_a_policy_beyond_the_maximum_is_a_404(agent: Agent) -> None:
     with served(backend_of(agent, store_of(agent, max_policies=1))) as url:
         body = {"task": {"direction": 1}, "measured_episodes": 0}
         first, second = (post(url, "/adapt", body).json()["policy"] for _ in range(2))
@@ -287,10 +287,10 @@ def test_the_examples_of_the_documentation_work(url: str) -> None:
     }
 
 
-def test_whatever_the_schema_allows_or_forbids_gets_an_answer_that_it_describes(
+def test_every_generated_request_gets_a_documented_response(
     agent: Agent,
 ) -> None:
-    """Schemathesis: hundreds of requests made up from OpenAPI, right ones and wrong ones."""
+    """Schemathesis generates hundreds of valid and invalid requests from OpenAPI."""
     with served(backend_of(agent), max_body_bytes=100_000_000) as url:
         _check_against_schema(url)
 
@@ -304,17 +304,17 @@ def _check_against_schema(url: str) -> None:
     for operation in operations:
         for mode in schemathesis.GenerationMode:
             if operation.method == "post" or mode == schemathesis.GenerationMode.POSITIVE:
-                # Of a path alone nothing can be wrong.
+                # A request with only a path has no invalid variant.
                 strategy = operation.as_strategy(generation_mode=mode)
                 right = operation.path == "/act" and mode == schemathesis.GenerationMode.POSITIVE
-                _ask_for_whatever(strategy, seen[operation.label], is_served=right)
+                _send_generated_requests(strategy, seen[operation.label], is_served=right)
     assert {200, 422} <= seen["POST /act"]
     assert 422 in seen["POST /adapt"]
     assert 404 in seen["GET /policy/{name}"]
 
 
-def _ask_for_whatever(strategy: Any, seen: set[int], *, is_served: bool) -> None:
-    # A task or a name that the schema allows need not be there.
+def _send_generated_requests(strategy: Any, seen: set[int], *, is_served: bool) -> None:
+    # A task or policy name that the schema allows need not exist.
     beyond_a_schema = [schemathesis.checks.positive_data_acceptance]
 
     @hypothesis_settings(max_examples=40, suppress_health_check=list(HealthCheck))
@@ -323,7 +323,7 @@ def _ask_for_whatever(strategy: Any, seen: set[int], *, is_served: bool) -> None
         answer = case.call_and_validate(excluded_checks=beyond_a_schema, timeout=30)
         seen.add(answer.status_code)
         assert "Traceback" not in answer.text
-        if is_served:  # but for names that nobody has, and numbers that overflow
+        if is_served:  # except for unknown names and overflowing numbers
             refused = answer.status_code not in (200, 404) and "overflow" not in answer.text
             assert not refused, answer.text[:300]
 

@@ -1,4 +1,4 @@
-"""Acting for many at once is each one's own ``agent.act``."""
+"""A batch of requests gives the actions of ``agent.act`` for each request."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.small_runs import agent_of, settings
 
 @pytest.fixture(params=["continuous", "discrete"])
 def agents(request: pytest.FixtureRequest) -> tuple[Agent, Agent]:
-    """Two policies of one kind."""
+    """Return two policies of the same kind."""
     if request.param == "discrete":
         first = discrete_agent()
         other = {name: -value for name, value in first.parameters.items()}
@@ -28,7 +28,7 @@ def agents(request: pytest.FixtureRequest) -> tuple[Agent, Agent]:
     return found, found.adapt(found.collect(seed=1))
 
 
-def ask(observations: Any, *, explore: bool = False, seed: int | None = None) -> ActRequest:
+def request_for(observations: Any, *, explore: bool = False, seed: int | None = None) -> ActRequest:
     return ActRequest("base", observations, single=False, explore=explore, seed=seed)
 
 
@@ -36,13 +36,13 @@ def test_requests_of_two_policies_in_one_batch(agents: tuple[Agent, Agent]) -> N
     rng = np.random.default_rng(0)
     size = agents[0].spec.observation_size
     served = [ServedPolicy(f"p{i}", agent) for i, agent in enumerate(agents)]
-    asked = []
+    batch = []
     for number in range(12):
         observations = rng.standard_normal((1 + number % 3, size)).astype(np.float32)
-        request = ask(observations, explore=number % 4 == 0, seed=number)
-        asked.append((served[number % 2], request))
-    answers = act_batch(asked)
-    for (policy, request), answer in zip(asked, answers, strict=True):
+        request = request_for(observations, explore=number % 4 == 0, seed=number)
+        batch.append((served[number % 2], request))
+    answers = act_batch(batch)
+    for (policy, request), answer in zip(batch, answers, strict=True):
         assert isinstance(answer, ActResponse)
         assert answer.policy == policy.name
         noise = np.random.default_rng(request.seed)
@@ -51,12 +51,12 @@ def test_requests_of_two_policies_in_one_batch(agents: tuple[Agent, Agent]) -> N
         np.testing.assert_allclose(answer.actions, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_alone_it_is_the_agents_own_to_the_bit(agents: tuple[Agent, Agent]) -> None:
+def test_a_single_request_equals_the_agent_to_the_bit(agents: tuple[Agent, Agent]) -> None:
     agent = agents[1]
     size = (5, agent.spec.observation_size)
     observations = np.random.default_rng(1).standard_normal(size).astype(np.float32)
     for explore in (False, True):
-        request = ask(observations, explore=explore, seed=7)
+        request = request_for(observations, explore=explore, seed=7)
         (answer,) = act_batch([(ServedPolicy("p", agent), request)])
         assert isinstance(answer, ActResponse)
         expected = agent.act(observations, explore=explore, rng=np.random.default_rng(7))
@@ -69,13 +69,15 @@ def test_alone_it_is_the_agents_own_to_the_bit(agents: tuple[Agent, Agent]) -> N
             assert answer.log_probs is None
 
 
-def test_a_policy_that_overflows_is_refused_and_its_neighbors_answered() -> None:
+def test_an_overflowing_request_fails_alone() -> None:
     agent = replace(agent_of(settings()), normalizer=None)
     weights = {name: np.abs(value) * np.float32(1e30) for name, value in agent.parameters.items()}
     weights["mean.weight"] = np.full_like(weights["mean.weight"], 3e38)
     served = ServedPolicy("p", replace(agent, parameters=weights))
     calm, wild = np.zeros((1, 2), np.float32), np.ones((1, 2), np.float32)
-    answers = act_batch([(served, ask(calm)), (served, ask(wild)), (served, ask(calm))])
+    answers = act_batch(
+        [(served, request_for(calm)), (served, request_for(wild)), (served, request_for(calm))]
+    )
     assert [type(answer) for answer in answers] == [ActResponse, ApiError, ActResponse]
 
 

@@ -101,7 +101,7 @@ def test_concurrent_requests_share_one_lookup(agent: Agent) -> None:
     asyncio.run(check())
 
 
-def test_copies_are_bounded_in_number(agent: Agent) -> None:
+def test_the_number_of_entries_is_bounded(agent: Agent) -> None:
     async def check() -> None:
         store, _ = a_store(agent, max_policies=10)
         recorder = RecordingStore(store)

@@ -1,4 +1,4 @@
-"""Adapted policies are kept in a bounded number, for a bounded time."""
+"""The store keeps a bounded number of adapted policies, for a bounded time."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def is_gone(store: PolicyStore, name: str) -> bool:
         return error.status == 404 and name in error.message
 
 
-def test_past_the_number_the_least_recently_used_goes(agent: Agent) -> None:
+def test_beyond_the_maximum_the_least_recently_used_is_removed(agent: Agent) -> None:
     store, _ = a_store(agent)
     for name in ("a", "b", "c"):
         store.add(ServedPolicy(name, agent))
@@ -46,7 +46,7 @@ def test_past_the_number_the_least_recently_used_goes(agent: Agent) -> None:
     assert len(store) == 3
 
 
-def test_age_counts_from_when_a_policy_was_made_however_often_it_is_used(agent: Agent) -> None:
+def test_use_does_not_extend_a_policys_lifetime(agent: Agent) -> None:
     store, clock = a_store(agent)
     assert store.add(ServedPolicy("a", agent)) == 10.0
     clock.now = 4.0

@@ -1,4 +1,4 @@
-"""The service as a person runs it: the command, Ray Serve, real HTTP, Ctrl-C."""
+"""The service end to end: the command, Ray Serve, real HTTP, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ START_S, STOP_S = 180.0, 60.0
 
 @dataclass
 class Served:
-    """A service that runs: its process, its URL, its agent."""
+    """A running service: its process, output, URL and agent."""
 
     process: subprocess.Popen[str]
     lines: list[str]
@@ -73,7 +73,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def _wait_for(process: subprocess.Popen[str], word: str) -> list[str]:
-    """Lines of its output, up to the one that begins with ``word``."""
+    """Return the output up to the line that starts with ``word``."""
     assert process.stdout is not None
     queue: Queue[str] = Queue()
     stdout = process.stdout
@@ -116,9 +116,9 @@ def test_it_adapts_to_a_callers_data_to_the_bit_and_publishes_the_policy(
 ) -> None:
     support = served.agent.collect(seed=5)
     body = {"trajectories": body_of(served.agent, support)}
-    told = served.post("/adapt", body)
-    assert told.status_code == 200, told.text
-    name = told.json()["policy"]
+    response = served.post("/adapt", body)
+    assert response.status_code == 200, response.text
+    name = response.json()["policy"]
     (tmp_path / "parameters.safetensors").write_bytes(served.get(f"/policy/{name}").content)
     (tmp_path / "policy.json").write_bytes(served.get(f"/policy/{name}/policy.json").content)
     adapted = maml_ray.load(tmp_path)
@@ -138,7 +138,7 @@ def test_it_adapts_to_a_task_in_simulation(served: Served) -> None:
     assert isinstance(answer["return_before"], float)
 
 
-def test_refusals_cross_the_processes_as_sentences(served: Served) -> None:
+def test_errors_cross_the_processes_as_sentences(served: Served) -> None:
     for path, body, status, word in (
         ("/act", {"observations": [0.0]}, 422, "(n, 17)"),
         ("/act", {"observations": [0.0] * 17, "policy": "adapted-x"}, 404, "'adapted-x'"),
@@ -156,7 +156,7 @@ def test_refusals_cross_the_processes_as_sentences(served: Served) -> None:
     assert large.status_code == 413
 
 
-def test_it_asks_for_the_token_and_listens_on_loopback_alone(served: Served) -> None:
+def test_it_requires_the_token_and_listens_only_on_loopback(served: Served) -> None:
     assert requests.post(served.url + "/act", data=b"{}", timeout=60).status_code == 401
     assert requests.get(served.url + "/healthz", timeout=60).json()["policy"] == "checkpoint-1"
     assert requests.get(served.url + "/openapi.json", timeout=60).status_code == 200
@@ -171,7 +171,7 @@ def test_it_asks_for_the_token_and_listens_on_loopback_alone(served: Served) -> 
 
 
 def test_ctrl_c_ends_it_with_130(served: Served) -> None:
-    """Last: it ends the service."""
+    """Must be the last test: it ends the service."""
     served.process.send_signal(signal.SIGINT)
     assert served.process.wait(STOP_S) == 130
     with pytest.raises(requests.ConnectionError):

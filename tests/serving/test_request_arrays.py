@@ -1,4 +1,4 @@
-"""Numbers out of JSON: what numpy makes of them, and nothing that is no number."""
+"""Arrays parsed from JSON equal NumPy's, and anything but numbers or booleans is rejected."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_float32_arrays_come_back_to_the_bit(array: Any) -> None:
         ([float("-inf")], "finite"),
     ],
 )
-def test_what_is_no_array_of_numbers_is_refused(value: Any, words: str) -> None:
+def test_other_values_are_rejected(value: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         to_float32_array(value)
 
@@ -62,8 +62,8 @@ JSON = st.recursive(
 
 
 @given(JSON)
-def test_whatever_json_holds_is_an_array_or_refused(value: Any) -> None:
-    """Against the slow way: every leaf looked at by itself."""
+def test_any_json_is_an_array_or_rejected(value: Any) -> None:
+    """Compare with checking every leaf by itself."""
 
     def leaves(part: Any) -> list[Any]:
         return [leaf for one in part for leaf in leaves(one)] if type(part) is list else [part]
@@ -77,7 +77,7 @@ def test_whatever_json_holds_is_an_array_or_refused(value: Any) -> None:
         np.testing.assert_array_equal(array.ravel(), np.array(leaves(value), dtype=array.dtype))
 
 
-def test_true_and_false_are_no_numbers_nor_the_other_way_round() -> None:
+def test_booleans_are_not_numbers_and_vice_versa() -> None:
     np.testing.assert_array_equal(to_bool_array([[True, False]]), [[True, False]])
     for value in ([1, 0], [True, 1], ["true"], [[True], [True, False]], []):
         with pytest.raises(ValueError, match="must"):

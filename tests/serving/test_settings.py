@@ -1,4 +1,4 @@
-"""What a service is told: every argument checked, the config file in agreement with the code."""
+"""Settings of a service: every argument is checked, and serve.yaml agrees with the code."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_an_argument_that_is_not_allowed_is_named(
         assert all(word in str(caught.value) for word in words)
 
 
-def test_arguments_may_be_text_as_serve_run_hands_them_over() -> None:
+def test_arguments_may_be_strings_as_serve_run_passes_them() -> None:
     settings = parse_serve_settings(
         {"run": "x", "replicas": "2", "max_age_s": "60", "checkpoint": 120}
     )
@@ -56,13 +56,13 @@ def test_a_user_config_is_checked() -> None:
             parse_user_config(wrong)
 
 
-def test_the_config_file_spells_out_what_there_is_and_nothing_else() -> None:
+def test_the_config_file_lists_every_argument_with_its_default() -> None:
     content = yaml.safe_load(FILE.read_text())
     _assert_known(content, ServeDeploySchema)
     deployed = ServeDeploySchema.model_validate(content)
     (application,) = deployed.applications
     assert application.args.keys() == ServeSettings.model_fields.keys() - {
-        "checkpoint",  # what follows stands under deployments, where it can be changed
+        "checkpoint",  # these are under deployments, where they can be changed
         "replicas",
         "adapters",
     }
@@ -79,7 +79,7 @@ def test_the_config_file_spells_out_what_there_is_and_nothing_else() -> None:
 
 
 def _deployments(app: Any) -> dict[str, Any]:
-    """Names and deployments of an application, those that it is handed included."""
+    """Return an application's deployments by name, including those bound as arguments."""
     deployment = app._bound_deployment
     found = {deployment.name: deployment}
     for argument in deployment.init_args:
@@ -89,7 +89,7 @@ def _deployments(app: Any) -> dict[str, Any]:
 
 
 def _assert_known(content: Any, model: type[BaseModel]) -> None:
-    """Ray's own schema lets pass what it does not know: every key is one of its fields."""
+    """Check that every key is a field: Ray's own schema accepts unknown keys."""
     for key, value in content.items():
         assert key in model.model_fields, f"{key} is not a key of {model.__name__}"
         kinds = [
@@ -119,14 +119,14 @@ def test_a_token_comes_from_a_file_or_the_environment(
     assert digest == hashlib.sha256(TOKEN.encode()).digest()
     monkeypatch.setenv(TOKEN_VARIABLE, "f" * 32)
     assert load_token_digest(None) == hashlib.sha256(b"f" * 32).digest()
-    assert load_token_digest(str(file)) == digest  # what is named goes before what lies about
+    assert load_token_digest(str(file)) == digest  # the file takes precedence over the environment
     assert token_matches(b"Bearer " + TOKEN.encode(), digest)
     assert token_matches(b"bearer  " + TOKEN.encode(), digest)
     for wrong in (b"", b"Bearer", TOKEN.encode(), b"Basic " + TOKEN.encode(), b"Bearer \xff"):
         assert not token_matches(wrong, digest)
 
 
-def test_what_is_no_token_is_refused_rather_than_taken_for_none(
+def test_an_invalid_token_is_an_error_not_a_missing_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for content in ("", "  \n", "short", "ä" * 20):
