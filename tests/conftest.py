@@ -12,7 +12,9 @@ import hypothesis
 import pytest
 import torch
 
-from maml_ray.backends import collectors, dispatch, inner_step
+from maml_ray.backends.autograd import AutogradBackend
+from maml_ray.backends.base import Backend
+from maml_ray.backends.compiled import CompiledBackend
 from maml_ray.config.loading import validate_settings
 from maml_ray.config.settings import Settings
 from maml_ray.learning import batch_builder, trust_region
@@ -30,18 +32,19 @@ hypothesis.settings.load_profile("tests")
 
 
 @pytest.fixture
-def batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is computed by hand goes in batched operations, as on a GPU, and not by loops."""
-    for module in (batch_builder, collectors, dispatch, trust_region):
-        monkeypatch.setattr(module, "goes_by_loops", lambda *told: False)
-    monkeypatch.setattr(inner_step, "is_covered", lambda *told: False)
+def autograd_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute by autograd what the compiled kernels support, too, as on a GPU."""
+    monkeypatch.setattr(CompiledBackend, "supports", lambda *settings: False)
+    monkeypatch.setattr("maml_ray.backends.inner_step.supports_inner", lambda *settings: False)
 
 
-@pytest.fixture(params=["loops", "batches"])
-def arithmetic(request: pytest.FixtureRequest) -> None:
-    """Once by compiled loops, as on a CPU, and once in batched operations."""
-    if request.param == "batches":
-        request.getfixturevalue("batches")
+@pytest.fixture(params=[CompiledBackend, AutogradBackend])
+def backend_kind(request: pytest.FixtureRequest) -> type[Backend]:
+    """Each backend in turn; learners and rollout workers use it where it supports the settings."""
+    kind: type[Backend] = request.param
+    if kind is AutogradBackend:
+        request.getfixturevalue("autograd_only")
+    return kind
 
 
 @pytest.fixture

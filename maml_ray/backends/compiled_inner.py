@@ -1,12 +1,12 @@
-"""One task's inner step by the compiled loops, on NumPy arrays; and how the loops are told things.
+"""Take inner steps with the compiled kernels, on NumPy arrays and without PyTorch.
 
-Axes: Q parameters of the policy, flat, in the policy's own order.
+Axes: Q parameters of the policy, in the policy's own order.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -14,83 +14,92 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
-from maml_ray.config.settings import Settings
+from maml_ray.config.settings import InnerSettings
 from maml_ray.kernels import inner_step
-from maml_ray.kernels.gaussian import PPO, REINFORCE, TRPO
-from maml_ray.kernels.inner_step import Data, Rules
+from maml_ray.kernels.inner_step import KernelConfig
+from maml_ray.kernels.types import Samples
 from maml_ray.maml.meta_parameters import inner_rates
 from maml_ray.policies.spec import PolicySpec
 
 Array = NDArray[Any]
-_BLAS = ThreadpoolController()  # looked up once, behind the import of the loops, which load it
+_BLAS = ThreadpoolController()  # created after the kernels' import, which loads their BLAS
 
-_OBJECTIVES = {"ppo": PPO, "trpo": TRPO, "reinforce": REINFORCE}
+_RATIO = {"ratio": True, "log_prob": False}
+"""Inner objectives that the kernels know, and whether each is that of likelihood ratios."""
 
 
-def compiled_step(
-    settings: Settings, spec: PolicySpec, parameters: Mapping[str, Array], samples: Sequence[Array]
+def supports_inner(inner: InnerSettings, spec: PolicySpec) -> bool:
+    """Return whether the kernels can take these inner steps."""
+    return not spec.discrete and inner.objective in _RATIO
+
+
+def compiled_inner_step(
+    inner: InnerSettings,
+    spec: PolicySpec,
+    parameters: Mapping[str, Array],
+    samples: Samples[Array],
 ) -> dict[str, Array]:
-    """The policy's parameters after one inner step on one task.
+    """Return the policy's parameters after one inner step on one task.
 
     Args:
-        settings: of the run.
+        inner: settings of the inner loop.
         spec: the policy's sizes.
-        parameters: all that is learned.
-        samples: of the support data, from :func:`~maml_ray.rollouts.samples.sample_arrays`.
+        parameters: meta-parameters.
+        samples: of the support data.
     """
-    theta, rates = flat(spec, parameters), rates_of(settings, spec, parameters)
-    # Copies: the loops are compiled once more for arrays that are read-only, as Ray's are.
-    support = Data(*(np.array(field).reshape(1, -1) for field in samples))
-    with alone():
-        steps = inner_step.steps_taken(rules_of(settings, spec), theta, rates, support)
-    return named(spec, steps.thetas[1])
+    theta, rates = ravel(spec, parameters), ravel_rates(inner, spec, parameters)
+    # Copies: Ray's arrays are read-only, and the kernels would be compiled once more for these.
+    support = Samples(*(np.array(field) for field in samples))
+    config = kernel_config(inner, spec, second_order=False)
+    with single_threaded_blas():
+        return unravel(spec, inner_step.take_step(config, theta, rates, support).adapted)
 
 
-def rules_of(settings: Settings, spec: PolicySpec, *, second: bool = False) -> Rules:
-    """What is asked of the loops; whether to differentiate through the inner steps."""
-    outer = settings.outer
-    return Rules(
+def kernel_config(inner: InnerSettings, spec: PolicySpec, *, second_order: bool) -> KernelConfig:
+    """Return what the kernels need to know of settings and policy.
+
+    Raises:
+        KeyError: the kernels do not know the inner objective; see :func:`supports_inner`.
+    """
+    return KernelConfig(
         sizes=np.array((spec.observation_size, *spec.hidden_sizes, spec.action_size)),
         relu=spec.activation == "relu",
-        floor=spec.min_log_std,
-        ratio=settings.inner.objective == "ratio",
-        l2=settings.inner.l2,
-        objective=_OBJECTIVES[outer.objective],
-        clip=outer.clip,
-        kl=outer.inner_kl_coefficient if outer.objective == "ppo" else 0.0,
-        second=second,
+        min_log_std=spec.min_log_std,
+        ratio=_RATIO[inner.objective],
+        l2=inner.l2,
+        second_order=second_order,
     )
 
 
-def rates_of(settings: Settings, spec: PolicySpec, parameters: Mapping[str, Array]) -> Array:
-    """The inner rates (Q,)."""
-    with np.errstate(over="ignore"):  # a rate that explodes is found by what it leads to
-        rates = inner_rates(settings.inner, parameters, np.exp)
+def ravel_rates(inner: InnerSettings, spec: PolicySpec, parameters: Mapping[str, Array]) -> Array:
+    """Return the inner rates (Q,)."""
+    with np.errstate(over="ignore"):  # a rate that overflows is detected by the update's result
+        rates = inner_rates(inner, parameters, np.exp)
         if not isinstance(rates, float):
-            return flat(spec, rates)
-        return np.full_like(flat(spec, parameters), rates)
+            return ravel(spec, rates)
+        return np.full_like(ravel(spec, parameters), rates)
 
 
-def flat(spec: PolicySpec, parameters: Mapping[str, Array]) -> Array:
-    """(Q,) in the policy's own order, whatever order a file gave them in."""
+def ravel(spec: PolicySpec, parameters: Mapping[str, Array]) -> Array:
+    """Return the policy's parameters (Q,) in its own order, whatever the mapping's order."""
     return np.concatenate([parameters[name].reshape(-1) for name in spec.shapes()])
 
 
-def named(spec: PolicySpec, values: Array) -> dict[str, Array]:
-    """Numbers (Q,), by name: views."""
-    found: dict[str, Array] = {}
+def unravel(spec: PolicySpec, values: Array) -> dict[str, Array]:
+    """Split numbers (Q,) into the policy's parameters by name: views."""
+    parameters: dict[str, Array] = {}
     start = 0
     for name, shape in spec.shapes().items():
         count = math.prod(shape)
-        found[name] = values[start : start + count].reshape(shape)
+        parameters[name] = values[start : start + count].reshape(shape)
         start += count
-    return found
+    return parameters
 
 
-def alone() -> AbstractContextManager[Any]:
-    """Matrix products on the thread that asks for them: a block is too small to be shared out.
+def single_threaded_blas() -> AbstractContextManager[Any]:
+    """Compute matrix products on the calling thread: the kernels' blocks are too small to share.
 
-    And a loop's bits do not depend on how many threads its process may have.
+    So the bits do not depend on how many threads a process may have.
     """
     limited: AbstractContextManager[Any] = _BLAS.limit(limits=1, user_api="blas")
     return limited

@@ -1,59 +1,65 @@
-"""An inner step as whoever acts takes it: numbers, and no graph."""
+"""Adapt a policy in NumPy, without a graph, as rollout workers and agents do."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from maml_ray.backends.compiled_inner import alone, compiled_step
-from maml_ray.backends.coverage import is_covered
+from maml_ray.backends.compiled_inner import (
+    compiled_inner_step,
+    single_threaded_blas,
+    supports_inner,
+)
 from maml_ray.common.normalization import Normalizer
-from maml_ray.config.settings import Settings
+from maml_ray.config.settings import AdvantageSettings, InnerSettings
+from maml_ray.kernels.types import Samples
 from maml_ray.policies.spec import NumpyParameters, PolicySpec
 from maml_ray.rollouts.advantages import compute_advantages
-from maml_ray.rollouts.samples import sample_arrays
+from maml_ray.rollouts.samples import make_samples
 from maml_ray.rollouts.trajectories import Trajectories
 
 InnerStep = Callable[
-    [Mapping[str, NDArray[np.float32]], Sequence[NDArray[np.float32]]], NumpyParameters
+    [Mapping[str, NDArray[np.float32]], Samples[NDArray[np.float32]]], NumpyParameters
 ]
-"""From all meta-parameters, on one task's samples, to all of them; learned rates stay."""
+"""From meta-parameters and one task's samples to meta-parameters; learned rates stay."""
 
 
-def inner_step_of(settings: Settings, spec: PolicySpec) -> InnerStep:
-    """How an inner step is taken: by the compiled loops, or by autograd where they cover less."""
-    if is_covered(settings, spec):
-        kind = compiled_step
-    else:  # only now: who needs no PyTorch starts sooner, and takes half the memory
-        from maml_ray.backends.autograd import autograd_step as kind
+def make_inner_step(inner: InnerSettings, spec: PolicySpec) -> InnerStep:
+    """Return the inner step: by compiled kernels, or by autograd if these do not support it."""
+    if supports_inner(inner, spec):
+        step = compiled_inner_step
+    else:  # imported only now: without PyTorch a process starts sooner and takes half the memory
+        from maml_ray.backends.autograd import autograd_inner_step as step
 
-    def step(
-        parameters: Mapping[str, NDArray[np.float32]], samples: Sequence[NDArray[np.float32]]
+    def inner_step(
+        parameters: Mapping[str, NDArray[np.float32]], samples: Samples[NDArray[np.float32]]
     ) -> NumpyParameters:
-        return {**parameters, **kind(settings, spec, parameters, samples)}
+        return {**parameters, **step(inner, spec, parameters, samples)}
 
-    return step
+    return inner_step
 
 
 def adapt_policy(
-    settings: Settings,
+    inner: InnerSettings,
+    advantages: AdvantageSettings,
     spec: PolicySpec,
     parameters: Mapping[str, NDArray[np.float32]],
     support: Trajectories,
     normalizer: Normalizer | None,
 ) -> NumpyParameters:
-    """One inner step on ``support``, which a policy of ``parameters`` has collected.
+    """Return meta-parameters after one inner step on ``support``.
 
     Args:
-        settings: of the run.
+        inner: settings of the inner loop.
+        advantages: how advantages are computed from rewards.
         spec: the policy's sizes.
-        parameters: all that is learned; what is given back holds as much.
-        support: of one task.
-        normalizer: of observations, that the policy collected with.
+        parameters: meta-parameters, with whose policy ``support`` was collected.
+        support: trajectories of one task.
+        normalizer: of observations, as the policy used it.
     """
-    step = inner_step_of(settings, spec)
-    with alone():  # sums rounded as a rollout actor rounds them
-        estimates = compute_advantages(support, settings.advantages)
-        return step(parameters, sample_arrays(support, estimates, normalizer))
+    step = make_inner_step(inner, spec)
+    with single_threaded_blas():  # rounds as in a rollout worker
+        estimates = compute_advantages(support, advantages)
+        return step(parameters, make_samples(support, estimates, normalizer))

@@ -1,13 +1,14 @@
-"""How the tasks of a meta-batch go through the learner's arithmetic: how many at once, and where.
+"""Divide the tasks of a meta-batch into chunks, and spread them over threads.
 
-A task's arithmetic needs no other task. On a CPU each goes by itself, small ones in company, on one
-of several threads, each of which computes alone: its matrices stay in the core's own cache, nobody
-waits at a barrier after every operation, and how sums are rounded does not depend on the number of
-threads. On a GPU as many tasks go in one pass as its memory has room for.
+A task's arithmetic needs no other task. On a CPU chunks hold one task, or a few small ones, and
+each runs on one of several threads that compute with one core: its matrices stay in the core's
+cache, no thread waits at a barrier after every operation, and rounding does not depend on the
+number of threads. On a GPU a chunk holds as many tasks as its memory has room for.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -15,108 +16,119 @@ from typing import TypeVar
 
 import torch
 
-from maml_ray.backends.tensor_tree import joined, length, sliced
+from maml_ray.backends.tensor_tree import concat, num_rows, slice_rows
 from maml_ray.config.settings import Settings
+from maml_ray.maml.losses import outer_objective
 from maml_ray.policies.spec import PolicySpec
 
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
 
-_SAMPLES = 2000
-"""As many keep a core busy for longer than Python takes from one operation to the next."""
-_OF_FREE_MEMORY = 0.5
-"""Of what is free on the GPU, where no budget is set: PyTorch keeps some for pieces of any size."""
+_MIN_SAMPLES = 2000
+"""Samples of a chunk on a CPU: they take a core longer than Python takes between operations."""
+_SHARE_OF_FREE_MEMORY = 0.5
+"""Budget on a GPU if none is set; PyTorch's allocator keeps some memory for blocks of any size."""
 
 
-class Passes:
-    """Pieces of a meta-batch, one after another or side by side.
+class Microbatcher:
+    """Apply functions to a meta-batch chunk by chunk.
 
     Args:
-        tasks: in one pass, at most; None for all.
-        threads: that passes are spread over; None to stay on the caller's, with all of its own.
+        chunk_size: largest number of tasks in a chunk; None for all of them.
+        threads: number of threads that chunks are spread over; None to stay on the caller's thread,
+            with PyTorch's own threads.
     """
 
-    def __init__(self, tasks: int | None = None, threads: int | None = None) -> None:
-        self.tasks, self.threads = tasks, threads
+    def __init__(self, chunk_size: int | None = None, threads: int | None = None) -> None:
+        self.chunk_size, self.threads = chunk_size, threads
         self._pool = (
             ThreadPoolExecutor(threads, "task", initializer=torch.set_num_threads, initargs=(1,))
             if threads
             else None
         )
 
-    def each(self, function: Callable[[Batch], Result], batch: Batch) -> list[Result]:
-        """``function`` of every piece of ``batch``, in the order of the tasks.
+    def map_chunks(self, function: Callable[[Batch], Result], batch: Batch) -> list[Result]:
+        """Return ``function`` of every chunk of ``batch``, in the order of the tasks.
 
         Args:
-            function: of a piece, which has the axis of tasks too. It must need no other piece.
+            function: of a chunk, which has the axis of tasks too.
             batch: tensors with a leading axis of N tasks, in (named) tuples.
         """
-        return self.run([partial(function, piece) for piece in self._pieces(batch)])
+        ranges = self._ranges(num_rows(batch))
+        if len(ranges) == 1:
+            return self.run([partial(function, batch)])
+        chunks = [slice_rows(batch, tasks.start, tasks.stop) for tasks in ranges]
+        return self.run([partial(function, chunk) for chunk in chunks])
+
+    def map_concat(self, function: Callable[[Batch], Result], batch: Batch) -> Result:
+        """Return :meth:`map_chunks`' results, trees of tensors, concatenated along the tasks."""
+        return concat(self.map_chunks(function, batch))
+
+    def for_each_task(self, tasks: int, function: Callable[[int], object]) -> None:
+        """Call ``function`` with the index of every task."""
+
+        def run_range(indices: range) -> None:
+            for index in indices:
+                function(index)
+
+        self.run([partial(run_range, indices) for indices in self._ranges(tasks)])
 
     def run(self, calls: Sequence[Callable[[], Result]]) -> list[Result]:
-        """What each of ``calls`` returns."""
+        """Return the results of ``calls``, made side by side if there are threads."""
         if self._pool is None:
             return [call() for call in calls]
         return list(self._pool.map(lambda call: call(), calls))
 
-    def over(self, tasks: int, function: Callable[[range], object]) -> None:
-        """Have ``function`` see to all ``tasks``, some at a time."""
-        self.run([partial(function, some) for some in self._ranges(tasks)])
-
-    def must_forget(self, batch: Batch) -> bool:
-        """Whether there is no room for what all pieces leave behind: they share one's memory."""
-        return self._pool is None and self.tasks is not None and self.tasks < length(batch)
-
-    def joined(self, function: Callable[[Batch], Result], batch: Batch) -> Result:
-        """The same, joined along the axis of tasks: a tree of tensors."""
-        found = self.each(function, batch)
-        return found[0] if len(found) == 1 else joined(found)
-
-    def _pieces(self, batch: Batch) -> list[Batch]:
-        ranges = self._ranges(length(batch))
-        if len(ranges) == 1:
-            return [batch]
-        return [sliced(batch, some.start, some.stop) for some in ranges]
+    def must_recompute(self, batch: Batch) -> bool:
+        """Return whether the graphs of all chunks cannot be kept: memory is that of one chunk."""
+        return (
+            self._pool is None and self.chunk_size is not None and self.chunk_size < num_rows(batch)
+        )
 
     def _ranges(self, tasks: int) -> list[range]:
-        size = self.tasks or tasks
+        size = self.chunk_size or tasks
         return [range(start, min(start + size, tasks)) for start in range(0, tasks, size)]
 
 
-WHOLE = Passes()
-"""All tasks in one pass, on the caller's thread."""
+SINGLE_CHUNK = Microbatcher()
+"""All tasks at once, on the caller's thread."""
 
 
-def passes_on(
+def make_microbatcher(
     device: torch.device, settings: Settings, spec: PolicySpec, *, threads: int = 1
-) -> Passes:
-    """What suits ``device``.
+) -> Microbatcher:
+    """Return the division into chunks that suits ``device``.
 
     Args:
         device: of the learner.
-        settings: ``cluster.learner_memory_gib`` is for one pass on a GPU; None for half of what
-            is free.
+        settings: of the run: sizes of the meta-batch, and ``cluster.learner_memory_gib``, the
+            memory of one chunk on a GPU; None for half of what is free.
         spec: the policy's sizes.
         threads: of the CPU.
     """
     if device.type == "cpu":
         samples = settings.meta_batch.episodes * settings.task.horizon
-        return Passes(max(1, _SAMPLES // samples), threads)
+        return Microbatcher(max(1, _MIN_SAMPLES // samples), threads)
     budget = settings.cluster.learner_memory_gib
     if budget is None:
-        available = _OF_FREE_MEMORY * torch.cuda.mem_get_info(device)[0]
+        available = _SHARE_OF_FREE_MEMORY * torch.cuda.mem_get_info(device)[0]
     else:
         available = budget * 2**30
-    return Passes(max(1, int(available / bytes_a_task(settings, spec))))
+    return Microbatcher(max(1, int(available / bytes_per_task(settings, spec))))
 
 
-def bytes_a_task(settings: Settings, spec: PolicySpec) -> int:
-    """Memory that a meta-gradient takes for each task of a pass, beside the batch; an estimate.
+def bytes_per_task(settings: Settings, spec: PolicySpec) -> int:
+    """Estimate the memory in bytes that autograd takes per task of a chunk, beside the batch.
 
-    Float32, of every sample: what the passes forward and back of each phase leave behind, and
-    what the widest moment, an inner step's Hessian product, takes on the way.
+    Float32. What the graph keeps grows with the samples of each phase; the factors are measured (by
+    PyTorch's profiler on a CPU, 10% below the estimate to 20% for two to three hidden layers).
+    A trust region's Fisher product differentiates the second-order graph once more.
     """
+    trust_region = outer_objective(settings.outer.objective).uses_trust_region
+    per_inner_step, per_query, copies = (10, 4, 3) if trust_region else (3, 2, 2)
+    steps, hidden = settings.inner.steps, sum(spec.hidden_sizes)
     samples = settings.meta_batch.episodes * settings.task.horizon
-    hidden, narrow = sum(spec.hidden_sizes), spec.observation_size + 12 * spec.action_size
-    phases = settings.inner.steps + 1
-    return 4 * samples * (phases * (3 * hidden + narrow) + 5 * hidden + narrow)
+    parameters = sum(math.prod(shape) for shape in spec.shapes().values())
+    narrow = spec.observation_size + 6 * spec.action_size
+    floats = samples * (steps * (per_inner_step * hidden + narrow) + per_query * hidden + narrow)
+    return 4 * (floats + copies * (steps + 1) * parameters)

@@ -1,8 +1,8 @@
-"""Tensors in (named) tuples, and what is done to all of them at once."""
+"""Map, slice and join trees of tensors: (named) tuples, nested, and parameters by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -11,37 +11,53 @@ from torch import Tensor
 Tree = TypeVar("Tree")
 
 
-def mapped(function: Callable[..., Tensor], tree: Tree, *others: Tree) -> Tree:
-    """A tree of what ``function`` gives for each tensor of ``tree``, and its like in ``others``.
+def tree_map(function: Callable[..., Tensor], tree: Tree, *others: Tree) -> Tree:
+    """Return a tree of ``function``'s results for the corresponding tensors of all trees.
 
-    As torch's own ``tree_map``, which is public in none of its forms and takes longer for the
-    tensors of a meta-batch than a step of the optimizer.
+    PyTorch's own ``tree_map`` is private in all its forms, and takes longer for the tensors of a
+    meta-batch than a step of the optimizer.
     """
     if isinstance(tree, Tensor):
         return function(tree, *others)  # type: ignore[return-value]
     parts: Any = zip(tree, *others, strict=True)  # type: ignore[call-overload]
-    found = [mapped(function, *part) for part in parts]
-    return type(tree)(*found) if hasattr(tree, "_fields") else type(tree)(found)  # type: ignore[call-arg]
+    mapped = [tree_map(function, *part) for part in parts]
+    return type(tree)(*mapped) if hasattr(tree, "_fields") else type(tree)(mapped)  # type: ignore[call-arg]
 
 
-def sliced(tree: Tree, start: int, stop: int) -> Tree:
-    """Views of rows ``start`` to ``stop`` of every tensor."""
-    return mapped(lambda tensor: tensor[start:stop], tree)
+def slice_rows(tree: Tree, start: int, stop: int) -> Tree:
+    """Return views of rows ``start`` to ``stop`` of every tensor."""
+    return tree_map(lambda tensor: tensor[start:stop], tree)
 
 
-def selected(tree: Tree, indices: Tensor) -> Tree:
-    """Rows ``indices`` (n,) of every tensor, copied."""
-    return mapped(lambda tensor: tensor.index_select(0, indices), tree)
+def select_rows(tree: Tree, indices: Tensor) -> Tree:
+    """Return rows ``indices`` (n,) of every tensor, copied."""
+    return tree_map(lambda tensor: tensor.index_select(0, indices), tree)
 
 
-def joined(trees: Sequence[Tree]) -> Tree:
-    """Every tensor of the first tree, with the rows of the others behind its own."""
-    return mapped(lambda *tensors: torch.cat(tensors), trees[0], *trees[1:])
+def concat(trees: Sequence[Tree]) -> Tree:
+    """Concatenate trees along the first axis of their tensors."""
+    if len(trees) == 1:
+        return trees[0]
+    return tree_map(lambda *tensors: torch.cat(tensors), trees[0], *trees[1:])
 
 
-def length(tree: Any) -> int:
-    """Rows of the first tensor."""
+def num_rows(tree: Any) -> int:
+    """Return the number of rows of the first tensor."""
     return len(next(_tensors(tree)))
+
+
+def ravel(tensors: Iterable[Tensor]) -> Tensor:
+    """Return all numbers of tensors in one vector (P,)."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def unravel(vector: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Split a vector (P,) into tensors of the names and shapes of ``like``: views."""
+    parts = vector.split([value.numel() for value in like.values()])
+    return {
+        name: part.view(value.shape)
+        for (name, value), part in zip(like.items(), parts, strict=True)
+    }
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:

@@ -1,8 +1,11 @@
-"""One task's inner steps as a compiled loop, and what differentiating through them takes.
+"""Take one inner gradient step on one task, and differentiate through it.
 
-Axes: K inner steps, S samples of a phase, D observation size, A action size, H sizes of the hidden
-layers together, P parameters of the network, Q = P + A of the policy, whose last are the log
-standard deviations. Arrays of samples are flat; see :mod:`~maml_ray.kernels.mlp`.
+The derivatives of the step ``adapted = params - rates * grad L(params)`` are products with the
+Hessian of the inner loss L: forward over reverse mode (Pearlmutter 1994,
+https://doi.org/10.1162/neco.1994.6.1.147).
+
+Axes: S samples, A action size, H sum of the hidden layers' sizes, Q = P + A parameters of the
+policy: P of the network, then A log standard deviations.
 """
 
 from __future__ import annotations
@@ -12,281 +15,284 @@ from typing import NamedTuple
 import numpy as np
 
 from maml_ray.kernels import gaussian, mlp
-from maml_ray.kernels.gaussian import Floats
 from maml_ray.kernels.jit import jit
 from maml_ray.kernels.mlp import Sizes
+from maml_ray.kernels.types import Floats, Gaussian, Samples
 
 
-class Rules(NamedTuple):
-    """What is asked for.
+class KernelConfig(NamedTuple):
+    """What the kernels know of the settings and of the policy.
 
     Attributes:
-        sizes: of the network's layers.
-        relu: whether that is the activation.
-        floor: of the log standard deviations.
-        ratio: whether the inner objective is the ratio; else the log-probability.
-        l2: the inner loop's.
-        objective: the outer one, by its number in :mod:`~maml_ray.kernels.gaussian`.
-        clip: the outer loss's.
-        kl: weight on the mean inner KL in the outer loss.
-        second: whether the inner steps are differentiated through.
+        sizes: (L + 1,) of the network's layers: inputs, hidden layers, outputs.
+        relu: the activation is relu; otherwise tanh.
+        min_log_std: floor of the log standard deviations.
+        ratio: the inner objective is the likelihood ratio; otherwise the log-probability.
+        l2: weight of the sum of squared parameters in the inner loss.
+        second_order: differentiate through the gradients of the inner steps.
     """
 
     sizes: Sizes
     relu: bool
-    floor: float
+    min_log_std: float
     ratio: bool
     l2: float
-    objective: int
-    clip: float
-    kl: float
-    second: bool
+    second_order: bool
 
 
-class Data(NamedTuple):
-    """Samples of one phase; or (K, ...) of the support phases.
+class InnerStep(NamedTuple):
+    """One inner step, with what its derivatives need.
 
     Attributes:
-        observations: (S * D,).
-        actions: (S * A,).
-        log_probs, advantages, weights: (S,).
+        params: (Q,) before the step.
+        adapted: (Q,) after it.
+        grads: (Q,) of the inner loss.
+        activations: (S * H,) of the hidden layers.
+        activation_grads: (S * H,) of the loss with respect to their inputs.
+        mean: (S * A,) of the policy before the step.
+        mean_grads: (S * A,) of the loss.
+        log_prob_grads: (S,) of the loss.
     """
 
-    observations: Floats
-    actions: Floats
-    log_probs: Floats
-    advantages: Floats
-    weights: Floats
-
-
-class Steps(NamedTuple):
-    """Inner steps as they were taken.
-
-    Attributes:
-        thetas: (K + 1, Q) before each step, and after the last.
-        gradients: (K, Q) of the inner losses.
-        hidden, slopes: (K, S * H) of the network, passing forward and back.
-        means, by_mean: (K, S * A) of the policies, and the losses' slopes by them.
-        weights: (K, S) the losses' slopes by each log-probability.
-    """
-
-    thetas: Floats
-    gradients: Floats
-    hidden: Floats
-    slopes: Floats
-    means: Floats
-    by_mean: Floats
-    weights: Floats
+    params: Floats
+    adapted: Floats
+    grads: Floats
+    activations: Floats
+    activation_grads: Floats
+    mean: Floats
+    mean_grads: Floats
+    log_prob_grads: Floats
 
 
 @jit
-def steps_taken(
-    rules: Rules,
-    theta: Floats,
-    rates: Floats,
-    support: Data,
-) -> Steps:
-    """Adapt ``theta`` (Q,) to support data (K, ...), at ``rates`` (Q,)."""
-    count, samples = support.weights.shape
-    kind, outputs, hidden = theta.dtype, rules.sizes[-1], samples * rules.sizes[1:-1].sum()
-    network = len(theta) - outputs
-    steps = Steps(
-        np.empty((count + 1, len(theta)), kind),
-        np.empty((count, len(theta)), kind),
-        np.empty((count, hidden), kind),
-        np.empty((count, hidden), kind),
-        np.empty((count, samples * outputs), kind),
-        np.empty((count, samples * outputs), kind),
-        np.empty((count, samples), kind),
+def take_step(config: KernelConfig, params: Floats, rates: Floats, samples: Samples[Floats]) -> InnerStep:
+    """Return the inner step on ``samples`` from ``params`` (Q,) at inner rates ``rates`` (Q,)."""
+    observations, actions = samples.observations.reshape(-1), samples.actions.reshape(-1)
+    weights = samples.weights.reshape(-1)
+    dtype, size = params.dtype, samples.weights.size
+    network = len(params) - config.sizes[-1]
+    log_std = clamped_log_std(config, params)
+    activations, mean = empty_activations(config, params, size), np.empty_like(actions)
+    activation_grads, mean_grads = np.empty_like(activations), np.empty_like(mean)
+    log_probs, log_prob_grads = np.empty(size, dtype), np.empty(size, dtype)
+    grads, adapted = np.empty_like(params), np.empty_like(params)
+    mlp.forward(config.sizes, config.relu, params[:network], observations, activations, mean)
+    gaussian.log_probs(mean, log_std, actions, log_probs)
+    gaussian.inner_loss_grads(
+        config.ratio,
+        log_probs,
+        samples.log_probs.reshape(-1),
+        samples.advantages.reshape(-1),
+        weights,
+        log_prob_grads,
     )
-    steps.thetas[0] = theta
-    now = np.empty(samples, kind)
-    for k in range(count):
-        here, gradient, mean = steps.thetas[k], steps.gradients[k], steps.means[k]
-        log_std, by_mean = floored(rules, here), steps.by_mean[k]
-        mlp.forward(
-            rules.sizes, rules.relu, here[:network], support.observations[k], steps.hidden[k], mean
-        )
-        gaussian.log_probs(mean, log_std, support.actions[k], now)
-        gaussian.inner_weights(
-            rules.ratio,
-            now,
-            support.log_probs[k],
-            support.advantages[k],
-            support.weights[k],
-            steps.weights[k],
-        )
-        gaussian.slopes(
-            mean, log_std, support.actions[k], steps.weights[k], by_mean, gradient[network:]
-        )
-        mlp.backward(
-            rules.sizes,
-            rules.relu,
-            here[:network],
-            support.observations[k],
-            steps.hidden[k],
-            by_mean,
-            steps.slopes[k],
-            gradient[:network],
-        )
-        hold(rules, here, gradient)
-        for place in range(len(theta)):
-            gradient[place] += 2.0 * rules.l2 * here[place]
-            steps.thetas[k + 1, place] = here[place] - rates[place] * gradient[place]
-    return steps
-
-
-@jit
-def policies(
-    rules: Rules,
-    theta: Floats,
-    rates: Floats,
-    support: Data,
-    query_observations: Floats,
-    means: Floats,
-    log_stds: Floats,
-) -> None:
-    """Means (K + 1, S * A) and log standard deviations (K + 1, A) of the policies on the way.
-
-    Of those before each inner step at its support data, and of the adapted one at the query data.
-    """
-    steps = steps_taken(rules, theta, rates, support)
-    count, outputs = len(steps.weights), rules.sizes[-1]
-    means[:count] = steps.means
-    hidden = room_for_hidden(rules, theta, means.shape[1] // outputs)
-    network = len(theta) - outputs
-    mlp.forward(
-        rules.sizes,
-        rules.relu,
-        steps.thetas[-1][:network],
-        query_observations,
-        hidden,
-        means[count],
+    gaussian.log_prob_vjp(mean, log_std, actions, log_prob_grads, mean_grads, grads[network:])
+    mlp.backward(
+        config.sizes,
+        config.relu,
+        params[:network],
+        observations,
+        activations,
+        mean_grads,
+        activation_grads,
+        grads[:network],
     )
-    for k in range(count + 1):
-        log_stds[k] = floored(rules, steps.thetas[k])
+    mask_clamped(config, params, grads)
+    for i in range(len(params)):
+        grads[i] += 2.0 * config.l2 * params[i]
+        adapted[i] = params[i] - rates[i] * grads[i]
+    return InnerStep(
+        params, adapted, grads, activations, activation_grads, mean, mean_grads, log_prob_grads
+    )
 
 
 @jit
-def hessian_product(rules: Rules, steps: Steps, support: Data, k: int, direction: Floats) -> Floats:
-    """The Hessian of inner loss ``k`` times a direction (Q,)."""
-    before, by_mean, change = pushed(rules, steps, support, k, direction)
-    bent(rules, steps, support, k, direction, before, by_mean, change)
+def step_jvp(
+    config: KernelConfig,
+    step: InnerStep,
+    samples: Samples[Floats],
+    rates: Floats,
+    tangent: Floats,
+    rate_tangent: Floats,
+) -> Floats:
+    """Push tangents (Q,) of the parameters and of the rates forward through an inner step: (Q,)."""
+    change = rate_tangent * step.grads
+    if config.second_order:
+        change += rates * hvp(config, step, samples, tangent)
+    return tangent - change
+
+
+@jit
+def step_vjp(
+    config: KernelConfig,
+    step: InnerStep,
+    samples: Samples[Floats],
+    rates: Floats,
+    adjoint: Floats,
+    kl_coefficient: float,
+    behavior: Gaussian[Floats],
+) -> tuple[Floats, Floats]:
+    """Pull an adjoint (Q,) of the adapted parameters back through an inner step.
+
+    Args:
+        config: sizes, inner objective and order.
+        step: from :func:`take_step` on ``samples``.
+        samples: of the task and phase.
+        rates: (Q,) inner rates.
+        adjoint: (Q,) of the adapted parameters.
+        kl_coefficient: weight in the loss of KL(behavior || policy before the step).
+        behavior: the policy that collected the samples: mean (S, A), log_std (A,).
+
+    Returns:
+        The gradients (Q,) with respect to the parameters before the step and to the rates.
+    """
+    network = len(adjoint) - config.sizes[-1]
+    rate_grads = -(adjoint * step.grads)
+    if not config.second_order and kl_coefficient == 0.0:
+        return adjoint.copy(), rate_grads
+    tangent = -(rates * adjoint)
+    if config.second_order:
+        activation_tangents, mean_grads, change = _policy_grad_jvp(config, step, samples, tangent)
+    else:
+        activation_tangents = np.empty_like(step.activations)
+        mean_grads, change = np.zeros_like(step.mean), np.zeros_like(adjoint)
+    if kl_coefficient > 0.0:
+        gaussian.add_kl_grads(
+            kl_coefficient,
+            behavior.mean.reshape(-1),
+            behavior.log_std,
+            step.mean,
+            clamped_log_std(config, step.params),
+            samples.weights.reshape(-1),
+            mean_grads,
+            change[network:],
+        )
+    if config.second_order:
+        _params_grad_jvp(config, step, samples, tangent, activation_tangents, mean_grads, change)
+    else:
+        observations = samples.observations.reshape(-1)
+        pull_back_policy(config, step.params, observations, step.activations, mean_grads, change)
+    return adjoint + change, rate_grads
+
+
+@jit
+def hvp(config: KernelConfig, step: InnerStep, samples: Samples[Floats], tangent: Floats) -> Floats:
+    """Return the product (Q,) of the inner loss's Hessian with a tangent (Q,)."""
+    activation_tangents, mean_grads, change = _policy_grad_jvp(config, step, samples, tangent)
+    _params_grad_jvp(config, step, samples, tangent, activation_tangents, mean_grads, change)
     return change
 
 
 @jit
-def pushed(
-    rules: Rules, steps: Steps, support: Data, k: int, direction: Floats
+def _policy_grad_jvp(
+    config: KernelConfig, step: InnerStep, samples: Samples[Floats], tangent: Floats
 ) -> tuple[Floats, Floats, Floats]:
-    """What a direction (Q,) does at inner step ``k``: to the network, and to the loss's slopes.
+    """Push a tangent (Q,) forward to the network and to the loss's gradients at its outputs.
 
-    These are (S * A,) by the means, and by the log standard deviations at the end of (Q,) numbers.
+    Returns:
+        Tangents of the hidden layers' inputs (S * H,), of the gradients of means (S * A,), and (Q,)
+        whose last A are those of the gradients of the log standard deviations.
     """
-    theta, mean = steps.thetas[k], steps.means[k]
-    network = len(theta) - rules.sizes[-1]
-    before, moved = np.empty_like(steps.hidden[k]), np.empty_like(mean)
-    by_mean, change = np.empty_like(mean), np.empty_like(theta)
+    network = len(step.params) - config.sizes[-1]
+    activation_tangents, mean_tangents = np.empty_like(step.activations), np.empty_like(step.mean)
+    mean_grads, change = np.empty_like(step.mean), np.empty_like(step.params)
     mlp.forward_jvp(
-        rules.sizes,
-        rules.relu,
-        theta[:network],
-        support.observations[k],
-        steps.hidden[k],
-        direction[:network],
-        before,
-        moved,
+        config.sizes,
+        config.relu,
+        step.params[:network],
+        samples.observations.reshape(-1),
+        step.activations,
+        tangent[:network],
+        activation_tangents,
+        mean_tangents,
     )
-    wider = direction.copy()
-    hold(rules, theta, wider)
-    gaussian.slopes_along(
-        rules.ratio,
-        mean,
-        floored(rules, theta),
-        support.actions[k],
-        steps.weights[k],
-        moved,
-        wider[network:],
-        by_mean,
+    masked = tangent.copy()
+    mask_clamped(config, step.params, masked)
+    gaussian.inner_loss_hvp(
+        config.ratio,
+        step.mean,
+        clamped_log_std(config, step.params),
+        samples.actions.reshape(-1),
+        step.log_prob_grads,
+        mean_tangents,
+        masked[network:],
+        mean_grads,
         change[network:],
     )
-    return before, by_mean, change
+    return activation_tangents, mean_grads, change
 
 
 @jit
-def bent(
-    rules: Rules,
-    steps: Steps,
-    support: Data,
-    k: int,
-    direction: Floats,
-    before: Floats,
-    by_mean: Floats,
+def _params_grad_jvp(
+    config: KernelConfig,
+    step: InnerStep,
+    samples: Samples[Floats],
+    tangent: Floats,
+    activation_tangents: Floats,
+    mean_grads: Floats,
     change: Floats,
 ) -> None:
-    """The Hessian of inner loss ``k`` times a direction, from what :func:`pushed` gave."""
-    theta = steps.thetas[k]
-    network = len(theta) - rules.sizes[-1]
+    """Complete ``change`` (Q,) to the tangent of the gradient, from :func:`_policy_grad_jvp`."""
+    network = len(step.params) - config.sizes[-1]
     mlp.backward_jvp(
-        rules.sizes,
-        rules.relu,
-        theta[:network],
-        support.observations[k],
-        steps.hidden[k],
-        steps.by_mean[k],
-        steps.slopes[k],
-        direction[:network],
-        before,
-        by_mean,
+        config.sizes,
+        config.relu,
+        step.params[:network],
+        samples.observations.reshape(-1),
+        step.activations,
+        step.mean_grads,
+        step.activation_grads,
+        tangent[:network],
+        activation_tangents,
+        mean_grads,
         change[:network],
     )
-    hold(rules, theta, change)
-    for place in range(len(theta)):
-        change[place] += 2.0 * rules.l2 * direction[place]
+    mask_clamped(config, step.params, change)
+    for i in range(len(change)):
+        change[i] += 2.0 * config.l2 * tangent[i]
 
 
 @jit
-def to_gradient(
-    rules: Rules,
-    theta: Floats,
+def pull_back_policy(
+    config: KernelConfig,
+    params: Floats,
     observations: Floats,
-    hidden: Floats,
-    by_mean: Floats,
-    gradient: Floats,
+    activations: Floats,
+    mean_grads: Floats,
+    grads: Floats,
 ) -> None:
-    """Slopes by the means (S * A,) to a gradient (Q,), through the network and the floor.
-
-    Those by log standard deviations, its last A, are there.
-    """
-    network = len(theta) - rules.sizes[-1]
+    """Complete ``grads`` (Q,), whose last A are those of ``log_std``, from gradients of means."""
+    network = len(params) - config.sizes[-1]
     mlp.backward(
-        rules.sizes,
-        rules.relu,
-        theta[:network],
+        config.sizes,
+        config.relu,
+        params[:network],
         observations,
-        hidden,
-        by_mean,
-        np.empty_like(hidden),
-        gradient[:network],
+        activations,
+        mean_grads,
+        np.empty_like(activations),
+        grads[:network],
     )
-    hold(rules, theta, gradient)
+    mask_clamped(config, params, grads)
 
 
 @jit
-def floored(rules: Rules, theta: Floats) -> Floats:
-    """The log standard deviations (A,)."""
-    return np.maximum(theta[len(theta) - rules.sizes[-1] :], theta.dtype.type(rules.floor))
+def clamped_log_std(config: KernelConfig, params: Floats) -> Floats:
+    """Return the log standard deviations (A,), not below their floor."""
+    return np.maximum(
+        params[len(params) - config.sizes[-1] :], params.dtype.type(config.min_log_std)
+    )
 
 
 @jit
-def hold(rules: Rules, theta: Floats, gradient: Floats) -> None:
-    """No gradient of a log standard deviation that is held by its floor."""
-    for place in range(len(theta) - rules.sizes[-1], len(theta)):
-        if theta[place] < theta.dtype.type(rules.floor):
-            gradient[place] = 0.0
+def mask_clamped(config: KernelConfig, params: Floats, grads: Floats) -> None:
+    """Zero the gradient of each log standard deviation that lies below its floor, in place."""
+    for i in range(len(params) - config.sizes[-1], len(params)):
+        if params[i] < params.dtype.type(config.min_log_std):
+            grads[i] = 0.0
 
 
 @jit
-def room_for_hidden(rules: Rules, theta: Floats, samples: int) -> Floats:
-    """Room for what the hidden layers give."""
-    return np.empty(samples * rules.sizes[1:-1].sum(), theta.dtype)
+def empty_activations(config: KernelConfig, params: Floats, samples: int) -> Floats:
+    """Return an uninitialized array (S * H,) for the hidden layers' activations."""
+    return np.empty(samples * config.sizes[1:-1].sum(), params.dtype)

@@ -61,7 +61,7 @@ class MetaBatchBuilder:
     def add(self, task: TaskRollouts) -> None:
         """Copy a task ahead of the others, and compute what depends on it alone."""
         index = task.task_index
-        self._copy_task(task)
+        self.copy_task(task)
         if self._backend.tasks_are_independent:
             phases = slice_rows((self._support, self._query), index, index + 1)
             self._policies[index] = self._backend.behavior_policies(self._parameters, *phases)
@@ -70,7 +70,7 @@ class MetaBatchBuilder:
         """Return the meta-batch of ``rollouts``, one of each task in order, added before or not."""
         for task in rollouts:
             if task.task_index not in self._copied:
-                self._copy_task(task)
+                self.copy_task(task)
         support_behavior, query_behavior = self._all_policies()
         advantage = torch.from_numpy(_task_advantages([task.query for task in rollouts]))
         return MetaBatch(
@@ -81,7 +81,8 @@ class MetaBatchBuilder:
             advantage.to(self._query.weights.device),
         )
 
-    def _copy_task(self, task: TaskRollouts) -> None:
+    def copy_task(self, task: TaskRollouts) -> None:
+        """Copy a task's samples into the meta-batch, and compute nothing."""
         phases = zip(
             (*self._support, self._query),
             (*task.support, task.query),

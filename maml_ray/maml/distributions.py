@@ -1,12 +1,11 @@
-"""The policy: a multi-layer perceptron of the observation, and the distribution that it names.
+"""Map observations to action distributions, and compute with these, in PyTorch.
 
-For continuous actions a diagonal Gaussian, ``a = mu(s) + exp(phi) * eps`` with ``phi`` a learned
-vector that does not depend on the state; for discrete ones a categorical distribution whose
-logits are the network's outputs.
+The policy is a multi-layer perceptron. For continuous actions its outputs are the mean of a
+diagonal Gaussian, ``a = mu(s) + exp(phi) * eps``, where ``phi`` is a learned vector that does not
+depend on the state; for discrete actions they are the logits of a categorical distribution.
 
-The policy is a set of pure functions of a parameter dictionary, so that the inner loop can
-differentiate through its own updates; :mod:`maml_ray.policies.numpy_policy` holds its twin for
-inference.
+These are pure functions of a parameter dictionary, so that the inner loop can differentiate through
+its own updates; :mod:`maml_ray.policies.numpy_policy` is the same policy for inference.
 
 Axes: ``...`` any batch axes, ``D`` observation size, ``A`` action size: the dimensions of a
 continuous action, the number of discrete ones. A discrete action is recorded as its number, in
@@ -25,6 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from maml_ray.kernels.types import Gaussian as Gaussian
+from maml_ray.kernels.types import Samples
 from maml_ray.policies.spec import LOG_STD, NumpyParameters, PolicySpec
 
 Parameters = dict[str, Tensor]
@@ -36,30 +37,27 @@ _TORCH_ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class Gaussian(NamedTuple):
-    """A batch of diagonal Gaussians: ``mean`` (..., A) and ``log_std`` (A,) or broadcastable."""
-
-    mean: Tensor
-    log_std: Tensor
-
-
 class Categorical(NamedTuple):
     """A batch of categorical distributions: ``log_probs`` (..., A), normalized."""
 
     log_probs: Tensor
 
 
-ActionDistribution = Gaussian | Categorical
+ActionDistribution = Gaussian[Tensor] | Categorical
 
 
 def distribution(
     spec: PolicySpec, parameters: Mapping[str, Tensor], observations: Tensor
 ) -> ActionDistribution:
-    """The action distribution at ``observations`` (..., D), normalized where the policy wants it.
+    """Return the action distribution at ``observations`` (..., D), normalized beforehand if need
+    be.
 
-    The log standard deviation is clamped to ``spec.min_log_std``. Below the floor its gradient
-    is zero, so the learner puts the parameter back onto the floor after each step
-    (:func:`project`), where the gradient passes again.
+    The log standard deviation is clamped to ``spec.min_log_std``. Below that floor its gradient is
+    zero, so the learner moves the parameter back onto the floor after each step (:func:`project`),
+    where its gradient is no longer masked.
+
+    Raises:
+        ValueError: the observations have another size than the policy's.
     """
     if observations.shape[-1] != spec.observation_size:
         raise ValueError(
@@ -79,10 +77,10 @@ def distribution(
 
 
 def log_prob(policy: ActionDistribution, actions: Tensor) -> Tensor:
-    """Log-probability of recorded ``actions`` (..., A), or (..., 1) of a discrete policy: (...).
+    """Return log-probabilities (...) of ``actions`` (..., A), or (..., 1) of a discrete policy.
 
-    The density of a continuous action is summed over its dimensions, never averaged: an average
-    makes the likelihood ratio its A-th root.
+    They are summed over action dimensions. An average would turn the likelihood ratio into its
+    A-th root.
     """
     if isinstance(policy, Categorical):
         return policy.log_probs.gather(-1, actions.long()).squeeze(-1)
@@ -92,22 +90,29 @@ def log_prob(policy: ActionDistribution, actions: Tensor) -> Tensor:
 
 
 def kl_divergence(old: ActionDistribution, new: ActionDistribution) -> Tensor:
-    """KL(old || new) per state: (...).
+    """Return KL(old || new) per state (...), in nats.
 
     For Gaussians ``log(s2/s1) + (s1^2 + (m1 - m2)^2) / (2 s2^2) - 1/2``, summed over action
     dimensions; for categoricals ``sum p1 log(p1 / p2)``.
+
+    Raises:
+        TypeError: one is a Gaussian and the other a categorical distribution.
     """
     if isinstance(old, Categorical) and isinstance(new, Categorical):
         return (torch.exp(old.log_probs) * (old.log_probs - new.log_probs)).sum(-1)
     if not (isinstance(old, Gaussian) and isinstance(new, Gaussian)):
-        raise TypeError("the two distributions must be of one kind")
+        raise TypeError("both distributions must be Gaussian, or both categorical")
     scale = torch.exp(2.0 * (old.log_std - new.log_std))
     distance = (old.mean - new.mean).square() * torch.exp(-2.0 * new.log_std)
-    return (new.log_std - old.log_std + 0.5 * (scale + distance - 1.0)).sum(-1)
+    kl: Tensor = (new.log_std - old.log_std + 0.5 * (scale + distance - 1.0)).sum(-1)
+    return kl
 
 
 def entropy(policy: ActionDistribution) -> Tensor:
-    """Entropy in nats, differential for continuous actions: (...), or () of every state alike."""
+    """Return the entropy in nats: (...) of a categorical policy, () of a Gaussian one.
+
+    That of a Gaussian is the differential entropy, which does not depend on the state here.
+    """
     if isinstance(policy, Categorical):
         return -(torch.exp(policy.log_probs) * policy.log_probs).sum(-1)
     return (policy.log_std + _HALF_LOG_2PI + 0.5).sum(-1)
@@ -116,22 +121,25 @@ def entropy(policy: ActionDistribution) -> Tensor:
 def fisher_product(
     policy: ActionDistribution, tangent: ActionDistribution, weights: Tensor
 ) -> ActionDistribution:
-    """The Fisher matrix of ``sum(weights * KL(policy || .))`` times ``tangent``.
+    """Return the Fisher matrix of ``sum(weights * KL(policy || .))`` times ``tangent``.
 
     The second derivative of the KL divergence at equality, with respect to the distribution's own
     parameters: ``1 / s^2`` for a mean and 2 for a log standard deviation; for normalized
     log-probabilities ``p``, since ``E[d log p d log p]`` is the Fisher information.
 
     Args:
-        policy: where; batch axes (...).
-        tangent: a change of its parameters, of the same shapes.
+        policy: where the matrix is taken; batch axes (...).
+        tangent: a change of the policy's parameters, of the same shapes.
         weights: (...) of the states.
+
+    Raises:
+        TypeError: one is Gaussian and the other categorical.
     """
     if isinstance(policy, Categorical) and isinstance(tangent, Categorical):
         probabilities = torch.exp(policy.log_probs)
         return Categorical(weights[..., None] * probabilities * tangent.log_probs)
     if not (isinstance(policy, Gaussian) and isinstance(tangent, Gaussian)):
-        raise TypeError("policy and tangent must be of one kind")
+        raise TypeError("policy and tangent must both be Gaussian, or both categorical")
     precision = torch.exp(-2.0 * policy.log_std)
     return Gaussian(
         weights[..., None] * precision * tangent.mean, 2.0 * weights.sum() * tangent.log_std
@@ -139,14 +147,14 @@ def fisher_product(
 
 
 def project(spec: PolicySpec, parameters: Parameters) -> None:
-    """Put ``log_std`` back onto its floor, in place (see :func:`distribution`)."""
+    """Clamp ``log_std`` to its floor, in place (see :func:`distribution`)."""
     if LOG_STD in parameters:
         with torch.no_grad():
             parameters[LOG_STD].clamp_(min=spec.min_log_std)
 
 
 def to_numpy(parameters: Mapping[str, Tensor]) -> NumpyParameters:
-    """Parameters as float32 numpy arrays, for sending and saving."""
+    """Return parameters as float32 NumPy arrays, copied."""
     return {
         name: value.detach().to("cpu", torch.float32).numpy().copy()
         for name, value in parameters.items()
@@ -156,7 +164,12 @@ def to_numpy(parameters: Mapping[str, Tensor]) -> NumpyParameters:
 def to_torch(
     parameters: Mapping[str, NDArray[np.float32]], device: torch.device | str = "cpu"
 ) -> Parameters:
-    """Parameters as tensors on ``device``; the numpy arrays are copied, never shared."""
+    """Return parameters as tensors on ``device``, copied."""
     return {
         name: torch.tensor(np.asarray(value), device=device) for name, value in parameters.items()
     }
+
+
+def samples_to_torch(samples: Samples[NDArray[np.float32]]) -> Samples[Tensor]:
+    """Return samples as CPU tensors, copied: arrays of Ray's object store are read-only."""
+    return Samples(*(torch.tensor(array) for array in samples))

@@ -1,10 +1,8 @@
-"""The inner loop: gradient steps that the outer loop can differentiate through.
+"""Take inner gradient steps that the outer loop can differentiate through.
 
-The general one: whatever :mod:`~maml_ray.backends.coverage` leaves out goes by it, at the rollout
-actors,
-which want the adapted numbers, and at the learner, which wants their derivative with respect to
-the parameters they started from; what is covered is held against it. A function of functions, it
-knows nothing of policies: Finn et al. 2017 (https://arxiv.org/abs/1703.03400), algorithm 1, line 6.
+The inner loop of MAML (Finn et al. 2017, https://arxiv.org/abs/1703.03400, algorithm 1, line 6) as
+a function of functions: it knows nothing of policies. The ``autograd`` backend uses it, and so
+defines what the compiled kernels must compute.
 """
 
 from __future__ import annotations
@@ -22,16 +20,16 @@ Loss = Callable[[Parameters], tuple[Tensor, Aux]]
 
 
 def differentiable_gradient(loss: Loss[Aux], parameters: Parameters) -> tuple[Parameters, Aux]:
-    """The gradient as a function that can itself be differentiated and vectorized, and the aux."""
+    """Return the gradient, which can be differentiated and vectorized again, and the aux."""
     gradient, aux = torch.func.grad(loss, has_aux=True)(parameters)
     return gradient, aux
 
 
 def plain_gradient(loss: Loss[Aux], parameters: Parameters) -> tuple[Parameters, Aux]:
-    """The same numbers and nothing more, for whoever only acts on them.
+    """Return the gradient without a graph, and the aux.
 
-    The first transform of ``torch.func`` has PyTorch import its compiler, for more than a second;
-    this does not.
+    Unlike the first transform of ``torch.func``, this does not make PyTorch import its compiler,
+    which takes more than a second.
     """
     with torch.enable_grad():
         leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
@@ -53,19 +51,19 @@ def adapt(
     """Take one gradient step per element of ``losses``: ``theta <- theta - rate * grad loss``.
 
     Args:
-        parameters: where to start. Never written to: assigning ``.data`` or loading a state
-            dictionary here is what empties the meta-gradient of the source notebook.
-        losses: one function a step, from parameters to ``(scalar loss, aux)``; several steps
-            use one each, since each has support data of its own.
-        learning_rate: the inner rate, alpha: one number, or one of each parameter's shape, which
-            the outer loop can differentiate too (Meta-SGD, Li et al. 2017,
+        parameters: before the first step. Never written to: assigning ``.data`` or loading a state
+            dictionary here would cut the meta-gradient, as in the source notebook.
+        losses: one function per step, from parameters to ``(scalar loss, aux)``; each step has
+            support data of its own.
+        learning_rate: the inner rate, alpha: one number, or one tensor per parameter of its shape,
+            which the outer loop can differentiate too (Meta-SGD, Li et al. 2017,
             https://arxiv.org/abs/1707.09835).
         order: ``"second"`` keeps the derivative of each step's gradient; ``"first"`` drops it,
             so that the step's Jacobian is the identity (first-order MAML).
-        gradient_of: takes the gradient; :func:`plain_gradient` where no outer loop is.
+        gradient_of: computes the gradient; :func:`plain_gradient` if there is no outer loop.
 
     Returns:
-        The adapted parameters, and what each loss returned beside its value.
+        The adapted parameters, and the aux of each loss.
     """
     collected: list[Aux] = []
 
@@ -84,5 +82,5 @@ def adapt(
 
 
 def warm_up() -> None:
-    """Have torch import what its transforms need, about a second, ahead of the first step."""
+    """Make PyTorch import what its transforms need (about a second) ahead of the first step."""
     adapt({"x": torch.zeros(1)}, [lambda theta: (theta["x"].sum(), theta["x"])], 0.1)

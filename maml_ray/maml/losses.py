@@ -1,201 +1,168 @@
-"""The surrogate losses of the inner and the outer loop: one place, no copies.
+"""Define the surrogate losses of the inner and the outer loop, as functions of log-probabilities.
 
-Every loss is a mean over the steps taken of one task (episodes and time together); tasks are
-averaged by the outer loop alone. Axes: K episodes, T steps, S = K T, A action size.
+Every loss is a mean over the valid steps of one task (episodes and time together); the outer loop
+alone averages over tasks. Axes: K episodes, T time steps. Nothing here needs PyTorch to be
+imported: a loss is built from methods of the tensors it is given.
 
 The inner losses have the same first derivative, the policy gradient, and differ in their second,
-which is what the meta-gradient sees. With ``s_t`` the score, the gradient of ``log pi`` at step t:
+which the meta-gradient sees. With ``s_t`` the score, the gradient of ``log pi`` at step t:
 
-- ``ratio``: ``-mean(pi / pi_collected * advantage)``. Its second derivative keeps each step's own
+- ``ratio``: ``-mean(pi / pi_behavior * advantage)``. Its second derivative keeps each step's own
   ``s_t s_t^T``: ProMP's low-variance curvature, slightly biased (Rothfuss et al. 2019,
   https://arxiv.org/abs/1810.06784, equation 9).
-- ``dice``: keeps the products with all earlier steps' scores, ``s_t s_u^T`` for ``u < t``, too:
-  unbiased, and of a variance that grows with the horizon (Foerster et al. 2018,
+- ``dice``: also keeps the products ``s_t s_u^T`` with the scores of earlier steps ``u < t``:
+  unbiased, with a variance that grows with the horizon (Foerster et al. 2018,
   https://arxiv.org/abs/1802.05098, in the form for advantages of Farquhar et al. 2019,
   https://arxiv.org/abs/1909.10549, equation 9).
 - ``log_prob``: ``-mean(log pi * advantage)``, the source notebook's (Williams 1992). Keeps none of
   the products: a biased meta-gradient, kept for comparison.
+
+To add an outer objective, write its loss and add it to :data:`OUTER_OBJECTIVES`: every backend
+computes its value and gradient from this definition.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from maml_ray.config.error_messages import did_you_mean
+from maml_ray.config.settings import OuterSettings, SettingsError
+from maml_ray.kernels.types import Samples
 
-from maml_ray.common.normalization import Normalizer
-from maml_ray.config.settings import InnerSettings
-from maml_ray.maml.distributions import ActionDistribution, Parameters, distribution, log_prob
-from maml_ray.policies.spec import PolicySpec
-from maml_ray.rollouts.samples import sample_arrays
-from maml_ray.rollouts.trajectories import Trajectories
+if TYPE_CHECKING:
+    from torch import Tensor
 
-InnerObjective = Literal["ratio", "dice", "log_prob"]
+LogProbLoss = Callable[["Tensor", "Samples[Tensor]", OuterSettings], "Tensor"]
 
 
-class Samples(NamedTuple):
-    """The steps of one task and phase; with a leading axis, of many tasks.
-
-    What goes through the network is flat: one large matrix product, also under vmap.
+@dataclass(frozen=True)
+class OuterObjective:
+    """An outer objective: a loss of the adapted policy's log-probabilities on query samples.
 
     Attributes:
-        observations: (S, D), episode after episode, normalized where the policy wants it.
-        actions: (S, A), or (S, 1) discrete.
-        log_probs: (K, T) of the policy that collected them, constants.
-        advantages: (K, T).
-        weights: (K, T) 1 / number of steps taken, 0 after an episode's end: a mean is a dot
-            product.
+        loss: from log-probabilities (K, T), query samples and the outer settings to a scalar.
+        penalizes_inner_kl: add ``outer.inner_kl_coefficient`` times the inner KL to the loss.
+        uses_trust_region: optimized by a natural-gradient step; otherwise by Adam.
     """
 
-    observations: Tensor
-    actions: Tensor
-    log_probs: Tensor
-    advantages: Tensor
-    weights: Tensor
+    loss: LogProbLoss
+    penalizes_inner_kl: bool = False
+    uses_trust_region: bool = False
 
 
-def make_samples(
-    trajectories: Trajectories,
-    advantages: NDArray[np.float32],
-    normalizer: Normalizer | None = None,
-) -> Samples:
-    """The same as CPU tensors.
+def outer_objective(name: str) -> OuterObjective:
+    """Return the outer objective of that name.
 
-    Copies: what comes from Ray's object store is read-only, which torch cannot express.
+    Raises:
+        SettingsError: there is none.
     """
-    arrays = sample_arrays(trajectories, advantages, normalizer)
-    return Samples(*(torch.tensor(array) for array in arrays))
+    if name not in OUTER_OBJECTIVES:
+        raise SettingsError(
+            f"outer.objective = {name!r:.60} is not known{did_you_mean(name, OUTER_OBJECTIVES)} "
+            f"(choose one of: {', '.join(sorted(OUTER_OBJECTIVES))})"
+        )
+    return OUTER_OBJECTIVES[name]
 
 
-def log_probs_of(policy: ActionDistribution, samples: Samples) -> Tensor:
-    """Log-probabilities (K, T) of the samples' actions under ``policy`` at their observations."""
-    return log_prob(policy, samples.actions).reshape(samples.log_probs.shape)
-
-
-def policy_gradient_loss(kind: InnerObjective, new_log_probs: Tensor, samples: Samples) -> Tensor:
-    """A loss whose gradient, at the policy that collected ``samples``, is the policy gradient.
+def ratio_loss(log_probs: Tensor, samples: Samples[Tensor]) -> Tensor:
+    """Return ``-mean(pi / pi_behavior * advantage)``, a scalar.
 
     Args:
-        kind: see the module's docstring.
-        new_log_probs: (K, T) under the parameters to differentiate, recomputed from the samples'
+        log_probs: (K, T) under the parameters to differentiate, recomputed from the samples'
             observations and actions.
         samples: the steps.
-
-    Returns:
-        A scalar.
     """
-    _check_same_shape(new_log_probs, samples)
-    if kind == "ratio":
-        score = torch.exp(new_log_probs - samples.log_probs)
-    elif kind == "dice":
-        score = _dice_score(new_log_probs, samples)
-    else:
-        score = new_log_probs
+    _check_shapes(log_probs, samples)
+    ratio = (log_probs - samples.log_probs).exp()
+    return -(ratio * samples.advantages * samples.weights).sum()
+
+
+def log_prob_loss(log_probs: Tensor, samples: Samples[Tensor]) -> Tensor:
+    """Return ``-mean(log pi * advantage)``, a scalar; arguments as of :func:`ratio_loss`."""
+    _check_shapes(log_probs, samples)
+    return -(log_probs * samples.advantages * samples.weights).sum()
+
+
+def dice_loss(log_probs: Tensor, samples: Samples[Tensor]) -> Tensor:
+    """Return the DiCE surrogate, a scalar; arguments as of :func:`ratio_loss`.
+
+    Each advantage is multiplied by ``box(log-probs up to t) - box(log-probs before t)``, which is
+    zero in value but not in its derivatives; ``box(x) = exp(x - stop_gradient(x))``. Steps after an
+    episode's end are left out of the sums.
+    """
+    _check_shapes(log_probs, samples)
+    valid = log_probs.where(samples.weights > 0.0, log_probs.new_zeros(()))
+    up_to = valid.cumsum(-1)
+    before = up_to - valid
+    score = (up_to - up_to.detach()).exp() - (before - before.detach()).exp()
     return -(score * samples.advantages * samples.weights).sum()
 
 
-def _dice_score(new_log_probs: Tensor, samples: Samples) -> Tensor:
-    """``box(log-prob up to t) - box(log-prob before t)`` (K, T), zero in value, every derivative.
-
-    ``box(x) = exp(x - stop_gradient(x))``. What follows an episode's end is left out of the sums.
-    """
-    taken = torch.where(samples.weights > 0.0, new_log_probs, torch.zeros_like(new_log_probs))
-    up_to = torch.cumsum(taken, dim=-1)
-    before = up_to - taken
-    return torch.exp(up_to - up_to.detach()) - torch.exp(before - before.detach())
+INNER_LOSSES: dict[str, Callable[[Tensor, Samples[Tensor]], Tensor]] = {
+    "ratio": ratio_loss,
+    "dice": dice_loss,
+    "log_prob": log_prob_loss,
+}
+"""Inner objectives by name (``inner.objective``)."""
 
 
-def clipped_loss(new_log_probs: Tensor, samples: Samples, clip: float) -> Tensor:
-    """PPO's clipped surrogate: ``-mean(min(r A, clamp(r, 1 - clip, 1 + clip) A))``.
+def clipped_loss(log_probs: Tensor, samples: Samples[Tensor], clip: float) -> Tensor:
+    """Return PPO's clipped surrogate ``-mean(min(r A, clamp(r, 1 - clip, 1 + clip) A))``, a scalar.
 
     Schulman et al. 2017 (https://arxiv.org/abs/1707.06347), equation 7; applied to the adapted
     policy on query data it is ProMP's outer objective.
 
     Args:
-        new_log_probs: (K, T) under the adapted parameters to differentiate.
+        log_probs: (K, T) under the adapted parameters to differentiate.
         samples: query steps, collected by the adapted policy before the update.
-        clip: epsilon, how far the ratio may move and still be rewarded.
-
-    Returns:
-        A scalar.
+        clip: epsilon: ratios beyond ``1 +- clip`` earn nothing more.
     """
-    _check_same_shape(new_log_probs, samples)
-    ratio = torch.exp(new_log_probs - samples.log_probs)
+    _check_shapes(log_probs, samples)
+    ratio = (log_probs - samples.log_probs).exp()
     clipped = ratio.clamp(1.0 - clip, 1.0 + clip)
-    gain = torch.minimum(ratio * samples.advantages, clipped * samples.advantages)
+    gain = (ratio * samples.advantages).minimum(clipped * samples.advantages)
     return -(gain * samples.weights).sum()
 
 
-def sampling_loss(new_log_probs: Tensor, samples: Samples, credit: Tensor) -> Tensor:
-    """E-MAML's sampling term: support data that led to a good adapted policy are made likelier.
+def e_maml_loss(log_probs: Tensor, samples: Samples[Tensor], task_advantage: Tensor) -> Tensor:
+    """Return E-MAML's sampling term, ``-task_advantage * mean(pi / pi_behavior)``, a scalar.
 
-    ``-credit * mean(pi / pi_collected)``: the gradient of the expected return after adaptation
-    with respect to the distribution that the support data are drawn from, which MAML leaves out
-    (Stadie et al. 2018, https://arxiv.org/abs/1803.01118, equation 4; averaged over steps and
-    with the credit centered over tasks as in ProMP's code).
+    It makes support data that led to a good adapted policy more likely: the gradient of the
+    expected return after adaptation with respect to the distribution that the support data are
+    drawn from, which MAML leaves out (Stadie et al. 2018, https://arxiv.org/abs/1803.01118,
+    equation 4; averaged over steps and with returns centered over tasks as in ProMP's code).
 
     Args:
-        new_log_probs: (K, T) of the support actions, under the parameters to differentiate.
+        log_probs: (K, T) of the support actions, under the parameters to differentiate.
         samples: support steps.
-        credit: () how much better than the others this task went after adaptation.
-
-    Returns:
-        A scalar.
+        task_advantage: () return after adaptation, standardized over tasks.
     """
-    _check_same_shape(new_log_probs, samples)
-    ratio = torch.exp(new_log_probs - samples.log_probs)
-    return -credit * (ratio * samples.weights).sum()
+    _check_shapes(log_probs, samples)
+    ratio = (log_probs - samples.log_probs).exp()
+    return -task_advantage * (ratio * samples.weights).sum()
 
 
-def inner_loss(
-    spec: PolicySpec,
-    parameters: Mapping[str, Tensor],
-    samples: Samples,
-    *,
-    kind: InnerObjective,
-    l2: float,
-) -> tuple[Tensor, ActionDistribution]:
-    """The loss of one inner step on support data, and the action distribution it went through.
-
-    Args:
-        spec: the policy's sizes.
-        parameters: the parameters before the step.
-        samples: support steps of one task, collected with these parameters.
-        kind: which policy-gradient loss.
-        l2: weight on the sum of squares of all parameters, as in the source notebook.
-
-    Returns:
-        A scalar, and the distribution at the samples' observations.
-    """
-    policy = distribution(spec, parameters, samples.observations)
-    loss = policy_gradient_loss(kind, log_probs_of(policy, samples), samples)
-    if l2 > 0.0:
-        loss = loss + l2 * sum(value.square().sum() for value in parameters.values())
-    return loss, policy
+OUTER_OBJECTIVES: dict[str, OuterObjective] = {
+    "ppo": OuterObjective(
+        lambda log_probs, samples, outer: clipped_loss(log_probs, samples, outer.clip),
+        penalizes_inner_kl=True,
+    ),
+    "trpo": OuterObjective(
+        lambda log_probs, samples, outer: ratio_loss(log_probs, samples), uses_trust_region=True
+    ),
+    "reinforce": OuterObjective(
+        lambda log_probs, samples, outer: log_prob_loss(log_probs, samples)
+    ),
+}
+"""Outer objectives by name (``outer.objective``)."""
 
 
-def inner_losses(
-    spec: PolicySpec, settings: InnerSettings, support: Sequence[Samples]
-) -> list[Callable[[Parameters], tuple[Tensor, ActionDistribution]]]:
-    """One loss per inner step, as :func:`~maml_ray.maml.inner_loop.adapt` takes them."""
-    return [partial(_inner_loss_at, spec, settings, samples) for samples in support]
-
-
-def _inner_loss_at(
-    spec: PolicySpec, settings: InnerSettings, samples: Samples, parameters: Parameters
-) -> tuple[Tensor, ActionDistribution]:
-    return inner_loss(spec, parameters, samples, kind=settings.objective, l2=settings.l2)
-
-
-def _check_same_shape(new_log_probs: Tensor, samples: Samples) -> None:
-    """A silent broadcast of (K, T) against another shape would average over other terms."""
-    shapes = {tuple(new_log_probs.shape)} | {
+def _check_shapes(log_probs: Tensor, samples: Samples[Tensor]) -> None:
+    """Raise ValueError unless all are (K, T): a silent broadcast would average other terms."""
+    shapes = {tuple(log_probs.shape)} | {
         tuple(part.shape) for part in (samples.log_probs, samples.advantages, samples.weights)
     }
-    if len(shapes) != 1 or new_log_probs.ndim != 2:
+    if len(shapes) != 1 or log_probs.ndim != 2:
         raise ValueError(f"log-probabilities, advantages and weights must be (K, T), got {shapes}")

@@ -1,7 +1,7 @@
-"""The outer objective: what the learner minimizes, a function of the parameters before adaptation.
+"""Define the outer objective: the learner's loss, a function of the parameters before adaptation.
 
-For each task the inner steps are taken from the parameters and differentiated through, and the
-adapted policy is judged on query data; all tasks go through one vectorized call. Axes: N tasks.
+For each task, the inner steps are taken from these parameters and differentiated through, and the
+adapted policy is evaluated on query data. All tasks go through one vectorized call. Axes: N tasks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from maml_ray.config.settings import Settings
+from maml_ray.config.settings import InnerSettings, OuterSettings
+from maml_ray.kernels.types import Samples
 from maml_ray.maml.distributions import (
     ActionDistribution,
     Parameters,
@@ -22,29 +23,26 @@ from maml_ray.maml.distributions import (
     kl_divergence,
 )
 from maml_ray.maml.inner_loop import Order, adapt
-from maml_ray.maml.losses import (
-    Samples,
-    clipped_loss,
-    inner_losses,
-    log_probs_of,
-    policy_gradient_loss,
-    sampling_loss,
-)
+from maml_ray.maml.losses import e_maml_loss, outer_objective
 from maml_ray.maml.meta_parameters import inner_rates, policy_part
+from maml_ray.maml.policy_losses import inner_losses, sample_log_probs
 from maml_ray.policies.spec import PolicySpec
 
 
 @dataclass(frozen=True)
 class MetaObjective:
-    """What is minimized: a loss of the parameters before adaptation, on a meta-batch.
+    """The function that an update minimizes.
 
     Attributes:
-        settings: of the run; ``inner`` adapts, ``outer`` judges.
+        inner: settings of the adaptation.
+        outer: settings of the loss after adaptation.
         spec: the policy's sizes.
-        order: of its gradient: ``second`` is all of it, ``first`` takes the inner steps as given.
+        order: of the meta-gradient: ``second`` differentiates through the inner steps' gradients,
+            ``first`` takes these as constants.
     """
 
-    settings: Settings
+    inner: InnerSettings
+    outer: OuterSettings
     spec: PolicySpec
     order: Order
 
@@ -54,138 +52,128 @@ class MetaBatch(NamedTuple):
 
     Attributes:
         support: samples of each inner step.
-        collectors: the action distributions, at each inner step's support observations, of the
-            policies that collected them.
+        support_behavior: the behavior policies' action distributions at the support samples of
+            each inner step.
         query: samples collected after the last inner step.
-        query_collector: the action distributions at the query observations of the adapted
-            policies that collected them.
-        credit: (N,) how much better than the others a task went after adaptation, in standard
-            deviations; for E-MAML's sampling term.
+        query_behavior: the behavior policies' (adapted ones) action distributions at the query
+            samples.
+        task_advantage: (N,) mean return of the query data, standardized over tasks; for E-MAML.
     """
 
-    support: tuple[Samples, ...]
-    collectors: tuple[ActionDistribution, ...]
-    query: Samples
-    query_collector: ActionDistribution
-    credit: Tensor
+    support: tuple[Samples[Tensor], ...]
+    support_behavior: tuple[ActionDistribution, ...]
+    query: Samples[Tensor]
+    query_behavior: ActionDistribution
+    task_advantage: Tensor
 
 
 class Diagnostics(NamedTuple):
-    """What a meta-loss tells beside its value, averaged over tasks.
+    """Statistics of a meta-loss, averaged over tasks.
 
     Attributes:
-        inner_kl: KL between the policies that collected support data and today's.
-        query_kl: the same for the adapted policies on query data.
-        clip_fraction: share of query steps whose ratio lies outside the clip range.
-        largest_ratio_error: largest ``|ratio - 1|`` on query data.
+        inner_kl: KL(behavior || current policy) on support data, in nats; mean over inner steps.
+        query_kl: KL(behavior || current adapted policy) on query data, in nats.
+        clip_fraction: share of query steps whose ratio lies outside ``1 +- outer.clip``.
+        max_ratio_error: largest ``|ratio - 1|`` on query data; the maximum over tasks.
         entropy: of the adapted policies at query data, in nats.
     """
 
     inner_kl: Tensor
     query_kl: Tensor
     clip_fraction: Tensor
-    largest_ratio_error: Tensor
+    max_ratio_error: Tensor
     entropy: Tensor
 
 
 def meta_loss(
     objective: MetaObjective, parameters: Parameters, batch: MetaBatch
 ) -> tuple[Tensor, Diagnostics]:
-    """The outer objective at ``parameters``: mean over tasks of the loss after adaptation.
+    """Return the mean over tasks of the loss after adaptation, and its diagnostics.
 
-    Differentiable in ``parameters``, through the inner steps when the order is second.
+    Differentiable in ``parameters``, through the inner steps' gradients in second order.
     """
-    losses, diagnostics = torch.func.vmap(
-        lambda task_batch: task_loss(objective, parameters, task_batch)
-    )(batch)
-    return losses.mean(), averaged(diagnostics)
+    losses, diagnostics = torch.func.vmap(lambda task: task_loss(objective, parameters, task))(
+        batch
+    )
+    return losses.mean(), mean_diagnostics(diagnostics)
 
 
-def averaged(diagnostics: Diagnostics) -> Diagnostics:
-    """Over tasks, the leading axis; of the largest error the largest."""
+def mean_diagnostics(diagnostics: Diagnostics) -> Diagnostics:
+    """Average diagnostics over tasks, the leading axis; take the maximum of the ratio error."""
     means = Diagnostics(*(field.mean() for field in diagnostics))
-    return means._replace(largest_ratio_error=diagnostics.largest_ratio_error.max())
+    return means._replace(max_ratio_error=diagnostics.max_ratio_error.max())
 
 
 def adapted_query_policy(
     objective: MetaObjective, parameters: Parameters, batch: MetaBatch
 ) -> tuple[ActionDistribution, tuple[ActionDistribution, ...]]:
-    """One task's policy after adaptation, at its query data; and those of each inner step."""
-    spec, inner = objective.spec, objective.settings.inner
-    steps = inner_losses(spec, inner, batch.support)
-    rates = inner_rates(inner, parameters, torch.exp)
-    adapted, on_the_way = adapt(policy_part(parameters), steps, rates, order=objective.order)
-    return distribution(spec, adapted, batch.query.observations), on_the_way
+    """Adapt to one task; ``batch`` has no task axis.
+
+    Returns:
+        The adapted policy's action distribution at the query samples, and those of the policies
+        before each inner step at its support samples.
+    """
+    losses = inner_losses(objective.spec, objective.inner, batch.support)
+    rates = inner_rates(objective.inner, parameters, torch.exp)
+    adapted, support_policies = adapt(policy_part(parameters), losses, rates, order=objective.order)
+    return distribution(objective.spec, adapted, batch.query.observations), support_policies
 
 
 def task_loss(
     objective: MetaObjective, parameters: Parameters, batch: MetaBatch
 ) -> tuple[Tensor, Diagnostics]:
-    """The outer objective of one task: ``batch`` is without the task axis."""
-    outer = objective.settings.outer
+    """Return the outer loss of one task, and its diagnostics; ``batch`` has no task axis."""
+    outer, definition = objective.outer, outer_objective(objective.outer.objective)
     query_policy, support_policies = adapted_query_policy(objective, parameters, batch)
-    log_probs = log_probs_of(query_policy, batch.query)
-    inner_kl = inner_kl_of(support_policies, batch)
-    if outer.objective == "ppo":
-        loss = clipped_loss(log_probs, batch.query, outer.clip)
+    log_probs = sample_log_probs(query_policy, batch.query)
+    inner_kl = mean_inner_kl(support_policies, batch)
+    loss = definition.loss(log_probs, batch.query, outer)
+    if definition.penalizes_inner_kl:
         loss = loss + outer.inner_kl_coefficient * inner_kl
-    elif outer.objective == "trpo":
-        loss = policy_gradient_loss("ratio", log_probs, batch.query)
-    else:
-        loss = policy_gradient_loss("log_prob", log_probs, batch.query)
     if outer.e_maml_coefficient > 0.0:
         for policy, samples in zip(support_policies, batch.support, strict=True):
-            term = sampling_loss(log_probs_of(policy, samples), samples, batch.credit)
+            term = e_maml_loss(sample_log_probs(policy, samples), samples, batch.task_advantage)
             loss = loss + outer.e_maml_coefficient * term
-    return loss, diagnose(objective.settings, inner_kl, log_probs, query_policy, batch)
-
-
-def inner_kl_of(policies: Sequence[ActionDistribution], batch: MetaBatch) -> Tensor:
-    """Mean over inner steps of the KL from the collecting policies; zero without inner steps."""
-    if not policies:
-        return torch.zeros_like(batch.credit)
-    return torch.stack(
-        [
-            _mean_kl(old, new, samples)
-            for old, new, samples in zip(batch.collectors, policies, batch.support, strict=True)
-        ]
-    ).mean(dim=0)
-
-
-def collector_ratio_error(batch: MetaBatch) -> Tensor:
-    """Largest ``|ratio - 1|`` on query data of the collectors as they were computed here."""
-    log_probs = torch.func.vmap(log_probs_of)(batch.query_collector, batch.query)
-    error = torch.exp(log_probs - batch.query.log_probs) - 1.0
-    return torch.where(batch.query.weights > 0.0, error.abs(), 0.0).max()
-
-
-def _mean_kl(old: ActionDistribution, new: ActionDistribution, samples: Samples) -> Tensor:
-    return (kl_divergence(old, new) * samples.weights.flatten(start_dim=-2)).sum(-1)
-
-
-def diagnose(
-    settings: Settings,
-    inner_kl: Tensor,
-    log_probs: Tensor,
-    policy: ActionDistribution,
-    batch: MetaBatch,
-) -> Diagnostics:
-    """What is to be told of one task, or of each of many: all axes but those of steps are kept.
-
-    Args:
-        settings: of the run.
-        inner_kl: (...) of :func:`inner_kl_of`.
-        log_probs: (..., K, T) of the query actions.
-        policy: the adapted policy at the query data.
-        batch: one task's, or with a leading axis of tasks.
-    """
-    query, steps = batch.query, (-2, -1)
-    error = torch.exp((log_probs - query.log_probs).detach()) - 1.0
-    taken = query.weights > 0.0
-    return Diagnostics(
+    clip_fraction, max_ratio_error = ratio_stats(log_probs.detach(), batch.query, outer.clip)
+    return loss, Diagnostics(
         inner_kl=inner_kl.detach(),
-        query_kl=_mean_kl(batch.query_collector, policy, query).detach(),
-        clip_fraction=((error.abs() > settings.outer.clip) * query.weights).sum(steps),
-        largest_ratio_error=torch.where(taken, error.abs(), 0.0).amax(steps),
-        entropy=(entropy(policy).detach() * query.weights.flatten(start_dim=-2)).sum(-1),
+        query_kl=_mean_kl(batch.query_behavior, query_policy, batch.query).detach(),
+        clip_fraction=clip_fraction,
+        max_ratio_error=max_ratio_error,
+        entropy=mean_entropy(query_policy, batch.query).detach(),
     )
+
+
+def mean_inner_kl(policies: Sequence[ActionDistribution], batch: MetaBatch) -> Tensor:
+    """Return the mean over inner steps of KL(behavior || policy), (); 0 without inner steps."""
+    if not policies:
+        return torch.zeros_like(batch.task_advantage)
+    behavior = zip(batch.support_behavior, policies, batch.support, strict=True)
+    return torch.stack([_mean_kl(old, new, samples) for old, new, samples in behavior]).mean(dim=0)
+
+
+def ratio_stats(log_probs: Tensor, samples: Samples[Tensor], clip: float) -> tuple[Tensor, Tensor]:
+    """Compare log-probabilities (..., K, T) with the behavior policies'.
+
+    Returns:
+        The share of steps (...) with a ratio outside ``1 +- clip``, and the largest
+        ``|ratio - 1|`` (...), which is NaN if any ratio is.
+    """
+    error = (torch.exp(log_probs - samples.log_probs) - 1.0).abs()
+    fraction = ((error > clip) * samples.weights).sum((-2, -1))
+    return fraction, torch.where(samples.weights > 0.0, error, 0.0).amax((-2, -1))
+
+
+def mean_entropy(policy: ActionDistribution, samples: Samples[Tensor]) -> Tensor:
+    """Return the mean entropy of one task's policy at its samples, (), in nats."""
+    return (entropy(policy) * samples.weights.flatten()).sum()
+
+
+def behavior_ratio_error(batch: MetaBatch) -> Tensor:
+    """Return the largest ``|ratio - 1|`` () of the recomputed behavior policies on query data."""
+    log_probs = torch.func.vmap(sample_log_probs)(batch.query_behavior, batch.query)
+    return ratio_stats(log_probs, batch.query, 0.0)[1].max()
+
+
+def _mean_kl(old: ActionDistribution, new: ActionDistribution, samples: Samples[Tensor]) -> Tensor:
+    return (kl_divergence(old, new) * samples.weights.flatten()).sum()

@@ -1,8 +1,8 @@
-"""What meta-training learns: the policy's parameters and, where asked, the inner rates.
+"""Name and initialize the meta-parameters: the policy's parameters and learned inner rates.
 
-Both live in one dictionary, so that they are optimized, published and saved alike. A learned rate
-(Meta-SGD, Li et al. 2017, https://arxiv.org/abs/1707.09835) is kept as its logarithm under
-``log_inner_rate/<parameter>``, one number for each of the parameter's: it cannot become negative.
+Both are in one dictionary, so that they are optimized, published and saved in the same way. A
+learned rate (Meta-SGD, Li et al. 2017, https://arxiv.org/abs/1707.09835) is stored as its logarithm
+under ``log_inner_rate/<parameter>``, with the parameter's shape: it cannot become negative.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Value = TypeVar("Value")
 def initial_meta_parameters(
     spec: PolicySpec, inner: InnerSettings, rng: np.random.Generator
 ) -> NumpyParameters:
-    """Fresh parameters; learned rates begin at ``inner.learning_rate``."""
+    """Return fresh meta-parameters; learned rates start at ``inner.learning_rate``."""
     parameters = initial_parameters(spec, rng)
     if inner.learn_inner_rates:
         start = math.log(inner.learning_rate)
@@ -33,7 +33,7 @@ def initial_meta_parameters(
 
 
 def meta_parameter_shapes(spec: PolicySpec, inner: InnerSettings) -> dict[str, tuple[int, ...]]:
-    """Name and shape of everything that is learned, in order."""
+    """Return the name and shape of every meta-parameter, in order."""
     shapes = spec.shapes()
     if inner.learn_inner_rates:
         shapes |= {LOG_RATE + name: shape for name, shape in spec.shapes().items()}
@@ -41,19 +41,19 @@ def meta_parameter_shapes(spec: PolicySpec, inner: InnerSettings) -> dict[str, t
 
 
 def policy_part(parameters: Mapping[str, Value]) -> dict[str, Value]:
-    """The policy's own parameters, without learned rates."""
+    """Return the policy's parameters, without learned rates."""
     return {name: value for name, value in parameters.items() if not name.startswith(LOG_RATE)}
 
 
 def inner_rates(
     inner: InnerSettings, parameters: Mapping[str, Value], exp: Callable[[Value], Value]
 ) -> float | dict[str, Value]:
-    """The inner rate: one number, or the learned ones by the name of their parameter.
+    """Return the inner rate: one number, or learned rates by the name of their parameter.
 
     Args:
-        inner: the inner loop's settings.
-        parameters: all that is learned, as arrays or tensors.
-        exp: the exponential of such.
+        inner: settings of the inner loop.
+        parameters: meta-parameters, as arrays or tensors.
+        exp: the exponential function of these arrays or tensors.
     """
     if not inner.learn_inner_rates:
         return inner.learning_rate

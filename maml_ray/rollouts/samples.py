@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maml_ray.common.normalization import Normalizer
-from maml_ray.kernels.types import Samples
+from maml_ray.kernels.types import Samples as Samples
 from maml_ray.rollouts.trajectories import Trajectories
 
 

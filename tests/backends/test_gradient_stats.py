@@ -13,12 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from maml_ray.backends.dispatch import task_gradients
-from maml_ray.backends.gradient_stats import diagnose_gradient
+from maml_ray.backends.autograd import AutogradBackend
+from maml_ray.backends.base import Backend
+from maml_ray.backends.compiled import CompiledBackend
+from maml_ray.backends.gradient_stats import GradientStats, gradient_stats
 from maml_ray.config.loading import validate_settings
 from maml_ray.config.settings import Settings
 from maml_ray.maml.inner_loop import Order
-from maml_ray.maml.meta_objective import MetaBatch, MetaObjective
+from maml_ray.maml.meta_objective import MetaBatch
 from maml_ray.persistence.metrics_file import read_metrics
 from maml_ray.persistence.records import FaultCounts, IterationRecord, IterationTimings
 from maml_ray.persistence.run_dir import RunDir
@@ -29,6 +31,7 @@ from tests.backends.test_meta_gradient import (
     ORDERS,
     POLICIES,
     everything,
+    make_settings,
     meta_gradient,
     problem,
 )
@@ -36,6 +39,13 @@ from tests.learning_runs import Run, change
 from tests.oracles import meta as meta_oracles
 from tests.oracles import naive as oracles
 from tests.oracles.meta import Parameters
+
+
+def stats_of(
+    settings: Settings, spec: PolicySpec, parameters: Parameters, batch: MetaBatch
+) -> GradientStats:
+    backend = AutogradBackend(settings.inner, settings.outer, spec)
+    return gradient_stats(backend, parameters, batch)
 
 
 def gradients_one_by_one(
@@ -67,11 +77,23 @@ def test_task_gradients_are_the_references_and_their_mean_the_batchs(
 ) -> None:
     settings = everything(outer, "ratio", 2)
     parameters, batch = problem(settings, spec)
-    found = task_gradients(MetaObjective(settings, spec, order), parameters, batch)
+    backend = AutogradBackend(settings.inner, settings.outer, spec)
+    found = backend.per_task_grads(parameters, batch, order)
     expected = torch.stack(gradients_one_by_one(settings, spec, parameters, batch, order))
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
     whole = oracles.flat(meta_gradient(settings, spec, parameters, batch, order))
     torch.testing.assert_close(found.mean(dim=0), whole, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("kind", [AutogradBackend, CompiledBackend])
+def test_per_task_gradients_of_each_backend(kind: type[Backend], order: Order) -> None:
+    settings = make_settings("ppo", "ratio", 2, learn_inner_rates=True)
+    parameters, batch = problem(settings)
+    backend = kind(settings.inner, settings.outer, GAUSSIAN)
+    found = backend.per_task_grads(parameters, batch, order)
+    expected = torch.stack(gradients_one_by_one(settings, GAUSSIAN, parameters, batch, order))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -84,7 +106,7 @@ def test_signal_to_noise_and_cosine_are_those_of_a_loop_over_tasks(steps: int) -
     )
     mean, other = np.mean(second, axis=0), np.mean(first, axis=0)
     variance = sum(float(((g - mean) ** 2).sum()) for g in second) / (3 - 1)
-    found = diagnose_gradient(settings, GAUSSIAN, parameters, batch)
+    found = stats_of(settings, GAUSSIAN, parameters, batch)
     assert found.snr == pytest.approx(np.linalg.norm(mean) / math.sqrt(variance / 3))
     cosine = float(mean @ other) / (np.linalg.norm(mean) * np.linalg.norm(other))
     assert found.order_cosine == pytest.approx(cosine)
@@ -94,14 +116,14 @@ def test_signal_to_noise_and_cosine_are_those_of_a_loop_over_tasks(steps: int) -
 def test_without_inner_steps_the_orders_are_one() -> None:
     settings = everything("ppo", "ratio", 0)
     parameters, batch = problem(settings)
-    assert diagnose_gradient(settings, GAUSSIAN, parameters, batch).order_cosine == pytest.approx(1)
+    assert stats_of(settings, GAUSSIAN, parameters, batch).order_cosine == pytest.approx(1)
 
 
 def test_of_a_single_task_there_is_no_noise_to_tell() -> None:
     settings = everything("ppo", "ratio", 1)
     parameters, batch = problem(settings)
     one = meta_oracles.tree_map(lambda part: part[:1], batch)
-    found = diagnose_gradient(settings, GAUSSIAN, parameters, one)
+    found = stats_of(settings, GAUSSIAN, parameters, one)
     assert found.snr is None
     assert math.isfinite(found.order_cosine)
 
@@ -127,9 +149,7 @@ def test_the_update_tells_them_every_so_many_iterations(
     for _ in range(5):
         rollouts = run.collect()
         settings, spec = run.settings, run.learner.spec
-        expected = diagnose_gradient(
-            settings, spec, run.learner.parameters, run.learner.prepare(rollouts)
-        )
+        expected = stats_of(settings, spec, run.learner.parameters, run.learner.prepare(rollouts))
         metrics = run.learner.update(rollouts)
         told.append(metrics.gradient_snr is not None)
         assert told[-1] == (metrics.order_cosine is not None)

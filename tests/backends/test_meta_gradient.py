@@ -13,7 +13,7 @@ from torch import Tensor
 from maml_ray.config.loading import validate_settings
 from maml_ray.config.settings import Settings
 from maml_ray.maml.inner_loop import Order
-from maml_ray.maml.meta_objective import MetaBatch, MetaObjective, meta_loss
+from maml_ray.maml.meta_objective import MetaBatch, meta_loss
 from maml_ray.policies.spec import PolicySpec
 from tests.oracles import meta as meta_oracles
 from tests.oracles import naive as oracles
@@ -72,7 +72,8 @@ def meta_gradient(
     order: Order = "second",
 ) -> Parameters:
     return oracles.gradient(
-        lambda theta: meta_loss(MetaObjective(settings, spec, order), theta, batch)[0], parameters
+        lambda theta: meta_loss(meta_oracles.objective(settings, spec, order), theta, batch)[0],
+        parameters,
     )
 
 
@@ -104,7 +105,7 @@ def test_gradient_is_that_of_finite_differences(
     settings = everything(outer, inner, steps)
     parameters, batch = problem(settings, spec)
     loss = frozen_reference(settings, spec, batch, order)
-    value = meta_loss(MetaObjective(settings, spec, order), parameters, batch)[0]
+    value = meta_loss(meta_oracles.objective(settings, spec, order), parameters, batch)[0]
     torch.testing.assert_close(value, loss(parameters).detach(), rtol=1e-10, atol=1e-12)
     rng = np.random.default_rng(1)
     directions = [
@@ -124,7 +125,9 @@ def test_the_loss_itself_changes_as_its_gradient_says(inner: str, steps: int) ->
     settings = everything("ppo", inner, steps)
     parameters, batch = problem(settings)
     expected = oracles.finite_differences(
-        lambda theta: meta_loss(MetaObjective(settings, GAUSSIAN, "second"), theta, batch)[0],
+        lambda theta: meta_loss(meta_oracles.objective(settings, GAUSSIAN, "second"), theta, batch)[
+            0
+        ],
         parameters,
     )
     second = meta_gradient(settings, GAUSSIAN, parameters, batch)
@@ -167,7 +170,9 @@ def test_the_inner_objectives_take_the_same_step_and_differ_in_their_curvature(
         recorded = policy.log_prob(support.actions[..., 0] if discrete else support.actions)
         support = support._replace(log_probs=recorded.reshape(support.weights.shape))
         batch = batch._replace(support=(support,))
-        losses.append(meta_loss(MetaObjective(settings, spec, "second"), parameters, batch)[0])
+        losses.append(
+            meta_loss(meta_oracles.objective(settings, spec, "second"), parameters, batch)[0]
+        )
         gradients.append(meta_gradient(settings, spec, parameters, batch))
     for loss in losses[1:]:
         torch.testing.assert_close(loss, losses[0])

@@ -20,6 +20,7 @@ import torch
 
 from maml_ray.config.loading import load_settings
 from maml_ray.config.settings import Settings
+from maml_ray.learning.batch_builder import MetaBatchBuilder
 from maml_ray.learning.learner import MetaLearner
 from maml_ray.learning.rollout_worker import Assignment, RolloutWorker, sample_tasks
 from maml_ray.policies.spec import PolicySpec
@@ -108,7 +109,7 @@ def measure(
         prepares.append(_timed(lambda: learner.prepare(rollouts), device))
         updates.append(_timed(lambda: learner.update(rollouts), device))
         learner.load(start)
-        _timed(lambda: learner.take(rollouts[:-1]), device)
+        _timed(lambda: learner.prefetch(rollouts[:-1]), device)
         lates.append(_timed(lambda: learner.update(rollouts), device))
         steps = settings.outer.epochs if objective == "ppo" else 0
         operations = _operations(settings, worker.spec, steps)
@@ -139,9 +140,11 @@ def _rollouts(
 
 
 def _copy(learner: MetaLearner, rollouts: list[TaskRollouts]) -> None:
-    assembly = learner.assemble()
+    builder = MetaBatchBuilder(
+        learner.settings, learner.backend, learner.parameters, learner.publish().normalizer
+    )
     for task in rollouts:
-        assembly.lay(task)
+        builder.copy_task(task)
 
 
 def _operations(settings: Settings, spec: PolicySpec, steps: int) -> float:

@@ -8,9 +8,9 @@ from maml_ray.config.settings import Settings
 from maml_ray.learning.learner import MetaLearner
 from maml_ray.learning.rollout_worker import Assignment, RolloutWorker, sample_tasks
 from maml_ray.maml.distributions import distribution, to_torch
-from maml_ray.maml.losses import make_samples
 from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.rollouts.advantages import compute_advantages
+from maml_ray.rollouts.samples import make_samples
 
 
 def observations(n: int, seed: int = 0) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
@@ -79,7 +79,7 @@ def test_the_statistics_are_those_of_all_phases_of_an_iteration(small_settings: 
     learner.update(batch)
     phases = [phase for task in batch for phase in (*task.support, task.query)]
     seen = np.concatenate([phase.observations.reshape(-1, 17) for phase in phases])
-    state = learner.state().observations
+    state = learner.state().obs_stats
     assert state.count == len(seen)
     np.testing.assert_allclose(state.mean, seen.astype(np.float64).mean(axis=0), atol=1e-9)
 
@@ -99,7 +99,8 @@ def test_the_numpy_policy_normalizes_as_the_samples_are(small_settings: Settings
     samples = make_samples(
         query, compute_advantages(query, small_settings.advantages), theta.normalizer
     )
-    by_torch = distribution(worker.spec, to_torch(theta.values), samples.observations)[0]
+    observations = torch.from_numpy(samples.observations)
+    by_torch = distribution(worker.spec, to_torch(theta.values), observations)[0]
     by_numpy = NumpyPolicy(worker.spec, theta.values, theta.normalizer).forward(query.observations)
     np.testing.assert_allclose(by_numpy.reshape(by_torch.shape), by_torch, atol=1e-5)
 

@@ -10,7 +10,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from maml_ray.config.settings import Settings
-from maml_ray.learning.batch_builder import Assembly
+from maml_ray.learning.batch_builder import MetaBatchBuilder
 from tests.learning_runs import Run, change, same_state, without_time
 
 
@@ -21,7 +21,7 @@ def run(small_settings: Settings) -> Run:
     return run
 
 
-pytestmark = pytest.mark.usefixtures("arithmetic")
+pytestmark = pytest.mark.usefixtures("backend_kind")
 ORDERS = [(), (1,), (2, 0), (1, 2, 0), (1, 1, 0)]
 
 
@@ -45,7 +45,7 @@ def test_what_is_taken_ahead_changes_no_bit_of_an_update(
     for _ in range(3):
         rollouts = ahead.collect()
         for index in taken:
-            ahead.learner.take([rollouts[index]])
+            ahead.learner.prefetch([rollouts[index]])
         told = ahead.learner.update(rollouts[::-1])
         assert without_time(told) == without_time(at_once.learner.update(at_once.collect()))
         assert same_state(ahead.learner.state(), at_once.learner.state())
@@ -58,7 +58,7 @@ def test_what_was_taken_is_what_is_learned_from(run: Run) -> None:
     run.learner.update(rollouts)
     expected = run.learner.state()
     run.learner.load(start)
-    run.learner.take(rollouts[:2])
+    run.learner.prefetch(rollouts[:2])
     run.learner.update([*spoilt[:2], rollouts[2]])
     assert same_state(run.learner.state(), expected)
 
@@ -70,7 +70,7 @@ def test_what_was_taken_is_of_one_update_alone(run: Run) -> None:
     run.learner.update(rollouts)
     expected = run.learner.state()
     run.learner.load(start)
-    run.learner.take(spoilt)
+    run.learner.prefetch(spoilt)
     run.learner.load(start)
     run.learner.update(rollouts)
     assert same_state(run.learner.state(), expected)
@@ -95,7 +95,7 @@ def test_what_an_update_would_refuse_is_not_taken(
 ) -> None:
     rollouts = run.collect()
     with pytest.raises(ValueError, match=message):
-        run.learner.take([replace(rollouts[1], **mistake)])
+        run.learner.prefetch([replace(rollouts[1], **mistake)])
     run.learner.update(rollouts)
 
 
@@ -103,7 +103,7 @@ def test_a_broken_task_that_was_taken_has_the_update_skipped_as_ever(run: Run) -
     rollouts = run.collect()
     broken = [rollouts[0], replace(rollouts[1], failure="query: it fell apart"), rollouts[2]]
     before = run.learner.state()
-    run.learner.take(broken)
+    run.learner.prefetch(broken)
     told = run.learner.update(broken)
     assert told.skipped is not None
     assert "it fell apart" in told.skipped
@@ -115,9 +115,11 @@ def test_a_broken_task_that_was_taken_has_the_update_skipped_as_ever(run: Run) -
 def test_by_way_of_memory_that_a_device_can_read_the_meta_batch_is_the_same(run: Run) -> None:
     """As a GPU gets it, but for the device."""
     rollouts, published = run.collect(), run.learner.publish()
-    told = (run.settings, run.learner.spec, run.learner.parameters, published.normalizer)
-    staged = Assembly(*told, staged=True)
-    staged.take(rollouts[2])
-    found, direct = staged.finished(rollouts), run.learner.prepare(rollouts)
+    learner = run.learner
+    staged = MetaBatchBuilder(
+        run.settings, learner.backend, learner.parameters, published.normalizer, staged=True
+    )
+    staged.add(rollouts[2])
+    found, direct = staged.build(rollouts), learner.prepare(rollouts)
     for one, other in zip(tree_leaves(found), tree_leaves(direct), strict=True):
         assert torch.equal(one, other)

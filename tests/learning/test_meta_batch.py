@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from maml_ray.backends.tensor_tree import selected
+from maml_ray.backends.tensor_tree import select_rows
 from maml_ray.config.settings import Settings
 from maml_ray.maml.meta_parameters import policy_part
 from maml_ray.rollouts.advantages import compute_advantages
@@ -110,7 +110,7 @@ def test_collectors_are_the_policies_that_collected(
         after, policies = meta_oracles.adapted(run.settings, run.learner.spec, theta, task)
         assert set(after) == set(policy_part(theta))
         query = meta_oracles.action_distribution(run.learner.spec, after, task.query.observations)
-        found = (*task.collectors, task.query_collector)
+        found = (*task.support_behavior, task.query_behavior)
         for ours, theirs in zip(found, (*policies, query), strict=True):
             torch.testing.assert_close(
                 meta_oracles.as_torch(ours).base_dist.mean,
@@ -142,14 +142,14 @@ def test_credit_is_how_much_better_than_the_others_a_task_went_after_adaptation(
     batch = run.learner.prepare(with_returns(rollouts, [1.0, 2.0, 6.0]))
     deviation = float(np.std([1.0, 2.0, 6.0]))
     expected = torch.tensor([-2.0, -1.0, 3.0]) / deviation
-    torch.testing.assert_close(batch.credit, expected.float())
+    torch.testing.assert_close(batch.task_advantage, expected.float())
     alike = run.learner.prepare(with_returns(rollouts, [5.0, 5.0, 5.0]))
-    torch.testing.assert_close(alike.credit, torch.zeros(3))
+    torch.testing.assert_close(alike.task_advantage, torch.zeros(3))
 
 
 def test_selected_tasks_are_whole(run: Run) -> None:
     batch = run.learner.prepare(run.collect())
-    some = selected(batch, torch.tensor([2, 0]))
+    some = select_rows(batch, torch.tensor([2, 0]))
     for found, all_of_them in zip(
         torch.utils._pytree.tree_leaves(some), torch.utils._pytree.tree_leaves(batch), strict=True
     ):

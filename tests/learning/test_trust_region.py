@@ -12,14 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from maml_ray.backends.dispatch import make_backend
 from maml_ray.config.settings import Settings, TrustRegionSettings
-from maml_ray.learning.trust_region import (
-    conjugate_gradient,
-    fisher_of_adapted_policies,
-    natural_step,
-)
+from maml_ray.learning.trust_region import conjugate_gradient, natural_step
 from maml_ray.maml.inner_loop import Order
-from maml_ray.maml.meta_objective import MetaBatch, MetaObjective
+from maml_ray.maml.meta_objective import MetaBatch
 from maml_ray.policies.spec import PolicySpec
 from tests.backends.test_meta_gradient import GAUSSIAN, ORDERS, POLICIES, make_settings, problem
 from tests.oracles import meta as meta_oracles
@@ -150,6 +147,14 @@ def leaves_of(parameters: Parameters) -> Parameters:
     return {name: value.clone().requires_grad_() for name, value in parameters.items()}
 
 
+def fisher_product(
+    settings: Settings, spec: PolicySpec, parameters: Parameters, batch: MetaBatch, order: Order
+) -> Callable[[Tensor], Tensor]:
+    """That of the backend that a learner on a CPU would choose."""
+    backend = make_backend(settings, spec, torch.device("cpu"))
+    return backend.fisher_product(parameters, batch, order)
+
+
 def hessian_product(
     settings: Settings,
     spec: PolicySpec,
@@ -175,7 +180,7 @@ def hessian_product(
 @pytest.mark.parametrize(
     ("inner", "steps"), [("ratio", 0), ("ratio", 1), ("ratio", 2), ("dice", 1), ("dice", 2)]
 )
-@pytest.mark.usefixtures("arithmetic")
+@pytest.mark.usefixtures("backend_kind")
 @pytest.mark.parametrize("spec", POLICIES)
 def test_the_fisher_product_is_the_hessian_of_the_kl_after_adaptation(
     spec: PolicySpec, inner: str, steps: int, sampling: float, order: Order
@@ -185,9 +190,7 @@ def test_the_fisher_product_is_the_hessian_of_the_kl_after_adaptation(
         "trpo", inner, steps, learn_inner_rates=True, e_maml_coefficient=sampling
     )
     parameters, batch = problem(settings, spec)
-    product = fisher_of_adapted_policies(
-        MetaObjective(settings, spec, order), leaves_of(parameters), batch
-    )
+    product = fisher_product(settings, spec, parameters, batch, order)
     rng = np.random.default_rng(3)
     for _ in range(2):
         vector = torch.from_numpy(rng.standard_normal(len(oracles.flat(parameters))))
@@ -196,14 +199,12 @@ def test_the_fisher_product_is_the_hessian_of_the_kl_after_adaptation(
         assert error < 1e-9
 
 
-@pytest.mark.usefixtures("arithmetic")
+@pytest.mark.usefixtures("backend_kind")
 @pytest.mark.parametrize("spec", POLICIES)
 def test_the_fisher_matrix_is_linear_symmetric_and_not_negative(spec: PolicySpec) -> None:
     settings = make_settings("trpo", "ratio", 1, learn_inner_rates=True)
     parameters, batch = problem(settings, spec)
-    product = fisher_of_adapted_policies(
-        MetaObjective(settings, spec, "second"), leaves_of(parameters), batch
-    )
+    product = fisher_product(settings, spec, parameters, batch, "second")
     size = len(oracles.flat(parameters))
     matrix = torch.stack([product(row) for row in torch.eye(size).double()])
     torch.testing.assert_close(matrix, matrix.T)
@@ -213,15 +214,12 @@ def test_the_fisher_matrix_is_linear_symmetric_and_not_negative(spec: PolicySpec
     torch.testing.assert_close(product(-3.0 * vector), -3.0 * (matrix @ vector))
 
 
-@pytest.mark.usefixtures("arithmetic")
+@pytest.mark.usefixtures("backend_kind")
 def test_its_second_order_differs_from_its_first() -> None:
     settings = make_settings("trpo")
     parameters, batch = problem(settings)
     vector = torch.ones(len(oracles.flat(parameters))).double()
     second, first = (
-        fisher_of_adapted_policies(
-            MetaObjective(settings, GAUSSIAN, order), leaves_of(parameters), batch
-        )(vector)
-        for order in ORDERS
+        fisher_product(settings, GAUSSIAN, parameters, batch, order)(vector) for order in ORDERS
     )
     assert float((second - first).norm() / first.norm()) > 1e-2

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from maml_ray.backends.dispatch import meta_gradient, meta_value
+from maml_ray.backends.base import Backend
 from maml_ray.config.settings import Settings, TrustRegionSettings
-from maml_ray.learning import trust_region
 from maml_ray.learning.state import OptimizerState
-from maml_ray.maml.meta_objective import Diagnostics, MetaBatch, MetaObjective
+from maml_ray.maml.inner_loop import Order
+from maml_ray.maml.meta_objective import Diagnostics, MetaBatch
 from maml_ray.policies.spec import LOG_STD
 from maml_ray.rollouts.trajectories import TaskRollouts
 from tests.learning_runs import Run, change, rewarded, same
@@ -93,48 +93,49 @@ def test_however_far_it_may_go_the_loss_falls_or_nothing_moves(
         assert same(run.learner.publish().values, before)
 
 
-Judge = Callable[[int, float, float], tuple[float, float]]
+Script = Callable[[int, float, float], tuple[float, float]]
+"""From a candidate's number, the loss before the step and the KL's bound to its loss and KL."""
 
 
-class Judged:
-    """Stands for the meta-loss; tells of the n-th candidate what ``judge`` makes of it.
+class ScriptedBackend:
+    """Replaces the values of candidates by those of a script.
 
-    ``seen`` are the parameters that were looked at, those before the step first.
+    ``seen`` are the parameters that were evaluated, those before the step first.
     """
 
-    def __init__(self, judge: Judge) -> None:
+    def __init__(self, backend: Backend, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen: list[Tensor] = []
-        self._judge = judge
+        self._script = script
         self._start = 0.0
+        self._value, self._value_and_grad = backend.value, backend.value_and_grad
+        monkeypatch.setattr(backend, "value", self.value)
+        monkeypatch.setattr(backend, "value_and_grad", self.value_and_grad)
 
-    def gradient(
-        self, objective: MetaObjective, parameters: Parameters, *others: Any
+    def value_and_grad(
+        self, parameters: Parameters, batch: MetaBatch, order: Order
     ) -> tuple[Tensor, Diagnostics, Parameters]:
-        loss, diagnostics, gradient = meta_gradient(objective, parameters, *others)
+        loss, diagnostics, gradient = self._value_and_grad(parameters, batch, order)
         self.seen.append(oracles.flat(parameters))
         self._start = float(loss)
         return loss, diagnostics, gradient
 
-    def loss(
-        self, objective: MetaObjective, parameters: Parameters, *others: Any
+    def value(
+        self, parameters: Parameters, batch: MetaBatch, order: Order
     ) -> tuple[Tensor, Diagnostics]:
-        _, diagnostics = meta_value(objective, parameters, *others)
-        told, kl = self._judge(len(self.seen) - 1, self._start, 0.02)
+        _, diagnostics = self._value(parameters, batch, order)
+        loss, kl = self._script(len(self.seen) - 1, self._start, 0.02)
         self.seen.append(oracles.flat(parameters))
-        return torch.tensor(told), diagnostics._replace(query_kl=torch.tensor(kl))
+        return torch.tensor(loss), diagnostics._replace(query_kl=torch.tensor(kl))
 
 
-def judged_run(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, judge: Judge
-) -> tuple[Run, list[TaskRollouts], Judged]:
-    run, judged = Run(by_trust_region(settings, max_kl=0.02, backtrack_ratio=0.5)), Judged(judge)
-    rollouts = run.collect()
-    monkeypatch.setattr(trust_region, "meta_gradient", judged.gradient)
-    monkeypatch.setattr(trust_region, "meta_value", judged.loss)
-    return run, rollouts, judged
+def scripted_run(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, script: Script
+) -> tuple[Run, list[TaskRollouts], ScriptedBackend]:
+    run = Run(by_trust_region(settings, max_kl=0.02, backtrack_ratio=0.5))
+    return run, run.collect(), ScriptedBackend(run.learner.backend, script, monkeypatch)
 
 
-REFUSED: dict[str, Judge] = {
+REFUSED: dict[str, Script] = {
     "not lower": lambda n, start, limit: (start, 0.0),
     "higher": lambda n, start, limit: (start + 1.0, 0.0),
     "too far": lambda n, start, limit: (start - 1.0, 1.01 * limit),
@@ -148,10 +149,10 @@ REFUSED: dict[str, Judge] = {
 def test_where_no_candidate_will_do_the_parameters_come_back_to_the_bit(
     small_settings: Settings, monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
-    run, rollouts, judged = judged_run(small_settings, monkeypatch, REFUSED[reason])
+    run, rollouts, scripted = scripted_run(small_settings, monkeypatch, REFUSED[reason])
     before = run.learner.publish().values
     metrics = run.learner.update(rollouts)
-    assert len(judged.seen) == 1 + 15
+    assert len(scripted.seen) == 1 + 15
     assert metrics.gradient_steps == 0
     assert same(run.learner.publish().values, before)
     assert metrics.query_kl < 1e-6  # of the parameters that are kept
@@ -164,13 +165,13 @@ def test_the_step_is_shortened_until_a_candidate_will_do(
 ) -> None:
     answers = list(REFUSED.values())
 
-    def judge(number: int, start: float, limit: float) -> tuple[float, float]:
+    def script(number: int, start: float, limit: float) -> tuple[float, float]:
         return (start - 1e-3, limit) if number == 6 else answers[number](number, start, limit)
 
-    run, rollouts, judged = judged_run(small_settings, monkeypatch, judge)
+    run, rollouts, scripted = scripted_run(small_settings, monkeypatch, script)
     metrics = run.learner.update(rollouts)
-    assert (metrics.gradient_steps, len(judged.seen)) == (1, 8)
-    start, candidates = judged.seen[0].double(), judged.seen[1:]
+    assert (metrics.gradient_steps, len(scripted.seen)) == (1, 8)
+    start, candidates = scripted.seen[0].double(), scripted.seen[1:]
     whole = candidates[0].double() - start
     for number, candidate in enumerate(candidates):
         torch.testing.assert_close(

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from maml_ray.config.loading import validate_settings
-from maml_ray.maml.losses import Samples, inner_loss
+from maml_ray.config.settings import InnerSettings
+from maml_ray.kernels.types import Samples
+from maml_ray.maml.policy_losses import inner_loss
 from maml_ray.policies.spec import PolicySpec
 from tests.oracles import meta as meta_oracles
 from tests.oracles import naive as oracles
@@ -30,17 +32,17 @@ def shaped(spec: PolicySpec, vector: Tensor) -> Parameters:
 
 
 def derivatives(
-    spec: PolicySpec, kind: Any, theta: Tensor, samples: Samples
+    spec: PolicySpec, kind: Any, theta: Tensor, samples: Samples[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Gradient and Hessian of an inner loss."""
 
     def loss(vector: Tensor) -> Tensor:
-        return inner_loss(spec, shaped(spec, vector), samples, kind=kind, l2=0.0)[0]
+        return inner_loss(spec, InnerSettings(objective=kind), samples, shaped(spec, vector))[0]
 
     return torch.func.grad(loss)(theta), torch.func.hessian(loss)(theta)
 
 
-def one_task(spec: PolicySpec, parameters: Parameters, rng: np.random.Generator) -> Samples:
+def one_task(spec: PolicySpec, parameters: Parameters, rng: np.random.Generator) -> Samples[Tensor]:
     """Episodes of 5 and 3 steps, collected with ``parameters`` themselves."""
     settings = validate_settings({"meta_batch": {"tasks": 1}})
     task = meta_oracles.tasks_of(oracles.random_meta_batch(settings, spec, parameters, rng))[0]
@@ -49,7 +51,7 @@ def one_task(spec: PolicySpec, parameters: Parameters, rng: np.random.Generator)
 
 
 def scores_and_curvatures(
-    spec: PolicySpec, theta: Tensor, samples: Samples
+    spec: PolicySpec, theta: Tensor, samples: Samples[Tensor]
 ) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
     """First and second derivatives of every step's log-probability, episode by episode."""
 
@@ -114,7 +116,7 @@ def expected_return(theta: Tensor) -> Tensor:
     return total
 
 
-def all_episodes(theta: Tensor, baseline: Tensor) -> Iterator[tuple[float, Samples]]:
+def all_episodes(theta: Tensor, baseline: Tensor) -> Iterator[tuple[float, Samples[Tensor]]]:
     """Every episode, with its probability; advantages are rewards to go less a value of state."""
     for first, second in product(range(3), range(3)):
         observations = torch.eye(4).double()[[0, 1 + first]]

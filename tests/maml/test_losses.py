@@ -9,23 +9,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from maml_ray.maml.distributions import distribution, log_prob
+from maml_ray.config.settings import InnerSettings
+from maml_ray.kernels.types import Samples
+from maml_ray.maml.distributions import distribution, log_prob, samples_to_torch
 from maml_ray.maml.losses import (
-    Samples,
+    INNER_LOSSES,
     clipped_loss,
-    inner_loss,
-    make_samples,
-    policy_gradient_loss,
-    sampling_loss,
+    dice_loss,
+    e_maml_loss,
+    log_prob_loss,
+    ratio_loss,
 )
+from maml_ray.maml.policy_losses import inner_loss
 from maml_ray.policies.spec import PolicySpec
+from maml_ray.rollouts.samples import make_samples
 from tests.oracles import meta as meta_oracles
 from tests.oracles import naive as oracles
 
 SPEC = PolicySpec(3, 2, (4,), "tanh", 0.0, -3.0)
 
 
-def samples_at(seed: int = 0, steps: int = 9, taken: int = 6) -> tuple[Samples, Tensor]:
+def samples_at(seed: int = 0, steps: int = 9, taken: int = 6) -> tuple[Samples[Tensor], Tensor]:
     """Float64 samples of one episode, and new log-probabilities that differ from theirs."""
     rng = np.random.default_rng(seed)
 
@@ -49,7 +53,7 @@ def derivatives(loss: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
 
 def test_ratio_loss_and_its_derivatives_by_hand() -> None:
     samples, new = samples_at()
-    loss = policy_gradient_loss("ratio", new, samples)
+    loss = ratio_loss(new, samples)
     ratio = torch.exp(new.detach() - samples.log_probs)
     taken = (0, slice(0, 6))
     torch.testing.assert_close(loss.detach(), -(ratio[taken] * samples.advantages[taken]).mean())
@@ -62,7 +66,7 @@ def test_ratio_loss_and_its_derivatives_by_hand() -> None:
 
 def test_log_prob_loss_and_its_derivatives_by_hand() -> None:
     samples, new = samples_at()
-    loss = policy_gradient_loss("log_prob", new, samples)
+    loss = log_prob_loss(new, samples)
     torch.testing.assert_close(
         loss.detach(), -(new.detach()[0, :6] * samples.advantages[0, :6]).mean()
     )
@@ -71,7 +75,9 @@ def test_log_prob_loss_and_its_derivatives_by_hand() -> None:
     assert (second == 0).all()
 
 
-def hessian_and_gradient(kind: Any, theta: Tensor, samples: Samples) -> tuple[Tensor, Tensor]:
+def hessian_and_gradient(
+    kind: Any, theta: Tensor, samples: Samples[Tensor]
+) -> tuple[Tensor, Tensor]:
     sizes = {name: torch.Size(shape) for name, shape in SPEC.shapes().items()}
 
     def loss(vector: Tensor) -> Tensor:
@@ -79,7 +85,7 @@ def hessian_and_gradient(kind: Any, theta: Tensor, samples: Samples) -> tuple[Te
         parameters = {
             name: part.view(size) for (name, size), part in zip(sizes.items(), parts, strict=True)
         }
-        return inner_loss(SPEC, parameters, samples, kind=kind, l2=0.0)[0]
+        return inner_loss(SPEC, InnerSettings(objective=kind, l2=0.0), samples, parameters)[0]
 
     hessian: Tensor = torch.func.hessian(loss)(theta)
     gradient: Tensor = torch.func.grad(loss)(theta)
@@ -122,7 +128,7 @@ def test_the_gradient_is_the_policy_gradient_of_the_log_density() -> None:
         return -(log_density * samples.advantages[0, :6]).mean()
 
     def ours(theta: dict[str, Tensor]) -> Tensor:
-        return inner_loss(SPEC, theta, samples, kind="log_prob", l2=0.0)[0]
+        return inner_loss(SPEC, InnerSettings(objective="log_prob", l2=0.0), samples, theta)[0]
 
     actual, expected = oracles.gradient(ours, parameters), oracles.gradient(plain, parameters)
     assert oracles.relative_error(actual, expected) < 1e-12
@@ -131,8 +137,8 @@ def test_the_gradient_is_the_policy_gradient_of_the_log_density() -> None:
 def test_l2_is_the_sum_of_squares_of_all_parameters() -> None:
     samples, _ = samples_at()
     parameters = oracles.random_parameters(SPEC, np.random.default_rng(1))
-    without, _ = inner_loss(SPEC, parameters, samples, kind="ratio", l2=0.0)
-    with_it, _ = inner_loss(SPEC, parameters, samples, kind="ratio", l2=0.25)
+    without, _ = inner_loss(SPEC, InnerSettings(objective="ratio", l2=0.0), samples, parameters)
+    with_it, _ = inner_loss(SPEC, InnerSettings(objective="ratio", l2=0.25), samples, parameters)
     squares = oracles.flat(parameters).square().sum()
     torch.testing.assert_close(with_it - without, 0.25 * squares)
 
@@ -140,7 +146,7 @@ def test_l2_is_the_sum_of_squares_of_all_parameters() -> None:
 def test_inner_loss_gives_the_distribution_it_went_through() -> None:
     samples, _ = samples_at()
     parameters = oracles.random_parameters(SPEC, np.random.default_rng(1))
-    _, policy = inner_loss(SPEC, parameters, samples, kind="ratio", l2=0.0)
+    _, policy = inner_loss(SPEC, InnerSettings(objective="ratio", l2=0.0), samples, parameters)
     expected = distribution(SPEC, parameters, samples.observations)
     for actual_part, expected_part in zip(policy, expected, strict=True):
         torch.testing.assert_close(actual_part, expected_part)
@@ -180,7 +186,7 @@ def test_clipping_is_pessimistic() -> None:
 def test_samples_are_the_flattened_trajectories(early_ends: bool) -> None:
     data = oracles.random_trajectories(np.random.default_rng(2), 3, 6, early_ends=early_ends)
     advantages = np.random.default_rng(3).standard_normal((3, 6)).astype(np.float32)
-    samples = make_samples(data, advantages)
+    samples = samples_to_torch(make_samples(data, advantages))
     assert samples.observations.shape == (18, 4)
     assert samples.actions.shape == (18, 2)
     np.testing.assert_array_equal(samples.observations[7].numpy(), data.observations[1, 1])
@@ -203,7 +209,7 @@ def test_samples_are_made_of_read_only_arrays_without_a_warning() -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            make_samples(data, np.zeros((3, 8), np.float32))
+            samples_to_torch(make_samples(data, np.zeros((3, 8), np.float32)))
     finally:
         torch.set_warn_always(False)
 
@@ -216,10 +222,10 @@ def test_masked_steps_change_nothing() -> None:
         log_probs=torch.where(samples.weights > 0, samples.log_probs, 5.0),
     )
     for loss in (
-        lambda data: policy_gradient_loss("ratio", new, data),
-        lambda data: policy_gradient_loss("log_prob", new, data),
-        lambda data: policy_gradient_loss("dice", new, data),
-        lambda data: sampling_loss(new, data, torch.tensor(0.7)),
+        lambda data: ratio_loss(new, data),
+        lambda data: log_prob_loss(new, data),
+        lambda data: dice_loss(new, data),
+        lambda data: e_maml_loss(new, data, torch.tensor(0.7)),
         lambda data: clipped_loss(new, data, 0.3),
     ):
         assert float(loss(junk)) == float(loss(samples))
@@ -234,11 +240,11 @@ def test_a_column_where_a_row_is_due_is_refused(wrong: str, loss: str) -> None:
     else:
         samples = samples._replace(**{wrong: getattr(samples, wrong).T})
     losses: dict[str, Callable[[], Tensor]] = {
-        "ratio": lambda: policy_gradient_loss("ratio", new, samples),
-        "dice": lambda: policy_gradient_loss("dice", new, samples),
-        "log_prob": lambda: policy_gradient_loss("log_prob", new, samples),
+        "ratio": lambda: ratio_loss(new, samples),
+        "dice": lambda: dice_loss(new, samples),
+        "log_prob": lambda: log_prob_loss(new, samples),
         "clipped": lambda: clipped_loss(new, samples, 0.3),
-        "sampling": lambda: sampling_loss(new, samples, torch.ones(())),
+        "sampling": lambda: e_maml_loss(new, samples, torch.ones(())),
     }
     with pytest.raises(ValueError, match=r"\(K, T\)"):
         losses[loss]()
@@ -250,17 +256,14 @@ def test_flat_samples_are_refused_since_time_could_not_be_told(loss: str) -> Non
     flat = samples._replace(
         **{name: getattr(samples, name)[0] for name in ("log_probs", "advantages", "weights")}
     )
-    kind: Any = loss
     with pytest.raises(ValueError, match=r"\(K, T\)"):
-        clipped_loss(new[0], flat, 0.3) if loss == "clipped" else policy_gradient_loss(
-            kind, new[0], flat
-        )
+        clipped_loss(new[0], flat, 0.3) if loss == "clipped" else INNER_LOSSES[loss](new[0], flat)
 
 
 def test_the_sampling_loss_by_hand() -> None:
     samples, new = samples_at()
     ratio = torch.exp(new.detach() - samples.log_probs)
-    loss = sampling_loss(new, samples, torch.tensor(-0.7).double())
+    loss = e_maml_loss(new, samples, torch.tensor(-0.7).double())
     torch.testing.assert_close(loss.detach(), 0.7 * ratio[0, :6].mean())
     (slope,) = torch.autograd.grad(loss, new)
     torch.testing.assert_close(slope, 0.7 * ratio * samples.weights)

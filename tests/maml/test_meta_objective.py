@@ -11,7 +11,7 @@ from torch import Tensor
 
 from maml_ray.config.settings import Settings
 from maml_ray.maml.inner_loop import Order
-from maml_ray.maml.meta_objective import MetaBatch, MetaObjective, meta_loss
+from maml_ray.maml.meta_objective import MetaBatch, meta_loss
 from maml_ray.policies.spec import PolicySpec
 from tests.backends.test_meta_gradient import (
     CATEGORICAL,
@@ -28,7 +28,7 @@ from tests.oracles.meta import Parameters
 
 
 def loss_of(settings: Settings, parameters: Parameters, batch: MetaBatch) -> Tensor:
-    return meta_loss(MetaObjective(settings, GAUSSIAN, "second"), parameters, batch)[0]
+    return meta_loss(meta_oracles.objective(settings, GAUSSIAN, "second"), parameters, batch)[0]
 
 
 def take(index: Any, part: Tensor) -> Tensor:
@@ -118,9 +118,11 @@ def test_the_inner_kl_penalty_is_added_to_the_loss() -> None:
         )
         parameters, batch = problem(without)
         plain, diagnostics = meta_loss(
-            MetaObjective(without, GAUSSIAN, "second"), parameters, batch
+            meta_oracles.objective(without, GAUSSIAN, "second"), parameters, batch
         )
-        penalized, _ = meta_loss(MetaObjective(with_it, GAUSSIAN, "second"), parameters, batch)
+        penalized, _ = meta_loss(
+            meta_oracles.objective(with_it, GAUSSIAN, "second"), parameters, batch
+        )
         assert float(diagnostics.inner_kl) > 1e-4
         torch.testing.assert_close(penalized - plain, 0.5 * diagnostics.inner_kl * added)
 
@@ -136,9 +138,9 @@ def test_the_sampling_term_makes_support_data_of_good_tasks_likelier(outer: str)
         _, policies = meta_oracles.adapted(without, GAUSSIAN, parameters, task)
         for policy, support in zip(policies, task.support, strict=True):
             ratio = torch.exp(meta_oracles.log_probs(policy, support) - support.log_probs)
-            expected -= 0.5 * task.credit * ratio[support.weights > 0].mean().detach() / 3
+            expected -= 0.5 * task.task_advantage * ratio[support.weights > 0].mean().detach() / 3
     torch.testing.assert_close(difference, expected)
-    silent = batch._replace(credit=torch.zeros_like(batch.credit))
+    silent = batch._replace(task_advantage=torch.zeros_like(batch.task_advantage))
     torch.testing.assert_close(
         loss_of(with_it, parameters, silent), loss_of(without, parameters, silent), rtol=0, atol=0
     )
@@ -148,7 +150,7 @@ def test_the_sampling_term_makes_support_data_of_good_tasks_likelier(outer: str)
 def test_diagnostics_by_hand(spec: PolicySpec) -> None:
     settings = make_settings(steps=2, clip=0.1)
     parameters, batch = problem(settings, spec)
-    _, diagnostics = meta_loss(MetaObjective(settings, spec, "second"), parameters, batch)
+    _, diagnostics = meta_loss(meta_oracles.objective(settings, spec, "second"), parameters, batch)
     errors, kls, inner_kls, entropies = [], [], [], []
     for task in meta_oracles.tasks_of(batch):
         theta, policies = meta_oracles.adapted(settings, spec, parameters, task)
@@ -156,13 +158,13 @@ def test_diagnostics_by_hand(spec: PolicySpec) -> None:
         policy = meta_oracles.action_distribution(spec, theta, query.observations)
         new = meta_oracles.log_probs(policy, query)[taken]
         errors.append(torch.exp(new - query.log_probs[taken]).detach() - 1)
-        old = meta_oracles.as_torch(task.query_collector)
+        old = meta_oracles.as_torch(task.query_behavior)
         kls.append(kl(old, policy)[taken.flatten()].mean())
         entropies.append(policy.entropy()[taken.flatten()].mean())
-        for collector, now in zip(task.collectors, policies, strict=True):
+        for collector, now in zip(task.support_behavior, policies, strict=True):
             inner_kls.append(kl(meta_oracles.as_torch(collector), now)[taken.flatten()].mean())
     error = torch.stack(errors)
-    torch.testing.assert_close(diagnostics.largest_ratio_error, error.abs().max())
+    torch.testing.assert_close(diagnostics.max_ratio_error, error.abs().max())
     torch.testing.assert_close(diagnostics.clip_fraction, (error.abs() > 0.1).double().mean())
     torch.testing.assert_close(diagnostics.query_kl, torch.stack(kls).mean().detach())
     torch.testing.assert_close(diagnostics.inner_kl, torch.stack(inner_kls).mean().detach())

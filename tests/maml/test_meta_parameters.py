@@ -92,8 +92,12 @@ def test_an_inner_step_moves_each_number_by_its_own_rate(small_settings: Setting
     }
     support = run.collect()[0].support[0]
     fixed = change(run.settings, "inner", learn_inner_rates=False, learning_rate=1.0)
-    once = adapt_policy(fixed, run.learner.spec, policy_part(theta), support, None)
-    adapted = adapt_policy(run.settings, run.learner.spec, theta, support, None)
+    once = adapt_policy(
+        fixed.inner, fixed.advantages, run.learner.spec, policy_part(theta), support, None
+    )
+    adapted = adapt_policy(
+        run.settings.inner, run.settings.advantages, run.learner.spec, theta, support, None
+    )
     assert set(adapted) == set(theta)
     for name, value in policy_part(theta).items():
         slope = value - once[name]
@@ -140,7 +144,9 @@ def test_the_learners_adapted_policies_are_the_actors_with_learned_rates(
     for index, task in enumerate(meta_oracles.tasks_of(batch)):
         theta, normalizer = run.learner.publish().values, run.learner.publish().normalizer
         for support in rollouts[index].support:
-            theta = adapt_policy(settings, run.learner.spec, theta, support, normalizer)
+            theta = adapt_policy(
+                settings.inner, settings.advantages, run.learner.spec, theta, support, normalizer
+            )
         expected, _ = meta_oracles.adapted(settings, run.learner.spec, published, task)
         found = policy_part(to_torch(theta))
         assert oracles.relative_error(found, expected) < 1e-5
@@ -177,6 +183,11 @@ def test_an_agent_adapts_with_the_learned_rates(small_settings: Settings) -> Non
     agent = Agent(run.settings, run.learner.spec, dict(published.values), published.normalizer)
     support = agent.collect(episodes=2, seed=1)
     expected = adapt_policy(
-        run.settings, run.learner.spec, published.values, support, published.normalizer
+        run.settings.inner,
+        run.settings.advantages,
+        run.learner.spec,
+        published.values,
+        support,
+        published.normalizer,
     )
     assert same(agent.adapt(support).parameters, expected)

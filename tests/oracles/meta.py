@@ -11,13 +11,19 @@ from torch.distributions import Independent, Normal
 from torch.distributions import kl_divergence as torch_kl
 
 from maml_ray.config.settings import Settings
+from maml_ray.kernels.types import Samples
 from maml_ray.maml.distributions import ActionDistribution, Categorical
-from maml_ray.maml.losses import Samples
-from maml_ray.maml.meta_objective import MetaBatch
+from maml_ray.maml.inner_loop import Order
+from maml_ray.maml.meta_objective import MetaBatch, MetaObjective
 from maml_ray.policies.spec import PolicySpec
 
 Parameters = dict[str, Tensor]
 Tree = TypeVar("Tree")
+
+
+def objective(settings: Settings, spec: PolicySpec, order: Order = "second") -> MetaObjective:
+    """The objective under test, of a run's settings."""
+    return MetaObjective(settings.inner, settings.outer, spec, order)
 
 
 def action_distribution(spec: PolicySpec, parameters: Parameters, observations: Tensor) -> Any:
@@ -42,7 +48,7 @@ def as_torch(policy: ActionDistribution) -> Any:
     return Independent(Normal(policy.mean, policy.log_std.exp().expand_as(policy.mean)), 1)
 
 
-def log_probs(policy: Any, samples: Samples) -> Tensor:
+def log_probs(policy: Any, samples: Samples[Tensor]) -> Tensor:
     """Of one task's actions: (K, T)."""
     discrete = isinstance(policy, torch.distributions.Categorical)
     taken = samples.actions[:, 0] if discrete else samples.actions
@@ -74,7 +80,7 @@ class StopGradient:
 Stop = Callable[[Tensor], Tensor]
 
 
-def score(kind: str, new: Tensor, samples: Samples, stop: Stop = Tensor.detach) -> Tensor:
+def score(kind: str, new: Tensor, samples: Samples[Tensor], stop: Stop = Tensor.detach) -> Tensor:
     """What an inner loss multiplies the advantages with (K, T)."""
     if kind == "ratio":
         return torch.exp(new - samples.log_probs)
@@ -154,12 +160,14 @@ def task_loss(
         bounded = torch.clamp(ratio, 1 - outer.clip, 1 + outer.clip)
         gain = torch.minimum(gain, bounded * query.advantages)
     loss = -(gain * query.weights).sum()
-    for policy, old, support in zip(policies, task.collectors, task.support, strict=True):
+    for policy, old, support in zip(policies, task.support_behavior, task.support, strict=True):
         if outer.objective == "ppo":
             kl = (torch_kl(as_torch(old), policy) * support.weights.reshape(-1)).sum()
             loss = loss + outer.inner_kl_coefficient * kl / len(policies)
         made = torch.exp(log_probs(policy, support) - support.log_probs)
-        loss = loss - outer.e_maml_coefficient * task.credit * (made * support.weights).sum()
+        loss = (
+            loss - outer.e_maml_coefficient * task.task_advantage * (made * support.weights).sum()
+        )
     return loss
 
 
@@ -188,7 +196,7 @@ def adapted_kl(
 
 def tasks_of(batch: MetaBatch) -> list[MetaBatch]:
     """The tasks of a batch, one by one, without their axis."""
-    return [tree_map(lambda part, i=i: part[i], batch) for i in range(len(batch.credit))]  # type: ignore[misc]
+    return [tree_map(lambda part, i=i: part[i], batch) for i in range(len(batch.task_advantage))]  # type: ignore[misc]
 
 
 def tree_map(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:

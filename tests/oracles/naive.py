@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from maml_ray.config.settings import Settings
+from maml_ray.kernels.types import Samples
 from maml_ray.maml.distributions import ActionDistribution, Categorical, Gaussian
-from maml_ray.maml.losses import Samples
 from maml_ray.maml.meta_objective import MetaBatch
 from maml_ray.policies.spec import PolicySpec
 from maml_ray.rollouts.trajectories import Trajectories
@@ -185,7 +185,7 @@ def random_meta_batch(
     def normal(*sizes: int) -> Tensor:
         return torch.from_numpy(rng.standard_normal((tasks, *sizes)))
 
-    def phase() -> tuple[Samples, ActionDistribution]:
+    def phase() -> tuple[Samples[Tensor], ActionDistribution]:
         observations = normal(2 * length, spec.observation_size)
         collector = {
             name: value + 0.02 * torch.from_numpy(rng.standard_normal(value.shape))
@@ -212,11 +212,11 @@ def random_meta_batch(
         return samples, kept
 
     support = [phase() for _ in range(settings.inner.steps)]
-    query, query_collector = phase()
+    query, query_behavior = phase()
     return MetaBatch(
         support=tuple(samples for samples, _ in support),
-        collectors=tuple(collector for _, collector in support),
+        support_behavior=tuple(collector for _, collector in support),
         query=query,
-        query_collector=query_collector,
-        credit=normal(),
+        query_behavior=query_behavior,
+        task_advantage=normal(),
     )
