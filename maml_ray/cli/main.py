@@ -103,10 +103,12 @@ def check(
 
       maml-ray check deploy.yaml --set cluster.rollout_actors=8
     """
+    from maml_ray.maml.losses import outer_objective
     from maml_ray.tasks.loading import resolve_tasks
 
     settings = load_settings(settings_file, preset=preset, overrides=overrides or ())
     resolve_tasks(settings.task)
+    outer_objective(settings.outer.objective)
     print(dump_settings(settings))
     for line in _describe_requirements(settings):
         print(f"# {line}")

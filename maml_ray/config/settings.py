@@ -147,7 +147,7 @@ class TrustRegionSettings(_Section):
 class OuterSettings(_Section):
     """The outer loop: the meta-update."""
 
-    objective: Literal["ppo", "trpo", "reinforce"] = "ppo"
+    objective: Annotated[str, Field(min_length=1)] = "ppo"
     order: Literal["second", "first", "hybrid"] = "second"
     first_order_iterations: Annotated[int, Field(ge=0)] = 0
     learning_rate: Positive = 6e-3

@@ -13,6 +13,7 @@ from maml_ray.config.loading import load_settings
 from maml_ray.config.settings import RunSettings, Settings
 from maml_ray.evaluation.results_file import read_evaluation
 from maml_ray.kernels.jit import has_cached_code
+from maml_ray.maml.losses import outer_objective
 from maml_ray.persistence.checkpoint_format import Checkpoint
 from maml_ray.persistence.file_lock import lock_run_dir
 from maml_ray.persistence.records import Observer
@@ -161,8 +162,9 @@ def _resolve_run(
             check_no_existing_run(target, settings)
         if run_dir is None:
             _notify_of_moved_directory(settings.run, console)
-    # Report an unknown task or storage before Ray starts.
+    # Report an unknown task, objective or storage before Ray starts.
     resolve_tasks(settings.task)
+    outer_objective(settings.outer.objective)
     open_run_storage(target, settings.run)
     return target, settings
 

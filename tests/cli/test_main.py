@@ -50,6 +50,8 @@ def assert_refused(outcome: Outcome, *words: str) -> None:
         (["train", "--set", "outer.epochs=0"], ["outer.epochs", "0", "greater than or equal to 1"]),
         (["train", "--set", "task.name=half-cheetah-backwards"], ["half-cheetah-backward"]),
         (["train", "--set", "task.name=no.such.module:Tasks"], ["no.such.module"]),
+        (["train", "--set", "outer.objective=pop"], ["outer.objective = 'pop'", "ppo"]),
+        (["check", "--set", "outer.objective=sac"], ["outer.objective = 'sac'", "reinforce"]),
         (["train", "--set", "task.name=json:loads"], ["json:loads", "TaskDistribution"]),
         (["train", "--preset", "notebok"], ["notebok", "did you mean 'notebook'"]),
         (["train", "--resume", "nowhere"], ["nowhere"]),
