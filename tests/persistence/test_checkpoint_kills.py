@@ -23,13 +23,13 @@ SCORES = [CheckpointScore(1, 1.0), CheckpointScore(2, 2.0), CheckpointScore(3, 3
 
 
 class Killed(BaseException):
-    """The program is no more: nothing catches it, nothing is tidied up."""
+    """The program dies: nothing catches it, nothing is cleaned up."""
 
 
 class Mortal:
-    """A storage whose program dies at its k-th operation, an object store's way.
+    """A storage whose program dies at its k-th operation.
 
-    A file is there whole or not at all; ``torn`` leaves the half of it, as simpler ones would.
+    A file exists completely or not at all; with ``torn``, half of it is written.
     """
 
     def __init__(self, storage: Storage, lives: int, torn: bool) -> None:
@@ -73,7 +73,7 @@ def assert_survived(storage: Storage, k: int) -> None:
     newest, _ = load_newest_checkpoint(storage)
     assert newest.iteration in (3, 4), f"killed at operation {k}"
     assert_equal(newest, checkpoint(newest.iteration))
-    # And the next program goes on as if nothing had been.
+    # The next program continues as if nothing had happened.
     save_checkpoint(storage, checkpoint(4), keep=KEEP, scores=SCORES)
     save_checkpoint(storage, checkpoint(5), keep=KEEP, scores=SCORES)
     assert storage.names("checkpoints") == ["00000003", "00000004", "00000005", "best.json"]
@@ -94,7 +94,7 @@ def test_killed_at_every_operation_of_a_storage(tmp_path: Path, torn: bool) -> N
             # a read, 3 files, a listing, best.json read and written, 3 reads, a removal
             assert k == 12
             return
-    raise AssertionError("saving never came to its end")
+    raise AssertionError("saving never ended")
 
 
 @pytest.fixture
@@ -143,4 +143,4 @@ def test_killed_at_every_system_call_of_a_folder(
         else:
             assert k > 15
             return
-    raise AssertionError("saving never came to its end")
+    raise AssertionError("saving never ended")

@@ -77,7 +77,7 @@ def storage(tmp_path: Path) -> LocalStorage:
     return LocalStorage(tmp_path)
 
 
-def test_what_is_saved_is_what_is_loaded_to_the_last_bit(storage: LocalStorage) -> None:
+def test_save_and_load_round_trip_to_the_last_bit(storage: LocalStorage) -> None:
     state = replace(checkpoint(7).learner, skipped_in_a_row=2, discarded_episodes=5)
     point = replace(checkpoint(7), learner=state)
     loaded = load_checkpoint(storage, save_checkpoint(storage, point, keep=3))
@@ -91,35 +91,33 @@ def manifest_of(point: Checkpoint) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-def test_what_the_next_meta_batch_is_collected_with_is_kept_to_the_last_bit(
-    storage: LocalStorage, normalize: bool
-) -> None:
+def test_stale_params_round_trip_to_the_last_bit(storage: LocalStorage, normalize: bool) -> None:
     before, seen = checkpoint(6).learner, checkpoint(6).learner.obs_stats
-    behind = PolicyParameters(6, before.parameters, seen.normalizer() if normalize else None)
-    point = replace(checkpoint(7), learner=replace(checkpoint(7).learner, stale_params=behind))
+    stale = PolicyParameters(6, before.parameters, seen.normalizer() if normalize else None)
+    point = replace(checkpoint(7), learner=replace(checkpoint(7).learner, stale_params=stale))
     loaded = load_checkpoint(storage, save_checkpoint(storage, point, keep=3))
     assert_equal(loaded, point)
     found = loaded.learner.stale_params
     assert found is not None
     assert found.version == 6
-    assert set(found.values) == set(behind.values)
-    for name, value in behind.values.items():
+    assert set(found.values) == set(stale.values)
+    for name, value in stale.values.items():
         np.testing.assert_array_equal(found.values[name], value)
-    if behind.normalizer is None:
+    if stale.normalizer is None:
         assert found.normalizer is None
         return
     assert isinstance(found.normalizer, Normalizer)
-    for name, constant in vars(behind.normalizer).items():
+    for name, constant in vars(stale.normalizer).items():
         np.testing.assert_array_equal(getattr(found.normalizer, name), constant)
-    assert manifest_of(point)["format"] == 3  # what reads only 2 would collect with others
+    assert manifest_of(point)["format"] == 3  # a reader of format 2 alone must refuse it
 
 
-def test_without_anything_behind_it_is_the_format_that_it_always_was(
+def test_without_stale_params_the_format_is_2_with_its_old_keys(
     storage: LocalStorage,
 ) -> None:
-    told = manifest_of(checkpoint(7))
-    assert told["format"] == 2
-    assert set(told) == {
+    manifest = manifest_of(checkpoint(7))
+    assert manifest["format"] == 2
+    assert set(manifest) == {
         *("format", "iteration", "version", "optimiser_steps", "observations_seen"),
         *("total_env_steps", "elapsed_s", "skipped_in_a_row", "discarded_episodes"),
         *("policy", "sha256", "seal"),
@@ -132,7 +130,7 @@ def test_without_anything_behind_it_is_the_format_that_it_always_was(
     assert load_checkpoint(storage, name).learner.stale_params is None
 
 
-def test_what_kind_of_policy_it_is_is_kept(storage: LocalStorage) -> None:
+def test_the_kind_of_policy_is_saved(storage: LocalStorage) -> None:
     kinds = (
         replace(SPEC, discrete=True, first_action=-2),
         replace(SPEC, action_scale=0.1, hidden_sizes=()),
@@ -142,7 +140,7 @@ def test_what_kind_of_policy_it_is_is_kept(storage: LocalStorage) -> None:
         assert_equal(load_checkpoint(storage, name), checkpoint(iteration, spec))
 
 
-def test_an_optimizer_that_remembers_nothing_is_saved(storage: LocalStorage) -> None:
+def test_an_empty_optimizer_state_is_saved(storage: LocalStorage) -> None:
     full = checkpoint(3)
     state = replace(full.learner, optimizer=OptimizerState(0, {}, {}))
     name = save_checkpoint(storage, replace(full, learner=state), keep=1)
@@ -155,7 +153,7 @@ def test_the_parameters_are_a_plain_safetensors_file(storage: LocalStorage) -> N
     np.testing.assert_array_equal(arrays["log_std"], checkpoint(1).learner.parameters["log_std"])
 
 
-def test_the_newest_are_kept_and_nothing_else_is_left(storage: LocalStorage) -> None:
+def test_only_the_newest_are_kept(storage: LocalStorage) -> None:
     for iteration in range(1, 6):
         save_checkpoint(storage, checkpoint(iteration), keep=2)
     assert storage.names(FOLDER) == ["00000004", "00000005"]
@@ -163,7 +161,7 @@ def test_the_newest_are_kept_and_nothing_else_is_left(storage: LocalStorage) -> 
     assert (newest.iteration, warnings) == (5, [])
 
 
-def test_the_best_stays_beside_the_newest_and_can_be_asked_for(storage: LocalStorage) -> None:
+def test_the_best_is_kept_with_the_newest_and_can_be_loaded(storage: LocalStorage) -> None:
     values = [1.0, 5.0, 3.0, 4.0, 2.0, 0.0]
     for iteration in range(1, 7):
         known = [CheckpointScore(i, v) for i, v in enumerate(values[: iteration - 1], 1)]
@@ -179,7 +177,7 @@ def test_the_best_stays_beside_the_newest_and_can_be_asked_for(storage: LocalSto
     ]
 
 
-def test_a_score_of_a_checkpoint_that_is_not_there_is_no_news(storage: LocalStorage) -> None:
+def test_the_score_of_a_missing_checkpoint_is_ignored(storage: LocalStorage) -> None:
     save_checkpoint(storage, checkpoint(10), keep=2)
     save_checkpoint(storage, checkpoint(20), keep=2, scores=[CheckpointScore(13, 9.0)])
     assert read_best_score(storage) is None
@@ -190,7 +188,7 @@ def test_a_score_of_a_checkpoint_that_is_not_there_is_no_news(storage: LocalStor
 
 
 class Forgetful(LocalStorage):
-    """A folder whose notes cannot be read now and then."""
+    """A directory whose best.json cannot be read at times."""
 
     fails = False
 
@@ -200,7 +198,7 @@ class Forgetful(LocalStorage):
         return super().read(name)
 
 
-def test_a_note_of_the_best_that_cannot_be_read_now_is_a_failed_save_and_costs_nothing(
+def test_a_best_file_that_cannot_be_read_fails_the_save_and_loses_nothing(
     tmp_path: Path,
 ) -> None:
     storage = Forgetful(tmp_path)
@@ -219,7 +217,7 @@ def test_a_note_of_the_best_that_cannot_be_read_now_is_a_failed_save_and_costs_n
 
 
 @pytest.mark.parametrize("note", [b"torn", b'{"iteration": 2, "score": NaN}', b"[1]", b"\xff"])
-def test_a_damaged_note_of_the_best_is_written_anew_from_the_scores_that_are_known(
+def test_a_corrupt_best_file_is_rewritten_from_the_known_scores(
     storage: LocalStorage, note: bytes
 ) -> None:
     scores = [CheckpointScore(1, 9.0), CheckpointScore(2, 1.0), CheckpointScore(17, 99.0)]
@@ -231,7 +229,7 @@ def test_a_damaged_note_of_the_best_is_written_anew_from_the_scores_that_are_kno
     assert storage.names(FOLDER) == ["00000001", "00000003", "best.json"]
 
 
-def test_a_best_checkpoint_that_is_gone_is_not_the_best_for_ever(storage: LocalStorage) -> None:
+def test_a_best_checkpoint_that_is_gone_is_replaced(storage: LocalStorage) -> None:
     for iteration in (1, 2, 3):
         save_checkpoint(storage, checkpoint(iteration), keep=3, scores=[CheckpointScore(1, 9.0)])
     storage.remove(f"{FOLDER}/00000001")
@@ -241,7 +239,7 @@ def test_a_best_checkpoint_that_is_gone_is_not_the_best_for_ever(storage: LocalS
     assert read_best_score(storage) == CheckpointScore(3, 1.0)
 
 
-def test_broken_ones_are_not_counted_among_those_that_are_kept(storage: LocalStorage) -> None:
+def test_corrupt_ones_do_not_count_among_those_kept(storage: LocalStorage) -> None:
     for iteration in (1, 2, 3, 4):
         save_checkpoint(storage, checkpoint(iteration), keep=4)
     for iteration in (3, 4):
@@ -251,7 +249,7 @@ def test_broken_ones_are_not_counted_among_those_that_are_kept(storage: LocalSto
 
 
 @pytest.mark.parametrize("which", ["7", "last", "best", "-1", "²", "9" * 30])
-def test_a_checkpoint_that_is_not_there_is_a_sentence(storage: LocalStorage, which: str) -> None:
+def test_a_missing_checkpoint_is_an_error(storage: LocalStorage, which: str) -> None:
     save_checkpoint(storage, checkpoint(1), keep=2)
     with pytest.raises(RunDirError):
         load_named_checkpoint(storage, which)
@@ -261,16 +259,16 @@ FILES = ["manifest.json", "parameters.safetensors", "learner.safetensors"]
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("harm", ["missing", "folder", "empty"])
-def test_a_harmed_checkpoint_is_recognized_and_the_one_before_it_used(
-    storage: LocalStorage, name: str, harm: str
+@pytest.mark.parametrize("damage", ["missing", "folder", "empty"])
+def test_a_corrupt_checkpoint_is_detected_and_the_previous_one_used(
+    storage: LocalStorage, name: str, damage: str
 ) -> None:
     save_checkpoint(storage, checkpoint(1), keep=3)
     file = storage.path / save_checkpoint(storage, checkpoint(2), keep=3) / name
     file.unlink()
-    if harm == "folder":
+    if damage == "folder":
         file.mkdir()
-    elif harm == "empty":
+    elif damage == "empty":
         file.write_bytes(b"")
     newest, warnings = load_newest_checkpoint(storage)
     assert_equal(newest, checkpoint(1))
@@ -281,21 +279,21 @@ def test_a_harmed_checkpoint_is_recognized_and_the_one_before_it_used(
 @pytest.mark.parametrize("name", FILES)
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_any_bit_that_is_altered_is_seen(
+def test_any_altered_bit_is_detected(
     tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject
 ) -> None:
     storage = LocalStorage(tmp_path_factory.mktemp("altered"))
     save_checkpoint(storage, checkpoint(1), keep=3)
     file = storage.path / save_checkpoint(storage, checkpoint(2), keep=3) / name
     content = bytearray(file.read_bytes())
-    place = data.draw(st.integers(0, len(content) - 1))
+    position = data.draw(st.integers(0, len(content) - 1))
     how = data.draw(st.sampled_from(["flip", "cut", "longer"]))
     if how == "flip":
-        content[place] ^= data.draw(st.integers(1, 255))
+        content[position] ^= data.draw(st.integers(1, 255))
     elif how == "cut":
-        del content[place:]
+        del content[position:]
     else:
-        content[place:place] = data.draw(st.binary(min_size=1, max_size=9))
+        content[position:position] = data.draw(st.binary(min_size=1, max_size=9))
     file.write_bytes(content)
     newest, warnings = load_newest_checkpoint(storage)
     if name == "manifest.json" and newest.iteration == 2:  # white space means nothing in JSON
@@ -306,13 +304,13 @@ def test_any_bit_that_is_altered_is_seen(
 
 
 class Trap:
-    """What a pickle would run."""
+    """An object whose unpickling creates a directory."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.mkdir, ("trapped",)
 
 
-def test_nothing_that_lies_in_the_place_of_a_file_is_executed(
+def test_no_content_of_a_file_is_executed(
     storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -333,9 +331,7 @@ def test_nothing_that_lies_in_the_place_of_a_file_is_executed(
 
 
 @pytest.mark.parametrize("content", ["[]", "3", "{}", '{"format": "2"}', "[" * 100_000])
-def test_a_manifest_of_another_shape_is_refused_in_a_sentence(
-    storage: LocalStorage, content: str
-) -> None:
+def test_a_manifest_of_another_shape_is_an_error(storage: LocalStorage, content: str) -> None:
     name = save_checkpoint(storage, checkpoint(1), keep=1)
     (storage.path / name / "manifest.json").write_text(content)
     with pytest.raises(CorruptCheckpoint):
@@ -351,7 +347,7 @@ def test_another_format_version_is_refused_and_named(storage: LocalStorage) -> N
         load_newest_checkpoint(storage)
 
 
-def test_saving_over_a_broken_checkpoint_mends_it(storage: LocalStorage) -> None:
+def test_saving_over_a_corrupt_checkpoint_repairs_it(storage: LocalStorage) -> None:
     name = save_checkpoint(storage, checkpoint(3), keep=3)
     (storage.path / name / "parameters.safetensors").write_bytes(b"")
     save_checkpoint(storage, checkpoint(3), keep=3)
@@ -359,7 +355,7 @@ def test_saving_over_a_broken_checkpoint_mends_it(storage: LocalStorage) -> None
 
 
 class Busy(LocalStorage):
-    """Of a run that saves its next checkpoint whenever somebody has begun to read the last."""
+    """The storage of a run that saves a checkpoint whenever the newest one is about to be read."""
 
     left = 0
 
@@ -372,9 +368,7 @@ class Busy(LocalStorage):
 
 
 @pytest.mark.parametrize("times", [1, 3])
-def test_checkpoints_that_are_replaced_while_they_are_read_are_followed(
-    tmp_path: Path, times: int
-) -> None:
+def test_checkpoints_replaced_during_a_load_are_followed(tmp_path: Path, times: int) -> None:
     storage = Busy(tmp_path)
     save_checkpoint(storage, checkpoint(1), keep=1)
     storage.left = times
@@ -383,7 +377,7 @@ def test_checkpoints_that_are_replaced_while_they_are_read_are_followed(
     assert warnings == []
 
 
-def test_whoever_is_too_slow_for_all_of_them_is_told_and_does_not_hang(tmp_path: Path) -> None:
+def test_a_load_that_is_always_too_slow_ends_with_an_error(tmp_path: Path) -> None:
     storage = Busy(tmp_path)
     save_checkpoint(storage, checkpoint(1), keep=1)
     storage.left = 1000
@@ -391,6 +385,6 @@ def test_whoever_is_too_slow_for_all_of_them_is_told_and_does_not_hang(tmp_path:
         load_newest_checkpoint(storage)
 
 
-def test_no_checkpoint_at_all_is_said(tmp_path: Path) -> None:
+def test_no_checkpoint_at_all_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RunDirError, match="no checkpoint"):
         load_newest_checkpoint(LocalStorage(tmp_path / "nowhere"))

@@ -47,7 +47,7 @@ def holder(folder: Path, first: str = "pass") -> Iterator[subprocess.Popen[str]]
             process.kill()
 
 
-def test_a_folder_in_use_by_a_living_run_is_not_taken_over(tmp_path: Path) -> None:
+def test_a_directory_in_use_by_a_live_run_is_refused(tmp_path: Path) -> None:
     with holder(tmp_path) as process:
         with pytest.raises(RunDirError) as caught, lock_run_dir(tmp_path):
             pass
@@ -61,17 +61,17 @@ def test_a_folder_in_use_by_a_living_run_is_not_taken_over(tmp_path: Path) -> No
             pass
 
 
-def test_training_and_resuming_are_refused_on_a_living_run(tmp_path: Path) -> None:
-    begun = run_of(settings(), tmp_path / "begun")
+def test_training_and_resuming_are_refused_on_a_live_run(tmp_path: Path) -> None:
+    started = run_of(settings(), tmp_path / "started")
     for folder, arguments in (
-        (begun.path, {"resume": begun.path}),
+        (started.path, {"resume": started.path}),
         (tmp_path / "new", {"run_dir": tmp_path / "new"}),
     ):
         with holder(folder), pytest.raises(RunDirError, match="in use by a live run"):
             train(settings(), **arguments)  # type: ignore[arg-type]
 
 
-def test_what_a_run_starts_does_not_inherit_its_lock(tmp_path: Path) -> None:
+def test_child_processes_do_not_inherit_the_lock(tmp_path: Path) -> None:
     # Ray's workers may outlive the run that began them, by a little.
     child = "child = subprocess.Popen(['sleep', '60'], close_fds=False); print(child.pid)"
     program = [sys.executable, "-c", HOLDER.format(first=child), str(tmp_path)]
@@ -91,7 +91,7 @@ def test_what_a_run_starts_does_not_inherit_its_lock(tmp_path: Path) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def test_a_run_that_does_not_begin_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_run_that_does_not_begin_leaves_nothing(tmp_path: Path) -> None:
     with lock_run_dir(tmp_path / "a" / "b"):
         assert (tmp_path / "a" / "b" / LOCK).is_file()
     assert not list(tmp_path.iterdir())
@@ -122,7 +122,7 @@ def test_the_lock_is_held_for_the_whole_of_a_run(
     assert not (tmp_path / "run").exists()
 
 
-def test_runs_of_the_same_second_get_folders_of_their_own(
+def test_runs_of_the_same_second_get_different_directories(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders: list[Path] = []
@@ -145,7 +145,7 @@ def test_runs_of_the_same_second_get_folders_of_their_own(
 
 
 @pytest.mark.parametrize("kind", ["folder", "link", "fifo"])
-def test_a_lock_that_is_no_file_is_refused_and_left_alone(tmp_path: Path, kind: str) -> None:
+def test_a_lock_that_is_not_a_file_is_refused_and_left_alone(tmp_path: Path, kind: str) -> None:
     lock, other = tmp_path / LOCK, tmp_path / "other"
     other.write_text("mine")
     if kind == "folder":
@@ -163,7 +163,7 @@ def test_a_lock_that_is_no_file_is_refused_and_left_alone(tmp_path: Path, kind: 
 
 
 @pytest.mark.parametrize("note", ["", "[]", "{", "[" * 900, '{"host": 1}', "\x00\xff"])
-def test_a_damaged_note_changes_nothing_but_the_words(tmp_path: Path, note: str) -> None:
+def test_a_corrupt_lock_file_changes_only_the_message(tmp_path: Path, note: str) -> None:
     with holder(tmp_path):
         (tmp_path / LOCK).write_text(note)
         with (

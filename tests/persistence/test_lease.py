@@ -1,4 +1,4 @@
-"""Two programs that carry on one run: whatever their order, only the newer one writes."""
+"""Of two programs that carry on one run, only the newer one writes, in any order of events."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]
 class Interleaved:
     """A storage in which something else happens just before the k-th operation.
 
-    What is written or removed afterwards is noted.
+    Names written or removed afterwards are recorded.
     """
 
     def __init__(self, storage: Storage, k: int, happen: Callable[[], object]) -> None:
@@ -68,7 +68,7 @@ class Interleaved:
             self.since.append(changed)
 
 
-def test_attempts_are_counted_and_the_newest_alone_writes(storage: Storage) -> None:
+def test_attempts_are_counted_and_only_the_newest_writes(storage: Storage) -> None:
     first = acquire_lease(storage)
     second = acquire_lease(storage)
     assert (first.attempt, second.attempt) == (1, 2)
@@ -78,15 +78,15 @@ def test_attempts_are_counted_and_the_newest_alone_writes(storage: Storage) -> N
         with pytest.raises(Superseded) as caught:
             act()
     assert storage.read("a") == b"second"
-    note = json.loads(storage.read(second.name))
+    content = json.loads(storage.read(second.name))
     assert str(caught.value) == (
-        f"attempt 2 of this run began on {note['host']} at {note['since']}: "
+        f"attempt 2 of this run began on {content['host']} at {content['since']}: "
         "this one, attempt 1, stops and has written nothing since"
     )
     assert (older.read("a"), older.names("attempts")) == (b"second", storage.names("attempts"))
 
 
-def test_a_newer_attempt_at_any_moment_of_a_save_lets_nothing_more_be_begun(
+def test_a_newer_attempt_at_any_moment_of_a_save_stops_it(
     tmp_path: Path,
 ) -> None:
     """For each k: a newer attempt begins before the k-th operation of the older one's save."""
@@ -96,7 +96,7 @@ def test_a_newer_attempt_at_any_moment_of_a_save_lets_nothing_more_be_begun(
         acquire_lease(storage)
         for iteration in (1, 2, 3):
             save_checkpoint(storage, checkpoint(iteration), keep=2, scores=scores[: iteration - 1])
-        mine = acquire_lease(storage)
+        lease = acquire_lease(storage)
         newer: list[Lease] = []
 
         def begin(storage: Storage = storage, newer: list[Lease] = newer) -> None:
@@ -104,7 +104,7 @@ def test_a_newer_attempt_at_any_moment_of_a_save_lets_nothing_more_be_begun(
 
         between = Interleaved(storage, k, begin)
         try:
-            save_checkpoint(FencedStorage(between, mine), checkpoint(4), keep=2, scores=scores)
+            save_checkpoint(FencedStorage(between, lease), checkpoint(4), keep=2, scores=scores)
         except Superseded:
             assert between.happened
         if not between.happened:
@@ -118,11 +118,11 @@ def test_a_newer_attempt_at_any_moment_of_a_save_lets_nothing_more_be_begun(
             save_checkpoint(fenced, checkpoint(iteration), keep=2, scores=scores)
         assert_equal(load_newest_checkpoint(storage)[0], checkpoint(5))
         assert storage.names("checkpoints") == ["00000003", "00000004", "00000005", "best.json"]
-    raise AssertionError("saving never came to its end")
+    raise AssertionError("saving never ended")
 
 
 @pytest.mark.parametrize("token", ["0" * 16, "f" * 16])
-def test_of_two_that_begin_at_any_moment_of_each_other_exactly_one_stays(
+def test_of_two_attempts_that_overlap_in_any_way_exactly_one_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str
 ) -> None:
     """The other one takes the same number, with a lower or a higher token, in between."""
@@ -135,15 +135,15 @@ def test_of_two_that_begin_at_any_moment_of_each_other_exactly_one_stays(
         )
 
         def other(storage: Storage = storage) -> None:
-            there = [name for name in storage.names("attempts") if "8888" not in name]
-            number = int(there[-1].split("-")[0]) + 1  # as if it had been listed before ours
+            others = [name for name in storage.names("attempts") if "8888" not in name]
+            number = int(others[-1].split("-")[0]) + 1  # as if it had been listed before ours
             storage.write(Lease(number, token).name, b"{}")
 
         between = Interleaved(storage, k, other)
-        mine = acquire_lease(between)
+        lease = acquire_lease(between)
         monkeypatch.undo()
         if not between.happened:
-            assert k == 4  # a listing, the note, a listing
+            assert k == 4  # a listing, the lease, a listing
             return
         rival = next(
             Lease(int(name[:6]), token)
@@ -151,17 +151,17 @@ def test_of_two_that_begin_at_any_moment_of_each_other_exactly_one_stays(
             if name.endswith(f"{token}.json")
         )
         alive = 0
-        for one in (mine, rival):
+        for one in (lease, rival):
             try:
                 verify_lease(storage, one)
                 alive += 1
             except Superseded:
                 pass
         assert alive == 1, f"before operation {k}"
-    raise AssertionError("claiming never came to its end")
+    raise AssertionError("acquiring the lease never ended")
 
 
-def test_a_new_run_is_refused_where_an_attempt_is_noted_and_leaves_no_note(
+def test_a_new_run_is_refused_if_there_is_an_attempt_and_leaves_no_lease(
     storage: Storage,
 ) -> None:
     acquire_lease(storage, new=True)
@@ -181,44 +181,44 @@ def test_of_two_new_runs_that_begin_at_the_same_moment_one_is_refused(tmp_path: 
     verify_lease(storage, rival)
 
 
-def test_a_storage_that_has_lost_the_note_is_not_written_to(storage: Storage) -> None:
+def test_a_storage_that_has_lost_the_lease_is_not_written_to(storage: Storage) -> None:
     """A share that is not mounted any more is an empty folder."""
-    mine = acquire_lease(storage)
-    storage.remove(mine.name)
+    lease = acquire_lease(storage)
+    storage.remove(lease.name)
     with pytest.raises(OSError, match="emptied or unmounted"):
-        FencedStorage(storage, mine).write("a", b"")
+        FencedStorage(storage, lease).write("a", b"")
     assert storage.names(".") in ([], ["attempts"])
 
 
-def test_a_storage_that_fails_is_no_newer_attempt(tmp_path: Path) -> None:
+def test_a_failing_storage_is_not_taken_for_a_newer_attempt(tmp_path: Path) -> None:
     class Away(LocalStorage):
         def names(self, folder: str) -> list[str]:
             raise OSError(5, "Input/output error")
 
-    mine = acquire_lease(LocalStorage(tmp_path))
+    lease = acquire_lease(LocalStorage(tmp_path))
     with pytest.raises(OSError, match="Input/output"):
-        verify_lease(Away(tmp_path), mine)
+        verify_lease(Away(tmp_path), lease)
 
 
 @pytest.mark.parametrize(
     "name", [".000009-ffffffffffffffff.json.partial", "9.json", "000009-x.json", "readme"]
 )
-def test_what_is_no_note_is_none(storage: Storage, name: str) -> None:
-    mine = acquire_lease(storage)
+def test_other_files_are_not_taken_for_leases(storage: Storage, name: str) -> None:
+    lease = acquire_lease(storage)
     storage.write(f"attempts/{name}", b"")
-    verify_lease(storage, mine)
+    verify_lease(storage, lease)
 
 
-@pytest.mark.parametrize("note", [b"", b"[]", b"{", b"[" * 900, b"\xff", b'{"host": 1}'])
-def test_a_damaged_note_changes_nothing_but_the_words(storage: Storage, note: bytes) -> None:
-    mine = acquire_lease(storage)
-    storage.write(Lease(7, "0" * 16).name, note)
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"[" * 900, b"\xff", b'{"host": 1}'])
+def test_a_corrupt_lease_changes_only_the_message(storage: Storage, content: bytes) -> None:
+    lease = acquire_lease(storage)
+    storage.write(Lease(7, "0" * 16).name, content)
     with pytest.raises(Superseded, match="attempt 7 of this run began: this one, attempt 1, stops"):
-        verify_lease(storage, mine)
+        verify_lease(storage, lease)
     assert acquire_lease(storage).attempt == 8
 
 
-def test_notes_do_not_pile_up_and_numbers_go_on(storage: Storage) -> None:
+def test_old_leases_are_removed_and_numbers_continue(storage: Storage) -> None:
     for number in range(1, 26):
         assert acquire_lease(storage).attempt == number
     kept = storage.names("attempts")

@@ -90,12 +90,12 @@ def test_an_altered_object_is_seen_and_the_checkpoint_before_it_used(bucket: str
     assert "checksum" in warnings[0]
 
 
-def test_a_bucket_that_is_not_there_is_an_error_of_the_storage(bucket: str) -> None:
+def test_a_missing_bucket_is_an_error(bucket: str) -> None:
     with pytest.raises(OSError, match="bucket does not exist"):
         open_storage("s3://no-such-bucket/runs/a").write("file", b"")
 
 
-def test_a_run_is_fetched_whole_from_where_it_is_kept(bucket: str, tmp_path: Path) -> None:
+def test_a_whole_run_is_fetched_from_its_storage(bucket: str, tmp_path: Path) -> None:
     """Settings, metrics in pieces, checkpoints: on another machine it is the same run."""
     chosen = settings(run={"storage": f"{bucket}/runs"})
     here = run_of(chosen, tmp_path / "here" / "small-1")
@@ -119,13 +119,13 @@ def test_a_run_is_fetched_whole_from_where_it_is_kept(bucket: str, tmp_path: Pat
     assert_equal(load_newest_checkpoint(open_run_storage(there, chosen.run))[0], checkpoint(3))
 
 
-def test_a_url_without_a_run_is_a_sentence(bucket: str, tmp_path: Path) -> None:
+def test_a_url_without_a_run_is_an_error(bucket: str, tmp_path: Path) -> None:
     with pytest.raises(RunDirError, match="no run at"):
         fetch_run(f"{bucket}/runs/nobody", tmp_path)
     assert not (tmp_path / "nobody").exists()
 
 
-def test_of_two_attempts_in_a_bucket_the_older_one_writes_no_more(bucket: str) -> None:
+def test_of_two_attempts_in_a_bucket_the_older_one_stops_writing(bucket: str) -> None:
     storage = open_storage(f"{bucket}/runs/a")
     older = FencedStorage(storage, acquire_lease(storage))
     save_checkpoint(older, checkpoint(1), keep=2)

@@ -1,4 +1,4 @@
-"""Storage keeps files whole, in a folder and behind fsspec's URLs alike."""
+"""Files are complete or absent, in a directory and behind fsspec's URLs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]
         fsspec.filesystem("memory").rm("/", recursive=True)
 
 
-def test_what_is_written_is_read_listed_replaced_and_removed(storage: Storage) -> None:
+def test_files_are_written_read_listed_replaced_and_removed(storage: Storage) -> None:
     assert storage.names("a") == []
     storage.write("a/one", b"1")
     storage.write("a/two", b"2")
@@ -56,14 +56,14 @@ def test_names_that_lead_out_are_refused(storage: Storage, name: str) -> None:
         storage.write(name, b"")
 
 
-def test_checkpoints_are_kept_in_any_of_them(storage: Storage) -> None:
+def test_checkpoints_can_be_stored_in_any_of_them(storage: Storage) -> None:
     for iteration in (1, 2, 3):
         save_checkpoint(storage, checkpoint(iteration), keep=2)
     assert storage.names("checkpoints") == ["00000002", "00000003"]
     assert_equal(load_newest_checkpoint(storage)[0], checkpoint(3))
 
 
-def test_a_write_that_fails_leaves_what_was_there(
+def test_a_failed_write_leaves_the_previous_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = LocalStorage(tmp_path)
@@ -80,18 +80,18 @@ def test_a_write_that_fails_leaves_what_was_there(
 
 
 @pytest.mark.parametrize("url", ["nonsense://bucket/runs", "sqs://x"])
-def test_a_protocol_that_is_not_known_is_a_sentence(url: str) -> None:
+def test_an_unknown_protocol_is_an_error(url: str) -> None:
     with pytest.raises(StorageError, match="no storage at"):
         open_storage(url)
 
 
 @pytest.mark.parametrize("url", ["file://mnt/shared", "local://runs", "file://"])
-def test_half_a_path_is_not_taken_for_one_from_here(url: str) -> None:
+def test_a_file_url_with_a_relative_path_is_an_error(url: str) -> None:
     with pytest.raises(StorageError, match=r"write (file|local):///"):
         open_storage(url)
 
 
-def test_programs_that_share_a_folder_and_a_process_id_do_not_mix_their_writes(
+def test_programs_that_share_a_directory_and_a_process_id_do_not_mix_their_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other one writes the same file while ours is under way."""
@@ -120,7 +120,7 @@ def test_programs_that_share_a_folder_and_a_process_id_do_not_mix_their_writes(
         ("/runs/a", "memory://runs/a", False),
     ],
 )
-def test_two_names_of_one_place(one: str, other: str, same: bool) -> None:
+def test_two_names_of_the_same_storage(one: str, other: str, same: bool) -> None:
     assert is_same_storage(open_storage(one), open_storage(other)) is same
 
 
@@ -133,7 +133,7 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
         RemoteStorage("s3://bucket/runs")
 
 
-def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_never_answers_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     storage, never = open_storage("memory://silent"), threading.Event()
     assert isinstance(storage, RemoteStorage)
     monkeypatch.setattr("maml_ray.persistence.storage.REQUEST_TIMEOUT_S", 0.05)
@@ -145,7 +145,7 @@ def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch
         never.set()
 
 
-def test_what_a_server_takes_too_long_for_by_its_own_word_is_told_in_its_words(
+def test_a_timeout_reported_by_the_server_keeps_its_message(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def slow(*args: object, **kwargs: object) -> None:

@@ -56,8 +56,8 @@ def test_gae_is_the_sum_over_temporal_differences(
     rewards = data.rewards.astype(np.float64)
     values = np.where(data.mask, data.observations[..., 0].astype(np.float64), 0.0)
     settings, lengths = AdvantageSettings(discount=discount, gae_lambda=lam), data.mask.sum(axis=1)
-    behind = np.zeros(data.episodes)
-    actual = compute_gae(rewards, BaselineValues(values, behind), lengths, settings)
+    final = np.zeros(data.episodes)
+    actual = compute_gae(rewards, BaselineValues(values, final), lengths, settings)
     expected = oracles.gae(rewards, values, lengths, discount, lam)
     np.testing.assert_allclose(np.where(data.mask, actual, 0.0), expected, atol=1e-12)
 
@@ -81,7 +81,7 @@ def test_baseline_is_the_ridge_solution(data: Trajectories) -> None:
 
 
 @given(data=trajectories, discount=fractions, lam=fractions, normalize=st.booleans())
-def test_advantages_are_the_oracles_put_together(
+def test_advantages_equal_the_oracles_combined(
     data: Trajectories, discount: float, lam: float, normalize: bool
 ) -> None:
     settings = AdvantageSettings(discount=discount, gae_lambda=lam, normalize=normalize)
@@ -89,12 +89,12 @@ def test_advantages_are_the_oracles_put_together(
     returns = oracles.discounted_sums(rewards, discount)
     values = oracles.ridge_values(data, returns, RIDGE)
     expected = oracles.gae(rewards, values, data.mask.sum(axis=1), discount, lam)
-    taken = expected[data.mask]
+    unmasked = expected[data.mask]
     tolerance = 1e-3
     if normalize:
-        if taken.std() < 0.1:  # the baseline explains it all: what is left is rounding
+        if unmasked.std() < 0.1:  # the baseline explains everything but rounding
             return
-        expected = np.where(data.mask, (expected - taken.mean()) / taken.std(), 0.0)
+        expected = np.where(data.mask, (expected - unmasked.mean()) / unmasked.std(), 0.0)
         tolerance = 1e-2
     actual = compute_advantages(data, settings)
     assert actual.dtype == np.float32
@@ -130,7 +130,7 @@ def test_the_scale_of_the_reward_does_not_matter_when_normalized() -> None:
     )
 
 
-def test_what_lies_behind_an_end_changes_nothing() -> None:
+def test_entries_after_an_end_change_nothing() -> None:
     data = oracles.random_trajectories(np.random.default_rng(3), 4, 10, early_ends=True)
     assert not data.mask.all()
     junk = replace(
@@ -149,7 +149,7 @@ def test_constant_rewards_of_zero_give_zero() -> None:
     np.testing.assert_array_equal(compute_advantages(silent, AdvantageSettings()), 0.0)
 
 
-def test_a_good_baseline_takes_away_what_the_state_explains() -> None:
+def test_a_good_baseline_removes_what_the_state_explains() -> None:
     data = oracles.random_trajectories(np.random.default_rng(0), 20, 5)
     explained = replace(data, rewards=data.observations[..., 0].copy())
     settings = raw(discount=0.0)

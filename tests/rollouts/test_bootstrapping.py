@@ -1,4 +1,4 @@
-"""BaselineValues behind an episode that only the time limit ended."""
+"""Bootstrapped values after an episode that only the time limit ended."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Float64 = NDArray[np.float64]
 def with_ends(
     seed: int, episodes: int, steps: int, *, early: bool = True, terminated: bool | None = None
 ) -> Trajectories:
-    """Random trajectories that know how they ended; ``terminated`` of all, or at random."""
+    """Random trajectories with end information; ``terminated`` for all, or at random."""
     rng = np.random.default_rng(seed)
     data = oracles.random_trajectories(rng, episodes, steps, 2, early_ends=early)
     ended = rng.random(episodes) < 0.5 if terminated is None else np.full(episodes, terminated)
@@ -52,7 +52,7 @@ def fixed_point(data: Trajectories, discount: float) -> tuple[Float64, Float64, 
     assert data.final_observations is not None
     assert data.terminated is not None
     lengths = data.mask.sum(axis=1)
-    behind = np.array([features(observation) for observation in data.final_observations])
+    final_features = np.array([features(observation) for observation in data.final_observations])
     final, values, targets = np.zeros(len(lengths)), np.zeros(0), np.zeros(0)
     for _ in range(5000):
         targets = np.zeros(data.mask.shape)
@@ -67,7 +67,7 @@ def fixed_point(data: Trajectories, discount: float) -> tuple[Float64, Float64, 
         weights = np.linalg.lstsq(system, wanted, rcond=None)[0]
         values = np.zeros(data.mask.shape)
         values[data.mask] = rows @ weights
-        before, final = final, (behind @ weights) * ~data.terminated
+        before, final = final, (final_features @ weights) * ~data.terminated
         if np.abs(final - before).max() < 1e-13:
             return values, final, targets
     raise AssertionError("no fixed point was reached")
@@ -85,7 +85,7 @@ def test_the_values_are_the_fixed_point_of_fitting_and_bootstrapping(seed: int) 
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_advantages_are_those_of_episodes_that_go_on(seed: int) -> None:
+def test_advantages_are_those_of_continuing_episodes(seed: int) -> None:
     data = with_ends(seed, 6, 20)
     settings = AdvantageSettings(
         discount=0.7, gae_lambda=0.8, bootstrap_time_limit=True, normalize=False
@@ -93,11 +93,11 @@ def test_advantages_are_those_of_episodes_that_go_on(seed: int) -> None:
     values, final, _ = fixed_point(data, 0.7)
     expected = np.zeros(data.mask.shape)
     for episode, length in enumerate(data.mask.sum(axis=1)):
-        behind = [*values[episode, 1:length], final[episode]]
+        next_values = [*values[episode, 1:length], final[episode]]
         running = 0.0
         for step in reversed(range(length)):
             reward = float(data.rewards[episode, step])
-            delta = reward + 0.7 * behind[step] - values[episode, step]
+            delta = reward + 0.7 * next_values[step] - values[episode, step]
             running = delta + 0.7 * 0.8 * running
             expected[episode, step] = running
     np.testing.assert_allclose(compute_advantages(data, settings), expected, atol=1e-5)
@@ -108,10 +108,10 @@ def test_advantages_are_those_of_episodes_that_go_on(seed: int) -> None:
     episodes=st.integers(1, 5),
     steps=st.integers(1, 12),
 )
-def test_where_every_episode_ended_by_itself_nothing_is_bootstrapped(
+def test_if_every_episode_terminated_nothing_is_bootstrapped(
     seed: int, episodes: int, steps: int
 ) -> None:
-    """An ordinary ridge regression to the discounted returns, as without."""
+    """An ordinary ridge regression to the discounted returns."""
     data = with_ends(seed, episodes, steps, terminated=True)
     rewards = rewards_of(data)
     x = np.array([features(data.observations[k, t]) for k, t in np.argwhere(data.mask)])
@@ -124,7 +124,7 @@ def test_where_every_episode_ended_by_itself_nothing_is_bootstrapped(
 
 
 def test_a_constant_reward_is_worth_the_same_at_any_time() -> None:
-    """``r / (1 - discount)``; with the papers' zero behind the end the value falls with time."""
+    """``r / (1 - discount)``; with the papers' zero after the end the value falls with time."""
     data = with_ends(0, 10, 100, early=False, terminated=False)
     data = replace(data, rewards=np.full((10, 100), 2.0, np.float32))
     rewards = rewards_of(data)
@@ -138,7 +138,7 @@ def test_a_constant_reward_is_worth_the_same_at_any_time() -> None:
 
 @pytest.mark.parametrize("steps", [20, 100, 200])
 @pytest.mark.parametrize("discount", [0.9, 0.99, 0.995])
-def test_noise_in_the_rewards_does_not_run_away(steps: int, discount: float) -> None:
+def test_noise_in_the_rewards_is_not_amplified(steps: int, discount: float) -> None:
     """With the time among the features the final values were off a hundredfold."""
     for seed in range(4):
         data = with_ends(seed, 10, steps, early=False, terminated=False)
@@ -164,7 +164,7 @@ def test_the_last_step_of_each_episode_is_followed_by_its_own_final_value() -> N
         assert found[episode, last] == pytest.approx(expected)
 
 
-def test_what_lies_behind_an_end_changes_nothing() -> None:
+def test_entries_after_an_end_change_nothing() -> None:
     data = with_ends(3, 4, 10)
     junk = replace(
         data,
@@ -178,7 +178,7 @@ def test_what_lies_behind_an_end_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("missing", ["final_observations", "terminated"])
-def test_trajectories_that_do_not_know_their_ends_are_refused(missing: str) -> None:
+def test_trajectories_without_end_information_are_refused(missing: str) -> None:
     data = replace(with_ends(0, 2, 5), **{missing: None})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="final_observations and terminated"):
         compute_advantages(data, AdvantageSettings(bootstrap_time_limit=True))
