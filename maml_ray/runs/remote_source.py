@@ -33,12 +33,12 @@ class RemoteRun:
     """Supply the newest parameters of a run until the run ends.
 
     Args:
-        name: name of the run.
+        run_id: the run.
         check_stop: called every few seconds while waiting; may raise to stop waiting.
     """
 
-    def __init__(self, name: RunId, *, check_stop: Callable[[], None]) -> None:
-        self.name, self._check_stop = name, check_stop
+    def __init__(self, run_id: RunId, *, check_stop: Callable[[], None]) -> None:
+        self.run_id, self._check_stop = run_id, check_stop
         self._description: tuple[Settings, PolicySpec] | None = None
 
     def next(self, newer_than: int, every: int) -> PolicyVersion | None:
@@ -53,12 +53,12 @@ class RemoteRun:
         last_answer, problem = time.monotonic(), "its status actor does not exist"
         while True:
             self._check_stop()
-            service = get_status_actor(self.name)
-            if service is None and self.name not in list_run_ids():
+            status_actor = get_status_actor(self.run_id)
+            if status_actor is None and self.run_id not in list_run_ids():
                 return None
-            if service is not None:
+            if status_actor is not None:
                 try:
-                    version = self._request(service, newer_than, every)
+                    version = self._request(status_actor, newer_than, every)
                 except RayError as error:  # next, find out whether the run has ended
                     problem = describe_error(error)
                 else:
@@ -68,15 +68,15 @@ class RemoteRun:
                     continue
             if time.monotonic() - last_answer > UNREACHABLE_AFTER_S:
                 raise RunUnreachable(
-                    f"{self.name} has not answered for {UNREACHABLE_AFTER_S:.0f} s: {problem}"
+                    f"{self.run_id} has not answered for {UNREACHABLE_AFTER_S:.0f} s: {problem}"
                 )
             time.sleep(_POLL_INTERVAL_S)
 
-    def _request(self, service: Any, newer_than: int, every: int) -> PolicyVersion | None:
+    def _request(self, status_actor: Any, newer_than: int, every: int) -> PolicyVersion | None:
         if self._description is None:
-            (description,) = ray.get(service.description.remote(), timeout=QUERY_TIMEOUT_S)
+            (description,) = ray.get(status_actor.description.remote(), timeout=QUERY_TIMEOUT_S)
             self._description = ray.get(description, timeout=QUERY_TIMEOUT_S)
-        request = service.snapshot.remote(newer_than, every, _REQUEST_S)
+        request = status_actor.snapshot.remote(newer_than, every, _REQUEST_S)
         snapshot = ray.get(request, timeout=_REQUEST_S + QUERY_TIMEOUT_S)
         if snapshot is None:
             return None

@@ -434,3 +434,11 @@ def test_a_storage_that_is_not_writable_is_reported_before_the_first_iteration(
     with pytest.raises(RunDirError, match=r"cannot write to .*kept/run: Read-only"):
         train(make_settings(2, tmp_path / "kept"), run_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_the_first_start_on_a_machine_announces_compilation(
+    training: FakeTraining, monkeypatch: pytest.MonkeyPatch, cached: bool
+) -> None:
+    monkeypatch.setattr("maml_ray.runs.train.has_cached_code", lambda: cached)
+    assert ("compiling kernels" in printed_by(make_settings(1))) is not cached
