@@ -89,7 +89,7 @@ class MetricsLog:
             self._events = EventWriter(run_dir.tensorboard, 0 if is_fetched else first)
         except OSError as error:
             raise RunDirError(
-                f"cannot write to the run folder {run_dir.path}: {error.strerror}"
+                f"cannot write to the run directory {run_dir.path}: {error.strerror}"
             ) from None
         for row in kept if is_fetched else ():
             self._events.add_scalars(_scalars(row), row["iteration"])

@@ -1,4 +1,4 @@
-"""The lock of a run folder, against living and killed processes."""
+"""The lock of a run directory, against live and killed processes."""
 
 from __future__ import annotations
 
