@@ -147,5 +147,5 @@ yaml_values = st.sampled_from(sorted(AS_YAML)).map(lambda name: AS_YAML[name])
 
 
 def as_yaml(tree: Any) -> str:
-    """A tree as text; JSON is YAML, and writes what it is told to."""
+    """Return a tree as text: JSON is YAML, and its writer accepts anything here."""
     return json.dumps(tree)

@@ -99,7 +99,7 @@ def others(before: dict[str, str]) -> dict[str, str]:
     return {name: what for name, what in before.items() if not name.startswith(WRITTEN)}
 
 
-def assert_told(outcome: Outcome, folder: Path, *names: str) -> None:
+def assert_reported(outcome: Outcome, folder: Path, *names: str) -> None:
     """Exit code 0, or training reached, or one sentence with the path in it."""
     assert "Traceback" not in outcome.out + outcome.err
     if outcome.code == 1:
@@ -124,8 +124,8 @@ def test_a_damaged_file(copied: Path, file: str, how: damage.Damage) -> None:
     before = others(fingerprint(copied))
     for command in READING:
         outcome = use(command, copied)
-        # A broken checkpoint is told with its folder, mixed-up files with the one they lie beside.
-        assert_told(outcome, copied, file.split("/")[0].removesuffix(".yaml"))
+        # A broken checkpoint is reported with its folder, mixed-up files with the one next to them.
+        assert_reported(outcome, copied, file.split("/")[0].removesuffix(".yaml"))
         assert others(fingerprint(copied)) == before
     load(copied)
 
@@ -135,11 +135,11 @@ def load(folder: Path) -> None:
     try:
         maml_ray.load(folder)
     except UserError as error:
-        told = str(error)
+        message = str(error)
     else:
         return
-    assert str(folder) in told
-    assert told.isprintable()
+    assert str(folder) in message
+    assert message.isprintable()
 
 
 @pytest.mark.parametrize("how", ["missing", "file", "loop", "elsewhere"])
@@ -158,7 +158,7 @@ def test_a_damaged_folder(copied: Path, tmp_path: Path, name: str, how: str) -> 
     before, outside = others(fingerprint(copied)), fingerprint(tmp_path / "outside")
     for command in READING:
         outcome = use(command, copied)
-        assert_told(outcome, copied, name.split("/")[0])
+        assert_reported(outcome, copied, name.split("/")[0])
         assert others(fingerprint(copied)) == before
         assert fingerprint(tmp_path / "outside") == outside, "written outside the run folder"
         if how == "elsewhere" and command != "compare":
@@ -176,7 +176,7 @@ def test_an_evaluation_of_another_shape(
     place = data.draw(st.sampled_from(damage.places(tree)))
     command = data.draw(st.sampled_from(["compare", "report"]))
     (copied / "evaluation.json").write_text(json.dumps(damage.replaced(tree, place, value)))
-    assert_told(use(command, copied), copied, "evaluation.json")
+    assert_reported(use(command, copied), copied, "evaluation.json")
 
 
 @cases(40)
@@ -191,7 +191,7 @@ def test_metrics_of_another_shape(
     rows = damage.replaced(rows, place, value)
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (copied / "metrics.jsonl").write_text(text)
-    assert_told(use(command, copied), copied, "metrics.jsonl", "has not finished")
+    assert_reported(use(command, copied), copied, "metrics.jsonl", "has not finished")
 
 
 @cases(30)
@@ -203,7 +203,7 @@ def test_settings_of_another_shape(
     tree = settings().model_dump(mode="json")
     place = data.draw(st.sampled_from(damage.places(tree)))
     (copied / "settings.yaml").write_text(json.dumps(damage.replaced(tree, place, value)))
-    assert_told(use("resume", copied), copied, "settings", "policy")
+    assert_reported(use("resume", copied), copied, "settings", "policy")
     load(copied)
 
 
@@ -221,7 +221,7 @@ def test_json_of_another_shape(copied: Path, file: str, shape: Any) -> None:
     for text in (json.dumps(shape), json.dumps([shape] * 2) + "\n\n"):
         (copied / file).write_text(text)
         for command in ("compare", "report", "resume"):
-            assert_told(
+            assert_reported(
                 use(command, copied), copied, file.split(".")[0].split("/")[0], "metrics.jsonl"
             )
         load(copied)
@@ -231,7 +231,7 @@ def test_json_of_another_shape(copied: Path, file: str, shape: Any) -> None:
 def test_json_nested_a_hundred_thousand_levels_deep(copied: Path, file: str) -> None:
     (copied / file).write_text(damage.nested_text(40_000) + "\n{}\n")
     for command in ("compare", "report", "resume"):
-        assert_told(use(command, copied), copied, file.split("/")[0])
+        assert_reported(use(command, copied), copied, file.split("/")[0])
     load(copied)
 
 
@@ -239,7 +239,7 @@ def test_a_file_of_a_terabyte_is_not_read(copied: Path) -> None:
     for file in ("settings.yaml", "metrics.jsonl", "evaluation.json", "evaluation.mp4"):
         damage.large(copied / file)
         for command in ("compare", "report"):
-            assert_told(use(command, copied), copied, file)
+            assert_reported(use(command, copied), copied, file)
         (copied / file).unlink()
         if file == "settings.yaml":
             (copied / file).write_text(dump_settings(settings()))

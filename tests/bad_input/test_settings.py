@@ -46,11 +46,11 @@ def put(tree: dict[str, Any], place: tuple[str, ...], value: Any) -> dict[str, A
     return tree
 
 
-def assert_a_sentence(told: str, *names: str, any_of: tuple[str, ...] = ("",)) -> None:
-    assert told.isprintable(), told
-    assert len(told) < SENTENCE
-    assert all(name in told for name in names), (names, told)
-    assert any(name in told for name in any_of), (any_of, told)
+def assert_a_sentence(message: str, *names: str, any_of: tuple[str, ...] = ("",)) -> None:
+    assert message.isprintable(), message
+    assert len(message) < SENTENCE
+    assert all(name in message for name in names), (names, message)
+    assert any(name in message for name in any_of), (any_of, message)
 
 
 def assert_comes_back(found: Settings, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Settings of the algorithms: what goes with what, told in a sentence."""
+"""Combinations of algorithm settings: rejected in one sentence, or read back unchanged."""
 
 from __future__ import annotations
 

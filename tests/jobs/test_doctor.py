@@ -1,4 +1,4 @@
-"""From observations to findings: no cluster."""
+"""Findings from made-up reports, without a cluster."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_the_same_versions_everywhere_are_one_line() -> None:
         ({"ray": "2.59.0"}, Level.PROBLEM, "ray is 2.59.0 on b"),
     ],
 )
-def test_another_version_is_told_with_its_node(
+def test_another_version_is_reported_with_its_node(
     versions: dict[str, str], level: Level, words: str
 ) -> None:
     (finding,) = check_versions(OWN, [node("a"), node("b", **versions)])
@@ -111,7 +111,7 @@ def test_nodes_of_the_same_other_version_share_a_line() -> None:
     assert "2.0.0 on b, c" in finding.message
 
 
-def test_a_node_that_does_not_answer_is_told_by_name_and_the_others_are_judged() -> None:
+def test_a_node_that_does_not_answer_is_reported_by_name_and_the_others_are_checked() -> None:
     silent = NodeReport("gone (node 1234)", None, "no answer within 60 s")
     findings = check_versions(OWN, [silent, node("b", torch="1")])
     assert levels(findings) == [Level.PROBLEM, Level.WARNING]
@@ -137,7 +137,7 @@ def test_the_learner_s_gpu(
     assert words in str(finding)
 
 
-def test_shared_memory_smaller_than_the_object_store_is_told_with_docker_s_option() -> None:
+def test_shared_memory_smaller_than_the_object_store_is_reported_with_docker_s_option() -> None:
     roomy = NodeReport("a", OWN, "", 2 * 10**9, 4 * 10**9)
     tight = NodeReport("b", OWN, "", 2 * 10**9, 64 * 10**6)
     mac = NodeReport("c", OWN, "", 2 * 10**9, None)

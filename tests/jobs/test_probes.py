@@ -1,4 +1,4 @@
-"""Looking at a real cluster, of one node; what two nodes see of each other is in tests/chaos."""
+"""Probes of a real cluster of one node."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_every_node_tells_its_versions_and_its_memory() -> None:
         assert seen.shm_bytes == shm.f_frsize * shm.f_blocks
 
 
-def test_a_node_that_does_not_answer_in_time_is_told(tmp_path: Path) -> None:
+def test_a_node_that_does_not_answer_in_time_is_reported(tmp_path: Path) -> None:
     def never(path: str) -> None:
 
         while not os.path.exists(path):
@@ -78,7 +78,7 @@ def test_a_node_reads_the_driver_s_marker_and_writes_its_own(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_storage_that_cannot_be_written_is_told(tmp_path: Path, shared: bool) -> None:
+def test_storage_that_cannot_be_written_is_reported(tmp_path: Path, shared: bool) -> None:
     (tmp_path / "file").write_text("")
     place = str(tmp_path / "file" / "runs")
     seen = probes.probe_storage(settings(**{"storage" if shared else "directory": place}), 30.0)

@@ -47,7 +47,7 @@ def test_the_closure_follows_extras_and_markers_and_leaves_ray_and_its_own_out()
     assert dependency_closure("ours", ("s3",), find) == {"alpha", "beta-pack", "gamma", "x"}
 
 
-def test_what_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_installed_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "distribution", find)
     with pytest.raises(UserError, match=r"not installed here.*--no-install"):
         pinned_requirements()

@@ -36,9 +36,9 @@ def test_a_job_is_named_after_the_run_and_never_twice() -> None:
 
 
 def test_metadata_are_strings_with_the_run_its_task_and_the_version() -> None:
-    told = metadata(validate_settings({"run": {"name": "a"}, "task": {"name": "ant-velocity"}}))
-    assert {"run": "a", "task": "ant-velocity"}.items() <= told.items()
-    assert re.match(r"\d", told["version"])
+    values = metadata(validate_settings({"run": {"name": "a"}, "task": {"name": "ant-velocity"}}))
+    assert {"run": "a", "task": "ant-velocity"}.items() <= values.items()
+    assert re.match(r"\d", values["version"])
 
 
 def test_the_command_is_quoted_for_a_shell() -> None:
