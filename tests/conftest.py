@@ -17,7 +17,6 @@ from maml_ray.backends.base import Backend
 from maml_ray.backends.compiled import CompiledBackend
 from maml_ray.config.loading import validate_settings
 from maml_ray.config.settings import Settings
-from maml_ray.learning import batch_builder, trust_region
 
 torch.set_num_threads(1)
 # The first draw of a text strategy builds tables for a second or more: not a matter of health.

@@ -152,7 +152,7 @@ def _describe_requirements(settings: Settings) -> list[str]:
 
 def _print_next_steps(console: Console, path: Path) -> None:
     lines = [
-        f"run folder   {path}",
+        f"run dir      {path}",
         f"report       {path / 'report.html'}",
         "next:",
         f"  maml-ray evaluate {path} --episodes 50",

@@ -65,7 +65,9 @@ class InnerStep(NamedTuple):
 
 
 @jit
-def take_step(config: KernelConfig, params: Floats, rates: Floats, samples: Samples[Floats]) -> InnerStep:
+def take_step(
+    config: KernelConfig, params: Floats, rates: Floats, samples: Samples[Floats]
+) -> InnerStep:
     """Return the inner step on ``samples`` from ``params`` (Q,) at inner rates ``rates`` (Q,)."""
     observations, actions = samples.observations.reshape(-1), samples.actions.reshape(-1)
     weights = samples.weights.reshape(-1)

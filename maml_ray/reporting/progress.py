@@ -141,7 +141,7 @@ def make_progress(console: Console) -> Observer:
 def format_start(report: StartReport) -> list[str]:
     """Return lines that describe the run directory and resources."""
     lines = [
-        f"run folder  {report.run_directory}",
+        f"run dir     {report.run_directory}",
         f"actors      {report.rollout_actors} rollout actors, one CPU each",
         f"learner     {report.learner}",
     ]

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from maml_ray.common.errors import Interrupted, RunDirError, TrainingFailed
 from maml_ray.config.loading import load_settings
-from maml_ray.config.settings import RunSettings, Settings
+from maml_ray.config.settings import RunSettings, Settings, SettingsError
 from maml_ray.evaluation.results_file import read_evaluation
 from maml_ray.kernels.jit import has_cached_code
 from maml_ray.maml.losses import outer_objective
@@ -163,10 +163,19 @@ def _resolve_run(
         if run_dir is None:
             _notify_of_moved_directory(settings.run, console)
     # Report an unknown task, objective or storage before Ray starts.
-    resolve_tasks(settings.task)
-    outer_objective(settings.outer.objective)
+    try:
+        resolve_tasks(settings.task)
+        outer_objective(settings.outer.objective)
+    except SettingsError as error:
+        if resume not in (None, AUTO) and _are_recorded(settings, target):
+            raise SettingsError(f"{target.settings}: {error}") from None
+        raise
     open_run_storage(target, settings.run)
     return target, settings
+
+
+def _are_recorded(settings: Settings, target: RunDir) -> bool:
+    return settings == _with_absolute_storage(load_settings(target.settings, recorded=True))
 
 
 def _named_run_dir(settings: Settings, console: Console) -> RunDir:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import sys
@@ -178,6 +179,10 @@ class LearnerActor:
         self._learner = MetaLearner(settings, spec, chosen, self._threads)
         self._learner.warm_up()
         self._learner.load(state)
+        # The objects of imported libraries live on: a collection during an update need not visit
+        # them, which takes longer than the update itself.
+        gc.collect()
+        gc.freeze()
 
     def __repr__(self) -> str:
         # Also called if __init__ raised, to name the actor in the error.

@@ -132,7 +132,10 @@ def test_what_the_compiled_backend_does_not_support() -> None:
 def test_an_unknown_outer_objective_is_refused_by_every_backend(kind: type[Backend]) -> None:
     settings = settings_of()
     unknown = settings.outer.model_copy(update={"objective": "pop"})
-    with pytest.raises(SettingsError, match=r"'pop' is not known; did you mean 'ppo'\? \(choose one of: ppo, reinforce, trpo\)"):
+    with pytest.raises(
+        SettingsError,
+        match=r"'pop' is not known; did you mean 'ppo'\? \(choose one of: ppo, reinforce, trpo\)",
+    ):
         kind(settings.inner, unknown, SPECS["tanh"])
 
 
