@@ -134,7 +134,7 @@ def test_an_unknown_outer_objective_is_refused_by_every_backend(kind: type[Backe
     unknown = settings.outer.model_copy(update={"objective": "pop"})
     with pytest.raises(
         SettingsError,
-        match=r"'pop' is not known; did you mean 'ppo'\? \(choose one of: ppo, reinforce, trpo\)",
+        match=r"'pop' is not known; did you mean 'ppo'\? \(choose",
     ):
         kind(settings.inner, unknown, SPECS["tanh"])
 

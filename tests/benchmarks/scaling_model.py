@@ -53,7 +53,8 @@ class Assumed:
 
 
 REMEDIES = {
-    "learner": "a GPU for the learner; fewer outer.epochs or meta_batch.tasks; meta_batch.async_collection",
+    "learner": "a GPU for the learner; fewer outer.epochs or meta_batch.tasks; "
+    "meta_batch.async_collection",
     "driver": "longer tasks: more meta_batch.episodes, fewer meta_batch.tasks",
     "gather": "fewer meta_batch.episodes; a faster network at the learner",
     "broadcast": "smaller policy.hidden_sizes; a faster network at the driver",
@@ -90,7 +91,7 @@ class Forecast:
 
     @property
     def overlapped_s(self) -> float:
-        """The least with ``meta_batch.async_collection``: learning goes on while the next is collected."""
+        """The least with ``meta_batch.async_collection``, which collects during the update."""
         learning = self.learner_s + self.gather_s
         return max(self.wall_s - learning, learning)
 
