@@ -26,8 +26,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 train: install ## Train the default deploy.yaml to a policy, a video and a report (SETTINGS=, ARGS=).
 	$(BIN)/maml-ray train $(SETTINGS) $(ARGS)
 
-test: install lint types ## Lint, types and tests: under 15 minutes on 2 cores.
-	$(BIN)/python -m pytest
+SELECTED := not learning and not soak and not cluster
+
+test: install lint types ## Lint, types and tests: about 11 minutes on 2 cores.
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m '$(SELECTED) and not runs_alone'
+	$(BIN)/python -m pytest -m '$(SELECTED) and runs_alone'
 
 lint: install
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes.util
 import os
+from pathlib import Path
 
 if "DISPLAY" not in os.environ and ctypes.util.find_library("EGL"):
     os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is first imported
@@ -17,6 +18,7 @@ from maml_ray.backends.base import Backend
 from maml_ray.backends.compiled import CompiledBackend
 from maml_ray.config.loading import validate_settings
 from maml_ray.config.settings import Settings
+from tests.test_layers import FIRST_LAYER_WITH, LAYERS
 
 torch.set_num_threads(1)
 # The first draw of a text strategy builds tables for a second or more: not a matter of health.
@@ -28,6 +30,14 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("tests")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that may start Ray: all but those of the layers below it."""
+    below = set(LAYERS[: LAYERS.index(FIRST_LAYER_WITH["ray"])])
+    for item in items:
+        if item.path.relative_to(Path(__file__).parent).parts[0] not in below | {"bad_input"}:
+            item.add_marker("runs_alone")
 
 
 @pytest.fixture

@@ -135,7 +135,7 @@ class _TrainingLoop:
             raise
 
     def _iterate(self) -> None:
-        started = self.actors.started_at  # excludes the wait for the learner
+        started = self.actors.started_at  # before the wait for the learner, which counts
         for iteration in range(self.progress.iteration, self.settings.run.iterations):
             assignments = _assignments(self.settings, self.tasks, iteration)
             collected, update = self.actors.run_iteration(assignments, self._prefetch(iteration))

@@ -17,6 +17,12 @@ from maml_ray.runtime.ray_session import (
 )
 
 
+@pytest.fixture(autouse=True)
+def not_connected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster that other tests keep running in this process is not taken as the one to join."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+
+
 @pytest.mark.parametrize(
     ("settings", "available", "plan"),
     [
@@ -84,7 +90,6 @@ def test_different_versions_are_reported_in_one_sentence(
         check_version_info(theirs, "node 10.0.0.1")
 
     monkeypatch.setattr(ray, "init", refuse)
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr("maml_ray.runtime.ray_session.check_reachable", lambda address: None)
     with pytest.raises(ResourceError) as caught, connected("head:6379"):
         pass

@@ -65,11 +65,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         env={**os.environ, TOKEN_VARIABLE: TOKEN},
         start_new_session=True,
     )
-    lines = _wait_for(process, "Ctrl-C")
-    yield Served(process, lines, f"http://127.0.0.1:{port}", maml_ray.load(folder))
-    if process.poll() is None:
-        process.kill()
-    process.wait(STOP_S)
+    try:
+        lines = _wait_for(process, "stop with Ctrl-C")
+        yield Served(process, lines, f"http://127.0.0.1:{port}", maml_ray.load(folder))
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait(STOP_S)
 
 
 def _wait_for(process: subprocess.Popen[str], word: str) -> list[str]:
