@@ -10,8 +10,7 @@ Axes: N tasks, Q parameters of the policy, K episodes, T time steps.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +27,7 @@ from maml_ray.backends.compiled_inner import (
     unravel,
 )
 from maml_ray.backends.tensor_tree import ravel as ravel_tensors
+from maml_ray.backends.tensor_tree import slice_rows
 from maml_ray.backends.tensor_tree import unravel as unravel_tensors
 from maml_ray.config.settings import InnerSettings, OuterSettings
 from maml_ray.kernels import fisher, inner_step
@@ -37,46 +37,98 @@ from maml_ray.kernels.meta_gradient import QueryPass
 from maml_ray.kernels.types import Gaussian, Samples
 from maml_ray.maml.distributions import ActionDistribution, Parameters, to_torch
 from maml_ray.maml.inner_loop import Order
-from maml_ray.maml.losses import outer_objective
+from maml_ray.maml.losses import outer_loss, outer_objective
 from maml_ray.maml.meta_objective import (
     Diagnostics,
     MetaBatch,
     mean_diagnostics,
-    mean_entropy,
-    ratio_stats,
 )
 from maml_ray.maml.meta_parameters import LOG_RATE, initial_meta_parameters
 from maml_ray.policies.spec import PolicySpec
 
 Arrays = TypeVar("Arrays", Samples[Array], Gaussian[Array])
 
-LOSS, INNER_KL, QUERY_KL = range(3)
-"""Columns of the per-task statistics that the kernels compute."""
+_MIN_GROUP = 8
+"""Fewest tasks whose loss is evaluated together: most of the time is a call's, not a task's."""
 
 
-@dataclass(frozen=True)
-class _Problem:
-    """A meta-batch and the parameters as the kernels take them: arrays that share the tensors.
+class _ForwardPass(NamedTuple):
+    """A task's inner steps, its adapted parameters (Q,), and their pass over its query samples."""
+
+    steps: Sequence[InnerStep]
+    adapted: Array
+    query: QueryPass
+
+
+class _Task(NamedTuple):
+    """One task's data and the parameters as the kernels take them: arrays that share the tensors.
 
     Attributes:
         config: sizes, inner objective and order.
         params: (Q,) of the policy.
         rates: (Q,) inner rates.
-        support, support_behavior: samples and behavior policies of each inner step, (N, ...).
-        query, query_behavior: of the query phase, (N, ...).
+        support, support_behavior: samples and behavior policy of each inner step.
+        query, query_behavior: of the query phase.
     """
 
     config: KernelConfig
     params: Array
     rates: Array
-    support: tuple[Samples[Array], ...]
-    support_behavior: tuple[Gaussian[Array], ...]
+    support: Sequence[Samples[Array]]
+    support_behavior: Sequence[Gaussian[Array]]
     query: Samples[Array]
     query_behavior: Gaussian[Array]
 
-    def adapt(self, task: int) -> tuple[list[InnerStep], Array]:
-        """Return a task's inner steps, and its adapted parameters (Q,)."""
-        return _adapt(self.config, self.params, self.rates, _rows(self.support, task))
+    def adapt(self) -> tuple[list[InnerStep], Array]:
+        """Return the inner steps, and the adapted parameters (Q,)."""
+        return _adapt(self.config, self.params, self.rates, self.support)
+
+    def forward(self) -> _ForwardPass:
+        """Adapt, and evaluate the query samples."""
+        steps, adapted = self.adapt()
+        query = kernels.evaluate_query(self.config, adapted, self.query)
+        return _ForwardPass(steps, adapted, query)
+
+    def stats(self, run: _ForwardPass, clip: float) -> tuple[float, ...]:
+        """Return the fields of ``Diagnostics``, in their order."""
+        phases = zip(run.steps, self.support_behavior, self.support, strict=True)
+        kls = [kernels.support_kl(self.config, *phase) for phase in phases]
+        query = kernels.query_stats(run.query, self.query_behavior, self.query, clip)
+        return sum(kls) / max(len(kls), 1), *query
+
+    def backward(
+        self, run: _ForwardPass, log_prob_grads: Array, kl_coefficient: float
+    ) -> tuple[Array, Array]:
+        """Pull the loss's gradient (S,) by query log-probabilities back to the meta-parameters.
+
+        Returns:
+            Gradients (Q,) with respect to the policy's parameters, and to the inner rates.
+        """
+        adjoint = kernels.query_vjp(self.config, run.adapted, self.query, run.query, log_prob_grads)
+        return self.pull_back(run.steps, adjoint, kl_coefficient)
+
+    def pull_back(
+        self, steps: Sequence[InnerStep], adjoint: Array, kl_coefficient: float = 0.0
+    ) -> tuple[Array, Array]:
+        """Pull the gradient (Q,) at the adapted parameters back through the inner steps.
+
+        Returns:
+            Gradients (Q,) with respect to the policy's parameters, and to the inner rates.
+        """
+        rate_grads = np.zeros_like(self.rates)
+        per_step = kl_coefficient / max(len(steps), 1)
+        for k in range(len(steps) - 1, -1, -1):
+            adjoint, by_rates = inner_step.step_vjp(
+                self.config,
+                steps[k],
+                self.support[k],
+                self.rates,
+                adjoint,
+                per_step,
+                self.support_behavior[k],
+            )
+            rate_grads += by_rates
+        return adjoint, rate_grads
 
 
 class CompiledBackend(Backend):
@@ -114,15 +166,15 @@ class CompiledBackend(Backend):
         self, parameters: Parameters, batch: MetaBatch, order: Order
     ) -> FisherProduct:
         """Return the product with the Hessian of the adapted policies' mean KL at zero."""
-        problem, tasks = self._problem(parameters, batch, order), len(batch.task_advantage)
-        config, rates = problem.config, problem.rates
+        tasks = self._tasks(parameters, batch, order)
+        rates = tasks[0].rates
         paths: dict[int, tuple[list[InnerStep], Array]] = {}
 
         def adapt(n: int) -> None:
-            paths[n] = problem.adapt(n)
+            paths[n] = tasks[n].adapt()
 
         with single_threaded_blas():
-            self.microbatcher.for_each_task(tasks, adapt)
+            self.microbatcher.for_each_task(range(len(tasks)), adapt)
 
         def product(vector: Tensor) -> Tensor:
             by_name = _arrays(unravel_tensors(vector, parameters))
@@ -130,21 +182,19 @@ class CompiledBackend(Backend):
             if self.inner.learn_inner_rates:
                 log_rates = {name: by_name[LOG_RATE + name] for name in self.spec.shapes()}
                 rate_tangent = rates * ravel(self.spec, log_rates)
-            grads, rate_grads = np.zeros((2, tasks, len(tangent)), tangent.dtype)
+            grads, rate_grads = np.empty((2, len(tasks), len(tangent)), tangent.dtype)
 
             def multiply(n: int) -> None:
-                steps, adapted = paths[n]
-                support, behavior = _rows(problem.support, n), _rows(problem.support_behavior, n)
-                pushed = tangent
-                for step, samples in zip(steps, support, strict=True):
-                    pushed = inner_step.step_jvp(config, step, samples, rates, pushed, rate_tangent)
-                adjoint = fisher.fisher_product(config, adapted, _row(problem.query, n), pushed)
-                grads[n], rate_grads[n] = _pull_back(
-                    config, steps, support, behavior, rates, adjoint, 0.0
-                )
+                (steps, adapted), task, pushed = paths[n], tasks[n], tangent
+                for step, samples in zip(steps, task.support, strict=True):
+                    pushed = inner_step.step_jvp(
+                        task.config, step, samples, rates, pushed, rate_tangent
+                    )
+                adjoint = fisher.fisher_product(task.config, adapted, task.query, pushed)
+                grads[n], rate_grads[n] = task.pull_back(steps, adjoint)
 
             with single_threaded_blas():
-                self.microbatcher.for_each_task(tasks, multiply)
+                self.microbatcher.for_each_task(range(len(tasks)), multiply)
             return ravel_tensors(self._mean_by_name(parameters, grads, rate_grads * rates).values())
 
         return product
@@ -172,7 +222,7 @@ class CompiledBackend(Backend):
             means[steps, n], log_stds[steps, n] = last.mean.reshape(size, -1), last.log_std
 
         with single_threaded_blas():
-            self.microbatcher.for_each_task(tasks, evaluate)
+            self.microbatcher.for_each_task(range(tasks), evaluate)
         *before, adapted = (
             Gaussian(torch.from_numpy(means[k]), torch.from_numpy(log_stds[k]))
             for k in range(steps + 1)
@@ -203,79 +253,68 @@ class CompiledBackend(Backend):
         self, parameters: Parameters, batch: MetaBatch, order: Order, *, with_grads: bool = True
     ) -> tuple[Tensor, Diagnostics, tuple[Array, Array]]:
         """Return loss, diagnostics, and the gradients (N, Q) by the policy and by log rates."""
-        problem = self._problem(parameters, batch, order)
-        tasks, dtype = len(batch.task_advantage), problem.params.dtype
-        stats = np.empty((tasks, 3), dtype)
-        log_probs = torch.empty_like(batch.query.log_probs)
-        entropies = torch.empty(tasks, dtype=log_probs.dtype)
-        grads, rate_grads = np.empty((2, tasks, len(problem.params)), dtype)
+        tasks = self._tasks(parameters, batch, order)
+        penalized = outer_objective(self.outer.objective).penalizes_inner_kl
+        coefficient = self.outer.inner_kl_coefficient if penalized else 0.0
+        params, clip = tasks[0].params, self.outer.clip
+        log_probs = np.empty(batch.query.log_probs.shape, params.dtype)
+        losses = np.empty(len(tasks), params.dtype)
+        stats = np.empty((len(tasks), len(Diagnostics._fields)), params.dtype)
+        grads, rate_grads = np.empty((2, len(tasks), len(params)), params.dtype)
 
-        def evaluate(n: int) -> None:
-            steps, adapted = problem.adapt(n)
-            query = _row(problem.query, n)
-            support, behavior = _rows(problem.support, n), _rows(problem.support_behavior, n)
-            last = kernels.evaluate_query(problem.config, adapted, query)
-            log_probs[n] = torch.from_numpy(last.log_probs).reshape(log_probs[n].shape)
-            samples = Samples(*(field[n] for field in batch.query))
-            loss, log_prob_grads = self._loss_and_grad(log_probs[n], samples)
-            inner_kl, coefficient = self._inner_kl(problem, steps, support, behavior)
-            stats[n, LOSS] = loss + coefficient * inner_kl
-            stats[n, INNER_KL] = inner_kl
-            stats[n, QUERY_KL] = kernels.query_kl(last, _row(problem.query_behavior, n), query)
-            entropies[n] = _entropy(last, samples)
+        def evaluate_group(group: range) -> None:
+            passes: dict[int, _ForwardPass] = {}
+
+            def forward(n: int) -> None:
+                passes[n] = run = tasks[n].forward()
+                log_probs[n] = run.query.log_probs.reshape(log_probs.shape[1:])
+                stats[n] = tasks[n].stats(run, clip)
+
+            def backward(n: int) -> None:
+                slopes = log_prob_grads[n - group.start].reshape(-1)
+                grads[n], rate_grads[n] = tasks[n].backward(passes[n], slopes, coefficient)
+
+            self.microbatcher.for_each_task(group, forward)
+            rows = slice(group.start, group.stop)
+            losses[rows], log_prob_grads = self._loss_and_grad(
+                torch.from_numpy(log_probs[rows]), slice_rows(batch.query, rows.start, rows.stop)
+            )
             if with_grads:
-                adjoint = kernels.query_vjp(problem.config, adapted, query, last, log_prob_grads)
-                grads[n], rate_grads[n] = _pull_back(
-                    problem.config, steps, support, behavior, problem.rates, adjoint, coefficient
-                )
+                self.microbatcher.for_each_task(group, backward)
 
+        # A group shares one evaluation of the loss; its forward passes are in memory together.
+        size = max(_MIN_GROUP, 2 * (self.microbatcher.threads or 1))
         with single_threaded_blas():
-            self.microbatcher.for_each_task(tasks, evaluate)
-        clip_fraction, max_ratio_error = ratio_stats(log_probs, batch.query, self.outer.clip)
-        columns = torch.from_numpy(stats)
-        diagnostics = Diagnostics(
-            inner_kl=columns[:, INNER_KL],
-            query_kl=columns[:, QUERY_KL],
-            clip_fraction=clip_fraction,
-            max_ratio_error=max_ratio_error,
-            entropy=entropies,
-        )
-        loss = columns[:, LOSS].mean()
-        return loss, mean_diagnostics(diagnostics), (grads, rate_grads * problem.rates)
+            for start in range(0, len(tasks), size):
+                evaluate_group(range(start, min(start + size, len(tasks))))
+        diagnostics = mean_diagnostics(Diagnostics(*torch.from_numpy(stats).unbind(1)))
+        loss = torch.from_numpy(losses).mean() + coefficient * diagnostics.inner_kl
+        return loss, diagnostics, (grads, rate_grads * tasks[0].rates)
 
-    def _loss_and_grad(self, log_probs: Tensor, samples: Samples[Tensor]) -> tuple[float, Array]:
-        """Return one task's outer loss, and its gradient (S,) with respect to log-probabilities."""
-        definition = outer_objective(self.outer.objective)
+    def _loss_and_grad(self, log_probs: Tensor, samples: Samples[Tensor]) -> tuple[Array, Array]:
+        """Return outer losses (N,), and their gradient (N, K, T) by log-probabilities."""
         leaf = log_probs.detach().requires_grad_()
         with torch.enable_grad():
-            loss = definition.loss(leaf, samples, self.outer)
-        (grads,) = torch.autograd.grad(loss, leaf, materialize_grads=True)
-        return loss.item(), grads.reshape(-1).numpy()
+            losses = outer_loss(self.outer, leaf, samples)
+            ones = torch.ones_like(losses)
+            (grads,) = torch.autograd.grad(losses, leaf, ones, materialize_grads=True)
+        return losses.detach().numpy(), grads.numpy()
 
-    def _inner_kl(
-        self,
-        problem: _Problem,
-        steps: Sequence[InnerStep],
-        support: Sequence[Samples[Array]],
-        behavior: Sequence[Gaussian[Array]],
-    ) -> tuple[float, float]:
-        """Return the mean inner KL of a task, and its weight in the loss."""
-        penalized = outer_objective(self.outer.objective).penalizes_inner_kl
-        kls = [
-            kernels.support_kl(problem.config, *one)
-            for one in zip(steps, behavior, support, strict=True)
+    def _tasks(self, parameters: Parameters, batch: MetaBatch, order: Order) -> list[_Task]:
+        arguments = self._kernel_arguments(parameters, order)
+        support = tuple(_samples_arrays(samples) for samples in batch.support)
+        support_behavior = tuple(_gaussian_arrays(policy) for policy in batch.support_behavior)
+        query, query_behavior = _samples_arrays(batch.query), _gaussian_arrays(batch.query_behavior)
+        return [
+            _Task(
+                *arguments,
+                support=_rows(support, n),
+                support_behavior=_rows(support_behavior, n),
+                query=_row(query, n),
+                query_behavior=_row(query_behavior, n),
+            )
+            for n in range(len(batch.task_advantage))
         ]
-        mean = sum(kls) / max(len(kls), 1)
-        return mean, self.outer.inner_kl_coefficient if penalized else 0.0
-
-    def _problem(self, parameters: Parameters, batch: MetaBatch, order: Order) -> _Problem:
-        return _Problem(
-            *self._kernel_arguments(parameters, order),
-            support=tuple(_samples_arrays(samples) for samples in batch.support),
-            support_behavior=tuple(_gaussian_arrays(policy) for policy in batch.support_behavior),
-            query=_samples_arrays(batch.query),
-            query_behavior=_gaussian_arrays(batch.query_behavior),
-        )
 
     def _kernel_arguments(
         self, parameters: Parameters, order: Order
@@ -305,36 +344,6 @@ def _adapt(
         steps.append(inner_step.take_step(config, params, rates, samples))
         params = steps[-1].adapted
     return steps, params
-
-
-def _pull_back(
-    config: KernelConfig,
-    steps: Sequence[InnerStep],
-    support: Sequence[Samples[Array]],
-    behavior: Sequence[Gaussian[Array]],
-    rates: Array,
-    adjoint: Array,
-    kl_coefficient: float,
-) -> tuple[Array, Array]:
-    """Pull the gradient (Q,) at the adapted parameters back through a task's inner steps.
-
-    Returns:
-        Gradients (Q,) with respect to the meta-parameters, and to the inner rates.
-    """
-    rate_grads = np.zeros_like(rates)
-    per_step = kl_coefficient / max(len(steps), 1)
-    for step, samples, policy in reversed(list(zip(steps, support, behavior, strict=True))):
-        adjoint, by_rates = inner_step.step_vjp(
-            config, step, samples, rates, adjoint, per_step, policy
-        )
-        rate_grads += by_rates
-    return adjoint, rate_grads
-
-
-def _entropy(query: QueryPass, samples: Samples[Tensor]) -> Tensor:
-    return mean_entropy(
-        Gaussian(torch.from_numpy(query.mean), torch.from_numpy(query.log_std)), samples
-    )
 
 
 def _arrays(parameters: Parameters) -> dict[str, Array]:

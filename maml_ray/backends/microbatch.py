@@ -64,14 +64,23 @@ class Microbatcher:
         """Return :meth:`map_chunks`' results, trees of tensors, concatenated along the tasks."""
         return concat(self.map_chunks(function, batch))
 
-    def for_each_task(self, tasks: int, function: Callable[[int], object]) -> None:
-        """Call ``function`` with the index of every task."""
+    def for_each_task(self, tasks: range, function: Callable[[int], object]) -> None:
+        """Call ``function`` with the index of every task in ``tasks``, on the caller's thread too.
 
-        def run_range(indices: range) -> None:
-            for index in indices:
-                function(index)
+        PyTorch's number of threads is the caller's there, so ``function`` must not compute with it.
+        """
+        chunks = iter(self._ranges(len(tasks)))
 
-        self.run([partial(run_range, indices) for indices in self._ranges(tasks)])
+        def work() -> None:
+            for chunk in chunks:
+                for task in tasks[chunk.start : chunk.stop]:
+                    function(task)
+
+        helpers = min(self.threads or 1, len(self._ranges(len(tasks)))) - 1
+        futures = [self._pool.submit(work) for _ in range(helpers)] if self._pool else []
+        work()
+        for future in futures:
+            future.result()
 
     def run(self, calls: Sequence[Callable[[], Result]]) -> list[Result]:
         """Return the results of ``calls``, made side by side if there are threads."""

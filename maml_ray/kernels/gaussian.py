@@ -141,6 +141,28 @@ def kl(
 
 
 @jit
+def ratio_stats(
+    clip: float, log_prob: Floats, behavior_log_prob: Floats, weights: Floats
+) -> tuple[float, float]:
+    """Return the share of ratios outside ``1 +- clip``, and the largest ``|ratio - 1|``."""
+    fraction, largest = 0.0, 0.0
+    for sample in range(len(weights)):
+        error = abs(math.exp(log_prob[sample] - behavior_log_prob[sample]) - 1.0)
+        if error > clip:
+            fraction += weights[sample]
+        if weights[sample] > 0.0 and not math.isnan(largest) and not error <= largest:
+            largest = error  # NaN counts as the largest
+    return fraction, largest
+
+
+@jit
+def entropy(log_std: Floats, weights: Floats) -> float:
+    """Return the weighted sum over samples of the entropy, in nats."""
+    nats: float = (log_std.sum() + len(log_std) * (_HALF_LOG_2PI + 0.5)) * weights.sum()
+    return nats
+
+
+@jit
 def add_kl_grads(
     coefficient: float,
     old_mean: Floats,

@@ -85,12 +85,23 @@ def query_vjp(
 
 
 @jit
-def query_kl(query: QueryPass, behavior: Gaussian[Floats], samples: Samples[Floats]) -> float:
-    """Return the mean KL(behavior || adapted policy) at query samples, in nats."""
+def query_stats(
+    query: QueryPass, behavior: Gaussian[Floats], samples: Samples[Floats], clip: float
+) -> tuple[float, float, float, float]:
+    """Compare the adapted policy with the behavior policy at query samples.
+
+    Returns:
+        The mean KL(behavior || adapted policy) in nats, the share of ratios outside ``1 +- clip``,
+        the largest ``|ratio - 1|``, and the adapted policy's mean entropy in nats.
+    """
     weights = samples.weights.reshape(-1)
-    return gaussian.kl(
+    kl = gaussian.kl(
         behavior.mean.reshape(-1), behavior.log_std, query.mean, query.log_std, weights
     )
+    fraction, largest = gaussian.ratio_stats(
+        clip, query.log_probs, samples.log_probs.reshape(-1), weights
+    )
+    return kl, fraction, largest, gaussian.entropy(query.log_std, weights)
 
 
 @jit

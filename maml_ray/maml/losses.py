@@ -1,8 +1,9 @@
 """Define the surrogate losses of the inner and the outer loop, as functions of log-probabilities.
 
 Every loss is a mean over the valid steps of one task (episodes and time together); the outer loop
-alone averages over tasks. Axes: K episodes, T time steps. Nothing here needs PyTorch to be
-imported: a loss is built from methods of the tensors it is given.
+alone averages over tasks. Axes: K episodes, T time steps, ``...`` none, or N tasks with a loss
+each. Nothing here needs PyTorch to be imported: a loss is built from methods of the tensors it is
+given.
 
 The inner losses have the same first derivative, the policy gradient, and differ in their second,
 which the meta-gradient sees. With ``s_t`` the score, the gradient of ``log pi`` at step t:
@@ -42,7 +43,8 @@ class OuterObjective:
     """An outer objective: a loss of the adapted policy's log-probabilities on query samples.
 
     Attributes:
-        loss: from log-probabilities (K, T), query samples and the outer settings to a scalar.
+        loss: from log-probabilities (..., K, T), query samples and the outer settings to the loss
+            (...) of each task.
         penalizes_inner_kl: add ``outer.inner_kl_coefficient`` times the inner KL to the loss.
         uses_trust_region: optimized by a natural-gradient step; otherwise by Adam.
     """
@@ -66,27 +68,48 @@ def outer_objective(name: str) -> OuterObjective:
     return OUTER_OBJECTIVES[name]
 
 
-def ratio_loss(log_probs: Tensor, samples: Samples[Tensor]) -> Tensor:
-    """Return ``-mean(pi / pi_behavior * advantage)``, a scalar.
+def outer_loss(outer: OuterSettings, log_probs: Tensor, samples: Samples[Tensor]) -> Tensor:
+    """Return the loss (...) of ``outer.objective``, without penalties.
 
     Args:
-        log_probs: (K, T) under the parameters to differentiate, recomputed from the samples'
+        outer: settings of the outer loop.
+        log_probs: (..., K, T) of the query actions under the adapted policies.
+        samples: query samples.
+
+    Raises:
+        SettingsError: the objective is unknown.
+        ValueError: its loss is not one number per task.
+    """
+    loss = outer_objective(outer.objective).loss(log_probs, samples, outer)
+    if loss.shape != log_probs.shape[:-2]:
+        raise ValueError(
+            f"the loss of outer.objective = {outer.objective!r} has shape {tuple(loss.shape)} for "
+            f"log-probabilities {tuple(log_probs.shape)}: sum over the last two axes only"
+        )
+    return loss
+
+
+def ratio_loss(log_probs: Tensor, samples: Samples[Tensor]) -> Tensor:
+    """Return ``-mean(pi / pi_behavior * advantage)``: (...).
+
+    Args:
+        log_probs: (..., K, T) under the parameters to differentiate, recomputed from the samples'
             observations and actions.
         samples: the steps.
     """
     _check_shapes(log_probs, samples)
     ratio = (log_probs - samples.log_probs).exp()
-    return -(ratio * samples.advantages * samples.weights).sum()
+    return -(ratio * samples.advantages * samples.weights).sum((-2, -1))
 
 
 def log_prob_loss(log_probs: Tensor, samples: Samples[Tensor]) -> Tensor:
-    """Return ``-mean(log pi * advantage)``, a scalar; arguments as of :func:`ratio_loss`."""
+    """Return ``-mean(log pi * advantage)``: (...); arguments as of :func:`ratio_loss`."""
     _check_shapes(log_probs, samples)
-    return -(log_probs * samples.advantages * samples.weights).sum()
+    return -(log_probs * samples.advantages * samples.weights).sum((-2, -1))
 
 
 def dice_loss(log_probs: Tensor, samples: Samples[Tensor]) -> Tensor:
-    """Return the DiCE surrogate, a scalar; arguments as of :func:`ratio_loss`.
+    """Return the DiCE surrogate: (...); arguments as of :func:`ratio_loss`.
 
     Each advantage is multiplied by ``box(log-probs up to t) - box(log-probs before t)``, which is
     zero in value but not in its derivatives; ``box(x) = exp(x - stop_gradient(x))``. Steps after an
@@ -97,7 +120,7 @@ def dice_loss(log_probs: Tensor, samples: Samples[Tensor]) -> Tensor:
     up_to = valid.cumsum(-1)
     before = up_to - valid
     score = (up_to - up_to.detach()).exp() - (before - before.detach()).exp()
-    return -(score * samples.advantages * samples.weights).sum()
+    return -(score * samples.advantages * samples.weights).sum((-2, -1))
 
 
 INNER_LOSSES: dict[str, Callable[[Tensor, Samples[Tensor]], Tensor]] = {
@@ -109,25 +132,25 @@ INNER_LOSSES: dict[str, Callable[[Tensor, Samples[Tensor]], Tensor]] = {
 
 
 def clipped_loss(log_probs: Tensor, samples: Samples[Tensor], clip: float) -> Tensor:
-    """Return PPO's clipped surrogate ``-mean(min(r A, clamp(r, 1 - clip, 1 + clip) A))``, a scalar.
+    """Return PPO's clipped surrogate ``-mean(min(r A, clamp(r, 1 - clip, 1 + clip) A))``: (...).
 
     Schulman et al. 2017 (https://arxiv.org/abs/1707.06347), equation 7; applied to the adapted
     policy on query data it is ProMP's outer objective.
 
     Args:
-        log_probs: (K, T) under the adapted parameters to differentiate.
+        log_probs: (..., K, T) under the adapted parameters to differentiate.
         samples: query steps, collected by the adapted policy before the update.
         clip: epsilon: ratios beyond ``1 +- clip`` earn nothing more.
     """
     _check_shapes(log_probs, samples)
     ratio = (log_probs - samples.log_probs).exp()
     clipped = ratio.clamp(1.0 - clip, 1.0 + clip)
-    gain = (ratio * samples.advantages).minimum(clipped * samples.advantages)
-    return -(gain * samples.weights).sum()
+    gain = samples.advantages * samples.weights
+    return -(ratio * gain).minimum(clipped * gain).sum((-2, -1))
 
 
 def e_maml_loss(log_probs: Tensor, samples: Samples[Tensor], task_advantage: Tensor) -> Tensor:
-    """Return E-MAML's sampling term, ``-task_advantage * mean(pi / pi_behavior)``, a scalar.
+    """Return E-MAML's sampling term, ``-task_advantage * mean(pi / pi_behavior)``: (...).
 
     It makes support data that led to a good adapted policy more likely: the gradient of the
     expected return after adaptation with respect to the distribution that the support data are
@@ -135,13 +158,13 @@ def e_maml_loss(log_probs: Tensor, samples: Samples[Tensor], task_advantage: Ten
     equation 4; averaged over steps and with returns centered over tasks as in ProMP's code).
 
     Args:
-        log_probs: (K, T) of the support actions, under the parameters to differentiate.
+        log_probs: (..., K, T) of the support actions, under the parameters to differentiate.
         samples: support steps.
-        task_advantage: () return after adaptation, standardized over tasks.
+        task_advantage: (...) return after adaptation, standardized over tasks.
     """
     _check_shapes(log_probs, samples)
     ratio = (log_probs - samples.log_probs).exp()
-    return -task_advantage * (ratio * samples.weights).sum()
+    return -task_advantage * (ratio * samples.weights).sum((-2, -1))
 
 
 OUTER_OBJECTIVES: dict[str, OuterObjective] = {
@@ -160,9 +183,12 @@ OUTER_OBJECTIVES: dict[str, OuterObjective] = {
 
 
 def _check_shapes(log_probs: Tensor, samples: Samples[Tensor]) -> None:
-    """Raise ValueError unless all are (K, T): a silent broadcast would average other terms."""
+    """Raise ValueError unless shapes agree: a silent broadcast would average other terms."""
     shapes = {tuple(log_probs.shape)} | {
         tuple(part.shape) for part in (samples.log_probs, samples.advantages, samples.weights)
     }
-    if len(shapes) != 1 or log_probs.ndim != 2:
-        raise ValueError(f"log-probabilities, advantages and weights must be (K, T), got {shapes}")
+    if len(shapes) != 1 or log_probs.ndim < 2:
+        raise ValueError(
+            "log-probabilities, advantages and weights must be (K, T), or (N, K, T) of N tasks, "
+            f"got {shapes}"
+        )

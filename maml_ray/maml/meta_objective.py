@@ -23,7 +23,7 @@ from maml_ray.maml.distributions import (
     kl_divergence,
 )
 from maml_ray.maml.inner_loop import Order, adapt
-from maml_ray.maml.losses import e_maml_loss, outer_objective
+from maml_ray.maml.losses import e_maml_loss, outer_loss, outer_objective
 from maml_ray.maml.meta_parameters import inner_rates, policy_part
 from maml_ray.maml.policy_losses import inner_losses, sample_log_probs
 from maml_ray.policies.spec import PolicySpec
@@ -123,12 +123,12 @@ def task_loss(
     objective: MetaObjective, parameters: Parameters, batch: MetaBatch
 ) -> tuple[Tensor, Diagnostics]:
     """Return the outer loss of one task, and its diagnostics; ``batch`` has no task axis."""
-    outer, definition = objective.outer, outer_objective(objective.outer.objective)
+    outer = objective.outer
     query_policy, support_policies = adapted_query_policy(objective, parameters, batch)
     log_probs = sample_log_probs(query_policy, batch.query)
     inner_kl = mean_inner_kl(support_policies, batch)
-    loss = definition.loss(log_probs, batch.query, outer)
-    if definition.penalizes_inner_kl:
+    loss = outer_loss(outer, log_probs, batch.query)
+    if outer_objective(outer.objective).penalizes_inner_kl:
         loss = loss + outer.inner_kl_coefficient * inner_kl
     if outer.e_maml_coefficient > 0.0:
         for policy, samples in zip(support_policies, batch.support, strict=True):

@@ -143,7 +143,7 @@ def geometric(log_probs: Tensor, samples: Samples[Tensor], outer: OuterSettings)
     """A loss that no other code knows: the square of ratios, weighted, beside their advantages."""
     ratio = (log_probs - samples.log_probs).exp()
     gain = ratio * samples.advantages - outer.clip * (ratio - 1.0) ** 2
-    return -(gain * samples.weights).sum()
+    return -(gain * samples.weights).sum((-2, -1))
 
 
 @pytest.mark.parametrize("order", ["second", "first"])
@@ -171,7 +171,7 @@ def test_an_outer_objective_is_added_in_one_place(
 
 
 def zero(log_probs: Tensor, samples: Samples[Tensor], outer: OuterSettings) -> Tensor:
-    return (0.0 * log_probs * samples.weights).sum()
+    return (0.0 * log_probs * samples.weights).sum((-2, -1))
 
 
 @pytest.mark.parametrize("kind", [AutogradBackend, CompiledBackend])
