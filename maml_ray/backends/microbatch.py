@@ -129,8 +129,8 @@ def make_microbatcher(
 def bytes_per_task(settings: Settings, spec: PolicySpec) -> int:
     """Estimate the memory in bytes that autograd takes per task of a chunk, beside the batch.
 
-    Float32. What the graph keeps grows with the samples of each phase; the factors are measured (by
-    PyTorch's profiler on a CPU, 10% below the estimate to 20% for two to three hidden layers).
+    Float32. What the graph keeps grows with the samples of each phase. The factors are measured, by
+    PyTorch's profiler on a CPU: the peak is 60% to 100% of the estimate for one to three layers.
     A trust region's Fisher product differentiates the second-order graph once more.
     """
     trust_region = outer_objective(settings.outer.objective).uses_trust_region

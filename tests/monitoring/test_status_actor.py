@@ -145,9 +145,9 @@ def status_actor_pid() -> int:
     """Return the process id of the only running status actor."""
     (found,) = (
         process.pid
-        for process in psutil.process_iter(["cmdline", "status"])
-        if " ".join(process.info["cmdline"] or []).startswith("ray::StatusActor")
-        and process.info["status"] not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
+        for process in psutil.Process().children(recursive=True)  # other runs have their own
+        if process.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
+        and " ".join(process.cmdline()).startswith("ray::StatusActor")
     )
     return found
 
