@@ -43,5 +43,13 @@ def fisher_product(
     gaussian.multiply_by_fisher(
         log_std, samples.weights.reshape(-1), mean_tangents, product[network:]
     )
-    inner_step.pull_back_policy(config, params, observations, activations, mean_tangents, product)
+    inner_step.pull_back_policy(
+        config,
+        params,
+        observations,
+        activations,
+        mean_tangents,
+        activation_tangents,  # no longer needed: overwritten
+        product,
+    )
     return product

@@ -89,17 +89,7 @@ def take_step(
         log_prob_grads,
     )
     gaussian.log_prob_vjp(mean, log_std, actions, log_prob_grads, mean_grads, grads[network:])
-    mlp.backward(
-        config.sizes,
-        config.relu,
-        params[:network],
-        observations,
-        activations,
-        mean_grads,
-        activation_grads,
-        grads[:network],
-    )
-    mask_clamped(config, params, grads)
+    pull_back_policy(config, params, observations, activations, mean_grads, activation_grads, grads)
     for i in range(len(params)):
         grads[i] += 2.0 * config.l2 * params[i]
         adapted[i] = params[i] - rates[i] * grads[i]
@@ -173,7 +163,15 @@ def step_vjp(
         _params_grad_jvp(config, step, samples, tangent, activation_tangents, mean_grads, change)
     else:
         observations = samples.observations.reshape(-1)
-        pull_back_policy(config, step.params, observations, step.activations, mean_grads, change)
+        pull_back_policy(
+            config,
+            step.params,
+            observations,
+            step.activations,
+            mean_grads,
+            np.empty_like(step.activations),
+            change,
+        )
     return adjoint + change, rate_grads
 
 
@@ -261,9 +259,13 @@ def pull_back_policy(
     observations: Floats,
     activations: Floats,
     mean_grads: Floats,
+    activation_grads: Floats,
     grads: Floats,
 ) -> None:
-    """Complete ``grads`` (Q,), whose last A are those of ``log_std``, from gradients of means."""
+    """Complete ``grads`` (Q,), whose last A are those of ``log_std``, from gradients of means.
+
+    Fills ``activation_grads`` (S * H,), those of the hidden layers' inputs, on the way.
+    """
     network = len(params) - config.sizes[-1]
     mlp.backward(
         config.sizes,
@@ -272,7 +274,7 @@ def pull_back_policy(
         observations,
         activations,
         mean_grads,
-        np.empty_like(activations),
+        activation_grads,
         grads[:network],
     )
     mask_clamped(config, params, grads)

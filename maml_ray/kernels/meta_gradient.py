@@ -80,7 +80,15 @@ def query_vjp(
         grads[network:],
     )
     observations = samples.observations.reshape(-1)
-    inner_step.pull_back_policy(config, params, observations, query.activations, mean_grads, grads)
+    inner_step.pull_back_policy(
+        config,
+        params,
+        observations,
+        query.activations,
+        mean_grads,
+        np.empty_like(query.activations),
+        grads,
+    )
     return grads
 
 

@@ -12,12 +12,13 @@ from maml_ray.backends.autograd import AutogradBackend
 from maml_ray.backends.compiled import CompiledBackend
 from maml_ray.backends.compiled_inner import compiled_inner_step
 from maml_ray.backends.tensor_tree import slice_rows, tree_map
-from maml_ray.config.settings import Settings
+from maml_ray.config.settings import OuterSettings, Settings
 from maml_ray.kernels import fisher, inner_step, meta_gradient
 from maml_ray.kernels.mlp import BLOCK
 from maml_ray.kernels.types import Samples
 from maml_ray.maml.distributions import Parameters
 from maml_ray.maml.inner_loop import Order, adapt
+from maml_ray.maml.losses import OUTER_OBJECTIVES, OuterObjective
 from maml_ray.maml.meta_objective import Diagnostics, MetaBatch
 from maml_ray.maml.meta_parameters import inner_rates, policy_part
 from maml_ray.maml.policy_losses import inner_losses
@@ -185,3 +186,35 @@ def test_a_warm_up_compiles_all_that_an_update_needs(steps: int) -> None:
         product = compiled.fisher_product(single, batch, order)
         product(torch.ones(sum(value.numel() for value in single.values())))
     assert [len(kernel.signatures) for kernel in kernels] == kinds
+
+
+@pytest.mark.parametrize("objective", ["ppo", "trpo"])
+def test_tasks_in_several_groups_are_those_of_one(
+    monkeypatch: pytest.MonkeyPatch, objective: str
+) -> None:
+    """A group shares an evaluation of the loss: of three tasks, two and then one."""
+    settings, spec = settings_of(objective), SPECS["tanh"]
+    data = problem(settings, spec)
+    compiled = backend(CompiledBackend, settings, spec)
+    whole, rows = compiled.value_and_grad(*data, "second"), compiled.per_task_grads(*data, "second")
+    monkeypatch.setattr("maml_ray.backends.compiled._MIN_GROUP", 1)
+    groups = compiled.value_and_grad(*data, "second")
+    torch.testing.assert_close(groups, whole, rtol=0.0, atol=0.0)
+    torch.testing.assert_close(compiled.per_task_grads(*data, "second"), rows, rtol=0.0, atol=0.0)
+
+
+def test_a_loss_that_is_not_a_number_for_each_task_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Summed over tasks, too, it would be the loss of all of them for each."""
+
+    def summed(log_probs: Tensor, samples: Samples[Tensor], outer: OuterSettings) -> Tensor:
+        return -(log_probs * samples.weights).sum()
+
+    monkeypatch.setitem(OUTER_OBJECTIVES, "summed", OuterObjective(summed))
+    settings, spec = settings_of(), SPECS["tanh"]
+    outer = settings.outer.model_copy(update={"objective": "summed"})
+    settings = settings.model_copy(update={"outer": outer})
+    compiled = backend(CompiledBackend, settings, spec)
+    with pytest.raises(ValueError, match=r"'summed' has shape \(\) .*sum over the last two axes"):
+        compiled.value_and_grad(*problem(settings, spec), "second")

@@ -63,6 +63,38 @@ def test_an_error_in_a_thread_is_the_callers() -> None:
         Microbatcher(1, 2).map_chunks(lambda piece: 1 // len(piece[0][1:]), (torch.zeros(3),))
 
 
+@pytest.mark.parametrize("microbatcher", [Microbatcher(), *MICROBATCHERS])
+def test_each_task_is_visited_once(microbatcher: Microbatcher) -> None:
+    visited: list[int] = []
+    microbatcher.for_each_task(range(3, 8), visited.append)
+    assert sorted(visited) == [3, 4, 5, 6, 7]
+
+
+def test_tasks_are_visited_on_the_callers_thread_and_beside_it() -> None:
+    both, threads = threading.Barrier(2, timeout=30.0), set[int]()
+
+    def meet(task: int) -> None:
+        both.wait()  # two threads must be in here at once
+        threads.add(threading.get_ident())
+
+    Microbatcher(1, 2).for_each_task(range(2), meet)
+    assert threading.get_ident() in threads
+    assert len(threads) == 2
+
+
+@pytest.mark.parametrize("raising", ["caller", "helper"])
+def test_an_error_on_either_thread_is_the_callers(raising: str) -> None:
+    both, caller = threading.Barrier(2, timeout=30.0), threading.get_ident()
+
+    def fail(task: int) -> None:
+        both.wait()
+        if (threading.get_ident() == caller) == (raising == "caller"):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        Microbatcher(1, 2).for_each_task(range(2), fail)
+
+
 @pytest.mark.parametrize("microbatcher", MICROBATCHERS)
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize(
