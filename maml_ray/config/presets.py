@@ -1,8 +1,8 @@
 """Define the presets: named settings that a settings file and the command line override.
 
 ``direction`` and ``velocity`` are what we train these families with. The others reproduce the
-settings of papers and their code, for comparison. The README lists what they set and which choices
-silently change results.
+settings of papers and their code, for comparison. docs/results.md lists what they set and which
+choices silently change results.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""``make reproduce``: all experiments, one after the other; begun again, it goes on.
+"""``make reproduce``: run all experiments in sequence; an interrupted command resumes.
 
-QUICK=1 takes one seed of each: about an hour and a half on 2 cores instead of three hours.
+QUICK=1 uses one seed of each: about an hour and a half on 2 cores instead of three hours.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed of each")
     parser.add_argument("--only", nargs="*", default=(), help="experiments by name")
     parser.add_argument("--runs", type=Path, default=Path("runs/reproduction"))
-    parser.add_argument("--output", type=Path, default=Path(".github/reproduction"))
+    parser.add_argument("--output", type=Path, default=Path("runs/reproduction"))
     arguments = parser.parse_args()
     seeds = SEEDS[:1] if arguments.quick else SEEDS
     work = [(experiment, seed) for seed in seeds for experiment in MAIN]

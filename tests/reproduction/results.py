@@ -1,4 +1,4 @@
-"""From finished runs to the table and the plots that the README shows."""
+"""Write the table and the plots of maml_ray/docs/results.md from finished runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CURVES: Mapping[str, tuple[str, ...]] = {
     "velocity.png": ("velocity-ppo", "velocity-trpo"),
     "orders.png": ("direction-ppo", "direction-first-order", "direction-no-adaptation"),
 }
-"""Return against environment steps; the last: what the meta-gradient earns."""
+"""Return against environment steps; the last is the ablation at equal budget."""
 
 STEPS: Mapping[str, tuple[str, ...]] = {
     "direction-steps.png": (
