@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from maml_ray.evaluation.agent import Agent
     from maml_ray.evaluation.evaluate import Evaluation, evaluate
     from maml_ray.evaluation.loading import load
-    from maml_ray.evaluation.policy_export import save_policy
+    from maml_ray.evaluation.saved_policy import save_policy
     from maml_ray.evaluation.video import record_video, show_video
     from maml_ray.rollouts.trajectories import Trajectories
     from maml_ray.runs.evaluate import RunResult
@@ -40,7 +40,7 @@ _MODULES = {
     "load": "evaluation.loading",
     "load_settings": "config.loading",
     "record_video": "evaluation.video",
-    "save_policy": "evaluation.policy_export",
+    "save_policy": "evaluation.saved_policy",
     "show_video": "evaluation.video",
     "train": "runs.train",
     "tune_objective": "runs.tune",

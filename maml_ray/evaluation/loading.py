@@ -9,7 +9,7 @@ from maml_ray.config.loading import load_settings
 from maml_ray.config.settings import Settings
 from maml_ray.evaluation.agent import Agent
 from maml_ray.evaluation.compatibility import check_matches_settings
-from maml_ray.evaluation.policy_export import DESCRIPTION, load_policy
+from maml_ray.evaluation.saved_policy import DESCRIPTION, load_policy
 from maml_ray.persistence.checkpoint_format import Checkpoint
 from maml_ray.persistence.checkpoint_store import load_named_checkpoint
 from maml_ray.persistence.run_dir import open_run_dir

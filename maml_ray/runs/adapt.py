@@ -15,7 +15,7 @@ from maml_ray.config import limits
 from maml_ray.evaluation.agent import Agent
 from maml_ray.evaluation.compatibility import check_matches_task
 from maml_ray.evaluation.loading import load
-from maml_ray.evaluation.policy_export import save_policy
+from maml_ray.evaluation.saved_policy import save_policy
 from maml_ray.rollouts.env_cache import EnvCache
 from maml_ray.rollouts.trajectories import Trajectories
 from maml_ray.tasks.loading import resolve_tasks

@@ -15,7 +15,7 @@ from pathlib import Path
 from maml_ray.common.errors import UserError
 from maml_ray.evaluation.agent import Agent
 from maml_ray.evaluation.loading import load, load_with_iteration
-from maml_ray.evaluation.policy_export import DESCRIPTION, PARAMETERS, serialize_policy
+from maml_ray.evaluation.saved_policy import DESCRIPTION, PARAMETERS, serialize_policy
 from maml_ray.persistence.run_storage import fetch_run
 from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.serving.requests import BASE_POLICY, ApiError

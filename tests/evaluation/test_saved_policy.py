@@ -11,7 +11,7 @@ import torch
 import maml_ray
 from maml_ray.common.errors import RunDirError, UserError
 from maml_ray.evaluation.agent import Agent
-from maml_ray.evaluation.policy_export import DESCRIPTION, PARAMETERS, load_policy, save_policy
+from maml_ray.evaluation.saved_policy import DESCRIPTION, PARAMETERS, load_policy, save_policy
 from maml_ray.runs.adapt import adapt_run
 from tests.evaluation.test_worked_example import code
 from tests.small_runs import agent_of, run_of, settings
