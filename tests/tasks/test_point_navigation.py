@@ -15,8 +15,8 @@ from maml_ray.tasks.point_navigation import (
     PointNavigation,
     PointNavigationTasks,
     PointNavigationVector,
+    draw_trail,
 )
-from maml_ray.tasks.point_rendering import draw_trail
 
 Steps = list[tuple[float, float, float, bool]]
 coordinates = st.floats(-0.5, 0.5)
