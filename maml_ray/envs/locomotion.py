@@ -103,21 +103,26 @@ class VelocityEnv(LocomotionEnv):
     """Rewards running at a target speed; list it before a family's :class:`LocomotionEnv`.
 
     Args:
-        target_speed: m/s along x.
+        speed: m/s along x.
         kwargs: of the family's environment.
+
+    Raises:
+        TypeError: the speed is given by its old name ``target_speed``.
     """
 
     speed_bonus: ClassVar[float] = 0.0
     """Added to the goal's reward in each step."""
 
-    def __init__(self, *, target_speed: float = 1.0, **kwargs: Any) -> None:
-        super().__init__(self.make_goal(target_speed), **kwargs)
-        EzPickle.__init__(self, target_speed=target_speed, **kwargs)
+    def __init__(self, *, speed: float = 1.0, **kwargs: Any) -> None:
+        if "target_speed" in kwargs:
+            raise TypeError("target_speed is now called speed, as in the task's parameters")
+        super().__init__(self.make_goal(speed), **kwargs)
+        EzPickle.__init__(self, speed=speed, **kwargs)
 
     @classmethod
-    def make_goal(cls, target_speed: float) -> Goal:
+    def make_goal(cls, speed: float) -> Goal:
         """Create the goal of a target speed."""
-        return TargetSpeed(target_speed, cls.speed_bonus)
+        return TargetSpeed(speed, cls.speed_bonus)
 
 
 class RolloutOutcome(NamedTuple):

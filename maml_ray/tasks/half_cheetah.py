@@ -110,7 +110,11 @@ class HalfCheetahBackwardTasks(GoalTasks):
 
     def sample(self, rng: np.random.Generator, count: int) -> tuple[Task, ...]:
         """Return the one task ``count`` times."""
-        return (Task("backward"),) * count
+        return self.named_tasks() * count
+
+    def named_tasks(self) -> tuple[Task, ...]:
+        """Return the one task, ``backward``."""
+        return (Task("backward"),)
 
     def task(self, parameters: Mapping[str, float]) -> Task:
         """Return the one task, which has no parameters."""

@@ -84,6 +84,10 @@ class DirectionTasks(GoalTasks):
         """Draw both directions equally often, in random order."""
         return tuple(map(self._task, balanced_choice(rng, (1.0, -1.0), count)))
 
+    def named_tasks(self) -> tuple[Task, ...]:
+        """Return both: ``forward`` and ``backward``."""
+        return (self._task(1.0), self._task(-1.0))
+
     def task(self, parameters: Mapping[str, float]) -> Task:
         """Return the task of ``{"direction": 1}`` or ``{"direction": -1}``."""
         if set(parameters) != {"direction"} or parameters["direction"] not in (1, -1):
@@ -139,4 +143,4 @@ class VelocityTasks(GoalTasks):
 
     def task_kwargs(self, task: Task) -> dict[str, Any]:
         """Return the target speed."""
-        return {"target_speed": dict(task.parameters)["speed"]}
+        return {"speed": dict(task.parameters)["speed"]}

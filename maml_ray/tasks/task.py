@@ -11,6 +11,9 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from maml_ray.common.numbers import finite_floats
+from maml_ray.config.error_messages import did_you_mean
+
+_SHOWN_PARAMETERS = 4  # of a task, in its repr and in messages; random dynamics have dozens
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,12 @@ class Task:
 
     name: str
     parameters: tuple[tuple[str, float], ...] = ()
+
+    def __repr__(self) -> str:
+        shown = [f"{key}={value}" for key, value in self.parameters[:_SHOWN_PARAMETERS]]
+        if len(self.parameters) > len(shown):
+            shown.append(f"... {len(self.parameters)} parameters")
+        return f"Task({', '.join([repr(self.name), *shown])})"
 
 
 class TaskDistribution(ABC):
@@ -56,6 +65,13 @@ class TaskDistribution(ABC):
         name = ", ".join(f"{key} {value:g}" for key, value in values.items())
         return Task(name or "default", tuple(values.items()))
 
+    def named_tasks(self) -> tuple[Task, ...]:
+        """Return the tasks of a family of a few, which can then be asked for by name.
+
+        By default none, as for families that draw tasks from a range.
+        """
+        return ()
+
     @abstractmethod
     def make_env(self, task: Task, *, horizon: int, render_mode: str | None = None) -> gym.Env:
         """Create an environment of ``task`` that truncates episodes after ``horizon`` steps."""
@@ -76,3 +92,42 @@ class TaskDistribution(ABC):
             False, with ``env`` unchanged, if a new batch must be created.
         """
         return False
+
+
+def find_task(tasks: TaskDistribution, wanted: Task | str | Mapping[str, float]) -> Task:
+    """Return the task of a distribution that a user asks for.
+
+    Args:
+        tasks: the distribution.
+        wanted: the name of one of :meth:`TaskDistribution.named_tasks`, a task's parameters, or a
+            task, which is returned unchanged if the distribution has one of its parameters.
+
+    Raises:
+        ValueError: there is no such task; the message says which there are.
+    """
+    if isinstance(wanted, Task):
+        tasks.task(dict(wanted.parameters))
+        return wanted
+    if isinstance(wanted, Mapping):
+        return tasks.task(wanted)
+    if not isinstance(wanted, str):
+        raise ValueError(
+            f"a task is a name, a dictionary of parameters or a maml_ray.Task, got {wanted!r:.80}"
+        )
+    named = {task.name: task for task in tasks.named_tasks()}
+    if wanted in named:
+        return named[wanted]
+    if named:
+        names = " and ".join(map(repr, named))
+        verb = "is" if len(named) == 1 else "are"
+        raise ValueError(f"there {verb} {names}, not {wanted!r:.80}{did_you_mean(wanted, named)}")
+    raise ValueError(
+        f"its tasks have no names such as {wanted!r:.80}, but parameters: {_example(tasks)}"
+    )
+
+
+def _example(tasks: TaskDistribution) -> str:
+    """Return parameters of one task as a user writes them."""
+    parameters = tasks.sample(np.random.default_rng(0), 1)[0].parameters
+    shown = [f'"{key}": {value:.3g}' for key, value in parameters[:_SHOWN_PARAMETERS]]
+    return "{" + ", ".join(shown) + (", ...}" if len(parameters) > len(shown) else "}")

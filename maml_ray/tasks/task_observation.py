@@ -55,6 +55,10 @@ class ObservedParametersTasks(TaskDistribution):
         """Return the wrapped distribution's task."""
         return self.tasks.task(parameters)
 
+    def named_tasks(self) -> tuple[Task, ...]:
+        """Return those of the wrapped distribution."""
+        return self.tasks.named_tasks()
+
     def make_env(self, task: Task, *, horizon: int, render_mode: str | None = None) -> gym.Env:
         """Create one environment that observes the parameters."""
         env = self.tasks.make_env(task, horizon=horizon, render_mode=render_mode)

@@ -51,7 +51,7 @@ def test_it_is_ant_v5_but_for_the_reward(contact_forces: bool) -> None:
 @pytest.mark.parametrize("contact_forces", [False, True])
 def test_reward_formula_by_hand(contact_forces: bool) -> None:
     direction = AntDirection(direction=-1.0, contact_forces=contact_forces)
-    velocity = AntVelocity(target_speed=2.0, contact_forces=contact_forces)
+    velocity = AntVelocity(speed=2.0, contact_forces=contact_forces)
     for env in (direction, velocity):
         env.reset(seed=1)
     for action in random_actions(40):

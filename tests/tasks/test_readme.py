@@ -107,6 +107,6 @@ def test_the_numbers_of_multipliers_are_correct() -> None:
 
 
 def test_the_environment_named_in_the_text_can_be_made() -> None:
-    env: Any = gym.make("maml_ray/AntVelocity-v0", target_speed=2.0)
+    env: Any = gym.make("maml_ray/AntVelocity-v0", speed=2.0)
     assert env.unwrapped.goal.target == 2.0
     env.close()
