@@ -166,7 +166,7 @@ def adapt(
     """Adapt a trained policy to one task and save it as a policy.
 
     Writes parameters.safetensors and policy.json, which maml_ray.load and any PyTorch program
-    can read (see the README).
+    can read (see: maml-ray docs evaluation).
 
     [bold]Example[/bold]
 
