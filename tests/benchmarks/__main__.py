@@ -1,4 +1,4 @@
-"""``make bench``: one table of ratios, kept as JSON, held against what was kept before."""
+"""``make bench``: a table of ratios, optionally kept as JSON or compared with a kept file."""
 
 from __future__ import annotations
 
@@ -25,25 +25,24 @@ CONTESTS = (
     ("ant-direction", 20),
     ("walker2d-random-dynamics", 20),
 )
-"""Families, and the episodes that are collected at once."""
+"""Families, and the number of episodes collected at once."""
 
 
 def main() -> int:
-    """Measure, print and compare; the exit code."""
+    """Measure, print and compare; return the exit code."""
     chosen = _arguments()
     kept = _kept(chosen.against) if chosen.against is not None else None
     torch.set_num_threads(1)
-    told_machine, told_versions = machine(), versions()
+    machine_info, package_versions = machine(), versions()
     collected = tuple(collection.measure(*contest, chosen.rounds) for contest in CONTESTS)
     updates = learner.measure_both(threads=os.cpu_count() or 1)
     whole = iteration.measure(chosen.settings, chosen.iterations)
     ratios: dict[str, Ratio] = {}
-    told = [one.ratios() for one in collected] + [one.ratios() for one in updates]
-    for some in (*told, whole.ratios()):
-        ratios |= some
-    figures = {
-        "machine": told_machine,
-        "versions": told_versions,
+    for result in (*collected, *updates, whole):
+        ratios |= result.ratios()
+    results = {
+        "machine": machine_info,
+        "versions": package_versions,
         "rounds": chosen.rounds,
         "iterations": chosen.iterations,
         "settings": chosen.settings,
@@ -53,14 +52,14 @@ def main() -> int:
         "ratios": {name: asdict(ratio) for name, ratio in ratios.items()},
     }
     if chosen.json == "-":
-        print(json.dumps(figures, indent=2))
+        print(json.dumps(results, indent=2))
     else:
-        _print(table.heading(told_machine, told_versions))
+        _print(table.heading(machine_info, package_versions))
         _print(table.collections(collected))
         _print(learner.describe(updates))
         _print(table.iteration(whole))
         if chosen.json is not None:
-            Path(chosen.json).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+            Path(chosen.json).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     if kept is None:
         return 0
     found = compare({name: ratio.median for name, ratio in ratios.items()}, kept, chosen.tolerance)
@@ -77,26 +76,26 @@ def _arguments() -> argparse.Namespace:
         nargs="?",
         const="-",
         metavar="FILE",
-        help="keep everything in a file beside printing the table; without a file, print JSON",
+        help="also write all results to FILE; without FILE, print JSON instead of the table",
     )
     parser.add_argument("--rounds", type=arguments.count, default=15, help="interleaved rounds")
     parser.add_argument(
         "--iterations", type=arguments.count, default=20, help="training iterations"
     )
-    parser.add_argument("--settings", default="deploy.yaml", help="what to train")
+    parser.add_argument("--settings", default="deploy.yaml", help="settings file to train")
     parser.add_argument(
         "--against",
         metavar="FILE",
-        help="compare the ratios with those that --json has kept; exit code 1 where one has fallen",
+        help="compare the ratios with a file written by --json; exit code 1 if one has fallen",
     )
     parser.add_argument(
-        "--tolerance", type=arguments.share, default=0.1, help="how far, as a share (default: 0.1)"
+        "--tolerance", type=arguments.share, default=0.1, help="allowed fall (default: 0.1)"
     )
     return parser.parse_args()
 
 
 def _kept(file: str) -> dict[str, float]:
-    """The medians of a kept file; one sentence and exit code 2 where there are none."""
+    """Return the medians of a kept file; exit with code 2 and one sentence if it has none."""
     try:
         return medians(json.loads(Path(file).read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:

@@ -76,13 +76,13 @@ class CollectionResult:
     peers: tuple[Beside, ...]
 
     def ratios(self) -> dict[str, Ratio]:
-        """By name; more is better."""
+        """Return ratios by name; more is better."""
         contest = f"{self.family}, {self.episodes} episodes"
-        told = {f"{contest}: share of physics speed": self.share}
+        ratios = {f"{contest}: share of physics speed": self.share}
         for peer in self.peers:
             if peer.ratio is not None:
-                told[f"{contest}: times as fast as {peer.name}"] = peer.ratio
-        return told
+                ratios[f"{contest}: times as fast as {peer.name}"] = peer.ratio
+        return ratios
 
 
 class Contest:

@@ -53,7 +53,7 @@ class IterationResult:
     accounted: Ratio
 
     def ratios(self) -> dict[str, Ratio]:
-        """By name; more is better."""
+        """Return ratios by name; more is better."""
         return {
             "iteration: share of physics in the wall time": self.physics_share,
             "iteration: share of physics and learner in the wall time": self.accounted,

@@ -1,8 +1,8 @@
-"""How close the learner's meta-update comes to the arithmetic that it is made of.
+"""Compare the learner's meta-update with the arithmetic that it consists of.
 
-The floor is the time that the matrix products of an update take if each runs as fast as a large
-one on the same threads, timed in turns with the updates: what activations, losses, the optimizer
-and everything between cost is on top of it.
+The floor is the time that the matrix products of an update would take if each ran as fast as a
+large one on the same threads. Both are timed in alternation. Activations, losses and the optimizer
+come on top of the floor.
 """
 
 from __future__ import annotations
@@ -204,11 +204,13 @@ def describe(results: list[LearnerResult]) -> list[str]:
 def main() -> int:
     """``python -m tests.benchmarks.learner``: the papers' meta-batch, by both outer steps."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.learner")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=count, default=os.cpu_count(), help="of the CPU")
-    parser.add_argument("--tasks", type=count, default=40)
-    parser.add_argument("--episodes", type=count, default=20)
-    parser.add_argument("--rounds", type=count, default=3)
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="device of the learner"
+    )
+    parser.add_argument("--threads", type=count, default=os.cpu_count(), help="CPU threads")
+    parser.add_argument("--tasks", type=count, default=40, help="tasks of the meta-batch")
+    parser.add_argument("--episodes", type=count, default=20, help="episodes per task")
+    parser.add_argument("--rounds", type=count, default=3, help="interleaved rounds")
     chosen = parser.parse_args()
     if chosen.device == "cuda" and not torch.cuda.is_available():
         parser.error(f"PyTorch {torch.__version__} sees no GPU: leave --device out")

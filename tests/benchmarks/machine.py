@@ -1,4 +1,4 @@
-"""On what was measured: the machine, the versions, and how busy it was before."""
+"""Describe the machine, its load before the benchmark, and the versions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PACKAGES = (
 
 
 def machine() -> dict[str, str]:
-    """What a time depends on, in words; to be asked before anything is measured."""
+    """Return what times depend on; call it before anything is measured."""
     return {
         "machine": f"{_model()}, {platform.machine()}, {os.cpu_count()} CPUs",
         "frequency governor": _governor(),
@@ -34,7 +34,7 @@ def machine() -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of all that takes part."""
+    """Return the versions of Python and of the packages that take part."""
     return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
 
 
@@ -47,15 +47,15 @@ def _version(package: str) -> str:
 
 def _model() -> str:
     try:
-        told = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+        model = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
     except OSError:  # not Linux
-        told = None
-    return told.group(1) if told else platform.processor() or "unknown CPU"
+        model = None
+    return model.group(1) if model else platform.processor() or "unknown CPU"
 
 
 def _governor() -> str:
     try:
-        told = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text()
+        governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text()
     except OSError:  # as in most virtual machines
-        return "not told"
-    return told.strip()
+        return "unknown"
+    return governor.strip()

@@ -1,9 +1,9 @@
-"""What others do with the same task, batch and policy size on one core: one function a peer.
+"""Other libraries on the same task, batch and policy size, on one core: one function per peer.
 
 All simulate episodes of :data:`HORIZON` steps of the same single environment, as many at once as
-the contest says; EnvPool brings its own half-cheetah, of another reward, which costs it nothing. A
-peer that is not installed is told so in the table. Each says what it does in a step: who only steps
-is handed the actions, and keeps nothing of what comes back.
+the contest says. EnvPool has its own half-cheetah, whose reward differs but costs the same. The
+table names peers that are not installed. Each peer says what it does in a step: one that only steps
+is given the actions, and stores nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 HORIZON = 200
 HIDDEN = (64, 64)
-"""Of everybody's policy: two layers of tanh, and a Gaussian with a vector of log-stds."""
+"""Hidden sizes of every policy: two layers of tanh, and a Gaussian with a vector of log-stds."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ Rounds = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Peer:
-    """Somebody to be compared with.
+    """A library to compare with.
 
     Attributes:
         name: in the table.

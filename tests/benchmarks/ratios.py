@@ -1,7 +1,7 @@
-"""Ratios of times of one run, their spread, and whether they have fallen since a kept run.
+"""Ratios of times within one run, their spread, and whether they have fallen since a kept run.
 
-A time says as much about the machine as about the code; the ratio of two that were taken in turns
-says little about the machine. All are told so that more is better.
+A time depends on the machine as much as on the code; the ratio of two interleaved times depends
+little on the machine. In all ratios more is better.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Ratio:
 
     @classmethod
     def of(cls, rounds: NDArray[np.float64]) -> Ratio:
-        """From the ratios of the rounds, one each."""
+        """Create from the ratios of the rounds, one each."""
         low, median, high = np.percentile(rounds, [10, 50, 90])
         return cls(float(median), float(low), float(high))
 
@@ -39,7 +39,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Comparison:
-    """This run's ratios beside those of a kept one.
+    """The ratios of this run and of a kept one.
 
     Attributes:
         lines: a table of both.
@@ -51,15 +51,15 @@ class Comparison:
 
 
 def compare(now: Mapping[str, float], kept: Mapping[str, float], tolerance: float) -> Comparison:
-    """Hold medians against kept ones.
+    """Compare medians with kept ones.
 
-    A ratio that only one side has is named, and is no failure: a peer may not be installed, a
+    A ratio that only one run has is listed and is no failure: a peer may not be installed, or a
     benchmark may be new.
 
     Args:
-        now: this run's medians, by name.
-        kept: those of the kept run.
-        tolerance: how far a ratio may fall, as a share of the kept one.
+        now: medians of this run, by name.
+        kept: medians of the kept run.
+        tolerance: allowed fall of a ratio, as a share of the kept one.
     """
     lines, fallen = [f"{'':<68}{'kept':>8}{'now':>8}{'change':>9}"], []
     for name in sorted({*now, *kept}):
@@ -69,7 +69,7 @@ def compare(now: Mapping[str, float], kept: Mapping[str, float], tolerance: floa
             continue
         change = now[name] / kept[name] - 1.0
         lines.append(f"{name:<68}{kept[name]:>8.3f}{now[name]:>8.3f}{change:>+9.1%}")
-        if not change >= -tolerance:  # also where it is not a number
+        if not change >= -tolerance:  # also if it is NaN
             fallen.append(
                 f"{name} has fallen from {kept[name]:.3f} to {now[name]:.3f}, by {-change:.1%}: "
                 f"more than the tolerance of {tolerance:.1%}"
@@ -78,10 +78,10 @@ def compare(now: Mapping[str, float], kept: Mapping[str, float], tolerance: floa
 
 
 def medians(kept: Any) -> dict[str, float]:
-    """The medians of a file that ``--json`` has written, as it was parsed.
+    """Return the medians in the parsed content of a file written by ``--json``.
 
     Raises:
-        ValueError: it is no such file.
+        ValueError: it is another kind of file.
     """
     try:
         found = {str(name): float(ratio["median"]) for name, ratio in kept["ratios"].items()}

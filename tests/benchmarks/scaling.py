@@ -1,14 +1,13 @@
 """``python -m tests.benchmarks.scaling``: training with 1, 2, 4, ... 64 rollout actors.
 
-Everything is real but the physics, which sleeps (:mod:`tests.benchmarks.sleeping`): driver, pool,
-learner, object store and checkpoints. One task an actor, so that an iteration takes the same time
-of physics whatever their number is. ``--overlap`` has the actors go on while the learner works, one
-version behind.
+Driver, pool, learner, object store and checkpoints are real; physics is replaced by sleep
+(:mod:`tests.benchmarks.sleeping`). Every actor has one task, so that the time of physics in an
+iteration does not depend on their number. ``--overlap`` collects asynchronously.
 
-A process of Ray takes 0.6% of a core while it is idle, and with PyTorch 280 MB: 64 of them keep two
-cores busy with themselves. So several actors share a process, as threads, which mostly sleep: the
-driver has a queue, a call and a receipt for each all the same. ``--share 1`` gives every actor a
-process of its own. They are started once; each run adds those that it lacks.
+An idle process of Ray takes 0.6% of a core, and 280 MB with PyTorch: 64 of them would keep two
+cores busy. So several actors share a process, as threads, which mostly sleep; the driver still has
+a queue, a call and a reply for each. ``--share 1`` gives every actor its own process. Actors are
+started once; each run adds those that it lacks.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ FORECAST = (64, 256, 1000, 4000)
 
 
 def sizes_up_to(most: int) -> tuple[int, ...]:
-    """1, 2, 4, ... up to ``most``."""
+    """Return 1, 2, 4, ... up to ``most``."""
     return tuple(2**power for power in range(most.bit_length()))
 
 
@@ -49,12 +48,12 @@ def measure(
     overlap: bool = False,
     profile: str | None = None,
 ) -> tuple[ScalingResult, ...]:
-    """Every number of actors up to ``most``, the actors of each run kept for the next.
+    """Measure every number of actors up to ``most``; each run keeps the actors of the previous one.
 
     Args:
-        most: actors of the largest run.
-        iterations: counted ones, of each run.
-        share: actors in a process.
+        most: number of actors of the largest run.
+        iterations: number of measured iterations of each run.
+        share: number of actors in a process.
         overlap: whether the next meta-batch is collected during an update.
         profile: file for a profile of the largest run's driver, as ``pstats`` reads it.
     """
@@ -70,12 +69,12 @@ def measure(
 
 
 def describe(results: Sequence[ScalingResult]) -> str:
-    """A table for people: milliseconds, and CPU milliseconds by process."""
+    """Return a table of milliseconds, and CPU milliseconds by process."""
     lines = [
-        f"{PHASES * PHASE_S:.1f} s of physics an iteration, slept; one task an actor; all on "
-        f"{os.cpu_count()} cores; in ms",
+        f"ms per iteration with {PHASES * PHASE_S:.1f} s of sleep as physics, one task per "
+        f"actor, on {os.cpu_count()} cores",
         "actors   wall  effic.  collect  learner  orchestration    driver  queued   "
-        "CPU: driver  actors  learner  Ray    MB put  KB a version",
+        "CPU: driver  actors  learner  Ray    MB put  KB/version",
     ]
     for one in results:
         cpu = one.cpu
@@ -92,7 +91,7 @@ def describe(results: Sequence[ScalingResult]) -> str:
 
 
 def model(results: Sequence[ScalingResult]) -> Parts:
-    """The constants of the forecast: of these runs, and of a learner of the default settings."""
+    """Return the constants of the forecast, from these runs and the default settings' learner."""
     most = results[-1]
     return parts_of(
         [one.actors for one in results],
@@ -109,11 +108,11 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.scaling")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    parser.add_argument("--most", type=count, default=MOST, help="rollout actors")
-    parser.add_argument("--iterations", type=count, default=12, help="of each number of actors")
-    parser.add_argument("--share", type=count, default=SHARE, help="rollout actors in a process")
-    parser.add_argument("--overlap", action="store_true", help="as meta_batch.async_collection")
-    parser.add_argument("--profile", help="file for a profile of the driver with the most actors")
+    parser.add_argument("--most", type=count, default=MOST, help="largest number of rollout actors")
+    parser.add_argument("--iterations", type=count, default=12, help="iterations per run")
+    parser.add_argument("--share", type=count, default=SHARE, help="actors per process")
+    parser.add_argument("--overlap", action="store_true", help="set meta_batch.async_collection")
+    parser.add_argument("--profile", help="file for a profile of the driver in the largest run")
     chosen = parser.parse_args()
     results = measure(
         chosen.most,
@@ -125,11 +124,11 @@ def main() -> None:
     # The forecast adds up what follows one another.
     parts = model(results) if len(results) > 1 and not chosen.overlap else None
     if chosen.json:
-        told = {
+        data = {
             "scaling": [asdict(one) for one in results],
             "parts": None if parts is None else asdict(parts),
         }
-        print(json.dumps(told, indent=2))
+        print(json.dumps(data, indent=2))
         return
     print(describe(results))
     if parts is not None:

@@ -1,8 +1,7 @@
-"""``python -m tests.benchmarks.serving``: requests a second, by ``wrk`` (a package of Debian's).
+"""``python -m tests.benchmarks.serving``: requests per second, measured with ``wrk``.
 
-An untrained policy of the default settings' size, served by the command on this machine, whose
-CPUs the client shares. Each number of clients keeps as many connections open, and each of them
-sends its next request when the last one is answered.
+Serves an untrained policy of the default settings' size on this machine, whose CPUs the client
+shares. Each client keeps one connection open, and sends its next request after each answer.
 """
 
 from __future__ import annotations
@@ -42,10 +41,10 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.serving")
     parser.add_argument("--seconds", type=count, default=10, help="for each number of clients")
-    parser.add_argument("--replicas", type=count, default=1)
+    parser.add_argument("--replicas", type=count, default=1, help="processes of the service")
     chosen = parser.parse_args()
     if shutil.which("wrk") is None:
-        sys.exit("wrk is not there: apt-get install wrk")
+        sys.exit("wrk is not installed: apt-get install wrk")
     with tempfile.TemporaryDirectory() as folder:
         chosen_settings = validate_settings({"task": {"name": "half-cheetah-direction"}})
         run = run_of(chosen_settings, Path(folder) / "run")

@@ -1,8 +1,8 @@
 """``python -m tests.benchmarks.startup``: from the command to the first finished iteration.
 
-The command is run as it is, ``maml-ray train``, and ended after its first iteration. What it does
-is noted from outside (``trace/sitecustomize.py``), in its own process and in the actors'. With
-``--beside`` another checkout takes turns with this one.
+Runs ``maml-ray train`` unchanged and ends it after its first iteration. Its activities are traced
+from outside (``trace/sitecustomize.py``), in its own process and in the actors'. With ``--beside``,
+measurements of another checkout alternate with those of this one.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ Moments = dict[tuple[str, str], float]
 
 
 def main() -> None:
-    """Measure in turns, and print medians."""
+    """Measure in alternation, and print medians."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.startup")
-    parser.add_argument("--repetitions", type=count, default=3)
-    parser.add_argument("--beside", type=Path, help="another checkout, measured in turns")
-    parser.add_argument("--settings", type=Path, default=HERE / "deploy.yaml")
+    parser.add_argument("--repetitions", type=count, default=3, help="number of starts")
+    parser.add_argument("--beside", type=Path, help="another checkout to measure as well")
+    parser.add_argument("--settings", type=Path, default=HERE / "deploy.yaml", help="settings file")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     chosen = parser.parse_args()
     if chosen.beside and not (chosen.beside / "maml_ray").is_dir():
@@ -46,16 +46,16 @@ def main() -> None:
     if not chosen.settings.is_file():
         parser.error(f"there is no settings file {chosen.settings}")
     checkouts = {"here": HERE} | ({"beside": chosen.beside.resolve()} if chosen.beside else {})
-    told = {"machine": machine(), "versions": versions()}
+    info = {"machine": machine(), "versions": versions()}
     measured: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
     for _ in range(chosen.repetitions):
         for name, checkout in checkouts.items():
             measured[name].append(_start(checkout, chosen.settings.resolve()))
     medians = {name: _medians(rounds) for name, rounds in measured.items()}
     if chosen.json:
-        print(json.dumps({**told, "medians": medians, "rounds": measured}, indent=2))
+        print(json.dumps({**info, "medians": medians, "rounds": measured}, indent=2))
         return
-    for name, value in told["machine"].items():
+    for name, value in info["machine"].items():
         print(f"{name:<20}{value}")
     _print(medians)
 

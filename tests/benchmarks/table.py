@@ -1,4 +1,4 @@
-"""What ``make bench`` prints."""
+"""Format the tables of ``make bench``."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ _HEAD = f"{'':<52}{'us/step':>8}   ratio   10% - 90% of rounds"
 
 
 def heading(machine: Mapping[str, str], versions: Mapping[str, str]) -> Iterator[str]:
-    """On what was measured."""
-    for name, told in machine.items():
-        yield f"{name:<20}{told}"
-    yield "versions            " + ", ".join(f"{name} {told}" for name, told in versions.items())
+    """Yield lines that describe the machine and the versions."""
+    for name, value in machine.items():
+        yield f"{name:<20}{value}"
+    packages = ", ".join(f"{name} {version}" for name, version in versions.items())
+    yield f"{'versions':<20}{packages}"
 
 
 def collections(results: tuple[CollectionResult, ...]) -> Iterator[str]:
-    """One rollout actor, and the others."""
-    yield "one core, policy and storage included; others: how many times faster we are"
+    """Yield the table of collection: one rollout actor and the peers."""
+    yield "one core, with policy and storage; peers: how many times faster maml_ray is"
     yield _HEAD
     for result in results:
         yield f"{result.family}, {result.episodes} episodes"
@@ -34,7 +35,7 @@ def collections(results: tuple[CollectionResult, ...]) -> Iterator[str]:
 
 
 def iteration(result: IterationResult) -> Iterator[str]:
-    """A whole one."""
+    """Yield lines on a whole training iteration."""
     actors = result.rollout_actors
     yield f"a training iteration, {actors} rollout actors, learner on {result.learner}"
     yield (
@@ -46,5 +47,5 @@ def iteration(result: IterationResult) -> Iterator[str]:
 
 
 def _line(name: str, does: str, us: float | None = None, ratio: Ratio | None = None) -> str:
-    told = f"  {name:<24}{does:<26}" + ("" if us is None else f"{us:>8.1f}")
-    return told + ("" if ratio is None else f"   {ratio}")
+    line = f"  {name:<24}{does:<26}" + ("" if us is None else f"{us:>8.1f}")
+    return line + ("" if ratio is None else f"   {ratio}")

@@ -25,7 +25,7 @@ def main() -> None:
     arguments = parser.parse_args()
     seeds = SEEDS[:1] if arguments.quick else SEEDS
     work = [(experiment, seed) for seed in seeds for experiment in MAIN]
-    # What is only compared with has one seed: it shows the size of an effect, not of a spread.
+    # Baselines have one seed: they show the size of an effect, not its spread.
     work += [(experiment, SEEDS[0]) for experiment in (*SHORT, *COMPARED)]
     if arguments.only:
         work = [(one, seed) for one, seed in work if one.name in arguments.only]

@@ -1,4 +1,4 @@
-"""What is trained: one entry a line of the table, the budget in environment steps."""
+"""The experiments: one per row of the table, with its budget in environment steps."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from maml_ray.config.settings import Settings
 
 @dataclass(frozen=True)
 class Experiment:
-    """A run for each seed.
+    """An experiment: one run for each seed.
 
     Attributes:
-        name: of its run folders, and in the table.
-        preset: where its settings begin.
-        env_steps: what it may spend, support and query together.
-        overrides: of the preset.
-        steps: gradient steps that it is judged after.
+        name: prefix of its run directories, and name in the table.
+        preset: preset that its settings start from.
+        env_steps: budget in environment steps, support and query together.
+        overrides: changes to the preset.
+        steps: maximum number of gradient steps in the evaluation.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Experiment:
     steps: int = 3
 
     def settings(self, seed: int) -> Settings:
-        """The run's settings, with as many iterations as the budget allows."""
+        """Return the run's settings, with as many iterations as the budget allows."""
         changes = [f"run.name={self.name}", f"run.seed={seed}", *self.overrides]
         once = load_settings(preset=self.preset, overrides=changes)
         batch, phases = once.meta_batch, once.inner.steps + 1
@@ -35,7 +35,7 @@ class Experiment:
         changes += [
             f"run.iterations={self.env_steps // per_iteration}",
             "run.checkpoint_every=25",
-            # Judged by the protocol below, all alike; the one at the end of a run may be short.
+            # All are evaluated by the protocol afterwards; the evaluation in the run can be short.
             "evaluation.tasks=2",
             "evaluation.episodes=2",
             "evaluation.video=false",
@@ -47,8 +47,8 @@ _TRPO = ("outer.objective=trpo",)
 _NO_ADAPTATION = ("inner.steps=0", "meta_batch.tasks=20", "outer.tasks_per_minibatch=10")
 _ORACLE = (*_NO_ADAPTATION, "task.observe_parameters=true")
 _SHORT = ("task.horizon=100",)
-# Three steps multiply what a change of the parameters does: at the preset's rates the first
-# step of an update could move the adapted policies by several nats, and training fell apart.
+# Three steps multiply the effect of a change of the parameters: at the preset's rates the first
+# step of an update can move the adapted policies by several nats, and training is unstable.
 _THREE_STEPS = (
     "inner.steps=3",
     "inner.learning_rate=0.05",
@@ -77,8 +77,8 @@ COMPARED = (
     Experiment("direction-first-order", "direction", DIRECTION, ("outer.order=first",)),
     Experiment("direction-no-adaptation", "direction", DIRECTION, _NO_ADAPTATION),
     Experiment("direction-oracle", "direction", DIRECTION, _ORACLE),
-    # Trained without steps, these two have no rates of their own, and 0.1 is too much for more.
+    # These two have learned no inner rates, and 0.1 is too large for more than one step.
     Experiment("velocity-no-adaptation", "velocity", VELOCITY, _NO_ADAPTATION, steps=1),
     Experiment("velocity-oracle", "velocity", VELOCITY, _ORACLE, steps=1),
 )
-"""What meta-learning is held against: first order, pre-training, and a policy told its task."""
+"""Baselines: first order, pre-training, and a policy that observes its task."""

@@ -44,14 +44,14 @@ STEPS: Mapping[str, tuple[str, ...]] = {
 
 
 def write_results(runs: Mapping[str, Sequence[Path]], output: Path) -> Path:
-    """Table and plots of the experiments that have runs.
+    """Write the table and the plots of the experiments that have runs.
 
     Args:
-        runs: evaluated run folders, one a seed, by the experiment's name.
+        runs: evaluated run directories, one per seed, by name of the experiment.
         output: folder to write to.
 
     Returns:
-        The table's path.
+        Path of the table.
     """
     output.mkdir(parents=True, exist_ok=True)
     groups = {name: Group(name, tuple(read_runs(paths))) for name, paths in runs.items()}
@@ -71,7 +71,7 @@ def write_results(runs: Mapping[str, Sequence[Path]], output: Path) -> Path:
 
 
 def steps_figure(groups: Sequence[Group]) -> Figure:
-    """Return against gradient steps: mean over seeds, bars from the lowest to the highest."""
+    """Plot return against gradient steps: mean over seeds, bars from lowest to highest seed."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for place, group in enumerate(groups):
@@ -119,7 +119,7 @@ def _cell(summary: Summary, step: int) -> str:
 
 
 def _random_lines(groups: Mapping[str, Group]) -> list[str]:
-    """The untrained policy by the same protocol, once a family."""
+    """Return one row per family: the untrained policy, evaluated by the same protocol."""
     lines = []
     for family in ("direction", "velocity"):
         run: Run | None = next(

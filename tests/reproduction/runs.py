@@ -1,4 +1,4 @@
-"""Training and evaluating, each once: what is finished is kept, what was interrupted goes on."""
+"""Train and evaluate a run once: finished work is kept, interrupted work is resumed."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from maml_ray.persistence.run_dir import RunDir
 from tests.reproduction.experiments import Experiment
 
 TASKS, EPISODES = 40, 20
-"""The protocol, as Finn et al. 2017, figure 5, whose policies take up to 3 gradient steps."""
+"""The protocol of Finn et al. 2017, figure 5, whose policies take up to 3 gradient steps."""
 
 
 def run_folder(base: Path, experiment: Experiment, seed: int) -> RunDir:
-    """Where an experiment's run has its place."""
+    """Return the run directory of an experiment and seed."""
     return RunDir(base / f"{experiment.name}-seed{seed}")
 
 
 def train(base: Path, experiment: Experiment, seed: int) -> RunDir:
-    """Train, or go on, or do nothing where it is done."""
+    """Train or resume a run; return at once if it is done."""
     folder, settings = run_folder(base, experiment, seed), experiment.settings(seed)
     if _finished_iterations(folder) == settings.run.iterations and folder.evaluation.exists():
         return folder
@@ -38,10 +38,10 @@ def train(base: Path, experiment: Experiment, seed: int) -> RunDir:
 
 
 def evaluate(folder: RunDir, steps: int) -> None:
-    """Judge a run by the protocol, once, after 0 to ``steps`` gradient steps."""
+    """Evaluate a run by the protocol, once, after 0 to ``steps`` gradient steps."""
     if folder.evaluation.exists():
-        figures = json.loads(folder.evaluation.read_text(encoding="utf-8"))
-        if (figures["tasks"], figures["episodes"]) == (TASKS, EPISODES):
+        results = json.loads(folder.evaluation.read_text(encoding="utf-8"))
+        if (results["tasks"], results["episodes"]) == (TASKS, EPISODES):
             return
     counts = ("--steps", str(steps), "--tasks", str(TASKS), "--episodes", str(EPISODES))
     _maml_ray("evaluate", str(folder.path), *counts)
@@ -52,7 +52,7 @@ def _finished_iterations(folder: RunDir) -> int:
 
 
 def _maml_ray(*arguments: str) -> None:
-    """The command line, as a person types it; its last lines when it fails."""
+    """Run the command line; exit with its last lines if it fails."""
     print("maml-ray", *arguments, flush=True)
     done = subprocess.run(
         [sys.executable, "-m", "maml_ray", *arguments],
