@@ -7,7 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 from pydantic import ValidationError
 
+from maml_ray.common.errors import UserError
 from maml_ray.common.json_data import format_key
+
+
+class SettingsError(UserError, ValueError):
+    """A setting is invalid; the message names its key, its value and what is allowed."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -40,6 +45,8 @@ def describe_validation_error(
         sentence = f"{key} is not {noun}{hint}"
     elif first["type"] == "missing":
         sentence = f"{key} is missing"
+    elif isinstance(reason := first.get("ctx", {}).get("error"), UserError):
+        sentence = str(reason)
     else:
         message = first["msg"].removeprefix("Value error, ")
         message = message[:1].lower() + message[1:]

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from pydantic import BaseModel, ValidationError
 
 from maml_ray.common.json_data import MAX_DEPTH, NotJsonError, check_json
 from maml_ray.common.safe_files import UnreadableFile, read_text
 from maml_ray.common.yaml_data import YamlError, dump_yaml, parse_yaml
-from maml_ray.config import limits
-from maml_ray.config.error_messages import describe_validation_error, did_you_mean
+from maml_ray.config.error_messages import did_you_mean
 from maml_ray.config.presets import PRESETS
 from maml_ray.config.renamed_keys import rename_keys
-from maml_ray.config.settings import Settings, SettingsError
+from maml_ray.config.section import keys_at, to_plain
+from maml_ray.config.settings import PRESET_COMES_FIRST, Settings, SettingsError
 
 MAX_FILE_BYTES = 100_000
 """Of a settings file. Anything larger is a mistake, such as a video or a checkpoint."""
@@ -26,7 +24,7 @@ def load_settings(
     path: str | Path | None = None,
     *,
     preset: str | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Mapping[str, Any] | Sequence[str] = (),
     recorded: bool = False,
 ) -> Settings:
     """Merge and validate settings: defaults, preset, file, then overrides.
@@ -34,7 +32,8 @@ def load_settings(
     Args:
         path: a YAML file with some or all settings.
         preset: name of a preset; by default the file's ``run.preset``.
-        overrides: settings as ``key.path=value``.
+        overrides: settings by key, such as ``{"outer.epochs": 4}``, or as a list of
+            ``"outer.epochs=4"``; a mapping is merged into what it overrides.
         recorded: the file is the record of a run, which nobody edits: keys that have been
             renamed since are accepted without a warning.
 
@@ -44,8 +43,8 @@ def load_settings(
     own = rename_keys(_read(Path(path)), path, warn=not recorded) if path is not None else {}
     base = _merge(_preset_settings(own, preset, path), own)
     data = base
-    for override in overrides:
-        data = _merge(data, rename_keys(_parse_override(override)))
+    for override in _nested(overrides):
+        data = _merge(data, rename_keys(override))
     _check_preset_kept(base, data)
     try:
         return validate_settings(data)
@@ -65,18 +64,10 @@ def validate_settings(data: Mapping[str, Any], *, recorded: bool = False) -> Set
     """
     try:
         data = rename_keys(check_json(data), warn=not recorded)
-        _check_nested(data)
-        # Strict JSON mode still accepts a list for a tuple and 1 for 1.0.
-        settings = Settings.model_validate_json(json.dumps(data), strict=True)
     except NotJsonError as error:
         raise SettingsError(str(error)) from None
-    except ValidationError as error:
-        message = describe_validation_error(error, allowed_keys=_fields_at)
-        raise SettingsError(message) from None
-    problem = _size_problem(settings) or _staleness_problem(settings)
-    if problem:
-        raise SettingsError(problem)
-    return settings
+    _check_nested(data)
+    return Settings(**data)
 
 
 def dump_settings(settings: Settings) -> str:
@@ -114,9 +105,7 @@ def _check_preset_kept(base: Mapping[str, Any], data: Mapping[str, Any]) -> None
         for tree in (base, data)
     )
     if after is not None and after != before:
-        raise SettingsError(
-            f"run.preset = {after!r:.60} is not allowed as an override: use --preset NAME"
-        )
+        raise SettingsError(PRESET_COMES_FIRST.format(after))
 
 
 def _name_file(
@@ -131,34 +120,6 @@ def _name_file(
         if str(without_overrides) == str(error):
             return SettingsError(f"{path}: {error}")
     return error
-
-
-def _size_problem(settings: Settings) -> str | None:
-    """Return why valid settings jointly exceed memory, or None."""
-    batch, evaluation, horizon = settings.meta_batch, settings.evaluation, settings.task.horizon
-    return (
-        limits.network_problem(settings.policy.hidden_sizes)
-        or limits.iteration_problem(batch.tasks, batch.episodes, horizon, settings.inner.steps + 1)
-        or limits.evaluation_problem(
-            evaluation.tasks, evaluation.episodes, evaluation.steps or 0, horizon, "evaluation."
-        )
-    )
-
-
-def _staleness_problem(settings: Settings) -> str | None:
-    """Return why the inner objective cannot use data of the previous version, or None.
-
-    Only ``ratio`` corrects for the difference, by the recorded log-probabilities. The gradient of
-    the others would be that of a policy that no longer exists.
-    """
-    inner = settings.inner
-    if not settings.meta_batch.async_collection or inner.steps == 0 or inner.objective == "ratio":
-        return None
-    return (
-        f"inner.objective = {inner.objective!r} does not weight by ratios, and with "
-        "meta_batch.async_collection = true the data come from the previous version: set "
-        "inner.objective to ratio, or leave async_collection out"
-    )
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -181,7 +142,7 @@ def _check_nested(data: Mapping[str, Any], text: str = "", source: str = "") -> 
     """Reject settings written as ``run.iterations: 5``, showing the nested form."""
     for key, value in data.items():
         section, *names = str(key).split(".")
-        if names and names[0] in _fields_at((section,)):
+        if names and names[0] in keys_at(Settings, (section,)):
             lines = enumerate(text.splitlines(), 1)
             line = next((f"line {n}: " for n, line in lines if line.startswith(key)), "")
             shown = json.dumps(value, default=str, skipkeys=True)[:60]
@@ -199,19 +160,40 @@ def _parse(text: str, source: str) -> Any:
         raise SettingsError(str(error)) from None
 
 
-def _parse_override(override: str) -> Mapping[str, Any]:
-    key, separator, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not separator or not all(parts) or len(parts) > MAX_DEPTH:
+def _nested(overrides: Mapping[str, Any] | Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield each override as sections of settings."""
+    if isinstance(overrides, str):
         raise SettingsError(
-            f"cannot read the setting {override!r:.80}: write key.path=value, e.g. outer.epochs=4"
+            f"overrides = {overrides!r:.80} is not allowed: write a list of strings or a mapping, "
+            'e.g. {"outer.epochs": 4}'
         )
-    if len(text) > MAX_FILE_BYTES:
-        raise SettingsError(f"the value of {key.strip():.80} is longer than {MAX_FILE_BYTES:,}")
-    value = _parse(text, f"the value of {key.strip():.80}")
+    if isinstance(overrides, Mapping):
+        for key, value in overrides.items():
+            yield _nest(str(key), to_plain(value))
+        return
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        key = key.strip()
+        if not separator:
+            raise _unreadable(override)
+        if len(text) > MAX_FILE_BYTES:
+            raise SettingsError(f"the value of {key:.80} is longer than {MAX_FILE_BYTES:,}")
+        yield _nest(key, _parse(text, f"the value of {key:.80}"), override)
+
+
+def _nest(key: str, value: Any, override: str | None = None) -> dict[str, Any]:
+    parts = key.split(".")
+    if not all(parts) or len(parts) > MAX_DEPTH:
+        raise _unreadable(key if override is None else override)
     for part in reversed(parts):
         value = {part: value}
     return dict(value)
+
+
+def _unreadable(override: str) -> SettingsError:
+    return SettingsError(
+        f"cannot read the setting {override!r:.80}: write key.path=value, e.g. outer.epochs=4"
+    )
 
 
 def _merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
@@ -224,14 +206,3 @@ def _merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]
         elif value is not None or key not in Settings.model_fields:
             result[key] = value
     return result
-
-
-def _fields_at(location: tuple[str, ...]) -> list[str]:
-    """Return the keys that are allowed at a location, such as ``("outer", "trust_region")``."""
-    model: type[BaseModel] = Settings
-    for part in location:
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        model = annotation
-    return list(model.model_fields)

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from maml_ray.config.settings import SettingsError
+from maml_ray.config.error_messages import SettingsError
 
 RENAMED_KEYS: Mapping[str, str] = {
     "meta_batch.overlap": "meta_batch.async_collection",
@@ -72,7 +72,7 @@ def _rename(
             f"{place}{prefix}{old} is the former name of {prefix}{new}: give only {prefix}{new}"
         )
     if warn:
-        # Level 4 is the caller of load_settings, validate_settings or with_config.
+        # Level 4 is the caller of load_settings, validate_settings or Settings.replace.
         message = f"{place}{prefix}{old} is now {prefix}{new}"
         warnings.warn(message, RenamedKeyWarning, stacklevel=4)
     return {new if key == old else key: value for key, value in values.items()}

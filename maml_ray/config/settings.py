@@ -1,28 +1,31 @@
 """Define the settings of a run, as frozen models: one section for each key of ``deploy.yaml``.
 
-Every field has a default, so an empty file is a valid run.
+Every field has a default, so an empty file is a valid run, and a description. From these come the
+comments of ``deploy.yaml``, ``docs/settings.md``, the JSON schema and ``maml-ray explain``; run
+``python -m maml_ray.config.generate`` after changing one.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Iterator, Mapping
+from html import escape
+from operator import attrgetter
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
+    BeforeValidator,
     Field,
     Strict,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
-from maml_ray.common.errors import UserError
+from maml_ray.config import limits
+from maml_ray.config.error_messages import SettingsError as SettingsError
 from maml_ray.config.presets import PRESETS
-
-
-class SettingsError(UserError, ValueError):
-    """A setting is invalid; the message names its key, its value and what is allowed."""
-
+from maml_ray.config.renamed_keys import rename_paths
+from maml_ray.config.section import Section, by_key, changes
 
 Count = Annotated[int, Field(ge=1)]
 Budget = Annotated[int, Field(ge=0)]
@@ -34,30 +37,52 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 LogStd = Annotated[float, Field(ge=-20, le=5)]
 
+
+def _as_pair(value: Any) -> Any:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError("write [low, high]")
+    return tuple(value)
+
+
+Range = Annotated[tuple[Finite, Finite], BeforeValidator(_as_pair)]
+
 T = TypeVar("T")
 Option = Annotated[T, Strict()]
 """An option of a task distribution, as strict about types as a setting."""
 
 
-class _Section(BaseModel):
-    """Base of all sections: frozen, no type conversion, no unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
-
-
-class RunSettings(_Section):
+class RunSettings(Section):
     """Name, seed and length of the run, and where its files are kept."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = (
-        "half-cheetah-backward"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = Field(
+        "half-cheetah-backward",
+        description="Prefix of the run directory; its exact name with --resume auto.",
     )
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    iterations: Count = 200
-    directory: Annotated[str, Field(min_length=1)] = "runs"
-    storage: Annotated[str, Field(min_length=1)] | None = None
-    checkpoint_every: Count = 1
-    keep_checkpoints: Count = 3
-    preset: str | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        0, description="Random seed; the same seed gives bit-identical parameters."
+    )
+    iterations: Count = Field(200, description="Number of meta-updates.")
+    directory: Annotated[str, Field(min_length=1)] = Field(
+        "runs", description="Parent of the run directories."
+    )
+    storage: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="Where checkpoints are kept; null: in the run directory; or a URL, with one "
+        "folder per run: s3://bucket/runs, file:///mnt/shared.",
+    )
+    checkpoint_every: Count = Field(
+        1,
+        description="Iterations between checkpoints, written in the background; also at the end "
+        "and on Ctrl-C.",
+    )
+    keep_checkpoints: Count = Field(
+        3, description="Number of newest checkpoints kept, besides the best by return."
+    )
+    preset: str | None = Field(
+        None,
+        description="Preset these settings started from; written by --preset.",
+        json_schema_extra={"enum": [None, *sorted(PRESETS)]},
+    )
 
     @field_validator("preset")
     @classmethod
@@ -67,24 +92,78 @@ class RunSettings(_Section):
         return value
 
 
-class TaskSettings(_Section):
-    """The task distribution."""
+class TaskSettings(Section):
+    """The task distribution: a named one, or ranges of a Gymnasium environment's keywords."""
 
-    name: Annotated[str, Field(min_length=1)] = "half-cheetah-backward"
-    horizon: Count = 200
-    options: dict[str, Any] = {}
-    observe_parameters: bool = False
+    name: Annotated[str, Field(min_length=1)] = Field(
+        "half-cheetah-backward",
+        description="Built-in family, see `maml-ray tasks`; or your own: "
+        '"my_package.my_module:MyTasks".',
+    )
+    env: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="Gymnasium environment whose keywords in ranges vary: Pendulum-v1."
+    )
+    ranges: dict[str, Range] = Field(
+        {}, description="Of the keywords of env, drawn uniformly for each task: {g: [5, 15]}."
+    )
+    horizon: Count = Field(
+        200, description="Steps per episode; a half-cheetah step is 0.05 s of simulated time."
+    )
+    options: dict[str, Any] = Field(
+        {},
+        description="Options of the family, such as {speed_range: [0, 3]}; see `maml-ray tasks`.",
+    )
+    observe_parameters: bool = Field(
+        False, description="Add the task parameters to observations: the papers' oracle."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _env_is_the_name(cls, data: Any) -> Any:
+        """Name the tasks of an environment after it: reports show ``task.name``."""
+        if isinstance(data, dict) and isinstance(data.get("env"), str):
+            return {"name": data["env"], **data}
+        return data
+
+    @field_validator("env")
+    @classmethod
+    def _excludes_name(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("name", value) != value:
+            raise ValueError(f"leave task.name = {info.data['name']!r:.80} out, or task.env")
+        return value
+
+    @field_validator("ranges")
+    @classmethod
+    def _from_low_to_high(
+        cls, value: dict[str, tuple[float, float]], info: ValidationInfo
+    ) -> dict[str, tuple[float, float]]:
+        if value and info.data.get("env", "") is None:
+            raise ValueError("ranges are of keywords of task.env: set it to a Gymnasium id")
+        for key, (low, high) in value.items():
+            if not low < high:
+                raise ValueError(f"write {key}: [low, high] with low < high")
+        return value
 
 
-class PolicySettings(_Section):
+class PolicySettings(Section):
     """The policy: a Gaussian or, for discrete actions, categorical MLP."""
 
-    hidden_sizes: Annotated[tuple[Width, ...], Field(max_length=16)] = (64, 64)
-    activation: Literal["tanh", "relu"] = "tanh"
-    normalize_observations: bool = True
-    initial_log_std: LogStd = 0.0
-    min_log_std: LogStd = -3.0
-    action_scale: Positive = 1.0
+    hidden_sizes: Annotated[tuple[Width, ...], Field(max_length=16)] = Field(
+        (64, 64), description="Widths of the hidden layers."
+    )
+    activation: Literal["tanh", "relu"] = Field(
+        "tanh", description="Of the hidden layers: tanh or relu."
+    )
+    normalize_observations: bool = Field(
+        True, description="By running mean and variance, which checkpoints contain."
+    )
+    initial_log_std: LogStd = Field(
+        0.0, description="Initial exploration noise; 0 is a standard deviation of 1."
+    )
+    min_log_std: LogStd = Field(-3.0, description="Lower bound of the exploration noise.")
+    action_scale: Positive = Field(
+        1.0, description="Factor on continuous actions before they reach the environment."
+    )
 
     @field_validator("min_log_std")
     @classmethod
@@ -95,22 +174,37 @@ class PolicySettings(_Section):
         return value
 
 
-class MetaBatchSettings(_Section):
+class MetaBatchSettings(Section):
     """Rollouts of one iteration."""
 
-    tasks: Count = 10
-    episodes: Count = 10
-    async_collection: bool = False
+    tasks: Count = Field(10, description="Tasks, each adapted to separately.")
+    episodes: Count = Field(
+        10, description="Episodes per task, for support and for query data each."
+    )
+    async_collection: bool = Field(
+        False,
+        description="Collect the next meta-batch during the update, one version behind; not with "
+        "inner.objective dice or log_prob, which have no ratio.",
+    )
 
 
-class AdvantageSettings(_Section):
+class AdvantageSettings(Section):
     """How advantages are computed from rewards."""
 
-    discount: Fraction = 0.99
-    gae_lambda: Fraction = 0.95
-    baseline: Literal["linear", "zero"] = "linear"
-    bootstrap_time_limit: bool = False
-    normalize: bool = True
+    discount: Fraction = Field(0.99, description="Discount factor of future rewards.")
+    gae_lambda: Fraction = Field(
+        0.95, description="Of generalized advantage estimation; 1: returns minus the baseline."
+    )
+    baseline: Literal["linear", "zero"] = Field(
+        "linear",
+        description="linear: fitted per task, for support and query data each; or zero.",
+    )
+    bootstrap_time_limit: bool = Field(
+        False, description="Add the value of the state at the time limit; the papers do not."
+    )
+    normalize: bool = Field(
+        True, description="To mean 0 and standard deviation 1, as the baseline is fitted."
+    )
 
     @field_validator("bootstrap_time_limit")
     @classmethod
@@ -124,45 +218,84 @@ class AdvantageSettings(_Section):
         return value
 
 
-class InnerSettings(_Section):
+class InnerSettings(Section):
     """The inner loop: adaptation to one task."""
 
-    steps: Annotated[int, Field(ge=0, le=5)] = 1
-    learning_rate: Positive = 0.1
-    learn_inner_rates: bool = False
-    objective: Literal["ratio", "dice", "log_prob"] = "ratio"
-    l2: NonNegative = 0.0
+    steps: Annotated[int, Field(ge=0, le=5)] = Field(
+        1, description="Gradient steps, each with new support data; 0: no adaptation."
+    )
+    learning_rate: Positive = Field(0.1, description="Of the inner gradient steps.")
+    learn_inner_rates: bool = Field(
+        False, description="Meta-SGD: one learned rate per parameter, starting at learning_rate."
+    )
+    objective: Literal["ratio", "dice", "log_prob"] = Field(
+        "ratio",
+        description="ratio: ProMP's low-variance curvature; dice: unbiased, noisier; log_prob: as "
+        "in the source notebook.",
+    )
+    l2: NonNegative = Field(
+        0.0, description="Weight of the sum of squared parameters in the inner loss."
+    )
 
 
-class TrustRegionSettings(_Section):
+class TrustRegionSettings(Section):
     """The step of ``outer.objective: trpo``, which does not use Adam."""
 
-    max_kl: Positive = 0.01
-    cg_iterations: Count = 10
-    damping: NonNegative = 1e-5
-    backtrack_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.8
-    max_backtracks: Count = 15
+    max_kl: Positive = Field(
+        0.01, description="Maximum KL of the adapted policies per update (nats)."
+    )
+    cg_iterations: Count = Field(10, description="Of conjugate gradients.")
+    damping: NonNegative = Field(1e-5, description="Added to the diagonal of the Fisher matrix.")
+    backtrack_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.8, description="Factor on the step at each backtrack of the line search."
+    )
+    max_backtracks: Count = Field(
+        15, description="Of the line search; then the parameters stay as they were."
+    )
 
 
-class OuterSettings(_Section):
+class OuterSettings(Section):
     """The outer loop: the meta-update."""
 
-    objective: Annotated[str, Field(min_length=1)] = "ppo"
-    order: Literal["second", "first", "hybrid"] = "second"
-    first_order_iterations: Annotated[int, Field(ge=0)] = 0
-    learning_rate: Positive = 6e-3
-    final_learning_rate: NonNegative | None = 4e-4
-    epochs: Count = 1
-    tasks_per_minibatch: Count | None = 2
-    clip: Positive = 0.3
-    max_query_kl: Positive | None = 0.05
-    max_rollbacks: Annotated[int, Field(ge=0)] = 0
-    inner_kl_coefficient: NonNegative = 5e-4
-    e_maml_coefficient: NonNegative = 0.0
-    weight_decay: NonNegative = 0.0
-    max_gradient_norm: Positive | None = None
+    objective: Annotated[str, Field(min_length=1)] = Field(
+        "ppo",
+        description="ppo: ProMP's clipped ratio on query data; trpo; or reinforce.",
+    )
+    order: Literal["second", "first", "hybrid"] = Field(
+        "second",
+        description="second: differentiate through the inner step; first: do not; hybrid: first "
+        "for first_order_iterations, then second.",
+    )
+    first_order_iterations: Annotated[int, Field(ge=0)] = Field(
+        0, description="Iterations in first order; with order hybrid only."
+    )
+    learning_rate: Positive = Field(6e-3, description="Of Adam.")
+    final_learning_rate: NonNegative | None = Field(
+        4e-4, description="At the last iteration, annealed linearly; null: constant."
+    )
+    epochs: Count = Field(1, description="Passes over the meta-batch.")
+    tasks_per_minibatch: Count | None = Field(2, description="Tasks per gradient step; null: all.")
+    clip: Positive = Field(0.3, description="Of the query ratio (PPO).")
+    max_query_kl: Positive | None = Field(
+        0.05, description="Stops an update at this KL (nats); without it training can diverge."
+    )
+    max_rollbacks: Annotated[int, Field(ge=0)] = Field(
+        0, description="Maximum rollbacks beyond max_query_kl; each halves the rate."
+    )
+    inner_kl_coefficient: NonNegative = Field(
+        5e-4, description="KL penalty towards the policy that collected the support data."
+    )
+    e_maml_coefficient: NonNegative = Field(
+        0.0, description="E-MAML's credit to the support data for the adapted return."
+    )
+    weight_decay: NonNegative = Field(0.0, description="L2 penalty in Adam.")
+    max_gradient_norm: Positive | None = Field(
+        None, description="Clips the meta-gradient to this norm; null: never."
+    )
     trust_region: TrustRegionSettings = TrustRegionSettings()
-    diagnose_every: Count | None = 10
+    diagnose_every: Count | None = Field(
+        10, description="Iterations between measurements of gradient noise; null: never."
+    )
 
     @field_validator("max_rollbacks")
     @classmethod
@@ -179,31 +312,63 @@ class OuterSettings(_Section):
         return value
 
 
-class EvaluationSettings(_Section):
+class EvaluationSettings(Section):
     """Evaluation at the end of a run and by ``maml-ray evaluate``."""
 
-    tasks: Count = 5
-    episodes: Count = 10
-    steps: Annotated[int, Field(ge=0)] | None = None
-    video: bool = True
+    tasks: Count = Field(5, description="Held-out tasks if the family has any.")
+    episodes: Count = Field(
+        10, description="Per task, before and after adaptation, sampled and mean actions."
+    )
+    steps: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Inner steps; null: inner.steps, but at least 1."
+    )
+    video: bool = Field(
+        True, description="Of the policy before and after adaptation, side by side."
+    )
 
 
-class ClusterSettings(_Section):
+class ClusterSettings(Section):
     """What a run asks of Ray, and how long it waits."""
 
-    address: Annotated[str, Field(min_length=1)] | None = None
-    rollout_actors: Count | None = None
-    min_rollout_actors: Count = 1
-    learner_device: Literal["auto", "cpu", "cuda"] = "auto"
-    learner_threads: Annotated[int, Field(ge=1, le=4096)] | None = None
-    learner_memory_gib: Annotated[float, Field(gt=0.0, le=4096.0)] | None = None
-    autoscaler: bool = False
-    start_timeout_s: Seconds = 600.0
-    task_timeout_s: Seconds = 300.0
-    max_task_attempts: Count = 3
-    straggler_factor: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = 3.0
-    stall_s: Seconds = 60.0
-    empty_timeout_s: Seconds = 600.0
+    address: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="auto, host:port or ray://host:port; null: Ray on this machine."
+    )
+    rollout_actors: Count | None = Field(
+        None, description="Maximum, one CPU each; null: one per CPU of the cluster."
+    )
+    min_rollout_actors: Count = Field(
+        1, description="Needed to start; others join as the cluster grows."
+    )
+    learner_device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: a GPU if the cluster has one; cpu; or cuda: require a GPU."
+    )
+    learner_threads: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        None, description="CPU threads of the learner; null: all cores of its machine."
+    )
+    learner_memory_gib: Annotated[float, Field(gt=0.0, le=4096.0)] | None = Field(
+        None, description="GPU memory per chunk of tasks; null: half of the free memory."
+    )
+    autoscaler: bool = Field(
+        False, description="Request nodes for rollout_actors, or for one actor per task."
+    )
+    start_timeout_s: Seconds = Field(
+        600.0, description="Limit for actors to start; a job first installs its packages."
+    )
+    task_timeout_s: Seconds = Field(
+        300.0, description="Limit for one task on an actor, and for one update."
+    )
+    max_task_attempts: Count = Field(3, description="Of one task, before the run stops.")
+    straggler_factor: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = Field(
+        3.0,
+        description="An idle actor repeats a task that takes this times the usual time; null: "
+        "never.",
+    )
+    stall_s: Seconds = Field(
+        60.0, description="Without a result: log what each actor does and replace hung ones."
+    )
+    empty_timeout_s: Seconds = Field(
+        600.0, description="Limit for nodes to return when no rollout actor is left."
+    )
 
     @field_validator("min_rollout_actors")
     @classmethod
@@ -214,18 +379,22 @@ class ClusterSettings(_Section):
         return value
 
 
-class FaultSettings(_Section):
+class FaultSettings(Section):
     """Budgets of faults, by kind; a run ends when one is exceeded."""
 
-    infrastructure: Budget = 100
-    preemptions: Budget = 1000
-    discarded_episodes: Budget = 1000
-    skipped_updates: Budget = 10
-    missed_checkpoints: Budget = 300
-    fallback_directory: Annotated[str, Field(min_length=1)] | None = None
+    infrastructure: Budget = Field(100, description="Lost or hung actors and learners.")
+    preemptions: Budget = Field(1000, description="Nodes removed after an announcement.")
+    discarded_episodes: Budget = Field(1000, description="Failed simulations, each replaced.")
+    skipped_updates: Budget = Field(
+        10, description="In a row, because of numbers that are not finite."
+    )
+    missed_checkpoints: Budget = Field(300, description="In a row, because the storage fails.")
+    fallback_directory: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="For a checkpoint the storage refuses; null: temporary folder."
+    )
 
 
-class Settings(_Section):
+class Settings(Section):
     """All settings of a run: the content of ``deploy.yaml``."""
 
     run: RunSettings = RunSettings()
@@ -238,3 +407,103 @@ class Settings(_Section):
     evaluation: EvaluationSettings = EvaluationSettings()
     cluster: ClusterSettings = ClusterSettings()
     faults: FaultSettings = FaultSettings()
+
+    @model_validator(mode="after")
+    def _sections_fit_together(self) -> Self:
+        problem = _size_problem(self) or _staleness_problem(self)
+        if problem:
+            raise SettingsError(problem)
+        return self
+
+    def replace(self, key: str | Mapping[str, Any], value: Any = ...) -> Settings:
+        """Return validated settings with one or several of them replaced.
+
+        Args:
+            key: of a setting, such as ``"outer.epochs"``; of a section, whose other settings stay
+                as they are; or a mapping of keys to values, without ``value``.
+            value: of the setting, or a mapping of a section's settings.
+
+        Raises:
+            SettingsError: a setting does not exist or its value is not allowed.
+        """
+        if isinstance(key, Mapping) is not (value is ...):
+            raise TypeError('write replace("outer.epochs", 4) or replace({"outer.epochs": 4})')
+        new_values = key if isinstance(key, Mapping) else {key: value}
+        data = self.model_dump(mode="json")
+        for path, new in by_key(Settings, rename_paths(new_values)):
+            *sections, name = path.split(".")
+            node = data
+            for part in sections:
+                node = node.setdefault(part, {})
+                if not isinstance(node, dict):
+                    raise SettingsError(f"{path:.80} is not a setting: {part:.80} has no keys")
+            node[name] = new
+        replaced = Settings(**data)
+        if replaced.run.preset not in (None, self.run.preset):
+            raise SettingsError(PRESET_COMES_FIRST.format(replaced.run.preset))
+        return replaced
+
+    def differences(self) -> dict[str, Any]:
+        """Return the settings that differ from the defaults, by their keys."""
+        return dict(changes(self))
+
+    def __repr_args__(self) -> Iterator[tuple[str, Any]]:
+        """Yield what ``repr`` shows: name, task, and what differs from the preset or default."""
+        shown = {"run.name": self.run.name, "task.name": self.task.name, **self.differences()}
+        for key, value in by_key(Settings, PRESETS.get(self.run.preset or "", {})):
+            if key not in ("run.name", "task.name"):
+                shown[key] = _value(self, key)
+                if shown[key] == (tuple(value) if isinstance(value, list) else value):
+                    del shown[key]
+        yield from shown.items()
+
+    def _repr_html_(self) -> str:
+        """Return a table of what differs from the defaults, for notebooks."""
+        differences = self.differences()
+        if not differences:
+            return "<p>Settings: the defaults</p>"
+        rows = "".join(
+            f"<tr><td>{key}</td><td>{escape(repr(value))}</td>"
+            f"<td>{escape(repr(_value(Settings(), key)))}</td></tr>"
+            for key, value in differences.items()
+        )
+        return f"<table><tr><th>setting</th><th>value</th><th>default</th></tr>{rows}</table>"
+
+
+PRESET_COMES_FIRST = (
+    "run.preset = {!r:.60} is not allowed as an override: use --preset NAME, or preset=NAME in "
+    "Python"
+)
+"""A preset's settings are merged before a file's and before overrides."""
+
+
+def _value(settings: Settings, key: str) -> Any:
+    return attrgetter(key)(settings)
+
+
+def _size_problem(settings: Settings) -> str | None:
+    """Return why valid settings jointly exceed memory, or None."""
+    batch, evaluation, horizon = settings.meta_batch, settings.evaluation, settings.task.horizon
+    return (
+        limits.network_problem(settings.policy.hidden_sizes)
+        or limits.iteration_problem(batch.tasks, batch.episodes, horizon, settings.inner.steps + 1)
+        or limits.evaluation_problem(
+            evaluation.tasks, evaluation.episodes, evaluation.steps or 0, horizon, "evaluation."
+        )
+    )
+
+
+def _staleness_problem(settings: Settings) -> str | None:
+    """Return why the inner objective cannot use data of the previous version, or None.
+
+    Only ``ratio`` corrects for the difference, by the recorded log-probabilities. The gradient of
+    the others would be that of a policy that no longer exists.
+    """
+    inner = settings.inner
+    if not settings.meta_batch.async_collection or inner.steps == 0 or inner.objective == "ratio":
+        return None
+    return (
+        f"inner.objective = {inner.objective!r} does not weight by ratios, and with "
+        "meta_batch.async_collection = true the data come from the previous version: set "
+        "inner.objective to ratio, or leave async_collection out"
+    )

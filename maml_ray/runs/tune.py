@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from maml_ray.common.errors import UserError
-from maml_ray.config.loading import validate_settings
-from maml_ray.config.renamed_keys import rename_paths
-from maml_ray.config.settings import Settings, SettingsError
+from maml_ray.config.settings import Settings
 from maml_ray.persistence.checkpoint_store import has_checkpoints, load_newest_checkpoint
 from maml_ray.persistence.file_lock import lock_run_dir
-from maml_ray.persistence.records import IterationRecord, Observer, StartReport
+from maml_ray.persistence.records import IterationRecord, Observer
 from maml_ray.persistence.run_dir import RunDir
 from maml_ray.persistence.run_storage import open_run_storage
 from maml_ray.reporting.metrics_log import MetricsLog
@@ -52,24 +50,6 @@ def tune_objective(settings: Settings | None = None) -> Any:
     return tune.with_resources(_make_trainable(settings), tune.PlacementGroupFactory(bundles))
 
 
-def with_config(settings: Settings, config: Mapping[str, Any]) -> Settings:
-    """Return ``settings`` updated with the ``config`` of a trial, whose keys are setting paths.
-
-    Raises:
-        SettingsError: a setting does not exist or its value is not allowed.
-    """
-    data = settings.model_dump(mode="json")
-    for path, value in rename_paths(config).items():
-        *sections, key = path.split(".")
-        section = data
-        for part in sections:
-            section = section.setdefault(part, {})
-            if not isinstance(section, dict):
-                raise SettingsError(f"{path:.80} is not a setting: {part:.80} has no keys")
-        section[key] = value.item() if hasattr(value, "item") else value
-    return validate_settings(data)
-
-
 def _with_fixed_resources(settings: Settings) -> Settings:
     """Fix what would otherwise depend on the whole cluster or on a trial's working directory."""
     cluster, run = settings.cluster, settings.run
@@ -92,7 +72,7 @@ def _make_trainable(settings: Settings) -> Callable[[dict[str, Any]], None]:
 
         # The run name names actors and the run directory: it must differ between trials.
         name = f"{settings.run.name[:_MAX_NAME_LENGTH]}-{tune.get_context().get_trial_id()}"
-        _train_trial(with_config(settings, {**config, "run.name": name}), tune.report)
+        _train_trial(settings.replace({**config, "run.name": name}), tune.report)
 
     return maml_ray
 
@@ -110,20 +90,11 @@ def _train_trial(settings: Settings, report: Callable[[dict[str, Any]], None]) -
             log.close()
 
 
-class _TuneReporter:
+class _TuneReporter(Observer):
     """Report each iteration to Tune, which may stop the trial there."""
 
     def __init__(self, run_dir: RunDir, report: Callable[[dict[str, Any]], None]) -> None:
         self._run_dir, self._report = run_dir, report
 
-    def on_start(self, report: StartReport) -> None:
-        pass
-
     def on_iteration(self, record: IterationRecord) -> None:
         self._report({**record.as_row(), "run_folder": str(self._run_dir.path)})
-
-    def on_event(self, message: str) -> None:
-        pass
-
-    def close(self) -> None:
-        pass

@@ -17,7 +17,6 @@ from maml_ray.config.presets import PRESETS
 from maml_ray.config.renamed_keys import RENAMED_KEYS, RenamedKeyWarning
 from maml_ray.config.settings import Settings, SettingsError
 from maml_ray.evaluation.loading import load
-from maml_ray.runs.tune import with_config
 from tests.bad_input.command_line import run
 from tests.config.test_settings import write
 from tests.small_runs import run_of
@@ -96,10 +95,10 @@ def test_a_former_key_in_a_dict(old: str, new: str) -> None:
 @every_key
 def test_a_former_key_in_a_trial_of_a_sweep(old: str, new: str) -> None:
     with warns_once(f"{old} is now {new}"):
-        settings = with_config(Settings(), {old: VALUES[old], "run.seed": 5})
+        settings = Settings().replace({old: VALUES[old], "run.seed": 5})
     assert value_at(settings, new) == VALUES[old]
     with pytest.raises(SettingsError, match=f"{old} is the former name of {new}"):
-        with_config(Settings(), {old: VALUES[old], new: VALUES[old]})
+        Settings().replace({old: VALUES[old], new: VALUES[old]})
 
 
 @every_key

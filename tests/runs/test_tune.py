@@ -16,7 +16,7 @@ import maml_ray
 from maml_ray.common.errors import UserError
 from maml_ray.config.loading import validate_settings
 from maml_ray.config.settings import Settings, SettingsError
-from maml_ray.runs.tune import tune_objective, with_config
+from maml_ray.runs.tune import tune_objective
 from tests.evaluation.test_worked_example import code
 from tests.small_ray import small_ray
 
@@ -84,8 +84,7 @@ def test_a_missing_extra_is_reported_with_the_command_to_install_it(
 
 
 def test_a_config_names_settings_by_their_path() -> None:
-    settings = with_config(
-        Settings(),
+    settings = Settings().replace(
         {"inner.learning_rate": np.float64(0.5), "inner.steps": np.int64(2), "run.seed": 7},
     )
     assert (settings.inner.learning_rate, settings.inner.steps, settings.run.seed) == (0.5, 2, 7)
@@ -97,4 +96,4 @@ def test_a_config_names_settings_by_their_path() -> None:
         {"inner.steps": 9},
     ):
         with pytest.raises(SettingsError, match=r"inner|learning_rate"):
-            with_config(Settings(), wrong)
+            Settings().replace(wrong)
