@@ -14,7 +14,7 @@ ARGS ?=
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
-install: $(VENV)/.installed ## Make .venv with pinned dependencies.
+install: $(VENV)/.installed ## Create .venv with pinned dependencies.
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11 or newer is needed; name it with 'make PYTHON=...'" >&2; exit 2; fi
@@ -39,25 +39,25 @@ lint: install
 types: install
 	$(BIN)/mypy
 
-cluster: install ## Three Ray nodes on this machine, one short run over them, all stopped again (ARGS=).
+cluster: install ## Train briefly on three Ray nodes on this machine, then stop them (ARGS=).
 	cluster/local.sh $(ARGS)
 
-test-cluster: install ## Jobs, nodes and machines that come and go: about a quarter of an hour.
+test-cluster: install ## Test jobs, and nodes that come and go: about a quarter of an hour.
 	$(BIN)/python -m pytest -m cluster
 
 verify-backward: install ## Train seeds 0 to 2 in full and check the returns: about 10 minutes.
 	$(BIN)/python -m pytest -m learning -s tests/runs/test_learning.py
 
-reproduce: install ## Train and judge the papers' experiments: about three hours on 2 cores (QUICK=1: half of it).
+reproduce: install ## Train and evaluate the papers' experiments: about three hours on 2 cores (QUICK=1: half of it).
 	$(BIN)/python -m tests.reproduction $(if $(QUICK),--quick) $(ARGS)
 
-chaos: install ## Kill, hang and unplug a run 56 times; see that it ends with the same bits (20 minutes).
+chaos: install ## Inject 56 faults into a run and check that it ends with the same bits (20 minutes).
 	$(BIN)/python -m pytest -m soak -s tests/chaos
 
-fuzz: install ## Ten times the cases of damaged settings, arguments and folders, new ones every time (FACTOR=).
+fuzz: install ## Test ten times as many damaged settings, arguments and directories, newly drawn (FACTOR=).
 	FUZZ=$(or $(FACTOR),10) $(BIN)/python -m pytest --timeout 3600 tests/bad_input $(ARGS)
 
-peers: install ## Install EnvPool and TorchRL too, to be measured by make bench.
+peers: install ## Also install EnvPool and TorchRL, which make bench then measures.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt envpool==1.2.5 torchrl==0.14.1
 
 bench: install ## Measure speed as ratios within one run (ARGS='--json FILE' to keep, '--against FILE' to compare).

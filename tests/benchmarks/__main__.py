@@ -38,8 +38,9 @@ def main() -> int:
     updates = learner.measure_both(threads=os.cpu_count() or 1)
     whole = iteration.measure(chosen.settings, chosen.iterations)
     ratios: dict[str, Ratio] = {}
-    for result in (*collected, *updates, whole):
-        ratios |= result.ratios()
+    measured = [one.ratios() for one in collected] + [one.ratios() for one in updates]
+    for some in (*measured, whole.ratios()):
+        ratios |= some
     results = {
         "machine": machine_info,
         "versions": package_versions,
