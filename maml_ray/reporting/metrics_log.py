@@ -4,58 +4,31 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maml_ray.common.errors import RunDirError
 from maml_ray.common.safe_files import RetryingFile, write_atomic
+from maml_ray.config.loading import load_settings
 from maml_ray.persistence.metrics_file import read_metrics
-from maml_ray.persistence.records import IterationRecord, StartReport
+from maml_ray.persistence.records import IterationRecord, Observer, StartReport
 from maml_ray.persistence.run_dir import RunDir
+from maml_ray.reporting.tensorboard_tags import (
+    CUSTOM_CHARTS,
+    fault_keys,
+    fault_scalars,
+    hyperparameters,
+    scalars_by_env_steps,
+    scalars_by_iteration,
+)
 
 if TYPE_CHECKING:
     from maml_ray.reporting.tensorboard import EventWriter
 
-_TAGS = {
-    "return_before": "return/before_adaptation",
-    "return_after": "return/after_adaptation",
-    "speed_before": "speed/before_adaptation_m_per_s",
-    "speed_after": "speed/after_adaptation_m_per_s",
-    "loss": "meta/loss",
-    "gradient_norm": "meta/gradient_norm",
-    "gradient_snr": "meta/gradient_snr",
-    "order_cosine": "meta/order_cosine",
-    "inner_kl": "meta/inner_kl",
-    "query_kl": "meta/query_kl",
-    "clip_fraction": "meta/clip_fraction",
-    "collector_ratio_error": "meta/collector_ratio_error",
-    "entropy": "policy/entropy_nats",
-    "gradient_steps": "meta/gradient_steps",
-    "learning_rate": "meta/learning_rate",
-    "staleness": "meta/staleness",
-    "wall_s": "time/iteration_s",
-    "collect_s": "time/collect_s",
-    "adapt_s": "time/adapt_s",
-    "learn_s": "time/learn_s",
-    "rest_s": "time/rest_s",
-    "total_env_steps": "throughput/total_env_steps",
-    "steps_per_second": "throughput/env_steps_per_second",
-    "skipped_in_a_row": "faults/updates_skipped_in_a_row",
-    "discarded_episodes": "faults/discarded_episodes",
-    "actors": "faults/rollout_actors",
-    "retried": "faults/work_retried",
-    "duplicated": "faults/work_duplicated",
-    "discarded": "faults/work_discarded",
-    "lost": "faults/work_lost",
-    "failures": "faults/failures",
-    "learner_restarts": "faults/learner_restarts",
-    "checkpoint_age_s": "time/checkpoint_age_s",
-}
-"""TensorBoard tag of each key of a row that TensorBoard shows."""
 
-
-class MetricsLog:
+class MetricsLog(Observer):
     """Observer that appends each iteration to ``metrics.jsonl`` and to TensorBoard.
 
     Args:
@@ -70,6 +43,7 @@ class MetricsLog:
         self._next_iteration = first_iteration
         self._lines: RetryingFile | None = None
         self._events: EventWriter | None = None
+        self._fault_keys: set[str] = set()
 
     def on_start(self, report: StartReport) -> None:
         """Open the files.
@@ -85,14 +59,18 @@ class MetricsLog:
             kept = _truncate(run_dir.metrics, first)
             self._lines = RetryingFile(run_dir.metrics)
             # A run fetched from storage has no event files: they are written again from the rows.
-            is_fetched = not run_dir.tensorboard.exists()
+            is_fetched = not any(run_dir.tensorboard.glob("events.*"))
             self._events = EventWriter(run_dir.tensorboard, 0 if is_fetched else first)
         except OSError as error:
             raise RunDirError(
                 f"cannot write to the run directory {run_dir.path}: {error.strerror}"
             ) from None
-        for row in kept if is_fetched else ():
-            self._events.add_scalars(_scalars(row), row["iteration"])
+        self._fault_keys = fault_keys(kept)
+        if run_dir.settings.exists():
+            settings = load_settings(run_dir.settings, recorded=True)
+            self._events.add_hyperparameters(hyperparameters(settings))
+        self._events.add_custom_charts(CUSTOM_CHARTS)
+        self._restore(kept, with_iterations=is_fetched)
 
     def on_iteration(self, record: IterationRecord) -> None:
         """Append one line, and one point to every TensorBoard curve."""
@@ -101,7 +79,7 @@ class MetricsLog:
         row = record.as_row()
         line = json.dumps({key: _finite_or_none(value) for key, value in row.items()})
         self._lines.append(f"{line}\n".encode())
-        self._events.add_scalars(_scalars(row), record.iteration)
+        self._add_row(row)
         self._next_iteration = record.iteration + 1
 
     def on_event(self, message: str) -> None:
@@ -116,9 +94,28 @@ class MetricsLog:
         if self._events is not None:
             self._events.close()
 
+    def _add_row(self, row: dict[str, Any]) -> None:
+        assert self._events is not None
+        self._fault_keys |= fault_keys([row])  # a count is shown from its first fault on
+        scalars = scalars_by_iteration(row) | fault_scalars(row, self._fault_keys)
+        self._events.add_scalars(scalars, row["iteration"])
+        self._events.add_scalars(scalars_by_env_steps(row), row["total_env_steps"])
 
-def _scalars(row: Mapping[str, Any]) -> dict[str, float]:
-    return {tag: row[key] for key, tag in _TAGS.items() if row.get(key) is not None}
+    def _restore(self, rows: Sequence[dict[str, Any]], *, with_iterations: bool) -> None:
+        """Write again the points of earlier iterations that TensorBoard hides or does not have.
+
+        The first step of the new file is an iteration, but TensorBoard hides all points from that
+        number on, so also most of those by environment steps.
+        """
+        assert self._events is not None
+        end = time.time() - rows[-1]["elapsed_s"] if rows else 0.0
+        for row in rows:
+            then = end + row["elapsed_s"]
+            if with_iterations:
+                scalars = scalars_by_iteration(row) | fault_scalars(row, self._fault_keys)
+                self._events.add_scalars(scalars, row["iteration"], then)
+            if with_iterations or row["total_env_steps"] >= self._first_iteration:
+                self._events.add_scalars(scalars_by_env_steps(row), row["total_env_steps"], then)
 
 
 def _truncate(path: Path, first_iteration: int) -> list[dict[str, Any]]:

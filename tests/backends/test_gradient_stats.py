@@ -199,16 +199,16 @@ def test_between_looks_the_row_holds_null_and_tensorboard_nothing(
     raw = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     assert rows == raw
     for key, tag in (
-        ("gradient_snr", "meta/gradient_snr"),
-        ("order_cosine", "meta/order_cosine"),
+        ("gradient_snr", "4 losses/gradient_snr"),
+        ("order_cosine", "4 losses/order_cosine"),
     ):
         assert [row[key] is None for row in rows] == [False, True, False]
         points = scalars(folder, tag)
         assert [step for step, _ in points] == [0, 2]
         assert [value for _, value in points] == pytest.approx([rows[0][key], rows[2][key]])
     assert [row["learning_rate"] for row in rows] == [None] * 3  # a trust region has none
-    assert scalars(folder, "meta/learning_rate") == []
-    speeds = [value for _, value in scalars(folder, "speed/after_adaptation_m_per_s")]
+    assert scalars(folder, "4 losses/learning_rate") == []
+    speeds = [value for _, value in scalars(folder, "1 returns by iteration/speed_after")]
     assert speeds == pytest.approx([row["speed_after"] for row in rows])
 
 

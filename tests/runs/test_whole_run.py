@@ -79,7 +79,7 @@ def test_a_run_writes_all_files(whole: tuple[Path, str]) -> None:
     events = EventAccumulator(str(folder.tensorboard))
     events.Reload()
     rows = read_metrics(folder.metrics)
-    logged = [event.value for event in events.Scalars("return/after_adaptation")]
+    logged = [event.value for event in events.Scalars("1 returns by iteration/return_after")]
     np.testing.assert_allclose(logged, [row["return_after"] for row in rows], rtol=1e-6)
     assert "<video" in folder.report.read_text() or not folder.video.exists()
 
