@@ -33,10 +33,13 @@ hypothesis.settings.load_profile("tests")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that may start Ray: all but those of the layers below it."""
-    below = set(LAYERS[: LAYERS.index(FIRST_LAYER_WITH["ray"])])
+    """Mark the tests that may start Ray: all but those of the layers below it.
+
+    Tests of the documentation are marked one by one.
+    """
+    below = {*LAYERS[: LAYERS.index(FIRST_LAYER_WITH["ray"])], "bad_input", "docs"}
     for item in items:
-        if item.path.relative_to(Path(__file__).parent).parts[0] not in below | {"bad_input"}:
+        if item.path.relative_to(Path(__file__).parent).parts[0] not in below:
             item.add_marker("runs_alone")
 
 

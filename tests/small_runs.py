@@ -17,8 +17,16 @@ from maml_ray.learning.learner import MetaLearner
 from maml_ray.learning.rollout_worker import policy_spec
 from maml_ray.persistence.checkpoint_format import Checkpoint
 from maml_ray.persistence.checkpoint_store import save_checkpoint
+from maml_ray.persistence.records import (
+    FaultCounts,
+    IterationRecord,
+    IterationTimings,
+    StartReport,
+)
 from maml_ray.persistence.run_dir import RunDir
 from maml_ray.persistence.storage import LocalStorage
+from maml_ray.reporting.metrics_log import MetricsLog
+from tests.learning_runs import Run
 
 
 def settings(family: str = "point-navigation", **sections: Any) -> Settings:
@@ -62,3 +70,29 @@ def quick_pictures() -> Iterator[None]:
         mock.patch("maml_ray.evaluation.bootstrap.RESAMPLES", 10),
     ):
         yield
+
+
+def trained_run(chosen: Settings, path: Path) -> RunDir:
+    """A run folder as training leaves it, trained in this process, without Ray."""
+    run, folder, env_steps = Run(chosen), run_of(chosen, path), 0
+    log = MetricsLog(folder)
+    log.on_start(StartReport(str(path), 0, 1, "CPU", "", None))
+    for iteration in range(chosen.run.iterations):
+        update = run.learner.update(run.collect())
+        env_steps += update.env_steps
+        log.on_iteration(
+            IterationRecord(
+                iteration,
+                chosen.run.iterations,
+                update,
+                IterationTimings(wall_s=1.0, collect_s=0.5, adapt_s=0.1, learn_s=0.2),
+                env_steps,
+                iteration + 1.0,
+                FaultCounts(1, chosen.meta_batch.tasks, 0, 0, chosen.meta_batch.tasks, 0, 0, 0, 0),
+            )
+        )
+    log.close()
+    run.worker.close()
+    last = Checkpoint(chosen.run.iterations, env_steps, 1.0, run.worker.spec, run.learner.state())
+    save_checkpoint(LocalStorage(folder.path), last, keep=1)
+    return folder

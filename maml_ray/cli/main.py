@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from maml_ray.cli import cluster, evaluate, serve, watch
+from maml_ray.cli import cluster, docs, evaluate, serve, watch
 from maml_ray.cli.options import Overrides, Preset, SettingsFile, StartAddress
 from maml_ray.cli.tables import print_evaluation, print_line, print_notes
 from maml_ray.common.errors import Interrupted, Superseded, TrainingFailed, UserError
@@ -163,7 +163,7 @@ def _print_next_steps(console: Console, path: Path) -> None:
         print_line(console, line)
 
 
-for group in (cluster, evaluate, watch, serve):
+for group in (cluster, evaluate, watch, serve, docs):
     group.add_commands(app)
 
 

@@ -1,0 +1,142 @@
+"""Check that a command is accepted by its program, by the program's own parser if it has one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import click
+import typer
+from pip._internal.commands import create_command
+from ray.scripts.scripts import cli as ray_cli
+
+from maml_ray.cli.main import app
+from maml_ray.config.loading import load_settings
+from maml_ray.config.presets import PRESETS
+from tests.cluster.commands import Command, in_line
+from tests.cluster.files import CLUSTER, ROOT, load
+
+SECRET = re.compile(r"secretKeyRef: {name: (\S+), key: (\S+)}")
+SETTINGS_FILES = (Path("deploy.yaml"), Path("/etc/maml-ray/deploy.yaml"))
+
+
+def program(command: Command) -> str:
+    return Path(command.words[0]).name
+
+
+def check_maml_ray(arguments: list[str], settings_files: Collection[Path] = SETTINGS_FILES) -> None:
+    """Check by the command line's own parser, and its overrides by the settings."""
+    group: Any = typer.main.get_command(app)  # Typer's subclass of click's
+    name, *rest = arguments
+    command = group.commands.get(name)
+    assert command is not None, f"there is no maml-ray {name}"
+    context = command.make_context(name, list(rest))
+    assert context.params.get("settings_file") in (None, *settings_files)
+    assert context.params.get("preset") in (None, *PRESETS)
+    overrides = context.params.get("overrides") or ()
+    real = [override for override in overrides if override != "key.path=value"]
+    load_settings(ROOT / "deploy.yaml", overrides=real)
+
+
+def check_ray(arguments: list[str]) -> None:
+    """Check by Ray's own parser, including the command that a job or node is to run."""
+    command: click.Command = ray_cli
+    while isinstance(command, click.Group):
+        name, *arguments = arguments
+        assert name in command.commands, f"there is no ray {name}"
+        command = command.commands[name]
+    if "--" in arguments:
+        where = arguments.index("--")
+        check_maml_ray(arguments[where + 2 :])
+    command.make_context(str(command.name), list(arguments))
+    if command.name == "exec":
+        (remote,) = in_line(arguments[-1], "ray exec")
+        assert program(remote) == "maml-ray"
+        check_maml_ray(list(remote.words[1:]))
+
+
+def check_make(arguments: list[str]) -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    assert arguments[0] in targets
+
+
+def check_pip(arguments: list[str]) -> None:
+    name, *rest = arguments
+    create_command(name).parse_args(rest)
+
+
+def check_docker(arguments: list[str]) -> None:
+    images = {
+        image
+        for path in (CLUSTER / "kubernetes").glob("*.yaml")
+        for image in re.findall(r"registry\.example\.com/maml-ray:\S+", path.read_text("utf-8"))
+    }
+    name, *rest = arguments
+    assert name in ("build", "push")
+    if name == "push":
+        assert rest == [rest[0]]
+        assert rest[0] in images
+        return
+    options = dict(zip(rest[::2], rest[1::2], strict=False))
+    assert set(options) == {"-f", "--build-arg", "-t", "."} - {"."}
+    assert rest[-1] == "."
+    dockerfile = (ROOT / options["-f"]).read_text(encoding="utf-8")
+    argument, value = options["--build-arg"].split("=")
+    assert re.search(rf"^ARG {argument}=", dockerfile, re.M)
+    assert f" AS device-{value}\n" in dockerfile
+    tag = options["-t"].removeprefix("registry.example.com/")
+    assert f"registry.example.com/{tag}" in images
+    assert tag.endswith(f"-{value}")
+
+
+def check_kubectl(arguments: list[str]) -> None:
+    """Check that files exist, and that services and jobs are those of the manifests."""
+    assert arguments[0] in ("apply", "create", "delete", "label", "logs", "port-forward")
+    check_files(arguments)
+    names = {
+        found["kind"]: found["metadata"]["name"]
+        for found in map(load, (CLUSTER / "kubernetes").glob("*.yaml"))
+    }
+    services = {f"{names['RayCluster']}-head-svc", f"{names['RayService']}-serve-svc"}
+    for word in arguments:
+        if word.startswith("service/"):
+            assert word.removeprefix("service/") in services
+        if word.startswith("job-name="):
+            assert word == f"job-name={names['RayJob']}"
+    if arguments[:3] == ["create", "secret", "generic"]:
+        assert (arguments[3], arguments[4].split("=")[1]) in secrets()
+
+
+def secrets() -> set[tuple[str, str]]:
+    """Return names and keys of the secrets in the manifests; KubeRay reads ``auth_token``."""
+    found = {
+        (name, key)
+        for path in (CLUSTER / "kubernetes").glob("*.yaml")
+        for name, key in SECRET.findall(path.read_text(encoding="utf-8"))
+    }
+    spec = load(CLUSTER / "kubernetes" / "raycluster.yaml")["spec"]
+    return {*found, (spec["authOptions"]["secretName"], "auth_token")}
+
+
+def check_files(arguments: list[str]) -> None:
+    """Check that paths within the repository exist."""
+    for word in arguments:
+        path = word.removeprefix("--from-file=").removeprefix("--config.file=")
+        if path.startswith("cluster/") or path.endswith("deploy.yaml"):
+            assert (ROOT / path).exists(), f"there is no {path}"
+
+
+CHECKS: dict[str, Callable[[list[str]], None]] = {
+    "maml-ray": check_maml_ray,
+    "ray": check_ray,
+    "make": check_make,
+    "pip": check_pip,
+    "docker": check_docker,
+    "kubectl": check_kubectl,
+    "cp": check_files,
+    "prometheus": check_files,
+    "sed": check_files,
+    "export": lambda arguments: None,
+}

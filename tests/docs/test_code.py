@@ -1,0 +1,94 @@
+"""The Python code of every page runs, and its settings are valid."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import matplotlib
+import pytest
+import yaml
+from matplotlib import pyplot
+
+import maml_ray
+from maml_ray.config.settings import Settings
+from maml_ray.maml.losses import OUTER_OBJECTIVES
+from tests.docs.pages import Fence, all_pages, fences
+from tests.small_runs import trained_run
+
+STARTS_RAY = re.compile(r"maml_ray\.train\(|\.fit\(")
+TAKES_MINUTES = ("sweeps.md",)
+FILE_NAME = re.compile(r"# (\w+)\.py\n")
+
+
+@pytest.fixture(scope="session")
+def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has learned to adapt a little, in a few seconds."""
+    small = [
+        "run.name=demo",
+        "run.iterations=6",
+        "meta_batch.tasks=8",
+        "meta_batch.episodes=8",
+        "outer.tasks_per_minibatch=4",
+        "evaluation.tasks=4",
+        "evaluation.episodes=4",
+    ]
+    settings = maml_ray.load_settings(preset="point-navigation", overrides=small)
+    return trained_run(settings, tmp_path_factory.mktemp("docs") / "demo").path
+
+
+@pytest.fixture
+def in_folder_with_demo(
+    demo_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Change to an empty folder that has ``runs/demo``; undo what is plotted and registered."""
+    shutil.copytree(demo_run, tmp_path / "runs" / "demo")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    matplotlib.use("Agg")
+    with mock.patch.dict(OUTER_OBJECTIVES):
+        yield
+    pyplot.close("all")
+
+
+def pages_with_code() -> Iterator[Any]:
+    """Yield each page that has Python code, marked by what running it takes."""
+    for page in all_pages():
+        blocks = list(fences(page, "python"))
+        if blocks and page.suffix == ".md":
+            starts_ray = any(STARTS_RAY.search(block.code) for block in blocks)
+            marks = [pytest.mark.runs_alone] if starts_ray else []
+            marks += [pytest.mark.cluster] if page.name in TAKES_MINUTES else []
+            yield pytest.param(blocks, id=page.name, marks=marks)
+
+
+@pytest.mark.usefixtures("in_folder_with_demo")
+@pytest.mark.parametrize("blocks", list(pages_with_code()))
+def test_the_code_of_a_page_runs(blocks: list[Fence], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In order and in one namespace; a block that begins with ``# name.py`` is that file too."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for block in blocks:
+        if file := FILE_NAME.match(block.code):
+            Path(f"{file[1]}.py").write_text(block.code, encoding="utf-8")
+            monkeypatch.delitem(sys.modules, file[1], raising=False)
+        # Tracebacks show the page and its line.
+        code = "\n" * (block.line - 1) + block.code
+        exec(compile(code, str(block.page), "exec"), names)
+
+
+def yaml_blocks() -> list[Fence]:
+    return [block for page in all_pages() for block in fences(page, "yaml")]
+
+
+@pytest.mark.parametrize("block", yaml_blocks(), ids=str)
+def test_settings_of_a_page_are_valid(block: Fence, tmp_path: Path) -> None:
+    """Of blocks with any section of the settings; others are manifests for other programs."""
+    data = yaml.safe_load(block.code)
+    if set(data) & set(Settings.model_fields):
+        (tmp_path / "deploy.yaml").write_text(block.code, encoding="utf-8")
+        maml_ray.load_settings(tmp_path / "deploy.yaml")
