@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from maml_ray.common.errors import Interrupted
-from maml_ray.persistence.records import IterationRecord, StartReport
+from maml_ray.persistence.records import IterationRecord, Observer, StartReport
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def local_ray() -> Iterator[None]:
         yield
 
 
-class Recorder:
+class Recorder(Observer):
     """Record everything that a run reports; optionally interrupt it after some iterations."""
 
     def __init__(self, stop_after: int | None = None) -> None:
@@ -55,6 +55,3 @@ class Recorder:
 
     def on_event(self, message: str) -> None:
         self.events.append(message)
-
-    def close(self) -> None:
-        pass

@@ -14,10 +14,13 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import llvmlite.binding
+import numba
 import numpy as np
 from numba import config, njit, types
 from numba.extending import overload
@@ -51,9 +54,41 @@ def cache_directory(package: Path) -> str | None:
 _CACHE_DIR = cache_directory(Path(__file__).parents[1])
 
 
+def can_cache_code() -> bool:
+    """Return whether machine code can be stored on this machine."""
+    return _CACHE_DIR is not None
+
+
 def has_cached_code() -> bool:
     """Return whether the cache of this machine contains machine code of the present kernels."""
     return _CACHE_DIR is not None and any(Path(_CACHE_DIR).rglob("*.nbc"))
+
+
+def is_precompiled() -> bool:
+    """Return whether the cache contains all kernels, for this processor and versions."""
+    marker = _precompiled_marker()
+    return marker is not None and marker.exists()
+
+
+def mark_precompiled() -> None:
+    """Record that the cache contains all kernels."""
+    marker = _precompiled_marker()
+    if marker is not None:
+        marker.touch()
+
+
+def _precompiled_marker() -> Path | None:
+    """Return the file whose existence says so; Numba compiles again for whatever is in its name."""
+    if _CACHE_DIR is None:
+        return None
+    target = (
+        sys.version_info[:2],
+        numba.__version__,
+        llvmlite.binding.get_host_cpu_name(),
+        llvmlite.binding.get_host_cpu_features().flatten(),
+    )
+    digest = hashlib.sha256(repr(target).encode()).hexdigest()[:16]
+    return Path(_CACHE_DIR) / f"precompiled-{digest}"
 
 
 def jit(kernel: Kernel) -> Kernel:

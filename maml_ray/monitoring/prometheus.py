@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from ray.util.metrics import Counter, Gauge
 
-from maml_ray.persistence.records import IterationRecord, StartReport
+from maml_ray.persistence.records import IterationRecord, Observer
 from maml_ray.runtime.run_context import current_run_id
 
 Kind = Literal["gauge", "counter"]
@@ -145,7 +145,7 @@ METRICS = (
 """All metrics of a run."""
 
 
-class RayMetrics:
+class RayMetrics(Observer):
     """Observer that publishes :data:`METRICS`; create it while Ray is connected.
 
     Args:
@@ -157,19 +157,10 @@ class RayMetrics:
         tags = {"run": run_id.run, "job_id": run_id.job}
         self._exporters = [_MetricExporter(metric, tags) for metric in METRICS]
 
-    def on_start(self, report: StartReport) -> None:
-        """No-op: there are no values yet."""
-
     def on_iteration(self, record: IterationRecord) -> None:
         """Publish an iteration's values; Ray exports them every ten seconds, and at its end."""
         for exporter in self._exporters:
             exporter.export(record)
-
-    def on_event(self, message: str) -> None:
-        """No-op: events go to the logs."""
-
-    def close(self) -> None:
-        """No-op: there is nothing to release."""
 
 
 class _MetricExporter:

@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 
 from maml_ray.config.settings import Settings
 from maml_ray.monitoring.status_actor import NAMESPACE, RunStatus, Snapshot, StatusActor
-from maml_ray.persistence.records import IterationRecord, StartReport
+from maml_ray.persistence.records import IterationRecord, Observer, StartReport
 from maml_ray.policies.spec import PolicySpec
 from maml_ray.runtime.actor_handle import describe_error
 from maml_ray.runtime.run_context import current_run_id
@@ -24,7 +24,7 @@ REPLY_TIMEOUT_S = 60.0
 _MAX_BACKOFF_S = 60.0
 
 
-class Publisher:
+class Publisher(Observer):
     """Observer that sends every update to the run's status actor.
 
     At most one message is in flight: while the actor is busy, newer updates replace older ones. An
@@ -92,9 +92,6 @@ class Publisher:
             checkpoint_age_s=record.checkpoint_age_s,
         )
         self._publish()
-
-    def on_event(self, message: str) -> None:
-        """No-op: events go to the logs."""
 
     def close(self) -> None:
         """Kill the status actor."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Protocol
+from typing import Any
 
 from maml_ray.learning.state import UpdateMetrics
 
@@ -140,14 +140,32 @@ class StartReport:
     attempt: int = 1
 
 
-class Observer(Protocol):
-    """Receives the progress of a run, for example to display it or to write metrics."""
+class Observer:
+    """Receive the progress of a run: a base class of which a subclass overrides some methods.
+
+    All methods are called in the process that called :func:`maml_ray.train`, by the thread that
+    called it, in this order::
+
+        on_status, on_event   at any time, from the start on
+        on_start              once: actors and learner are up, the first iteration begins
+        on_iteration          after each iteration
+        close                 once, after the last iteration or when the run ends early
+
+    The next iteration is dispatched when ``on_iteration`` has returned, so keep it short: the
+    actors wait meanwhile, unless ``meta_batch.async_collection`` is on.
+
+    An exception in an observer that was passed to :func:`maml_ray.train` does not end the run: it
+    is reported once, and of that observer only ``close`` is called from then on.
+    """
 
     def on_start(self, report: StartReport) -> None:
         """Handle the start of the first iteration; actors and learner are ready."""
 
     def on_iteration(self, record: IterationRecord) -> None:
         """Handle the end of an iteration."""
+
+    def on_status(self, message: str) -> None:
+        """Handle what the run does from now on, such as ``"starting Ray"``; may be ignored."""
 
     def on_event(self, message: str) -> None:
         """Handle an event worth a line, such as a checkpoint written or an actor replaced."""

@@ -16,6 +16,7 @@ TESTED_RAY = "2.60"
 """The newest release of Ray in which every attribute below is known to exist."""
 
 DRAINING_NODES = "ray._private.state.state.get_draining_nodes"
+ACTOR_TABLE = "ray._private.state.state.actor_table"
 DASHBOARD_URL = "ray._private.worker.get_dashboard_url"
 GLOBAL_NODE = "ray._private.worker._global_node"
 DEFAULT_EXCLUDES = "ray._private.ray_constants.get_runtime_env_default_excludes"
@@ -60,6 +61,24 @@ def get_draining_nodes() -> Collection[str]:
     if is_ray_client():
         return ()
     return tuple(find_internal(DRAINING_NODES)())
+
+
+def get_unplaced_actors() -> Collection[str]:
+    """Return the names of this job's actors for which no process has been started yet.
+
+    Stands in for a public way to tell an actor that waits for a free CPU or GPU from one whose
+    ``__init__`` is running. Over Ray Client there is none: the result is empty.
+    """
+    if is_ray_client():
+        return ()
+    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+    table = find_internal(ACTOR_TABLE)
+    return tuple(
+        actor["Name"]
+        for state in ("DEPENDENCIES_UNREADY", "PENDING_CREATION")
+        for actor in table(None, job, state).values()
+        if not actor["Pid"]
+    )
 
 
 def get_dashboard_url() -> str | None:

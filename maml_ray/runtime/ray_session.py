@@ -16,6 +16,7 @@ import ray
 
 from maml_ray.common.errors import Interrupted, ResourceError
 from maml_ray.config.settings import ClusterSettings, SettingsError
+from maml_ray.runtime.ray_internals import owns_cluster
 
 CONNECT_TIMEOUT_S = 10.0
 _VERSIONS = re.compile(
@@ -77,6 +78,13 @@ def plan_resources(settings: ClusterSettings, available: Mapping[str, float]) ->
         learner_gpus=int(on_gpu),
         learner_device="cuda" if on_gpu else "cpu",
     )
+
+
+def is_local(address: str | None) -> bool:
+    """Return whether :func:`connected` starts, or has started, Ray on this machine alone."""
+    if ray.is_initialized():
+        return owns_cluster()
+    return address == "local" or (address is None and not os.environ.get("RAY_ADDRESS"))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from maml_ray.config.loading import validate_settings
-from maml_ray.persistence.records import IterationRecord, StartReport
+from maml_ray.persistence.records import IterationRecord, Observer, StartReport
 from maml_ray.persistence.run_dir import RunDir
 from maml_ray.reporting.metrics_log import MetricsLog
 from maml_ray.runs.training_loop import train_on_ray
@@ -28,7 +28,7 @@ def _ray() -> Iterator[None]:
         yield
 
 
-class Scales:
+class Scales(Observer):
     """Observer that measures the memory of driver, actors, learner and object store."""
 
     def __init__(self) -> None:
@@ -57,9 +57,6 @@ class Scales:
 
     def on_event(self, message: str) -> None:
         raise AssertionError(message)
-
-    def close(self) -> None:
-        pass
 
 
 @pytest.mark.soak

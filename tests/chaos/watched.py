@@ -8,23 +8,20 @@ from typing import Any
 from maml_ray.config.loading import validate_settings
 from maml_ray.config.settings import Settings
 from maml_ray.persistence.checkpoint_store import load_newest_checkpoint
-from maml_ray.persistence.records import IterationRecord, StartReport
+from maml_ray.persistence.records import IterationRecord, Observer
 from maml_ray.persistence.run_dir import RunDir
 from maml_ray.persistence.storage import LocalStorage
 from maml_ray.runtime.fault_policy import Failure
 from tests.chaos.undisturbed import fingerprint, undisturbed
 
 
-class Watcher:
+class Watcher(Observer):
     """Observer that calls a function after every iteration."""
 
     def __init__(self, then: Callable[[IterationRecord], None] = lambda record: None) -> None:
         self.records: list[IterationRecord] = []
         self.events: list[str] = []
         self._then = then
-
-    def on_start(self, report: StartReport) -> None:
-        pass
 
     def on_iteration(self, record: IterationRecord) -> None:
         self.records.append(record)
@@ -37,9 +34,6 @@ class Watcher:
     def preempted(self) -> list[str]:
         """Events about preemptions."""
         return [event for event in self.events if Failure.PREEMPTED.value in event]
-
-    def close(self) -> None:
-        pass
 
 
 def settings(iterations: int, **sections: Any) -> Settings:

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from maml_ray.persistence.records import StartReport
 from maml_ray.reporting.progress import (
+    NotebookProgress,
     PlainProgress,
     TerminalProgress,
     TimeLeftEstimator,
@@ -14,6 +15,7 @@ from maml_ray.reporting.progress import (
     format_iteration,
     format_time_shares,
     make_progress,
+    status_line,
 )
 from tests.reporting.conftest import MakeRecord
 
@@ -101,9 +103,115 @@ def test_the_display_keeps_to_a_terminal_of_80_characters(record: MakeRecord) ->
     progress.on_start(START)
     assert "iteration 4 is under way" in text(console)
     progress.on_iteration(record(9, return_before=-1234.5, return_after=-1200.25))
+    assert "iteration 11 is under way" in text(console)
     progress.close()
     lines = text(console).rpartition("\x1b[?25h")[0].splitlines()[-4:]
     assert [line.split()[0] for line in lines] == ["return", "learning", "speed", "time"]
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_log_shows_the_status_only_after_a_silence(record: MakeRecord) -> None:
+    console, _ = consoles()
+    clock = Clock()
+    progress = PlainProgress(console, clock)
+    printed: list[str] = []
+
+    def after(seconds: float) -> str:
+        clock.now += seconds
+        progress.tick()
+        printed[:] = text(console).splitlines()
+        return printed[-1] if printed else ""
+
+    progress.on_status("starting Ray")
+    assert after(3.0) == ""
+    assert after(1.0) == "starting Ray (4 s)"
+    assert after(3.9) == "starting Ray (4 s)"
+    progress.on_status("starting Ray")  # said again: the seconds go on
+    assert after(0.1) == "starting Ray (8 s)"
+    progress.on_start(START)
+    assert after(4.0) == "iteration 4 is under way (4 s)"
+    progress.on_iteration(record(3))
+    before = after(4.0)
+    assert before.startswith("iteration  4/20")
+    assert after(50.0) == before, "an iteration prints a line when it ends"
+    assert after(6.0) == "iteration 5 is under way (60 s)"
+    progress.on_iteration(record(19))
+    last = after(1000.0)
+    assert last.startswith("iteration 20/20"), "the run is over"
+    progress.close()
+
+
+def test_the_status_on_a_terminal_disappears_and_metrics_stay(record: MakeRecord) -> None:
+    _, console = consoles()
+    with status_line(console, "loading [PyTorch]"):
+        pass
+    shown, _, end = text(console).rpartition("loading [PyTorch]")
+    assert shown
+    assert end.startswith("\r\x1b[2K"), "the line is erased"
+    progress = TerminalProgress(console)
+    progress.on_start(START)
+    progress.on_iteration(record(19))
+    progress.on_status("evaluating: task 3 of 5")
+    progress.close()
+    last = text(console).rpartition("is under way")[2]
+    assert "best after" in last
+    assert "evaluating" not in last.rpartition("best after")[2]
+
+
+def test_a_notebook_has_one_output_that_is_updated(
+    record: MakeRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = Outputs()
+    monkeypatch.setattr("IPython.display.display", outputs.display)
+    console = Console(file=io.StringIO(), force_jupyter=True)
+    clock = Clock()
+    progress = make_progress(console)
+    assert isinstance(progress, NotebookProgress)
+    progress = NotebookProgress(console, clock)
+    progress.on_status("starting <Ray>")
+    assert "starting &lt;Ray&gt;" in outputs.shown["text/html"]
+    progress.on_start(START)
+    for iteration in range(20):
+        progress.on_iteration(record(iteration))
+    for number in range(9):
+        progress.on_event(f"event {number}")
+    clock.now += 5.0
+    progress.on_status("evaluating: task 1 of 5")
+    for shown in outputs.shown.values():
+        assert "runs/x" in shown
+        assert "event 8" in shown
+        assert "event 3" not in shown, "the latest events only"
+        assert "evaluating: task 1 of 5" in shown
+    assert 'max="20" value="20"' in outputs.shown["text/html"]
+    assert "228.0" in outputs.shown["text/html"]
+    progress.close()
+    assert "evaluating" not in outputs.shown["text/html"]
+    assert outputs.count == 1
+
+
+class Outputs:
+    """Stand in for the outputs of a notebook's cell."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.shown: dict[str, str] = {}
+
+    def display(self, data: dict[str, str], *, raw: bool, display_id: bool) -> Outputs:
+        self.count += 1
+        self.update(data, raw=raw)
+        return self
+
+    def update(self, data: dict[str, str], *, raw: bool) -> None:
+        self.shown = data
 
 
 def test_time_left_is_the_recent_mean_without_the_first_slow_iteration(record: MakeRecord) -> None:
