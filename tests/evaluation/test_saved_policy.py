@@ -13,7 +13,7 @@ from maml_ray.common.errors import RunDirError, UserError
 from maml_ray.evaluation.agent import Agent
 from maml_ray.evaluation.saved_policy import DESCRIPTION, PARAMETERS, load_policy, save_policy
 from maml_ray.runs.adapt import adapt_run
-from tests.evaluation.test_worked_example import code
+from tests.docs.pages import python_block
 from tests.small_runs import agent_of, run_of, settings
 
 
@@ -37,14 +37,14 @@ def test_a_loaded_policy_is_bitwise_equal(tmp_path: Path, agent: Agent) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["policy"]  # nothing aside
 
 
-def test_the_readmes_plain_pytorch_acts_the_same(tmp_path: Path) -> None:
+def test_the_documented_plain_pytorch_acts_the_same(tmp_path: Path) -> None:
     folder = run_of(settings("half-cheetah-direction"), tmp_path / "run")
     adapted = adapt_run(folder.path, {"direction": -1.0})
     assert adapted.folder == folder.path / "adapted" / "backward"
-    names: dict[str, Any] = {"folder": str(adapted.folder)}
-    exec(code("safetensors.torch"), names)
+    names: dict[str, Any] = {}
+    exec(python_block("evaluation.md", "safetensors.torch"), names)
     observations = np.random.default_rng(0).standard_normal((5, 17)).astype(np.float32)
-    theirs = names["act"](torch.from_numpy(observations)).numpy()
+    theirs = names["load_with_pytorch"](adapted.folder)(torch.from_numpy(observations)).numpy()
     np.testing.assert_allclose(
         theirs, maml_ray.load(adapted.folder).act(observations), rtol=1e-5, atol=1e-6
     )

@@ -1,4 +1,4 @@
-"""Test Ray Tune: the README's sweep, and the resources and settings of a trial."""
+"""Test Ray Tune: the documented sweep, and the resources and settings of a trial."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from maml_ray.common.errors import UserError
 from maml_ray.config.loading import validate_settings
 from maml_ray.config.settings import Settings, SettingsError
 from maml_ray.runs.tune import tune_objective
-from tests.evaluation.test_worked_example import code
+from tests.docs.pages import python_block
 from tests.small_ray import small_ray
 
 
@@ -32,12 +32,12 @@ def ray_of_two_cpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.cluster
 @pytest.mark.usefixtures("ray_of_two_cpus")
-def test_the_readmes_sweep_stops_bad_trials_and_finds_the_best(
+def test_the_documented_sweep_stops_bad_trials_and_finds_the_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    exec(code("tune_objective"), names)
+    exec(python_block("sweeps.md", "tune_objective"), names)
     results, best = names["results"], names["best"]
     assert not results.errors
     rows = {one.config["inner.learning_rate"]: one for one in results}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import gymnasium as gym
 import numpy as np
 import orjson
 import pytest
@@ -24,7 +25,7 @@ import maml_ray
 from maml_ray.evaluation.agent import Agent
 from maml_ray.serving.policy_store import ServedPolicy
 from maml_ray.serving.requests import MAX_OBSERVATIONS, AdaptBody
-from tests.evaluation.test_worked_example import code
+from tests.docs.pages import python_block
 from tests.serving.bodies import body_of
 from tests.serving.local_service import backend_of, served, store_of
 from tests.small_runs import agent_of, settings
@@ -99,6 +100,26 @@ def test_a_robots_own_loop_collect_adapt_act(url: str, agent: Agent) -> None:
     assert isinstance(further["return_after"], float)
 
 
+def test_the_documented_client_adapts_to_an_environment_of_its_own() -> None:
+    """One request is one step on its episodes, which end early and are padded."""
+    names: dict[str, Any] = {}
+    exec(python_block("serving.md", "urllib.request"), names)
+    agent, post, sent = agent_of(settings()), names["post"], {}
+    env: Any = gym.make("maml_ray/PointNavigation-v0", max_episode_steps=8)
+    with served(backend_of(agent)) as names["SERVICE"]:
+        names["post"] = lambda path, body: sent.update({path: body}) or post(path, body)
+        policy = names["adapt"](env, episodes=3, steps=10)
+        answer = post("/act", {"policy": policy, "observations": [0.1, 0.2]})
+    arrays = {name: np.float32(values) for name, values in sent["/adapt"]["trajectories"].items()}
+    mask = arrays.pop("mask").astype(bool)
+    assert mask.sum(axis=1).tolist() == [8, 8, 8]
+    arrays["actions"] /= np.float32(agent.spec.action_scale)
+    expected = agent.adapt(maml_ray.Trajectories(mask=mask, **arrays))
+    np.testing.assert_allclose(
+        answer["actions"], expected.act(np.array([0.1, 0.2])), rtol=1e-3, atol=1e-5
+    )
+
+
 def test_a_downloaded_policy_is_read_by_maml_ray_and_by_plain_torch(
     url: str, agent: Agent, tmp_path: Path
 ) -> None:
@@ -112,9 +133,9 @@ def test_a_downloaded_policy_is_read_by_maml_ray_and_by_plain_torch(
     acted = post(url, "/act", {"observations": seen, "policy": name}).json()
     np.testing.assert_array_equal(np.float32(acted["actions"]), loaded.act(seen))
     assert loaded.adaptation_steps == 1
-    names: dict[str, Any] = {"folder": str(tmp_path)}
-    exec(code("safetensors.torch"), names)
-    theirs = names["act"](torch.from_numpy(seen)).numpy()
+    names: dict[str, Any] = {}
+    exec(python_block("evaluation.md", "safetensors.torch"), names)
+    theirs = names["load_with_pytorch"](tmp_path)(torch.from_numpy(seen)).numpy()
     np.testing.assert_allclose(theirs, np.float32(acted["actions"]), rtol=1e-5, atol=1e-6)
 
 
