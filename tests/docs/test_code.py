@@ -22,7 +22,7 @@ from tests.docs.pages import Fence, all_pages, fences
 from tests.small_runs import trained_run
 
 STARTS_RAY = re.compile(r"maml_ray\.train\(|\.fit\(")
-TAKES_MINUTES = ("sweeps.md",)
+TESTED_ELSEWHERE = ("sweeps.md",)  # in tests/runs/test_tune.py: it takes a minute
 FILE_NAME = re.compile(r"# (\w+)\.py\n")
 
 
@@ -60,10 +60,9 @@ def pages_with_code() -> Iterator[Any]:
     """Yield each page that has Python code, marked by what running it takes."""
     for page in all_pages():
         blocks = list(fences(page, "python"))
-        if blocks and page.suffix == ".md":
+        if blocks and page.suffix == ".md" and page.name not in TESTED_ELSEWHERE:
             starts_ray = any(STARTS_RAY.search(block.code) for block in blocks)
             marks = [pytest.mark.runs_alone] if starts_ray else []
-            marks += [pytest.mark.cluster] if page.name in TAKES_MINUTES else []
             yield pytest.param(blocks, id=page.name, marks=marks)
 
 
