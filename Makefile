@@ -8,59 +8,99 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 SETTINGS ?= deploy.yaml
 ARGS ?=
+# pinned: the versions in constraints.txt. newest, lowest: what pyproject.toml allows; install them
+# into an environment of their own: `make pytest DEPENDENCIES=lowest VENV=.venv-lowest`.
+DEPENDENCIES ?= pinned
+CONSTRAINTS := $(or $(if $(filter pinned,$(DEPENDENCIES)),constraints.txt),\
+	$(if $(filter newest,$(DEPENDENCIES)),/dev/null),\
+	$(if $(filter lowest,$(DEPENDENCIES)),$(VENV)/lowest.txt),\
+	$(error DEPENDENCIES is pinned, newest or lowest))
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help install train test lint types cluster test-cluster verify-backward reproduce chaos fuzz peers bench clean
+.PHONY: help install dev train demo test lint types pytest settings docs wheel cluster test-cluster \
+	verify-backward reproduce chaos fuzz peers bench clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
-install: $(VENV)/.installed ## Create .venv with pinned dependencies.
+install: $(VENV)/.installed ## Make .venv with pinned dependencies, enough to train.
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+dev: $(VENV)/.installed-dev ## Add the extras and the tools that tests need.
+
+$(BIN)/python:
 	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11 or newer is needed; name it with 'make PYTHON=...'" >&2; exit 2; fi
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+
+$(VENV)/lowest.txt: pyproject.toml | $(BIN)/python
+	$(PIP) uv
+	$(BIN)/uv pip compile --quiet --python $(BIN)/python --resolution lowest-direct --no-annotate \
+		--extra export --extra s3 --extra serve --extra tune --output-file $@ pyproject.toml
+
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(PIP) -c $(CONSTRAINTS) -e .
 	$(BIN)/python -m maml_ray.runs.precompile
 	@touch $@
+
+$(VENV)/.installed-%: $(VENV)/.installed
+	$(PIP) -c $(CONSTRAINTS) -e '.[$*]'
+	@touch $@
+
+demo: install ## Train an agent that adapts to running forward or backward (3 minutes), to a video and a report.
+	$(BIN)/maml-ray train --preset direction --set run.name=demo $(ARGS)
 
 train: install ## Train the default deploy.yaml to a policy, a video and a report (SETTINGS=, ARGS=).
 	$(BIN)/maml-ray train $(SETTINGS) $(ARGS)
 
 SELECTED := not learning and not soak and not cluster
 
-test: install lint types ## Lint, types and tests: about 11 minutes on 2 cores.
+test: lint types pytest ## Lint, types and tests: about 13 minutes on 2 cores.
+
+pytest: dev ## The tests alone.
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m '$(SELECTED) and not runs_alone'
 	$(BIN)/python -m pytest -m '$(SELECTED) and runs_alone'
 
-lint: install
+settings: dev ## Write deploy.yaml, docs/settings.md and the JSON schema from the settings' definitions.
+	$(BIN)/python -m tests.config.generated_files
+
+lint: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: install
+types: dev
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed-docs ## Build the documentation's site in site/.
+	$(BIN)/python -m mkdocs build --quiet --strict --config-file .github/mkdocs.yml
+
+wheel: dev ## Build dist/, and train with the wheel in a new environment and an empty folder.
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(PYTHON) -m venv --clear $(VENV)/wheel
+	$(VENV)/wheel/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
+	cd "$$(mktemp -d)" && $(abspath $(VENV))/wheel/bin/maml-ray train --preset point-navigation --set run.iterations=3
 
 cluster: install ## Train briefly on three Ray nodes on this machine, then stop them (ARGS=).
 	cluster/local.sh $(ARGS)
 
-test-cluster: install ## Test jobs, and nodes that come and go: about a quarter of an hour.
+test-cluster: dev ## Test jobs, and nodes that come and go: about a quarter of an hour.
 	$(BIN)/python -m pytest -m cluster
 
-verify-backward: install ## Train seeds 0 to 2 in full and check the returns: about 10 minutes.
+verify-backward: dev ## Train seeds 0 to 2 in full and check the returns: about 10 minutes.
 	$(BIN)/python -m pytest -m learning -s tests/runs/test_learning.py
 
 reproduce: install ## Train and evaluate the papers' experiments: about three hours on 2 cores (QUICK=1: half of it).
 	$(BIN)/python -m tests.reproduction $(if $(QUICK),--quick) $(ARGS)
 
-chaos: install ## Inject 56 faults into a run and check that it ends with the same bits (20 minutes).
+chaos: dev ## Inject 56 faults into a run and check that it ends with the same bits (20 minutes).
 	$(BIN)/python -m pytest -m soak -s tests/chaos
 
-fuzz: install ## Test ten times as many damaged settings, arguments and directories, newly drawn (FACTOR=).
+fuzz: dev ## Test ten times as many damaged settings, arguments and directories, newly drawn (FACTOR=).
 	FUZZ=$(or $(FACTOR),10) $(BIN)/python -m pytest --timeout 3600 tests/bad_input $(ARGS)
 
-peers: install ## Also install EnvPool and TorchRL, which make bench then measures.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt envpool==1.2.5 torchrl==0.14.1
+peers: dev ## Also install EnvPool and TorchRL, which make bench then measures.
+	$(PIP) -c $(CONSTRAINTS) envpool==1.2.5 torchrl==0.14.1
 
-bench: install ## Measure speed as ratios within one run (ARGS='--json FILE' to keep, '--against FILE' to compare).
+bench: dev ## Measure speed as ratios within one run (ARGS='--json FILE' to keep, '--against FILE' to compare).
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
 clean: ## Remove the environment and caches; runs/ is kept.

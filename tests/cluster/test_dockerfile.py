@@ -53,7 +53,8 @@ def test_copied_files_exist_and_are_not_ignored() -> None:
 def test_the_files_of_the_package_are_copied() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     files = {project["project"]["readme"], *project["project"]["license-files"]}
-    files |= set(project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"])
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    files |= {*wheel["packages"], *wheel["force-include"]}
     assert files <= set(sources())
 
 
