@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from maml_ray.common.errors import UserError
+from maml_ray.common.html_table import html_table
 from maml_ray.common.seeding import Purpose, seed_sequence
 from maml_ray.evaluation.agent import Agent
 from maml_ray.evaluation.bootstrap import bootstrap_interval
@@ -85,7 +88,7 @@ class Episode:
     task: Task
     steps: int
     reset_seed: int
-    actions: NDArray[np.float32]
+    actions: NDArray[np.float32] = field(repr=False)
     episode_return: float
     speed: float | None
 
@@ -100,7 +103,8 @@ class Evaluation:
         seed: random seed.
         measurements: all measurements, ordered by adaptation, steps, action mode.
         replays: pairs of mean-action episodes before and after adaptation, from the same initial
-            state, of the two tasks that differ most (of one if all are equal).
+            state, of the two tasks that differ most (of one if all are equal); empty if the
+            evaluation was read from files, which do not hold the actions.
     """
 
     tasks: int
@@ -109,12 +113,52 @@ class Evaluation:
     measurements: tuple[Measurement, ...]
     replays: tuple[tuple[Episode, Episode], ...]
 
+    def __repr__(self) -> str:
+        return (
+            f"Evaluation(tasks={self.tasks}, episodes={self.episodes}, seed={self.seed}, "
+            f"{self.summary})"
+        )
+
+    def _repr_html_(self) -> str:
+        columns = ("steps", "actions", "mean return", "95% interval", "m/s")
+        title = f"Evaluation: {self.tasks} tasks x {self.episodes} episodes"
+        return html_table(title, columns, [_cells(row) for row in self.rows])
+
     @property
+    def summary(self) -> str:
+        """Mean returns with sampled actions before and after adaptation, in a few words."""
+        last = max(measurement.steps for measurement in self.measurements)
+        before, after = (self._mean_return(steps) for steps in (0, last))
+        return (
+            f"mean return {before:.1f} before adaptation"
+            + f", {after:.1f} after {last} step{'' if last == 1 else 's'}" * (last > 0)
+        )
+
+    def to_dataframe(self) -> Any:
+        """Return a pandas DataFrame with one row per episode.
+
+        Columns: ``task`` (its name), ``adaptation`` (index), ``steps`` (taken before the episode),
+        ``actions`` (``stochastic`` or ``mean``), ``episode`` (index), ``return`` (undiscounted),
+        ``speed`` (mean in m/s, NaN if the task reports none), and ``task_KEY`` for each parameter
+        KEY of the tasks, such as ``task_direction``.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise UserError("a data frame needs pandas: pip install pandas") from None
+        return pandas.DataFrame.from_records(
+            [row for measurement in self.measurements for row in _episode_records(measurement)]
+        )
+
+    @cached_property
     def rows(self) -> tuple[EvaluationRow, ...]:
         """Statistics over all tasks, by number of steps, stochastic before mean actions."""
         return self._rows(lambda measurement: None)
 
-    @property
+    @cached_property
     def rows_by_task(self) -> tuple[EvaluationRow, ...]:
         """Statistics for each distinct task."""
         return self._rows(lambda measurement: measurement.task.name)
@@ -129,6 +173,11 @@ class Evaluation:
             if (row.steps, row.actions) == (steps, actions):
                 return row
         raise KeyError(f"nothing was measured after {steps} steps with {actions} actions")
+
+    def _mean_return(self, steps: int) -> float:
+        """Return the mean return with sampled actions, without the interval that takes longer."""
+        chosen = [m for m in self.measurements if (m.steps, m.actions) == (steps, "stochastic")]
+        return float(np.mean([measurement.returns for measurement in chosen]))
 
     def _rows(self, task_of: Callable[[Measurement], str | None]) -> tuple[EvaluationRow, ...]:
         groups: dict[tuple[str | None, int, ActionMode], list[Measurement]] = {}
@@ -271,6 +320,28 @@ def _row(
         speed=float(np.mean(speeds)) if speeds else None,
         episodes=returns.size,
     )
+
+
+def _cells(row: EvaluationRow) -> tuple[str, ...]:
+    interval = f"{row.low:.1f} to {row.high:.1f}"
+    speed = "" if row.speed is None else f"{row.speed:.2f}"
+    return str(row.steps), row.actions, f"{row.mean:.1f}", interval, speed
+
+
+def _episode_records(measurement: Measurement) -> Iterator[dict[str, Any]]:
+    task = measurement.task
+    speeds = measurement.speeds or (float("nan"),) * len(measurement.returns)
+    for episode, (value, speed) in enumerate(zip(measurement.returns, speeds, strict=True)):
+        yield {
+            "task": task.name,
+            "adaptation": measurement.adaptation,
+            "steps": measurement.steps,
+            "actions": measurement.actions,
+            "episode": episode,
+            "return": value,
+            "speed": speed,
+            **{f"task_{key}": parameter for key, parameter in task.parameters},
+        }
 
 
 def _most_different(tasks: tuple[Task, ...]) -> tuple[int, ...]:

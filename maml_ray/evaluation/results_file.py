@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,11 +17,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from maml_ray.common.errors import RunDirError
 from maml_ray.common.safe_files import UnreadableFile, read_text, write_atomic
 from maml_ray.config.settings import Settings
-from maml_ray.evaluation.evaluate import Evaluation
+from maml_ray.evaluation.evaluate import ActionMode, Evaluation, Measurement
+from maml_ray.tasks.task import Task
 
 COLUMNS = ("policy", "task", "parameters", "adaptation", "steps", "actions", "episode", "return")
 """Columns of the CSV, which has one line per episode; a column ``speed`` follows, empty if the task
 reports no speed."""
+_MEASUREMENT_KEYS = ("policy", "adaptation", "steps", "actions")
 _MAX_BYTES = 200_000_000
 _MAX_MAGNITUDE = 1e30
 
@@ -46,6 +49,10 @@ def evaluation_to_dict(
         "seed": evaluation.seed,
         "rows": [asdict(row) for row in evaluation.rows],
         "rows_by_task": [asdict(row) for row in evaluation.rows_by_task],
+        "task_parameters": {
+            measurement.task.name: dict(measurement.task.parameters)
+            for measurement in evaluation.measurements
+        },
         "beside": {
             name: [asdict(row) for row in baseline.rows] for name, baseline in baselines.items()
         },
@@ -87,6 +94,64 @@ def read_evaluation(path: Path) -> dict[str, Any]:
             f"{path} does not hold an evaluation: run 'maml-ray evaluate {path.parent}' again "
             f"({error})"
         ) from None
+
+
+def read_episodes(json_path: Path, csv_path: Path) -> Evaluation:
+    """Read the run's own evaluation from both files; it has no replays.
+
+    Raises:
+        RunDirError: a file is damaged or missing, or they are not of one evaluation.
+    """
+    results = read_evaluation(json_path)
+    try:
+        text = read_text(csv_path, max_bytes=_MAX_BYTES)
+        measurements = _parse_measurements(text)
+        _check_sizes(measurements, results)
+    except (UnreadableFile, ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
+        raise RunDirError(
+            f"{csv_path} does not hold the episodes of an evaluation: run 'maml-ray evaluate "
+            f"{csv_path.parent}' again ({error})"
+        ) from None
+    return Evaluation(results["tasks"], results["episodes"], results["seed"], measurements, ())
+
+
+def _parse_measurements(text: str) -> tuple[Measurement, ...]:
+    """Return the measurements of the first policy in a table, which is the run's own."""
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    own = itertools.takewhile(lambda row: row["policy"] == rows[0]["policy"], rows)
+    measurements = []
+    for _, group in itertools.groupby(own, lambda row: [row[key] for key in _MEASUREMENT_KEYS]):
+        episodes = list(group)
+        first = episodes[0]
+        speeds = tuple(float(row["speed"]) for row in episodes if row["speed"])
+        measurements.append(
+            Measurement(
+                task=Task(first["task"], tuple(json.loads(first["parameters"]).items())),
+                adaptation=int(first["adaptation"]),
+                steps=int(first["steps"]),
+                actions=_parse_actions(first["actions"]),
+                returns=tuple(float(row["return"]) for row in episodes),
+                speeds=speeds or None,
+            )
+        )
+    if not measurements:
+        raise ValueError("it has no episodes")
+    return tuple(measurements)
+
+
+def _check_sizes(measurements: Sequence[Measurement], results: Mapping[str, Any]) -> None:
+    tasks = {measurement.adaptation for measurement in measurements}
+    episodes = {len(measurement.returns) for measurement in measurements}
+    if len(tasks) != results["tasks"] or episodes != {results["episodes"]}:
+        raise ValueError("it is not of the same evaluation as evaluation.json")
+
+
+def _parse_actions(text: str) -> ActionMode:
+    if text == "stochastic":
+        return "stochastic"
+    if text == "mean":
+        return "mean"
+    raise ValueError(f"actions are {text!r:.20}")
 
 
 def _csv_table(evaluations: Mapping[str, Evaluation]) -> str:
@@ -150,8 +215,10 @@ class _TaskRow(_Row):
 class _Results(_Model):
     tasks: _Count
     episodes: _Count
+    seed: Annotated[int, Field(ge=0)] = 0
     rows: Annotated[list[_Row], Field(min_length=1)]
     rows_by_task: list[_TaskRow]
+    task_parameters: dict[str, dict[str, _Number]] = {}
     beside: dict[str, list[_Row]]
 
 

@@ -67,6 +67,13 @@ class Trajectories:
             raise ValueError(f"mask must be bool, got {self.mask.dtype}")
         self._check_ends()
 
+    def __repr__(self) -> str:
+        return (
+            f"Trajectories(episodes={self.episodes}, env_steps={self.env_steps}, "
+            f"observation_size={self.observations.shape[2]}, "
+            f"action_size={self.actions.shape[2]}, mean return {self.returns.mean():.1f})"
+        )
+
     def _check_ends(self) -> None:
         episodes, size = self.rewards.shape[0], self.observations.shape[2]
         for name, shape in (

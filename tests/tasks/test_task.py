@@ -45,7 +45,7 @@ def test_a_name_that_a_user_chose_is_kept() -> None:
     ],
 )
 def test_a_task_that_the_family_lacks_is_refused(family: str, wanted: Any, message: str) -> None:
-    with pytest.raises(ValueError, match="there|task") as refusal:
+    with pytest.raises(ValueError, match=r"there|task") as refusal:
         find_task(resolve_tasks(TaskSettings(name=family)), wanted)
     assert message in str(refusal.value)
     assert len(str(refusal.value)) < 300
