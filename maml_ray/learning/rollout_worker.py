@@ -24,7 +24,7 @@ from maml_ray.rollouts.collector import SimulationFailed, collect
 from maml_ray.rollouts.env_cache import EnvCache
 from maml_ray.rollouts.samples import make_samples
 from maml_ray.rollouts.trajectories import TaskRollouts, Trajectories, empty_trajectories
-from maml_ray.tasks.loading import resolve_tasks
+from maml_ray.tasks.loading import OwnTasks, describe_user_error, resolve_tasks
 from maml_ray.tasks.task import Task, TaskDistribution
 
 
@@ -60,12 +60,22 @@ class RolloutTimings:
 def policy_spec(settings: Settings, tasks: TaskDistribution | None = None) -> PolicySpec:
     """Return the policy's sizes for the spaces of the task's environment.
 
+    Args:
+        settings: settings of the run.
+        tasks: its task distribution; by default as the settings name it.
+
     Raises:
-        SettingsError: the spaces are not supported.
+        SettingsError: no task can be sampled, its environment cannot be created, or the spaces are
+            not supported.
     """
     tasks = tasks or resolve_tasks(settings.task)
-    task = tasks.sample(np.random.default_rng(0), 1)[0]
-    env = tasks.make_env(task, horizon=settings.task.horizon)
+    try:
+        task = tasks.sample(np.random.default_rng(0), 1)[0]
+        env = tasks.make_env(task, horizon=settings.task.horizon)
+    except Exception as error:  # a user's class may raise anything
+        raise SettingsError(
+            f"task.name = {settings.task.name!r:.80} cannot be used: {describe_user_error(error)}"
+        ) from error
     try:
         return PolicySpec.from_spaces(settings.policy, env.observation_space, env.action_space)
     except ValueError as error:
@@ -106,15 +116,19 @@ class RolloutWorker:
 
     Args:
         settings: settings of the run.
+        own_tasks: tasks of the run if they were given in Python.
         on_phase: called with the name of each phase when it begins.
     """
 
     def __init__(
-        self, settings: Settings, on_phase: Callable[[str], None] = lambda phase: None
+        self,
+        settings: Settings,
+        own_tasks: OwnTasks | None = None,
+        on_phase: Callable[[str], None] = lambda phase: None,
     ) -> None:
         self.settings = settings
         self._on_phase = on_phase
-        self.tasks = resolve_tasks(settings.task)
+        self.tasks = resolve_tasks(settings.task, own_tasks)
         self.spec = policy_spec(settings, self.tasks)
         self._inner_step = make_inner_step(settings.inner, self.spec)
         self._envs = EnvCache(self.tasks, settings.task.horizon)

@@ -38,7 +38,7 @@ class ActorGroup:
     def __init__(self, settings: Settings, context: RunContext) -> None:
         self._limits = settings.cluster
         self._context, self._capacity = context, context.capacity
-        self._factory = ActorFactory(settings, context.namespace)
+        self._factory = ActorFactory(settings, context)
         self._handles: list[ActorHandle] = []
         self._failed_starts = 0
         self._start_failed_at = float("-inf")

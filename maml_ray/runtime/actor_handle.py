@@ -17,6 +17,7 @@ from maml_ray.config.settings import Settings
 from maml_ray.learning.rollout_worker import Assignment
 from maml_ray.runtime.actors import ActorLocation, RolloutActor, as_actor
 from maml_ray.runtime.fault_policy import REPLACEMENT
+from maml_ray.runtime.run_context import RunContext
 
 HEARTBEAT_TIMEOUT_S = 2.0
 """Deadline for heartbeats, in seconds: only the second thread of an actor may still answer."""
@@ -100,12 +101,13 @@ class ActorFactory:
 
     Args:
         settings: of the run, which the actors receive.
-        namespace: Ray namespace of the actors' names.
+        context: of the run; its namespace and tasks are the actors' as well.
     """
 
-    def __init__(self, settings: Settings, namespace: str) -> None:
+    def __init__(self, settings: Settings, context: RunContext) -> None:
         self._settings_ref = ray.put(settings)
-        self._namespace = namespace
+        self._own_tasks_ref = ray.put(context.own_tasks)
+        self._namespace = context.namespace
         self._generations: Counter[int] = Counter()
 
     def start(self, existing: Iterable[ActorHandle]) -> ActorHandle:
@@ -126,7 +128,7 @@ class ActorFactory:
                 scheduling_strategy=_scheduling_strategy(),
                 max_restarts=0,  # the pool replaces lost nodes and lost processes in the same way
             )
-            .remote(name, self._settings_ref)
+            .remote(name, self._settings_ref, self._own_tasks_ref)
         )
         return ActorHandle(name, slot, actor, actor.ready.remote(), time.monotonic())
 

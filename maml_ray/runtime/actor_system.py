@@ -26,6 +26,7 @@ from maml_ray.runtime.ray_session import plan_resources
 from maml_ray.runtime.rollout_pool import CollectedBatch, RolloutPool, RolloutRef
 from maml_ray.runtime.run_context import RunContext, current_run_id
 from maml_ray.runtime.work_queue import WorkBatch, WorkCounts
+from maml_ray.tasks.loading import OwnTasks
 
 
 @dataclass
@@ -140,6 +141,8 @@ def start_actors(
     *,
     on_event: Callable[[str], None],
     check_stop: Callable[[], None],
+    own_tasks: OwnTasks | None = None,
+    on_status: Callable[[str], None] = lambda message: None,
 ) -> Iterator[ActorSystem]:
     """Start the actors of a run, and kill them at the end of the block.
 
@@ -151,6 +154,8 @@ def start_actors(
             it imports PyTorch and may have to wait for a GPU.
         on_event: receives messages for the user: failures that were recovered from, long waits.
         check_stop: called while waiting; may raise to abandon the wait.
+        own_tasks: tasks of the run if they were given in Python.
+        on_status: receives what is waited for.
 
     Raises:
         ResourceError: the cluster lacks the requested resources, or provides them too slowly.
@@ -164,6 +169,8 @@ def start_actors(
         handle_failure=partial(handle_failure, faults, on_event=on_event),
         on_event=on_event,
         check_stop=check_stop,
+        own_tasks=own_tasks,
+        on_status=on_status,
     )
     state = resume.learner if resume else initial_learner_state(settings, spec)
     with ExitStack() as closing:

@@ -17,10 +17,12 @@ from typing import Any
 import ray
 
 from maml_ray.config.settings import Settings
+from maml_ray.kernels.jit import can_cache_code, has_cached_code
 from maml_ray.learning.rollout_worker import Assignment, RolloutTimings, RolloutWorker
 from maml_ray.learning.state import LearnerState, UpdateMetrics
 from maml_ray.policies.spec import PolicyParameters, PolicySpec
 from maml_ray.rollouts.trajectories import TaskRollouts
+from maml_ray.tasks.loading import OwnTasks
 
 _STACK_DEPTH = 8
 
@@ -116,10 +118,12 @@ def as_actor(cls: type) -> Any:
 class RolloutActor:
     """Own a batch of simulations and roll out tasks: collect, adapt, collect."""
 
-    def __init__(self, name: str, settings: Settings) -> None:
+    def __init__(self, name: str, settings: Settings, own_tasks: OwnTasks | None = None) -> None:
         self._name, self._settings = name, settings
         self._heartbeat = HeartbeatLog()
-        self._worker = RolloutWorker(settings, on_phase=self._heartbeat.set_phase)
+        if can_cache_code() and not has_cached_code():  # on a machine other than the driver's
+            print("compiling kernels, once for this machine: about 30 s", flush=True)
+        self._worker = RolloutWorker(settings, own_tasks, self._heartbeat.set_phase)
 
     def __repr__(self) -> str:
         # Ray calls this once, after the start, for its dashboard; current work is shown with the

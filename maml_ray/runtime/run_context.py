@@ -9,6 +9,7 @@ import ray
 
 from maml_ray.runtime.capacity import Capacity
 from maml_ray.runtime.fault_policy import FailureReport
+from maml_ray.tasks.loading import OwnTasks
 
 
 @dataclass(frozen=True, order=True)
@@ -53,6 +54,8 @@ class RunContext:
         handle_failure: records a failure; raises TrainingFailed to end the run.
         on_event: receives messages for the user: failures that were recovered from, long waits.
         check_stop: called at least every half second while waiting; may raise to abandon the wait.
+        own_tasks: tasks of the run if they were given in Python.
+        on_status: receives what is waited for, again and again.
     """
 
     namespace: str
@@ -60,3 +63,5 @@ class RunContext:
     handle_failure: Callable[[FailureReport], None]
     on_event: Callable[[str], None]
     check_stop: Callable[[], None]
+    own_tasks: OwnTasks | None = None
+    on_status: Callable[[str], None] = lambda message: None

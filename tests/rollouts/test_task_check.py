@@ -1,0 +1,217 @@
+"""Each kind of mistake in a task distribution is reported in a sentence, and correct ones pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import count
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Dict, Space
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from numpy.typing import NDArray
+
+from maml_ray.config.loading import validate_settings
+from maml_ray.rollouts.task_check import check_tasks
+from maml_ray.tasks.point_navigation import PointNavigationTasks
+from maml_ray.tasks.registry import TASK_FAMILIES
+from maml_ray.tasks.task import Task, TaskDistribution
+
+Floats = NDArray[np.float32]
+COUNTER = count()
+PLANE = Box(-1.0, 1.0, (2,), np.float32)
+
+
+class Line(gym.Env[Any, Any]):
+    """A point that moves on a line to its goal."""
+
+    observation_space: Space[Any] = Box(-np.inf, np.inf, (2,), np.float32)
+    action_space: Space[Any] = PLANE
+
+    def __init__(self, goal: float = 0.0) -> None:
+        self.goal = goal
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, Any]:
+        super().reset(seed=seed)
+        self.x = float(self.np_random.normal())
+        return self.observe(), {}
+
+    def observe(self) -> Any:
+        return np.array([self.x, 1.0], np.float32)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        self.x += 0.1 * float(np.sum(action))
+        return self.observe(), self.reward(), False, False, {}
+
+    def reward(self) -> Any:
+        return -abs(self.x - self.goal)
+
+
+class Lines(TaskDistribution):
+    env: type[Line] = Line
+
+    def sample(self, rng: np.random.Generator, count: int) -> tuple[Task, ...]:
+        return tuple(self.task({"goal": goal}) for goal in rng.uniform(size=count))
+
+    def make_env(self, task: Task, *, horizon: int, render_mode: str | None = None) -> Any:
+        return gym.wrappers.TimeLimit(self.env(dict(task.parameters)["goal"]), horizon)
+
+
+def lines_of(**members: Any) -> type[Lines]:
+    return type("OddLines", (Lines,), {"env": type("OddLine", (Line,), members)})
+
+
+def sampling(sample: Any) -> type[Lines]:
+    return type("OddLines", (Lines,), {"sample": sample})
+
+
+def parameter(value: Any) -> type[Lines]:
+    return sampling(lambda self, rng, count: (Task("a", (("goal", value),)),) * count)
+
+
+class Unrepeatable(Line):
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, Any]:
+        observation, info = super().reset(seed=seed)
+        return observation + np.float32(next(COUNTER)), info
+
+
+class Forgetful(Lines):
+    """Resets less than everything, which shows in the second episode of a batch only."""
+
+    class env(Line):
+        drift = 0.0
+
+        def reward(self) -> Any:
+            self.drift += 0.001 if self.np_random_seed > 2**32 else 0.0  # not in check_env's
+            return super().reward() + self.drift
+
+
+class Diverging(Line):
+    steps = 0
+
+    def reward(self) -> Any:
+        self.steps += 1
+        return np.inf if self.steps > 10 else 0.0
+
+
+class Stricter(Line):
+    def step(self, action: Any) -> Any:
+        assert self.action_space.contains(action)
+        return super().step(action)
+
+
+class Ragged(Line):
+    def step(self, action: Any) -> Any:
+        return *super().step(action)[:4], {"contacts": np.zeros(self.np_random.integers(1, 9))}
+
+
+class SameStep(Lines):
+    def make_vector_env(self, task: Task, *, num_envs: int, horizon: int) -> VectorEnv:
+        envs = [lambda: self.make_env(task, horizon=horizon)] * num_envs
+        return SyncVectorEnv(envs, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+class OtherSpaces(Lines):
+    def make_vector_env(self, task: Task, *, num_envs: int, horizon: int) -> VectorEnv:
+        return gym.make_vec("Pendulum-v1", num_envs)
+
+
+class LazyRetarget(PointNavigationTasks):
+    def retarget(self, env: VectorEnv, task: Task) -> bool:
+        return True
+
+
+class OtherTask(Lines):
+    def task(self, parameters: Any) -> Task:
+        return Task("doubled", (("goal", 2.0 * parameters["goal"]),))
+
+
+class RaisesValueError(Lines):
+    def make_env(self, task: Task, *, horizon: int, render_mode: str | None = None) -> Any:
+        raise ValueError("no license")
+
+
+@pytest.mark.parametrize(
+    ("tasks", "problem"),
+    [
+        (int, "give a subclass of maml_ray.TaskDistribution"),
+        (TaskDistribution, "cannot be created without arguments"),
+        (sampling(lambda self, rng, count: ()), r"sample\(rng, 20\) returns 0 tasks"),
+        (sampling(lambda self, rng, count: (Task("a"),)), "returns 1 tasks: return as many as"),
+        (sampling(lambda self, rng, count: None), "return a tuple of maml_ray.Task"),
+        (sampling(lambda self, rng, count: 1 / 0), r"raises ZeroDivisionError.*test_task_check.py"),
+        (
+            sampling(lambda self, rng, count: (Task("a", (("goal", next(COUNTER)),)),) * count),
+            "draw from rng alone",
+        ),
+        (parameter(np.float32(0.5)), r"is a float32: write float\(goal\)"),
+        (parameter("left"), "is 'left': give the tasks numbers"),
+        (parameter(float("inf")), "is inf"),
+        (parameter([1.0]), r"hash\(task\) raises TypeError"),
+        (OtherTask, "return the one that was asked for"),
+        (RaisesValueError, "make_env of the task .* raises ValueError: no license"),
+        (lines_of(observation_space=Dict({"x": PLANE})), "FlattenObservation"),
+        (lines_of(action_space=Box(-1.0, 1.0, (2, 2), np.float32)), "Box with one axis"),
+        (lines_of(action_space=Box(1.0, 2.0, (2,), np.float32)), "RescaleAction"),
+        (lines_of(action_space=Box(0, 3, (2,), np.int64)), "vectors of integers"),
+        (lines_of(observe=lambda self: np.zeros(3, np.float32)), "check_env: .*not within the obs"),
+        (lines_of(reward=lambda self: [1.0]), r"the reward \[1.0\]: return a number"),
+        (type("T", (Lines,), {"env": Diverging}), "not finite"),
+        (type("T", (Lines,), {"env": Unrepeatable}), "draw all randomness from self.np_random"),
+        (Forgetful, r"let reset restore the whole state"),
+        (type("T", (Lines,), {"env": Stricter}), "ClipAction"),
+        (type("T", (Lines,), {"env": Ragged}), "each entry of info the same"),
+        (SameStep, "AutoresetMode.NEXT_STEP or DISABLED"),
+        (OtherSpaces, "other spaces than make_env"),
+        (LazyRetarget, "set everything that depends on the task"),
+    ],
+)
+def test_a_problem_is_reported_in_one_sentence(tasks: Any, problem: str) -> None:
+    check = check_tasks(tasks)
+    assert not check.ok
+    with pytest.raises(AssertionError, match=problem):
+        raise AssertionError(check.problems[0])
+    assert all("\n" not in sentence for sentence in check.problems)
+
+
+@pytest.mark.parametrize("tasks", [Lines, Lines(), PointNavigationTasks(goal_range=(0.1, 0.4))])
+def test_tasks_of_ones_own_pass(tasks: Any) -> None:
+    check = check_tasks(tasks)
+    assert check.ok, check
+    assert check.name == (tasks if isinstance(tasks, type) else type(tasks)).__name__
+    assert not check.notes
+    assert "20 different tasks in a sample of 20" in repr(check)
+
+
+@pytest.mark.parametrize("name", TASK_FAMILIES)
+def test_built_in_families_pass(name: str) -> None:
+    check = check_tasks(validate_settings({"task": {"name": name}}))
+    assert check.ok, check
+    assert "make_vector_env equals make_env to the last bit" in check.passed
+    assert "retarget switches a batch to another task" in check.passed
+
+
+def test_several_problems_are_all_reported() -> None:
+    class Two(Lines):
+        env = lines_of(action_space=Box(1.0, 2.0, (2,), np.float32)).env
+
+        def sample(self, rng: np.random.Generator, count: int) -> tuple[Task, ...]:
+            return super().sample(rng, 1)
+
+    problems: Sequence[str] = check_tasks(Two).problems
+    assert [("return as many" in p, "RescaleAction" in p) for p in problems] == [
+        (True, False),
+        (True, False),
+        (False, True),
+    ]
+
+
+def test_what_may_not_be_meant_is_noted() -> None:
+    ignored = check_tasks(lines_of(reward=lambda self: -abs(self.x)))
+    assert ignored.ok
+    assert "make_env may ignore the task" in ignored.notes[0]
+    single = check_tasks(sampling(lambda self, rng, count: (self.task({"goal": 1}),) * count))
+    assert single.ok
+    assert "nothing to adapt to" in single.notes[0]
