@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     Tests of the documentation are marked one by one.
     """
-    below = {*LAYERS[: LAYERS.index(FIRST_LAYER_WITH["ray"])], "bad_input", "docs"}
+    below = {*LAYERS[: LAYERS.index(FIRST_LAYER_WITH["ray"])], "bad_input", "docs", "packaging"}
     for item in items:
         if item.path.relative_to(Path(__file__).parent).parts[0] not in below:
             item.add_marker("runs_alone")
