@@ -6,6 +6,7 @@ repeated keys. A date is text, and 1e-3 is a number.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -22,6 +23,14 @@ class YamlError(ValueError):
 def dump_yaml(data: Any) -> str:
     """Return plain data as YAML that :func:`parse_yaml` reads back unchanged."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False)
+
+
+def dump_inline(value: Any) -> str:
+    """Return plain data as YAML on one line, as a value within a mapping."""
+    mapping = yaml.dump(
+        {"value": value}, Dumper=_Dumper, sort_keys=False, default_flow_style=True, width=math.inf
+    )
+    return str(mapping).strip()[len("{value: ") : -1]
 
 
 def parse_yaml(text: str, source: str) -> Any:

@@ -95,7 +95,7 @@ def _preset_settings(
             f"{source}run.preset = {name!r:.60} is not known{did_you_mean(name, PRESETS)}; "
             f"presets: {', '.join(sorted(PRESETS))}"
         )
-    return _merge(rename_keys(PRESETS[name], f"preset {name}"), {"run": {"preset": name}})
+    return _merge(rename_keys(PRESETS[name].settings, f"preset {name}"), {"run": {"preset": name}})
 
 
 def _check_preset_kept(base: Mapping[str, Any], data: Mapping[str, Any]) -> None:

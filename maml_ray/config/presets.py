@@ -8,12 +8,28 @@ choices silently change results.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-Preset = Mapping[str, Mapping[str, Any]]
+Data = Mapping[str, Mapping[str, Any]]
 
 
-def _merged(*parts: Preset) -> Preset:
+@dataclass(frozen=True)
+class Preset:
+    """Named settings.
+
+    Attributes:
+        description: what it trains, or whose experiment it is.
+        duration: of a run, roughly, on 2 CPUs.
+        settings: sections of settings that differ from the defaults.
+    """
+
+    description: str
+    duration: str
+    settings: Data
+
+
+def _merged(*parts: Data) -> Data:
     """Return the parts merged key by key; later parts win."""
     result: dict[str, dict[str, Any]] = {}
     for part in parts:
@@ -22,11 +38,7 @@ def _merged(*parts: Preset) -> Preset:
     return result
 
 
-def _with_name(name: str, *parts: Preset) -> Preset:
-    return _merged(*parts, {"run": {"name": name}})
-
-
-_DIRECTION: Preset = {
+_DIRECTION: Data = {
     "run": {"iterations": 75},
     "task": {"name": "half-cheetah-direction", "horizon": 200},
     # With a standard deviation of 1 the first million steps do little but reduce it.
@@ -40,7 +52,7 @@ _DIRECTION: Preset = {
     },
     "evaluation": {"tasks": 10, "episodes": 20},
 }
-_VELOCITY: Preset = {
+_VELOCITY: Data = {
     "run": {"iterations": 150},
     "task": {"name": "half-cheetah-velocity", "horizon": 200},
     "policy": {"hidden_sizes": [100, 100]},
@@ -52,7 +64,7 @@ _VELOCITY: Preset = {
     "outer": {"tasks_per_minibatch": 10, "final_learning_rate": 1e-3},
 }
 
-_POINT: Preset = {
+_POINT: Data = {
     "run": {"iterations": 25},
     "task": {"name": "point-navigation", "horizon": 100},
     # A step of the point is at most 0.1: actions of about 1 cover that range.
@@ -70,7 +82,7 @@ _POINT: Preset = {
 
 # Common to all the papers: raw observations, the linear baseline, a constant outer rate, and a
 # value of zero after the time limit.
-_PAPERS: Preset = {
+_PAPERS: Data = {
     "policy": {
         "normalize_observations": False,
         "initial_log_std": 0.0,
@@ -94,7 +106,7 @@ _PAPERS: Preset = {
     },
     "evaluation": {"tasks": 40, "episodes": 20},
 }
-_TRPO: Preset = {
+_TRPO: Data = {
     "outer": {
         "objective": "trpo",
         "trust_region": {
@@ -106,7 +118,7 @@ _TRPO: Preset = {
         },
     },
 }
-_PROMP: Preset = {
+_PROMP: Data = {
     "outer": {
         "objective": "ppo",
         "learning_rate": 1e-3,
@@ -116,7 +128,7 @@ _PROMP: Preset = {
     },
     "inner": {"objective": "ratio"},
 }
-_FINN: Preset = _merged(
+_FINN: Data = _merged(
     _PAPERS,
     _TRPO,
     {
@@ -126,7 +138,7 @@ _FINN: Preset = _merged(
         "inner": {"objective": "log_prob"},
     },
 )
-_PROMP2019: Preset = _merged(
+_PROMP2019: Data = _merged(
     _PAPERS,
     _PROMP,
     {
@@ -136,7 +148,7 @@ _PROMP2019: Preset = _merged(
     },
 )
 
-_RLLIB: Preset = _merged(
+_RLLIB: Data = _merged(
     _PROMP2019,
     {
         "run": {"iterations": 500},
@@ -146,7 +158,7 @@ _RLLIB: Preset = _merged(
         "advantages": {"bootstrap_time_limit": True},
     },
 )
-_MAML_RL_TORCH: Preset = _merged(
+_MAML_RL_TORCH: Data = _merged(
     _FINN,
     {
         "run": {"iterations": 500},
@@ -155,14 +167,14 @@ _MAML_RL_TORCH: Preset = _merged(
 )
 
 
-def _direction(horizon: int, *, torso: bool) -> Preset:
+def _direction(horizon: int, *, torso: bool) -> Data:
     options = {"torso_position": torso, "control_cost": 0.05}
     return {
         "task": {"name": "half-cheetah-direction", "horizon": horizon, "options": options},
     }
 
 
-def _velocity(horizon: int, *, torso: bool, fastest: float) -> Preset:
+def _velocity(horizon: int, *, torso: bool, fastest: float) -> Data:
     options = {
         "torso_position": torso,
         "control_cost": 0.05,
@@ -171,53 +183,118 @@ def _velocity(horizon: int, *, torso: bool, fastest: float) -> Preset:
     return {"task": {"name": "half-cheetah-velocity", "horizon": horizon, "options": options}}
 
 
-PRESETS: Mapping[str, Preset] = {
-    # The hyperparameters of the source notebook: one episode per task, raw discounted returns, an
-    # inner log-probability loss with L2, REINFORCE as the outer loss, and Adam(weight_decay).
-    "notebook": {
-        "run": {"name": "notebook", "iterations": 500, "checkpoint_every": 100},
-        "policy": {
-            "hidden_sizes": [64, 64],
-            "activation": "relu",
-            "normalize_observations": False,
-            "min_log_std": -20.0,
-        },
-        "meta_batch": {"tasks": 4, "episodes": 1},
-        "advantages": {
-            "discount": 0.99,
-            "gae_lambda": 1.0,
-            "baseline": "zero",
-            "normalize": False,
-        },
-        "inner": {"steps": 1, "learning_rate": 0.01, "objective": "log_prob", "l2": 1e-4},
-        "outer": {
-            "objective": "reinforce",
-            "learning_rate": 1e-3,
-            "final_learning_rate": None,
-            "epochs": 1,
-            "tasks_per_minibatch": None,
-            "weight_decay": 1e-4,
-        },
+# The hyperparameters of the source notebook: one episode per task, raw discounted returns, an
+# inner log-probability loss with L2, REINFORCE as the outer loss, and Adam(weight_decay).
+_NOTEBOOK: Data = {
+    "run": {"iterations": 500, "checkpoint_every": 100},
+    "policy": {
+        "hidden_sizes": [64, 64],
+        "activation": "relu",
+        "normalize_observations": False,
+        "min_log_std": -20.0,
     },
-    "direction": _with_name("direction", _DIRECTION),
-    "velocity": _with_name("velocity", _DIRECTION, _VELOCITY),
-    # Shows adaptation in half a minute on a laptop.
-    "point-navigation": _with_name("point-navigation", _POINT),
-    # Finn et al. 2017, https://arxiv.org/abs/1703.03400, and github.com/cbfinn/maml_rl.
-    "finn2017": _with_name("finn2017", _FINN, _direction(200, torso=True)),
-    "finn2017-velocity": _with_name(
-        "finn2017-velocity", _FINN, _velocity(200, torso=True, fastest=2.0)
-    ),
-    # Rothfuss et al. 2019, https://arxiv.org/abs/1810.06784, and github.com/jonasrothfuss/ProMP.
-    "promp2019": _with_name("promp2019", _PROMP2019, _direction(100, torso=False)),
-    "promp2019-velocity": _with_name(
-        "promp2019-velocity", _PROMP2019, _velocity(100, torso=False, fastest=3.0)
-    ),
-    # RLlib's MAML, until Ray 2.6.
-    "rllib": _with_name("rllib", _RLLIB, _direction(100, torso=False)),
-    # github.com/tristandeleu/pytorch-maml-rl.
-    "maml-rl-torch": _with_name("maml-rl-torch", _MAML_RL_TORCH, _direction(100, torso=True)),
-    "maml-rl-torch-velocity": _with_name(
-        "maml-rl-torch-velocity", _MAML_RL_TORCH, _velocity(100, torso=True, fastest=2.0)
-    ),
+    "meta_batch": {"tasks": 4, "episodes": 1},
+    "advantages": {
+        "discount": 0.99,
+        "gae_lambda": 1.0,
+        "baseline": "zero",
+        "normalize": False,
+    },
+    "inner": {"steps": 1, "learning_rate": 0.01, "objective": "log_prob", "l2": 1e-4},
+    "outer": {
+        "objective": "reinforce",
+        "learning_rate": 1e-3,
+        "final_learning_rate": None,
+        "epochs": 1,
+        "tasks_per_minibatch": None,
+        "weight_decay": 1e-4,
+    },
 }
+
+
+def _preset(name: str, description: str, duration: str, *parts: Data) -> tuple[str, Preset]:
+    """Return a preset whose runs have its name."""
+    return name, Preset(description, duration, _merged(*parts, {"run": {"name": name}}))
+
+
+PRESETS: Mapping[str, Preset] = dict(
+    (
+        _preset(
+            "point-navigation",
+            "A point must find its goal in the plane: shows adaptation fast.",
+            "half a minute",
+            _POINT,
+        ),
+        _preset(
+            "direction",
+            "The half-cheetah must run forward or backward but is not told which.",
+            "3 minutes",
+            _DIRECTION,
+        ),
+        _preset(
+            "velocity",
+            "The half-cheetah must run at a target speed that it does not observe.",
+            "12 minutes",
+            _DIRECTION,
+            _VELOCITY,
+        ),
+        _preset(
+            "finn2017",
+            "MAML-TRPO, directions: Finn et al. 2017 (arXiv:1703.03400, "
+            "github.com/cbfinn/maml_rl).",
+            "5 hours",
+            _FINN,
+            _direction(200, torso=True),
+        ),
+        _preset(
+            "finn2017-velocity",
+            "MAML-TRPO, target speeds: Finn et al. 2017.",
+            "5 hours",
+            _FINN,
+            _velocity(200, torso=True, fastest=2.0),
+        ),
+        _preset(
+            "promp2019",
+            "ProMP, directions: Rothfuss et al. 2019 (arXiv:1810.06784, "
+            "github.com/jonasrothfuss/ProMP).",
+            "2 hours",
+            _PROMP2019,
+            _direction(100, torso=False),
+        ),
+        _preset(
+            "promp2019-velocity",
+            "ProMP, target speeds: Rothfuss et al. 2019.",
+            "2 hours",
+            _PROMP2019,
+            _velocity(100, torso=False, fastest=3.0),
+        ),
+        _preset(
+            "rllib",
+            "RLlib's MAML, until Ray 2.6, directions.",
+            "1 hour",
+            _RLLIB,
+            _direction(100, torso=False),
+        ),
+        _preset(
+            "maml-rl-torch",
+            "MAML-TRPO, directions: github.com/tristandeleu/pytorch-maml-rl.",
+            "2 hours",
+            _MAML_RL_TORCH,
+            _direction(100, torso=True),
+        ),
+        _preset(
+            "maml-rl-torch-velocity",
+            "MAML-TRPO, target speeds: github.com/tristandeleu/pytorch-maml-rl.",
+            "2 hours",
+            _MAML_RL_TORCH,
+            _velocity(100, torso=True, fastest=2.0),
+        ),
+        _preset(
+            "notebook",
+            "The hyperparameters of the notebook that this project started from.",
+            "2 minutes",
+            _NOTEBOOK,
+        ),
+    )
+)
+"""Presets by name; durations over half an hour are estimates."""

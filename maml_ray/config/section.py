@@ -53,6 +53,10 @@ class Section(BaseModel):
         """Yield what ``repr`` shows: the settings that differ from their defaults."""
         yield from changes(self)
 
+    def __str__(self) -> str:
+        """Return the same as ``repr``."""
+        return repr(self)
+
 
 def keys_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
     """Return the keys of the section at ``location`` in ``model``; none if it is no section."""

@@ -8,7 +8,6 @@ comments of ``deploy.yaml``, ``docs/settings.md``, the JSON schema and ``maml-ra
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from html import escape
 from operator import attrgetter
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -21,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from maml_ray.common.html_table import html_table
 from maml_ray.config import limits
 from maml_ray.config.error_messages import SettingsError as SettingsError
 from maml_ray.config.presets import PRESETS
@@ -72,16 +72,14 @@ class RunSettings(Section):
     )
     checkpoint_every: Count = Field(
         1,
-        description="Iterations between checkpoints, written in the background; also at the end "
-        "and on Ctrl-C.",
+        description="Iterations between checkpoints; also at the end and on Ctrl-C.",
     )
     keep_checkpoints: Count = Field(
         3, description="Number of newest checkpoints kept, besides the best by return."
     )
     preset: str | None = Field(
         None,
-        description="Preset these settings started from; written by --preset.",
-        json_schema_extra={"enum": [None, *sorted(PRESETS)]},
+        description="Preset these settings started from; `maml-ray presets` lists them.",
     )
 
     @field_validator("preset")
@@ -93,25 +91,26 @@ class RunSettings(Section):
 
 
 class TaskSettings(Section):
-    """The task distribution: a named one, or ranges of a Gymnasium environment's keywords."""
+    """The tasks: a family, or ranges of an environment's keywords."""
 
     name: Annotated[str, Field(min_length=1)] = Field(
         "half-cheetah-backward",
-        description="Built-in family, see `maml-ray tasks`; or your own: "
+        description="Built-in family, see `maml-ray tasks`; or your own, as "
         '"my_package.my_module:MyTasks".',
     )
     env: Annotated[str, Field(min_length=1)] | None = Field(
-        None, description="Gymnasium environment whose keywords in ranges vary: Pendulum-v1."
+        None, description="Gymnasium environment, varied by ranges, instead of name."
     )
     ranges: dict[str, Range] = Field(
-        {}, description="Of the keywords of env, drawn uniformly for each task: {g: [5, 15]}."
+        {}, description="Of keywords of env, drawn uniformly for each task: {g: [5, 15]}."
     )
     horizon: Count = Field(
         200, description="Steps per episode; a half-cheetah step is 0.05 s of simulated time."
     )
     options: dict[str, Any] = Field(
         {},
-        description="Options of the family, such as {speed_range: [0, 3]}; see `maml-ray tasks`.",
+        description="Options of the family, such as {speed_range: [0, 3]}; `maml-ray tasks` lists"
+        " them.",
     )
     observe_parameters: bool = Field(
         False, description="Add the task parameters to observations: the papers' oracle."
@@ -152,15 +151,15 @@ class PolicySettings(Section):
         (64, 64), description="Widths of the hidden layers."
     )
     activation: Literal["tanh", "relu"] = Field(
-        "tanh", description="Of the hidden layers: tanh or relu."
+        "tanh", description="Activation function of the hidden layers: tanh or relu."
     )
     normalize_observations: bool = Field(
-        True, description="By running mean and variance, which checkpoints contain."
+        True, description="Normalize observations by running statistics, saved in checkpoints."
     )
     initial_log_std: LogStd = Field(
-        0.0, description="Initial exploration noise; 0 is a standard deviation of 1."
+        0.0, description="Initial log standard deviation; 0 is a standard deviation of 1."
     )
-    min_log_std: LogStd = Field(-3.0, description="Lower bound of the exploration noise.")
+    min_log_std: LogStd = Field(-3.0, description="Lower bound of the log standard deviation.")
     action_scale: Positive = Field(
         1.0, description="Factor on continuous actions before they reach the environment."
     )
@@ -177,7 +176,7 @@ class PolicySettings(Section):
 class MetaBatchSettings(Section):
     """Rollouts of one iteration."""
 
-    tasks: Count = Field(10, description="Tasks, each adapted to separately.")
+    tasks: Count = Field(10, description="Number of tasks, each adapted to separately.")
     episodes: Count = Field(
         10, description="Episodes per task, for support and for query data each."
     )
@@ -191,19 +190,22 @@ class MetaBatchSettings(Section):
 class AdvantageSettings(Section):
     """How advantages are computed from rewards."""
 
-    discount: Fraction = Field(0.99, description="Discount factor of future rewards.")
+    discount: Fraction = Field(0.99, description="Discount factor.")
     gae_lambda: Fraction = Field(
-        0.95, description="Of generalized advantage estimation; 1: returns minus the baseline."
+        0.95, description="Lambda of GAE; 1: discounted returns minus the baseline."
     )
     baseline: Literal["linear", "zero"] = Field(
         "linear",
-        description="linear: fitted per task, for support and query data each; or zero.",
+        description="Value baseline: linear, fitted per task, for support and query data each; or"
+        " zero.",
     )
     bootstrap_time_limit: bool = Field(
         False, description="Add the value of the state at the time limit; the papers do not."
     )
     normalize: bool = Field(
-        True, description="To mean 0 and standard deviation 1, as the baseline is fitted."
+        True,
+        description="Scale to mean 0 and standard deviation 1, per task, for support and query "
+        "data each.",
     )
 
     @field_validator("bootstrap_time_limit")
@@ -224,14 +226,14 @@ class InnerSettings(Section):
     steps: Annotated[int, Field(ge=0, le=5)] = Field(
         1, description="Gradient steps, each with new support data; 0: no adaptation."
     )
-    learning_rate: Positive = Field(0.1, description="Of the inner gradient steps.")
+    learning_rate: Positive = Field(0.1, description="Learning rate of the gradient steps.")
     learn_inner_rates: bool = Field(
-        False, description="Meta-SGD: one learned rate per parameter, starting at learning_rate."
+        False, description="Meta-SGD: learn one rate per parameter, from learning_rate on."
     )
     objective: Literal["ratio", "dice", "log_prob"] = Field(
         "ratio",
-        description="ratio: ProMP's low-variance curvature; dice: unbiased, noisier; log_prob: as "
-        "in the source notebook.",
+        description="Loss: ratio (ProMP's low-variance curvature), dice (unbiased, noisier) or "
+        "log_prob (as in the source notebook).",
     )
     l2: NonNegative = Field(
         0.0, description="Weight of the sum of squared parameters in the inner loss."
@@ -244,13 +246,13 @@ class TrustRegionSettings(Section):
     max_kl: Positive = Field(
         0.01, description="Maximum KL of the adapted policies per update (nats)."
     )
-    cg_iterations: Count = Field(10, description="Of conjugate gradients.")
+    cg_iterations: Count = Field(10, description="Iterations of conjugate gradients.")
     damping: NonNegative = Field(1e-5, description="Added to the diagonal of the Fisher matrix.")
     backtrack_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.8, description="Factor on the step at each backtrack of the line search."
     )
     max_backtracks: Count = Field(
-        15, description="Of the line search; then the parameters stay as they were."
+        15, description="Maximum backtracks; then the parameters stay as they were."
     )
 
 
@@ -259,7 +261,7 @@ class OuterSettings(Section):
 
     objective: Annotated[str, Field(min_length=1)] = Field(
         "ppo",
-        description="ppo: ProMP's clipped ratio on query data; trpo; or reinforce.",
+        description="Loss: ppo (ProMP's clipped ratio on query data), trpo or reinforce.",
     )
     order: Literal["second", "first", "hybrid"] = Field(
         "second",
@@ -267,20 +269,20 @@ class OuterSettings(Section):
         "for first_order_iterations, then second.",
     )
     first_order_iterations: Annotated[int, Field(ge=0)] = Field(
-        0, description="Iterations in first order; with order hybrid only."
+        0, description="Iterations in first order, with order hybrid."
     )
-    learning_rate: Positive = Field(6e-3, description="Of Adam.")
+    learning_rate: Positive = Field(6e-3, description="Learning rate of Adam.")
     final_learning_rate: NonNegative | None = Field(
-        4e-4, description="At the last iteration, annealed linearly; null: constant."
+        4e-4, description="Rate at the last iteration, annealed linearly; null: constant."
     )
     epochs: Count = Field(1, description="Passes over the meta-batch.")
     tasks_per_minibatch: Count | None = Field(2, description="Tasks per gradient step; null: all.")
-    clip: Positive = Field(0.3, description="Of the query ratio (PPO).")
+    clip: Positive = Field(0.3, description="Clip range of the query ratio (PPO).")
     max_query_kl: Positive | None = Field(
-        0.05, description="Stops an update at this KL (nats); without it training can diverge."
+        0.05, description="Stops an update at this KL (nats); null: never (can diverge)."
     )
     max_rollbacks: Annotated[int, Field(ge=0)] = Field(
-        0, description="Maximum rollbacks beyond max_query_kl; each halves the rate."
+        0, description="Maximum rollbacks after exceeding max_query_kl; each halves the rate."
     )
     inner_kl_coefficient: NonNegative = Field(
         5e-4, description="KL penalty towards the policy that collected the support data."
@@ -315,15 +317,17 @@ class OuterSettings(Section):
 class EvaluationSettings(Section):
     """Evaluation at the end of a run and by ``maml-ray evaluate``."""
 
-    tasks: Count = Field(5, description="Held-out tasks if the family has any.")
+    tasks: Count = Field(
+        5, description="Number of tasks, held out from training if the family allows it."
+    )
     episodes: Count = Field(
-        10, description="Per task, before and after adaptation, sampled and mean actions."
+        10, description="Episodes per task and number of steps, for sampled and mean actions each."
     )
     steps: Annotated[int, Field(ge=0)] | None = Field(
         None, description="Inner steps; null: inner.steps, but at least 1."
     )
     video: bool = Field(
-        True, description="Of the policy before and after adaptation, side by side."
+        True, description="Record the policy before and after adaptation, side by side."
     )
 
 
@@ -331,22 +335,26 @@ class ClusterSettings(Section):
     """What a run asks of Ray, and how long it waits."""
 
     address: Annotated[str, Field(min_length=1)] | None = Field(
-        None, description="auto, host:port or ray://host:port; null: Ray on this machine."
+        None,
+        description="Ray cluster: auto, host:port or ray://host:port; null: start Ray on this "
+        "machine.",
     )
     rollout_actors: Count | None = Field(
-        None, description="Maximum, one CPU each; null: one per CPU of the cluster."
+        None, description="Maximum of actors, one CPU each; null: one per CPU of the cluster."
     )
     min_rollout_actors: Count = Field(
-        1, description="Needed to start; others join as the cluster grows."
+        1, description="Actors needed to start; others join as the cluster grows."
     )
     learner_device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="auto: a GPU if the cluster has one; cpu; or cuda: require a GPU."
+        "auto",
+        description="Device of the learner: auto (a GPU if the cluster has one), cpu, or cuda to "
+        "require a GPU.",
     )
     learner_threads: Annotated[int, Field(ge=1, le=4096)] | None = Field(
         None, description="CPU threads of the learner; null: all cores of its machine."
     )
     learner_memory_gib: Annotated[float, Field(gt=0.0, le=4096.0)] | None = Field(
-        None, description="GPU memory per chunk of tasks; null: half of the free memory."
+        None, description="GPU memory per chunk of tasks (GiB); null: half of the free memory."
     )
     autoscaler: bool = Field(
         False, description="Request nodes for rollout_actors, or for one actor per task."
@@ -357,14 +365,14 @@ class ClusterSettings(Section):
     task_timeout_s: Seconds = Field(
         300.0, description="Limit for one task on an actor, and for one update."
     )
-    max_task_attempts: Count = Field(3, description="Of one task, before the run stops.")
+    max_task_attempts: Count = Field(3, description="Attempts at one task before the run stops.")
     straggler_factor: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = Field(
         3.0,
         description="An idle actor repeats a task that takes this times the usual time; null: "
         "never.",
     )
     stall_s: Seconds = Field(
-        60.0, description="Without a result: log what each actor does and replace hung ones."
+        60.0, description="Time without a result until hung actors are logged and replaced."
     )
     empty_timeout_s: Seconds = Field(
         600.0, description="Limit for nodes to return when no rollout actor is left."
@@ -384,13 +392,19 @@ class FaultSettings(Section):
 
     infrastructure: Budget = Field(100, description="Lost or hung actors and learners.")
     preemptions: Budget = Field(1000, description="Nodes removed after an announcement.")
-    discarded_episodes: Budget = Field(1000, description="Failed simulations, each replaced.")
-    skipped_updates: Budget = Field(
-        10, description="In a row, because of numbers that are not finite."
+    discarded_episodes: Budget = Field(
+        1000, description="Failed simulations, each replaced by another."
     )
-    missed_checkpoints: Budget = Field(300, description="In a row, because the storage fails.")
+    skipped_updates: Budget = Field(
+        10, description="Updates skipped in a row, because of numbers that are not finite."
+    )
+    missed_checkpoints: Budget = Field(
+        300, description="Checkpoints missed in a row, because the storage fails."
+    )
     fallback_directory: Annotated[str, Field(min_length=1)] | None = Field(
-        None, description="For a checkpoint the storage refuses; null: temporary folder."
+        None,
+        description="Directory for a checkpoint that the storage refuses; null: a temporary "
+        "folder.",
     )
 
 
@@ -450,7 +464,7 @@ class Settings(Section):
     def __repr_args__(self) -> Iterator[tuple[str, Any]]:
         """Yield what ``repr`` shows: name, task, and what differs from the preset or default."""
         shown = {"run.name": self.run.name, "task.name": self.task.name, **self.differences()}
-        for key, value in by_key(Settings, PRESETS.get(self.run.preset or "", {})):
+        for key, value in by_key(Settings, _preset_data(self.run.preset)):
             if key not in ("run.name", "task.name"):
                 shown[key] = _value(self, key)
                 if shown[key] == (tuple(value) if isinstance(value, list) else value):
@@ -459,15 +473,12 @@ class Settings(Section):
 
     def _repr_html_(self) -> str:
         """Return a table of what differs from the defaults, for notebooks."""
-        differences = self.differences()
-        if not differences:
-            return "<p>Settings: the defaults</p>"
-        rows = "".join(
-            f"<tr><td>{key}</td><td>{escape(repr(value))}</td>"
-            f"<td>{escape(repr(_value(Settings(), key)))}</td></tr>"
-            for key, value in differences.items()
-        )
-        return f"<table><tr><th>setting</th><th>value</th><th>default</th></tr>{rows}</table>"
+        rows = [
+            (key, repr(value), repr(_value(Settings(), key)))
+            for key, value in self.differences().items()
+        ]
+        title = "Settings that differ from the defaults" if rows else "Settings: the defaults"
+        return html_table(title, ("setting", "value", "default") if rows else (), rows)
 
 
 PRESET_COMES_FIRST = (
@@ -475,6 +486,10 @@ PRESET_COMES_FIRST = (
     "Python"
 )
 """A preset's settings are merged before a file's and before overrides."""
+
+
+def _preset_data(name: str | None) -> Mapping[str, Any]:
+    return PRESETS[name].settings if name is not None and name in PRESETS else {}
 
 
 def _value(settings: Settings, key: str) -> Any:

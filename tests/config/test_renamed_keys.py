@@ -13,7 +13,7 @@ import pytest
 
 from maml_ray.config import loading
 from maml_ray.config.loading import dump_settings, load_settings, validate_settings
-from maml_ray.config.presets import PRESETS
+from maml_ray.config.presets import PRESETS, Preset
 from maml_ray.config.renamed_keys import RENAMED_KEYS, RenamedKeyWarning
 from maml_ray.config.settings import Settings, SettingsError
 from maml_ray.evaluation.loading import load
@@ -103,7 +103,8 @@ def test_a_former_key_in_a_trial_of_a_sweep(old: str, new: str) -> None:
 
 @every_key
 def test_a_former_key_in_a_preset(monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
-    monkeypatch.setattr(loading, "PRESETS", {**PRESETS, "rllib": nested(old, VALUES[old])})
+    former = Preset("", "", nested(old, VALUES[old]))
+    monkeypatch.setattr(loading, "PRESETS", {**PRESETS, "rllib": former})
     with warns_once(f"preset rllib: {old} is now {new}"):
         settings = load_settings(preset="rllib")
     assert value_at(settings, new) == VALUES[old]
