@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from maml_ray.evaluation.agent import Agent
     from maml_ray.evaluation.evaluate import Evaluation, evaluate
     from maml_ray.evaluation.loading import load
-    from maml_ray.evaluation.saved_policy import save_policy
     from maml_ray.evaluation.video import record_video, show_video
+    from maml_ray.persistence.records import Observer
+    from maml_ray.reporting.live_plot import LivePlot
+    from maml_ray.rollouts.task_check import check_tasks
     from maml_ray.rollouts.trajectories import Trajectories
     from maml_ray.runs.evaluate import RunResult
     from maml_ray.runs.train import train
@@ -30,17 +32,19 @@ from maml_ray.common.versions import own_version
 _MODULES = {
     "Agent": "evaluation.agent",
     "Evaluation": "evaluation.evaluate",
+    "LivePlot": "reporting.live_plot",
+    "Observer": "persistence.records",
     "RunResult": "runs.evaluate",
     "Settings": "config.settings",
     "SettingsError": "config.settings",
     "Task": "tasks.task",
     "TaskDistribution": "tasks.task",
     "Trajectories": "rollouts.trajectories",
+    "check_tasks": "rollouts.task_check",
     "evaluate": "evaluation.evaluate",
     "load": "evaluation.loading",
     "load_settings": "config.loading",
     "record_video": "evaluation.video",
-    "save_policy": "evaluation.saved_policy",
     "show_video": "evaluation.video",
     "train": "runs.train",
     "tune_objective": "runs.tune",
@@ -50,17 +54,19 @@ __version__ = own_version()
 __all__ = [
     "Agent",
     "Evaluation",
+    "LivePlot",
+    "Observer",
     "RunResult",
     "Settings",
     "SettingsError",
     "Task",
     "TaskDistribution",
     "Trajectories",
+    "check_tasks",
     "evaluate",
     "load",
     "load_settings",
     "record_video",
-    "save_policy",
     "show_video",
     "train",
     "tune_objective",

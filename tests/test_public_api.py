@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -32,7 +34,25 @@ def test_a_policy_adapts_and_is_evaluated_on_a_machine_without_ray() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_type_checkers_see_every_public_name() -> None:
+    tree = ast.parse(Path(maml_ray.__file__).read_text(encoding="utf-8"))
+    (block,) = (
+        node
+        for node in tree.body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    )
+    seen = {
+        alias.name: node.module
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen == {name: f"maml_ray.{module}" for name, module in maml_ray._MODULES.items()}
+
+
 def test_every_public_name_is_there_and_documented() -> None:
+    assert maml_ray.__all__ == sorted(maml_ray.__all__)
+    assert set(maml_ray.__all__) == set(maml_ray._MODULES) <= set(dir(maml_ray))
     for name in maml_ray.__all__:
         assert getattr(maml_ray, name).__doc__, name
     with pytest.raises(AttributeError, match="no_such_name"):

@@ -1,4 +1,4 @@
-"""Commands for trained runs: evaluate, adapt, compare, report."""
+"""Commands for trained runs: evaluate, adapt, export, compare, report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from maml_ray.cli.options import Checkpoint, ConnectAddress, OptionalRun, Run, S
 from maml_ray.cli.tables import print_comparison, print_evaluation, print_line, print_notes
 from maml_ray.common.errors import UserError
 from maml_ray.config.limits import MAX_ADAPTATION_STEPS
+from maml_ray.reporting.progress import status_line
 
+_TASK_HELP = "Name of the task, or its parameters, for example '{\"direction\": -1}'."
 Steps = Annotated[
     str | None,
     typer.Option(
@@ -60,7 +62,7 @@ Output = Annotated[
 
 def add_commands(app: typer.Typer) -> None:
     """Register the commands."""
-    for command in (evaluate, adapt, compare, report):
+    for command in (evaluate, adapt, export, compare, report):
         app.command()(command)
 
 
@@ -100,8 +102,10 @@ def evaluate(
 
       maml-ray evaluate --follow direction --tasks 10 --every 10
     """
-    from maml_ray.persistence.run_dir import open_run_dir
-    from maml_ray.runs.evaluate import EvaluationConfig, evaluate_run
+    console = Console()
+    with status_line(console, "loading PyTorch"):
+        from maml_ray.persistence.run_dir import open_run_dir
+        from maml_ray.runs.evaluate import EvaluationConfig, evaluate_run
 
     if inner_rate is not None and not 0.0 < inner_rate < math.inf:
         raise UserError(f"--inner-rate {inner_rate} is not allowed: it must be greater than 0")
@@ -132,8 +136,9 @@ def evaluate(
         raise UserError("--every, --address and --output need --follow")
     if run is None:
         raise UserError("name a run directory, or a run on a cluster with --follow")
-    console = Console()
-    result = evaluate_run(open_run_dir(run), config, console=console)
+    run_dir = open_run_dir(run)
+    with status_line(console, "loading the policy") as on_status:
+        result = evaluate_run(run_dir, config, on_status=on_status)
     print_evaluation(console, result.results)
     print_notes(console, result.notes)
     for path in (result.folder.report, video or result.folder.video):
@@ -143,10 +148,7 @@ def evaluate(
 
 def adapt(
     run: Run,
-    task: Annotated[
-        str,
-        typer.Option(metavar="JSON", help="Task parameters, for example '{\"direction\": -1}'."),
-    ],
+    task: Annotated[str, typer.Option(metavar="TASK", help=_TASK_HELP)],
     steps: Annotated[
         int | None,
         typer.Option(
@@ -172,25 +174,93 @@ def adapt(
 
       maml-ray adapt runs/direction-20260101-120000 --task '{"direction": -1}'
     """
-    from maml_ray.runs.adapt import adapt_run
-
-    parameters = _parse_task(task)
-    adapted = adapt_run(
-        run,
-        parameters,
-        steps=steps,
-        episodes=episodes,
-        seed=seed,
-        checkpoint=checkpoint,
-        output=output,
-    )
     console = Console()
+    with status_line(Console(stderr=True), "loading PyTorch") as on_status:
+        from maml_ray.runs.adapt import adapt_run
+
+        adapted = adapt_run(
+            run,
+            _parse_task(task),
+            steps=steps,
+            episodes=episodes,
+            seed=seed,
+            checkpoint=checkpoint,
+            output=output,
+            on_status=on_status,
+        )
     print_line(
         console,
         f"{adapted.task.name}: return {adapted.before:.1f} before, {adapted.after:.1f} after "
         f"{adapted.steps} step{'' if adapted.steps == 1 else 's'}",
     )
     print_line(console, adapted.folder)
+
+
+def export(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run directory, or folder of an adapted policy.")
+    ],
+    format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORMAT",
+            help="onnx or torchscript.",
+            show_default="by --output's suffix, else onnx",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="File to write.", show_default="RUN/policy.onnx or .pt")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(metavar="TASK", help=f"Adapt to it first. {_TASK_HELP}")
+    ] = None,
+    checkpoint: Checkpoint = "newest",
+) -> None:
+    """Export a policy as ONNX or TorchScript, to act without maml_ray.
+
+    The file takes observations as the environment returns them and gives actions as it takes
+    them: normalization of observations and the action scale are part of it. It is run at 1,000
+    observations and kept only if it computes what the policy does; ONNX needs
+    pip install 'maml-ray\\[export]'.
+
+    With --task, the policy first takes the run's number of inner steps in simulation; for another
+    number, use maml-ray adapt and export the folder that it writes.
+
+    [bold]Examples[/bold]
+
+      maml-ray export runs/direction-20260101-120000 --format onnx
+
+      maml-ray export runs/direction-20260101-120000 --task backward --output backward.pt
+    """
+    console = Console()
+    with status_line(Console(stderr=True), "loading PyTorch"):
+        from maml_ray.evaluation.loading import load
+        from maml_ray.evaluation.model_export import SUFFIXES, check_format, export_model
+        from maml_ray.runs.adapt import file_name_of
+
+        agent = load(run, checkpoint=checkpoint)
+        name = "policy"
+        if task is not None:
+            wanted = agent.task(_parse_task(task))
+            name = f"policy-{file_name_of(wanted)}"
+        if output is None:
+            format = format or "onnx"
+            output = run / f"{name}{SUFFIXES.get(format, '')}"
+        format = check_format(output, format)
+        if task is not None:
+            agent = agent.adapt(wanted)
+        exported = export_model(agent, output, format=format)
+    print_line(console, exported.path)
+    for kind, arrays in (("input", exported.inputs), ("output", exported.outputs)):
+        for array, shape in arrays.items():
+            print_line(console, f"{kind:7} {array} {shape}")
+    print_line(
+        console,
+        "not checked: onnxruntime is not installed (pip install 'maml-ray[export]')"
+        if exported.difference is None
+        else "checked at 1,000 observations: largest difference from the policy "
+        f"{exported.difference:.1g}",
+    )
 
 
 def compare(
@@ -231,14 +301,17 @@ def report(run: Run) -> None:
 
       maml-ray report runs/half-cheetah-backward-20260101-120000
     """
-    from maml_ray.evaluation.results_file import read_evaluation
-    from maml_ray.persistence.run_dir import open_run_dir
-    from maml_ray.runs.evaluate import report_run
+    console = Console()
+    with status_line(console, "writing plots and report"):
+        from maml_ray.evaluation.results_file import read_evaluation
+        from maml_ray.persistence.run_dir import open_run_dir
+        from maml_ray.runs.evaluate import report_run
 
-    run_dir = open_run_dir(run)
-    evaluated = os.path.lexists(run_dir.evaluation)
-    results = read_evaluation(run_dir.evaluation) if evaluated else None
-    print_line(Console(), report_run(run_dir, results))
+        run_dir = open_run_dir(run)
+        evaluated = os.path.lexists(run_dir.evaluation)
+        results = read_evaluation(run_dir.evaluation) if evaluated else None
+        path = report_run(run_dir, results)
+    print_line(console, path)
 
 
 def _check_video(path: Path) -> None:
@@ -259,11 +332,14 @@ def _parse_steps(text: str) -> int:
     return int(match[1])
 
 
-def _parse_task(text: str) -> dict[str, float]:
+def _parse_task(text: str) -> str | dict[str, float]:
+    """Return the name of a task, or its parameters if ``text`` is JSON."""
     example = "write JSON such as '{\"direction\": -1}'"
     try:
         parameters = json.loads(text)
     except (ValueError, RecursionError):
+        if text[:1].isalpha():
+            return text
         raise UserError(f"--task {text[:80]} cannot be read: {example}") from None
     if not isinstance(parameters, dict) or not all(
         isinstance(value, int | float) and not isinstance(value, bool)

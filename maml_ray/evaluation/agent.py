@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from maml_ray.backends.inner_step import adapt_policy
 from maml_ray.common.errors import UserError
+from maml_ray.common.html_table import html_table
 from maml_ray.common.normalization import Normalizer
 from maml_ray.common.seeding import Purpose, generator, seed_sequence
 from maml_ray.config.settings import Settings
@@ -21,8 +24,18 @@ from maml_ray.policies.spec import NumpyParameters, PolicySpec
 from maml_ray.rollouts.collector import collect
 from maml_ray.rollouts.env_cache import EnvCache
 from maml_ray.rollouts.trajectories import Trajectories
-from maml_ray.tasks.loading import resolve_tasks
-from maml_ray.tasks.task import Task
+from maml_ray.tasks.loading import OwnTasks, resolve_tasks
+from maml_ray.tasks.task import Task, TaskDistribution, find_task
+
+if TYPE_CHECKING:
+    from maml_ray.evaluation.model_export import ExportedModel
+
+WantedTask = Task | str | Mapping[str, float]
+"""A task, its name in a family of a few tasks, or its parameters, such as ``{"direction": 1}``."""
+Support = Trajectories | Sequence[Trajectories] | Callable[["Agent"], Trajectories]
+"""One support set, one per inner step, or a function that collects one with the agent it gets."""
+_SUPPORT_STREAM = 2
+"""Second word of the key of the random streams of support data; 0 and 1 are measurements."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +48,7 @@ class Agent:
         parameters: float32 arrays by name.
         normalizer: observation normalizer; None to use observations as they are.
         adaptation_steps: inner steps taken from the meta-trained parameters.
+        own_tasks: tasks given in Python in place of those that the settings name.
     """
 
     settings: Settings
@@ -42,6 +56,7 @@ class Agent:
     parameters: NumpyParameters
     normalizer: Normalizer | None
     adaptation_steps: int = 0
+    own_tasks: OwnTasks | None = None
 
     def __repr__(self) -> str:
         size = sum(value.size for value in self.parameters.values())
@@ -51,6 +66,28 @@ class Agent:
             f"action_size={self.spec.action_size}, parameters={size}, "
             f"adaptation_steps={self.adaptation_steps})"
         )
+
+    def _repr_html_(self) -> str:
+        spec = self.spec
+        layers = " x ".join(map(str, (spec.observation_size, *spec.hidden_sizes, spec.action_size)))
+        rows = [
+            ("task family", self.settings.task.name),
+            (
+                "policy",
+                f"{layers}, {spec.activation}, {'discrete' if spec.discrete else 'Gaussian'}",
+            ),
+            ("inner steps taken", str(self.adaptation_steps)),
+        ]
+        return html_table("Agent", (), rows)
+
+    @property
+    def tasks(self) -> TaskDistribution:
+        """The task distribution that the policy was trained for, created anew.
+
+        Raises:
+            SettingsError: it is not installed here, or was given in Python and must be again.
+        """
+        return resolve_tasks(self.settings.task, self.own_tasks)
 
     @property
     def policy(self) -> NumpyPolicy:
@@ -89,18 +126,53 @@ class Agent:
         actions = make_sampler(self.policy, 1, len(batch), rng).act(0, batch)
         return to_env_actions(self.spec, actions.reshape(*inputs.shape[:-1], actions.shape[-1]))
 
+    def predict(
+        self,
+        observation: NDArray[np.floating],
+        state: tuple[NDArray[Any], ...] | None = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...] | None]:
+        """Return actions as Stable-Baselines3's ``predict`` does, for programs that call it.
+
+        Its ``evaluate_policy`` takes an agent in place of a model. Unlike there, continuous
+        actions are not clipped to the action space: the environment receives what it received in
+        training.
+
+        Args:
+            observation: one observation (D,) or those of n environments (n, D), unnormalized.
+            state: returned as it is: the policy has no memory.
+            episode_start: (n,) whether an episode begins; ignored for the same reason.
+            deterministic: take the mean or most probable action; otherwise sample.
+
+        Returns:
+            Actions as :meth:`act` returns them, and ``state``.
+
+        Raises:
+            ValueError: the last axis is not the policy's observation size.
+        """
+        return self.act(observation, explore=not deterministic), state
+
+    def task(self, wanted: WantedTask) -> Task:
+        """Return the task of the run's family with a name, such as ``"forward"``, or parameters.
+
+        Raises:
+            UserError: the family has no such task; the message says which it has.
+        """
+        return self._find_task(self.tasks, wanted)
+
     def sample_tasks(self, count: int, *, seed: int = 0) -> tuple[Task, ...]:
         """Draw held-out tasks of the run's family; of a finite family, any of its tasks."""
         rng = generator(seed, Purpose.EVALUATION)
-        return resolve_tasks(self.settings.task).sample_held_out(rng, count)
+        return self.tasks.sample_held_out(rng, count)
 
     def simulations(self) -> EnvCache:
         """Return a cache of environments to reuse over several calls of :meth:`collect`."""
-        return EnvCache(resolve_tasks(self.settings.task), self.settings.task.horizon)
+        return EnvCache(self.tasks, self.settings.task.horizon)
 
     def collect(
         self,
-        task: Task | None = None,
+        task: WantedTask | None = None,
         *,
         episodes: int | None = None,
         seed: int | np.random.SeedSequence = 0,
@@ -110,12 +182,15 @@ class Agent:
         """Roll out episodes of ``task``.
 
         Args:
-            task: by default the first of ``sample_tasks(1)``.
+            task: a task, its name or its parameters; by default the first of ``sample_tasks(1)``.
             episodes: number of episodes; ``meta_batch.episodes``, the size of a support set, by
                 default.
             seed: seed of initial states and action noise.
             explore: sample actions; otherwise take the mean action.
             simulations: environments to reuse; by default they are created for this call.
+
+        Raises:
+            UserError: the family has no such task, or a simulation failed.
         """
         if simulations is None:
             with self.simulations() as own:
@@ -124,8 +199,9 @@ class Agent:
                 )
         if isinstance(seed, int):
             seed = seed_sequence(seed, Purpose.EVALUATION, 0)
-        task = task or self.sample_tasks(1)[0]
-        env = simulations.get(task, episodes or self.settings.meta_batch.episodes)
+        wanted = self.sample_tasks(1)[0] if task is None else task
+        found = self._find_task(simulations.tasks, wanted)
+        env = simulations.get(found, episodes or self.settings.meta_batch.episodes)
         return collect(self.policy, env, self.settings.task.horizon, seed, explore=explore)
 
     def untrained(self) -> Agent:
@@ -133,35 +209,129 @@ class Agent:
         parameters = initial_learner_state(self.settings, self.spec).parameters
         return replace(self, parameters=parameters, adaptation_steps=0)
 
-    def adapt(self, support: Trajectories | Sequence[Trajectories]) -> Agent:
-        """Return the agent after one inner step on each support set.
+    def adapt(
+        self,
+        support: Support | WantedTask,
+        *,
+        steps: int | None = None,
+        episodes: int | None = None,
+        seed: int = 0,
+    ) -> Agent:
+        """Return the agent after inner steps on data of one task; this agent is unchanged.
+
+        Each inner step needs a support set of its own, collected by the policy before that step:
+        the first by this agent, the second by the agent after one step, and so on.
 
         Args:
-            support: one support set or several, from :meth:`collect` or from elsewhere. Its
-                log-probabilities must be those of the policy that collected it: for the first
-                step, this one.
+            support: where the support sets come from:
+
+                - one support set, from :meth:`collect` or elsewhere, for one step;
+                - a sequence of support sets, one for each step;
+                - a function that is called before each step with the agent adapted so far and
+                  returns a support set of it, for example from a robot;
+                - a task, its name or its parameters, to collect them in simulation.
+            steps: number of inner steps. By default as many as support sets are given; for a
+                function or a task, ``inner.steps`` of the settings but at least one.
+            episodes: for a task: episodes in a support set; by default as in training.
+            seed: for a task: random seed of the simulation.
 
         Raises:
-            UserError: the adapted parameters are not finite.
+            UserError: ``steps`` is not the number of support sets given, a support set does not
+                fit the policy, the family has no such task, or the adapted parameters are not
+                finite.
         """
-        sets = [support] if isinstance(support, Trajectories) else list(support)
-        parameters = self.parameters
-        for trajectories in sets:
-            parameters = adapt_policy(
-                self.settings.inner,
-                self.settings.advantages,
-                self.spec,
-                parameters,
-                trajectories,
-                self.normalizer,
-            )
+        if steps is not None and steps < 1:
+            raise UserError(f"steps = {steps} is not allowed: an adaptation takes 1 or more")
+        if isinstance(support, Task | str | Mapping):
+            with self.simulations() as simulations:
+                collect_support = self._simulated_support(support, episodes, seed, simulations)
+                return self.adapt(collect_support, steps=steps)
+        if callable(support):
+            collect_support, steps = support, steps or max(1, self.settings.inner.steps)
+        else:
+            sets = [support] if isinstance(support, Trajectories) else list(support)
+            if steps not in (None, len(sets)):
+                raise UserError(
+                    f"steps = {steps} needs {steps} support sets, got {len(sets)}: each inner step "
+                    "takes data of the policy before it; give a task, or a function that collects "
+                    "a support set with the agent that it is called with"
+                )
+            given = iter(sets)
+            collect_support, steps = lambda agent: next(given), len(sets)
+        adapted = self
+        for _ in range(steps):
+            adapted = adapted._after_inner_step(collect_support(adapted))
+        return adapted
+
+    def save(self, path: str | Path) -> None:
+        """Write the policy and its settings to a new folder, which :func:`maml_ray.load` reads.
+
+        Raises:
+            RunDirError: the folder exists or cannot be written.
+        """
+        from maml_ray.evaluation.saved_policy import save_policy  # imports this module
+
+        save_policy(self, Path(path))
+
+    def export(self, path: str | Path, *, format: str | None = None) -> ExportedModel:
+        """Write the policy as a program for other runtimes: see :func:`export_model`."""
+        from maml_ray.evaluation.model_export import export_model  # imports this module
+
+        return export_model(self, path, format=format)
+
+    def _find_task(self, tasks: TaskDistribution, wanted: WantedTask) -> Task:
+        try:
+            return find_task(tasks, wanted)
+        except ValueError as error:
+            raise UserError(
+                f"there is no such task of {self.settings.task.name}: {error}"
+            ) from None
+
+    def _simulated_support(
+        self, task: WantedTask, episodes: int | None, seed: int, simulations: EnvCache
+    ) -> Callable[[Agent], Trajectories]:
+        seeds = support_seeds(seed)
+        return lambda agent: agent.collect(
+            task, episodes=episodes, seed=next(seeds), simulations=simulations
+        )
+
+    def _after_inner_step(self, support: Trajectories) -> Agent:
+        self._check_support(support)
+        parameters = adapt_policy(
+            self.settings.inner,
+            self.settings.advantages,
+            self.spec,
+            self.parameters,
+            support,
+            self.normalizer,
+        )
         if not all(np.isfinite(value).all() for value in parameters.values()):
             raise UserError(
                 "the adapted parameters are not finite: lower inner.learning_rate "
                 f"({self.settings.inner.learning_rate:g})"
             )
-        return replace(
-            self,
-            parameters=parameters,
-            adaptation_steps=self.adaptation_steps + len(sets),
-        )
+        return replace(self, parameters=parameters, adaptation_steps=self.adaptation_steps + 1)
+
+    def _check_support(self, support: Trajectories) -> None:
+        """Reject what is no support set of this policy, before a kernel reads its arrays."""
+        if not isinstance(support, Trajectories):
+            raise UserError(
+                f"a support set is maml_ray.Trajectories, from agent.collect, got {support!r:.80}"
+            )
+        sizes = support.observations.shape[2], support.actions.shape[2]
+        expected = self.spec.observation_size, self.spec.recorded_action_size
+        if sizes != expected:
+            raise UserError(
+                f"the support set has observations of size {sizes[0]} and actions of size "
+                f"{sizes[1]}, the policy {expected[0]} and {expected[1]}"
+            )
+        if not support.mask.any():
+            raise UserError("the support set has no steps")
+        for name in ("observations", "actions", "log_probs", "rewards"):
+            if not np.isfinite(getattr(support, name)[support.mask]).all():
+                raise UserError(f"the {name} of the support set are not all finite")
+
+
+def support_seeds(seed: int) -> Iterator[np.random.SeedSequence]:
+    """Yield the random stream of the support set of each inner step of a simulated adaptation."""
+    return (seed_sequence(seed, Purpose.EVALUATION, _SUPPORT_STREAM, step) for step in count())

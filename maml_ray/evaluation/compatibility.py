@@ -54,7 +54,7 @@ def check_matches_task(agent: Agent, source: Path | str) -> None:
         SettingsError: the task cannot be created.
         RunDirError: the sizes differ.
     """
-    spec = policy_spec(agent.settings)
+    spec = policy_spec(agent.settings, agent.tasks)
     if spec != agent.spec:
         raise RunDirError(
             f"the policy in {source} does not fit its settings: it has "

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import count, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from maml_ray.common.errors import UserError
 from maml_ray.evaluation.agent import Agent
 from maml_ray.evaluation.evaluate import Episode
 from maml_ray.policies.action_sampler import to_env_actions
-from maml_ray.tasks.loading import resolve_tasks
 from maml_ray.tasks.task import TaskDistribution
 
 Frame = NDArray[np.uint8]
@@ -34,7 +34,13 @@ class VideoUnavailable(Exception):
     """This machine cannot render or encode; the message says what to install."""
 
 
-def record_video(agent: Agent, replays: Sequence[tuple[Episode, Episode]], path: Path) -> None:
+def record_video(
+    agent: Agent,
+    replays: Sequence[tuple[Episode, Episode]],
+    path: Path,
+    *,
+    on_frame: Callable[[int, int], None] = lambda frame, frames: None,
+) -> None:
     """Replay evaluated episodes with a camera and write an MP4, atomically.
 
     Each task is one row: before adaptation on the left, after it on the right, from the same
@@ -45,10 +51,17 @@ def record_video(agent: Agent, replays: Sequence[tuple[Episode, Episode]], path:
         agent: agent whose settings the episodes were recorded with.
         replays: :attr:`maml_ray.evaluation.evaluate.Evaluation.replays`.
         path: file to write.
+        on_frame: called after each frame with its number and the number of frames.
 
     Raises:
         VideoUnavailable: this machine cannot render or encode.
+        UserError: there are no episodes.
     """
+    if not replays:
+        raise UserError(
+            "there are no episodes to record: an evaluation that was read from files has none, "
+            "maml_ray.evaluate(agent) has"
+        )
     if sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")
     # imageio chooses the format by the suffix.
@@ -56,8 +69,16 @@ def record_video(agent: Agent, replays: Sequence[tuple[Episode, Episode]], path:
     try:
         import imageio.v2 as imageio  # slow to import and rarely needed
 
-        tasks = resolve_tasks(agent.settings.task)
-        rows = [[_record_clip(agent, tasks, episode) for episode in pair] for pair in replays]
+        tasks = agent.tasks
+        numbers = count(1)
+        frames = sum(len(episode.actions) + 1 for pair in replays for episode in pair)
+
+        def report() -> None:
+            on_frame(next(numbers), frames)
+
+        rows = [
+            [_record_clip(agent, tasks, episode, report) for episode in pair] for pair in replays
+        ]
         fps = max(clip.frames_per_second for row in rows for clip in row)
         writer: Any = imageio.get_writer(temporary, fps=fps, macro_block_size=2)
         with writer:
@@ -99,7 +120,9 @@ class _Clip:
     frames_per_second: int
 
 
-def _record_clip(agent: Agent, tasks: TaskDistribution, episode: Episode) -> _Clip:
+def _record_clip(
+    agent: Agent, tasks: TaskDistribution, episode: Episode, on_frame: Callable[[], None]
+) -> _Clip:
     env = tasks.make_env(episode.task, horizon=agent.settings.task.horizon, render_mode="rgb_array")
     renderer = getattr(env.unwrapped, "mujoco_renderer", None)
     if renderer is not None:  # without a GPU, rendering takes most of a video's time
@@ -108,7 +131,10 @@ def _record_clip(agent: Agent, tasks: TaskDistribution, episode: Episode) -> _Cl
         quality.shadowsize = min(_SHADOW_MAP_SIZE, quality.shadowsize)
     try:
         caption = _render_caption(episode)
-        frames = [np.concatenate((caption, frame)) for frame in _replay(agent, env, episode)]
+        frames = []
+        for frame in _replay(agent, env, episode):
+            frames.append(np.concatenate((caption, frame)))
+            on_frame()
         return _Clip(frames, int(env.metadata.get("render_fps", 30)))
     finally:
         env.close()

@@ -5,24 +5,24 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from maml_ray.common.errors import RunDirError, UserError
 from maml_ray.common.seeding import Purpose, seed_sequence
 from maml_ray.config import limits
-from maml_ray.evaluation.agent import Agent
+from maml_ray.evaluation.agent import Agent, WantedTask, support_seeds
 from maml_ray.evaluation.compatibility import check_matches_task
 from maml_ray.evaluation.loading import load
 from maml_ray.evaluation.saved_policy import save_policy
 from maml_ray.rollouts.env_cache import EnvCache
 from maml_ray.rollouts.trajectories import Trajectories
-from maml_ray.tasks.loading import resolve_tasks
 from maml_ray.tasks.task import Task
 
-BEFORE, AFTER, _SUPPORT = range(3)
-"""Streams of random numbers: measurement before and after adaptation, and support data."""
+BEFORE, AFTER = range(2)
+"""Streams of random numbers for the measurement before and after adaptation."""
 EVAL_EPISODES = 20
 _MAX_NAME_LENGTH = 100
 
@@ -47,39 +47,43 @@ class SavedAdaptation:
 
 def adapt_run(
     run: Path,
-    parameters: Mapping[str, float],
+    wanted: WantedTask,
     *,
     steps: int | None = None,
     episodes: int | None = None,
     seed: int = 0,
     checkpoint: str = "newest",
     output: Path | None = None,
+    on_status: Callable[[str], None] = lambda message: None,
 ) -> SavedAdaptation:
-    """Adapt a run's policy to the task with these parameters, and save it.
+    """Adapt a run's policy to one task and save it.
 
     Args:
         run: run directory.
-        parameters: parameters of the task.
+        wanted: the task, its name or its parameters.
         steps: inner steps; by default ``inner.steps`` of the run, and at least one.
         episodes: episodes per support set; by default as in training.
         seed: random seed.
         checkpoint: "newest", "best" or a checkpoint number.
         output: directory to create; ``RUN/adapted/TASK`` by default.
+        on_status: receives what is being done.
 
     Raises:
         UserError: there is no such task.
         RunDirError: the run cannot be read, or the directory exists or cannot be written.
     """
+    on_status("loading the policy")
     agent = load(run, checkpoint=checkpoint)
     check_matches_task(agent, run)
     horizon = agent.settings.task.horizon
     problem = limits.episodes_problem(episodes or 1, horizon, "--episodes")
     if problem:
         raise UserError(problem)
-    task = task_from_parameters(agent, parameters)
-    folder = output or run / "adapted" / _directory_name(task)
+    task = agent.task(wanted)
+    folder = output or run / "adapted" / file_name_of(task)
     if os.path.lexists(folder):  # before the rollouts, not after
         raise RunDirError(f"{folder} already exists: name another directory with --output")
+    on_status(f"adapting to {task.name} in simulation")
     outcome = adapt_in_simulation(agent, task, steps=steps, episodes=episodes, seed=seed)
     save_policy(outcome.agent, folder, task)
     return SavedAdaptation(folder, task, outcome.steps, outcome.before, outcome.after)
@@ -136,10 +140,9 @@ def adapt_in_simulation(
     with agent.simulations() as simulations:
         before = mean_return(agent, task, seed, BEFORE, eval_episodes, simulations)
         agents, support_sets = [agent], []
-        for step in range(steps or max(1, agent.settings.inner.steps)):
-            seeds = seed_sequence(seed, Purpose.EVALUATION, _SUPPORT, step)
+        for step_seed in islice(support_seeds(seed), steps or max(1, agent.settings.inner.steps)):
             support = agents[-1].collect(
-                task, episodes=episodes, seed=seeds, simulations=simulations
+                task, episodes=episodes, seed=step_seed, simulations=simulations
             )
             support_sets.append(support)
             agents.append(agents[-1].adapt(support))
@@ -167,21 +170,6 @@ def mean_return(
     return float(collected.returns.mean())
 
 
-def task_from_parameters(agent: Agent, parameters: Mapping[str, float]) -> Task:
-    """Return the task with these parameters from the agent's task distribution.
-
-    Raises:
-        UserError: there is none; the message lists the valid parameters.
-    """
-    for key, value in parameters.items():
-        if not math.isfinite(value):
-            raise UserError(f"the task's {key} = {value} is not a number")
-    try:
-        return resolve_tasks(agent.settings.task).task(parameters)
-    except ValueError as error:
-        raise UserError(f"there is no such task of {agent.settings.task.name}: {error}") from None
-
-
-def _directory_name(task: Task) -> str:
+def file_name_of(task: Task) -> str:
     """Return the name of the task with characters that every file system accepts."""
     return re.sub(r"[^A-Za-z0-9.+-]+", "-", task.name)[:_MAX_NAME_LENGTH].strip("-.") or "task"

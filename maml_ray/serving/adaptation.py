@@ -15,7 +15,6 @@ from maml_ray.runs.adapt import (
     BEFORE,
     adapt_in_simulation,
     mean_return,
-    task_from_parameters,
 )
 from maml_ray.serving.policy_store import ServedPolicy, new_policy_name
 from maml_ray.serving.requests import AdaptBody, ApiError, to_trajectories
@@ -115,7 +114,7 @@ def _find_task(policy: ServedPolicy, request: AdaptBody) -> Task | None:
         check_matches_task(policy.agent, "this service")
     except UserError as error:
         raise ApiError(422, f"task: this service cannot simulate it: {error}") from None
-    return task_from_parameters(policy.agent, request.task)
+    return policy.agent.task(request.task)
 
 
 def _check_env_steps(agent: Agent, request: AdaptBody, max_env_steps: int) -> None:
