@@ -78,15 +78,16 @@ def check_survives_job(settings: Settings) -> None:
 
 
 def check_task_uploaded(settings: Settings, with_folder: bool) -> None:
-    """Reject a task family of the user's own whose module is not uploaded.
+    """Reject tasks or an environment of the user's own whose module is not uploaded.
 
     Raises:
         SettingsError: there is no working directory to upload.
     """
-    name = settings.task.name
-    if name in TASK_FAMILIES or name.startswith("maml_ray.") or with_folder:
+    name, env = settings.task.name, settings.task.env
+    installed = name in TASK_FAMILIES or name.startswith("maml_ray.")
+    if installed or (env is not None and ":" not in env) or with_folder:
         return
     raise SettingsError(
-        f"task.name = {name!r:.80} is in a module of your own, which the job needs: set "
+        f"task.{'name' if env is None else 'env'} = {name!r:.80} is in a module of your own, which the job needs: set "
         "--working-dir to the folder from which it is imported"
     )

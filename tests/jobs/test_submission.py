@@ -66,3 +66,7 @@ def test_a_task_of_one_s_own_asks_for_the_folder_that_holds_it() -> None:
         check_task_uploaded(own, with_folder=False)
     check_task_uploaded(own, with_folder=True)
     check_task_uploaded(validate_settings({}), with_folder=False)
+    check_task_uploaded(validate_settings({"task": {"env": "Pendulum-v1"}}), with_folder=False)
+    registered = validate_settings({"task": {"env": "my_envs:Mine-v0"}})
+    with pytest.raises(SettingsError, match=r"task\.env = 'my_envs:Mine-v0'.*--working-dir"):
+        check_task_uploaded(registered, with_folder=False)
