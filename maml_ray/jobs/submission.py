@@ -88,6 +88,6 @@ def check_task_uploaded(settings: Settings, with_folder: bool) -> None:
     if installed or (env is not None and ":" not in env) or with_folder:
         return
     raise SettingsError(
-        f"task.{'name' if env is None else 'env'} = {name!r:.80} is in a module of your own, which the job needs: set "
-        "--working-dir to the folder from which it is imported"
+        f"task.{'name' if env is None else 'env'} = {name!r:.80} is in a module of your own, which "
+        "the job needs: set --working-dir to the folder from which it is imported"
     )
