@@ -40,13 +40,18 @@ class RunDir:
         return self.path / "metrics.jsonl"
 
     @property
+    def provenance(self) -> Path:
+        """Where, when and with which code the run was trained, one JSON object per attempt."""
+        return self.path / "provenance.jsonl"
+
+    @property
     def tensorboard(self) -> Path:
         """Directory of TensorBoard event files."""
         return self.path / "tensorboard"
 
     @property
     def plots(self) -> Path:
-        """Directory of PNG plots."""
+        """Directory of SVG plots."""
         return self.path / "plots"
 
     @property
@@ -142,6 +147,6 @@ def _known_paths(run_dir: RunDir) -> Iterator[Path]:
     """Yield the paths that a run writes, and those of all files of its checkpoints."""
     yield from (run_dir.settings, run_dir.metrics, run_dir.evaluation, run_dir.episodes)
     yield from (run_dir.report, run_dir.video, run_dir.plots, run_dir.tensorboard, run_dir.adapted)
-    yield from (run_dir.attempts, run_dir.checkpoints)
+    yield from (run_dir.provenance, run_dir.attempts, run_dir.checkpoints)
     for parent, directories, files in os.walk(run_dir.checkpoints):
         yield from (Path(parent) / name for name in (*directories, *files))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from maml_ray.common.safe_files import UnreadableFile, read_bytes, write_atomic
 from maml_ray.config.loading import dump_settings
 from maml_ray.config.settings import Settings
+from maml_ray.persistence.provenance import Provenance, read_provenance
 from maml_ray.persistence.run_dir import RunDir
+from maml_ray.reporting.progress import format_duration
 
-_EVALUATION_PLOT = "evaluation.png"
 _MAX_EMBEDDED_BYTES = 200_000_000
-_PLOTS = (
-    ("returns.png", "Return before and after adaptation"),
-    ("meta_update.png", "The meta-update"),
-    ("time.png", "Where the time went"),
-)
+_SHORT_LIST = 16
+"""Number of table rows up to which a table is unfolded."""
 
 
 def write_report(
@@ -30,47 +30,95 @@ def write_report(
     rows: Sequence[Mapping[str, Any]],
     evaluation: Mapping[str, Any] | None,
     versions: Mapping[str, str],
+    plots: Mapping[str, str] | None = None,
 ) -> Path:
     """Write ``report.html`` to a run directory.
 
     Args:
-        run_dir: run directory; its plots and its video are embedded if they exist.
+        run_dir: run directory; its video is embedded if it exists.
         settings: settings of the run.
         rows: rows of ``metrics.jsonl``.
         evaluation: content of ``evaluation.json``; None if there is none.
-        versions: version of each package that the results depend on.
+        versions: version of each package here, shown if the run has not recorded its own.
+        plots: ``svg`` elements by name, as :func:`maml_ray.reporting.svg.write_plots` returns them.
 
     Returns:
         Path of the report.
     """
     environment = Environment(
-        loader=PackageLoader("maml_ray.reporting", "."), autoescape=True, undefined=StrictUndefined
+        loader=PackageLoader("maml_ray.reporting", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
+    attempts = read_provenance(run_dir)
     page = environment.get_template("report.html.j2").render(
         name=settings.run.name,
         task=settings.task.name,
         preset=settings.run.preset,
+        facts=_facts(settings, rows, attempts, versions),
+        differences=_differences(settings),
         settings=dump_settings(settings),
         last=dict(rows[-1]) if rows else None,
         recovered=_recovered_faults(rows),
         evaluation=evaluation,
         by_task=_rows_by_task(evaluation),
-        evaluation_plot=(
-            _data_url(run_dir.plots / _EVALUATION_PLOT, "image/png") if evaluation else None
-        ),
-        plots=[
-            (title, image)
-            for name, title in _PLOTS
-            if (image := _data_url(run_dir.plots / name, "image/png"))
-        ],
+        with_speed=any(row["speed"] is not None for row in (evaluation or {}).get("rows", ())),
+        short_list=_SHORT_LIST,
+        plots=plots or {},
         video=_data_url(run_dir.video, "video/mp4"),
-        versions=versions,
+        versions=attempts[-1].versions if attempts else versions,
+        versions_are_of_training=bool(attempts),
         # Quoted for a shell: the page shows commands to copy.
         run_dir=shlex.quote(str(run_dir.path)),
         settings_file=shlex.quote(str(run_dir.settings)),
     )
     write_atomic(run_dir.report, page)
     return run_dir.report
+
+
+def _facts(
+    settings: Settings,
+    rows: Sequence[Mapping[str, Any]],
+    attempts: Sequence[Provenance],
+    versions: Mapping[str, str],
+) -> list[tuple[str, str]]:
+    """Return what identifies a run, as pairs of label and text; what is unknown is left out."""
+    facts = [("Seed", str(settings.run.seed))]
+    if attempts:
+        facts.append(("Started", attempts[0].started))
+    if rows:
+        facts.append(("Training time", format_duration(rows[-1]["elapsed_s"])))
+    if len(attempts) > 1:
+        facts.append(("Resumed", f"{len(attempts) - 1} times, last {attempts[-1].started}"))
+    machines = dict.fromkeys(f"{each.host}: {each.machine}" for each in attempts)
+    if machines:
+        facts.append(("Machine", "; ".join(machines)))
+    if rows and rows[-1].get("actors"):
+        facts.append(("Rollout actors", str(rows[-1]["actors"])))
+    commits = dict.fromkeys(each.commit for each in attempts if each.commit)
+    if commits:
+        facts.append(("Commit", ", ".join(commits)))
+    own = attempts[-1].versions if attempts else versions
+    shown = [
+        f"{name} {own[name]}" for name in ("maml-ray", "python", "torch", "ray") if name in own
+    ]
+    return [*facts, ("Versions", ", ".join(shown))] if shown else facts
+
+
+def _differences(settings: Settings) -> list[tuple[str, str, str]]:
+    """Return key, value and default of each setting that differs from its default."""
+    defaults = Settings()
+    return [
+        (key, _format(value), _format(attrgetter(key)(defaults)))
+        for key, value in settings.differences().items()
+    ]
+
+
+def _format(value: Any) -> str:
+    """Return a value as YAML on one line."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 _RECOVERED = {

@@ -13,47 +13,72 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from maml_ray.persistence.run_dir import RunDir
-
 Rows = Sequence[Mapping[str, Any]]
-# The palette of Okabe and Ito, which color-blind people can distinguish.
-_BEFORE, _AFTER, _OTHER, _GRAY = "#E69F00", "#0072B2", "#009E73", "#999999"
-COLORS = (_AFTER, _BEFORE, _OTHER, "#CC79A7", "#56B4E9", "#D55E00", _GRAY)
-_DPI = 120
+# Color-blind people can distinguish the colors of Okabe and Ito.
+_BEFORE, _AFTER, _OTHER, _GRAY = "#D55E00", "#0072B2", "#009E73", "#888888"
+COLORS = (_AFTER, _BEFORE, _OTHER, "#CC79A7", "#56B4E9", "#E69F00", _GRAY)
+INK, GRID = "#1c2430", "#d9dee5"
+"""Colors of text and axes, and of grid lines."""
+_SIZE = (5.0, 3.3)  # inches: text of 9 points stays readable where a telephone is 390 pixels wide
+_FONT_SIZE = 9
+_DPI = 150
 _MARKER_LIMIT = 5  # up to so many points are marked: a line through one point is invisible
+_MAX_BARS = 10
+_MIN_CURVE_TASKS = 5
+_UNITS = {"speed": "m/s"}
+"""Units of task parameters, by their key."""
+_RETURN = "mean return of an episode"
 
 
-def write_plots(rows: Rows, evaluation: Mapping[str, Any] | None, run_dir: RunDir) -> list[Path]:
-    """Write all plots of a run as PNG files.
+def run_figures(rows: Rows) -> dict[str, Figure]:
+    """Return the plots of a run's training by name; none without ``rows`` of metrics."""
+    if not rows:
+        return {}
+    return {
+        "returns": returns_figure(rows),
+        "returns_by_time": returns_figure(rows, by="time"),
+        "loss": iteration_figure(rows, "Meta-loss", "meta-loss", {"loss": ""}),
+        "kl": iteration_figure(
+            rows,
+            "Change of the policy by an update",
+            "KL divergence (nats)",
+            {"inner_kl": "on support data", "query_kl": "on query data"},
+        ),
+        "entropy": iteration_figure(
+            rows, "Entropy of the adapted policies", "entropy (nats)", {"entropy": ""}
+        ),
+        "gradient_norm": iteration_figure(
+            rows, "Size of the meta-gradient", "Euclidean norm", {"gradient_norm": ""}
+        ),
+        "gradient_snr": iteration_figure(
+            rows,
+            "Signal to noise of the meta-gradient",
+            "ratio of signal to noise, over tasks",
+            {"gradient_snr": ""},
+        ),
+        "order_cosine": iteration_figure(
+            rows,
+            "Second- against first-order meta-gradient",
+            "cosine of the angle between them",
+            {"order_cosine": ""},
+        ),
+        "time": time_figure(rows),
+    }
+
+
+def evaluation_figures(evaluation: Mapping[str, Any]) -> dict[str, Figure]:
+    """Return the plots of an evaluation by name.
 
     Args:
-        rows: rows of ``metrics.jsonl``; if empty, only the evaluation is plotted.
-        evaluation: content of ``evaluation.json``; None if there is none.
-        run_dir: run directory.
-
-    Returns:
-        Paths of the files written.
+        evaluation: content of ``evaluation.json``.
     """
-    figures: dict[str, Figure] = {}
-    if rows:
-        figures |= {
-            "returns.png": returns_figure(rows),
-            "meta_update.png": meta_update_figure(rows),
-            "time.png": time_figure(rows),
-        }
-    if evaluation is not None:
-        figures["evaluation.png"] = evaluation_figure(evaluation)
-    if not figures:
-        return []
-    run_dir.plots.mkdir(parents=True, exist_ok=True)
-    paths = [run_dir.plots / name for name in figures]
-    for path, figure in zip(paths, figures.values(), strict=True):
-        save_figure(figure, path)
-    return paths
+    figures = {"evaluation": evaluation_figure(evaluation)}
+    tasks = tasks_figure(evaluation)
+    return figures if tasks is None else figures | {"tasks": tasks}
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure atomically; a link at ``path`` is replaced, not followed.
+    """Write a figure atomically as PNG; a link at ``path`` is replaced, not followed.
 
     Raises:
         OSError: the file cannot be written.
@@ -67,67 +92,59 @@ def save_figure(figure: Figure, path: Path) -> None:
         raise
 
 
-def returns_figure(rows: Rows) -> Figure:
-    """Plot return before and after adaptation over environment steps."""
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    axes = figure.subplots()
-    steps = column(rows, "total_env_steps") / 1e6
+def returns_figure(rows: Rows, *, by: str = "steps") -> Figure:
+    """Plot return before and after adaptation over environment steps, or by ``"time"``."""
+    positions, label = x_axis(rows, by)
+    title = "training time" if by == "time" else "environment steps"
+    figure, axes = new_figure(f"Return against {title}", label, _RETURN)
     curves = (
         ("return_before", "before adaptation", _BEFORE),
-        ("return_after", "after one round of adaptation", _AFTER),
+        ("return_after", "after adaptation", _AFTER),
     )
-    for key, label, color in curves:
+    for key, name, color in curves:
         values = column(rows, key)
-        axes.plot(steps, values, color=color, alpha=0.25, linewidth=1)
+        axes.plot(positions, values, color=color, alpha=0.3, linewidth=1)
         axes.plot(
-            steps, smooth(values), color=color, linewidth=2, label=label, marker=_marker(rows)
+            positions, smooth(values), color=color, linewidth=2, label=name, marker=_marker(rows)
         )
-    axes.set_xlabel("environment steps (million)")
-    axes.set_ylabel("mean return of an episode")
-    axes.legend(frameon=False)
-    style_axes(axes)
+    style_legend(axes)
     return figure
 
 
-def meta_update_figure(rows: Rows) -> Figure:
-    """Plot meta-loss, KL, entropy, and norm, SNR and order cosine of the meta-gradient."""
-    figure = Figure(figsize=(9, 8), layout="constrained")
-    panels: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
-        ("meta-loss", (("loss", "", _AFTER),)),
-        ("norm of the meta-gradient", (("gradient_norm", "", _AFTER),)),
-        (
-            "KL of the update (nats)",
-            (("inner_kl", "support data", _BEFORE), ("query_kl", "query data", _AFTER)),
-        ),
-        ("entropy of the policy (nats)", (("entropy", "", _AFTER),)),
-        ("signal to noise of the meta-gradient", (("gradient_snr", "", _AFTER),)),
-        ("cosine of second and first order", (("order_cosine", "", _AFTER),)),
-    )
+def iteration_figure(rows: Rows, title: str, ylabel: str, keys: Mapping[str, str]) -> Figure:
+    """Plot metrics over iterations.
+
+    Args:
+        rows: rows of ``metrics.jsonl``.
+        title: title of the plot.
+        ylabel: label of the vertical axis, with its unit.
+        keys: label of each curve by its key in ``rows``.
+    """
+    figure, axes = new_figure(title, "iteration", ylabel)
     iterations = column(rows, "iteration")
-    for axes, (title, curves) in zip(figure.subplots(3, 2).flat, panels, strict=True):
-        for key, label, color in curves:
-            values = column(rows, key)
-            is_known = np.isfinite(values)  # some diagnostics are not computed in every iteration
-            axes.plot(
-                iterations[is_known],
-                values[is_known],
-                color=color,
-                linewidth=1.2,
-                label=label,
-                marker=_marker(values[is_known]),
-            )
-        if len(curves) > 1:
-            axes.legend(frameon=False, fontsize=9)
-        axes.set_title(title, fontsize=10)
-        _label_iterations(axes)
-        style_axes(axes)
+    colors = (_AFTER,) if len(keys) == 1 else (_BEFORE, _AFTER)
+    for (key, label), color in zip(keys.items(), colors, strict=True):
+        values = column(rows, key)
+        is_known = np.isfinite(values)  # some diagnostics are not computed in every iteration
+        axes.plot(
+            iterations[is_known],
+            values[is_known],
+            color=color,
+            linewidth=1.4,
+            label=label,
+            marker=_marker(values[is_known]),
+        )
+    if len(keys) > 1:
+        style_legend(axes)
+    margin = max(0.5, 0.04 * float(np.ptp(iterations)))
+    axes.set_xlim(iterations[0] - margin, iterations[-1] + margin)
+    _use_integers(axes)
     return figure
 
 
 def time_figure(rows: Rows) -> Figure:
     """Plot the share of each phase in an iteration's wall time, in percent."""
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = new_figure("Where the time went", "iteration", "share of wall time (%)")
     keys = ("collect_s", "adapt_s", "learn_s", "rest_s")
     seconds = np.stack([column(rows, key) for key in keys])
     shares = 100.0 * seconds / np.maximum(seconds.sum(axis=0), 1e-9)
@@ -140,41 +157,61 @@ def time_figure(rows: Rows) -> Figure:
         colors=[_AFTER, _OTHER, _BEFORE, _GRAY],
         step="post",
     )
-    _label_iterations(axes)
-    axes.set_ylabel("share of wall time (%)")
+    _use_integers(axes)
     axes.set_ylim(0, 100)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
-    style_axes(axes)
+    style_legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 
 def evaluation_figure(evaluation: Mapping[str, Any]) -> Figure:
     """Plot return over adaptation steps, with 95% intervals, of the policy and baselines."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = new_figure("Return on held-out tasks", "adaptation steps", _RETURN)
     policies = {"meta-trained": evaluation["rows"], **evaluation.get("beside", {})}
     for index, (name, rows) in enumerate(policies.items()):
         stochastic = [row for row in rows if row["actions"] == "stochastic"]
-        steps = [row["steps"] for row in stochastic]
-        means = np.array([row["mean"] for row in stochastic])
-        errors = np.abs(np.array([[row["low"], row["high"]] for row in stochastic]).T - means)
         axes.errorbar(
-            steps,
-            means,
-            yerr=errors,
-            label=name,
+            [row["steps"] for row in stochastic],
+            [row["mean"] for row in stochastic],
+            yerr=_errors(stochastic),
+            label=_literal(name),
             color=COLORS[index % len(COLORS)],
             marker="o",
             capsize=4,
             linewidth=2,
         )
-    axes.set_xlabel("adaptation steps")
-    axes.set_ylabel("mean return of an episode")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if len(policies) > 1:
-        axes.legend(frameon=False)
-    style_axes(axes)
+    _use_integers(axes)
+    style_legend(axes, title="mean, 95% interval")
     return figure
+
+
+def tasks_figure(evaluation: Mapping[str, Any]) -> Figure | None:
+    """Plot the return of each task before and after adaptation.
+
+    A curve over the parameter if tasks have one and there are several; bars for up to ten tasks;
+    otherwise one point per task.
+
+    Args:
+        evaluation: content of ``evaluation.json``.
+
+    Returns:
+        None if there are not two tasks or more.
+    """
+    rows = [row for row in evaluation.get("rows_by_task", ()) if row["actions"] == "stochastic"]
+    last = max((row["steps"] for row in rows), default=0)
+    before = {row["task"]: row for row in rows if row["steps"] == 0}
+    after = {row["task"]: row for row in rows if row["steps"] == last}
+    tasks = [task for task in before if task in after]
+    if len(tasks) < 2:
+        return None
+    pairs = [(before[task], after[task]) for task in tasks]
+    label = f"after {last} step{'' if last == 1 else 's'}"
+    parameters = evaluation.get("task_parameters", {})
+    keys = {key for task in tasks for key in parameters.get(task, {"": 0.0})}
+    if len(keys) == 1 and keys != {""} and len(tasks) >= _MIN_CURVE_TASKS:
+        key = keys.pop()
+        positions = [parameters[task].get(key, np.nan) for task in tasks]
+        return _task_curve(key, positions, pairs, label)
+    return (_task_bars if len(tasks) <= _MAX_BARS else _task_scatter)(pairs, label)
 
 
 def smooth(values: NDArray[np.float64], window: int = 9) -> NDArray[np.float64]:
@@ -192,16 +229,149 @@ def column(rows: Rows, key: str) -> NDArray[np.float64]:
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
 
-def _marker(points: Sized) -> str | None:
-    return "o" if len(points) <= _MARKER_LIMIT else None
+X_AXES = ("steps", "time", "iterations")
+"""What curves can be drawn against."""
 
 
-def _label_iterations(axes: Axes) -> None:
-    axes.set_xlabel("iteration")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+def x_axis(rows: Rows, by: str, end: float | None = None) -> tuple[NDArray[np.float64], str]:
+    """Return the position (n,) of each row on the horizontal axis, and the label of the axis.
+
+    Args:
+        rows: rows of ``metrics.jsonl``.
+        by: one of :data:`X_AXES`.
+        end: value that decides the unit: environment steps or seconds; by default the last one.
+    """
+    if by == "iterations":
+        return column(rows, "iteration") + 1, "finished iterations"
+    values = column(rows, "total_env_steps" if by == "steps" else "elapsed_s")
+    end = float(values[-1]) if end is None else end
+    if by == "steps":
+        scale, unit = (1e6, "million") if end >= 1e6 else (1e3, "thousand")
+        return values / scale, f"environment steps ({unit})"
+    scale, unit = (3600.0, "hours") if end >= 7200.0 else (60.0, "minutes")
+    scale, unit = (scale, unit) if end >= 120.0 else (1.0, "seconds")
+    return values / scale, f"training time ({unit})"
+
+
+def new_figure(
+    title: str, xlabel: str, ylabel: str, size: tuple[float, float] = _SIZE
+) -> tuple[Figure, Axes]:
+    """Return a figure in the style of all plots, with its axes.
+
+    Args:
+        title: title of the plot.
+        xlabel, ylabel: labels of the axes, with their units.
+        size: width and height in inches.
+    """
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title, fontsize=_FONT_SIZE + 1.5, color=INK, loc="left")
+    axes.set_xlabel(xlabel, fontsize=_FONT_SIZE, color=INK)
+    axes.set_ylabel(ylabel, fontsize=_FONT_SIZE, color=INK)
+    style_axes(axes)
+    return figure, axes
 
 
 def style_axes(axes: Axes) -> None:
     """Hide the upper and right spines and draw a light grid."""
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
+    axes.spines[["bottom", "left"]].set_color(INK)
+    axes.tick_params(colors=INK, labelsize=_FONT_SIZE)
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def style_legend(axes: Axes, **keywords: Any) -> None:
+    """Add a legend without a frame."""
+    legend = axes.legend(frameon=False, fontsize=_FONT_SIZE, labelcolor=INK, **keywords)
+    legend.get_title().set(color=INK, fontsize=_FONT_SIZE)
+
+
+_Pairs = Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
+"""Rows of each task, before and after adaptation."""
+
+
+def _task_curve(key: str, positions: Sequence[float], pairs: _Pairs, label: str) -> Figure:
+    """Plot return over the tasks' one parameter, named ``key``."""
+    unit = f" ({_UNITS[key]})" if key in _UNITS else ""
+    figure, axes = new_figure("Return by task", _literal(f"{key} of the task{unit}"), _RETURN)
+    order = np.argsort(positions)
+    for number, name, color in ((0, "before", _BEFORE), (1, label, _AFTER)):
+        rows = [pairs[index][number] for index in order]
+        axes.errorbar(
+            np.asarray(positions)[order],
+            [row["mean"] for row in rows],
+            yerr=_errors(rows),
+            label=name,
+            color=color,
+            marker="o",
+            markersize=4,
+            capsize=2,
+            linewidth=1.5,
+        )
+    style_legend(axes)
+    return figure
+
+
+def _task_bars(pairs: _Pairs, label: str) -> Figure:
+    """Plot a pair of horizontal bars per task."""
+    height = max(_SIZE[1], 1.1 + 0.38 * len(pairs))
+    figure, axes = new_figure("Return by task", _RETURN, "task", (_SIZE[0], height))
+    pairs = sorted(pairs, key=lambda pair: str(pair[0]["task"]))
+    positions = np.arange(len(pairs))
+    for number, name, color in ((0, "before", _BEFORE), (1, label, _AFTER)):
+        rows = [pair[number] for pair in pairs]
+        axes.barh(
+            positions + (0.2 if number else -0.2),
+            [row["mean"] for row in rows],
+            height=0.36,
+            xerr=_errors(rows),
+            label=name,
+            color=color,
+            error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 2},
+        )
+    axes.set_yticks(positions, [_literal(pair[0]["task"], 24) for pair in pairs])
+    axes.invert_yaxis()
+    axes.axvline(0.0, color=INK, linewidth=0.8)
+    axes.grid(visible=False, axis="y")
+    style_legend(axes, loc="upper left", bbox_to_anchor=(0.0, -0.2), ncols=2)
+    return figure
+
+
+def _task_scatter(pairs: _Pairs, label: str) -> Figure:
+    """Plot return after over return before adaptation, one point per task."""
+    figure, axes = new_figure(
+        f"Return by task: {len(pairs)} tasks",
+        "mean return before adaptation",
+        f"mean return {label}",
+    )
+    x, y = ([pair[number]["mean"] for pair in pairs] for number in (0, 1))
+    axes.scatter(x, y, s=18, color=_AFTER, alpha=0.8, label="one task")
+    finite = [value for value in (*x, *y) if np.isfinite(value)]
+    if finite:
+        ends = [min(finite), max(finite)]
+        axes.plot(ends, ends, color=_GRAY, linestyle="--", linewidth=1.2, label="no change")
+    style_legend(axes)
+    return figure
+
+
+def _errors(rows: Rows) -> NDArray[np.float64]:
+    """Return distances (2, n) from the mean to the ends of the interval."""
+    means = np.array([row["mean"] for row in rows], dtype=np.float64)
+    ends = np.array([[row["low"] for row in rows], [row["high"] for row in rows]])
+    distances: NDArray[np.float64] = np.abs(ends - means)
+    return distances
+
+
+def _literal(text: str, max_length: int = 40) -> str:
+    """Return text that Matplotlib does not read as mathematics, shortened."""
+    shown = text if len(text) <= max_length else f"{text[: max_length - 3]}..."
+    return shown.replace("$", r"\$")
+
+
+def _marker(points: Sized) -> str | None:
+    return "o" if len(points) <= _MARKER_LIMIT else None
+
+
+def _use_integers(axes: Axes) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -18,6 +18,7 @@ from typing import Any
 from maml_ray.common.safe_files import RetryingFile
 
 HyperParameter = bool | float | str
+_MAX_STEP = 2**63 - 1
 
 
 class EventWriter:
@@ -155,13 +156,14 @@ def _plugin_summary(plugin: str, tag: str, *, metadata: bytes = b"", value: byte
     return Summary(value=[Summary.Value(tag=tag, metadata=metadata_pb, tensor=tensor)])
 
 
-def _encode_event(*, wall_time: float | None = None, **content: Any) -> bytes:
+def _encode_event(*, step: float = 0, wall_time: float | None = None, **content: Any) -> bytes:
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     record = io.BytesIO()
     now = time.time() if wall_time is None else wall_time
-    RecordWriter(record).write(Event(wall_time=now, **content).SerializeToString())
+    event = Event(step=min(int(step), _MAX_STEP), wall_time=now, **content)
+    RecordWriter(record).write(event.SerializeToString())
     return record.getvalue()
 
 

@@ -61,7 +61,8 @@ def _read_animation(video: Path) -> tuple[bytes, tuple[int, int]] | None:
         import imageio.v2 as imageio  # slow to import and rarely needed
         from PIL import Image
 
-        with imageio.get_reader(video) as reader:
+        reader: Any = imageio.get_reader(video)
+        with reader:
             meta = reader.get_meta_data()
             every = max(1, -(-round(meta["fps"] * meta["duration"]) // _MAX_FRAMES))
             frames = [frame for index, frame in enumerate(reader) if index % every == 0]

@@ -112,6 +112,8 @@ def evaluation_scalars(evaluation: Mapping[str, Any]) -> dict[int, dict[str, flo
 def final_scalars(evaluation: Mapping[str, Any]) -> dict[str, float]:
     """Return the evaluated returns by the tags of training's, to be shown beside them."""
     rows = [row for row in evaluation["rows"] if row["actions"] == "stochastic"]
+    if not rows:
+        return {}
     before, after = min(rows, key=_steps_of), max(rows, key=_steps_of)
     return _tagged(
         _BY_ITERATION,

@@ -27,6 +27,7 @@ from maml_ray.evaluation.video import VideoUnavailable, record_video
 from maml_ray.persistence.metrics_file import read_metrics
 from maml_ray.persistence.run_dir import RunDir, check_writable, open_run_dir
 from maml_ray.reporting.html import write_report
+from maml_ray.reporting.tensorboard_evaluation import write_tensorboard_evaluation
 
 
 @dataclass(frozen=True)
@@ -134,18 +135,21 @@ def evaluate_agent(
 
 
 def report_run(run_dir: RunDir, results: dict[str, Any] | None) -> Path:
-    """Write plots and report from the metrics and the evaluation of a run.
+    """Write report, plots and TensorBoard's evaluation from the files of a run.
 
     Raises:
         RunDirError: the metrics are damaged, or a file cannot be written.
     """
-    from maml_ray.reporting.plots import write_plots  # matplotlib would delay the start of training
+    from maml_ray.reporting.svg import write_plots  # matplotlib would delay the start of training
 
     rows, settings = _read_metrics(run_dir), load_settings(run_dir.settings, recorded=True)
-    check_writable(run_dir.plots, run_dir.report)
+    check_writable(run_dir.plots, run_dir.report, run_dir.tensorboard)
     try:
-        write_plots(rows, results, run_dir)
-        return write_report(run_dir, settings, rows, results, versions())
+        if results is not None:
+            iteration = rows[-1]["iteration"] if rows else 0
+            write_tensorboard_evaluation(run_dir, results, iteration=iteration)
+        plots = write_plots(rows, results, run_dir)
+        return write_report(run_dir, settings, rows, results, versions(), plots)
     except OSError as error:
         path = error.filename2 or error.filename or run_dir.path
         raise RunDirError(f"cannot write the report: {path}: {error.strerror}") from None

@@ -21,6 +21,7 @@ from maml_ray.persistence.checkpoint_store import (
     save_checkpoint,
 )
 from maml_ray.persistence.lease import FencedStorage, acquire_lease
+from maml_ray.persistence.provenance import record_provenance
 from maml_ray.persistence.run_dir import RunDir
 from maml_ray.persistence.run_storage import (
     MetricsMirror,
@@ -74,6 +75,7 @@ def open_session(
         raise RunDirError(
             f"cannot write to the run directory {run_dir.path}: {error_reason(error)}"
         ) from None
+    record_provenance(run_dir)
     return fenced
 
 

@@ -63,12 +63,14 @@ def test_a_new_evaluation_replaces_the_earlier_one(tmp_path: Path) -> None:
 
 def test_the_video_is_an_animation_of_bounded_size(tmp_path: Path) -> None:
     folder = RunDir(tmp_path)
-    with imageio.get_writer(folder.video, fps=20, macro_block_size=2) as writer:
+    writer: Any = imageio.get_writer(folder.video, fps=20, macro_block_size=2)
+    with writer:
         for shade in range(100):
             writer.append_data(np.full((300, 800, 3), 2 * shade, dtype=np.uint8))
     write_tensorboard_evaluation(folder, evaluation())
     (event,) = read(folder).Images("3 evaluation by inner steps/video")
-    with Image.open(io.BytesIO(event.encoded_image_string)) as animation:
+    opened: Any = Image.open(io.BytesIO(event.encoded_image_string))
+    with opened as animation:
         assert (animation.format, animation.size) == ("GIF", (480, 180))
         assert (event.width, event.height) == animation.size
         assert 30 <= animation.n_frames <= 40
