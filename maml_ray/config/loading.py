@@ -14,7 +14,12 @@ from maml_ray.config.error_messages import did_you_mean
 from maml_ray.config.presets import PRESETS
 from maml_ray.config.renamed_keys import rename_keys
 from maml_ray.config.section import keys_at, to_plain
-from maml_ray.config.settings import PRESET_COMES_FIRST, Settings, SettingsError
+from maml_ray.config.settings import (
+    PRESET_COMES_FIRST,
+    Settings,
+    SettingsError,
+    without_other_tasks,
+)
 
 MAX_FILE_BYTES = 100_000
 """Of a settings file. Anything larger is a mistake, such as a video or a checkpoint."""
@@ -202,7 +207,10 @@ def _merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]
     for key, value in update.items():
         if isinstance(value, Mapping):
             section = result.get(key)
-            result[key] = _merge(section if isinstance(section, Mapping) else {}, value)
+            section = section if isinstance(section, Mapping) else {}
+            if key == "task":
+                section = without_other_tasks(section, value)
+            result[key] = _merge(section, value)
         elif value is not None or key not in Settings.model_fields:
             result[key] = value
     return result

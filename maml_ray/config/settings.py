@@ -444,7 +444,10 @@ class Settings(Section):
             raise TypeError('write replace("outer.epochs", 4) or replace({"outer.epochs": 4})')
         new_values = key if isinstance(key, Mapping) else {key: value}
         data = self.model_dump(mode="json")
-        for path, new in by_key(Settings, rename_paths(new_values)):
+        by_path = dict(by_key(Settings, rename_paths(new_values)))
+        new_task = {key.removeprefix("task."): new for key, new in by_path.items()}
+        data["task"] = without_other_tasks(data["task"], new_task)
+        for path, new in by_path.items():
             *sections, name = path.split(".")
             node = data
             for part in sections:
@@ -490,6 +493,16 @@ PRESET_COMES_FIRST = (
 
 def _preset_data(name: str | None) -> Mapping[str, Any]:
     return PRESETS[name].settings if name is not None and name in PRESETS else {}
+
+
+def without_other_tasks(task: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of tasks without what ``new`` ones replace: a name or an environment."""
+    replaced: set[str] = set()
+    if new.get("env") is not None:
+        replaced = {"name"}
+    elif new.get("name") not in (None, task.get("env")):
+        replaced = {"env", "ranges"}
+    return {key: value for key, value in task.items() if key not in replaced}
 
 
 def _value(settings: Settings, key: str) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from maml_ray.config.loading import dump_settings, load_settings, validate_settings
-from maml_ray.config.settings import SettingsError
+from maml_ray.config.settings import Settings, SettingsError
 from maml_ray.tasks.gymnasium_tasks import GymnasiumTasks
 from maml_ray.tasks.loading import resolve_tasks
 
@@ -85,6 +85,23 @@ def test_settings_of_an_environment_are_recorded_and_read_back(tmp_path: Any) ->
     (tmp_path / "settings.yaml").write_text(dump_settings(settings))
     assert load_settings(tmp_path / "settings.yaml") == settings
     assert isinstance(resolve_tasks(settings.task), GymnasiumTasks)
+
+
+def test_an_environment_replaces_a_name_and_a_name_an_environment(tmp_path: Any) -> None:
+    file = tmp_path / "deploy.yaml"
+    file.write_text(dump_settings(Settings()))  # which names the default's tasks
+    env = {"task.env": "Pendulum-v1", "task.ranges": {"g": [5, 15]}}
+    settings = load_settings(file, overrides=env)
+    assert settings.task == load_settings(overrides=env).task
+    assert Settings().replace(env).task == settings.task
+    assert (
+        settings.replace({"task.env": "CartPole-v1", "task.ranges": {}}).task.name == "CartPole-v1"
+    )
+    back = settings.replace("task.name", "point-navigation").task
+    assert (back.name, back.env, back.ranges) == ("point-navigation", None, {})
+    file.write_text(dump_settings(settings))
+    assert load_settings(file, overrides=["task.name=point-navigation"]).task == back
+    assert load_settings(preset="direction", overrides=env).task.env == "Pendulum-v1"
 
 
 @pytest.mark.parametrize(
