@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from maml_ray.cli.options import Checkpoint, ConnectAddress, OptionalRun, Run, Seed
+from maml_ray.cli.options import Checkpoint, ConnectAddress, OptionalRun, Panel, Run, Seed
 from maml_ray.cli.tables import print_comparison, print_evaluation, print_line, print_notes
 from maml_ray.common.errors import UserError
 from maml_ray.config.limits import MAX_ADAPTATION_STEPS
@@ -63,7 +63,7 @@ Output = Annotated[
 def add_commands(app: typer.Typer) -> None:
     """Register the commands."""
     for command in (evaluate, adapt, export, compare, report):
-        app.command()(command)
+        app.command(rich_help_panel=Panel.RUNS)(command)
 
 
 def evaluate(
@@ -271,10 +271,15 @@ def compare(
     output: Annotated[Path, typer.Option(help="Directory for the plot and the table.")] = Path(
         "comparison"
     ),
+    by: Annotated[
+        str, typer.Option(help="Horizontal axis of the plot: steps, time or iterations.")
+    ] = "steps",
 ) -> None:
     """Compare runs in one plot and one table, aggregated over seeds of the same settings.
 
     Uses evaluation returns if every seed of a group has been evaluated, else training returns.
+    Reports the mean with a 95% bootstrap interval over seeds, the interquartile mean, and the
+    range of the seeds.
 
     [bold]Example[/bold]
 
@@ -284,13 +289,25 @@ def compare(
         group_by_settings,
         read_runs,
         summarize,
+        without_duplicates,
         write_comparison,
     )
+    from maml_ray.reporting.plots import X_AXES
 
-    groups = group_by_settings(read_runs(runs))
+    if by not in X_AXES:
+        raise UserError(
+            f"--by {by:.40} is not allowed: write {', '.join(X_AXES[:-1])} or {X_AXES[-1]}"
+        )
+
     console = Console()
-    print_comparison(console, [summarize(group) for group in groups])
-    for path in write_comparison(groups, output):
+    with status_line(console, "comparing runs"):
+        distinct, notes = without_duplicates(read_runs(runs))
+        groups = group_by_settings(distinct)
+        summaries = [summarize(group) for group in groups]
+        written = write_comparison(groups, output, by)
+    print_notes(console, notes)
+    print_comparison(console, summaries)
+    for path in written:
         print_line(console, path)
 
 

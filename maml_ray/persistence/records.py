@@ -149,7 +149,7 @@ class Observer:
         on_status, on_event   at any time, from the start on
         on_start              once: actors and learner are up, the first iteration begins
         on_iteration          after each iteration
-        close                 once, after the last iteration or when the run ends early
+        close                 once after on_start, at the last iteration or when the run ends early
 
     The next iteration is dispatched when ``on_iteration`` has returned, so keep it short: the
     actors wait meanwhile, unless ``meta_batch.async_collection`` is on.

@@ -76,7 +76,7 @@ class StatusProgress(Observer):
         """Take in a finished iteration; return the estimated seconds left."""
         self._best = max(self._best, record.update.return_after)
         following = record.iteration + 2
-        self._status = f"iteration {following} is under way"
+        self._status = f"running iteration {following}"
         self._since = self._clock()
         if following > record.iterations:
             self._status = ""
@@ -103,7 +103,7 @@ class TerminalProgress(StatusProgress):
         """Print the run directory and resources, and open the display."""
         for line in format_start(report):
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
-        self.on_status(f"iteration {report.first_iteration + 1} is under way")
+        self.on_status(f"running iteration {report.first_iteration + 1}")
 
     def on_iteration(self, record: IterationRecord) -> None:
         """Show the metrics of the iteration."""
@@ -165,7 +165,7 @@ class PlainProgress(StatusProgress):
         """Print the run directory and resources."""
         for line in format_start(report):
             self._print(line)
-        self.on_status(f"iteration {report.first_iteration + 1} is under way")
+        self.on_status(f"running iteration {report.first_iteration + 1}")
 
     def on_iteration(self, record: IterationRecord) -> None:
         """Print the metrics of the iteration."""
@@ -214,7 +214,7 @@ class NotebookProgress(StatusProgress):
     def on_start(self, report: StartReport) -> None:
         """Show the run directory and resources."""
         self._start = format_start(report)
-        self.on_status(f"iteration {report.first_iteration + 1} is under way")
+        self.on_status(f"running iteration {report.first_iteration + 1}")
 
     def on_iteration(self, record: IterationRecord) -> None:
         """Show the metrics of the iteration."""

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Set
+from dataclasses import dataclass, field, replace
+from html import escape
 from itertools import count
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
+from urllib.parse import quote
 
 from maml_ray.common.errors import RunDirError
+from maml_ray.common.html_table import html_table
 from maml_ray.common.versions import versions
 from maml_ray.config import limits
 from maml_ray.config.loading import load_settings
@@ -22,12 +21,13 @@ from maml_ray.evaluation.agent import Agent
 from maml_ray.evaluation.compatibility import check_matches_task
 from maml_ray.evaluation.evaluate import Evaluation, evaluate
 from maml_ray.evaluation.loading import load
-from maml_ray.evaluation.results_file import write_evaluation
+from maml_ray.evaluation.results_file import read_episodes, read_evaluation, write_evaluation
 from maml_ray.evaluation.video import VideoUnavailable, record_video
 from maml_ray.persistence.metrics_file import read_metrics
 from maml_ray.persistence.run_dir import RunDir, check_writable, open_run_dir
 from maml_ray.reporting.html import write_report
 from maml_ray.reporting.tensorboard_evaluation import write_tensorboard_evaluation
+from maml_ray.tasks.loading import OwnTasks
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class EvaluationConfig:
         checkpoint: "newest", "best" or a checkpoint number.
         video: record a video.
         video_path: video file; in the run directory by default.
+        own_tasks: tasks of the run if they were given in Python.
     """
 
     tasks: int | None = None
@@ -57,67 +58,111 @@ class EvaluationConfig:
     checkpoint: str = "newest"
     video: bool = True
     video_path: Path | None = None
+    own_tasks: OwnTasks | None = None
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run.
+    """A finished run, with everything that its directory holds.
 
     Attributes:
-        folder: run directory.
-        evaluation: evaluation of the trained policy; None if the run was evaluated earlier.
+        folder: run directory; its attributes are the paths in it, such as ``folder.report``.
+        evaluation: evaluation of the trained policy.
         results: content of ``evaluation.json``.
         notes: messages for the user, such as why there is no video.
+        own_tasks: tasks of the run if they were given in Python.
     """
 
     folder: RunDir
-    evaluation: Evaluation | None
-    results: dict[str, Any]
-    notes: tuple[str, ...]
+    evaluation: Evaluation
+    results: dict[str, Any] = field(repr=False)
+    notes: tuple[str, ...] = ()
+    own_tasks: OwnTasks | None = None
+
+    def __repr__(self) -> str:
+        return f"RunResult({str(self.folder.path)!r}, {self.evaluation.summary})"
+
+    def _repr_html_(self) -> str:
+        table = html_table("Run", (), [("directory", str(self.folder.path))])
+        files = {"report": self.folder.report, "video": self.folder.video}
+        links = " · ".join(
+            f'<a href="{escape(quote(os.path.relpath(path)))}" target="_blank">{name}</a>'
+            for name, path in files.items()
+            if path.exists()
+        )
+        return f"{table}{self.evaluation._repr_html_()}<p>{links}</p>"
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """Metrics of each iteration, as in ``metrics.jsonl``: ``pandas.DataFrame(result.history)``.
+
+        Raises:
+            RunDirError: the file cannot be read.
+        """
+        return read_metrics(self.folder.metrics)
 
     def load(self) -> Agent:
         """Load the trained policy."""
-        return load(self.folder.path)
+        return load(self.folder.path, tasks=self.own_tasks)
+
+
+def read_result(run_dir: RunDir, own_tasks: OwnTasks | None = None) -> RunResult:
+    """Return the result of a run that was evaluated earlier, from the files in its directory.
+
+    Raises:
+        RunDirError: a file is missing or damaged.
+    """
+    evaluation = read_episodes(run_dir.evaluation, run_dir.episodes)
+    return RunResult(run_dir, evaluation, read_evaluation(run_dir.evaluation), (), own_tasks)
 
 
 def evaluate_run(
     run_dir: RunDir,
     config: EvaluationConfig = EvaluationConfig(),
     *,
-    console: Console | None = None,
+    on_status: Callable[[str], None] = lambda message: None,
 ) -> RunResult:
     """Evaluate a run's checkpoint; write metrics, episodes, video and report.
 
     Without OpenGL there is no video, and a note names the remedy.
+
+    Args:
+        run_dir: directory of the run.
+        config: what to evaluate and how.
+        on_status: receives what is being done.
 
     Raises:
         SettingsError: a baseline was trained on other tasks, or ``inner_rate`` is given although
             the run has learned its inner rates.
         RunDirError: a run cannot be read, or a file cannot be written.
     """
-    agent = override_inner_rate(load(run_dir.path, checkpoint=config.checkpoint), config.inner_rate)
+    on_status("loading the policy")
+    agent = load(run_dir.path, checkpoint=config.checkpoint, tasks=config.own_tasks)
+    agent = override_inner_rate(agent, config.inner_rate)
     check_matches_task(agent, run_dir.path)
     check_evaluation_size(agent, config)
     check_writable(run_dir.evaluation, run_dir.episodes, run_dir.plots, run_dir.report)
     _read_metrics(run_dir)  # fail on damaged metrics before evaluating
     baselines = _load_baselines(agent, config)
-    with _progress_line(console or Console(quiet=True)) as on_task:
-        evaluation = evaluate_agent(agent, config, partial(on_task, ""))
-        baseline_evaluations = {
-            name: evaluate_agent(baseline, config, partial(on_task, f"{name}: "))
-            for name, baseline in baselines.items()
-        }
+    evaluation = evaluate_agent(agent, config, _report_task(on_status, "evaluating"))
+    baseline_evaluations = {
+        name: evaluate_agent(baseline, config, _report_task(on_status, f"evaluating {name}"))
+        for name, baseline in baselines.items()
+    }
+    on_status("computing intervals")
     results = write_evaluation(
         evaluation, agent.settings, baseline_evaluations, run_dir.evaluation, run_dir.episodes
     )
     notes: list[str] = []
     if config.video:
         try:
-            record_video(agent, evaluation.replays, config.video_path or run_dir.video)
+            path = config.video_path or run_dir.video
+            record_video(agent, evaluation.replays, path, on_frame=_report_frame(on_status))
         except VideoUnavailable as error:
             notes.append(str(error))
+    on_status("writing plots and report")
     report_run(run_dir, results)
-    return RunResult(run_dir, evaluation, results, tuple(notes))
+    return RunResult(run_dir, evaluation, results, tuple(notes), config.own_tasks)
 
 
 def evaluate_agent(
@@ -195,10 +240,11 @@ def _load_baselines(agent: Agent, config: EvaluationConfig) -> dict[str, Agent]:
                 f"{path} was trained on {_describe_task(baseline)}, the run on "
                 f"{_describe_task(agent)}: their returns cannot be compared"
             )
-        name = _unused_name(baseline.settings.run.name, baselines)
+        name = _unused_name(baseline.settings.run.name, {agent.settings.run.name, *baselines})
         baselines[name] = _with_evaluation_settings_of(agent, baseline)
     if config.untrained:
-        baselines[_unused_name("random", baselines)] = agent.untrained()
+        name = _unused_name("random", {agent.settings.run.name, *baselines})
+        baselines[name] = agent.untrained()
     return baselines
 
 
@@ -218,7 +264,7 @@ def _describe_task(agent: Agent) -> str:
     return f"{task.name}{options} over {task.horizon} steps"
 
 
-def _unused_name(name: str, used: dict[str, Agent]) -> str:
+def _unused_name(name: str, used: Set[str]) -> str:
     candidates = (name if number == 1 else f"{name} ({number})" for number in count(1))
     return next(candidate for candidate in candidates if candidate not in used)
 
@@ -227,14 +273,9 @@ def _read_metrics(run_dir: RunDir) -> list[dict[str, Any]]:
     return read_metrics(run_dir.metrics) if os.path.lexists(run_dir.metrics) else []
 
 
-@contextmanager
-def _progress_line(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """Show which task is being evaluated; yield the callback: prefix, task index, tasks."""
-    if not console.is_terminal:
-        console.print("evaluating ...", style="dim")
-        yield lambda prefix, task, tasks: None
-        return
-    with console.status("evaluating ...") as status:
-        yield lambda prefix, task, tasks: status.update(
-            f"evaluating {prefix}task {task + 1} of {tasks}"
-        )
+def _report_task(on_status: Callable[[str], None], doing: str) -> Callable[[int, int], None]:
+    return lambda task, tasks: on_status(f"{doing}: task {task + 1} of {tasks}")
+
+
+def _report_frame(on_status: Callable[[str], None]) -> Callable[[int, int], None]:
+    return lambda frame, frames: on_status(f"recording the video: frame {frame} of {frames}")

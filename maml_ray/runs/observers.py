@@ -50,6 +50,8 @@ class ObserverList(Observer):
 class GuardedObserver(Observer):
     """Call a user's observer; report its first exception, and from then on only close it.
 
+    It is closed only if it was started.
+
     Args:
         observer: the user's.
         report: receives a sentence on the exception.
@@ -57,10 +59,11 @@ class GuardedObserver(Observer):
 
     def __init__(self, observer: Observer, report: Callable[[str], None]) -> None:
         self._observer, self._report = observer, report
-        self._failed = False
+        self._failed = self._started = False
 
     def on_start(self, report: StartReport) -> None:
         """Forward the start."""
+        self._started = True
         self._call("on_start", report)
 
     def on_iteration(self, record: IterationRecord) -> None:
@@ -76,8 +79,9 @@ class GuardedObserver(Observer):
         self._call("on_event", message)
 
     def close(self) -> None:
-        """Close the observer, even if it has failed before."""
-        self._call("close")
+        """Close the observer if it was started, even if it has failed since."""
+        if self._started:
+            self._call("close")
 
     def _call(self, method: str, *arguments: Any) -> None:
         if self._failed and method != "close":

@@ -42,7 +42,7 @@ def compile_ahead(on_status: Callable[[str], None], on_event: Callable[[str], No
     if is_precompiled():
         return
     started_at = time.monotonic()
-    on_status("compiling kernels, once for this machine: about 30 s")
+    on_status("compiling kernels, once for this machine: about 30 s of one core")
     package = Path(__file__).parents[2]  # it need not be installed
     path = os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
     try:

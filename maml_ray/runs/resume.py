@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -24,6 +25,7 @@ from maml_ray.persistence.run_storage import (
     read_settings,
 )
 from maml_ray.persistence.storage import Storage, open_storage
+from maml_ray.tasks.loading import OwnTasks
 
 MUTABLE_ON_RESUME = (
     "run.iterations",
@@ -78,7 +80,9 @@ def check_storage_writable(run: RunSettings) -> None:
         ) from None
 
 
-def load_resume_state(run_dir: RunDir, settings: Settings, console: Console) -> Checkpoint | None:
+def load_resume_state(
+    run_dir: RunDir, settings: Settings, console: Console, own_tasks: OwnTasks | None = None
+) -> Checkpoint | None:
     """Load the checkpoint to resume from and fetch the metrics up to it.
 
     Returns:
@@ -102,9 +106,8 @@ def load_resume_state(run_dir: RunDir, settings: Settings, console: Console) -> 
         _check_mounted(run_dir, storages[-1])
         print_notice(console, f"{storage} has no checkpoint yet: the run starts from the beginning")
         return None
-    check_matches_task(
-        agent_from_checkpoint(settings, checkpoint, run_dir.checkpoints), run_dir.path
-    )
+    agent = agent_from_checkpoint(settings, checkpoint, run_dir.checkpoints)
+    check_matches_task(replace(agent, own_tasks=own_tasks), run_dir.path)
     for storage in storages:
         fetch_metrics(storage, run_dir, checkpoint.iteration)
     return checkpoint

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from maml_ray.common.errors import Interrupted, RunDirError, TrainingFailed
 from maml_ray.config.loading import load_settings
 from maml_ray.config.settings import RunSettings, Settings, SettingsError
-from maml_ray.evaluation.results_file import read_evaluation
-from maml_ray.kernels.jit import has_cached_code
 from maml_ray.maml.losses import outer_objective
 from maml_ray.persistence.checkpoint_format import Checkpoint
 from maml_ray.persistence.file_lock import lock_run_dir
@@ -27,7 +28,9 @@ from maml_ray.persistence.run_storage import (
 )
 from maml_ray.reporting.metrics_log import MetricsLog
 from maml_ray.reporting.progress import make_progress
-from maml_ray.runs.evaluate import EvaluationConfig, RunResult, evaluate_run
+from maml_ray.runs.evaluate import EvaluationConfig, RunResult, evaluate_run, read_result
+from maml_ray.runs.observers import GuardedObserver, ObserverList, check_observers
+from maml_ray.runs.precompile import compile_ahead
 from maml_ray.runs.resume import (
     check_no_existing_run,
     check_storage_writable,
@@ -36,15 +39,20 @@ from maml_ray.runs.resume import (
 )
 from maml_ray.runs.session import open_session
 from maml_ray.runs.training_loop import train_on_ray
-from maml_ray.tasks.loading import resolve_tasks
+from maml_ray.runtime.ray_session import is_local
+from maml_ray.tasks.loading import OwnTasks, record_own_tasks, resolve_tasks
 
 AUTO = "auto"
 """``resume`` value: continue the run that the settings name, or start it if it does not exist."""
 
 
 def train(
-    settings: Settings | None = None,
+    settings: Settings | str | Path | None = None,
     *,
+    tasks: OwnTasks | None = None,
+    iterations: int | None = None,
+    seed: int | None = None,
+    observers: Sequence[Observer] = (),
     run_dir: str | Path | None = None,
     resume: str | Path | None = None,
     console: Console | None = None,
@@ -52,14 +60,23 @@ def train(
     """Meta-train, evaluate and report; all files are written to one run directory.
 
     Args:
-        settings: settings of the run; None for the defaults, or for those of the resumed run.
+        settings: settings of the run, the name of a preset, or the path of a YAML file; None for
+            the defaults, or for the settings of the resumed run.
+        tasks: tasks to train on in place of those that the settings name: a subclass of
+            :class:`TaskDistribution`, which is created without arguments, or an instance of one.
+            It may be defined in a notebook or script. The run records only its name, so resuming
+            or loading the run needs it again.
+        iterations: replaces ``run.iterations``.
+        seed: replaces ``run.seed``.
+        observers: receive the progress of the run, beside its display and its logs.
         run_dir: run directory; a new one in ``run.directory`` by default.
         resume: run to continue: its directory, its URL in storage, or ``"auto"`` for the run
             ``run.name`` in ``run.storage`` or ``run.directory``, started if it does not exist.
         console: shows the progress; the terminal by default.
 
     Raises:
-        SettingsError: the settings differ from those of the resumed run, or name no task.
+        SettingsError: a setting is invalid or differs from that of the resumed run, the settings
+            name no task, or an observer is none.
         RunDirError: the directory or storage cannot be used, or belongs to another run.
         ResourceError: the cluster does not exist or lacks the requested resources.
         TrainingFailed: a work item could not be done.
@@ -67,17 +84,22 @@ def train(
         Interrupted: SIGINT or SIGTERM; finished iterations are checkpointed.
     """
     console = console or Console()
-    target, settings = _resolve_run(settings, run_dir, resume, console)
+    check_observers(observers)
+    changes = {"run.iterations": iterations, "run.seed": seed}
+    changes = {key: value for key, value in changes.items() if value is not None}
+    target, settings = _resolve_run(_load(settings), changes, tasks, run_dir, resume, console)
     with lock_run_dir(target.path):  # before reading what the directory holds
         if resume is None or not os.path.lexists(target.settings):
             check_no_existing_run(target, settings)
             check_storage_writable(settings.run)
-            return _train_and_evaluate(target, settings, None, console, new=resume is None)
-        checkpoint = load_resume_state(target, settings, console)
+            return _train_and_evaluate(
+                target, settings, tasks, None, console, observers, new=resume is None
+            )
+        checkpoint = load_resume_state(target, settings, console, tasks)
         if checkpoint is not None and checkpoint.iteration >= settings.run.iterations:
-            return _finish(target, settings, checkpoint, console, reevaluate=resume != AUTO)
+            return _finish(target, settings, tasks, checkpoint, console, reevaluate=resume != AUTO)
         check_storage_writable(settings.run)
-        return _train_and_evaluate(target, settings, checkpoint, console)
+        return _train_and_evaluate(target, settings, tasks, checkpoint, console, observers)
 
 
 def open_or_fetch_run(run: str | Path) -> RunDir:
@@ -95,30 +117,43 @@ def open_or_fetch_run(run: str | Path) -> RunDir:
 def _train_and_evaluate(
     run_dir: RunDir,
     settings: Settings,
+    own_tasks: OwnTasks | None,
     checkpoint: Checkpoint | None,
     console: Console,
+    own_observers: Sequence[Observer],
     *,
     new: bool = False,
 ) -> RunResult:
-    first = checkpoint.iteration if checkpoint else 0
-    observers: list[Observer] = [MetricsLog(run_dir, first), make_progress(console)]
-    if settings.cluster.address is None and not has_cached_code():
-        print_notice(console, "compiling kernels (once per machine, about 30 s)")
-    try:
-        train_on_ray(settings, run_dir, observers=observers, resume=checkpoint, new=new)
-    except (Interrupted, TrainingFailed) as error:
-        if run_dir.settings.exists():
-            error.run = str(run_dir.path)
-        raise
-    finally:
-        for observer in observers:
-            observer.close()
-    return evaluate_run(run_dir, EvaluationConfig(video=settings.evaluation.video), console=console)
+    log = MetricsLog(run_dir, checkpoint.iteration if checkpoint else 0)
+    with closing(make_progress(console)) as progress:
+        reporters = ObserverList([log, progress])
+        guarded = [GuardedObserver(observer, reporters.on_event) for observer in own_observers]
+        observers = [log, progress, *guarded]
+        try:
+            if is_local(settings.cluster.address):
+                compile_ahead(progress.on_status, progress.on_event)
+            train_on_ray(
+                settings,
+                run_dir,
+                own_tasks=own_tasks,
+                observers=observers,
+                resume=checkpoint,
+                new=new,
+            )
+        except (Interrupted, TrainingFailed) as error:
+            if run_dir.settings.exists():
+                error.run = str(run_dir.path)
+            raise
+        finally:
+            for observer in [*guarded, log]:
+                observer.close()
+        return _evaluate(run_dir, settings, own_tasks, progress)
 
 
 def _finish(
     run_dir: RunDir,
     settings: Settings,
+    own_tasks: OwnTasks | None,
     checkpoint: Checkpoint,
     console: Console,
     *,
@@ -128,33 +163,64 @@ def _finish(
     print_notice(console, f"{run_dir.path} is done: it has {checkpoint.iteration} iterations")
     if load_settings(run_dir.settings, recorded=True) != settings:
         open_session(run_dir, settings, checkpoint)
-    if not reevaluate and _is_evaluated(run_dir):
-        return RunResult(run_dir, None, read_evaluation(run_dir.evaluation), ())
-    return evaluate_run(run_dir, EvaluationConfig(video=settings.evaluation.video), console=console)
+    earlier = None if reevaluate else _earlier_result(run_dir, own_tasks)
+    if earlier is not None:
+        return earlier
+    with closing(make_progress(console)) as progress:
+        return _evaluate(run_dir, settings, own_tasks, progress)
 
 
-def _is_evaluated(run_dir: RunDir) -> bool:
-    """Return whether an evaluation newer than the metrics, and its report, exist."""
+def _evaluate(
+    run_dir: RunDir, settings: Settings, own_tasks: OwnTasks | None, progress: Observer
+) -> RunResult:
+    config = EvaluationConfig(video=settings.evaluation.video, own_tasks=own_tasks)
+    return evaluate_run(run_dir, config, on_status=progress.on_status)
+
+
+def _earlier_result(run_dir: RunDir, own_tasks: OwnTasks | None) -> RunResult | None:
+    """Return the result of an evaluation newer than the metrics, with its report, if there is."""
     try:
-        read_evaluation(run_dir.evaluation)
+        result = read_result(run_dir, own_tasks)
         written = run_dir.evaluation.stat().st_mtime
-        return run_dir.report.exists() and written >= run_dir.metrics.stat().st_mtime
+        is_newer = run_dir.report.exists() and written >= run_dir.metrics.stat().st_mtime
+        return result if is_newer else None
     except (OSError, RunDirError):
-        return False
+        return None
+
+
+def _load(settings: Settings | str | Path | None) -> Settings | None:
+    """Load settings by the path of a YAML file or the name of a preset.
+
+    Raises:
+        SettingsError: there is no such preset, or the file cannot be read.
+    """
+    if settings is None or isinstance(settings, Settings):
+        return settings
+    if not isinstance(settings, str | Path):
+        raise SettingsError(
+            f"settings = {settings!r:.80} is not allowed: pass Settings, the name of a preset or "
+            "the path of a YAML file"
+        )
+    if Path(settings).suffix in (".yaml", ".yml"):
+        return load_settings(settings)
+    return load_settings(preset=str(settings))
 
 
 def _resolve_run(
     settings: Settings | None,
+    changes: Mapping[str, Any],
+    own_tasks: OwnTasks | None,
     run_dir: str | Path | None,
     resume: str | Path | None,
     console: Console,
 ) -> tuple[RunDir, Settings]:
-    """Return the run directory, which may not exist yet, and the settings."""
+    """Return the run directory, which may not exist yet, and the settings with ``changes``."""
     if resume is not None and resume != AUTO:
         target = open_or_fetch_run(resume)
-        settings = _with_absolute_storage(settings or load_settings(target.settings, recorded=True))
+        settings = settings or load_settings(target.settings, recorded=True)
+        settings = _complete(settings, changes, own_tasks)
     else:
-        settings = _with_absolute_storage(settings or Settings())
+        settings = _complete(settings or Settings(), changes, own_tasks)
         if resume == AUTO:
             target = _named_run_dir(settings, console)
         else:
@@ -164,7 +230,7 @@ def _resolve_run(
             _notify_of_moved_directory(settings.run, console)
     # Report an unknown task, objective or storage before Ray starts.
     try:
-        resolve_tasks(settings.task)
+        resolve_tasks(settings.task, own_tasks)
         outer_objective(settings.outer.objective)
     except SettingsError as error:
         if resume not in (None, AUTO) and _are_recorded(settings, target):
@@ -172,6 +238,13 @@ def _resolve_run(
         raise
     open_run_storage(target, settings.run)
     return target, settings
+
+
+def _complete(
+    settings: Settings, changes: Mapping[str, Any], own_tasks: OwnTasks | None
+) -> Settings:
+    """Return the settings to record, with what the arguments of :func:`train` change."""
+    return record_own_tasks(_with_absolute_storage(settings.replace(changes)), own_tasks)
 
 
 def _are_recorded(settings: Settings, target: RunDir) -> bool:

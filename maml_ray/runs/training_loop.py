@@ -34,12 +34,13 @@ from maml_ray.persistence.checkpoint_format import Checkpoint
 from maml_ray.persistence.checkpoint_store import CheckpointScore
 from maml_ray.persistence.records import IterationRecord, IterationTimings, Observer, StartReport
 from maml_ray.persistence.run_dir import RunDir
+from maml_ray.runs.observers import ObserverList
 from maml_ray.runs.session import open_checkpoint_writer, open_session
 from maml_ray.runtime.actor_system import ActorSystem, start_actors
 from maml_ray.runtime.ray_internals import get_dashboard_url
-from maml_ray.runtime.ray_session import connected
+from maml_ray.runtime.ray_session import connected, is_local
 from maml_ray.runtime.rollout_pool import CollectedBatch
-from maml_ray.tasks.loading import resolve_tasks
+from maml_ray.tasks.loading import OwnTasks, resolve_tasks
 from maml_ray.tasks.task import TaskDistribution
 
 EXIT_SAVE_TIMEOUT_S = 4.0
@@ -69,6 +70,7 @@ def train_on_ray(
     observers: Sequence[Observer] = (),
     resume: Checkpoint | None = None,
     new: bool = False,
+    own_tasks: OwnTasks | None = None,
 ) -> None:
     """Meta-train on Ray, writing periodic checkpoints and a final one.
 
@@ -78,6 +80,7 @@ def train_on_ray(
         observers: receive the start report, iteration records and events; closed by the caller.
         resume: checkpoint to continue from; None starts a new run.
         new: fail if the run's storage already belongs to a run.
+        own_tasks: tasks of the run if they were given in Python.
 
     Raises:
         ResourceError: the cluster does not exist or lacks the requested resources.
@@ -87,14 +90,26 @@ def train_on_ray(
         Superseded: a newer attempt at the run has started.
         RunDirError: the run directory or storage cannot be written or belongs to another run.
     """
-    observer_list, progress = _ObserverList(observers), _Progress.of(resume)
-    tasks, spec = resolve_tasks(settings.task), policy_spec(settings)
+    observer_list, progress = ObserverList(observers), _Progress.of(resume)
+    tasks = resolve_tasks(settings.task, own_tasks)
+    spec = policy_spec(settings, tasks)
     first = _assignments(settings, tasks, progress.iteration)
+    address = settings.cluster.address
+    observer_list.on_status(
+        "starting Ray" if is_local(address) else f"joining the Ray cluster at {address or 'auto'}"
+    )
     with (
-        connected(settings.cluster.address),
+        connected(address),
         StopRequest() as stop,
         start_actors(
-            settings, spec, resume, first, on_event=observer_list.on_event, check_stop=stop.check
+            settings,
+            spec,
+            resume,
+            first,
+            on_event=observer_list.on_event,
+            check_stop=stop.check,
+            own_tasks=own_tasks,
+            on_status=observer_list.on_status,
         ) as actors,
         closing(Publisher(settings, spec, actors.latest, observer_list.on_event)) as publisher,
     ):
@@ -106,6 +121,7 @@ def train_on_ray(
             _TrainingLoop(
                 settings, tasks, actors, writer, observer_list, stop.check, attempt, progress
             ).run()
+        observer_list.on_status("stopping actors and Ray")
 
 
 @dataclass
@@ -116,7 +132,7 @@ class _TrainingLoop:
     tasks: TaskDistribution
     actors: ActorSystem
     writer: AsyncCheckpointWriter
-    observers: _ObserverList
+    observers: ObserverList
     check_stop: Callable[[], None]
     attempt: int
     progress: _Progress
@@ -128,6 +144,7 @@ class _TrainingLoop:
         """
         try:
             self._iterate()
+            self.observers.on_status("saving the last checkpoint")
             self._save_last(self.settings.cluster.task_timeout_s, self.check_stop)
             self.check_stop()
         except (Interrupted, TrainingFailed) as error:
@@ -252,26 +269,3 @@ def _start_report(
         dashboard_url=get_dashboard_url(),
         attempt=attempt,
     )
-
-
-class _ObserverList:
-    """Forward every call to all observers, in order."""
-
-    def __init__(self, observers: Sequence[Observer]) -> None:
-        self._observers = list(observers)
-
-    def add(self, *observers: Observer) -> None:
-        """Append observers."""
-        self._observers += observers
-
-    def on_start(self, report: StartReport) -> None:
-        for observer in self._observers:
-            observer.on_start(report)
-
-    def on_iteration(self, record: IterationRecord) -> None:
-        for observer in self._observers:
-            observer.on_iteration(record)
-
-    def on_event(self, message: str) -> None:
-        for observer in self._observers:
-            observer.on_event(message)

@@ -122,7 +122,7 @@ class RolloutActor:
         self._name, self._settings = name, settings
         self._heartbeat = HeartbeatLog()
         if can_cache_code() and not has_cached_code():  # on a machine other than the driver's
-            print("compiling kernels, once for this machine: about 30 s", flush=True)
+            print("compiling kernels, once for this machine: about 30 s of one core", flush=True)
         self._worker = RolloutWorker(settings, own_tasks, self._heartbeat.set_phase)
 
     def __repr__(self) -> str:

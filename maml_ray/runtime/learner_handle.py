@@ -22,6 +22,7 @@ from maml_ray.runtime.actor_handle import describe_error, describe_heartbeats
 from maml_ray.runtime.actors import ActorLocation, LearnerActor, as_actor
 from maml_ray.runtime.capacity import describe_free_resources
 from maml_ray.runtime.fault_policy import REPLACEMENT, Failure, FailureReport
+from maml_ray.runtime.ray_internals import get_unplaced_actors
 from maml_ray.runtime.ray_session import ResourcePlan
 from maml_ray.runtime.rollout_pool import POLL_S
 from maml_ray.runtime.run_context import RunContext
@@ -109,19 +110,22 @@ class LearnerHandle:
         started_at = reported_at = time.monotonic()
         while not _all_ready([ref], poll_fn):
             self._context.check_stop()
+            self._context.on_status("starting the learner")
             now = time.monotonic()
             if now - started_at > timeout:
+                gpu = ": its GPU may be taken by another job" if self._plan.learner_gpus else ""
                 raise ResourceError(
                     f"the learner did not start within {timeout:.0f} s (cluster.start_timeout_s); "
-                    f"{describe_free_resources()}: its GPU may be taken by another job"
+                    f"{describe_free_resources()}{gpu}"
                 )
             if now - reported_at > PROGRESS_INTERVAL_S:
                 reported_at = now
-                gpu = " and its GPU" if self._plan.learner_gpus else ""
-                self._context.on_event(
-                    f"waiting for the learner{gpu} to start ({now - started_at:.0f} s of "
-                    f"{timeout:.0f} s, cluster.start_timeout_s); {describe_free_resources()}"
-                )
+                # It requests no CPU: only a GPU may be what it waits for.
+                if self._plan.learner_gpus and self._name() in get_unplaced_actors():
+                    self._context.on_event(
+                        f"waiting for a free GPU for the learner ({now - started_at:.0f} s of "
+                        f"{timeout:.0f} s, cluster.start_timeout_s); {describe_free_resources()}"
+                    )
 
     def prefetch(self, rollouts: Sequence[ray.ObjectRef[Any]]) -> None:
         """Send some of the next update's rollouts in advance, without waiting.

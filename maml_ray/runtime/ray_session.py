@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -108,7 +109,7 @@ def connected(address: str | None) -> Iterator[None]:
     if address is None and not os.environ.get("RAY_ADDRESS"):
         address = "local"
     try:
-        with _interrupted_by_sigterm():
+        with _interrupted_by_sigterm(), _without_advice():
             if address is None:
                 ray.init(logging_level=logging.WARNING)  # in a job Ray reads RAY_ADDRESS itself
             else:
@@ -120,6 +121,24 @@ def connected(address: str | None) -> Iterator[None]:
     finally:
         with _sigterm_handler_restored():
             ray.shutdown()
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Hide what Ray says at every start and what a run need not act on; keep its other warnings."""
+
+    def is_wanted(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Token authentication is enabled")
+
+    logger = logging.getLogger("ray._private.authentication.authentication_token_setup")
+    logger.addFilter(is_wanted)
+    try:
+        with warnings.catch_warnings():
+            # Of GPUs hidden from actors that request none, which is what actors here rely on.
+            warnings.filterwarnings("ignore", "Tip: In future versions of Ray", FutureWarning)
+            yield
+    finally:
+        logger.removeFilter(is_wanted)
 
 
 @contextmanager

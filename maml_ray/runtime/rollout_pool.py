@@ -29,6 +29,7 @@ from maml_ray.runtime.actor_handle import (
 from maml_ray.runtime.actors import ActorLocation, RolloutInfo
 from maml_ray.runtime.capacity import describe_free_resources
 from maml_ray.runtime.fault_policy import Failure, FailureReport
+from maml_ray.runtime.ray_internals import get_unplaced_actors
 from maml_ray.runtime.run_context import RunContext
 from maml_ray.runtime.work_queue import WorkBatch, WorkCounts, WorkQueue
 
@@ -115,8 +116,9 @@ class RolloutPool:
         ready = self._actors.locations
         if len(ready) >= least:
             return tuple(ready)
+        starting = _describe_actors([handle.name for handle in self._actors.starting])
         raise ResourceError(
-            f"{self._describe_starting()} did not start within {timeout:.0f} s "
+            f"{starting} did not start within {timeout:.0f} s "
             f"(cluster.start_timeout_s); {len(ready)} of at least {least} rollout actors are up, "
             f"{describe_free_resources()}: free some, or lower cluster.min_rollout_actors"
         )
@@ -234,16 +236,17 @@ class RolloutPool:
         """Return how many of the actors fit on the cluster; the others wait for nodes."""
         return min(len(self._actors), self._capacity.num_slots())
 
-    def _describe_starting(self) -> str:
-        names = [handle.name for handle in self._actors.starting]
-        more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-        return (", ".join(names[:_NAMES_SHOWN]) or "rollout actors") + more
-
     def _report_start(self, waited_s: float) -> None:
-        if time.monotonic() - self._reported_at > PROGRESS_INTERVAL_S:
-            self._reported_at = time.monotonic()
+        """Report which actors are starting, and periodically which have no CPU to start on."""
+        starting = [handle.name for handle in self._actors.starting]
+        self._context.on_status(f"starting {_describe_actors(starting)}")
+        if time.monotonic() - self._reported_at <= PROGRESS_INTERVAL_S:
+            return
+        self._reported_at = time.monotonic()
+        unplaced = sorted(set(starting).intersection(get_unplaced_actors()))
+        if unplaced:
             self._context.on_event(
-                f"waiting for {self._describe_starting()} to start ({waited_s:.0f} s of "
+                f"waiting for a free CPU for {_describe_actors(unplaced)} ({waited_s:.0f} s of "
                 f"{self._limits.start_timeout_s:.0f} s, cluster.start_timeout_s); "
                 f"{describe_free_resources()}"
             )
@@ -372,3 +375,8 @@ class RolloutPool:
             return  # another actor has done this work already
         report = FailureReport(failure, str(blamed), handle.name, attempts, error)
         self._context.handle_failure(report)
+
+
+def _describe_actors(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return (", ".join(names[:_NAMES_SHOWN]) or "rollout actors") + more

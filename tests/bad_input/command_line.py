@@ -55,7 +55,10 @@ def training_refused() -> Iterator[None]:
     def training(*arguments: Any, **keywords: Any) -> None:
         raise TrainingFailed(REACHED)
 
-    with mock.patch("maml_ray.runs.train.train_on_ray", training):
+    with (
+        mock.patch("maml_ray.runs.train.compile_ahead"),
+        mock.patch("maml_ray.runs.train.train_on_ray", training),
+    ):
         yield
 
 

@@ -18,7 +18,7 @@ import ray
 
 from maml_ray.config.loading import validate_settings
 from maml_ray.config.settings import Settings
-from maml_ray.persistence.records import IterationRecord, StartReport
+from maml_ray.persistence.records import IterationRecord, Observer
 from maml_ray.persistence.run_dir import RunDir
 from maml_ray.runs.training_loop import train_on_ray
 from maml_ray.runtime.actor_system import ActorSystem
@@ -109,7 +109,7 @@ def settings_for(actors: int, iterations: int, *, overlap: bool = False) -> Sett
     )
 
 
-class _Watch:
+class _Watch(Observer):
     """An observer, and wrappers around the steps of the driver, that note times."""
 
     def __init__(self, iterations: int, profile: Profile | None) -> None:
@@ -120,9 +120,6 @@ class _Watch:
         self._busy_at = self._queued_at = 0.0
         self._cpu_at: CpuSeconds | None = None
         self.cpu: CpuSeconds | None = None
-
-    def on_start(self, report: StartReport) -> None:
-        pass
 
     def on_iteration(self, record: IterationRecord) -> None:
         if record.iteration == self._last:
@@ -141,9 +138,6 @@ class _Watch:
 
     def on_event(self, message: str) -> None:
         print(message)
-
-    def close(self) -> None:
-        pass
 
     def timed(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **keywords: Any) -> Any:

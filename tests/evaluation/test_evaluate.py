@@ -2,27 +2,33 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+import shutil
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
+from xml.etree import ElementTree
 
 import imageio.v3 as iio
 import numpy as np
+import pandas
 import pytest
 from gymnasium.vector import VectorEnv
 
 import maml_ray
-from maml_ray.common.errors import RunDirError
+from maml_ray.common.errors import RunDirError, UserError
 from maml_ray.common.seeding import Purpose, seed_sequence
 from maml_ray.config.settings import Settings, SettingsError
 from maml_ray.evaluation.agent import Agent
 from maml_ray.evaluation.evaluate import Evaluation, evaluate
 from maml_ray.evaluation.results_file import read_evaluation
-from maml_ray.runs.evaluate import EvaluationConfig, evaluate_run
+from maml_ray.evaluation.video import record_video
+from maml_ray.persistence.run_dir import RunDir
+from maml_ray.runs.evaluate import EvaluationConfig, RunResult, evaluate_run, read_result
 from maml_ray.tasks.point_navigation import PointNavigationTasks
 from maml_ray.tasks.task import Task
-from tests.small_runs import agent_of, run_of, settings
+from tests.small_runs import agent_of, quick_pictures, run_of, settings, trained_run
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +177,6 @@ def test_files_agree_with_the_results_and_with_each_other(tmp_path: Path) -> Non
     )
     results = json.loads(folder.evaluation.read_text(), parse_constant=pytest.fail)
     assert results == read_evaluation(folder.evaluation)
-    assert result.evaluation is not None
     assert results["rows"][2]["mean"] == result.evaluation.row(1, "stochastic").mean
     assert set(results["beside"]) == {"random"}
     assert (results["task"], results["horizon"], results["tasks"]) == ("point-navigation", 8, 3)
@@ -190,6 +195,111 @@ def test_files_agree_with_the_results_and_with_each_other(tmp_path: Path) -> Non
     assert set(json.loads(lines[0]["parameters"])) == {"x", "y"}
 
 
+@pytest.fixture(scope="module", params=["point-navigation", "half-cheetah-direction"])
+def evaluated(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunResult]:
+    folder = trained_run(
+        settings(request.param, run={"iterations": 2}), tmp_path_factory.mktemp("run") / "run"
+    )
+    config = EvaluationConfig(
+        tasks=3, episodes=2, steps=1, seed=4, baselines=(folder.path,), untrained=True, video=False
+    )
+    with quick_pictures():
+        yield evaluate_run(folder, config)
+
+
+def test_an_earlier_evaluation_is_read_from_its_files(evaluated: RunResult, tmp_path: Path) -> None:
+    again = read_result(evaluated.folder)
+    assert again.evaluation.measurements == evaluated.evaluation.measurements
+    assert again.evaluation.rows == evaluated.evaluation.rows
+    assert again.results == evaluated.results
+    path, summary = str(evaluated.folder.path), evaluated.evaluation.summary
+    assert repr(again) == repr(evaluated) == f"RunResult({path!r}, {summary})"
+    with pytest.raises(UserError, match="no episodes to record"):
+        record_video(evaluated.load(), again.evaluation.replays, tmp_path / "video.mp4")
+
+
+def without_an_own_episode(text: str) -> str:
+    lines = text.splitlines()
+    return "\n".join(lines[:5] + lines[6:])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "",
+        lambda text: text.splitlines()[0],
+        lambda text: text.replace("stochastic", "random"),
+        lambda text: text.replace("return", "reward"),
+        lambda text: text.replace("{", "["),
+        without_an_own_episode,
+    ],
+)
+def test_damaged_episodes_are_refused(
+    evaluated: RunResult, tmp_path: Path, damage: Callable[[str], str]
+) -> None:
+    damaged = RunDir(tmp_path)
+    shutil.copy(evaluated.folder.evaluation, damaged.evaluation)
+    damaged.episodes.write_text(damage(evaluated.folder.episodes.read_text()))
+    with pytest.raises(RunDirError, match=r"evaluation.csv does not hold the episodes of an"):
+        read_result(damaged)
+    damaged.episodes.unlink()
+    with pytest.raises(RunDirError, match=r"evaluation.csv does not hold the episodes of an"):
+        read_result(damaged)
+
+
+def test_the_history_of_a_run_is_a_data_frame(evaluated: RunResult) -> None:
+    frame = pandas.DataFrame(evaluated.history)
+    assert frame["iteration"].tolist() == [0, 1]
+    assert frame["total_env_steps"].is_monotonic_increasing
+    html = ElementTree.fromstring(f"<div>{evaluated._repr_html_()}</div>")
+    (link,) = html.iter("a")
+    assert Path(link.attrib["href"]).resolve() == evaluated.folder.report.resolve()
+
+
+def test_each_episode_is_a_row_of_the_data_frame(evaluation: Evaluation) -> None:
+    frame = evaluation.to_dataframe()
+    assert len(frame) == 3 * 3 * 2 * 4  # adaptations, steps, action modes, episodes
+    means = frame.groupby(["steps", "actions"])["return"].mean()
+    for row in evaluation.rows:
+        assert means[row.steps, row.actions] == pytest.approx(row.mean)
+    first = evaluation.measurements[0]
+    assert frame.iloc[0].to_dict() == {
+        "task": first.task.name,
+        "adaptation": 0,
+        "steps": 0,
+        "actions": "stochastic",
+        "episode": 0,
+        "return": first.returns[0],
+        "speed": pytest.approx(np.nan, nan_ok=True),
+        "task_x": dict(first.task.parameters)["x"],
+        "task_y": dict(first.task.parameters)["y"],
+    }
+
+
+def test_without_pandas_it_says_what_to_install(
+    evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(UserError, match="a data frame needs pandas: pip install pandas"):
+        evaluation.to_dataframe()
+
+
+def test_an_evaluation_is_shown_in_a_line_and_in_notebooks_as_a_table(
+    evaluation: Evaluation,
+) -> None:
+    before, after = (evaluation.row(steps, "stochastic") for steps in (0, 2))
+    summary = f"mean return {before.mean:.1f} before adaptation, {after.mean:.1f} after 2 steps"
+    assert repr(evaluation) == f"Evaluation(tasks=3, episodes=4, seed=5, {summary})"
+    table = ElementTree.fromstring(evaluation._repr_html_())
+    cells = [[cell.text or "" for cell in row] for row in table.iter("tr")]
+    assert cells[0] == ["steps", "actions", "mean return", "95% interval", "m/s"]
+    assert cells[1][:3] == ["0", "stochastic", f"{before.mean:.1f}"]
+    assert len(cells) == 1 + len(evaluation.rows)
+    assert all(len(repr(episode)) < 200 for pair in evaluation.replays for episode in pair)
+
+
 @pytest.mark.parametrize("content", ["", "[1]", "{}", "not JSON"])
 def test_a_damaged_evaluation_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "evaluation.json"
@@ -206,9 +316,10 @@ def test_a_baseline_is_evaluated_on_the_same_tasks_with_its_own_rate(tmp_path: P
         tasks=2, episodes=3, steps=1, baselines=(other.path, other.path), video=False
     )
     results = evaluate_run(folder, config).results
-    assert list(results["beside"]) == ["small", "small (2)"]
+    assert list(results["beside"]) == ["small (2)", "small (3)"]
     expected = evaluate(agent_of(other_settings), tasks=2, episodes=3, steps=1)
-    assert [row["mean"] for row in results["beside"]["small"]] == [r.mean for r in expected.rows]
+    found = results["beside"]["small (2)"]
+    assert [row["mean"] for row in found] == [r.mean for r in expected.rows]
 
 
 @pytest.mark.parametrize(
@@ -247,7 +358,6 @@ def test_the_video_shows_both_tasks_before_and_after_side_by_side(tmp_path: Path
     result = evaluate_run(folder, EvaluationConfig(tasks=4, episodes=1, steps=1))
     assert result.notes == ()
     frames = iio.imread(folder.video).astype(int)
-    assert result.evaluation is not None
     steps = max(len(episode.actions) for pair in result.evaluation.replays for episode in pair)
     assert frames.shape[0] == steps + 1
     height, width = frames.shape[1] // 2, frames.shape[2] // 2

@@ -116,6 +116,7 @@ def test_the_lock_is_held_for_the_whole_of_a_run(
         raise TrainingFailed("far enough")
 
     monkeypatch.setattr("maml_ray.runs.train.train_on_ray", training)
+    monkeypatch.setattr("maml_ray.runs.train.compile_ahead", lambda *callbacks: None)
     with pytest.raises(TrainingFailed):
         train(settings(), run_dir=tmp_path / "run")
     assert f"pid {os.getpid()}" in seen[0]
@@ -133,6 +134,7 @@ def test_runs_of_the_same_second_get_different_directories(
         raise TrainingFailed("far enough")
 
     monkeypatch.setattr("maml_ray.runs.train.train_on_ray", training)
+    monkeypatch.setattr("maml_ray.runs.train.compile_ahead", lambda *callbacks: None)
     monkeypatch.setattr("maml_ray.runs.train.time.strftime", lambda *_: "20260101-120000")
     for _ in range(3):
         with pytest.raises(TrainingFailed):

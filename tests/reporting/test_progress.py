@@ -101,9 +101,9 @@ def test_the_display_keeps_to_a_terminal_of_80_characters(record: MakeRecord) ->
     console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
     progress = TerminalProgress(console)
     progress.on_start(START)
-    assert "iteration 4 is under way" in text(console)
+    assert "running iteration 4" in text(console)
     progress.on_iteration(record(9, return_before=-1234.5, return_after=-1200.25))
-    assert "iteration 11 is under way" in text(console)
+    assert "running iteration 11" in text(console)
     progress.close()
     lines = text(console).rpartition("\x1b[?25h")[0].splitlines()[-4:]
     assert [line.split()[0] for line in lines] == ["return", "learning", "speed", "time"]
@@ -138,12 +138,12 @@ def test_a_log_shows_the_status_only_after_a_silence(record: MakeRecord) -> None
     progress.on_status("starting Ray")  # said again: the seconds go on
     assert after(0.1) == "starting Ray (8 s)"
     progress.on_start(START)
-    assert after(4.0) == "iteration 4 is under way (4 s)"
+    assert after(4.0) == "running iteration 4 (4 s)"
     progress.on_iteration(record(3))
     before = after(4.0)
     assert before.startswith("iteration  4/20")
     assert after(50.0) == before, "an iteration prints a line when it ends"
-    assert after(6.0) == "iteration 5 is under way (60 s)"
+    assert after(6.0) == "running iteration 5 (60 s)"
     progress.on_iteration(record(19))
     last = after(1000.0)
     assert last.startswith("iteration 20/20"), "the run is over"
@@ -162,7 +162,7 @@ def test_the_status_on_a_terminal_disappears_and_metrics_stay(record: MakeRecord
     progress.on_iteration(record(19))
     progress.on_status("evaluating: task 3 of 5")
     progress.close()
-    last = text(console).rpartition("is under way")[2]
+    last = text(console).rpartition("running iteration")[2]
     assert "best after" in last
     assert "evaluating" not in last.rpartition("best after")[2]
 

@@ -15,6 +15,7 @@ from maml_ray.persistence.checkpoint_store import CheckpointScore
 from maml_ray.persistence.records import Observer, StartReport
 from maml_ray.persistence.run_dir import RunDir
 from maml_ray.runs.session import open_checkpoint_writer, open_session
+from maml_ray.tasks.loading import resolve_tasks
 from tests.reporting.conftest import made_up_record
 
 WAIT_S = 30.0
@@ -37,6 +38,7 @@ class FakeTraining:
         settings: Settings,
         folder: RunDir,
         *,
+        own_tasks: Any = None,
         observers: Sequence[Observer] = (),
         resume: Checkpoint | None = None,
         new: bool = False,
@@ -55,14 +57,14 @@ class FakeTraining:
                 writer.record_score(
                     CheckpointScore(iteration, -abs(iteration - 1.0))
                 )  # checkpoint 1 is best
-                writer.submit(checkpoint_of(settings, iteration + 1))
+                writer.submit(checkpoint_of(settings, iteration + 1, own_tasks))
                 writer.flush(WAIT_S)
                 writer.poll_messages()
 
 
-def checkpoint_of(settings: Settings, iteration: int) -> Checkpoint:
+def checkpoint_of(settings: Settings, iteration: int, own_tasks: Any = None) -> Checkpoint:
     """Return the checkpoint of a made-up run of ``settings`` after ``iteration`` iterations."""
-    spec = policy_spec(settings)
+    spec = policy_spec(settings, resolve_tasks(settings.task, own_tasks))
     state: LearnerState = MetaLearner(settings, spec).state()
     moved: dict[str, Any] = {
         name: value + 1e-3 * iteration for name, value in state.parameters.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from maml_ray.persistence.records import INCIDENTAL_KEYS, IterationRecord
 from maml_ray.persistence.run_dir import RunDir
 from maml_ray.persistence.storage import LocalStorage
 from maml_ray.runs.training_loop import train_on_ray
-from maml_ray.tasks.loading import resolve_tasks
+from maml_ray.tasks.loading import record_own_tasks, resolve_tasks
 from tests.small_ray import Recorder, small_ray
 
 
@@ -29,7 +30,7 @@ def _ray() -> Iterator[None]:
         yield
 
 
-def settings(actors: int = 2, run: dict[str, str] | None = None) -> Settings:
+def settings(actors: int = 2, run: dict[str, Any] | None = None) -> Settings:
     return validate_settings(
         {
             "run": {"seed": 5, "iterations": 4, "checkpoint_every": 2, **(run or {})},
@@ -157,3 +158,18 @@ def test_the_parts_of_an_iteration_add_up_to_its_wall_time(tmp_path: Path) -> No
         )
         assert record.update.env_steps == 4 * 3 * 30 * 2
     assert recorder.records[-1].total_env_steps == 4 * 4 * 3 * 30 * 2
+
+
+def test_tasks_given_in_python_train_as_those_named_by_their_path(tmp_path: Path) -> None:
+    """The class is one of ``__main__`` that no other process can import, as in a notebook."""
+    program = "from tests.tasks.test_loading import PendulumTasks as Base\nclass Tasks(Base): ..."
+    cell: dict[str, Any] = {"__name__": "__main__"}
+    exec(program, cell)
+    sections = settings(run={"iterations": 2}).model_dump(mode="json")
+    sections["task"]["name"] = "tests.tasks.test_loading:PendulumTasks"
+    named = validate_settings(sections)
+    _, by_path = trained(named, tmp_path / "path")
+    for number, own in enumerate((cell["Tasks"], cell["Tasks"]())):
+        recorded = record_own_tasks(named, own)
+        _, given = trained(recorded, tmp_path / f"given-{number}", own_tasks=own)
+        assert_same_result(by_path, given)

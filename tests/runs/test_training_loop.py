@@ -26,8 +26,9 @@ from maml_ray.persistence.lease import FencedStorage, acquire_lease
 from maml_ray.persistence.records import FaultCounts
 from maml_ray.persistence.run_dir import RunDir
 from maml_ray.persistence.storage import LocalStorage
+from maml_ray.runs.observers import ObserverList
 from maml_ray.runs.session import open_checkpoint_writer, open_session
-from maml_ray.runs.training_loop import _ObserverList, _Progress, _TrainingLoop
+from maml_ray.runs.training_loop import _Progress, _TrainingLoop
 from maml_ray.runtime.actor_system import ActorSystem
 from tests.reporting.conftest import made_up_record
 from tests.runs.fake_training import checkpoint_of
@@ -110,7 +111,7 @@ def prepared_run(
     with open_checkpoint_writer(run_settings, folder, storage, stop.supersede) as writer:
         actors = FakeActorSystem(run_settings, during)
         tasks: Any = SimpleNamespace(sample=lambda rng, count: [None] * count)
-        audience = _ObserverList([])
+        audience = ObserverList([])
         yield Run(
             _TrainingLoop(
                 run_settings,

@@ -292,7 +292,7 @@ def test_a_late_start_is_reported_and_fails_after_its_deadline(
     assert "of at least 3 rollout actors are up" in message
     assert "of 2 CPUs are free on 1 node" in message
     assert "of 8 s, cluster.start_timeout_s); " in events[-1]
-    assert "rollout-2 to start" in events[-1]
+    assert events[-1].startswith("waiting for a free CPU for rollout-2 (")
 
 
 def test_a_learner_that_waits_for_a_gpu_is_reported_and_fails(
@@ -313,7 +313,7 @@ def test_a_learner_that_waits_for_a_gpu_is_reported_and_fails(
             client.wait_until_ready()
     finally:
         client.close()
-    assert events[0].startswith("waiting for the learner and its GPU")
+    assert events[0].startswith("waiting for a free GPU for the learner (")
 
 
 def test_a_request_to_stop_ends_the_wait_for_work_that_never_ends(open_pool: Opener) -> None:
