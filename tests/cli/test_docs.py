@@ -25,6 +25,13 @@ def test_a_page_that_is_piped_is_markdown() -> None:
     assert run("docs", "architecture").out.rstrip() == page.read_text(encoding="utf-8").rstrip()
 
 
+def test_a_notebook_is_read_without_its_outputs() -> None:
+    text = run("docs", "tutorial").out
+    assert text.startswith("# ")
+    assert "```python\nimport maml_ray\n" in text
+    assert '"cell_type"' not in text
+
+
 @pytest.mark.parametrize("height", [10, 100_000])
 def test_a_long_page_on_a_terminal_is_rendered_in_a_pager(
     height: int, capsys: pytest.CaptureFixture[str]

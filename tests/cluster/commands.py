@@ -1,4 +1,4 @@
-"""Extract the commands in the files of cluster/ and in the READMEs."""
+"""Extract the commands in the files of cluster/ and in its README."""
 
 from __future__ import annotations
 

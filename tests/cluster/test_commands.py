@@ -1,4 +1,4 @@
-"""Every command in cluster/ and in the READMEs is accepted by its program."""
+"""Every command in cluster/ is accepted by its program."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.cluster.commands import (
     in_markdown,
     in_yaml,
 )
-from tests.cluster.files import CLUSTER, ROOT
+from tests.cluster.files import CLUSTER
 
 README = CLUSTER / "README.md"
 CHECKED_PROGRAMS = ("maml-ray", "ray", "pip")
@@ -32,7 +32,6 @@ def only_checked_programs(commands: Iterator[Command]) -> list[Command]:
 
 def all_commands() -> list[Command]:
     found = [*in_markdown(README), *in_inline_code(README)]
-    found += only_checked_programs(in_markdown(ROOT / "README.md"))
     for path in MANIFESTS:
         found += only_checked_programs(in_yaml(path)) + list(in_comments(path))
     return found + list(in_comments(CLUSTER / "Dockerfile"))

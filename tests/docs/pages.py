@@ -38,7 +38,7 @@ class Fence:
 
 def all_pages() -> list[Path]:
     """Return the files of all pages, and the README."""
-    return [*sorted(path for path in FOLDER.iterdir() if path.is_file())]
+    return [ROOT / "README.md", *sorted(path for path in FOLDER.iterdir() if path.is_file())]
 
 
 def text_of(page: Path) -> str:

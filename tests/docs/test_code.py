@@ -22,7 +22,10 @@ from tests.docs.pages import Fence, all_pages, fences
 from tests.small_runs import trained_run
 
 STARTS_RAY = re.compile(r"maml_ray\.train\(|\.fit\(")
-TESTED_ELSEWHERE = ("sweeps.md",)  # in tests/runs/test_tune.py: it takes a minute
+TESTED_ELSEWHERE = (
+    "observers.md",  # test_observers.py, without training and with stand-ins
+    "sweeps.md",  # tests/runs/test_tune.py: it takes a minute
+)
 FILE_NAME = re.compile(r"# (\w+)\.py\n")
 
 

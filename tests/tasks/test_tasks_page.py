@@ -1,4 +1,4 @@
-"""The README's section on tasks: its code runs, its table lists the families and their options."""
+"""The page on tasks: its code does what it says, its table lists the families and their options."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 
+from maml_ray.cli.docs import read_page
 from maml_ray.config.loading import validate_settings
 from maml_ray.config.settings import TaskSettings
 from maml_ray.learning.rollout_worker import Assignment, RolloutWorker
@@ -19,21 +20,20 @@ from maml_ray.policies.spec import PolicyParameters, initial_parameters
 from maml_ray.tasks.loading import resolve_tasks
 from maml_ray.tasks.registry import TASK_FAMILIES
 
-README = Path(__file__).parents[2] / "README.md"
-SECTION = README.read_text(encoding="utf-8").partition("\n## Tasks\n")[2].partition("\n## ")[0]
+PAGE = read_page("tasks")
 
 
 def code(containing: str) -> str:
-    """The section's one block of Python that has ``containing`` in it."""
+    """The page's one block of Python that has ``containing`` in it."""
     (block,) = (
-        block for block in re.findall(r"```python\n(.*?)```", SECTION, re.S) if containing in block
+        block for block in re.findall(r"```python\n(.*?)```", PAGE, re.S) if containing in block
     )
     return str(block)
 
 
 def test_a_task_of_ones_own_is_rolled_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(code("PendulumTasks").splitlines()) <= 25
-    (tmp_path / "my_tasks.py").write_text(code("PendulumTasks"))
+    assert len(code("class PendulumTasks").splitlines()) <= 25
+    (tmp_path / "my_tasks.py").write_text(code("class PendulumTasks"))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "my_tasks", raising=False)
     settings = validate_settings(
@@ -63,7 +63,7 @@ def test_a_task_of_ones_own_is_rolled_out(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_batch_of_ones_own_equals_gymnasiums() -> None:
     names: dict[str, Any] = {}
-    exec(code("MujocoVectorEnv"), names)
+    exec(code("class Swimmers"), names)
     mine = names["swimmers"]
     assert mine.num_envs == 20
     theirs = gym.make_vec("Swimmer-v5", 20, vectorization_mode="sync")
@@ -78,11 +78,11 @@ def test_a_batch_of_ones_own_equals_gymnasiums() -> None:
     mine.close()
     theirs.close()
     assert AutoresetMode("Disabled") is AutoresetMode.DISABLED  # as the text spells it
-    assert 'autoreset_mode="Disabled"' in SECTION
+    assert 'autoreset_mode="Disabled"' in PAGE
 
 
 def test_the_table_names_every_family_and_its_options() -> None:
-    rows = re.findall(r"^\| `([a-z0-9-]+)` \|.*\|([^|]*)\|$", SECTION, re.M)
+    rows = re.findall(r"^\| `([a-z0-9-]+)` \|.*\|([^|]*)\|$", PAGE, re.M)
     assert [name for name, _ in rows] == list(TASK_FAMILIES)
     listed: list[str] = []
     for name, options in rows:
@@ -103,7 +103,7 @@ def test_the_numbers_of_multipliers_are_correct() -> None:
         tasks = resolve_tasks(TaskSettings(name=f"{name}-random-dynamics"))
         (task,) = tasks.sample(np.random.default_rng(0), 1)
         assert len(task.parameters) == count
-        assert f"{count} multipliers" in SECTION
+        assert f"{count} multipliers" in PAGE
 
 
 def test_the_environment_named_in_the_text_can_be_made() -> None:
