@@ -169,14 +169,23 @@ def _check_sampling(tasks: TaskDistribution, findings: _Findings) -> Sequence[Ta
 
 def _draw(name: str, sample: Callable[..., Any], seed: int, findings: _Findings) -> Sequence[Task]:
     call = f"{name}(rng, {_TASKS})"
+    drawn: Sequence[Task]
     drawn, again = (
         findings.call(call, sample, np.random.default_rng(seed), _TASKS) for _ in range(2)
     )
     is_tasks = isinstance(drawn, Sequence) and all(isinstance(task, Task) for task in drawn)
-    findings.require(is_tasks, f"{call} returns {drawn!r:.80}: return a tuple of maml_ray.Task")
+    findings.require(
+        is_tasks, f"{call} returns a {type(drawn).__name__}: return a tuple of maml_ray.Task"
+    )
     few = f"{call} returns {len(drawn)} tasks: return as many as asked for"
     findings.expect(len(drawn) == _TASKS, few)
     findings.require(len(drawn) > 0, few)
+    odd = next((task for task in drawn if not _are_pairs(task.parameters)), None)
+    findings.require(
+        odd is None,
+        f"{call}: the parameters of a task are pairs in a tuple: write self.task({{...}}), "
+        "or Task(name, (('goal', 0.5),))",
+    )
     findings.call("hash(task)", lambda: {hash(task) for task in drawn})
     findings.expect(
         tuple(drawn) == tuple(again),
@@ -186,6 +195,13 @@ def _draw(name: str, sample: Callable[..., Any], seed: int, findings: _Findings)
     first = next(filter(None, problems), None)
     findings.expect(first is None, f"{call}: {first}")
     return drawn
+
+
+def _are_pairs(parameters: Any) -> bool:
+    return isinstance(parameters, tuple) and all(
+        isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str)
+        for item in parameters
+    )
 
 
 def _parameter_problem(task: Task, key: str, value: Any) -> str | None:

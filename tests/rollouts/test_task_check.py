@@ -71,6 +71,10 @@ def parameter(value: Any) -> type[Lines]:
     return sampling(lambda self, rng, count: (Task("a", (("goal", value),)),) * count)
 
 
+def malformed(parameters: Any) -> Task:
+    return Task("a", parameters)
+
+
 class Unrepeatable(Line):
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, Any]:
         observation, info = super().reset(seed=seed)
@@ -150,6 +154,8 @@ class RaisesValueError(Lines):
         (parameter("left"), "is 'left': give the tasks numbers"),
         (parameter(float("inf")), "is inf"),
         (parameter([1.0]), r"hash\(task\) raises TypeError"),
+        (sampling(lambda self, rng, count: (malformed((1.0,)),) * count), "pairs in a tuple"),
+        (sampling(lambda self, rng, count: (malformed({"x": 1}),) * count), "pairs in a tuple"),
         (OtherTask, "return the one that was asked for"),
         (RaisesValueError, "make_env of the task .* raises ValueError: no license"),
         (lines_of(observation_space=Dict({"x": PLANE})), "FlattenObservation"),
