@@ -140,7 +140,7 @@ def test_adapt_and_compare_from_the_command_line(  # type: ignore[no-untyped-def
     again = cli("adapt", "run", "--task", json.dumps(dict(task.parameters)))
     assert_refused(again, "already exists", "--output")
     assert_refused(cli("adapt", "run", "--task", '{"x": 1, "z": 2}'), "no such task")
-    assert_refused(cli("adapt", "run", "--task", '{"x": NaN, "y": 0}'), "is not a number")
+    assert_refused(cli("adapt", "run", "--task", '{"x": NaN, "y": 0}'), "a finite number")
     assert_refused(cli("evaluate", str(folder)), "is not a run directory")
     assert_refused(cli("compare", "run"), "has not finished an iteration")
     assert not (tmp_path / "comparison").exists()
@@ -160,6 +160,10 @@ def test_adapt_and_compare_from_the_command_line(  # type: ignore[no-untyped-def
         "version",
         "submit",
         "doctor",
+        "init",
+        "explain",
+        "presets",
+        "tasks",
     ],
 )
 def test_every_command_has_a_help_page_with_examples(cli, command: str) -> None:  # type: ignore[no-untyped-def]
