@@ -19,6 +19,8 @@ MAX_UPLOAD_BYTES = 10_000_000
 """Limit of an upload; Ray's own is ten times as high."""
 SETTINGS_FILE = "maml_ray_settings.yaml"
 """Name of the settings in an upload."""
+_NOT_UPLOADED = frozenset({"__pycache__", "docs", "cluster"})
+"""Folders of the package that no job needs."""
 _MAX_FILES = 20_000
 _FIXED_TIME = (1980, 1, 1, 0, 0, 0)
 
@@ -114,7 +116,7 @@ def job_upload(settings_text: str, working_dir: Path | None) -> Upload:
     files |= {
         f"maml_ray/{path.relative_to(package).as_posix()}": path
         for path in package.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        if path.is_file() and _NOT_UPLOADED.isdisjoint(path.relative_to(package).parts)
     }
     files.pop(SETTINGS_FILE, None)
     sizes = {name: path.stat().st_size for name, path in files.items()}
