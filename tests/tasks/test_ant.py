@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import gymnasium as gym
@@ -58,8 +59,7 @@ def test_reward_formula_by_hand(contact_forces: bool) -> None:
         before = direction.data.body("torso").xpos[0]
         to_direction, to_velocity = direction.step(action), velocity.step(action)
         speed = (direction.data.body("torso").xpos[0] - before) / 0.05
-        data = mujoco.MjData(direction.model)
-        mujoco.mj_copyData(data, direction.model, direction.data)
+        data = copy.copy(direction.data)
         mujoco.mj_rnePostConstraint(direction.model, data)
         forces = np.clip(data.cfrc_ext, -1.0, 1.0)
         cost = 0.5e-2 * np.sum(action.astype(np.float64) ** 2)
