@@ -40,8 +40,12 @@ class TaskDistribution(ABC):
 
     A subclass must sample tasks and create one environment; a batch is then Gymnasium's
     synchronous vector environment. Override :meth:`make_vector_env` for simulations that can be
-    stepped faster together, and :meth:`retarget` for batches that can switch to another task. The
-    constructor is called with ``task.options`` as keyword arguments, each with a default.
+    stepped faster together, and :meth:`retarget` for batches that can switch to another task.
+
+    Train on it with ``maml_ray.train(tasks=MyTasks)`` or ``tasks=MyTasks(...)``, wherever it is
+    defined, or by its path, ``task.name = "module:MyTasks"``. Named by its path, its constructor is
+    called with ``task.options`` as keyword arguments, each of which needs a default.
+    :func:`maml_ray.check_tasks` tries a subclass before a run does.
     """
 
     @abstractmethod
