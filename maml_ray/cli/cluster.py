@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from maml_ray.cli.options import Overrides, Preset, SettingsFile
+from maml_ray.cli.options import (
+    Iterations,
+    Overrides,
+    Panel,
+    Preset,
+    RunSeed,
+    SettingsFile,
+    with_shorthands,
+)
 from maml_ray.common.errors import ResourceError
 from maml_ray.config.loading import load_settings
 from maml_ray.config.settings import Settings
@@ -29,13 +37,15 @@ Install = Annotated[
 def add_commands(app: typer.Typer) -> None:
     """Register the commands."""
     for command in (submit, doctor):
-        app.command()(command)
+        app.command(rich_help_panel=Panel.CLUSTERS)(command)
 
 
 def submit(
     settings_file: SettingsFile = None,
     overrides: Overrides = None,
     preset: Preset = None,
+    seed: RunSeed = None,
+    iterations: Iterations = None,
     address: Annotated[
         str | None,
         typer.Option(
@@ -68,6 +78,7 @@ def submit(
 
       maml-ray submit deploy.yaml --set run.storage=s3://bucket/runs --resume
     """
+    overrides = with_shorthands(overrides, seed, iterations)
     settings = _load_checked_settings(settings_file, overrides, preset)
     # Ray is slow to import.
     from maml_ray.jobs import job_client, log_follower, packaging, submission

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
 
+from maml_ray.cli.options import Panel
 from maml_ray.common.errors import UserError
 from maml_ray.config.error_messages import did_you_mean
 
@@ -34,7 +35,7 @@ class Page(NamedTuple):
 
 def add_commands(app: typer.Typer) -> None:
     """Register the command."""
-    app.command()(docs)
+    app.command(rich_help_panel=Panel.HELP)(docs)
 
 
 def docs(

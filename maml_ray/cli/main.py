@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,30 +16,43 @@ import typer
 from rich.console import Console
 
 from maml_ray.cli import cluster, docs, evaluate, serve, watch
-from maml_ray.cli.options import Overrides, Preset, SettingsFile, StartAddress
+from maml_ray.cli import settings as settings_commands
+from maml_ray.cli.options import (
+    Iterations,
+    Overrides,
+    Panel,
+    Preset,
+    RunSeed,
+    SettingsFile,
+    StartAddress,
+    complete_run,
+    with_shorthands,
+)
 from maml_ray.cli.tables import print_evaluation, print_line, print_notes
 from maml_ray.common.errors import Interrupted, Superseded, TrainingFailed, UserError
 from maml_ray.common.signals import ExitOnSignal
 from maml_ray.config.loading import dump_settings, load_settings
 from maml_ray.config.renamed_keys import RenamedKeyWarning
-from maml_ray.config.settings import Settings
+from maml_ray.config.settings import Settings, SettingsError
+from maml_ray.reporting.progress import status_line
 
 app = typer.Typer(
     name="maml-ray",
     help="Meta-reinforcement learning on Ray: train a policy that adapts in one gradient step.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
-@app.command()
+@app.command(rich_help_panel=Panel.TRAIN)
 def train(
     settings_file: SettingsFile = None,
     overrides: Overrides = None,
     preset: Preset = None,
+    seed: RunSeed = None,
+    iterations: Iterations = None,
     address: StartAddress = None,
     run_dir: Annotated[
         Path | None, typer.Option(help="Run directory.", show_default="a new one in run.directory")
@@ -49,6 +63,7 @@ def train(
             metavar="RUN",
             help="Resume a run: its directory, or its URL in storage. 'auto': resume the run "
             "run.name in run.storage or run.directory, or start it if it does not exist.",
+            autocompletion=complete_run,
         ),
     ] = None,
 ) -> None:
@@ -61,9 +76,9 @@ def train(
 
       maml-ray train deploy.yaml
 
-      maml-ray train --set run.iterations=20 --set meta_batch.tasks=4
+      maml-ray train --preset direction --seed 1
 
-      maml-ray train --preset notebook
+      maml-ray train --iterations 20 --set meta_batch.tasks=4
 
       maml-ray train deploy.yaml --address auto
 
@@ -77,10 +92,10 @@ def train(
         raise UserError("--resume names the run directory already: leave --run-dir out")
     if named_run is not None and preset is not None:
         raise UserError("--resume uses the run's own settings: leave --preset out")
-    # Imports PyTorch and Ray, which --help does not need.
-    from maml_ray.runs import train as training
+    with status_line(console, "loading PyTorch and Ray"):  # which --help does not need
+        from maml_ray.runs import train as training
 
-    overrides = list(overrides or [])
+    overrides = with_shorthands(overrides, seed, iterations)
     if address is not None:
         overrides.append(f"cluster.address={json.dumps(address)}")
     recorded = False
@@ -93,28 +108,46 @@ def train(
     _print_next_steps(console, result.folder.path)
 
 
-@app.command()
+@app.command(rich_help_panel=Panel.SETTINGS)
 def check(
-    settings_file: SettingsFile = None, overrides: Overrides = None, preset: Preset = None
+    settings_file: SettingsFile = None,
+    overrides: Overrides = None,
+    preset: Preset = None,
+    seed: RunSeed = None,
+    iterations: Iterations = None,
 ) -> None:
-    """Validate settings; print the resolved settings and the resources they need.
+    """Validate settings and try the tasks; print the settings and the resources they need.
+
+    Samples tasks, runs Gymnasium's checker on an environment, and rolls out a few steps of a batch
+    with an untrained policy.
 
     [bold]Example[/bold]
 
       maml-ray check deploy.yaml --set cluster.rollout_actors=8
     """
     from maml_ray.maml.losses import outer_objective
+    from maml_ray.rollouts.task_check import check_tasks
+    from maml_ray.runs.precompile import compile_ahead
     from maml_ray.tasks.loading import resolve_tasks
 
-    settings = load_settings(settings_file, preset=preset, overrides=overrides or ())
-    resolve_tasks(settings.task)
+    overrides = with_shorthands(overrides, seed, iterations)
+    settings = load_settings(settings_file, preset=preset, overrides=overrides)
     outer_objective(settings.outer.objective)
+    resolve_tasks(settings.task)  # before compiling, which takes long
+    report = partial(print, file=sys.stderr)
+    compile_ahead(report, report)
+    tasks = check_tasks(settings)
+    for problem in tasks.problems[:-1]:
+        report(f"maml-ray: {problem}")
+    if tasks.problems:
+        raise SettingsError(tasks.problems[-1])
     print(dump_settings(settings))
     for line in _describe_requirements(settings):
         print(f"# {line}")
+    for line in tasks.notes + tasks.passed:
+        print(f"# tasks: {line}")
 
 
-@app.command()
 def version() -> None:
     """Print the versions of maml-ray and of the packages that affect its results."""
     from maml_ray.common.versions import versions
@@ -163,8 +196,9 @@ def _print_next_steps(console: Console, path: Path) -> None:
         print_line(console, line)
 
 
-for group in (cluster, evaluate, watch, serve, docs):
+for group in (settings_commands, evaluate, serve, cluster, watch, docs):
     group.add_commands(app)
+app.command(rich_help_panel=Panel.HELP)(version)
 
 
 def main() -> None:

@@ -2,12 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from maml_ray.config.presets import PRESETS
+from maml_ray.config.reference import find, sections, setting_keys
+
+
+class Panel(StrEnum):
+    """Groups of commands in the help of ``maml-ray``."""
+
+    TRAIN = "Train"
+    SETTINGS = "Settings and tasks"
+    RUNS = "Trained runs"
+    CLUSTERS = "Clusters"
+    HELP = "Help"
+
+
+def complete_preset(incomplete: str) -> Iterator[tuple[str, str]]:
+    """Yield presets and their descriptions."""
+    for name, preset in PRESETS.items():
+        if name.startswith(incomplete):
+            yield name, preset.description
+
+
+def complete_key(incomplete: str) -> Iterator[tuple[str, str]]:
+    """Yield keys of settings and sections, and their descriptions."""
+    for key in [*(section.key for section in sections()), *setting_keys()]:
+        if key.startswith(incomplete):
+            yield key, find(key).description
+
+
+def complete_override(incomplete: str) -> Iterator[tuple[str, str]]:
+    """Yield ``key=`` for each setting, and its description."""
+    for key in setting_keys():
+        if f"{key}=".startswith(incomplete):
+            yield f"{key}=", find(key).description
+
+
+def complete_run(incomplete: str) -> Iterator[str]:
+    """Yield the run directories in ``runs``, the newest first."""
+    found = Path("runs").glob("*/settings.yaml")
+    for settings in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
+        if str(settings.parent).startswith(incomplete):
+            yield str(settings.parent)
+
+
+def with_shorthands(
+    overrides: Sequence[str] | None, seed: int | None, iterations: int | None
+) -> list[str]:
+    """Return overrides of settings, with ``--seed`` and ``--iterations`` among them."""
+    shorthands = {"run.seed": seed, "run.iterations": iterations}
+    given = [f"{key}={value}" for key, value in shorthands.items() if value is not None]
+    return [*(overrides or ()), *given]
+
 
 SettingsFile = Annotated[
     Path | None,
@@ -15,10 +67,25 @@ SettingsFile = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change one setting; repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY.PATH=VALUE",
+        help="Change one setting; repeatable.",
+        autocompletion=complete_override,
+    ),
 ]
 Preset = Annotated[
-    str | None, typer.Option(help=f"Start from a named preset: {', '.join(sorted(PRESETS))}.")
+    str | None,
+    typer.Option(
+        help="Start from a preset; see 'maml-ray presets'.", autocompletion=complete_preset
+    ),
+]
+RunSeed = Annotated[
+    int | None, typer.Option(help="Short for --set run.seed=N.", metavar="N", show_default=False)
+]
+Iterations = Annotated[
+    int | None,
+    typer.Option(help="Short for --set run.iterations=N.", metavar="N", show_default=False),
 ]
 StartAddress = Annotated[
     str | None,
@@ -34,10 +101,11 @@ ConnectAddress = Annotated[
         "machine; a submitted job uses its own."
     ),
 ]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory created by 'train'.")]
-OptionalRun = Annotated[
-    Path | None, typer.Argument(metavar="RUN", help="Run directory created by 'train'.")
-]
+_RUN = typer.Argument(
+    metavar="RUN", help="Run directory created by 'train'.", autocompletion=complete_run
+)
+Run = Annotated[Path, _RUN]
+OptionalRun = Annotated[Path | None, _RUN]
 Checkpoint = Annotated[
     str,
     typer.Option(

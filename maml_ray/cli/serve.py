@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from maml_ray.cli.options import Checkpoint, StartAddress
+from maml_ray.cli.options import Checkpoint, Panel, StartAddress
 from maml_ray.cli.tables import print_line
 from maml_ray.common.errors import UserError
 
@@ -25,7 +25,7 @@ _MAX_EXAMPLE_SIZE = 40
 
 def add_commands(app: typer.Typer) -> None:
     """Register the command."""
-    app.command()(serve)
+    app.command(rich_help_panel=Panel.RUNS)(serve)
 
 
 def serve(

@@ -31,23 +31,35 @@ def print_evaluation(console: Console, results: Mapping[str, Any]) -> None:
 
 
 def print_comparison(console: Console, summaries: Sequence[Any]) -> None:
-    """Print one line per group of runs (:class:`maml_ray.reporting.comparison.Summary`)."""
-    steps = sorted({step for summary in summaries for step in summary.returns})
-    table = Table(title="Mean return (mean speed in m/s), lowest to highest seed")
-    table.add_column("runs")
-    for column in ("seeds", "env steps", "minutes", *(_after(step) for step in steps), "measured"):
-        table.add_column(column, justify="right")
+    """Print a block of lines per group of runs (:class:`..reporting.comparison.Summary`)."""
+    with_range = any(summary.seeds > 1 for summary in summaries)
+    with_speed = any(summary.speeds for summary in summaries)
+    columns = {"mean return": 11, "95% interval": 16, "IQM": 7}
+    columns |= {"range of seeds": 16} if with_range else {}
+    columns |= {"m/s": 5} if with_speed else {}
     for summary in summaries:
-        cells = [_return(summary, step) for step in steps]
-        table.add_row(
-            escape(summary.label),
-            f"{summary.seeds}",
-            f"{summary.env_steps / 1e6:.1f} M",
-            f"{summary.minutes:.1f}",
-            *cells,
-            "evaluated" if summary.evaluated else "in training",
-        )
-    console.print(table)
+        # A line of its own: in a column, a long name would be cut or folded into many lines.
+        console.print(f"\n[bold]{escape(summary.label)}[/bold]", highlight=False)
+        console.print(_describe_runs(summary), style="dim", highlight=False)
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+        table.add_column("adaptation", min_width=13, no_wrap=True)
+        for column, width in columns.items():
+            table.add_column(column, justify="right", no_wrap=True, min_width=width)
+        for step, values in summary.returns.items():
+            cells = [_after(step), _number(values.mean), _interval(values.interval)]
+            cells.append(_number(values.interquartile_mean))
+            if with_range:
+                ends = (values.lowest, values.highest)
+                cells.append(_interval(ends) if summary.seeds > 1 else "")
+            if with_speed:
+                cells.append(f"{summary.speeds[step]:.2f}" if step in summary.speeds else "")
+            table.add_row(*cells)
+        console.print(table)
+    console.print(
+        "\n95% interval of the mean: bootstrap over seeds; of a single seed, over the tasks and "
+        "episodes of its evaluation. IQM: interquartile mean over tasks and seeds.",
+        style="dim",
+    )
 
 
 def print_notes(console: Console, notes: Sequence[str]) -> None:
@@ -86,12 +98,20 @@ def _add_rows(table: Table, rows: Sequence[Mapping[str, Any]], first: Any) -> No
 
 
 def _after(steps: int) -> str:
-    return "before" if steps == 0 else f"after {steps}"
+    return "before" if steps == 0 else f"after {steps} step{'' if steps == 1 else 's'}"
 
 
-def _return(summary: Any, step: int) -> str:
-    if step not in summary.returns:
-        return ""
-    mean, low, high = summary.returns[step]
-    speed = f" ({summary.speeds[step]:.2f})" if step in summary.speeds else ""
-    return f"{mean:.0f}{speed}" + (f", {low:.0f} to {high:.0f}" if summary.seeds > 1 else "")
+def _describe_runs(summary: Any) -> str:
+    million = summary.env_steps / 1e6
+    return (
+        f"{summary.seeds} seed{'' if summary.seeds == 1 else 's'}, {million:.2g} M env steps, "
+        f"{summary.minutes:.1f} minutes, {'evaluated' if summary.evaluated else 'in training'}"
+    )
+
+
+def _interval(ends: tuple[float, float] | None) -> str:
+    return "" if ends is None else f"{_number(ends[0])} to {_number(ends[1])}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100.0 else f"{value:.1f}"

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from maml_ray.cli.options import ConnectAddress
+from maml_ray.cli.options import ConnectAddress, Panel
 from maml_ray.cli.tables import print_line
 from maml_ray.common.errors import Interrupted
 
@@ -29,7 +29,7 @@ _REFRESH_S = 2.0
 
 def add_commands(app: typer.Typer) -> None:
     """Register the commands."""
-    app.command()(status)
+    app.command(rich_help_panel=Panel.CLUSTERS)(status)
 
 
 def status(

@@ -23,11 +23,13 @@ class TaskFamily:
         module: name of the module.
         env: class name of the single environment.
         max_episode_steps: length of an episode in the papers, Gymnasium's time limit.
+        description: what its tasks are.
     """
 
     module: str
     env: str
     max_episode_steps: int
+    description: str
 
     @property
     def path(self) -> str:
@@ -36,14 +38,37 @@ class TaskFamily:
 
 
 TASK_FAMILIES: Mapping[str, TaskFamily] = {
-    "half-cheetah-backward": TaskFamily("half_cheetah", "HalfCheetahBackward", 200),
-    "half-cheetah-direction": TaskFamily("half_cheetah", "HalfCheetahDirection", 200),
-    "half-cheetah-velocity": TaskFamily("half_cheetah", "HalfCheetahVelocity", 200),
-    "ant-direction": TaskFamily("ant", "AntDirection", 200),
-    "ant-velocity": TaskFamily("ant", "AntVelocity", 200),
-    "walker2d-random-dynamics": TaskFamily("random_dynamics", "Walker2dRandomDynamics", 200),
-    "hopper-random-dynamics": TaskFamily("random_dynamics", "HopperRandomDynamics", 200),
-    "point-navigation": TaskFamily("point_navigation", "PointNavigation", 100),
+    "half-cheetah-backward": TaskFamily(
+        "half_cheetah", "HalfCheetahBackward", 200, "Half-cheetah: run backward. One task."
+    ),
+    "half-cheetah-direction": TaskFamily(
+        "half_cheetah",
+        "HalfCheetahDirection",
+        200,
+        "Half-cheetah: run forward or backward. Two tasks.",
+    ),
+    "half-cheetah-velocity": TaskFamily(
+        "half_cheetah", "HalfCheetahVelocity", 200, "Half-cheetah: run at a target speed."
+    ),
+    "ant-direction": TaskFamily(
+        "ant", "AntDirection", 200, "Ant: run forward or backward. Two tasks."
+    ),
+    "ant-velocity": TaskFamily("ant", "AntVelocity", 200, "Ant: run at a target speed."),
+    "walker2d-random-dynamics": TaskFamily(
+        "random_dynamics",
+        "Walker2dRandomDynamics",
+        200,
+        "Walker2d with random masses, inertias, damping and friction.",
+    ),
+    "hopper-random-dynamics": TaskFamily(
+        "random_dynamics",
+        "HopperRandomDynamics",
+        200,
+        "Hopper with random masses, inertias, damping and friction.",
+    ),
+    "point-navigation": TaskFamily(
+        "point_navigation", "PointNavigation", 100, "A point in the plane: move to a goal."
+    ),
 }
 """Families by the name in ``task.name``, which also accepts the path of a user's distribution."""
 

@@ -186,6 +186,28 @@ def test_check_prints_settings_that_load_to_themselves(cli, tmp_path: Path) -> N
     assert re.search(r"an iteration: .* = [\d,]+ env steps", outcome.out)
 
 
+def test_check_tries_the_tasks(cli) -> None:  # type: ignore[no-untyped-def]
+    pendulum = ("--set", "task.env=Pendulum-v1", "--set", "task.ranges={g: [5, 15]}")
+    outcome = cli("check", *pendulum)
+    assert outcome.code == 0
+    assert "# tasks: 20 different tasks in a sample of 20, such as 'g " in outcome.out
+    assert "# tasks: Gymnasium's check_env: observations" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("tasks", "words"),
+    [
+        (["task.env=Pendulm-v1"], ["task.env = 'Pendulm-v1'", "did you mean 'Pendulum-v1'"]),
+        (["task.env=FrozenLake-v1"], ["observations must be a Box", "gymnasium.wrappers"]),
+        (["task.name=python:MyTasks"], ["were given in Python", "tasks=MyTasks"]),
+    ],
+)
+def test_check_refuses_tasks_that_training_would_fail_at(cli, tasks: list[str], words) -> None:  # type: ignore[no-untyped-def]
+    outcome = cli("check", *(word for change in tasks for word in ("--set", change)))
+    assert_refused(outcome, *words)
+    assert outcome.out == ""
+
+
 def test_version_names_the_packages(cli) -> None:  # type: ignore[no-untyped-def]
     outcome = cli("version")
     assert outcome.code == 0
