@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _WINDOW = 10
 LOG_INTERVAL_S = 4.0
 """Seconds without a line in a log after which the status is printed."""
+_FIRST_LINE_S = 1.0
+"""The same for the first status: the program has been silent while it was loaded."""
 LOG_ITERATION_INTERVAL_S = 60.0
 """The same within an iteration: each ends with a line, and a run has thousands."""
 _NOTEBOOK_INTERVAL_S = 2.0
@@ -153,6 +155,7 @@ class PlainProgress(StatusProgress):
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(console, clock)
         self._interval_s, self._printed_at = LOG_INTERVAL_S, clock()
+        self._printed_at -= LOG_INTERVAL_S - _FIRST_LINE_S
         self._ticker = _Ticker(self.tick, LOG_INTERVAL_S / 8)
 
     def on_status(self, message: str) -> None:
@@ -262,7 +265,7 @@ class NotebookProgress(StatusProgress):
         lines = [*self._start, *self._events, *([self.status] if self._status else [])]
         if lines:
             text = html.escape("\n".join(lines))
-            parts.append(f'<pre style="white-space: pre-wrap">{text}</pre>')
+            parts.append(f'<pre style="white-space: pre-wrap; font-family: monospace">{text}</pre>')
         return "".join(parts)
 
     def _text(self) -> str:

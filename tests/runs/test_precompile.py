@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from maml_ray.config.loading import load_settings
 from maml_ray.envs import mujoco_kernel
 from maml_ray.kernels import fisher, inner_step, meta_gradient, mlp, policy_forward
+from maml_ray.kernels.jit import mark_precompiled
 from maml_ray.learning.learner import MetaLearner
 from maml_ray.learning.rollout_worker import Assignment, RolloutWorker, sample_tasks
-from maml_ray.runs.precompile import precompile
+from maml_ray.runs.precompile import compile_ahead, precompile
 
 
 def signatures() -> dict[str, int]:
@@ -68,3 +72,43 @@ print("torch._dynamo" in sys.modules)
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout.strip() == "False"
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """Whatever is reported, on a machine that has compiled nothing."""
+    monkeypatch.setattr("maml_ray.kernels.jit._CACHE_DIR", str(tmp_path))
+    return []
+
+
+def test_a_machine_compiles_ahead_once(lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(command: list[str], **keywords: Any) -> None:
+        assert command[1:] == ["-m", "maml_ray.runs.precompile"]
+        mark_precompiled()
+
+    monkeypatch.setattr("maml_ray.runs.precompile.subprocess.run", run)
+    for _ in range(2):
+        compile_ahead(lines.append, lines.append)
+    status, event = lines
+    assert status.startswith("compiling kernels, once for this machine")
+    assert event.startswith("compiled kernels, once for this machine, in ")
+
+
+def test_a_run_goes_on_if_compiling_ahead_fails(
+    lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(command: list[str], **keywords: Any) -> None:
+        raise subprocess.CalledProcessError(1, command, stderr="Traceback\nOSError: no space\n")
+
+    monkeypatch.setattr("maml_ray.runs.precompile.subprocess.run", run)
+    compile_ahead(lines.append, lines.append)
+    assert lines[-1] == "warning: compiling kernels failed: OSError: no space"
+
+
+def test_what_cannot_be_stored_is_reported(
+    lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("maml_ray.kernels.jit._CACHE_DIR", None)
+    compile_ahead(lines.append, lines.append)
+    (warning,) = lines
+    assert "set NUMBA_CACHE_DIR" in warning
