@@ -104,13 +104,20 @@ def test_the_documented_client_adapts_to_an_environment_of_its_own() -> None:
     """One request is one step on its episodes, which end early and are padded."""
     names: dict[str, Any] = {}
     exec(python_block("serving.md", "urllib.request"), names)
-    agent, post, sent = agent_of(settings()), names["post"], {}
+    sent: dict[str, Any] = {}
+    agent, unrecorded = agent_of(settings()), names["post"]
+
+    def recorded(path: str, body: Any) -> Any:
+        sent[path] = body
+        return unrecorded(path, body)
+
+    names["post"] = recorded
     env: Any = gym.make("maml_ray/PointNavigation-v0", max_episode_steps=8)
     with served(backend_of(agent)) as names["SERVICE"]:
-        names["post"] = lambda path, body: sent.update({path: body}) or post(path, body)
         policy = names["adapt"](env, episodes=3, steps=10)
-        answer = post("/act", {"policy": policy, "observations": [0.1, 0.2]})
-    arrays = {name: np.float32(values) for name, values in sent["/adapt"]["trajectories"].items()}
+        answer = recorded("/act", {"policy": policy, "observations": [0.1, 0.2]})
+    own = sent["/adapt"]["trajectories"]
+    arrays: dict[str, Any] = {name: np.float32(values) for name, values in own.items()}
     mask = arrays.pop("mask").astype(bool)
     assert mask.sum(axis=1).tolist() == [8, 8, 8]
     arrays["actions"] /= np.float32(agent.spec.action_scale)
