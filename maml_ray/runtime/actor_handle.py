@@ -18,6 +18,7 @@ from maml_ray.learning.rollout_worker import Assignment
 from maml_ray.runtime.actors import ActorLocation, RolloutActor, as_actor
 from maml_ray.runtime.fault_policy import REPLACEMENT
 from maml_ray.runtime.run_context import RunContext
+from maml_ray.tasks.loading import PickledTasks
 
 HEARTBEAT_TIMEOUT_S = 2.0
 """Deadline for heartbeats, in seconds: only the second thread of an actor may still answer."""
@@ -106,7 +107,8 @@ class ActorFactory:
 
     def __init__(self, settings: Settings, context: RunContext) -> None:
         self._settings_ref = ray.put(settings)
-        self._own_tasks_ref = ray.put(context.own_tasks)
+        own_tasks = context.own_tasks
+        self._own_tasks_ref = ray.put(None if own_tasks is None else PickledTasks.of(own_tasks))
         self._namespace = context.namespace
         self._generations: Counter[int] = Counter()
 

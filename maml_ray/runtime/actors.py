@@ -22,7 +22,7 @@ from maml_ray.learning.rollout_worker import Assignment, RolloutTimings, Rollout
 from maml_ray.learning.state import LearnerState, UpdateMetrics
 from maml_ray.policies.spec import PolicyParameters, PolicySpec
 from maml_ray.rollouts.trajectories import TaskRollouts
-from maml_ray.tasks.loading import OwnTasks
+from maml_ray.tasks.loading import PickledTasks
 
 _STACK_DEPTH = 8
 
@@ -118,12 +118,16 @@ def as_actor(cls: type) -> Any:
 class RolloutActor:
     """Own a batch of simulations and roll out tasks: collect, adapt, collect."""
 
-    def __init__(self, name: str, settings: Settings, own_tasks: OwnTasks | None = None) -> None:
+    def __init__(
+        self, name: str, settings: Settings, own_tasks: PickledTasks | None = None
+    ) -> None:
         self._name, self._settings = name, settings
         self._heartbeat = HeartbeatLog()
         if can_cache_code() and not has_cached_code():  # on a machine other than the driver's
             print("compiling kernels, once for this machine: about 30 s of one core", flush=True)
-        self._worker = RolloutWorker(settings, own_tasks, self._heartbeat.set_phase)
+        # Unpickled here and not by Ray, which would kill this process if that failed.
+        tasks = None if own_tasks is None else own_tasks.load()
+        self._worker = RolloutWorker(settings, tasks, self._heartbeat.set_phase)
 
     def __repr__(self) -> str:
         # Ray calls this once, after the start, for its dashboard; current work is shown with the

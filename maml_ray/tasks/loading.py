@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 import traceback
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import cloudpickle
@@ -75,6 +77,34 @@ def record_own_tasks(settings: Settings, own: OwnTasks | None) -> Settings:
         observe_parameters=settings.task.observe_parameters,
     )
     return settings.model_copy(update={"task": task})
+
+
+@dataclass(frozen=True)
+class PickledTasks:
+    """Tasks given in Python, to be sent to another process that may lack their module.
+
+    Attributes:
+        content: pickled by cloudpickle: by value what was defined in a notebook or a script.
+        import_path: ``sys.path`` of the sender, where their module may lie.
+    """
+
+    content: bytes
+    import_path: tuple[str, ...]
+
+    @classmethod
+    def of(cls, own: OwnTasks) -> PickledTasks:
+        """Pickle ``own``."""
+        return cls(cloudpickle.dumps(own), tuple(sys.path))
+
+    def load(self) -> OwnTasks:
+        """Return the tasks, after appending what ``sys.path`` lacks of the sender's.
+
+        Raises:
+            Exception: whatever importing their module raises here.
+        """
+        sys.path += [entry for entry in self.import_path if entry not in sys.path]
+        own: OwnTasks = cloudpickle.loads(self.content)
+        return own
 
 
 def _create_own(own: OwnTasks) -> TaskDistribution:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
+import subprocess
+import sys
 import threading
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -139,3 +144,29 @@ def test_what_is_no_task_distribution_is_refused_in_one_sentence(own: Any, messa
 
 def test_a_class_may_create_what_cannot_be_sent() -> None:
     assert record_own_tasks(Settings(), HoldsLock).task.name == "python:HoldsLock"
+
+
+FAR = """
+from tests.tasks.test_loading import PendulumTasks
+
+class FarTasks(PendulumTasks): ...
+"""
+
+
+def test_tasks_are_sent_to_a_process_with_another_import_path(tmp_path: Path) -> None:
+    """As from a notebook that has appended a folder to ``sys.path``."""
+    (tmp_path / "far_tasks_of_a_test.py").write_text(FAR)
+    send = (
+        f"import pickle, sys; sys.path.append({str(tmp_path)!r})\n"
+        "import far_tasks_of_a_test as far\n"
+        "from maml_ray.tasks.loading import PickledTasks\n"
+        "sys.stdout.buffer.write(pickle.dumps(PickledTasks.of(far.FarTasks())))"
+    )
+    sent = subprocess.run([sys.executable, "-c", send], check=True, capture_output=True).stdout
+    receive = (
+        "import sys, pickle; tasks = pickle.loads(sys.stdin.buffer.read()).load()\n"
+        "assert type(tasks).__name__ == 'FarTasks'"
+    )
+    subprocess.run([sys.executable, "-c", receive], check=True, input=sent)
+    with pytest.raises(ModuleNotFoundError, match="far_tasks_of_a_test"):
+        replace(pickle.loads(sent), import_path=()).load()
