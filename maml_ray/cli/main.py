@@ -92,16 +92,18 @@ def train(
         raise UserError("--resume names the run directory already: leave --run-dir out")
     if named_run is not None and preset is not None:
         raise UserError("--resume uses the run's own settings: leave --preset out")
-    with status_line(console, "loading PyTorch and Ray"):  # which --help does not need
-        from maml_ray.runs import train as training
-
     overrides = with_shorthands(overrides, seed, iterations)
     if address is not None:
         overrides.append(f"cluster.address={json.dumps(address)}")
-    recorded = False
-    if named_run is not None and settings_file is None:
-        settings_file, recorded = training.open_or_fetch_run(named_run).settings, True
-    settings = load_settings(settings_file, preset=preset, overrides=overrides, recorded=recorded)
+    recorded = named_run is not None and settings_file is None
+    if not recorded:  # before the imports: a mistake is reported at once
+        settings = load_settings(settings_file, preset=preset, overrides=overrides)
+    with status_line(console, "loading PyTorch and Ray"):  # which --help does not need
+        from maml_ray.runs import train as training
+
+    if named_run is not None and recorded:
+        own = training.open_or_fetch_run(named_run).settings
+        settings = load_settings(own, overrides=overrides, recorded=True)
     result = training.train(settings, run_dir=run_dir, resume=resume, console=console)
     print_evaluation(console, result.results)
     print_notes(console, result.notes)

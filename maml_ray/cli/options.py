@@ -10,7 +10,9 @@ from typing import Annotated
 import typer
 
 from maml_ray.config.presets import PRESETS
-from maml_ray.config.reference import find, sections, setting_keys
+from maml_ray.config.reference import find, sections
+from maml_ray.config.section import dotted_keys
+from maml_ray.config.settings import Settings
 
 
 class Panel(StrEnum):
@@ -32,14 +34,14 @@ def complete_preset(incomplete: str) -> Iterator[tuple[str, str]]:
 
 def complete_key(incomplete: str) -> Iterator[tuple[str, str]]:
     """Yield keys of settings and sections, and their descriptions."""
-    for key in [*(section.key for section in sections()), *setting_keys()]:
+    for key in [*(section.key for section in sections()), *dotted_keys(Settings)]:
         if key.startswith(incomplete):
             yield key, find(key).description
 
 
 def complete_override(incomplete: str) -> Iterator[tuple[str, str]]:
     """Yield ``key=`` for each setting, and its description."""
-    for key in setting_keys():
+    for key in dotted_keys(Settings):
         if f"{key}=".startswith(incomplete):
             yield f"{key}=", find(key).description
 

@@ -15,10 +15,17 @@ class SettingsError(UserError, ValueError):
     """A setting is invalid; the message names its key, its value and what is allowed."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean '...'?"`` for the most similar of ``known``, or an empty string."""
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {match[0]!r}?" if match else ""
+def did_you_mean(name: str, known: Iterable[str], dotted_keys: Iterable[str] = ()) -> str:
+    """Return ``"; did you mean '...'?"``, or an empty string if nothing is similar.
+
+    Args:
+        name: unknown.
+        known: names, of which the most similar is suggested.
+        dotted_keys: suggested instead where they end in ``name``, as ``outer.epochs`` in epochs.
+    """
+    same = [key for key in dotted_keys if key.endswith(f".{name}")]
+    matches = same or difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
 
 
 def describe_validation_error(
@@ -26,6 +33,7 @@ def describe_validation_error(
     *,
     prefix: Sequence[str] = (),
     allowed_keys: Callable[[tuple[str, ...]], Sequence[str]] = lambda location: (),
+    dotted_keys: Sequence[str] = (),
     noun: str = "a setting",
 ) -> str:
     """Return the first problem of a validation error as a sentence, and the number of others.
@@ -34,6 +42,7 @@ def describe_validation_error(
         error: raised by pydantic.
         prefix: keys above the data that were validated.
         allowed_keys: returns the keys allowed at a location, for a suggestion.
+        dotted_keys: all keys, of which those with the name of an unknown one are suggested.
         noun: what a key is called, with its article.
     """
     first, *others = error.errors(include_url=False)
@@ -41,7 +50,7 @@ def describe_validation_error(
     key = format_key(location)
     if first["type"] == "extra_forbidden":
         known = allowed_keys(location[:-1])
-        hint = did_you_mean(location[-1], known) or f"; known keys: {', '.join(known)}"
+        hint = did_you_mean(location[-1], known, dotted_keys) or f"; known keys: {', '.join(known)}"
         sentence = f"{key} is not {noun}{hint}"
     elif first["type"] == "missing":
         sentence = f"{key} is missing"

@@ -56,11 +56,6 @@ def sections() -> tuple[SettingsSection, ...]:
     return tuple(_sections("", Settings()))[1:]
 
 
-def setting_keys() -> list[str]:
-    """Return the keys of all settings."""
-    return [setting.key for section in sections() for setting in section.settings]
-
-
 def find(key: str) -> Setting | SettingsSection:
     """Return the setting or section of a dotted key; former keys are accepted with a warning.
 
@@ -71,12 +66,9 @@ def find(key: str) -> Setting | SettingsSection:
     known: dict[str, Setting | SettingsSection] = {section.key: section for section in sections()}
     known |= {setting.key: setting for section in sections() for setting in section.settings}
     if key not in known:
-        same_name = [each for each in known if each.endswith(f".{key}")]
-        hint = f"; did you mean {' or '.join(same_name)}?" if same_name else ""
         listed = f"; sections: {', '.join(Settings.model_fields)}"
-        raise SettingsError(
-            f"{key:.80} is not a setting{hint or did_you_mean(key, known) or listed}"
-        )
+        hint = did_you_mean(key, known, known) or listed
+        raise SettingsError(f"{key:.80} is not a setting{hint}")
     return known[key]
 
 

@@ -32,7 +32,9 @@ class Section(BaseModel):
             raise SettingsError(str(error)) from None
         except ValidationError as error:
             message = describe_validation_error(
-                error, allowed_keys=lambda location: keys_at(type(self), location)
+                error,
+                allowed_keys=lambda location: keys_at(type(self), location),
+                dotted_keys=list(dotted_keys(type(self))),
             )
             raise SettingsError(message) from None
         super().__init__(**{name: getattr(valid, name) for name in valid.model_fields_set})
@@ -66,6 +68,15 @@ def keys_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
             return []
         model = annotation
     return list(model.model_fields)
+
+
+def dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield the keys of all settings in ``model``."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.default, Section):
+            yield from dotted_keys(type(field.default), f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
 
 
 def by_key(
