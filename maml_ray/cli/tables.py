@@ -41,7 +41,7 @@ def print_comparison(console: Console, summaries: Sequence[Any]) -> None:
         # A line of its own: in a column, a long name would be cut or folded into many lines.
         console.print(f"\n[bold]{escape(summary.label)}[/bold]", highlight=False)
         console.print(_describe_runs(summary), style="dim", highlight=False)
-        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+        table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
         table.add_column("adaptation", min_width=13, no_wrap=True)
         for column, width in columns.items():
             table.add_column(column, justify="right", no_wrap=True, min_width=width)

@@ -1,13 +1,18 @@
-"""Compare runs in one plot and one table, grouping seeds of the same settings."""
+"""Compare runs in one plot and one table, grouping seeds of the same settings.
+
+The statistics are those that Agarwal et al. recommend for few seeds ("Deep reinforcement learning
+at the edge of the statistical precipice", 2021): bootstrap intervals and the interquartile mean.
+"""
 
 from __future__ import annotations
 
 import csv
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -15,11 +20,22 @@ from numpy.typing import NDArray
 
 from maml_ray.common.errors import RunDirError
 from maml_ray.config.loading import load_settings
+from maml_ray.config.section import by_key
 from maml_ray.config.settings import Settings
+from maml_ray.evaluation.bootstrap import bootstrap_interval
 from maml_ray.evaluation.results_file import read_evaluation
 from maml_ray.persistence.metrics_file import read_metrics
 from maml_ray.persistence.run_dir import RunDir, open_run_dir
-from maml_ray.reporting.plots import COLORS, column, save_figure, smooth, style_axes
+from maml_ray.reporting.plots import (
+    COLORS,
+    column,
+    literal,
+    new_figure,
+    save_figure,
+    smooth,
+    style_legend,
+    x_axis,
+)
 
 _IGNORED_SECTIONS = {"run", "cluster", "evaluation"}
 """Sections of the settings that may differ within a group."""
@@ -32,6 +48,10 @@ _COLUMNS = (
     "evaluated",
     "adaptation_steps",
     "mean_return",
+    "interval_low",
+    "interval_high",
+    "interval_over",
+    "interquartile_mean",
     "lowest_seed",
     "highest_seed",
     "mean_speed",
@@ -69,6 +89,28 @@ class Group:
 
 
 @dataclass(frozen=True)
+class ReturnStatistics:
+    """Statistics of a group's returns after some number of adaptation steps.
+
+    Attributes:
+        mean: mean over seeds of the mean return.
+        interval: 95% confidence interval (low, high) of the mean; None if there is one seed and
+            nothing to resample.
+        interval_over: what was resampled: seeds if there are several, else the tasks and episodes
+            of the only seed's evaluation.
+        interquartile_mean: mean of the middle half of the returns of all seeds and tasks.
+        lowest, highest: mean return of the worst and of the best seed.
+    """
+
+    mean: float
+    interval: tuple[float, float] | None
+    interval_over: Literal["seeds", "tasks"] | None
+    interquartile_mean: float
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True)
 class Summary:
     """Statistics of a group, one row of the comparison table.
 
@@ -77,7 +119,7 @@ class Summary:
         seeds: number of runs.
         env_steps: environment steps of training, mean over seeds.
         minutes: minutes of training, mean over seeds.
-        returns: mean over seeds, lowest and highest seed, by number of adaptation steps.
+        returns: statistics by number of adaptation steps.
         speeds: mean over seeds in m/s, by number of adaptation steps; no entry if the task reports
             no speed.
         evaluated: True if the returns are from evaluations on held-out tasks; False if they are
@@ -88,7 +130,7 @@ class Summary:
     seeds: int
     env_steps: float
     minutes: float
-    returns: Mapping[int, tuple[float, float, float]]
+    returns: Mapping[int, ReturnStatistics]
     speeds: Mapping[int, float]
     evaluated: bool
 
@@ -112,6 +154,33 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     return [_read(run_dir) for run_dir in run_dirs]
 
 
+def without_duplicates(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """Return each run once, and a sentence on each that is left out.
+
+    Two directories hold the same run if they are the same directory or if one is a copy: equal
+    settings and equal rows of metrics, which include measured times.
+    """
+    kept: list[Run] = []
+    notes = []
+    for run in runs:
+        twin = next((other for other in kept if _is_same(run, other)), None)
+        if twin is None:
+            kept.append(run)
+        elif run.run_dir.path == twin.run_dir.path:
+            notes.append(f"{run.run_dir.path} was given twice and is counted once")
+        else:
+            notes.append(
+                f"{run.run_dir.path} is the same run as {twin.run_dir.path} and is counted once"
+            )
+    return kept, notes
+
+
+def interquartile_mean(values: Sequence[float]) -> float:
+    """Return the mean of values without the lowest and the highest quarter, rounded down."""
+    cut = len(values) // 4
+    return float(np.mean(sorted(values)[cut : len(values) - cut]))
+
+
 def group_by_settings(runs: Sequence[Run]) -> list[Group]:
     """Group runs by the settings that affect learning, ordered by first occurrence."""
     groups: dict[str, list[Run]] = {}
@@ -129,7 +198,6 @@ def summarize(group: Group) -> Summary:
     evaluated = all(run.evaluation is not None for run in runs)
     by_seed = [_evaluation_results(run) if evaluated else _training_results(run) for run in runs]
     common = sorted(set.intersection(*(set(returns) for returns, _ in by_seed)))
-    returns = {step: [returns[step] for returns, _ in by_seed] for step in common}
     speeds = {step: [speeds.get(step) for _, speeds in by_seed] for step in common}
     return Summary(
         label=group.label,
@@ -137,8 +205,8 @@ def summarize(group: Group) -> Summary:
         env_steps=float(np.mean([run.rows[-1]["total_env_steps"] for run in runs])),
         minutes=float(np.mean([run.rows[-1]["elapsed_s"] for run in runs])) / 60.0,
         returns={
-            step: (float(np.mean(values)), min(values), max(values))
-            for step, values in returns.items()
+            step: _statistics(runs, step, [returns[step] for returns, _ in by_seed], evaluated)
+            for step in common
         },
         speeds={
             step: float(np.mean(known))
@@ -149,33 +217,48 @@ def summarize(group: Group) -> Summary:
     )
 
 
-def comparison_figure(groups: Sequence[Group]) -> Figure:
-    """Plot return after (solid) and before (dashed) adaptation over environment steps.
+def comparison_figure(groups: Sequence[Group], by: str = "steps") -> Figure:
+    """Plot return after (solid) and before (dashed) adaptation.
 
     Lines are means over seeds; a band shows the range from the lowest to the highest seed.
+
+    Args:
+        groups: groups of runs, one color each.
+        by: horizontal axis, one of :data:`maml_ray.reporting.plots.X_AXES`.
     """
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    axes = figure.subplots()
+    last_rows = [run.rows[-1] for group in groups for run in group.runs]
+    end = max(float(row["elapsed_s" if by == "time" else "total_env_steps"]) for row in last_rows)
+    _, label = x_axis(last_rows, by, end)
+    band = "; bands: lowest to highest seed" if any(len(group.runs) > 1 for group in groups) else ""
+    figure, axes = new_figure(
+        f"Return after (solid) and before (dashed) adaptation{band}",
+        label,
+        "mean return of an episode",
+        (9.0, 5.0),
+    )
     for index, group in enumerate(groups):
         color = COLORS[index % len(COLORS)]
-        steps, after = _curves(group, "return_after")
-        _, before = _curves(group, "return_before")
-        axes.plot(steps / 1e6, after.mean(axis=0), color=color, linewidth=2, label=group.label)
+        positions, after = _curves(group, "return_after", by, end)
+        _, before = _curves(group, "return_before", by, end)
+        name = literal(textwrap.fill(group.label, 40), max_length=200)
+        axes.plot(positions, after.mean(axis=0), color=color, linewidth=2, label=name)
         if any(run.settings.inner.steps for run in group.runs):
-            axes.plot(steps / 1e6, before.mean(axis=0), color=color, linewidth=1, linestyle="--")
+            axes.plot(positions, before.mean(axis=0), color=color, linewidth=1.2, linestyle="--")
         if len(group.runs) > 1:
             axes.fill_between(
-                steps / 1e6, after.min(axis=0), after.max(axis=0), color=color, alpha=0.2
+                positions, after.min(axis=0), after.max(axis=0), color=color, alpha=0.2, linewidth=0
             )
-    axes.set_xlabel("environment steps (million)")
-    axes.set_ylabel("mean return: after (solid) and before (dashed) adaptation")
-    axes.legend(frameon=False)
-    style_axes(axes)
+    style_legend(axes)
     return figure
 
 
-def write_comparison(groups: Sequence[Group], output: Path) -> list[Path]:
+def write_comparison(groups: Sequence[Group], output: Path, by: str = "steps") -> list[Path]:
     """Write ``comparison.png`` and ``comparison.csv`` to the folder ``output``.
+
+    Args:
+        groups: groups of runs.
+        output: folder, created if needed.
+        by: horizontal axis of the plot, as for :func:`comparison_figure`.
 
     Returns:
         The two paths.
@@ -186,15 +269,23 @@ def write_comparison(groups: Sequence[Group], output: Path) -> list[Path]:
     plot, table = output / "comparison.png", output / "comparison.csv"
     try:
         output.mkdir(parents=True, exist_ok=True)
-        save_figure(comparison_figure(groups), plot)
+        save_figure(comparison_figure(groups, by), plot)
         with table.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(_COLUMNS)
             for summary in map(summarize, groups):
                 training = (summary.label, summary.seeds, summary.env_steps, summary.minutes)
-                for step, returns in summary.returns.items():
-                    speed = summary.speeds.get(step, "")
-                    writer.writerow((*training, summary.evaluated, step, *returns, speed))
+                for step, values in summary.returns.items():
+                    numbers = (
+                        values.mean,
+                        *(values.interval or ("", "")),
+                        values.interval_over or "",
+                        values.interquartile_mean,
+                        values.lowest,
+                        values.highest,
+                        summary.speeds.get(step, ""),
+                    )
+                    writer.writerow((*training, summary.evaluated, step, *numbers))
     except OSError as error:
         raise RunDirError(f"cannot write to {output}: {error.strerror}") from None
     return [plot, table]
@@ -215,26 +306,55 @@ def _learning_settings(settings: Settings) -> dict[str, Any]:
 
 
 def _labels(settings: Sequence[Settings]) -> list[str]:
-    """Return run names if they are distinct, else the first four settings that differ."""
+    """Return run names if they are distinct, else settings that differ: four, or all if needed."""
     names = [each.run.name for each in settings]
     if len(set(names)) == len(names):
         return names
-    flattened = [_flatten(_learning_settings(each)) for each in settings]
+    flattened = [dict(by_key(Settings, _learning_settings(each))) for each in settings]
     keys = [key for key in flattened[0] if len({repr(each.get(key)) for each in flattened}) > 1]
-    return [
-        ", ".join(f"{key.rpartition('.')[2]}={each.get(key)}" for key in keys[:4]) or name
-        for each, name in zip(flattened, names, strict=True)
-    ]
+    for number in (4, len(keys)):
+        labels = [
+            ", ".join(f"{key.rpartition('.')[2]}={each.get(key)}" for key in keys[:number]) or name
+            for each, name in zip(flattened, names, strict=True)
+        ]
+        if len(set(labels)) == len(labels):
+            break
+    return labels
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            result |= _flatten(value, f"{prefix}{key}.")
-        else:
-            result[prefix + key] = value
-    return result
+def _is_same(run: Run, other: Run) -> bool:
+    if os.path.realpath(run.run_dir.path) == os.path.realpath(other.run_dir.path):
+        return True
+    return run.settings == other.settings and run.rows == other.rows
+
+
+def _statistics(
+    runs: Sequence[Run], step: int, by_seed: Sequence[float], evaluated: bool
+) -> ReturnStatistics:
+    """Return statistics of the mean return of each seed, ``by_seed``, after ``step`` steps."""
+    interval: tuple[float, float] | None = None
+    over: Literal["seeds", "tasks"] | None = None
+    if len(runs) > 1:
+        # Tasks are not resampled: those of a seed share its policy and are not independent.
+        interval, over = bootstrap_interval(np.array(by_seed)[:, None], [0] * len(runs)), "seeds"
+    elif evaluated:
+        row = _rows_after(runs[0], step, "rows")[0]
+        interval, over = (row["low"], row["high"]), "tasks"
+    by_task = [row["mean"] for run in runs for row in _rows_after(run, step, "rows_by_task")]
+    return ReturnStatistics(
+        mean=float(np.mean(by_seed)),
+        interval=interval,
+        interval_over=over,
+        interquartile_mean=interquartile_mean(by_task if evaluated and by_task else by_seed),
+        lowest=min(by_seed),
+        highest=max(by_seed),
+    )
+
+
+def _rows_after(run: Run, step: int, key: str) -> list[Mapping[str, Any]]:
+    """Return the rows of an evaluation after some number of steps, with stochastic actions."""
+    rows = run.evaluation[key] if run.evaluation is not None else ()
+    return [row for row in rows if (row["steps"], row["actions"]) == (step, "stochastic")]
 
 
 def _evaluation_results(run: Run) -> tuple[dict[int, float], dict[int, float | None]]:
@@ -262,13 +382,20 @@ def _training_results(run: Run) -> tuple[dict[int, float], dict[int, float | Non
     return returns, {step: None if np.isnan(speed) else speed for step, speed in speeds.items()}
 
 
-def _curves(group: Group, key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return environment steps (n,) common to all seeds and smoothed curves (seeds, n)."""
-    ends = [run.rows[-1]["total_env_steps"] for run in group.runs]
-    starts = [run.rows[0]["total_env_steps"] for run in group.runs]
-    steps = np.linspace(max(starts), min(ends), _CURVE_POINTS)
-    curves = [
-        np.interp(steps, column(run.rows, "total_env_steps"), smooth(column(run.rows, key)))
-        for run in group.runs
-    ]
-    return steps, np.stack(curves)
+def _curves(
+    group: Group, key: str, by: str, end: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return positions (n,), means over seeds, and smoothed curves (seeds, n).
+
+    Seeds are compared at equal environment steps: at equal times, one that ran on a busy machine
+    would be compared with others that had trained for longer.
+    """
+    steps = [column(run.rows, "total_env_steps") for run in group.runs]
+    common = np.linspace(
+        max(each[0] for each in steps), min(each[-1] for each in steps), _CURVE_POINTS
+    )
+    positions, curves = [], []
+    for run, own in zip(group.runs, steps, strict=True):
+        positions.append(np.interp(common, own, x_axis(run.rows, by, end)[0]))
+        curves.append(np.interp(common, own, smooth(column(run.rows, key))))
+    return np.mean(positions, axis=0), np.stack(curves)

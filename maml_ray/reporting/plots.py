@@ -173,7 +173,7 @@ def evaluation_figure(evaluation: Mapping[str, Any]) -> Figure:
             [row["steps"] for row in stochastic],
             [row["mean"] for row in stochastic],
             yerr=_errors(stochastic),
-            label=_literal(name),
+            label=literal(name),
             color=COLORS[index % len(COLORS)],
             marker="o",
             capsize=4,
@@ -287,6 +287,12 @@ def style_legend(axes: Axes, **keywords: Any) -> None:
     legend.get_title().set(color=INK, fontsize=_FONT_SIZE)
 
 
+def literal(text: str, max_length: int = 40) -> str:
+    """Return text that Matplotlib does not read as mathematics, shortened."""
+    shown = text if len(text) <= max_length else f"{text[: max_length - 3]}..."
+    return shown.replace("$", r"\$")
+
+
 _Pairs = Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
 """Rows of each task, before and after adaptation."""
 
@@ -294,7 +300,7 @@ _Pairs = Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
 def _task_curve(key: str, positions: Sequence[float], pairs: _Pairs, label: str) -> Figure:
     """Plot return over the tasks' one parameter, named ``key``."""
     unit = f" ({_UNITS[key]})" if key in _UNITS else ""
-    figure, axes = new_figure("Return by task", _literal(f"{key} of the task{unit}"), _RETURN)
+    figure, axes = new_figure("Return by task", literal(f"{key} of the task{unit}"), _RETURN)
     order = np.argsort(positions)
     for number, name, color in ((0, "before", _BEFORE), (1, label, _AFTER)):
         rows = [pairs[index][number] for index in order]
@@ -330,7 +336,7 @@ def _task_bars(pairs: _Pairs, label: str) -> Figure:
             color=color,
             error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 2},
         )
-    axes.set_yticks(positions, [_literal(pair[0]["task"], 24) for pair in pairs])
+    axes.set_yticks(positions, [literal(pair[0]["task"], 24) for pair in pairs])
     axes.invert_yaxis()
     axes.axvline(0.0, color=INK, linewidth=0.8)
     axes.grid(visible=False, axis="y")
@@ -361,12 +367,6 @@ def _errors(rows: Rows) -> NDArray[np.float64]:
     ends = np.array([[row["low"] for row in rows], [row["high"] for row in rows]])
     distances: NDArray[np.float64] = np.abs(ends - means)
     return distances
-
-
-def _literal(text: str, max_length: int = 40) -> str:
-    """Return text that Matplotlib does not read as mathematics, shortened."""
-    shown = text if len(text) <= max_length else f"{text[: max_length - 3]}..."
-    return shown.replace("$", r"\$")
 
 
 def _marker(points: Sized) -> str | None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,20 @@ from typing import Any
 import imageio.v3 as iio
 import numpy as np
 import pytest
+import scipy.stats
 from rich.console import Console
 
 from maml_ray.cli.tables import print_comparison
 from maml_ray.common.errors import RunDirError
 from maml_ray.config.loading import dump_settings, load_settings
 from maml_ray.reporting.comparison import (
+    Summary,
     comparison_figure,
     group_by_settings,
+    interquartile_mean,
     read_runs,
     summarize,
+    without_duplicates,
     write_comparison,
 )
 from tests.reporting.conftest import MakeRecord
@@ -31,13 +36,22 @@ MakeRun = Callable[..., Path]
 def make_run(tmp_path: Path, record: MakeRecord) -> MakeRun:
     """A run folder of ten iterations, whose return after adaptation is ``gain`` an iteration."""
 
-    def make(name: str, *overrides: str, gain: float = 1.0, evaluated: float | None = None) -> Path:
+    def make(
+        name: str,
+        *overrides: str,
+        gain: float = 1.0,
+        evaluated: float | None = None,
+        by_task: tuple[float, ...] = (),
+        wall_s: float = 2.0,
+    ) -> Path:
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
         settings = load_settings(overrides=[f"run.name={name.split('-')[0]}", *overrides])
         (folder / "settings.yaml").write_text(dump_settings(settings))
         rows = [
-            record(i, return_after=gain * i, return_before=-1.0, speed_after=0.5 * gain).as_row()
+            record(
+                i, return_after=gain * i, return_before=-1.0, speed_after=0.5 * gain, wall_s=wall_s
+            ).as_row()
             for i in range(10)
         ]
         lines = "".join(json.dumps(row) + "\n" for row in rows)
@@ -47,7 +61,11 @@ def make_run(tmp_path: Path, record: MakeRecord) -> MakeRun:
                 "tasks": 1,
                 "episodes": 1,
                 "rows": evaluation_rows(evaluated),
-                "rows_by_task": [],
+                "rows_by_task": [
+                    {**row, "task": f"task {index}", "mean": row["mean"] + shift}
+                    for index, shift in enumerate(by_task)
+                    for row in evaluation_rows(evaluated)
+                ],
                 "beside": {},
             }
             (folder / "evaluation.json").write_text(json.dumps(results))
@@ -63,6 +81,13 @@ def evaluation_rows(value: float) -> list[dict[str, Any]]:
         for step in (0, 1, 2)
         for actions, extra in (("stochastic", 0.0), ("mean", 500.0))
     ]
+
+
+def means_and_ranges(summary: Summary) -> dict[int, tuple[float, float, float]]:
+    return {
+        step: (values.mean, values.lowest, values.highest)
+        for step, values in summary.returns.items()
+    }
 
 
 def test_runs_that_differ_only_in_the_seed_are_one_group(make_run: MakeRun) -> None:
@@ -96,7 +121,11 @@ def test_a_summary_is_of_the_evaluations_where_every_seed_has_one(make_run: Make
     assert summary.evaluated
     assert (summary.seeds, summary.env_steps) == (3, 40_000)
     assert summary.minutes == pytest.approx(20.0 / 60.0)
-    assert summary.returns == {0: (10.0, 0.0, 20.0), 1: (11.0, 1.0, 21.0), 2: (12.0, 2.0, 22.0)}
+    assert means_and_ranges(summary) == {
+        0: (10.0, 0.0, 20.0),
+        1: (11.0, 1.0, 21.0),
+        2: (12.0, 2.0, 22.0),
+    }
     assert summary.speeds == {0: 20.0, 1: 20.0, 2: 20.0}
 
 
@@ -107,7 +136,7 @@ def test_otherwise_it_is_of_trainings_last_tenth(make_run: MakeRun) -> None:
     ]
     summary = summarize(group_by_settings(read_runs(paths))[0])
     assert not summary.evaluated
-    assert summary.returns == {0: (-1.0, -1.0, -1.0), 1: (27.0, 18.0, 36.0)}
+    assert means_and_ranges(summary) == {0: (-1.0, -1.0, -1.0), 1: (27.0, 18.0, 36.0)}
     assert summary.speeds == {1: 1.5}  # none before adaptation
 
 
@@ -117,7 +146,7 @@ def test_the_curves_are_the_mean_and_the_range_over_seeds(make_run: MakeRun) -> 
     after, before = axes.get_lines()
     steps = np.asarray(after.get_xdata())
     middle = slice(90, 110)  # between the two whole windows of the smoothing
-    expected = 2.0 * (steps * 1e6 / 4000 - 1)
+    expected = 2.0 * (steps * 1e3 / 4000 - 1)
     np.testing.assert_allclose(np.asarray(after.get_ydata())[middle], expected[middle], rtol=1e-6)
     np.testing.assert_allclose(np.asarray(before.get_ydata()), -1.0)
     assert before.get_linestyle() == "--"
@@ -139,15 +168,104 @@ def test_plot_and_table_are_written(make_run: MakeRun, tmp_path: Path) -> None:
     ]
 
 
+def printed(summaries: list[Summary], width: int) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    print_comparison(console, summaries)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
 def test_the_table_on_a_terminal_shows_every_group(make_run: MakeRun) -> None:
     paths = [make_run("x-0", evaluated=1.0), make_run("y-0", "outer.epochs=3")]
     summaries = [summarize(group) for group in group_by_settings(read_runs(paths))]
-    console = Console(file=io.StringIO(), width=120)
-    print_comparison(console, summaries)
-    assert isinstance(console.file, io.StringIO)
-    text = console.file.getvalue()
-    for words in ("before", "after 2", "3 (2.00)", "evaluated", "in training", "0.0 M"):
+    text = printed(summaries, 120)
+    for words in ("before", "after 2 steps", "3.0", "2.00", "evaluated", "in training", "0.04 M"):
         assert words in text, words
+
+
+def test_names_and_numbers_are_never_cut_on_a_narrow_terminal(make_run: MakeRun) -> None:
+    name = "a-very-long-name-that-has-no-space-to-break-at-0123456789abcdefg"
+    paths = [
+        make_run(f"{name}-{seed}", f"run.name={name}", f"run.seed={seed}", evaluated=value)
+        for seed, value in enumerate((-12345.0, -1234.0))
+    ]
+    summary = summarize(group_by_settings(read_runs(paths))[0])
+    text = printed([summary], 80)
+    assert name in text
+    assert "-12345 to -1234" in text
+    assert "…" not in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+
+
+def test_the_same_run_given_twice_is_one(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run("x-0")
+    (tmp_path / "link").symlink_to(run)
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    other = make_run("x-1", wall_s=3.0)  # the same settings and seed, trained again
+    paths = [run, run / "../x-0", tmp_path / "link", copy, other]
+    runs, notes = without_duplicates(read_runs(paths))
+    assert [run.run_dir.path for run in runs] == [run, other]
+    assert len(notes) == 3
+    assert all("counted once" in note for note in notes)
+    assert str(copy) in notes[2]
+
+
+@pytest.mark.parametrize("count", range(1, 14))
+def test_the_interquartile_mean_is_that_of_scipy(count: int) -> None:
+    values = np.random.default_rng(count).normal(size=count)
+    expected = scipy.stats.trim_mean(values, 0.25)
+    assert interquartile_mean(list(values)) == pytest.approx(expected)
+
+
+def test_the_interquartile_mean_is_over_the_tasks_of_all_seeds(make_run: MakeRun) -> None:
+    paths = [
+        make_run(f"x-{seed}", f"run.seed={seed}", evaluated=10.0 * seed, by_task=(-3.0, 0.0, 99.0))
+        for seed in range(2)
+    ]
+    summary = summarize(group_by_settings(read_runs(paths))[0])
+    tasks = [10.0 * seed + shift for seed in range(2) for shift in (-3.0, 0.0, 99.0)]
+    for step, values in summary.returns.items():
+        expected = scipy.stats.trim_mean(tasks, 0.25) + step
+        assert values.interquartile_mean == pytest.approx(expected)
+
+
+def test_the_interval_is_a_bootstrap_over_seeds(make_run: MakeRun) -> None:
+    returns = [0.0, 3.0, 10.0, 11.0, 25.0]
+    paths = [
+        make_run(f"x-{seed}", f"run.seed={seed}", evaluated=value, by_task=(-50.0, 50.0))
+        for seed, value in enumerate(returns)
+    ]
+    values = summarize(group_by_settings(read_runs(paths))[0]).returns[0]
+    expected = scipy.stats.bootstrap(
+        (returns,), np.mean, method="percentile", n_resamples=10_000, rng=0
+    ).confidence_interval
+    assert values.interval == pytest.approx((expected.low, expected.high), abs=0.5)
+    assert values.interval_over == "seeds"
+
+
+def test_one_seed_has_the_interval_of_its_evaluation_or_none(make_run: MakeRun) -> None:
+    evaluated, trained = (
+        summarize(group_by_settings(read_runs([path]))[0])
+        for path in (make_run("x-0", evaluated=4.0), make_run("y-0"))
+    )
+    assert evaluated.returns[1].interval == (4.0, 4.0)  # as in evaluation.json
+    assert evaluated.returns[1].interval_over == "tasks"
+    assert trained.returns[1].interval is None
+    assert trained.returns[1].interval_over is None
+
+
+def test_curves_can_be_drawn_against_time_and_iterations(make_run: MakeRun) -> None:
+    paths = [make_run(f"x-{seed}", f"run.seed={seed}", wall_s=60.0 * seed) for seed in (1, 3)]
+    groups = group_by_settings(read_runs(paths))
+    for by, first, last, label in (
+        ("time", 2.0, 20.0, "training time (minutes)"),
+        ("iterations", 1.0, 10.0, "finished iterations"),
+        ("steps", 4.0, 40.0, "environment steps (thousand)"),
+    ):
+        (axes,) = comparison_figure(groups, by).axes
+        positions = np.asarray(axes.get_lines()[0].get_xdata())
+        assert (positions[0], positions[-1]) == pytest.approx((first, last)), by
+        assert axes.get_xlabel() == label
 
 
 def test_what_cannot_be_compared_is_refused_by_name(make_run: MakeRun, tmp_path: Path) -> None:

@@ -76,8 +76,8 @@ def steps_figure(groups: Sequence[Group]) -> Figure:
     axes = figure.subplots()
     for place, group in enumerate(groups):
         returns = summarize(group).returns
-        means = np.array([mean for mean, _, _ in returns.values()])
-        ends = np.array([(low, high) for _, low, high in returns.values()]).T
+        means = np.array([values.mean for values in returns.values()])
+        ends = np.array([(values.lowest, values.highest) for values in returns.values()]).T
         axes.errorbar(
             list(returns),
             means,
@@ -112,8 +112,9 @@ def _line(summary: Summary) -> str:
 def _cell(summary: Summary, step: int) -> str:
     if step not in summary.returns:
         return ""
-    mean, low, high = summary.returns[step]
-    spread = f" ({low:.0f} to {high:.0f})" if summary.seeds > 1 else ""
+    values = summary.returns[step]
+    mean = values.mean
+    spread = f" ({values.lowest:.0f} to {values.highest:.0f})" if summary.seeds > 1 else ""
     speed = f", {summary.speeds[step]:.2f} m/s" if step in summary.speeds else ""
     return f"{mean:.0f}{spread}{speed}"
 
