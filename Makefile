@@ -17,7 +17,7 @@ CONSTRAINTS := $(or $(if $(filter pinned,$(DEPENDENCIES)),constraints.txt),\
 	$(error DEPENDENCIES is pinned, newest or lowest))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help install dev train demo test lint types pytest settings docs wheel cluster test-cluster \
+.PHONY: help install dev train demo test lint types pytest test-parallel test-alone settings docs wheel cluster test-cluster \
 	verify-backward reproduce chaos fuzz peers bench clean
 
 help: ## Show this list.
@@ -53,10 +53,16 @@ train: install ## Train the default deploy.yaml to a policy, a video and a repor
 
 SELECTED := not learning and not soak and not cluster
 
-test: lint types pytest ## Lint, types and tests: about 13 minutes on 2 cores.
+test: lint ## Lint, types and tests: about 13 minutes on 2 cores.
+	$(MAKE) --jobs 2 types test-parallel
+	$(MAKE) test-alone
 
-pytest: dev ## The tests alone.
+pytest: test-parallel test-alone ## The tests without lint and types.
+
+test-parallel: dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m '$(SELECTED) and not runs_alone'
+
+test-alone: dev
 	$(BIN)/python -m pytest -m '$(SELECTED) and runs_alone'
 
 settings: dev ## Write deploy.yaml, docs/settings.md and the JSON schema from the settings' definitions.

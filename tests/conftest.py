@@ -32,14 +32,18 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("tests")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that may start Ray: all but those of the layers below it.
+WITHOUT_RAY = {
+    *LAYERS[: LAYERS.index(FIRST_LAYER_WITH["ray"])],
+    *("bad_input", "benchmarks", "cluster", "docs", "packaging"),
+    *("test_layers.py", "test_public_api.py"),
+}
+"""Folders and files whose tests do not start Ray, unless they are marked one by one."""
 
-    Tests of the documentation are marked one by one.
-    """
-    below = {*LAYERS[: LAYERS.index(FIRST_LAYER_WITH["ray"])], "bad_input", "docs", "packaging"}
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that may start Ray."""
     for item in items:
-        if item.path.relative_to(Path(__file__).parent).parts[0] not in below:
+        if item.path.relative_to(Path(__file__).parent).parts[0] not in WITHOUT_RAY:
             item.add_marker("runs_alone")
 
 
