@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def check_matches_settings(agent: Agent, source: Path) -> None:
         raise RunDirError(f"the policy in {source} does not fit its settings: {problem}")
 
 
-def check_matches_task(agent: Agent, source: Path | str) -> None:
+def check_matches_task(agent: Agent, source: str | PathLike[str]) -> None:
     """Check that the policy's observation and action sizes are those of its task.
 
     Args:

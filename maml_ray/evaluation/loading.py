@@ -1,9 +1,10 @@
-"""Load a trained policy from a run directory or from an exported policy folder."""
+"""Load a trained policy from a run directory or from the folder of a saved policy."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 
 from maml_ray.config.loading import load_settings
@@ -18,11 +19,13 @@ from maml_ray.persistence.run_storage import open_run_storage
 from maml_ray.tasks.loading import OwnTasks, record_own_tasks
 
 
-def load(folder: str | Path, *, checkpoint: str = "newest", tasks: OwnTasks | None = None) -> Agent:
-    """Load the meta-trained policy of a run, or an exported policy.
+def load(
+    folder: str | PathLike[str], *, checkpoint: str = "newest", tasks: OwnTasks | None = None
+) -> Agent:
+    """Load the meta-trained policy of a run, or a saved policy.
 
     Args:
-        folder: a run directory, or a folder written by ``maml-ray adapt`` or :func:`save_policy`.
+        folder: a run directory, or a folder written by ``maml-ray adapt`` or :meth:`Agent.save`.
         checkpoint: for a run directory: ``"newest"`` (the newest readable one), ``"best"`` (by
             return after adaptation during training), or a number of iterations.
         tasks: a :class:`TaskDistribution` class or instance to use in place of the tasks that
@@ -45,7 +48,9 @@ def load(folder: str | Path, *, checkpoint: str = "newest", tasks: OwnTasks | No
     return agent
 
 
-def load_with_iteration(folder: str | Path, checkpoint: str = "newest") -> tuple[Agent, int]:
+def load_with_iteration(
+    folder: str | PathLike[str], checkpoint: str = "newest"
+) -> tuple[Agent, int]:
     """Load the meta-trained policy of a run and the number of iterations it was trained for.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Export a policy to a folder and load it: used by ``maml-ray adapt`` and ``maml_ray.load``.
+"""Save a policy to a folder and load it: for ``Agent.save``, ``maml-ray adapt`` and ``load``.
 
 The folder holds two files: ``parameters.safetensors`` with the parameters and, if observations are
 normalized, the mean and scale; ``policy.json`` with the architecture, the settings of the run, and

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 
 from maml_ray.common.errors import RunDirError
@@ -15,9 +16,15 @@ JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 @dataclass(frozen=True)
 class RunDir:
-    """Paths of one run; accessing them creates nothing."""
+    """Paths of one run; accessing them creates nothing. Itself usable where a path is."""
 
     path: Path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)
 
     @property
     def settings(self) -> Path:
@@ -96,7 +103,7 @@ def resolve_base_directory(directory: str, environment: Mapping[str, str], home:
     return Path(directory)
 
 
-def open_run_dir(path: str | Path) -> RunDir:
+def open_run_dir(path: str | PathLike[str]) -> RunDir:
     """Return an existing run directory.
 
     Raises:

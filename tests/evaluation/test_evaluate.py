@@ -209,6 +209,14 @@ def evaluated(
         yield evaluate_run(folder, config)
 
 
+def test_the_folder_of_a_result_is_a_path(evaluated: RunResult) -> None:
+    assert (Path(evaluated.folder) / "report.html").exists()
+    assert str(evaluated.folder) == str(evaluated.folder.path)
+    loaded, same = maml_ray.load(evaluated.folder), evaluated.load()
+    for name, value in same.parameters.items():
+        np.testing.assert_array_equal(loaded.parameters[name], value)
+
+
 def test_an_earlier_evaluation_is_read_from_its_files(evaluated: RunResult, tmp_path: Path) -> None:
     again = read_result(evaluated.folder)
     assert again.evaluation.measurements == evaluated.evaluation.measurements
