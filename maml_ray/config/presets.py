@@ -44,6 +44,7 @@ _DIRECTION: Data = {
     # With a standard deviation of 1 the first million steps do little but reduce it.
     "policy": {"activation": "relu", "initial_log_std": -0.5},
     "meta_batch": {"tasks": 10, "episodes": 20},
+    "inner": {"learning_rate": 0.1},
     "outer": {
         "learning_rate": 3e-3,
         "final_learning_rate": None,

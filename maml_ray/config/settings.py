@@ -226,7 +226,11 @@ class InnerSettings(Section):
     steps: Annotated[int, Field(ge=0, le=5)] = Field(
         1, description="Gradient steps, each with new support data; 0: no adaptation."
     )
-    learning_rate: Positive = Field(0.1, description="Learning rate of the gradient steps.")
+    learning_rate: Positive = Field(
+        0.01,
+        description="Learning rate of the gradient steps. The default suits a single task; "
+        "families of several tasks want about 0.1, as the presets have.",
+    )
     learn_inner_rates: bool = Field(
         False, description="Meta-SGD: learn one rate per parameter, from learning_rate on."
     )

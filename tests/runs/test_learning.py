@@ -5,33 +5,46 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
+from scipy import stats
 
 from maml_ray.config.loading import load_settings
 from maml_ray.runs.train import train
 
 DEPLOY = Path(__file__).parents[2] / "deploy.yaml"
+THOROUGH = {"evaluation.tasks": 20, "evaluation.episodes": 20}
 
 
 @pytest.mark.learning
-@pytest.mark.timeout(1200)
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_the_default_run_ends_above_800_after_one_adaptation_step(
-    tmp_path: Path, seed: int
+@pytest.mark.timeout(3600)
+def test_the_default_run_returns_1000_and_loses_nothing_by_its_adaptation_step(
+    tmp_path: Path,
 ) -> None:
-    settings = load_settings(DEPLOY, overrides=[f"run.seed={seed}"])
-    start = time.monotonic()
-    result = train(settings, run_dir=tmp_path / "run", console=Console(quiet=True))
-    minutes = (time.monotonic() - start) / 60
-    assert result.evaluation is not None
-    for row in result.evaluation.rows:
-        print(
-            f"\nseed {seed}: {row.steps} steps, {row.actions:<10} {row.mean:7.1f} "
-            f"({row.low:.1f} to {row.high:.1f}), {minutes:.1f} minutes",
-            end="",
-        )
-    assert result.evaluation.row(1, "stochastic").mean >= 800.0
+    returns = []
+    for seed in (0, 1, 2):
+        settings = load_settings(DEPLOY, overrides={"run.seed": seed, **THOROUGH})
+        start = time.monotonic()
+        result = train(settings, run_dir=tmp_path / f"run-{seed}", console=Console(quiet=True))
+        minutes = (time.monotonic() - start) / 60
+        assert result.evaluation is not None
+        for row in result.evaluation.rows:
+            print(
+                f"\nseed {seed}: {row.steps} steps, {row.actions:<10} {row.mean:7.1f} "
+                f"({row.low:.1f} to {row.high:.1f}), {minutes:.1f} minutes",
+                end="",
+            )
+        returns.append([result.evaluation.row(steps, "stochastic").mean for steps in (0, 1)])
+    before, after = np.transpose(returns)
+    gain = after - before
+    half_width = stats.t.ppf(0.975, len(gain) - 1) * stats.sem(gain)
+    print(
+        f"\nafter the step minus before, mean of {len(gain)} seeds: {gain.mean():+.1f}, "
+        f"95% interval {gain.mean() - half_width:+.1f} to {gain.mean() + half_width:+.1f}"
+    )
+    assert after.min() >= 1000.0
+    assert gain.mean() >= -0.01 * before.mean()  # on another CPU the seeds' noise differs
 
 
 @pytest.mark.learning
