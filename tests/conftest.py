@@ -72,7 +72,7 @@ def small_settings() -> Settings:
             "task": {"horizon": 20},
             "policy": {"hidden_sizes": [8]},
             "meta_batch": {"tasks": 3, "episodes": 2},
-            "inner": {"steps": 2},
+            "inner": {"steps": 2, "learning_rate": 0.1},
             "outer": {"epochs": 2, "tasks_per_minibatch": None},
         }
     )

@@ -117,9 +117,9 @@ def test_deploy_yaml_names_the_schema_for_editors() -> None:
 
 def test_a_key_is_found_with_the_presets_that_set_it() -> None:
     setting: Any = find("inner.learning_rate")
-    assert (setting.allowed, setting.default) == ("number > 0", "0.1")
-    assert setting.in_presets()["notebook"] == "0.01"
-    assert "direction" not in setting.in_presets()
+    assert (setting.allowed, setting.default) == ("number > 0", "0.01")
+    assert setting.in_presets()["direction"] == "0.1"
+    assert "notebook" not in setting.in_presets()
     section: Any = find("outer.trust_region")
     assert section.settings[0].key == "outer.trust_region.max_kl"
 
