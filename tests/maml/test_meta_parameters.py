@@ -62,7 +62,7 @@ def test_rates_start_at_the_setting_one_for_each_number(rate: float, discrete: b
 
 
 def test_the_policys_own_parameters_do_not_depend_on_it() -> None:
-    inner = InnerSettings(learning_rate=0.1, learn_inner_rates=True)
+    inner = InnerSettings(learn_inner_rates=True)
     with_rates = initial_meta_parameters(SPEC, inner, np.random.default_rng(0))
     plain = initial_parameters(SPEC, np.random.default_rng(0))
     assert same(policy_part(with_rates), plain)
@@ -75,7 +75,7 @@ def test_the_policys_own_parameters_do_not_depend_on_it() -> None:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_run_begins_with_what_its_seeds_own_stream_draws(seed: int) -> None:
     """Not with numbers that its tasks or episodes are drawn from, too."""
-    settings = Settings(run=RunSettings(seed=seed), inner=InnerSettings(learning_rate=0.1, learn_inner_rates=True))
+    settings = Settings(run=RunSettings(seed=seed), inner=InnerSettings(learn_inner_rates=True))
     stream = generator(seed, Purpose.PARAMETERS)
     expected = initial_meta_parameters(SPEC, settings.inner, stream)
     assert same(initial_learner_state(settings, SPEC).parameters, expected)
