@@ -23,7 +23,7 @@ NO_POLICY: Any = None
 """A policy whose use would raise."""
 
 
-class Stepped(VectorWrapper):  # type: ignore[type-arg]  # generic from Gymnasium 1.4 on
+class Stepped(VectorWrapper):
     """A batch that is stepped, since its ``rollout`` does nothing."""
 
     def rollout(self, *arguments: Any) -> None:
