@@ -127,20 +127,22 @@ def check(
 
       maml-ray check deploy.yaml --set cluster.rollout_actors=8
     """
-    from maml_ray.maml.losses import outer_objective
-    from maml_ray.rollouts.task_check import check_tasks
-    from maml_ray.runs.precompile import compile_ahead
-    from maml_ray.tasks.loading import resolve_tasks
-
     overrides = with_shorthands(overrides, seed, iterations)
     settings = load_settings(settings_file, preset=preset, overrides=overrides)
-    outer_objective(settings.outer.objective)
-    resolve_tasks(settings.task)  # before compiling, which takes long
-    report = partial(print, file=sys.stderr)
-    compile_ahead(report, report)
-    tasks = check_tasks(settings)
+    console = Console(stderr=True)
+    with status_line(console, "loading the tasks") as on_status:
+        from maml_ray.maml.losses import outer_objective
+        from maml_ray.rollouts.task_check import check_tasks
+        from maml_ray.runs.precompile import compile_ahead
+        from maml_ray.tasks.loading import resolve_tasks
+
+        outer_objective(settings.outer.objective)
+        resolve_tasks(settings.task)  # before compiling, which takes long
+        compile_ahead(on_status, partial(print_line, console))
+        on_status("trying the tasks")
+        tasks = check_tasks(settings)
     for problem in tasks.problems[:-1]:
-        report(f"maml-ray: {problem}")
+        print(f"maml-ray: {problem}", file=sys.stderr)
     if tasks.problems:
         raise SettingsError(tasks.problems[-1])
     print(dump_settings(settings))

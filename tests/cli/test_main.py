@@ -186,6 +186,17 @@ def test_check_prints_settings_that_load_to_themselves(cli, tmp_path: Path) -> N
     assert re.search(r"an iteration: .* = [\d,]+ env steps", outcome.out)
 
 
+def test_check_prints_what_happens_beside_its_output(  # type: ignore[no-untyped-def]
+    cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("maml_ray.kernels.jit._CACHE_DIR", None)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    outcome = cli("check")
+    assert "loading the tasks" in outcome.err
+    assert "warning: every process compiles its kernels" in outcome.err
+    assert validate_settings(yaml.safe_load(outcome.out)) == load_settings()
+
+
 def test_check_tries_the_tasks(cli) -> None:  # type: ignore[no-untyped-def]
     pendulum = ("--set", "task.env=Pendulum-v1", "--set", "task.ranges={g: [5, 15]}")
     outcome = cli("check", *pendulum)
