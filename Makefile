@@ -15,7 +15,8 @@ CONSTRAINTS := $(or $(if $(filter pinned,$(DEPENDENCIES)),constraints.txt),\
 	$(if $(filter newest,$(DEPENDENCIES)),/dev/null),\
 	$(if $(filter lowest,$(DEPENDENCIES)),$(VENV)/lowest.txt),\
 	$(error DEPENDENCIES is pinned, newest or lowest))
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# On a terminal pip shows its progress, since installing takes minutes.
+PIP := $(BIN)/python -m pip install $(if $(MAKE_TERMOUT),,--quiet) --disable-pip-version-check
 
 .PHONY: help install dev train demo test lint types pytest test-parallel test-alone settings docs wheel cluster test-cluster \
 	verify-backward reproduce chaos fuzz peers bench clean

@@ -14,12 +14,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from rich.console import Console
+
 from maml_ray.common.errors import error_reason
 from maml_ray.config.loading import validate_settings
 from maml_ray.config.settings import Settings
 from maml_ray.kernels.jit import can_cache_code, is_precompiled, mark_precompiled
+from maml_ray.reporting.progress import status_line
 
 _TIMEOUT_S = 600.0
+_STATUS = "compiling kernels, once for this machine: about 30 s of one core"
 
 
 def compile_ahead(on_status: Callable[[str], None], on_event: Callable[[str], None]) -> None:
@@ -42,7 +46,7 @@ def compile_ahead(on_status: Callable[[str], None], on_event: Callable[[str], No
     if is_precompiled():
         return
     started_at = time.monotonic()
-    on_status("compiling kernels, once for this machine: about 30 s of one core")
+    on_status(_STATUS)
     package = Path(__file__).parents[2]  # it need not be installed
     path = os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
     try:
@@ -100,4 +104,5 @@ def _minimal_settings() -> Settings:
 
 
 if __name__ == "__main__":
-    precompile()
+    with status_line(Console(), _STATUS):
+        precompile()
