@@ -165,7 +165,7 @@ def time_figure(rows: Rows) -> Figure:
 
 def evaluation_figure(evaluation: Mapping[str, Any]) -> Figure:
     """Plot return over adaptation steps, with 95% intervals, of the policy and baselines."""
-    figure, axes = new_figure("Return on held-out tasks", "adaptation steps", _RETURN)
+    figure, axes = new_figure("Return by adaptation steps", "adaptation steps", _RETURN)
     policies = {"meta-trained": evaluation["rows"], **evaluation.get("beside", {})}
     for index, (name, rows) in enumerate(policies.items()):
         stochastic = [row for row in rows if row["actions"] == "stochastic"]
@@ -374,4 +374,4 @@ def _marker(points: Sized) -> str | None:
 
 
 def _use_integers(axes: Axes) -> None:
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))

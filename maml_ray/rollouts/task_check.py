@@ -158,9 +158,10 @@ def _check_sampling(tasks: TaskDistribution, findings: _Findings) -> Sequence[Ta
     held_out = _draw("sample_held_out", tasks.sample_held_out, 1, findings)
     different = {task.parameters for task in drawn}
     shared = different & {task.parameters for task in held_out}
+    plural = "" if len(different) == 1 else "s"
     findings.passed.append(
-        f"{len(different)} different tasks in a sample of {_TASKS}, such as {drawn[0].name!r}; "
-        f"{len(shared) or 'none'} of them among {_TASKS} held-out ones"
+        f"{len(different)} different task{plural} in a sample of {_TASKS}, such as "
+        f"{drawn[0].name!r}; {len(shared) or 'none'} of them among {_TASKS} held-out ones"
     )
     if len(different) == 1:
         findings.notes.append("all tasks sampled are the same: there is nothing to adapt to")

@@ -221,3 +221,4 @@ def test_what_may_not_be_meant_is_noted() -> None:
     single = check_tasks(sampling(lambda self, rng, count: (self.task({"goal": 1}),) * count))
     assert single.ok
     assert "nothing to adapt to" in single.notes[0]
+    assert "1 different task in a sample" in repr(single)
