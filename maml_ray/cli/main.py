@@ -31,6 +31,7 @@ from maml_ray.cli.options import (
 from maml_ray.cli.tables import print_evaluation, print_line, print_notes
 from maml_ray.common.errors import Interrupted, Superseded, TrainingFailed, UserError
 from maml_ray.common.signals import ExitOnSignal
+from maml_ray.common.versions import own_version
 from maml_ray.config.loading import dump_settings, load_settings
 from maml_ray.config.renamed_keys import RenamedKeyWarning
 from maml_ray.config.settings import Settings, SettingsError
@@ -44,6 +45,24 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"maml-ray {own_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Take the options that go before a command."""
 
 
 @app.command(rich_help_panel=Panel.TRAIN)
@@ -86,6 +105,9 @@ def train(
 
       maml-ray train deploy.yaml --resume auto
     """
+    from maml_ray.persistence.run_dir import open_run_dir
+    from maml_ray.tasks.loading import resolve_tasks
+
     console = Console()
     named_run = None if resume == "auto" else resume
     if resume is not None and run_dir is not None:
@@ -96,8 +118,12 @@ def train(
     if address is not None:
         overrides.append(f"cluster.address={json.dumps(address)}")
     recorded = named_run is not None and settings_file is None
-    if not recorded:  # before the imports: a mistake is reported at once
+    # Before the imports below, which take long: a mistake is reported at once.
+    if not recorded:
         settings = load_settings(settings_file, preset=preset, overrides=overrides)
+        resolve_tasks(settings.task)
+    if named_run is not None and "://" not in named_run:
+        open_run_dir(named_run)
     with status_line(console, "loading PyTorch and Ray"):  # which --help does not need
         from maml_ray.runs import train as training
 

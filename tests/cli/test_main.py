@@ -12,6 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+import maml_ray
 from maml_ray.cli.main import main
 from maml_ray.config.loading import load_settings, validate_settings
 from tests.small_runs import agent_of, run_of, settings
@@ -224,6 +225,8 @@ def test_version_names_the_packages(cli) -> None:  # type: ignore[no-untyped-def
     assert outcome.code == 0
     for name in ("maml-ray", "torch", "ray", "mujoco", "python"):
         assert re.search(rf"^{name} +\d", outcome.out, re.MULTILINE)
+    option = cli("--version")
+    assert (option.code, option.out) == (0, f"maml-ray {maml_ray.__version__}\n")
 
 
 def test_the_shipped_deploy_yaml_is_the_defaults_and_names_every_key() -> None:
