@@ -286,6 +286,7 @@ def compare(
       maml-ray compare runs/ppo-seed0 runs/ppo-seed1 runs/trpo-seed0
     """
     from maml_ray.reporting.comparison import (
+        describe_different_tasks,
         group_by_settings,
         read_runs,
         summarize,
@@ -305,7 +306,7 @@ def compare(
         groups = group_by_settings(distinct)
         summaries = [summarize(group) for group in groups]
         written = write_comparison(groups, output, by)
-    print_notes(console, notes)
+    print_notes(console, notes + describe_different_tasks(groups))
     print_comparison(console, summaries)
     for path in written:
         print_line(console, path)

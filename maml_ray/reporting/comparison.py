@@ -192,6 +192,15 @@ def group_by_settings(runs: Sequence[Run]) -> list[Group]:
     ]
 
 
+def describe_different_tasks(groups: Sequence[Group]) -> list[str]:
+    """Return a sentence if the groups' tasks differ, so that returns are of different things."""
+    differing = _differing_keys([group.runs[0].settings for group in groups])
+    # A policy that is told the task is a usual baseline of one that is not.
+    same_returns = {"task.observe_parameters"}
+    keys = [key for key in differing if key.startswith("task.") and key not in same_returns]
+    return [f"the runs differ in {', '.join(keys)}: do not compare their returns"] if keys else []
+
+
 def summarize(group: Group) -> Summary:
     """Return the statistics of a group."""
     runs = group.runs
@@ -310,8 +319,8 @@ def _labels(settings: Sequence[Settings]) -> list[str]:
     names = [each.run.name for each in settings]
     if len(set(names)) == len(names):
         return names
-    flattened = [dict(by_key(Settings, _learning_settings(each))) for each in settings]
-    keys = [key for key in flattened[0] if len({repr(each.get(key)) for each in flattened}) > 1]
+    keys = _differing_keys(settings)
+    flattened = [_by_key(each) for each in settings]
     for number in (4, len(keys)):
         labels = [
             ", ".join(f"{key.rpartition('.')[2]}={each.get(key)}" for key in keys[:number]) or name
@@ -320,6 +329,15 @@ def _labels(settings: Sequence[Settings]) -> list[str]:
         if len(set(labels)) == len(labels):
             break
     return labels
+
+
+def _by_key(settings: Settings) -> dict[str, Any]:
+    return dict(by_key(Settings, _learning_settings(settings)))
+
+
+def _differing_keys(settings: Sequence[Settings]) -> list[str]:
+    flattened = [_by_key(each) for each in settings]
+    return [key for key in flattened[0] if len({repr(each.get(key)) for each in flattened}) > 1]
 
 
 def _is_same(run: Run, other: Run) -> bool:

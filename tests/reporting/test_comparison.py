@@ -20,6 +20,7 @@ from maml_ray.config.loading import dump_settings, load_settings
 from maml_ray.reporting.comparison import (
     Summary,
     comparison_figure,
+    describe_different_tasks,
     group_by_settings,
     interquartile_mean,
     read_runs,
@@ -108,6 +109,16 @@ def test_groups_with_equal_names_are_labeled_by_the_settings_that_differ(make_ru
     paths = [make_run("x-0"), make_run("x-1", "outer.epochs=9", "inner.l2=0.5")]
     labels = [group.label for group in group_by_settings(read_runs(paths))]
     assert labels == ["l2=0.0, epochs=1", "l2=0.5, epochs=9"]
+
+
+def test_returns_of_different_tasks_are_not_to_be_compared(make_run: MakeRun) -> None:
+    told = ("task.name=half-cheetah-direction", "task.observe_parameters=true")
+    paths = [make_run("a-0", told[0]), make_run("b-0", *told, "outer.epochs=9")]
+    assert describe_different_tasks(group_by_settings(read_runs(paths))) == []
+    paths.append(make_run("c-0", "task.horizon=100"))
+    assert describe_different_tasks(group_by_settings(read_runs(paths))) == [
+        "the runs differ in task.name, task.horizon: do not compare their returns"
+    ]
 
 
 def test_a_folder_of_runs_is_expanded(make_run: MakeRun) -> None:
