@@ -146,7 +146,9 @@ def evaluate_run(
     baselines = _load_baselines(agent, config)
     evaluation = evaluate_agent(agent, config, _report_task(on_status, "evaluating"))
     baseline_evaluations = {
-        name: evaluate_agent(baseline, config, _report_task(on_status, f"evaluating {name}"))
+        name: evaluate_agent(
+            baseline, config, _report_task(on_status, f"evaluating baseline {name}")
+        )
         for name, baseline in baselines.items()
     }
     on_status("computing intervals")
