@@ -215,8 +215,11 @@ def tasks_figure(evaluation: Mapping[str, Any]) -> Figure | None:
 
 
 def smooth(values: NDArray[np.float64], window: int = 9) -> NDArray[np.float64]:
-    """Return a centered moving mean of the finite values; the window narrows at the ends."""
-    half = window // 2
+    """Return a centered moving mean of the finite values; the window narrows at the ends.
+
+    It is at most about a third of the values, so that a short run does not look flat.
+    """
+    half = min(window // 2, len(values) // 6)
     windows = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
     return np.array(
         [np.mean(w[np.isfinite(w)]) if np.isfinite(w).any() else np.nan for w in windows]

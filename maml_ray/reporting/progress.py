@@ -257,7 +257,8 @@ class NotebookProgress(StatusProgress):
                 f"{format_duration(self._left_s)} left"
             )
             rows = "".join(
-                f'<tr><td style="text-align: left">{name}</td><td style="text-align: left">'
+                f'<tr><td style="text-align: left">{name}</td>'
+                '<td style="text-align: left; white-space: pre-wrap">'  # keeps the gaps of values
                 f"{html.escape(Text.from_markup(text).plain)}</td></tr>"
                 for name, text in _metric_rows(record, self._best)
             )

@@ -108,8 +108,14 @@ def test_without_rows_there_is_nothing_to_draw() -> None:
 
 
 def test_smoothing_is_a_centered_mean_that_skips_gaps() -> None:
-    values = np.array([0.0, 3.0, 6.0, np.nan, 12.0])
-    np.testing.assert_allclose(smooth(values, window=3), [1.5, 3.0, 4.5, 9.0, 12.0])
+    values = np.array([1.0, 2.0, np.nan, 4.0, 14.0, 10.0])
+    np.testing.assert_allclose(smooth(values, window=3), [1.5, 1.5, 3.0, 9.0, 28 / 3, 12.0])
+
+
+def test_smoothing_leaves_a_short_run_its_shape() -> None:
+    values = np.arange(5.0) ** 2
+    np.testing.assert_array_equal(smooth(values), values)
+    assert np.ptp(smooth(np.arange(10.0))) == 8.0, "a mean over 3, and over 2 at the ends"
 
 
 def test_occasional_diagnostics_are_plotted_at_their_iterations(record: MakeRecord) -> None:

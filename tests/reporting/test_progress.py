@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -193,6 +194,7 @@ def test_a_notebook_has_one_output_that_is_updated(
         assert "evaluating: task 1 of 5" in shown
     assert 'max="20" value="20"' in outputs.shown["text/html"]
     assert "228.0" in outputs.shown["text/html"]
+    assert re.search(r"pre-wrap\">before adaptation {2,}", outputs.shown["text/html"])
     progress.close()
     assert "evaluating" not in outputs.shown["text/html"]
     assert outputs.count == 1
