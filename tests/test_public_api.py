@@ -52,7 +52,8 @@ def test_type_checkers_see_every_public_name() -> None:
 
 def test_every_public_name_is_there_and_documented() -> None:
     assert maml_ray.__all__ == sorted(maml_ray.__all__)
-    assert set(maml_ray.__all__) == set(maml_ray._MODULES) <= set(dir(maml_ray))
+    assert set(maml_ray.__all__) == set(maml_ray._MODULES)
+    assert [name for name in dir(maml_ray) if not name.startswith("_")] == maml_ray.__all__
     for name in maml_ray.__all__:
         assert getattr(maml_ray, name).__doc__, name
     with pytest.raises(AttributeError, match="no_such_name"):
