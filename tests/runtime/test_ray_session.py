@@ -101,6 +101,19 @@ def test_different_versions_are_reported_in_one_sentence(
     assert caught.value.exit_code == 4
 
 
+def test_a_start_that_times_out_is_reported_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def time_out(**options: object) -> None:  # as ray.init does on a machine that is too busy
+        raise Exception("The current node timed out during startup.\nThis could happen because ...")
+
+    monkeypatch.setattr(ray, "init", time_out)
+    with pytest.raises(ResourceError) as caught, connected(None):
+        pass
+    assert "cannot start Ray on this machine: The current node timed out" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("lost", [False, True])
 def test_a_sigterm_while_ray_starts_interrupts_even_if_its_exception_is_lost(lost: bool) -> None:
     """Ray's handler raises SystemExit(15), which is lost inside a destructor."""
