@@ -97,7 +97,7 @@ def read_page(name: str) -> str:
         return "\n\n".join(_cells(notebook.read_text(encoding="utf-8"))) + "\n"
     names = [page.name for page in pages()]
     raise UserError(
-        f"there is no page {name!r:.60}{did_you_mean(name, names)}; pages: {', '.join(names)}"
+        f"there is no page {name!r:.60}{did_you_mean(name, names)} (pages: {', '.join(names)})"
     )
 
 

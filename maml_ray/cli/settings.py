@@ -57,6 +57,10 @@ def init(
       maml-ray init --cluster
     """
     file = path if path.suffix in (".yaml", ".yml") else path / _SETTINGS_FILE
+    if file != path and (path.is_file() or (path.suffix[1:].isalpha() and not path.is_dir())):
+        raise UserError(
+            f"{path} is not the name of a settings file: end it in .yaml, or name a directory"
+        )
     manifests = file.parent / "cluster"
     text = commented_yaml(load_settings(preset=preset), _schema_path(file))
     for existing in (file, manifests) if cluster else (file,):
@@ -70,9 +74,8 @@ def init(
         if cluster:
             shutil.copytree(_manifests_folder(), manifests, dirs_exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"{error.filename or file} cannot be written: {error_reason(error)}"
-        ) from None
+        failed = manifests if file.exists() else file
+        raise UserError(f"{failed} cannot be written: {error_reason(error)}") from None
     console = Console()
     print_line(console, f"wrote {file}; train with: maml-ray train {file}")
     if cluster:

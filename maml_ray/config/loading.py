@@ -91,14 +91,19 @@ def _preset_settings(
             f"{path} has run.preset = {json.dumps(in_file, default=str)}, but the command has "
             f"{preset!r}: drop the file, or remove the settings that the preset decides from it"
         )
+    if preset is not None and not isinstance(preset, str):
+        raise SettingsError(
+            f"preset = {preset!r:.60} is not allowed: write a name; presets: "
+            f"{', '.join(sorted(PRESETS))}"
+        )
     name = preset if preset is not None else in_file
     if not isinstance(name, str):
         return {}  # validation rejects other types
     if name not in PRESETS:
         source = f"{path}: " if preset is None else ""
         raise SettingsError(
-            f"{source}run.preset = {name!r:.60} is not known{did_you_mean(name, PRESETS)}; "
-            f"presets: {', '.join(sorted(PRESETS))}"
+            f"{source}run.preset = {name!r:.60} is not known{did_you_mean(name, PRESETS)} "
+            f"(presets: {', '.join(sorted(PRESETS))})"
         )
     return _merge(rename_keys(PRESETS[name].settings, f"preset {name}"), {"run": {"preset": name}})
 
@@ -167,15 +172,17 @@ def _parse(text: str, source: str) -> Any:
 
 def _nested(overrides: Mapping[str, Any] | Sequence[str]) -> Iterator[dict[str, Any]]:
     """Yield each override as sections of settings."""
-    if isinstance(overrides, str):
-        raise SettingsError(
-            f"overrides = {overrides!r:.80} is not allowed: write a list of strings or a mapping, "
-            'e.g. {"outer.epochs": 4}'
-        )
     if isinstance(overrides, Mapping):
         for key, value in overrides.items():
             yield _nest(str(key), to_plain(value))
         return
+    if isinstance(overrides, str) or not (
+        isinstance(overrides, Sequence) and all(isinstance(each, str) for each in overrides)
+    ):
+        raise SettingsError(
+            f"overrides = {overrides!r:.80} is not allowed: write a list of strings or a mapping, "
+            'e.g. {"outer.epochs": 4}'
+        )
     for override in overrides:
         key, separator, text = override.partition("=")
         key = key.strip()

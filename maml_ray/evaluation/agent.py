@@ -15,6 +15,7 @@ from maml_ray.backends.inner_step import adapt_policy
 from maml_ray.common.errors import UserError
 from maml_ray.common.html_table import html_table
 from maml_ray.common.normalization import Normalizer
+from maml_ray.common.numbers import check_whole_number
 from maml_ray.common.seeding import Purpose, generator, seed_sequence
 from maml_ray.config.settings import Settings
 from maml_ray.learning.state import initial_learner_state
@@ -162,7 +163,13 @@ class Agent:
         return self._find_task(self.tasks, wanted)
 
     def sample_tasks(self, count: int, *, seed: int = 0) -> tuple[Task, ...]:
-        """Draw held-out tasks of the run's family; of a finite family, any of its tasks."""
+        """Draw held-out tasks of the run's family; of a finite family, any of its tasks.
+
+        Raises:
+            UserError: ``count`` or ``seed`` is not a whole number from 0 on.
+        """
+        check_whole_number("count", count, least=0)
+        check_whole_number("seed", seed, least=0)
         rng = generator(seed, Purpose.EVALUATION)
         return self.tasks.sample_held_out(rng, count)
 
@@ -190,18 +197,23 @@ class Agent:
             simulations: environments to reuse; by default they are created for this call.
 
         Raises:
-            UserError: the family has no such task, or a simulation failed.
+            UserError: the family has no such task, ``episodes`` or ``seed`` is not a whole number,
+                or a simulation failed.
         """
+        if episodes is None:
+            episodes = self.settings.meta_batch.episodes
+        check_whole_number("episodes", episodes, least=1)
         if simulations is None:
             with self.simulations() as own:
                 return self.collect(
                     task, episodes=episodes, seed=seed, explore=explore, simulations=own
                 )
-        if isinstance(seed, int):
+        if not isinstance(seed, np.random.SeedSequence):
+            check_whole_number("seed", seed, least=0)
             seed = seed_sequence(seed, Purpose.EVALUATION, 0)
         wanted = self.sample_tasks(1)[0] if task is None else task
         found = self._find_task(simulations.tasks, wanted)
-        env = simulations.get(found, episodes or self.settings.meta_batch.episodes)
+        env = simulations.get(found, episodes)
         return collect(self.policy, env, self.settings.task.horizon, seed, explore=explore)
 
     def untrained(self) -> Agent:
@@ -236,12 +248,13 @@ class Agent:
             seed: for a task: random seed of the simulation.
 
         Raises:
-            UserError: ``steps`` is not the number of support sets given, a support set does not
-                fit the policy, the family has no such task, or the adapted parameters are not
-                finite.
+            UserError: ``support`` is none of these, ``steps`` is not the number of support sets
+                given, a support set does not fit the policy, the family has no such task, or the
+                adapted parameters are not finite.
         """
-        if steps is not None and steps < 1:
-            raise UserError(f"steps = {steps} is not allowed: an adaptation takes 1 or more")
+        if steps is not None:
+            check_whole_number("steps", steps, least=1)
+        check_whole_number("seed", seed, least=0)
         if isinstance(support, Task | str | Mapping):
             with self.simulations() as simulations:
                 collect_support = self._simulated_support(support, episodes, seed, simulations)
@@ -249,7 +262,7 @@ class Agent:
         if callable(support):
             collect_support, steps = support, steps or max(1, self.settings.inner.steps)
         else:
-            sets = [support] if isinstance(support, Trajectories) else list(support)
+            sets = _support_sets(support)
             if steps not in (None, len(sets)):
                 raise UserError(
                     f"steps = {steps} needs {steps} support sets, got {len(sets)}: each inner step "
@@ -330,6 +343,16 @@ class Agent:
         for name in ("observations", "actions", "log_probs", "rewards"):
             if not np.isfinite(getattr(support, name)[support.mask]).all():
                 raise UserError(f"the {name} of the support set are not all finite")
+
+
+def _support_sets(support: Any) -> Sequence[Trajectories]:
+    sets = [support] if isinstance(support, Trajectories) else support
+    if not isinstance(sets, Sequence) or not sets:
+        raise UserError(
+            f"support = {support!r:.80} is not allowed: give agent.collect(task), a list of "
+            "support sets, a function that collects one with an agent, or a task"
+        )
+    return sets
 
 
 def support_seeds(seed: int) -> Iterator[np.random.SeedSequence]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from maml_ray.common.errors import UserError
 from maml_ray.common.html_table import html_table
+from maml_ray.common.numbers import check_whole_number
 from maml_ray.common.seeding import Purpose, seed_sequence
 from maml_ray.evaluation.agent import Agent
 from maml_ray.evaluation.bootstrap import bootstrap_interval
@@ -212,14 +213,26 @@ def evaluate(
         seed: random seed.
         on_task: called at the start of each adaptation with its index and the number of
             adaptations.
+
+    Raises:
+        UserError: ``agent`` is no agent, or a number is not a whole one.
     """
+    if not isinstance(agent, Agent):
+        raise UserError(f"agent = {agent!r:.80} is not allowed: write evaluate(maml_ray.load(RUN))")
     settings = agent.settings
-    tasks = tasks or settings.evaluation.tasks
-    episodes = episodes or settings.evaluation.episodes
+    tasks = settings.evaluation.tasks if tasks is None else tasks
+    episodes = settings.evaluation.episodes if episodes is None else episodes
     if steps is None:
         steps = settings.evaluation.steps
     if steps is None:
         steps = max(1, settings.inner.steps)
+    for name, number, least in (
+        ("tasks", tasks, 1),
+        ("episodes", episodes, 1),
+        ("steps", steps, 0),
+        ("seed", seed, 0),
+    ):
+        check_whole_number(name, number, least=least)
     held_out = agent.sample_tasks(tasks, seed=seed)
     measurements: list[Measurement] = []
     replays: dict[int, list[Episode]] = {index: [] for index in _most_different(held_out)}

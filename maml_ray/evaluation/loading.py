@@ -20,7 +20,7 @@ from maml_ray.tasks.loading import OwnTasks, record_own_tasks
 
 
 def load(
-    folder: str | PathLike[str], *, checkpoint: str = "newest", tasks: OwnTasks | None = None
+    folder: str | PathLike[str], *, checkpoint: str | int = "newest", tasks: OwnTasks | None = None
 ) -> Agent:
     """Load the meta-trained policy of a run, or a saved policy.
 
@@ -40,7 +40,7 @@ def load(
     if os.path.lexists(Path(folder) / DESCRIPTION):
         agent = load_policy(Path(folder))
     else:
-        agent, _ = load_with_iteration(folder, checkpoint)
+        agent, _ = load_with_iteration(folder, str(checkpoint))
     if tasks is None:
         return agent
     agent = replace(agent, settings=record_own_tasks(agent.settings, tasks), own_tasks=tasks)

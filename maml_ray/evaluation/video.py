@@ -37,7 +37,7 @@ class VideoUnavailable(Exception):
 def record_video(
     agent: Agent,
     replays: Sequence[tuple[Episode, Episode]],
-    path: Path,
+    path: str | Path,
     *,
     on_frame: Callable[[int, int], None] = lambda frame, frames: None,
 ) -> None:
@@ -50,13 +50,17 @@ def record_video(
     Args:
         agent: agent whose settings the episodes were recorded with.
         replays: :attr:`maml_ray.evaluation.evaluate.Evaluation.replays`.
-        path: file to write.
+        path: file to write; its name ends in ``.mp4``.
         on_frame: called after each frame with its number and the number of frames.
 
     Raises:
         VideoUnavailable: this machine cannot render or encode.
-        UserError: there are no episodes.
+        UserError: there are no episodes, or ``path`` cannot be written.
     """
+    if not isinstance(replays, Sequence):
+        raise UserError(
+            f"replays = {replays!r:.80} is not allowed: give the evaluation's, evaluation.replays"
+        )
     if not replays:
         raise UserError(
             "there are no episodes to record: an evaluation that was read from files has none, "
@@ -64,6 +68,11 @@ def record_video(
         )
     if sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")
+    path = Path(path)
+    if path.suffix != ".mp4" or not path.parent.is_dir():
+        raise UserError(
+            f"{path} cannot be written: name a file that ends in .mp4, in an existing directory"
+        )
     # imageio chooses the format by the suffix.
     temporary = path.with_name(f".{path.stem[:100]}.{os.getpid()}.partial.mp4")
     try:
@@ -103,9 +112,15 @@ def show_video(path: str | Path, *, width: int = 480) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ModuleNotFoundError: IPython is not installed.
+        UserError: IPython is not installed.
     """
-    from IPython.display import HTML
+    try:
+        from IPython.display import HTML
+    except ModuleNotFoundError:
+        raise UserError(
+            "show_video shows a video in Jupyter notebooks, and IPython is not installed: open "
+            f"{path} in another program, or pip install ipykernel"
+        ) from None
 
     data = b64encode(Path(path).read_bytes()).decode()
     source = f'<source src="data:video/mp4;base64,{data}" type="video/mp4">'

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
@@ -76,6 +77,11 @@ def policy_spec(settings: Settings, tasks: TaskDistribution | None = None) -> Po
         raise SettingsError(
             f"task.name = {settings.task.name!r:.80} cannot be used: {describe_user_error(error)}"
         ) from error
+    if not isinstance(env, gym.Env):
+        raise SettingsError(
+            f"task.name = {settings.task.name!r:.80} cannot be used: its make_env returns "
+            f"{env!r:.80}, not a gymnasium.Env"
+        )
     try:
         return PolicySpec.from_spaces(settings.policy, env.observation_space, env.action_space)
     except ValueError as error:

@@ -77,7 +77,15 @@ def check_tasks(tasks: OwnTasks | Settings) -> TaskCheck:
 
     Returns:
         What was found, in sentences; its ``repr`` lists them.
+
+    Raises:
+        SettingsError: ``tasks`` is none of these.
     """
+    if not isinstance(tasks, Settings | TaskDistribution | type):
+        raise SettingsError(
+            f"tasks = {tasks!r:.80} is not allowed: write check_tasks(MyTasks), with a subclass of "
+            "maml_ray.TaskDistribution or an instance of one, or give settings"
+        )
     own = None if isinstance(tasks, Settings) else tasks
     findings = _Findings()
     name = own.__name__ if isinstance(own, type) else type(own).__name__

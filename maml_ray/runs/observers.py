@@ -101,7 +101,10 @@ def check_observers(observers: Sequence[Observer]) -> None:
         SettingsError: a class, a function, or a single observer that is not in a list.
     """
     if isinstance(observers, Observer | str) or not isinstance(observers, Sequence):
-        raise SettingsError(f"observers must be a list of observers, not {observers!r:.80}")
+        raise SettingsError(
+            f"observers = {observers!r:.80} is not allowed: write a list of instances, "
+            "observers=[MyObserver()]"
+        )
     for observer in observers:
         if isinstance(observer, type) and issubclass(observer, Observer):
             raise SettingsError(

@@ -48,6 +48,13 @@ def check_no_existing_run(run_dir: RunDir, settings: Settings) -> None:
             f"{run_dir.path} already holds a run: resume it with --resume {run_dir.path}, "
             "or name another directory"
         )
+    absolute = run_dir.path.absolute()
+    existing = next(path for path in (absolute, *absolute.parents) if os.path.lexists(path))
+    if not os.path.isdir(existing):
+        raise RunDirError(
+            f"cannot write to the run directory {run_dir.path}: {existing} is not a directory; "
+            "name another with --run-dir or run.directory"
+        )
     storage = open_run_storage(run_dir, settings.run)
     if not is_run_dir(storage, run_dir) and read_settings(storage) is not None:
         raise RunDirError(

@@ -85,6 +85,8 @@ def train(
     """
     console = console or Console()
     check_observers(observers)
+    if resume is not None and run_dir is not None:
+        raise RunDirError("resume names the run directory already: leave run_dir out")
     changes = {"run.iterations": iterations, "run.seed": seed}
     changes = {key: value for key, value in changes.items() if value is not None}
     target, settings = _resolve_run(_load(settings), changes, tasks, run_dir, resume, console)

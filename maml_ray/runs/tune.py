@@ -35,13 +35,18 @@ def tune_objective(settings: Settings | None = None) -> Any:
             directories are created in ``run.directory``, relative to the current directory.
 
     Raises:
-        UserError: Ray Tune is not installed.
+        UserError: Ray Tune is not installed, or ``settings`` are none.
     """
+    if settings is not None and not isinstance(settings, Settings):
+        raise UserError(
+            f"settings = {settings!r:.80} is not allowed: write "
+            'tune_objective(maml_ray.load_settings(preset="direction"))'
+        )
     try:
         from ray import tune
     except ImportError as error:
         raise UserError(
-            f"a sweep needs Ray Tune ({error.name or error} is not installed): "
+            f"a sweep needs Ray Tune ({error.name or 'a package of it'} is not installed): "
             "pip install 'maml-ray[tune]'"
         ) from None
     settings = _with_fixed_resources(settings or Settings())

@@ -74,6 +74,7 @@ def test_init_writes_the_manifests() -> None:
     [
         (("init", "--preset", "directon"), ["did you mean 'direction'"]),
         (("init", "/dev/null/x"), ["/dev/null", "cannot be written"]),
+        (("init", "notes.txt"), ["notes.txt is not the name", "end it in .yaml"]),
         (("explain", "outer.epoch"), ["did you mean 'outer.epochs'"]),
         (("explain", "tasks"), ["'meta_batch.tasks' or 'evaluation.tasks'"]),
         (("explain", ""), ["sections: run, task"]),
@@ -91,6 +92,35 @@ def test_a_mistake_is_one_sentence(arguments: tuple[str, ...], words: list[str])
     for word in words:
         assert word in outcome.err
     assert not list(Path().iterdir())
+
+
+def test_a_file_is_never_taken_for_a_directory_of_settings() -> None:
+    Path("notes").write_text("text")
+    outcome = run("init", "notes", "--cluster")
+    assert outcome.code == 2
+    assert "notes is not the name of a settings file" in outcome.err
+    assert Path("notes").read_text() == "text"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--set", "task.name=ant-velocty"), ["did you mean 'ant-velocity'"]),
+        (("--set", "task.env=Pendulm-v1"), ["did you mean 'Pendulum-v1'"]),
+        (("--set", "task.options.speed=3"), ["task.options.speed is not an option"]),
+        (("--resume", "nowhere"), ["there is no run directory nowhere"]),
+        (("--preset", "directon"), ["did you mean 'direction'"]),
+    ],
+)
+def test_train_reports_a_mistake_before_it_loads_pytorch_and_ray(
+    arguments: tuple[str, ...], words: list[str]
+) -> None:
+    with mock.patch("maml_ray.cli.main.status_line") as loading:
+        outcome = run("train", *arguments)
+    loading.assert_not_called()
+    assert outcome.code == 2
+    for word in words:
+        assert word in outcome.err
 
 
 def test_explain_describes_a_setting_and_its_presets() -> None:

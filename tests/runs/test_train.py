@@ -165,7 +165,7 @@ def test_an_observer_is_not_closed_if_the_run_does_not_start(
 @pytest.mark.parametrize(
     ("observers", "sentence"),
     [
-        (Notes(), "observers must be a list of observers, not <.*Notes"),
+        (Notes(), r"observers = <.*Notes.* is not allowed: write .*observers=\[MyObserver\(\)\]"),
         ([Notes], r"observers has the class Notes: pass an instance, Notes\(\)"),
         ([print], "observers has <built-in function print>: pass instances of subclasses of"),
     ],
