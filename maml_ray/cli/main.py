@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -36,6 +36,9 @@ from maml_ray.config.loading import dump_settings, load_settings
 from maml_ray.config.renamed_keys import RenamedKeyWarning
 from maml_ray.config.settings import Settings, SettingsError
 from maml_ray.reporting.progress import status_line
+
+if TYPE_CHECKING:
+    from maml_ray.persistence.run_dir import RunDir
 
 app = typer.Typer(
     name="maml-ray",
@@ -133,7 +136,7 @@ def train(
     result = training.train(settings, run_dir=run_dir, resume=resume, console=console)
     print_evaluation(console, result.results)
     print_notes(console, result.notes)
-    _print_next_steps(console, result.folder.path)
+    _print_next_steps(console, result.folder)
 
 
 @app.command(rich_help_panel=Panel.SETTINGS)
@@ -213,10 +216,12 @@ def _describe_requirements(settings: Settings) -> list[str]:
     ]
 
 
-def _print_next_steps(console: Console, path: Path) -> None:
+def _print_next_steps(console: Console, run_dir: RunDir) -> None:
+    path = run_dir.path
     lines = [
         f"run dir      {path}",
-        f"report       {path / 'report.html'}",
+        f"report       {run_dir.report}",
+        *([f"video        {run_dir.video}"] if run_dir.video.is_file() else []),
         "next:",
         f"  maml-ray evaluate {path} --episodes 50",
         f"  tensorboard --logdir {path / 'tensorboard'}",
