@@ -248,7 +248,11 @@ def test_the_interval_is_a_bootstrap_over_seeds(make_run: MakeRun) -> None:
     ]
     values = summarize(group_by_settings(read_runs(paths))[0]).returns[0]
     expected = scipy.stats.bootstrap(
-        (returns,), np.mean, method="percentile", n_resamples=10_000, rng=0
+        (returns,),
+        np.mean,
+        method="percentile",
+        n_resamples=10_000,
+        random_state=np.random.default_rng(0),
     ).confidence_interval
     assert values.interval == pytest.approx((expected.low, expected.high), abs=0.5)
     assert values.interval_over == "seeds"
