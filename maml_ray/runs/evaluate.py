@@ -90,7 +90,8 @@ class RunResult:
             for name, path in files.items()
             if path.exists()
         )
-        return f"{table}{self.evaluation._repr_html_()}<p>{links}</p>"
+        notes = "".join(f"<p>{escape(note)}</p>" for note in self.notes)
+        return f"{table}{self.evaluation._repr_html_()}<p>{links}</p>{notes}"
 
     @property
     def history(self) -> list[dict[str, Any]]:

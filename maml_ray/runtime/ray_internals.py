@@ -22,6 +22,7 @@ GLOBAL_NODE = "ray._private.worker._global_node"
 DEFAULT_EXCLUDES = "ray._private.ray_constants.get_runtime_env_default_excludes"
 COMPILE_EXCLUDES = "ray._private.runtime_env.packaging._get_excludes"
 TRAVEL_DIRECTORY = "ray._private.runtime_env.packaging._dir_travel"
+TOKEN_SETUP = "ray._private.authentication.authentication_token_setup"
 
 _SILENT = logging.Logger("ray_internals", level=logging.CRITICAL + 1)
 
@@ -114,6 +115,11 @@ def for_each_uploaded_path(root: Path, visit: Callable[[Path], None]) -> None:
     excludes = [find_internal(COMPILE_EXCLUDES)(root, find_internal(DEFAULT_EXCLUDES)())]
     travel = find_internal(TRAVEL_DIRECTORY)
     travel(root, excludes, visit, include_gitignore=True, logger=_SILENT)
+
+
+def get_token_logger() -> logging.Logger:
+    """Return the logger of what Ray says about its token at every start."""
+    return logging.getLogger(TOKEN_SETUP)
 
 
 def is_ray_client() -> bool:

@@ -17,7 +17,7 @@ import ray
 
 from maml_ray.common.errors import Interrupted, ResourceError
 from maml_ray.config.settings import ClusterSettings, SettingsError
-from maml_ray.runtime.ray_internals import owns_cluster
+from maml_ray.runtime.ray_internals import get_token_logger, owns_cluster
 
 CONNECT_TIMEOUT_S = 10.0
 _VERSIONS = re.compile(
@@ -132,7 +132,7 @@ def _without_advice() -> Iterator[None]:
     def is_wanted(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith("Token authentication is enabled")
 
-    logger = logging.getLogger("ray._private.authentication.authentication_token_setup")
+    logger = get_token_logger()
     logger.addFilter(is_wanted)
     try:
         with warnings.catch_warnings():

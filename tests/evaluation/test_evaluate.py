@@ -264,6 +264,8 @@ def test_the_history_of_a_run_is_a_data_frame(evaluated: RunResult) -> None:
     html = ElementTree.fromstring(f"<div>{evaluated._repr_html_()}</div>")
     (link,) = html.iter("a")
     assert Path(link.attrib["href"]).resolve() == evaluated.folder.report.resolve()
+    noted = replace(evaluated, notes=("no video: install <pygame>",))
+    assert "no video: install &lt;pygame&gt;" in noted._repr_html_()
 
 
 def test_each_episode_is_a_row_of_the_data_frame(evaluation: Evaluation) -> None:
