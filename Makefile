@@ -54,7 +54,7 @@ train: install ## Train the default deploy.yaml to a policy, a video and a repor
 
 SELECTED := not learning and not soak and not cluster
 
-test: lint ## Lint, types and tests: about 13 minutes on 2 cores.
+test: lint ## Lint, types and tests: about 14 minutes on 2 cores.
 	$(MAKE) --jobs 2 types test-parallel
 	$(MAKE) test-alone
 
