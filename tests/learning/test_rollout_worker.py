@@ -25,24 +25,13 @@ from maml_ray.policies.spec import NumpyParameters, PolicyParameters, initial_pa
 from maml_ray.rollouts.advantages import compute_advantages
 from maml_ray.rollouts.samples import make_samples
 from maml_ray.rollouts.trajectories import TaskRollouts, Trajectories
-from maml_ray.tasks.task import Task, TaskDistribution
+from maml_ray.tasks.task import Task
 from tests.oracles import meta as meta_oracles
 from tests.oracles import naive as oracles
+from tests.tasks.families import PendulumTasks
 
 TASK = Task("backward")
 ARRAYS = ("observations", "actions", "log_probs", "rewards", "mask")
-
-
-class PendulumTasks(TaskDistribution):
-    """Tasks with different gravity, without a vector environment of their own."""
-
-    def sample(self, rng: np.random.Generator, count: int) -> tuple[Task, ...]:
-        return tuple(Task("gravity", (("g", float(rng.uniform(5, 15))),)) for _ in range(count))
-
-    def make_env(
-        self, task: Task, *, horizon: int, render_mode: str | None = None
-    ) -> gym.Env[Any, Any]:
-        return gym.make("Pendulum-v1", max_episode_steps=horizon, g=dict(task.parameters)["g"])
 
 
 def pendulum(settings: Settings) -> Settings:

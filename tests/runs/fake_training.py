@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from maml_ray.config.settings import Settings
 from maml_ray.learning.learner import MetaLearner
@@ -17,6 +21,7 @@ from maml_ray.persistence.run_dir import RunDir
 from maml_ray.runs.session import open_checkpoint_writer, open_session
 from maml_ray.tasks.loading import resolve_tasks
 from tests.reporting.conftest import made_up_record
+from tests.small_runs import quick_pictures
 
 WAIT_S = 30.0
 
@@ -70,3 +75,14 @@ def checkpoint_of(settings: Settings, iteration: int, own_tasks: Any = None) -> 
         name: value + 1e-3 * iteration for name, value in state.parameters.items()
     }
     return Checkpoint(iteration, 10 * iteration, 1.0, spec, replace(state, parameters=moved))
+
+
+@contextmanager
+def training_made_up(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[FakeTraining]:
+    """Let ``maml_ray.train`` make up its training, without Ray, in ``folder``."""
+    made_up = FakeTraining()
+    monkeypatch.setattr("maml_ray.runs.train.train_on_ray", made_up)
+    monkeypatch.setattr("maml_ray.runs.train.compile_ahead", lambda *callbacks: None)
+    monkeypatch.chdir(folder)
+    with quick_pictures():
+        yield made_up

@@ -19,8 +19,8 @@ from maml_ray.persistence.run_dir import RunDir, open_run_dir
 from maml_ray.runs.evaluate import evaluate_run
 from maml_ray.tasks.half_cheetah import HalfCheetahDirectionTasks
 from maml_ray.tasks.point_navigation import PointNavigationTasks
-from tests.runs.fake_training import FakeTraining
-from tests.small_runs import quick_pictures, settings
+from tests.runs.fake_training import FakeTraining, training_made_up
+from tests.small_runs import settings
 
 RUN = Path("run")
 
@@ -34,11 +34,7 @@ class NearGoals(PointNavigationTasks):
 
 @pytest.fixture(autouse=True)
 def training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeTraining]:
-    made_up = FakeTraining()
-    monkeypatch.setattr("maml_ray.runs.train.train_on_ray", made_up)
-    monkeypatch.setattr("maml_ray.runs.train.compile_ahead", lambda *callbacks: None)
-    monkeypatch.chdir(tmp_path)
-    with quick_pictures():
+    with training_made_up(monkeypatch, tmp_path) as made_up:
         yield made_up
 
 

@@ -17,17 +17,13 @@ from maml_ray.config.settings import Settings, SettingsError
 from maml_ray.persistence.metrics_file import read_metrics
 from maml_ray.persistence.records import IterationRecord, Observer, StartReport
 from maml_ray.persistence.run_dir import RunDir
-from tests.runs.fake_training import FakeTraining
-from tests.small_runs import quick_pictures, settings
+from tests.runs.fake_training import FakeTraining, training_made_up
+from tests.small_runs import settings
 
 
 @pytest.fixture(autouse=True)
 def training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeTraining]:
-    made_up = FakeTraining()
-    monkeypatch.setattr("maml_ray.runs.train.train_on_ray", made_up)
-    monkeypatch.setattr("maml_ray.runs.train.compile_ahead", lambda *callbacks: None)
-    monkeypatch.chdir(tmp_path)
-    with quick_pictures():
+    with training_made_up(monkeypatch, tmp_path) as made_up:
         yield made_up
 
 

@@ -162,11 +162,11 @@ def test_the_parts_of_an_iteration_add_up_to_its_wall_time(tmp_path: Path) -> No
 
 def test_tasks_given_in_python_train_as_those_named_by_their_path(tmp_path: Path) -> None:
     """The class is one of ``__main__`` that no other process can import, as in a notebook."""
-    program = "from tests.tasks.test_loading import PendulumTasks as Base\nclass Tasks(Base): ..."
+    program = "from tests.tasks.families import PendulumTasks as Base\nclass Tasks(Base): ..."
     cell: dict[str, Any] = {"__name__": "__main__"}
     exec(program, cell)
     sections = settings(run={"iterations": 2}).model_dump(mode="json")
-    sections["task"]["name"] = "tests.tasks.test_loading:PendulumTasks"
+    sections["task"]["name"] = "tests.tasks.families:PendulumTasks"
     named = validate_settings(sections)
     _, by_path = trained(named, tmp_path / "path")
     for number, own in enumerate((cell["Tasks"], cell["Tasks"]())):

@@ -14,6 +14,18 @@ from maml_ray.tasks.loading import resolve_tasks
 from maml_ray.tasks.task import Task, TaskDistribution
 
 
+class PendulumTasks(TaskDistribution):
+    """What a user would write: pendulums under different gravity, without a batch of their own."""
+
+    def sample(self, rng: np.random.Generator, count: int) -> tuple[Task, ...]:
+        return tuple(Task("gravity", (("g", float(rng.uniform(5, 15))),)) for _ in range(count))
+
+    def make_env(
+        self, task: Task, *, horizon: int, render_mode: str | None = None
+    ) -> gym.Env[Any, Any]:
+        return gym.make("Pendulum-v1", max_episode_steps=horizon, g=dict(task.parameters)["g"])
+
+
 @dataclass(frozen=True)
 class Family:
     """A family, with options that exercise all its features.

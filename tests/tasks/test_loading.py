@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -19,19 +18,8 @@ from maml_ray.config.settings import Settings, SettingsError, TaskSettings
 from maml_ray.tasks.half_cheetah import HalfCheetahBackwardTasks
 from maml_ray.tasks.loading import record_own_tasks, resolve_tasks
 from maml_ray.tasks.registry import TASK_FAMILIES
-from maml_ray.tasks.task import Task, TaskDistribution
-
-
-class PendulumTasks(TaskDistribution):
-    """What a user would write: no batch of its own."""
-
-    def sample(self, rng: np.random.Generator, count: int) -> tuple[Task, ...]:
-        return tuple(Task("gravity", (("g", float(rng.uniform(5, 15))),)) for _ in range(count))
-
-    def make_env(
-        self, task: Task, *, horizon: int, render_mode: str | None = None
-    ) -> gym.Env[Any, Any]:
-        return gym.make("Pendulum-v1", max_episode_steps=horizon, **dict(task.parameters))  # type: ignore[arg-type]
+from maml_ray.tasks.task import TaskDistribution
+from tests.tasks.families import PendulumTasks
 
 
 class NeedsArguments(PendulumTasks):
@@ -75,7 +63,7 @@ def test_a_class_of_ones_own() -> None:
         (".relative:Class", "cannot be loaded"),
         (f"{__name__}:Missing", "cannot be loaded.*Missing"),
         (f"{__name__}:np", "not a subclass"),
-        (f"{__name__}:Task", "not a subclass"),
+        ("maml_ray.tasks.task:Task", "not a subclass"),
         ("maml_ray.tasks.task:TaskDistribution", "task.name"),
         (f"{__name__}:Unfinished", "task.name"),
         (f"{__name__}:NeedsArguments", "task.name"),
@@ -147,7 +135,7 @@ def test_a_class_may_create_what_cannot_be_sent() -> None:
 
 
 FAR = """
-from tests.tasks.test_loading import PendulumTasks
+from tests.tasks.families import PendulumTasks
 
 class FarTasks(PendulumTasks): ...
 """

@@ -14,7 +14,7 @@ from maml_ray.learning.rollout_worker import policy_spec
 from maml_ray.tasks.loading import resolve_tasks
 from maml_ray.tasks.task import Task, TaskDistribution
 from maml_ray.tasks.task_observation import ObservedParametersTasks
-from tests.tasks.test_loading import PendulumTasks
+from tests.tasks.families import PendulumTasks
 
 
 def observing(name: str) -> TaskDistribution:
