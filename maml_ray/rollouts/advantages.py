@@ -24,15 +24,27 @@ Float64 = NDArray[np.float64]
 
 OBSERVATION_LIMIT = 10.0
 RIDGE = 1e-5
+_BLOCK = 256
+"""Steps of a block of :func:`discounted_sums`, whose matrices are kept: half a megabyte each."""
 
 
 def discounted_sums(values: Float64, discount: float) -> Float64:
     """Return ``sum_k discount^k values[t + k]`` for every step t of ``values`` (..., T).
 
-    Computes the recursion ``y_t = x_t + discount y_{t+1}`` as one product with a triangular
-    matrix.
+    Computes the recursion ``y_t = x_t + discount y_{t+1}`` in blocks of ``_BLOCK`` steps, last to
+    first: each is one product with a triangular matrix, plus the discounted sum that follows it.
+    Time and memory are linear in T.
     """
-    return values @ _discount_matrix(values.shape[-1], discount)
+    sums = np.empty_like(values)
+    following = np.zeros((*values.shape[:-1], 1))
+    for end in range(values.shape[-1], 0, -_BLOCK):
+        block = slice(max(end - _BLOCK, 0), end)
+        size = block.stop - block.start
+        sums[..., block] = values[..., block] @ _discount_matrix(size, discount)
+        if end < values.shape[-1]:
+            sums[..., block] += following * float(discount) ** np.arange(size, 0, -1)
+        following = sums[..., block.start, None]
+    return sums
 
 
 @lru_cache(maxsize=8)

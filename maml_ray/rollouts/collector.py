@@ -10,6 +10,7 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from maml_ray.common.errors import UserError
+from maml_ray.envs.user_errors import user_code
 from maml_ray.policies.action_sampler import ActionSampler, make_sampler, to_env_actions
 from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.policies.spec import PolicySpec
@@ -62,9 +63,10 @@ def collect(
 
     Raises:
         SimulationFailed: an episode failed ``MAX_ATTEMPTS`` times.
+        UserCodeError: the environment raises an error.
     """
     # Numbers that are not finite are detected afterwards; NumPy need not warn of them.
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), user_code("the environment"):
         collected = _collect_once(policy, env, horizon, seed, explore)
         failed = _failed_episodes(collected, env)
         for attempt in range(1, MAX_ATTEMPTS):
@@ -216,8 +218,11 @@ class _RolloutBuffer:
 
 
 def reset_seeds(seed: np.random.SeedSequence, episodes: int) -> list[int]:
-    """Return the seeds that :func:`collect` resets its environments with, to replay an episode."""
-    return [int(word) for word in _child_seed(seed, 0).generate_state(episodes, np.uint64)]
+    """Return the seeds that :func:`collect` resets its environments with, to replay an episode.
+
+    They have 31 bits: ``numpy.random.RandomState`` takes at most 32, a C ``int`` 31.
+    """
+    return [int(word) >> 1 for word in _child_seed(seed, 0).generate_state(episodes, np.uint32)]
 
 
 def _child_seed(seed: np.random.SeedSequence, number: int) -> np.random.SeedSequence:

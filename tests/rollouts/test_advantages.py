@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -47,6 +48,29 @@ def test_discounted_sums_are_the_definition(data: Trajectories, discount: float)
 def test_discounted_sums_by_hand() -> None:
     sums = discounted_sums(np.array([[1.0, 2.0, 4.0]]), 0.5)
     np.testing.assert_array_equal(sums, [[3.0, 4.0, 4.0]])
+
+
+@pytest.mark.parametrize("steps", [256, 257, 700])
+def test_discounted_sums_of_several_blocks_are_the_recursion(steps: int) -> None:
+    values = np.random.default_rng(0).standard_normal((3, steps))
+    expected, following = np.zeros_like(values), np.zeros(3)
+    for t in reversed(range(steps)):
+        following = expected[:, t] = values[:, t] + 0.99 * following
+    np.testing.assert_allclose(discounted_sums(values, 0.99), expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("bootstrap", [False, True])
+def test_the_memory_of_advantages_is_linear_in_the_steps(bootstrap: bool) -> None:
+    data = oracles.random_trajectories(np.random.default_rng(0), 2, 20_000)
+    data = replace(
+        data, final_observations=data.observations[:, -1], terminated=np.zeros(2, np.bool_)
+    )
+    tracemalloc.start()
+    try:
+        compute_advantages(data, raw(bootstrap_time_limit=bootstrap))
+        assert tracemalloc.get_traced_memory()[1] < 100e6  # a T x T matrix: 3.2 GB
+    finally:
+        tracemalloc.stop()
 
 
 @given(data=trajectories, discount=fractions, lam=fractions)

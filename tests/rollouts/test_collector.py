@@ -80,7 +80,7 @@ def naive(
 ) -> list[list[tuple[NDArray[Any], NDArray[Any], float]]]:
     """One single environment, one episode after the other, one observation at a time."""
     reset_seed, noise_seed = seed().spawn(2)
-    first_seeds = reset_seed.generate_state(episodes, np.uint64)
+    first_seeds = reset_seed.generate_state(episodes, np.uint32) >> 1
     shape = (horizon, episodes, policy.spec.action_size)
     noise = np.random.default_rng(noise_seed).standard_normal(shape, dtype=np.float32)
     result = []
@@ -175,6 +175,14 @@ def test_the_same_seed_gives_the_same_bits_whatever_came_before() -> None:
     used.close()
 
 
+def test_seeds_of_environments_have_31_bits_of_which_all_are_used() -> None:
+    seeds = reset_seeds(seed(), 1000)
+    assert len(set(seeds)) == 1000
+    assert 2**30 < max(seeds) < 2**31
+    for drawn in seeds[:10]:
+        np.random.RandomState(drawn)
+
+
 def test_a_seed_may_be_used_again() -> None:
     policy, env, stream = make_policy(17, 6), cheetahs(), seed()
     first = collect(policy, env, 5, stream)
@@ -226,16 +234,16 @@ def check_countdown(env: Env, episodes: int, horizon: int) -> None:
 
 @pytest.mark.parametrize("horizon", [3, 10])
 def test_what_lies_behind_an_early_end_is_masked(horizon: int) -> None:
-    env = SyncVectorEnv([Countdown] * 5, autoreset_mode=AutoresetMode.NEXT_STEP)
-    check_countdown(env, 5, horizon)
-    check_countdown(env, 5, horizon)
+    env = SyncVectorEnv([Countdown] * 8, autoreset_mode=AutoresetMode.NEXT_STEP)
+    check_countdown(env, 8, horizon)
+    check_countdown(env, 8, horizon)
     env.close()
 
 
 @pytest.mark.parametrize("horizon", [3, 10])
 def test_the_default_batch_of_a_users_task_may_end_early(horizon: int) -> None:
     tasks = CountdownTasks()
-    env = tasks.make_vector_env(Task("countdown"), num_envs=5, horizon=horizon)
-    check_countdown(env, 5, horizon)
-    check_countdown(env, 5, horizon)
+    env = tasks.make_vector_env(Task("countdown"), num_envs=8, horizon=horizon)
+    check_countdown(env, 8, horizon)
+    check_countdown(env, 8, horizon)
     env.close()

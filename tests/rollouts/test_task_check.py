@@ -88,7 +88,7 @@ class Forgetful(Lines):
         drift = 0.0
 
         def reward(self) -> Any:
-            self.drift += 0.001 if self.np_random_seed > 2**32 else 0.0  # not in check_env's
+            self.drift += 0.001 if self.np_random_seed > 2**16 else 0.0  # not in check_env's
             return super().reward() + self.drift
 
 
