@@ -98,7 +98,7 @@ def fit_baseline(trajectories: Trajectories, rewards: Float64, discount: float) 
     observations, mask = trajectories.observations, trajectories.mask
     features = baseline_features(observations, np.arange(observations.shape[1]))
     x, y = features[mask], discounted_sums(rewards, discount)[mask]
-    weights = _solve_ridge(x.T @ x, x.T @ y)
+    weights = _solve_ridge(x, x, y)
     return BaselineValues(np.where(mask, features @ weights, 0.0), np.zeros(trajectories.episodes))
 
 
@@ -129,13 +129,24 @@ def fit_bootstrapped_baseline(
     final_discount = np.where(mask, float(discount) ** np.maximum(steps_left, 0), 0.0)
     x, y = features[mask], discounted_sums(rewards, discount)[mask]
     x_final = (final_discount[..., None] * final[:, None, :])[mask]
-    weights = _solve_ridge(x.T @ (x - x_final), x.T @ y)
+    weights = _solve_ridge(x, x - x_final, y)
     return BaselineValues(np.where(mask, features @ weights, 0.0), final @ weights)
 
 
-def _solve_ridge(matrix: Float64, target: Float64) -> Float64:
+def _solve_ridge(x: Float64, differences: Float64, y: Float64) -> Float64:
+    """Return the weights (P,) that solve ``(x' differences + 1e-5 I) w = x' y``; x is (n, P).
+
+    With more features than samples, as of images, it solves the n equations of the equal
+    ``w = x' (differences x' + 1e-5 I)^-1 y``.
+    """
+    if x.shape[0] < x.shape[1]:
+        return (x.T @ np.linalg.solve(_plus_ridge(differences @ x.T), y)).astype(np.float64)
+    return np.linalg.solve(_plus_ridge(x.T @ differences), x.T @ y).astype(np.float64)
+
+
+def _plus_ridge(matrix: Float64) -> Float64:
     matrix[np.diag_indices_from(matrix)] += RIDGE
-    return np.linalg.solve(matrix, target).astype(np.float64)
+    return matrix
 
 
 def compute_gae(

@@ -73,9 +73,13 @@ def fixed_point(data: Trajectories, discount: float) -> tuple[Float64, Float64, 
     raise AssertionError("no fixed point was reached")
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_the_values_are_the_fixed_point_of_fitting_and_bootstrapping(seed: int) -> None:
-    data = with_ends(seed, 6, 20)
+@pytest.mark.parametrize(
+    ("seed", "episodes", "steps"), [*((i, 6, 20) for i in range(4)), (5, 2, 2)]
+)
+def test_the_values_are_the_fixed_point_of_fitting_and_bootstrapping(
+    seed: int, episodes: int, steps: int
+) -> None:
+    data = with_ends(seed, episodes, steps)  # two steps: fewer samples than features
     values, final, _ = fixed_point(data, 0.7)
     found = fit_bootstrapped_baseline(data, rewards_of(data), 0.7)
     np.testing.assert_allclose(found.steps, values, atol=1e-8)
