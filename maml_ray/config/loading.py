@@ -12,7 +12,7 @@ from maml_ray.common.safe_files import UnreadableFile, read_text
 from maml_ray.common.yaml_data import YamlError, dump_yaml, parse_yaml
 from maml_ray.config.error_messages import did_you_mean
 from maml_ray.config.presets import PRESETS
-from maml_ray.config.renamed_keys import rename_keys
+from maml_ray.config.renamed_keys import add_former_behavior, rename_keys
 from maml_ray.config.section import keys_at, to_plain
 from maml_ray.config.settings import (
     PRESET_COMES_FIRST,
@@ -40,12 +40,13 @@ def load_settings(
         overrides: settings by key, such as ``{"outer.epochs": 4}``, or as a list of
             ``"outer.epochs=4"``; a mapping is merged into what it overrides.
         recorded: the file is the record of a run, which nobody edits: keys that have been
-            renamed since are accepted without a warning.
+            renamed since are accepted without a warning, and what it has no key for is as it was.
 
     Raises:
         SettingsError: the file cannot be read, or a setting or an override is invalid.
     """
     own = rename_keys(_read(Path(path)), path, warn=not recorded) if path is not None else {}
+    own = add_former_behavior(own) if recorded else own
     base = _merge(_preset_settings(own, preset, path), own)
     data = base
     for override in _nested(overrides):
@@ -69,6 +70,7 @@ def validate_settings(data: Mapping[str, Any], *, recorded: bool = False) -> Set
     """
     try:
         data = rename_keys(check_json(data), warn=not recorded)
+        data = add_former_behavior(data) if recorded else data
     except NotJsonError as error:
         raise SettingsError(str(error)) from None
     _check_nested(data)

@@ -82,10 +82,13 @@ _POINT: Data = {
 }
 
 # Common to all the papers: raw observations, the linear baseline, a constant outer rate, and a
-# value of zero after the time limit.
+# value of zero after the time limit. Finn's, ProMP's and pytorch-maml-rl's code wrap environments
+# in rllab's normalization of actions or its like (normalized_env.py of each), which rescales and
+# clips: the control cost is of clipped actions.
 _PAPERS: Data = {
     "policy": {
         "normalize_observations": False,
+        "action_bounds": "rescale",
         "initial_log_std": 0.0,
         "min_log_std": -13.8,  # a standard deviation of 1e-6
     },
@@ -153,7 +156,9 @@ _RLLIB: Data = _merged(
     _PROMP2019,
     {
         "run": {"iterations": 500},
-        "policy": {"action_scale": 1.0},
+        # clip_actions: False in halfcheetah-rand-direc-maml.yaml. Since Ray 1.4 RLlib's default of
+        # normalize_actions rescales all the same; its published curve is older.
+        "policy": {"action_scale": 1.0, "action_bounds": "none"},
         "meta_batch": {"tasks": 31},
         # Its critic is a network; our linear baseline, refitted for each task, takes its place.
         "advantages": {"bootstrap_time_limit": True},
@@ -193,6 +198,7 @@ _NOTEBOOK: Data = {
         "activation": "relu",
         "normalize_observations": False,
         "min_log_std": -20.0,
+        "action_bounds": "none",
     },
     "meta_batch": {"tasks": 4, "episodes": 1},
     "advantages": {

@@ -1,4 +1,4 @@
-"""Accept settings under the keys that earlier versions gave them."""
+"""Accept settings as earlier versions recorded them: former keys, and keys that are missing."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ RENAMED_KEYS: Mapping[str, str] = {
     "outer.sampling_coefficient": "outer.e_maml_coefficient",
 }
 """Former key -> present key, in the same section."""
+FORMER_BEHAVIOR: Mapping[str, Any] = {"policy.action_bounds": "none"}
+"""Key -> value that does what versions before this setting did, where the default does not."""
 
 
 class RenamedKeyWarning(FutureWarning):
@@ -42,6 +44,19 @@ def rename_keys(
         if isinstance(values := result.get(section), Mapping):
             new_key = new.rpartition(".")[2]
             result[section] = _rename(values, old_key, new_key, f"{section}.", source, warn)
+    return result
+
+
+def add_former_behavior(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run's recorded settings with the values that its version had no keys for.
+
+    A record has all keys of its version: one that it lacks was added since.
+    """
+    result = dict(data)
+    for key, value in FORMER_BEHAVIOR.items():
+        section, name = key.split(".")
+        if isinstance(values := result.get(section), Mapping):
+            result[section] = {name: value, **values}
     return result
 
 

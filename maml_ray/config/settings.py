@@ -163,6 +163,11 @@ class PolicySettings(Section):
     action_scale: Positive = Field(
         1.0, description="Factor on continuous actions before they reach the environment."
     )
+    action_bounds: Literal["clip", "rescale", "none"] | None = Field(
+        None,
+        description="Scaled actions are clipped to the environment's bounds; rescale: first maps "
+        "[-1, 1] to them; none: sent as they are; null: as the tasks want, mostly clip.",
+    )
 
     @field_validator("min_log_std")
     @classmethod

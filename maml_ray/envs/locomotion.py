@@ -19,13 +19,16 @@ from maml_ray.envs.mujoco_vector_env import MujocoVectorEnv
 from maml_ray.envs.rendering import configure_rendering, with_tracking_camera
 from maml_ray.envs.rewards import Direction, Goal, TargetSpeed
 from maml_ray.envs.vector_env import Bool, Float64, Transition
-from maml_ray.kernels.policy_forward import Float32, PolicyKernel, scale_actions
+from maml_ray.kernels.policy_forward import Float32, PolicyKernel
 
 Terms = dict[str, Any]
 
 
 class LocomotionEnv(MujocoEnv, EzPickle, ABC):
     """A Gymnasium animal with ``reward = goal's reward - control_cost * |action|^2``.
+
+    The cost is of the action as given; MuJoCo clips to the action space only what moves the joints.
+    Policies clip before they act: see ``policy.action_bounds``.
 
     List it among the bases before one of Gymnasium's ``-v5`` classes. ``info`` has both terms as
     ``reward_run`` and ``reward_control``, and the goal's speed in m/s as ``speed``.
@@ -42,6 +45,7 @@ class LocomotionEnv(MujocoEnv, EzPickle, ABC):
     dropped_infos: ClassVar[tuple[str, ...]] = ()
     """Infos of Gymnasium's class that nothing here reads."""
     _forward_reward_weight: float
+    _healthy_reward: float
 
     def __init__(
         self, goal: Goal, *, control_cost: float, torso_position: bool = False, **kwargs: Any
@@ -210,7 +214,7 @@ class LocomotionVectorEnv(MujocoVectorEnv):
             return None
         states = self.rollout_states(policy, self._first_position, observations, actions)
         velocities = (states[1:, :, 0] - states[:-1, :, 0]).reshape(-1) / self.dt
-        env_actions = scale_actions(actions, float(policy.scale))
+        env_actions = policy.action_map.apply(actions)
         run, control = self._reward_terms(velocities, env_actions.reshape(len(velocities), -1))
         shape = (steps, self.num_envs)
         return RolloutOutcome(
@@ -283,23 +287,18 @@ class FallingVectorEnv(LocomotionVectorEnv):
         super().__init__(num_envs, **kwargs)
         env: Any = self._env
         self._low_z, self._high_z = env._healthy_z_range
-        self._healthy_reward = env._healthy_reward
+        self._bonus = np.full(num_envs, float(env._healthy_reward))
         self._terminate_when_unhealthy = env._terminate_when_unhealthy
 
     def is_healthy(self) -> Bool:
         """Return which simulations (K,) are upright."""
         raise NotImplementedError
 
-    def survival_bonus(self, healthy: Bool) -> Float64:
-        """Return this step's bonus (K,), given which simulations (K,) are healthy."""
-        bonus: Float64 = healthy * self._healthy_reward
-        return bonus
-
     def make_transition(
         self, run: Float64, control: NDArray[Any], infos: dict[str, NDArray[Any]]
     ) -> Transition:
-        """Add the survival bonus, and terminate episodes of fallen animals."""
+        """Add the bonus of each step, and terminate episodes of fallen animals."""
         healthy = self.is_healthy()
-        bonus = infos["reward_survive"] = self.survival_bonus(healthy)
+        bonus = infos["reward_survive"] = self._bonus.copy()
         fallen = ~healthy if self._terminate_when_unhealthy else self._no_terminations.copy()
         return Transition((run + bonus) + control, fallen, infos)

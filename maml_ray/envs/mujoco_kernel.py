@@ -113,6 +113,7 @@ def rollout(
         actions: (T, K, A) as recorded, overwritten.
     """
     steps, count, size = actions.shape
+    to_env = policy.action_map
     for i in range(count):
         _read_state(simulations, i, first, states[0, i], observations[0, i])
     for step in range(steps):
@@ -121,7 +122,9 @@ def rollout(
             control = _float64_array(simulations.controls[i], simulations.sizes[0])
             for j in range(size):
                 actions[step, i, j] += policy.noise[step, i, j]
-                control[j] = actions[step, i, j] * policy.scale
+                value = actions[step, i, j] * to_env.factor[j] + to_env.offset[j]
+                # NaN propagates with this order of the arguments.
+                control[j] = max(min(value, to_env.high[j]), to_env.low[j])
             for _ in range(simulations.frame_skip):
                 _call(simulations.step, simulations.model, simulations.data[i])
             _read_state(simulations, i, first, states[step + 1, i], observations[step + 1, i])

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from maml_ray.envs import mujoco_kernel
 from maml_ray.envs.vector_env import BatchEnv, Bool, Float64
-from maml_ray.kernels.policy_forward import Float32, PolicyKernel, scale_actions
+from maml_ray.kernels.policy_forward import Float32, PolicyKernel
 
 _RESET_WARNINGS = (
     mujoco.mjtWarning.mjWARN_BADQPOS,
@@ -168,7 +168,7 @@ class MujocoVectorEnv(BatchEnv, ABC):
         for step, noise in enumerate(policy.noise):
             actions[step] = policy.network.forward(observations[step]) + noise
             # One cast of the whole batch to the controls' type: casting row by row is slower.
-            controls = scale_actions(actions[step], float(policy.scale)).astype(np.float64)
+            controls = policy.action_map.apply(actions[step]).astype(np.float64)
             self.advance(range(self.num_envs), controls)
             np.concatenate(views, out=rows[step + 1])
             observations[step + 1] = observed_states[step + 1]

@@ -110,8 +110,8 @@ class Agent:
             rng: generator for the sampling; freshly seeded by default.
 
         Returns:
-            Continuous actions: float32 (..., A), scaled by ``policy.action_scale``; discrete
-            actions: integers (...).
+            What the environment should receive. Continuous actions: (..., A), see
+            :meth:`to_env_actions`; discrete actions: integers (...).
 
         Raises:
             ValueError: the last axis is not the policy's observation size.
@@ -125,7 +125,16 @@ class Agent:
         batch = inputs.reshape(-1, self.spec.observation_size)
         rng = (rng or np.random.default_rng()) if explore else None
         actions = make_sampler(self.policy, 1, len(batch), rng).act(0, batch)
-        return to_env_actions(self.spec, actions.reshape(*inputs.shape[:-1], actions.shape[-1]))
+        return self.to_env_actions(actions.reshape(*inputs.shape[:-1], actions.shape[-1]))
+
+    def to_env_actions(self, actions: NDArray[np.float32]) -> NDArray[Any]:
+        """Return what an environment should receive for ``actions`` (..., A) of :attr:`policy`.
+
+        Multiplied by ``policy.action_scale``, rescaled or clipped to the environment's bounds by
+        ``policy.action_bounds``, and of the type of its action space. Support data need the
+        actions themselves. Of discrete actions (..., 1), the environment's integers (...).
+        """
+        return to_env_actions(self.spec, actions)
 
     def predict(
         self,
@@ -136,9 +145,8 @@ class Agent:
     ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...] | None]:
         """Return actions as Stable-Baselines3's ``predict`` does, for programs that call it.
 
-        Its ``evaluate_policy`` takes an agent in place of a model. Unlike there, continuous
-        actions are not clipped to the action space: the environment receives what it received in
-        training.
+        Its ``evaluate_policy`` takes an agent in place of a model. Continuous actions are clipped
+        to the action space as they were in training: see ``policy.action_bounds``.
 
         Args:
             observation: one observation (D,) or those of n environments (n, D), unnormalized.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def check_matches_settings(agent: Agent, source: Path) -> None:
 
 
 def check_matches_task(agent: Agent, source: str | PathLike[str]) -> None:
-    """Check that the policy's observation and action sizes are those of its task.
+    """Check that the policy's observations and actions are those of its task.
 
     Args:
         agent: policy and settings as loaded.
@@ -53,9 +54,16 @@ def check_matches_task(agent: Agent, source: str | PathLike[str]) -> None:
 
     Raises:
         SettingsError: the task cannot be created.
-        RunDirError: the sizes differ.
+        RunDirError: they differ.
     """
     spec = policy_spec(agent.settings, agent.tasks)
+    if agent.spec.action_bounds is None:  # saved when there were none
+        spec = replace(spec, action_bounds=None)
+    elif spec == replace(agent.spec, action_bounds=spec.action_bounds) != agent.spec:
+        raise RunDirError(
+            f"the policy in {source} does not fit its task: it was trained with the actions "
+            f"{agent.spec.action_bounds}, {agent.settings.task.name} has {spec.action_bounds}"
+        )
     if spec != agent.spec:
         raise RunDirError(
             f"the policy in {source} does not fit its settings: it has "
@@ -75,6 +83,9 @@ def _spec_problem(spec: PolicySpec, settings: PolicySettings) -> str | None:
             return (
                 f"policy.{key} is {expected!r:.60}, but the policy was trained with {actual!r:.60}"
             )
+    bounds, wanted = spec.action_bounds, settings.action_bounds
+    if wanted is not None and not spec.discrete and wanted != (bounds.mode if bounds else "none"):
+        return f"policy.action_bounds is {wanted}, but the policy was trained with other ones"
     return None
 
 

@@ -1,8 +1,8 @@
 """Export a policy for other runtimes, as ONNX or TorchScript, and compare the file with it.
 
 The file holds everything from an environment's observation to its action: normalization and
-clipping of observations, the network, and the action scale, or the choice of the most probable
-discrete action.
+clipping of observations, the network, and the scale and bounds of actions, or the choice of the
+most probable discrete action.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from maml_ray.common.errors import RunDirError, UserError
 from maml_ray.common.normalization import LIMIT
 from maml_ray.common.versions import own_version
 from maml_ray.evaluation.agent import Agent
+from maml_ray.policies.action_sampler import to_env_actions
 from maml_ray.policies.spec import PolicySpec
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt"}
 """Suffix of the files of each format."""
 _OPSET, _IR_VERSION = 17, 8  # of 2022: they have all that the graph needs, and older runtimes read
 _OBSERVATIONS = 1000
+_ACTION_MAP = ("action_factor", "action_offset", "action_low", "action_high")
 _TOLERANCE = 1e-4
 """Largest difference of an output, relative to its largest value if that is above 1."""
 Float32 = NDArray[np.float32]
@@ -58,10 +60,10 @@ def export_model(agent: Agent, path: str | Path, *, format: str | None = None) -
     """Write a policy to a file that ONNX runtimes, or programs with PyTorch, can run.
 
     The input is ``observations`` (n, D) float32, unnormalized. A continuous policy has the outputs
-    ``actions`` (n, A), the mean actions as the environment takes them, and ``action_std`` (A,), the
-    standard deviation of sampled actions around them. A discrete policy has ``actions`` (n,) int64,
-    the most probable ones, and ``log_probs`` (n, A) of all. A TorchScript module returns both as a
-    tuple.
+    ``actions`` (n, A) float32, the mean actions as the environment takes them, and ``action_std``
+    (A,), the standard deviation of sampled actions before they are clipped to the environment's
+    bounds. A discrete policy has ``actions`` (n,) int64, the most probable ones, and ``log_probs``
+    (n, A) of all. A TorchScript module returns both as a tuple.
 
     The file is run at 1,000 observations and kept only if its outputs are the policy's.
 
@@ -153,8 +155,10 @@ def _expected_outputs(agent: Agent, found: Outputs, observations: Float32) -> Ou
     policy, spec = agent.policy, agent.spec
     outputs = policy.forward(observations)
     if not spec.discrete:
-        scale = np.float32(spec.action_scale)
-        return {"actions": outputs * scale, "action_std": policy.std * scale}
+        return {
+            "actions": to_env_actions(spec, outputs),
+            "action_std": policy.std * spec.action_map.factor,
+        }
     shifted = outputs - outputs.max(axis=1, keepdims=True)
     return {
         "log_probs": shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)),
@@ -186,10 +190,17 @@ def _write_onnx(agent: Agent, path: Path) -> None:
         chosen = graph.add("ArgMax", log_probs, axis=1, keepdims=0)
         graph.add("Add", chosen, np.int64(spec.first_action), output="actions")
     else:
-        scale = np.float32(spec.action_scale)
-        graph.add("Mul", value, scale, output="actions")
-        graph.add("Identity", graph.constant(agent.policy.std * scale), output="action_std")
+        factor, offset, low, high = _float32_action_map(spec)
+        value = graph.add("Add", graph.add("Mul", value, factor), offset)
+        graph.add("Min", graph.add("Max", value, low), high, output="actions")
+        graph.add("Identity", graph.constant(agent.policy.std * factor), output="action_std")
     path.write_bytes(graph.serialize(agent))
+
+
+def _float32_action_map(spec: PolicySpec) -> tuple[Float32, ...]:
+    """Return factor, offset and bounds (A,) of the map to the environment's actions."""
+    with np.errstate(over="ignore"):  # a bound beyond float32 is none
+        return tuple(each.astype(np.float32) for each in spec.action_map)
 
 
 class _OnnxGraph:
@@ -275,6 +286,9 @@ def _write_script(agent: Agent, path: Path) -> None:
             if normalizer is not None:
                 self.register_buffer("observation_mean", torch.tensor(normalizer.mean))
                 self.register_buffer("observation_scale", torch.tensor(normalizer.scale))
+            if not spec.discrete:
+                for name, value in zip(_ACTION_MAP, _float32_action_map(spec), strict=True):
+                    self.register_buffer(name, torch.tensor(value))
 
         def forward(self, observations: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             buffers = dict(self.named_buffers())
@@ -285,7 +299,9 @@ def _write_script(agent: Agent, path: Path) -> None:
             policy = distribution(spec, parameters, observations)
             if isinstance(policy, Categorical):
                 return policy.log_probs.argmax(-1) + spec.first_action, policy.log_probs
-            return policy.mean * spec.action_scale, policy.log_std.exp() * spec.action_scale
+            factor, offset, low, high = (buffers[name] for name in _ACTION_MAP)
+            actions = (policy.mean * factor + offset).clamp(low, high)
+            return actions, policy.log_std.exp() * factor
 
     example = torch.zeros(2, spec.observation_size)
     with warnings.catch_warnings():

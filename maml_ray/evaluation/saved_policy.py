@@ -121,11 +121,9 @@ def _parse(description: dict[str, Any], content: bytes) -> Agent:
     normalizer = None
     if _MEAN in arrays:
         normalizer = Normalizer(arrays.pop(_MEAN), arrays.pop(_SCALE))
-    spec = dict(description["policy"])
-    spec["hidden_sizes"] = tuple(spec["hidden_sizes"])
     return Agent(
         settings=validate_settings(description["settings"], recorded=True),
-        spec=PolicySpec(**spec),
+        spec=PolicySpec.from_json(description["policy"]),
         parameters=arrays,
         normalizer=normalizer,
         adaptation_steps=int(description["adaptation_steps"]),

@@ -9,7 +9,7 @@ Axes: K observations, ``D`` observation size, ``A`` action size, T steps.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,23 +95,39 @@ class PackedMLP(NamedTuple):
         return np.zeros((2, _round_up(rows, TILE_ROWS) * int(self.padded_sizes.max())), np.float32)
 
 
+class ActionMap(NamedTuple):
+    """From recorded actions to the environment's: ``clip(factor * action + offset, low, high)``.
+
+    Attributes:
+        factor, offset: (A,).
+        low, high: (A,) bounds; infinite where nothing is clipped.
+    """
+
+    factor: NDArray[Any]
+    offset: NDArray[Any]
+    low: NDArray[Any]
+    high: NDArray[Any]
+
+    def apply(self, actions: Float32) -> NDArray[Any]:
+        """Return the environment's actions (..., A), of the map's type, in a new array."""
+        mapped = actions * self.factor + self.offset
+        clipped: NDArray[Any] = np.minimum(np.maximum(mapped, self.low), self.high)
+        return clipped
+
+
 class PolicyKernel(NamedTuple):
     """A Gaussian policy as arrays: a kernel rolls out whole episodes with it.
 
     Attributes:
         network: computes mean actions.
         noise: (T, K, A) added to them, drawn in advance.
-        scale: factor from a recorded action to the environment's.
+        action_map: float32, with offsets of zero: a kernel may fuse a product and a sum, so that
+            it would round others differently from :meth:`ActionMap.apply`.
     """
 
     network: PackedMLP
     noise: Float32
-    scale: np.float32
-
-
-def scale_actions(actions: Float32, scale: float) -> Float32:
-    """Convert recorded ``actions`` to the environment's."""
-    return actions if scale == 1.0 else actions * np.float32(scale)
+    action_map: ActionMap
 
 
 @jit

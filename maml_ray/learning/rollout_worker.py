@@ -83,7 +83,9 @@ def policy_spec(settings: Settings, tasks: TaskDistribution | None = None) -> Po
             f"{env!r:.80}, not a gymnasium.Env"
         )
     try:
-        return PolicySpec.from_spaces(settings.policy, env.observation_space, env.action_space)
+        return PolicySpec.from_spaces(
+            settings.policy, env.observation_space, env.action_space, tasks.action_bounds
+        )
     except ValueError as error:
         raise SettingsError(f"task.name = {settings.task.name!r} cannot be used: {error}") from None
     finally:

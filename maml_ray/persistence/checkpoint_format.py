@@ -83,13 +83,11 @@ def load_checkpoint(storage: Storage, name: str) -> Checkpoint:
     try:
         parameters = safetensors_numpy.load(files[_PARAMETERS])
         arrays = safetensors_numpy.load(files[_LEARNER])
-        spec = dict(manifest["policy"])
-        spec["hidden_sizes"] = tuple(spec["hidden_sizes"])
         return Checkpoint(
             iteration=int(manifest["iteration"]),
             total_env_steps=int(manifest["total_env_steps"]),
             elapsed_s=float(manifest["elapsed_s"]),
-            spec=PolicySpec(**spec),
+            spec=PolicySpec.from_json(manifest["policy"]),
             learner=LearnerState(
                 version=int(manifest["version"]),
                 parameters=parameters,

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from maml_ray.kernels.policy_forward import PolicyKernel, scale_actions
+from maml_ray.kernels.policy_forward import PolicyKernel
 from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.policies.spec import PolicySpec
 
@@ -32,7 +32,11 @@ class ActionSampler(Protocol):
         """Return actions (K, n) from the policy's ``outputs`` (K, A), which may be overwritten."""
 
     def kernel(self) -> PolicyKernel | None:
-        """Return the policy and its noise for a compiled rollout; None for discrete actions."""
+        """Return the policy and its noise for a compiled rollout.
+
+        None for discrete actions, and where a kernel would round the environment's actions
+        differently: actions that are not float32, or bounds rescaled to that are not symmetric.
+        """
 
     def log_probs(self) -> Float32:
         """Return log-probabilities (T, K) of the actions sampled."""
@@ -55,21 +59,41 @@ def make_sampler(
 
 
 def to_env_actions(spec: PolicySpec, actions: Float32) -> NDArray[Any]:
-    """Convert recorded actions (..., n) to the environment's: scaled, or integers (...)."""
+    """Convert recorded actions (..., n) to the environment's, in a new array.
+
+    Everything that sends actions to an environment does so through this function. An environment
+    that changes them in place changes no recorded action.
+
+    Args:
+        spec: the policy's scale and bounds of actions.
+        actions: as recorded: as sampled, before scale and bounds.
+
+    Returns:
+        Continuous actions (..., A), multiplied by the scale, rescaled to the bounds or clipped to
+        them, of the type that the environment's space has; or integers (...).
+    """
     if spec.discrete:
         return actions[..., 0].astype(np.int64) + spec.first_action
-    return scale_actions(actions, spec.action_scale)
+    return spec.action_map.apply(actions).astype(spec.action_dtype, copy=False)
 
 
 def from_env_actions(spec: PolicySpec, actions: NDArray[Any]) -> Float32:
     """Convert an environment's actions, (..., A) or integers (...), to recorded ones.
 
-    Inverts :func:`to_env_actions`: exactly if the scale is a power of two, else up to rounding.
+    Inverts :func:`to_env_actions` up to rounding; exactly without bounds if the scale is a power
+    of two. A clipped action becomes one that is at its bound: see :func:`at_bounds`.
     """
     if spec.discrete:
         return (actions - spec.first_action)[..., None].astype(np.float32)
-    recorded = actions.astype(np.float32)
-    return recorded if spec.action_scale == 1.0 else recorded / np.float32(spec.action_scale)
+    to_env = spec.action_map
+    recorded: Float32 = ((actions - to_env.offset) / to_env.factor).astype(np.float32)
+    return recorded
+
+
+def at_bounds(spec: PolicySpec, actions: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which of an environment's actions (..., A) clipping may have moved to a bound."""
+    to_env = spec.action_map
+    return (actions <= to_env.low) | (actions >= to_env.high)
 
 
 class _GaussianSampler:
@@ -89,9 +113,11 @@ class _GaussianSampler:
         outputs += self._noise[step]
         return outputs
 
-    def kernel(self) -> PolicyKernel:
-        scale = np.float32(self._policy.spec.action_scale)
-        return PolicyKernel(self._policy.network, self._noise, scale)
+    def kernel(self) -> PolicyKernel | None:
+        to_env = self._policy.spec.action_map
+        if to_env.factor.dtype != np.float32 or to_env.offset.any():
+            return None
+        return PolicyKernel(self._policy.network, self._noise, to_env)
 
     def log_probs(self) -> Float32:
         noise, policy = self._standard_noise, self._policy

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -18,10 +19,53 @@ from numpy.typing import NDArray
 
 from maml_ray.common.normalization import Normalizer
 from maml_ray.config.settings import PolicySettings
+from maml_ray.kernels.policy_forward import ActionMap
 
 NumpyParameters = dict[str, NDArray[np.float32]]
 
 LOG_STD = "log_std"
+BOUND_MODES = ("clip", "rescale", "none")
+"""Values of ``policy.action_bounds``."""
+_OFTEN = 0.5
+"""Share of samples beyond a bound that is worth a warning. Of a standard normal distribution, 32%
+lie beyond -1 and 1, which is usual with clipped actions."""
+
+
+@dataclass(frozen=True)
+class ActionBounds:
+    """The box of an environment's actions, and how a policy's actions get into it.
+
+    Attributes:
+        mode: ``clip`` them; ``rescale`` [-1, 1] to the box, then clip; or ``none``: neither.
+        low, high: (A,) bounds; where there are none, the largest numbers of the type.
+        dtype: type of the environment's actions.
+    """
+
+    mode: str
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    dtype: str
+
+    @classmethod
+    def of(cls, mode: str, space: Box) -> ActionBounds:
+        """Return the bounds of a box with one axis.
+
+        Raises:
+            ValueError: [-1, 1] cannot be rescaled to it, since it has no bounds.
+        """
+        dtype = np.dtype(space.dtype)
+        limit = float(np.finfo(np.promote_types(dtype, np.float64)).max)
+        limit = min(limit, float(np.finfo(dtype).max))
+        low, high = (
+            np.clip(np.asarray(bound, np.float64), -limit, limit)
+            for bound in (space.low, space.high)
+        )
+        if mode == "rescale" and not (high / 2 - low / 2 < np.finfo(np.float32).max / 4).all():
+            raise ValueError(
+                f"policy.action_bounds = rescale needs bounds, and the actions {space} have none: "
+                "use clip, and policy.action_scale for their size"
+            )
+        return cls(mode, tuple(low.tolist()), tuple(high.tolist()), dtype.name)
 
 
 @dataclass(frozen=True)
@@ -36,8 +80,10 @@ class PolicySpec:
         initial_log_std: log standard deviation of a new continuous policy.
         min_log_std: lower bound of a continuous policy's log standard deviation.
         discrete: actions are integers with probabilities; otherwise Gaussian vectors.
-        action_scale: factor from a continuous action to the environment's.
+        action_scale: factor on a continuous action, before its bounds.
         first_action: the environment's number for the first discrete action.
+        action_bounds: of continuous actions; None if they are discrete, or of a policy saved when
+            there were no bounds.
     """
 
     observation_size: int
@@ -49,24 +95,54 @@ class PolicySpec:
     discrete: bool = False
     action_scale: float = 1.0
     first_action: int = 0
+    action_bounds: ActionBounds | None = None
 
     @classmethod
     def from_spaces(
-        cls, settings: PolicySettings, observations: Space[Any], actions: Space[Any]
+        cls,
+        settings: PolicySettings,
+        observations: Space[Any],
+        actions: Space[Any],
+        default_bounds: str = "clip",
     ) -> PolicySpec:
         """Combine the policy's settings and the environment's spaces.
 
+        Args:
+            settings: of the policy.
+            observations, actions: of the environment.
+            default_bounds: what the tasks want unless the settings say ``action_bounds``.
+
         Raises:
-            ValueError: observations are not a vector, or actions neither a vector nor discrete.
+            ValueError: observations are not a vector, actions neither a vector of real numbers nor
+                discrete, or the bounds cannot be rescaled to.
         """
         if not isinstance(observations, Box) or len(observations.shape) != 1:
-            raise ValueError(f"observations must be a Box with one axis, got {observations}")
+            raise ValueError(
+                f"observations must be a Box with one axis, got {observations}: wrap the "
+                "environment in gymnasium.wrappers.FlattenObservation"
+            )
+        bounds = None
         if isinstance(actions, Discrete):
             size, first = int(actions.n), int(actions.start)
-        elif isinstance(actions, Box) and len(actions.shape) == 1:
-            size, first = int(actions.shape[0]), 0
+        elif not isinstance(actions, Box) or len(actions.shape) != 1:
+            raise ValueError(
+                f"actions must be Discrete or a Box with one axis, got {actions}: convert them in "
+                "a gymnasium.ActionWrapper, several choices to one Discrete of all combinations"
+            )
+        elif not np.issubdtype(actions.dtype, np.floating):
+            raise ValueError(
+                f"actions must be Discrete or a Box of real numbers, got the integers of {actions}:"
+                " give a Box of float32 and round in the environment, or number all combinations "
+                "in one Discrete"
+            )
         else:
-            raise ValueError(f"actions must be Discrete or a Box with one axis, got {actions}")
+            size, first = int(actions.shape[0]), 0
+            mode = settings.action_bounds or default_bounds
+            if mode not in BOUND_MODES:
+                raise ValueError(
+                    f"its action_bounds = {mode!r:.60} is not known: write clip, rescale or none"
+                )
+            bounds = ActionBounds.of(mode, actions)
         return cls(
             observation_size=observations.shape[0],
             action_size=size,
@@ -77,7 +153,53 @@ class PolicySpec:
             discrete=isinstance(actions, Discrete),
             action_scale=settings.action_scale,
             first_action=first,
+            action_bounds=bounds,
         )
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PolicySpec:
+        """Return the spec that was saved as ``dataclasses.asdict`` in JSON.
+
+        Raises:
+            TypeError, ValueError: it is none.
+        """
+        values = {**data, "hidden_sizes": tuple(data["hidden_sizes"])}
+        if (saved := data.get("action_bounds")) is not None:
+            bounds = ActionBounds(**saved)
+            low, high = (tuple(map(float, each)) for each in (bounds.low, bounds.high))
+            is_box = len(low) == len(high) == data["action_size"] and all(
+                -math.inf < a <= b < math.inf for a, b in zip(low, high, strict=True)
+            )
+            if (
+                bounds.mode not in BOUND_MODES
+                or not is_box
+                or not np.issubdtype(np.dtype(bounds.dtype), np.floating)
+            ):
+                raise ValueError(f"{bounds!r:.120} are not bounds of its actions")
+            values["action_bounds"] = ActionBounds(bounds.mode, low, high, bounds.dtype)
+        return cls(**values)
+
+    @property
+    def action_dtype(self) -> str:
+        """Type of the environment's continuous actions."""
+        return "float32" if self.action_bounds is None else self.action_bounds.dtype
+
+    @cached_property
+    def action_map(self) -> ActionMap:
+        """The map from recorded continuous actions to the environment's.
+
+        ``action_scale`` multiplies first; what it yields is rescaled to the bounds or clipped.
+        """
+        dtype, bounds = np.result_type(np.float32, self.action_dtype), self.action_bounds
+        factor = np.full(self.action_size, self.action_scale, dtype)
+        offset, high = np.zeros_like(factor), np.full_like(factor, np.inf)
+        if bounds is None or bounds.mode == "none":
+            return ActionMap(factor, offset, -high, high)
+        low, high = np.array(bounds.low, dtype), np.array(bounds.high, dtype)
+        if bounds.mode == "rescale":
+            half = high / 2 - low / 2
+            factor, offset = factor * half, low + half
+        return ActionMap(factor, offset, low, high)
 
     @property
     def head(self) -> str:
@@ -104,6 +226,49 @@ class PolicySpec:
         if not self.discrete:
             shapes[LOG_STD] = (self.action_size,)
         return shapes
+
+
+def bounds_warning(spec: PolicySpec) -> str | None:
+    """Return a sentence if most of what an untrained policy samples is beyond a bound.
+
+    Its mean actions are near zero, see :func:`initial_parameters`.
+    """
+    shares = shares_beyond_bounds(spec)
+    if not shares or max(shares) < _OFTEN or spec.action_bounds is None:
+        return None
+    worst, bounds = shares.index(max(shares)), spec.action_bounds
+    effect, remedy = {
+        "clip": ("are clipped", "policy.action_bounds=rescale maps [-1, 1] to the bounds"),
+        "rescale": ("are clipped", "lower policy.initial_log_std or policy.action_scale"),
+        "none": ("are sent unclipped", "policy.action_bounds=clip or rescale keeps them inside"),
+    }[bounds.mode]
+    return (
+        f"{max(shares):.0%} of what the untrained policy samples for action {worst + 1} of "
+        f"{spec.action_size} lies outside its bounds, [{bounds.low[worst]:g}, "
+        f"{bounds.high[worst]:g}], and {effect}: {remedy}"
+    )
+
+
+def shares_beyond_bounds(spec: PolicySpec) -> list[float]:
+    """Return the share of an untrained policy's samples beyond the bounds, for each action."""
+    if spec.action_bounds is None:
+        return []
+    to_env = spec.action_map
+    std = math.exp(max(spec.initial_log_std, spec.min_log_std))
+    spreads = (to_env.factor.astype(np.float64) * std * math.sqrt(2.0)).tolist()
+    columns = zip(
+        to_env.offset.tolist(),
+        spreads,
+        spec.action_bounds.low,
+        spec.action_bounds.high,
+        strict=True,
+    )
+    return [
+        0.5 * (math.erfc((high - mean) / spread) + math.erfc((mean - low) / spread))
+        if spread
+        else 0.0
+        for mean, spread, low, high in columns
+    ]
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,18 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.spaces import Box
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from maml_ray.common.errors import UserError
 from maml_ray.config.settings import Settings, SettingsError
 from maml_ray.policies.numpy_policy import NumpyPolicy
-from maml_ray.policies.spec import PolicySpec, initial_parameters
+from maml_ray.policies.spec import (
+    PolicySpec,
+    bounds_warning,
+    initial_parameters,
+    shares_beyond_bounds,
+)
 from maml_ray.rollouts.collector import collect
 from maml_ray.rollouts.trajectories import Trajectories
 from maml_ray.tasks.loading import (
@@ -153,10 +157,7 @@ def _remedy(error: Exception) -> str:
     if "_add_info" in functions:
         return ": keep the type and shape of each entry of info the same"
     if "step" in functions and isinstance(error, AssertionError):
-        return (
-            ": a Gaussian policy's actions are not bounded; if it is because of them, wrap the "
-            "environment in gymnasium.wrappers.ClipAction"
-        )
+        return ": if it is because of the action, set policy.action_bounds to clip or rescale"
     return ""
 
 
@@ -236,12 +237,12 @@ def _check_env(
         "derive it from gymnasium.Env, or wrap an older environment (gymnasium.farama.org, Shimmy)",
     )
     try:
-        spec = PolicySpec.from_spaces(settings.policy, env.observation_space, env.action_space)
+        spec = PolicySpec.from_spaces(
+            settings.policy, env.observation_space, env.action_space, tasks.action_bounds
+        )
     except ValueError as error:
         env.close()
-        findings.problems.append(
-            f"{error}: wrap the environment, for example in gymnasium.wrappers.FlattenObservation"
-        )
+        findings.problems.append(str(error))
         raise _Stopped from None
     try:
         with warnings.catch_warnings():
@@ -258,26 +259,17 @@ def _check_env(
     findings.require(
         np.ndim(reward) == 0, f"step returns the reward {reward!r:.60}: return a number"
     )
-    _check_actions(env.action_space, findings)
+    if (warning := bounds_warning(spec)) is not None:
+        findings.notes.append(warning)
+    elif spec.action_bounds is not None:
+        findings.passed.append(
+            f"{max(shares_beyond_bounds(spec)):.0%} of what the untrained policy samples for an "
+            f"action lie outside its bounds, with policy.action_bounds = {spec.action_bounds.mode}"
+        )
     findings.passed.append(
         f"Gymnasium's check_env: observations {env.observation_space}, actions {env.action_space}"
     )
     return spec
-
-
-def _check_actions(space: gym.Space[Any], findings: _Findings) -> None:
-    if not isinstance(space, Box):
-        return
-    findings.expect(
-        np.issubdtype(space.dtype, np.floating),
-        f"actions are vectors of integers ({space}), but a policy's are real numbers: use "
-        "Discrete, or convert them in the environment",
-    )
-    findings.expect(
-        bool(((space.low <= 0) & (space.high >= 0)).all()),
-        f"actions {space} exclude 0, the mean of an untrained policy: wrap the environment in "
-        "gymnasium.wrappers.RescaleAction(env, -1, 1)",
-    )
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from maml_ray.persistence.checkpoint_format import Checkpoint
 from maml_ray.persistence.checkpoint_store import CheckpointScore
 from maml_ray.persistence.records import IterationRecord, IterationTimings, Observer, StartReport
 from maml_ray.persistence.run_dir import RunDir
+from maml_ray.policies.spec import bounds_warning
 from maml_ray.runs.observers import ObserverList
 from maml_ray.runs.session import open_checkpoint_writer, open_session
 from maml_ray.runtime.actor_system import ActorSystem, start_actors
@@ -93,6 +94,8 @@ def train_on_ray(
     observer_list, progress = ObserverList(observers), _Progress.of(resume)
     tasks = resolve_tasks(settings.task, own_tasks)
     spec = policy_spec(settings, tasks)
+    if (warning := bounds_warning(spec)) is not None:
+        observer_list.on_event(f"warning: {warning}")
     first = _assignments(settings, tasks, progress.iteration)
     address = settings.cluster.address
     observer_list.on_status(

@@ -89,8 +89,9 @@ def _add_routes(app: FastAPI, backend: ApiBackend, docs: RouteDocs) -> None:
             "policy": response.policy,
             "actions": response.actions[0] if parsed.single else response.actions,
         }
-        if response.log_probs is not None:
-            content["log_probs"] = response.log_probs[0] if parsed.single else response.log_probs
+        for name in ("samples", "log_probs"):
+            if (values := getattr(response, name)) is not None:
+                content[name] = values[0] if parsed.single else values
         return _json(content)
 
     @app.post("/adapt", **docs.adapt())

@@ -21,11 +21,13 @@ class ActResponse:
     Attributes:
         policy: name of the policy that acted.
         actions: (n, A) float32, or (n,) integers, in the environment's units.
-        log_probs: (n,) of sampled actions, which the caller sends back to adapt; None otherwise.
+        samples: if sampled: (n, A) float32 before scale and bounds, or (n,) integers.
+        log_probs: if sampled: (n,) of ``samples``; the caller sends both back to adapt.
     """
 
     policy: str
     actions: NDArray[Any]
+    samples: NDArray[Any] | None
     log_probs: NDArray[np.float32] | None
 
 
@@ -68,6 +70,9 @@ def _respond(
         return ApiError(422, "observations: the policy's outputs overflow at these values")
     rng = np.random.default_rng(request.seed) if request.explore else None
     sampler = make_sampler(policy.numpy_policy, 1, len(outputs), rng)
-    actions = sampler.act_on_outputs(0, outputs)
-    log_probs = sampler.log_probs()[0] if request.explore else None
-    return ActResponse(policy.name, to_env_actions(policy.agent.spec, actions), log_probs)
+    spec, recorded = policy.agent.spec, sampler.act_on_outputs(0, outputs)
+    actions = to_env_actions(spec, recorded)
+    if not request.explore:
+        return ActResponse(policy.name, actions, None, None)
+    samples = actions if spec.discrete else recorded
+    return ActResponse(policy.name, actions, samples, sampler.log_probs()[0])

@@ -58,14 +58,16 @@ class RouteDocs:
         example = {"observations": [0.0] * self.spec.observation_size}
         response = _object(
             policy=_STRING,
-            actions={"oneOf": [self._action(), _array(self._action())]},
+            actions={"oneOf": [self._env_action(), _array(self._env_action())]},
+            samples={"oneOf": [self._action(), _array(self._action())]},
             log_probs={"type": ["number", "array"]},
         )
         response["required"] = ["policy", "actions"]
         description = (
-            "Returns actions in the environment's units, for one observation or for many. With "
-            "explore they are sampled, and returned with the log-probabilities that POST /adapt "
-            "takes."
+            "Returns actions as the environment takes them, scaled and within its bounds, for one "
+            "observation or for many. With explore they are sampled, and returned with the samples "
+            "before policy.action_scale and action_bounds and their log-probabilities, which POST "
+            "/adapt takes."
         )
         return _route("Act", description, response, 400, 404, 413, 422, body=(body, example))
 
@@ -90,10 +92,10 @@ class RouteDocs:
         example = {"task": self.example_task or {}, "seed": 0}
         description = (
             "Takes one or more gradient steps toward a task that the service simulates, or one "
-            "step toward trajectories that you collected: K episodes of T steps, with actions as "
-            "returned by POST /act. Omit log_probs if this policy sampled the actions; otherwise "
-            "send those of the policy that did, of the actions before policy.action_scale. The "
-            "result is a new policy: act with it, adapt it again, or download it."
+            "step toward trajectories that you collected: K episodes of T steps, with samples as "
+            "returned by POST /act, or with actions if none of them is at a bound. Omit log_probs "
+            "if this policy sampled them; otherwise send those of the policy that did. The result "
+            "is a new policy: act with it, adapt it again, or download it."
         )
         return _route("Adapt", description, response, 400, 404, 413, 422, 503, body=(body, example))
 
@@ -120,7 +122,8 @@ class RouteDocs:
         flags = _array({"type": "boolean"})
         schema["properties"] |= {
             "observations": _array(_array(_vector(spec.observation_size))),
-            "actions": _array(_array(self._action())),
+            "samples": _array(_array(self._action())),
+            "actions": _array(_array(self._env_action())),
             "rewards": _array(_array(_NUMBER)),
             "mask": _array(flags),
             "log_probs": _array(_array(_NUMBER)),
@@ -131,6 +134,22 @@ class RouteDocs:
 
     def _action(self) -> Schema:
         return {"type": "integer"} if self.spec.discrete else _vector(self.spec.action_size)
+
+    def _env_action(self) -> Schema:
+        """Return the schema of an action as the environment takes it, with its bounds."""
+        bounds = self.spec.action_bounds
+        if bounds is None or bounds.mode == "none":
+            return self._action()
+        shown = np.dtype(bounds.dtype).type  # as in JSON: 0.7, not 0.699999988
+        items = [
+            {
+                "type": "number",
+                "minimum": float(str(shown(low))),
+                "maximum": float(str(shown(high))),
+            }
+            for low, high in zip(bounds.low, bounds.high, strict=True)
+        ]
+        return {"type": "array", "prefixItems": items, "minItems": len(items), "items": False}
 
 
 class _BinaryResponse(Response):

@@ -29,7 +29,7 @@ from maml_ray.config.error_messages import describe_validation_error
 from maml_ray.config.limits import MAX_ADAPTATION_STEPS
 from maml_ray.evaluation.agent import Agent
 from maml_ray.maml.distributions import distribution, log_prob, to_torch
-from maml_ray.policies.action_sampler import from_env_actions
+from maml_ray.policies.action_sampler import at_bounds, from_env_actions
 from maml_ray.policies.spec import PolicySpec
 from maml_ray.rollouts.trajectories import Trajectories
 
@@ -134,16 +134,24 @@ class ActBody(_Body):
 class SupportBody(_Body):
     """Episodes collected by the caller, with the fields of :class:`maml_ray.Trajectories`.
 
-    Actions are as returned by ``POST /act``: (K, T, A), or (K, T) for a discrete policy.
+    Samples and actions are as returned by ``POST /act``: (K, T, A), or (K, T) for a discrete
+    policy. One of them is needed; actions that were clipped do not tell what was sampled.
     """
 
     observations: FloatArray
-    actions: FloatArray
+    samples: FloatArray = None
+    actions: FloatArray = None
     rewards: FloatArray
     mask: BoolArray = None
     log_probs: FloatArray = None
     final_observations: FloatArray = None
     terminated: BoolArray = None
+
+    @model_validator(mode="after")
+    def _check_actions(self) -> SupportBody:
+        if (self.samples is None) is (self.actions is None):
+            raise ValueError("give either samples or actions, as POST /act returns them")
+        return self
 
 
 class AdaptBody(_Body):
@@ -232,9 +240,11 @@ def to_trajectories(body: SupportBody, agent: Agent) -> Trajectories:
     if rewards.ndim != 2:
         raise _wrong_shape("rewards", "(episodes, steps)", rewards)
     shape = rewards.shape
+    action_shape = shape if spec.discrete else (*shape, spec.action_size)
     shapes: dict[str, tuple[int, ...]] = {
         "observations": (*shape, spec.observation_size),
-        "actions": shape if spec.discrete else (*shape, spec.action_size),
+        "samples": action_shape,
+        "actions": action_shape,
         "mask": shape,
         "log_probs": shape,
         "final_observations": (shape[0], spec.observation_size),
@@ -247,10 +257,9 @@ def to_trajectories(body: SupportBody, agent: Agent) -> Trajectories:
     mask = np.ones(shape, np.bool_) if body.mask is None else body.mask
     _check_mask(mask)
     _check_bootstrap(body, agent)
-    recorded = from_env_actions(spec, _check_actions(body.actions, mask, spec))
     trajectories = Trajectories(
         observations=_zero_masked(body.observations, mask),
-        actions=_zero_masked(recorded, mask),
+        actions=_zero_masked(_recorded_actions(body, mask, spec), mask),
         log_probs=_zero_masked(rewards if body.log_probs is None else body.log_probs, mask),
         rewards=_zero_masked(rewards, mask),
         mask=mask,
@@ -320,17 +329,27 @@ def _check_bootstrap(body: SupportBody, agent: Agent) -> None:
             )
 
 
-def _check_actions(
-    actions: NDArray[np.float32], mask: NDArray[np.bool_], spec: PolicySpec
+def _recorded_actions(
+    body: SupportBody, mask: NDArray[np.bool_], spec: PolicySpec
 ) -> NDArray[np.float32]:
-    """Return the actions, valid also after an episode's end, where any value is accepted."""
-    if not spec.discrete:
-        return actions
-    first, last = spec.first_action, spec.first_action + spec.action_size - 1
-    actions = np.where(mask, actions, np.float32(first))
-    if (actions != np.floor(actions)).any() or actions.min() < first or actions.max() > last:
-        raise ApiError(422, f"trajectories.actions must be whole numbers from {first} to {last}")
-    return actions
+    """Return the actions as sampled; after an episode's end any value is accepted."""
+    name = "actions" if body.samples is None else "samples"
+    sent: NDArray[np.float32] = getattr(body, name)
+    if spec.discrete:
+        first, last = spec.first_action, spec.first_action + spec.action_size - 1
+        sent = np.where(mask, sent, np.float32(first))
+        if (sent != np.floor(sent)).any() or sent.min() < first or sent.max() > last:
+            raise ApiError(422, f"trajectories.{name} must be whole numbers from {first} to {last}")
+        return from_env_actions(spec, sent)
+    if name == "samples":
+        return sent
+    if at_bounds(spec, sent)[mask].any():
+        raise ApiError(
+            422,
+            "trajectories.actions lie at the environment's bounds, where they do not tell what the "
+            "policy sampled: send samples instead, which POST /act returns too",
+        )
+    return from_env_actions(spec, sent)
 
 
 def _zero_masked(array: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:

@@ -24,10 +24,11 @@ from maml_ray.envs.vector_env import Bool, Float64, Transition
 from maml_ray.tasks.locomotion import DirectionTasks, VelocityTasks
 
 CONTROL_COST = 0.5 * 1e-2
-"""The papers': ``ant_env_rand_direc.py`` and ``ant_env_rand.py`` of Finn et al. 2017
-(https://github.com/cbfinn/maml_rl), and ProMP (https://arxiv.org/abs/1810.06784) after them."""
+"""Of ``ant_env_rand_direc.py`` and ``ant_env_rand.py`` of Finn et al. 2017
+(https://github.com/cbfinn/maml_rl), and of pytorch-maml-rl. ProMP's ``ant_rand_direc.py``
+(https://github.com/jonasrothfuss/ProMP) has 0.5."""
 SURVIVAL_BONUS = 0.05
-"""The papers' too; earned in each step, including the one that ends the episode."""
+"""Theirs too; earned in each step, including the one that ends the episode. ProMP's has 1."""
 SPEED_BONUS = 1.0
 """Added to the velocity goal: without it an ant gains by ending its episode (maml_rl's words:
 "make it happy, not suicidal")."""
@@ -99,7 +100,6 @@ class AntVectorEnv(FallingVectorEnv):
         self._has_contact_forces = env.has_contact_forces
         self._contact_weight = env._contact_cost_weight
         self._lowest_force, self._highest_force = env._contact_force_range
-        self._bonus = np.full(num_envs, float(self._healthy_reward))
         main_body = env.model.body(env._main_body).id
         self._x_views = [simulation.xpos[main_body][:1] for simulation in self._simulations]
         self._force_views = [simulation.cfrc_ext.reshape(-1) for simulation in self._simulations]
@@ -140,10 +140,6 @@ class AntVectorEnv(FallingVectorEnv):
         healthy &= np.isfinite(total)
         return healthy
 
-    def survival_bonus(self, healthy: Bool) -> Float64:
-        """Return the bonus (K,), which fallen ants earn too."""
-        return self._bonus.copy()
-
     def make_transition(
         self, run: Float64, control: NDArray[Any], infos: dict[str, NDArray[Any]]
     ) -> Transition:
@@ -171,8 +167,12 @@ class AntVelocityVector(AntVectorEnv):
 class AntDirectionTasks(DirectionTasks):
     """Run forward, or run backward: see :class:`DirectionTasks`.
 
+    By default with the costs of Finn et al. 2017. ProMP's are a control cost of 0.5 and a survival
+    bonus of 1; there an ant has fallen at a height of 0 instead of 0.2 m.
+
     Args:
-        control_cost: weight of the squared action; the papers' by default.
+        control_cost: weight of the squared action.
+        survival_bonus: added in each step.
         torso_position: also observe the torso's position, as the papers did.
         contact_forces: observe contact forces and pay for them: see :class:`AntGoalEnv`.
     """
@@ -184,11 +184,15 @@ class AntDirectionTasks(DirectionTasks):
         self,
         *,
         control_cost: Option[NonNegative] = CONTROL_COST,
+        survival_bonus: Option[NonNegative] = SURVIVAL_BONUS,
         torso_position: Option[bool] = False,
         contact_forces: Option[bool] = False,
     ) -> None:
         super().__init__(
-            control_cost=control_cost, torso_position=torso_position, contact_forces=contact_forces
+            control_cost=control_cost,
+            healthy_reward=survival_bonus,
+            torso_position=torso_position,
+            contact_forces=contact_forces,
         )
 
 

@@ -90,7 +90,8 @@ class HalfCheetahBackwardTasks(GoalTasks):
     """The distribution with one task: run backward.
 
     Meta-learning on it finds parameters from which one policy-gradient step runs backward well.
-    It is the source notebook's, and the quickest test of the whole system.
+    It is the source notebook's, and the quickest test of the whole system. As there, the control
+    cost is of the actions as sampled, which MuJoCo alone clips.
 
     Args:
         control_cost: weight of the squared action.
@@ -98,6 +99,7 @@ class HalfCheetahBackwardTasks(GoalTasks):
     """
 
     vector = HalfCheetahBackwardVector
+    action_bounds = "none"
 
     @validate_call
     def __init__(

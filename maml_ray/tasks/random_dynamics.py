@@ -1,8 +1,8 @@
 """Walkers and hoppers with random masses, inertias, damping and friction.
 
-Rothfuss et al. 2019, ProMP (https://arxiv.org/abs/1810.06784), after rand_param_envs. The reward
-is Gymnasium's, as there: forward speed, plus 1 for each upright step, minus
-``1e-3 * |action|^2``.
+Rothfuss et al. 2019, ProMP (https://arxiv.org/abs/1810.06784), after rand_param_envs. The reward is
+the one there: forward speed, plus 1 in each step, also in the one that ends the episode, minus
+``1e-3 * |action|^2``. Gymnasium's version 5 leaves the 1 out when the animal falls.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CONTROL_COST = 1e-3
 class RandomDynamicsEnv(LocomotionEnv):
     """A Gymnasium animal that can fall, with other dynamics: see :class:`LocomotionEnv`.
 
-    The reward adds Gymnasium's bonus for upright steps, as ``reward_survive``.
+    The reward adds Gymnasium's bonus in each step, as ``reward_survive``.
 
     Args:
         dynamics: multipliers by name, see :class:`ModelRandomizer`; missing ones are 1.
@@ -62,7 +62,7 @@ class RandomDynamicsEnv(LocomotionEnv):
 
     def _get_rew(self, x_velocity: Any, action: NDArray[Any]) -> tuple[Any, Terms]:
         _, terms = super()._get_rew(x_velocity, action)
-        bonus = terms["reward_survive"] = self.healthy_reward  # type: ignore[attr-defined]
+        bonus = terms["reward_survive"] = self._healthy_reward
         return (terms["reward_run"] + bonus) + terms["reward_control"], terms
 
 

@@ -46,7 +46,13 @@ class TaskDistribution(ABC):
     defined, or by its path, ``task.name = "module:MyTasks"``. Named by its path, its constructor is
     called with ``task.options`` as keyword arguments, each of which needs a default.
     :func:`maml_ray.check_tasks` tries a subclass before a run does.
+
+    Attributes:
+        action_bounds: what happens to continuous actions unless ``policy.action_bounds`` is set:
+            ``clip``, ``rescale`` or ``none``.
     """
+
+    action_bounds: str = "clip"
 
     @abstractmethod
     def sample(self, rng: np.random.Generator, count: int) -> tuple[Task, ...]:

@@ -34,7 +34,7 @@ class ObservedParametersTasks(TaskDistribution):
     """
 
     def __init__(self, tasks: TaskDistribution, name: str) -> None:
-        self.tasks = tasks
+        self.tasks, self.action_bounds = tasks, tasks.action_bounds
         first = tasks.sample(np.random.default_rng(0), 1)[0]
         self.names = tuple(key for key, _ in first.parameters)
         if not self.names:

@@ -46,6 +46,8 @@ def test_the_papers_differ_in_what_silently_changes_the_results() -> None:
     )
     scales = [settings.policy.action_scale for settings in (finn, promp, rllib, torch)]
     assert scales == [1.0, 0.1, 1.0, 0.1]
+    bounds = [settings.policy.action_bounds for settings in (finn, promp, rllib, torch)]
+    assert bounds == ["rescale", "rescale", "none", "rescale"]
     assert [settings.task.horizon for settings in (finn, promp, rllib, torch)] == [
         200,
         100,

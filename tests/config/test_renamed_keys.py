@@ -121,6 +121,19 @@ def test_the_record_of_a_run_is_read_without_a_warning(tmp_path: Path, old: str,
     assert value_at(settings, new) == VALUES[old]
 
 
+def test_a_run_from_before_actions_had_bounds_keeps_sending_them_as_they_are(
+    tmp_path: Path,
+) -> None:
+    folder = run_of(small("half-cheetah-direction"), tmp_path / "run")
+    text = folder.settings.read_text(encoding="utf-8")
+    assert "  action_bounds: null\n" in text
+    old = text.replace("  action_bounds: null\n", "").replace("preset: null", "preset: finn2017")
+    path = write(tmp_path, old)
+    assert load_settings(path, recorded=True).policy.action_bounds == "none"
+    assert load_settings(folder.settings, recorded=True).policy.action_bounds is None
+    assert load_settings(write(tmp_path, "policy: {}")).policy.action_bounds is None
+
+
 def test_a_run_folder_of_an_earlier_version_is_loaded_without_a_warning(tmp_path: Path) -> None:
     folder = run_of(small(policy={"normalize_observations": False}), tmp_path / "run")
     text = folder.settings.read_text(encoding="utf-8")

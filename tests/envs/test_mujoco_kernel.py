@@ -29,7 +29,8 @@ def batch(count: int = 3, **keywords: Any) -> HalfCheetahBackwardVector:
 
 def policy_kernel(env: Any, scale: float = 1.0, steps: int = 5) -> PolicyKernel:
     noise = np.random.default_rng(0).standard_normal((steps, env.num_envs, 6)).astype(np.float32)
-    return PolicyKernel(policy_for(env, scale).network, noise, np.float32(scale))
+    policy = policy_for(env, scale)
+    return PolicyKernel(policy.network, noise, policy.spec.action_map)
 
 
 def empty_buffers(env: Any, steps: int = 5) -> tuple[Any, Any]:

@@ -5,17 +5,20 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import VectorWrapper
+from scipy.stats import norm
 
 from maml_ray.common.normalization import Normalizer
+from maml_ray.config.loading import load_settings
 from maml_ray.config.settings import PolicySettings, TaskSettings
 from maml_ray.envs.vector_env import Transition
 from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.policies.spec import PolicySpec, initial_parameters
-from maml_ray.rollouts.collector import collect
-from maml_ray.tasks.half_cheetah import HalfCheetahBackwardVector
+from maml_ray.rollouts.collector import collect, reset_seeds
+from maml_ray.tasks.half_cheetah import HalfCheetahBackwardVector, HalfCheetahDirectionVector
 from maml_ray.tasks.loading import resolve_tasks
 
 FAMILIES = ("half-cheetah-backward", "half-cheetah-direction", "half-cheetah-velocity")
@@ -45,8 +48,8 @@ class Recorded:
         return outcome
 
 
-def policy_for(env: Any, scale: float) -> NumpyPolicy:
-    settings = PolicySettings(action_scale=scale, hidden_sizes=(8,))
+def policy_for(env: Any, scale: float, bounds: Any = None) -> NumpyPolicy:
+    settings = PolicySettings(action_scale=scale, hidden_sizes=(8,), action_bounds=bounds)
     spec = PolicySpec.from_spaces(settings, env.single_observation_space, env.single_action_space)
     parameters = initial_parameters(spec, np.random.default_rng(0))
     rng = np.random.default_rng(1)
@@ -57,13 +60,13 @@ def policy_for(env: Any, scale: float) -> NumpyPolicy:
 
 
 @pytest.mark.parametrize("explore", [True, False])
-@pytest.mark.parametrize("scale", [1.0, 0.3])
+@pytest.mark.parametrize(("scale", "bounds"), [(1.0, "clip"), (0.3, "none"), (2.0, "rescale")])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rollouts_equal_single_steps(family: str, scale: float, explore: bool) -> None:
+def test_rollouts_equal_single_steps(family: str, scale: float, bounds: str, explore: bool) -> None:
     tasks = resolve_tasks(TaskSettings(name=family))
     task = tasks.sample(np.random.default_rng(3), 1)[0]
     one, other = (tasks.make_vector_env(task, num_envs=3, horizon=25) for _ in range(2))
-    policy, recorded = policy_for(one, scale), Recorded(one)
+    policy, recorded = policy_for(one, scale, bounds), Recorded(one)
     for horizon in (25, 23):
         seed = np.random.SeedSequence(horizon)
         mine = collect(policy, recorded, horizon, seed, explore=explore)  # type: ignore[arg-type]
@@ -81,6 +84,38 @@ def test_rollouts_equal_single_steps(family: str, scale: float, explore: bool) -
         for mine, theirs in zip(outcome[:4], other.step(actions)[:4], strict=True):
             np.testing.assert_array_equal(mine, theirs)
     assert ends[:2] == [False, True]
+
+
+@pytest.mark.parametrize("bounds", ["clip", "none"])
+def test_gymnasiums_own_environment_charges_the_same_for_the_same_actions(bounds: str) -> None:
+    env, plain = HalfCheetahDirectionVector(2), gym.make("HalfCheetah-v5", ctrl_cost_weight=0.05)
+    policy, seed = policy_for(env, 1.0, bounds), np.random.SeedSequence(2)
+    found = collect(policy, env, 20, seed)
+    assert (np.abs(found.actions) > 1.0).mean() > 0.2
+    plain.reset(seed=reset_seeds(seed, 2)[0])
+    for action, reward in zip(found.actions[0], found.rewards[0], strict=True):
+        given = np.clip(action, -1.0, 1.0) if bounds == "clip" else action
+        _, expected, _, _, info = plain.step(given)
+        assert info["reward_ctrl"] == pytest.approx(-0.05 * np.square(given).sum(), rel=1e-5)
+        assert reward == pytest.approx(float(expected), rel=1e-5, abs=1e-6)
+
+
+def test_an_untrained_finn2017_pays_31_an_episode() -> None:
+    """In closed form: 0.05 a step for six actions of a clipped standard normal distribution."""
+    squared = (1.0 - 2.0 * norm.sf(1.0) - 2.0 * norm.pdf(1.0)) + 2.0 * norm.sf(1.0)
+    settings = load_settings(preset="finn2017")
+    assert settings.policy.action_bounds == "rescale"
+    assert 200 * 6 * 0.05 * squared == pytest.approx(31.0, abs=0.1)
+    tasks = resolve_tasks(settings.task)
+    env = tasks.make_vector_env(tasks.named_tasks()[0], num_envs=8, horizon=50)
+    spec = PolicySpec.from_spaces(
+        settings.policy, env.single_observation_space, env.single_action_space
+    )
+    policy = NumpyPolicy(spec, initial_parameters(spec, np.random.default_rng(0)))
+    found = collect(policy, env, 50, np.random.SeedSequence(0))
+    assert found.speeds is not None
+    cost = 50 * found.speeds - found.returns  # the reward is the speed minus the cost
+    assert 4 * cost.mean() == pytest.approx(200 * 6 * 0.05 * squared, rel=0.05)
 
 
 class Tiring(HalfCheetahBackwardVector):

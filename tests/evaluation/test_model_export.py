@@ -22,7 +22,9 @@ from maml_ray.config.settings import Settings
 from maml_ray.evaluation import model_export
 from maml_ray.evaluation.agent import Agent
 from maml_ray.maml.distributions import to_numpy
-from maml_ray.policies.spec import PolicySpec
+from maml_ray.policies.action_sampler import make_sampler
+from maml_ray.policies.spec import ActionBounds, PolicySpec
+from tests.docs.pages import python_block
 from tests.oracles import naive as oracles
 
 FORMATS = ("onnx", "torchscript")
@@ -55,6 +57,17 @@ AGENTS = {
     "linear": agent_with(hidden_sizes=()),
     "discrete": agent_with(discrete=True, first_action=-1),
     "unnormalized": replace(agent_with(), normalizer=None),
+    "clipped": agent_with(
+        action_scale=2.0,
+        action_bounds=ActionBounds("clip", (-1.0, 0.0, -2.0), (1.0, 0.5, 7.0), "float32"),
+    ),
+    "rescaled": agent_with(
+        activation="relu",
+        action_bounds=ActionBounds("rescale", (-1.0, 5.0, -2.0), (1.0, 10.0, -1.0), "float64"),
+    ),
+    "half open": agent_with(
+        action_bounds=ActionBounds("clip", (-1.7e308, 0.0, -1.0), (1.0, 1.7e308, 1.0), "float64"),
+    ),
 }
 
 
@@ -90,12 +103,30 @@ def test_the_file_acts_as_the_agent_does(tmp_path: Path, format: str, kind: str)
         np.testing.assert_allclose(np.exp(found["log_probs"]).sum(axis=1), 1.0, rtol=1e-4)
     else:
         np.testing.assert_allclose(found["actions"], expected, rtol=1e-4, atol=1e-4)
-        noise = agent.act(np.zeros((20_000, 5)), explore=True, rng=rng) - agent.act(np.zeros(5))
+        zeros = np.zeros((20_000, 5), np.float32)
+        sampled = make_sampler(agent.policy, 1, len(zeros), rng).act(0, zeros)
+        noise = (sampled - agent.policy.forward(zeros)) * agent.spec.action_map.factor
         np.testing.assert_allclose(noise.std(axis=0), found["action_std"], rtol=0.03)
     shapes = {name: found[name].shape for name in exported.outputs}
     assert [len(shape) for shape in shapes.values()] == [
         text.count(",") + 1 - text.count(",)") for text in exported.outputs.values()
     ]
+
+
+@pytest.mark.parametrize("kind", AGENTS)
+def test_a_saved_policy_acts_alike_with_the_documented_pytorch(tmp_path: Path, kind: str) -> None:
+    agent = AGENTS[kind]
+    agent.save(tmp_path / "policy")
+    names: dict[str, Any] = {}
+    exec(python_block("evaluation.md", "safetensors.torch"), names)
+    observations = np.random.default_rng(0).normal(0.0, 10.0, (200, 5)).astype(np.float32)
+    found = names["load_with_pytorch"](tmp_path / "policy")(torch.from_numpy(observations)).numpy()
+    expected = agent.act(observations)
+    assert found.shape == expected.shape
+    if agent.spec.discrete:
+        assert (found == expected).mean() > 0.98  # two logits may be equal up to rounding
+    else:
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_observations_are_clipped_as_in_training(tmp_path: Path) -> None:

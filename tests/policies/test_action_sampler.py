@@ -148,7 +148,7 @@ def test_a_kernel_acts_as_its_sampler_and_discrete_actions_have_none() -> None:
     sampler = make_sampler(policy, 3, 5, np.random.default_rng(0))
     kernel = sampler.kernel()
     assert kernel is not None
-    assert kernel.scale == 2.5
+    assert kernel.action_map.factor.tolist() == [2.5] * 3
     observations = np.random.default_rng(1).standard_normal((5, 4)).astype(np.float32)
     for step in range(3):
         acted = kernel.network.forward(observations) + kernel.noise[step]

@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Dict, Space
+from gymnasium.spaces import Box, Dict, MultiDiscrete, Space
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
@@ -160,14 +160,13 @@ class RaisesValueError(Lines):
         (RaisesValueError, "make_env of the task .* raises ValueError: no license"),
         (lines_of(observation_space=Dict({"x": PLANE})), "FlattenObservation"),
         (lines_of(action_space=Box(-1.0, 1.0, (2, 2), np.float32)), "Box with one axis"),
-        (lines_of(action_space=Box(1.0, 2.0, (2,), np.float32)), "RescaleAction"),
-        (lines_of(action_space=Box(0, 3, (2,), np.int64)), "vectors of integers"),
+        (lines_of(action_space=Box(0, 3, (2,), np.int64)), "give a Box of float32 and round"),
+        (lines_of(action_space=MultiDiscrete([3, 3])), "several choices to one Discrete of all"),
         (lines_of(observe=lambda self: np.zeros(3, np.float32)), "check_env: .*not within the obs"),
         (lines_of(reward=lambda self: [1.0]), r"the reward \[1.0\]: return a number"),
         (type("T", (Lines,), {"env": Diverging}), "not finite"),
         (type("T", (Lines,), {"env": Unrepeatable}), "draw all randomness from self.np_random"),
         (Forgetful, r"let reset restore the whole state"),
-        (type("T", (Lines,), {"env": Stricter}), "ClipAction"),
         (type("T", (Lines,), {"env": Ragged}), "each entry of info the same"),
         (SameStep, "AutoresetMode.NEXT_STEP or DISABLED"),
         (OtherSpaces, "other spaces than make_env"),
@@ -201,17 +200,27 @@ def test_built_in_families_pass(name: str) -> None:
 
 def test_several_problems_are_all_reported() -> None:
     class Two(Lines):
-        env = lines_of(action_space=Box(1.0, 2.0, (2,), np.float32)).env
+        env = Diverging
 
         def sample(self, rng: np.random.Generator, count: int) -> tuple[Task, ...]:
             return super().sample(rng, 1)
 
     problems: Sequence[str] = check_tasks(Two).problems
-    assert [("return as many" in p, "RescaleAction" in p) for p in problems] == [
+    assert [("return as many" in p, "not finite" in p) for p in problems] == [
         (True, False),
         (True, False),
         (False, True),
     ]
+
+
+def test_actions_are_within_bounds_which_they_may_miss_most_of_the_time() -> None:
+    usual = check_tasks(type("T", (Lines,), {"env": Stricter}))
+    assert usual.ok
+    assert not usual.notes
+    assert any("32% of what the untrained policy samples" in each for each in usual.passed)
+    off = check_tasks(lines_of(action_space=Box(1.0, 2.0, (2,), np.float32)))
+    assert off.ok
+    assert "[1, 2], and are clipped: policy.action_bounds=rescale" in off.notes[0]
 
 
 def test_what_may_not_be_meant_is_noted() -> None:

@@ -11,11 +11,16 @@ from maml_ray.policies.action_sampler import to_env_actions
 from maml_ray.rollouts.trajectories import Trajectories
 
 
+def _samples(agent: Agent, support: Trajectories) -> Any:
+    """Return the actions as the service gives them: integers, or before scale and bounds."""
+    return to_env_actions(agent.spec, support.actions) if agent.spec.discrete else support.actions
+
+
 def body_of(agent: Agent, support: Trajectories) -> dict[str, Any]:
     """Return all fields of ``support``, collected by ``agent``, as JSON."""
     arrays = {
         "observations": support.observations,
-        "actions": to_env_actions(agent.spec, support.actions),
+        "samples": _samples(agent, support),
         "rewards": support.rewards,
         "mask": support.mask,
         "log_probs": support.log_probs,

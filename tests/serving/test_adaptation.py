@@ -149,7 +149,7 @@ def test_values_after_an_episodes_end_are_ignored() -> None:
     mask[1, 5:] = mask[2, 1:] = False
     support = replace(agent.collect(seed=1), mask=mask)
     bodies = [body_of(agent, support), body_of(agent, support)]
-    for name in ("observations", "actions", "rewards", "log_probs"):
+    for name in ("observations", "samples", "rewards", "log_probs"):
         for episode, steps in ((1, range(5, 8)), (2, range(1, 8))):
             for step in steps:
                 old = bodies[1][name][episode][step]
@@ -181,9 +181,29 @@ def test_discrete_actions_are_the_environments_integers() -> None:
             to_trajectories(SupportBody.model_validate(bad), agent)
 
 
+def test_clipped_actions_do_not_tell_what_was_sampled() -> None:
+    agent = agent_of(unscaled_settings())  # of which nearly all samples are beyond 0.1
+    support = agent.collect(seed=1)
+    body = body_of(agent, support)
+    clipped = agent.to_env_actions(support.actions)
+    assert np.abs(clipped).max() == np.float32(0.1)
+    both = {**body, "actions": clipped.tolist()}
+    error = respond(agent, trajectories={k: v for k, v in both.items() if k != "samples"})
+    assert isinstance(error, ApiError)
+    assert "trajectories.actions lie at the environment's bounds" in error.message
+    assert "send samples instead" in error.message
+    inside = replace(support, actions=support.actions * np.float32(0.01))
+    sent = body_of(agent, inside)
+    sent["actions"] = sent.pop("samples")
+    found = to_trajectories(SupportBody.model_validate(sent), agent)
+    np.testing.assert_array_equal(found.actions, inside.actions)
+    with pytest.raises(ValueError, match="either samples or actions"):
+        SupportBody.model_validate({**body, "actions": body["samples"]})
+
+
 def test_every_field_of_trajectories_that_a_caller_knows_can_be_sent() -> None:
     known = {field.name for field in fields(Trajectories)}
-    assert set(SupportBody.model_fields) == known - {"speeds", "discarded"}
+    assert set(SupportBody.model_fields) - {"samples"} == known - {"speeds", "discarded"}
 
 
 OBSERVATIONS = [[[0.0, 0.0]] * 4] * 3

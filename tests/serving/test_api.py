@@ -67,6 +67,9 @@ def test_actions_cross_http_to_the_bit(url: str, agent: Agent) -> None:
     expected = agent.act(seen[1], explore=True, rng=np.random.default_rng(3))
     np.testing.assert_array_equal(np.float32(sampled["actions"]), expected)
     assert isinstance(sampled["log_probs"], float)
+    assert np.abs(sampled["samples"]).max() > 1.0  # before they are clipped
+    given = agent.to_env_actions(np.float32(sampled["samples"]))
+    np.testing.assert_array_equal(given, expected)
     assert post(url, "/act", {**body, "seed": 3.0}).json() == sampled  # JSON has one number type
     other = post(url, "/act", {**body, "seed": None}).json()
     assert other["actions"] != sampled["actions"]
@@ -79,7 +82,7 @@ def test_a_robots_own_loop_collect_adapt_act(url: str, agent: Agent) -> None:
     rewards = np.random.default_rng(2).standard_normal((2, 4)).astype(np.float32)
     support = maml_ray.Trajectories(
         seen,
-        np.float32(acted["actions"]).reshape(2, 4, 6),
+        np.float32(acted["samples"]).reshape(2, 4, 6),
         np.float32(acted["log_probs"]).reshape(2, 4),
         rewards,
         np.ones((2, 4), np.bool_),
@@ -120,7 +123,7 @@ def test_the_documented_client_adapts_to_an_environment_of_its_own() -> None:
     arrays: dict[str, Any] = {name: np.float32(values) for name, values in own.items()}
     mask = arrays.pop("mask").astype(bool)
     assert mask.sum(axis=1).tolist() == [8, 8, 8]
-    arrays["actions"] /= np.float32(agent.spec.action_scale)
+    arrays["actions"] = arrays.pop("samples")
     expected = agent.adapt(maml_ray.Trajectories(mask=mask, **arrays))
     np.testing.assert_allclose(
         answer["actions"], expected.act(np.array([0.1, 0.2])), rtol=1e-3, atol=1e-5

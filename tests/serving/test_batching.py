@@ -65,6 +65,11 @@ def test_a_single_request_equals_the_agent_to_the_bit(agents: tuple[Agent, Agent
             sampler = make_sampler(agent.policy, 1, 5, np.random.default_rng(7))
             sampler.act(0, observations)
             np.testing.assert_array_equal(answer.log_probs, sampler.log_probs()[0])
+            assert answer.samples is not None
+            given = answer.samples
+            if not agent.spec.discrete:
+                given = agent.to_env_actions(given)
+            np.testing.assert_array_equal(given, expected)
         else:
             assert answer.log_probs is None
 
@@ -87,12 +92,11 @@ def test_an_environments_actions_are_recorded_ones_again(agents: tuple[Agent, Ag
     recorded = make_sampler(agents[0].policy, 1, 50, np.random.default_rng(3)).act(
         0, observations.astype(np.float32)
     )
-    for scale in (1.0, 0.5):  # powers of two: to the bit
-        scaled = replace(spec, action_scale=scale)
+    for scale in (1.0, 0.5):  # powers of two, and no bounds: to the bit
+        scaled = replace(spec, action_scale=scale, action_bounds=None)
         back = from_env_actions(scaled, to_env_actions(scaled, recorded))
         assert back.dtype == np.float32
         np.testing.assert_array_equal(back, recorded)
-    back = from_env_actions(
-        replace(spec, action_scale=0.1), to_env_actions(replace(spec, action_scale=0.1), recorded)
-    )
+    scaled = replace(spec, action_scale=0.1, action_bounds=None)
+    back = from_env_actions(scaled, to_env_actions(scaled, recorded))
     np.testing.assert_allclose(back, recorded, rtol=1e-6)

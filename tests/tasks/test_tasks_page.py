@@ -89,6 +89,7 @@ def test_the_table_names_every_family_and_its_options() -> None:
         own = re.findall(r"`([a-z_]+)`", options)
         listed = [*(listed if "the same" in options else []), *own]
         kept = {"control_cost": 0.1, "torso_position": True, "contact_forces": True}
+        kept["survival_bonus"] = 1.0
         ranges = {"speed_range": [0.5, 1.0], "goal_range": [0.5, 1.0], "log_scale_limit": 1.0}
         values = {option: {**kept, **ranges}[option] for option in listed}
         assert resolve_tasks(TaskSettings(name=name, options=values))
