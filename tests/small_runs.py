@@ -61,7 +61,7 @@ def run_of(chosen: Settings, path: Path) -> RunDir:
 
 @contextmanager
 def quick_pictures() -> Iterator[None]:
-    """Figures are made, but neither drawn to pixels nor resampled ten thousand times."""
+    """Figures are made, but not drawn to pixels."""
 
     def save(figure: Figure, target: Path | io.BytesIO, **keywords: Any) -> None:
         if isinstance(target, Path):
@@ -69,10 +69,7 @@ def quick_pictures() -> Iterator[None]:
         else:
             target.write(b"<svg></svg>")
 
-    with (
-        mock.patch.object(Figure, "savefig", save),
-        mock.patch("maml_ray.evaluation.bootstrap.RESAMPLES", 10),
-    ):
+    with mock.patch.object(Figure, "savefig", save):
         yield
 
 

@@ -7,12 +7,21 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from maml_ray.cli.options import Checkpoint, ConnectAddress, OptionalRun, Panel, Run, Seed
+from maml_ray.cli.options import (
+    Checkpoint,
+    ConnectAddress,
+    Imports,
+    OptionalRun,
+    Panel,
+    Run,
+    Seed,
+    path_of,
+)
 from maml_ray.cli.tables import print_comparison, print_evaluation, print_line, print_notes
 from maml_ray.common.errors import UserError
 from maml_ray.config.limits import MAX_ADAPTATION_STEPS
@@ -37,13 +46,19 @@ InnerRate = Annotated[
 Baselines = Annotated[
     list[Path] | None,
     typer.Option(
-        "--beside", metavar="RUN", help="Also evaluate this run on the same tasks; repeatable."
+        "--beside",
+        metavar="RUN",
+        help="Also evaluate this run on the same tasks; repeatable.",
+        parser=path_of("--beside"),
     ),
 ]
 Untrained = Annotated[
     bool, typer.Option("--random/--no-random", help="Also evaluate the untrained policy.")
 ]
-Video = Annotated[Path | None, typer.Option(help="Video file.", show_default="RUN/evaluation.mp4")]
+Video = Annotated[
+    Path | None,
+    typer.Option(help="Video file.", show_default="RUN/evaluation.mp4", parser=path_of("--video")),
+]
 Record = Annotated[bool, typer.Option(help="Record the video.")]
 Follow = Annotated[
     str | None,
@@ -55,7 +70,9 @@ Every = Annotated[
 Output = Annotated[
     Path | None,
     typer.Option(
-        help="With --follow: directory for the results.", show_default="runs/NAME-followed-TIME"
+        help="With --follow: directory for the results.",
+        show_default="runs/NAME-followed-TIME",
+        parser=path_of("--output"),
     ),
 ]
 
@@ -82,11 +99,12 @@ def evaluate(
     every: Every = 1,
     address: ConnectAddress = None,
     output: Output = None,
+    imports: Imports = None,
 ) -> None:
     """Measure a trained policy before and after adaptation.
 
     On each held-out task, alternates measurements with inner steps on new support data. Reports
-    mean returns with 95% bootstrap intervals and speeds, for sampled and for mean actions, in
+    mean returns with 95% intervals and speeds, for sampled and for mean actions, in
     RUN/evaluation.json and report.html; each episode in RUN/evaluation.csv; and a video of the
     policy before and after adaptation.
 
@@ -106,7 +124,9 @@ def evaluate(
     with status_line(console, "loading PyTorch"):
         from maml_ray.persistence.run_dir import open_run_dir
         from maml_ray.runs.evaluate import EvaluationConfig, evaluate_run
+        from maml_ray.tasks.loading import import_modules
 
+    import_modules(imports or (), run)
     if inner_rate is not None and not 0.0 < inner_rate < math.inf:
         raise UserError(f"--inner-rate {inner_rate} is not allowed: it must be greater than 0")
     if video is not None:
@@ -162,8 +182,14 @@ def adapt(
     seed: Seed = 0,
     checkpoint: Checkpoint = "newest",
     output: Annotated[
-        Path | None, typer.Option(help="Directory to create.", show_default="RUN/adapted/TASK")
+        Path | None,
+        typer.Option(
+            help="Directory to create.",
+            show_default="RUN/adapted/TASK",
+            parser=path_of("--output"),
+        ),
     ] = None,
+    imports: Imports = None,
 ) -> None:
     """Adapt a trained policy to one task and save it as a policy.
 
@@ -177,7 +203,9 @@ def adapt(
     console = Console()
     with status_line(Console(stderr=True), "loading PyTorch") as on_status:
         from maml_ray.runs.adapt import adapt_run
+        from maml_ray.tasks.loading import import_modules
 
+        import_modules(imports or (), run)
         adapted = adapt_run(
             run,
             _parse_task(task),
@@ -198,7 +226,12 @@ def adapt(
 
 def export(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="Run directory, or folder of an adapted policy.")
+        Path,
+        typer.Argument(
+            metavar="RUN",
+            help="Run directory, or folder of an adapted policy.",
+            parser=path_of("RUN"),
+        ),
     ],
     format: Annotated[
         str | None,
@@ -209,12 +242,18 @@ def export(
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="File to write.", show_default="RUN/policy.onnx or .pt")
+        Path | None,
+        typer.Option(
+            help="File to write.",
+            show_default="RUN/policy.onnx or .pt",
+            parser=path_of("--output"),
+        ),
     ] = None,
     task: Annotated[
         str | None, typer.Option(metavar="TASK", help=f"Adapt to it first. {_TASK_HELP}")
     ] = None,
     checkpoint: Checkpoint = "newest",
+    imports: Imports = None,
 ) -> None:
     """Export a policy as ONNX or TorchScript, to act without maml_ray.
 
@@ -237,7 +276,9 @@ def export(
         from maml_ray.evaluation.loading import load
         from maml_ray.evaluation.model_export import SUFFIXES, check_format, export_model
         from maml_ray.runs.adapt import file_name_of
+        from maml_ray.tasks.loading import import_modules
 
+        import_modules(imports or (), run)
         agent = load(run, checkpoint=checkpoint)
         name = "policy"
         if task is not None:
@@ -266,11 +307,16 @@ def export(
 def compare(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN...", help="Run directories, or directories that contain them."),
+        typer.Argument(
+            metavar="RUN...",
+            help="Run directories, or directories that contain them.",
+            parser=path_of("RUN"),
+        ),
     ],
-    output: Annotated[Path, typer.Option(help="Directory for the plot and the table.")] = Path(
-        "comparison"
-    ),
+    output: Annotated[
+        Path,
+        typer.Option(help="Directory for the plot and the table.", parser=path_of("--output")),
+    ] = Path("comparison"),
     by: Annotated[
         str, typer.Option(help="Horizontal axis of the plot: steps, time or iterations.")
     ] = "steps",
@@ -278,7 +324,7 @@ def compare(
     """Compare runs in one plot and one table, aggregated over seeds of the same settings.
 
     Uses evaluation returns if every seed of a group has been evaluated, else training returns.
-    Reports the mean with a 95% bootstrap interval over seeds, the interquartile mean, and the
+    Reports the mean with a 95% interval over seeds, the interquartile mean, and the
     range of the seeds.
 
     [bold]Example[/bold]
@@ -350,7 +396,7 @@ def _parse_steps(text: str) -> int:
     return int(match[1])
 
 
-def _parse_task(text: str) -> str | dict[str, float]:
+def _parse_task(text: str) -> str | dict[str, Any]:
     """Return the name of a task, or its parameters if ``text`` is JSON."""
     example = "write JSON such as '{\"direction\": -1}'"
     try:
@@ -360,11 +406,7 @@ def _parse_task(text: str) -> str | dict[str, float]:
             return text
         raise UserError(f"--task {text[:80]} cannot be read: {example}") from None
     if not isinstance(parameters, dict) or not all(
-        isinstance(value, int | float) and not isinstance(value, bool)
-        for value in parameters.values()
+        isinstance(value, int | float | str) for value in parameters.values()
     ):
-        raise UserError(f"--task {text[:80]} is not an object of numbers: {example}")
-    try:
-        return {key: float(value) for key, value in parameters.items()}
-    except OverflowError:
-        raise UserError(f"--task {text[:80]} contains a number that is too large") from None
+        raise UserError(f"--task {text[:80]} is not an object of numbers and text: {example}")
+    return parameters

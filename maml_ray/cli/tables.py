@@ -9,24 +9,32 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from maml_ray.evaluation.intervals import format_interval
+
 _MAX_TASKS = 6  # more would scroll the overall results away; report and CSV contain all tasks
 
 
 def print_evaluation(console: Console, results: Mapping[str, Any]) -> None:
     """Print ``evaluation.json``: the policy, its baselines and, if there are few, the tasks."""
     baselines = results["beside"]
+    infos = tuple(results["rows"][0].get("infos", ()))
     table = _table(
         f"Return: {results['tasks']} tasks x {results['episodes']} episodes",
         "policy" if baselines else None,
+        infos,
     )
     for name, rows in {"meta-trained": results["rows"], **baselines}.items():
-        _add_rows(table, rows, lambda row, name=name: name if baselines else None)
+        _add_rows(table, rows, lambda row, name=name: name if baselines else None, infos)
     console.print(table)
+    for gain in results.get("gains", ()):
+        if gain["actions"] == "stochastic":
+            ends = format_interval(gain["low"], gain["high"])
+            print_line(console, f"gain {_after(gain['steps'])}: {gain['mean']:+.1f} ({ends})")
     tasks = {row["task"] for row in results["rows_by_task"]}
     if 1 < len(tasks) <= _MAX_TASKS:
-        table = _table("By task", "task")
+        table = _table("By task", "task", infos)
         ordered = sorted(results["rows_by_task"], key=lambda row: str(row["task"]))
-        _add_rows(table, ordered, lambda row: str(row["task"]))
+        _add_rows(table, ordered, lambda row: str(row["task"]), infos)
         console.print(table)
 
 
@@ -56,8 +64,8 @@ def print_comparison(console: Console, summaries: Sequence[Any]) -> None:
             table.add_row(*cells)
         console.print(table)
     console.print(
-        "\n95% interval of the mean: bootstrap over seeds; of a single seed, over the tasks and "
-        "episodes of its evaluation. IQM: interquartile mean over tasks and seeds.",
+        "\n95% interval of the mean: over seeds; of a single seed, over the adaptations of its "
+        "evaluation. IQM: interquartile mean over tasks and seeds.",
         style="dim",
     )
 
@@ -73,17 +81,19 @@ def print_line(console: Console, text: object) -> None:
     console.print(str(text), soft_wrap=True, highlight=False, markup=False)
 
 
-def _table(title: str, first: str | None) -> Table:
+def _table(title: str, first: str | None, infos: Sequence[str]) -> Table:
     table = Table(title=title)
     if first is not None:
         table.add_column(first)
-    for column in ("steps", "actions", "mean", "95% interval", "m/s"):
+    for column in ("steps", "actions", "mean", "95% interval", "m/s", *map(escape, infos)):
         # At 80 columns names are cut, never numbers.
         table.add_column(column, justify="left" if column == "actions" else "right", no_wrap=True)
     return table
 
 
-def _add_rows(table: Table, rows: Sequence[Mapping[str, Any]], first: Any) -> None:
+def _add_rows(
+    table: Table, rows: Sequence[Mapping[str, Any]], first: Any, infos: Sequence[str]
+) -> None:
     for row in rows:
         head = first(row)
         speed = row["speed"]
@@ -92,9 +102,14 @@ def _add_rows(table: Table, rows: Sequence[Mapping[str, Any]], first: Any) -> No
             f"{row['steps']}",
             row["actions"],
             f"{row['mean']:.1f}",
-            f"{row['low']:.1f} to {row['high']:.1f}",
+            format_interval(row["low"], row["high"]),
             "" if speed is None else f"{speed:.2f}",
+            *("" if value is None else f"{value:.3g}" for value in _infos_of(row, infos)),
         )
+
+
+def _infos_of(row: Mapping[str, Any], names: Sequence[str]) -> list[float | None]:
+    return [row.get("infos", {}).get(name) for name in names]
 
 
 def _after(steps: int) -> str:

@@ -16,7 +16,7 @@ MAX_STEPS = 10_000_000
 MAX_ITERATION_STEPS = 1_000_000_000
 """Environment steps of an iteration: the learner holds them."""
 MAX_EVALUATION_EPISODES = 100_000
-"""Episodes of an evaluation per number of inner steps: the bootstrap resamples them."""
+"""Episodes of an evaluation per number of inner steps: each is a line of the CSV."""
 MAX_ADAPTATION_STEPS = 100
 """Inner steps after training."""
 MAX_WEIGHTS = 100_000_000

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -15,11 +15,11 @@ from maml_ray.common.html_table import html_table
 from maml_ray.common.numbers import check_whole_number
 from maml_ray.common.seeding import Purpose, seed_sequence
 from maml_ray.evaluation.agent import Agent
-from maml_ray.evaluation.bootstrap import bootstrap_interval
+from maml_ray.evaluation.intervals import format_interval, mean_interval
 from maml_ray.rollouts.collector import reset_seeds
 from maml_ray.rollouts.env_cache import EnvCache
 from maml_ray.rollouts.trajectories import Trajectories
-from maml_ray.tasks.task import Task
+from maml_ray.tasks.task import Task, distinct_names
 
 ActionMode = Literal["stochastic", "mean"]
 _SUPPORT, _STOCHASTIC, _MEAN = range(3)
@@ -38,6 +38,8 @@ class Measurement:
         actions: sampled from the policy, or its mean.
         returns: undiscounted return of each episode.
         speeds: mean speed of each episode in m/s; None if the task reports no speed.
+        infos: by name in ``task.info_metrics``, the mean of each episode; None for an episode that
+            does not report it.
     """
 
     task: Task
@@ -46,6 +48,7 @@ class Measurement:
     actions: ActionMode
     returns: tuple[float, ...]
     speeds: tuple[float, ...] | None
+    infos: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,19 +61,40 @@ class EvaluationRow:
         actions: sampled from the policy, or its mean.
         mean: mean undiscounted return.
         low, high: 95% confidence interval of the mean
-            (:func:`maml_ray.evaluation.bootstrap.bootstrap_interval`).
+            (:func:`maml_ray.evaluation.intervals.mean_interval`); None after one adaptation.
         speed: mean speed in m/s; None if the task reports no speed.
         episodes: number of episodes.
+        infos: by name in ``task.info_metrics``, the mean over the episodes that report it; None if
+            none does.
     """
 
     task: str | None
     steps: int
     actions: ActionMode
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     speed: float | None
     episodes: int
+    infos: Mapping[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EvaluationGain:
+    """What adaptation adds to the return: the mean difference, paired by adaptation.
+
+    Attributes:
+        steps: adaptation steps taken, at least one.
+        actions: sampled from the policy, or its mean.
+        mean: mean undiscounted return after the steps minus that before.
+        low, high: 95% confidence interval of the difference; None after one adaptation.
+    """
+
+    steps: int
+    actions: ActionMode
+    mean: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +145,7 @@ class Evaluation:
         )
 
     def _repr_html_(self) -> str:
-        columns = ("steps", "actions", "mean return", "95% interval", "m/s")
+        columns = ("steps", "actions", "mean return", "95% interval", "m/s", *self.rows[0].infos)
         title = f"Evaluation: {self.tasks} tasks x {self.episodes} episodes"
         return html_table(title, columns, [_cells(row) for row in self.rows])
 
@@ -140,8 +164,9 @@ class Evaluation:
 
         Columns: ``task`` (its name), ``adaptation`` (index), ``steps`` (taken before the episode),
         ``actions`` (``stochastic`` or ``mean``), ``episode`` (index), ``return`` (undiscounted),
-        ``speed`` (mean in m/s, NaN if the task reports none), and ``task_KEY`` for each parameter
-        KEY of the tasks, such as ``task_direction``.
+        ``speed`` (mean in m/s, NaN if the task reports none), ``info_NAME`` for each name in
+        ``task.info_metrics``, and ``task_KEY`` for each parameter KEY of the tasks, such as
+        ``task_direction``.
 
         Raises:
             UserError: pandas is not installed.
@@ -161,8 +186,28 @@ class Evaluation:
 
     @cached_property
     def rows_by_task(self) -> tuple[EvaluationRow, ...]:
-        """Statistics for each distinct task."""
-        return self._rows(lambda measurement: measurement.task.name)
+        """Statistics for each distinct task, by its name in :attr:`task_names`."""
+        names = self.task_names
+        return self._rows(lambda measurement: names[measurement.task])
+
+    @cached_property
+    def task_names(self) -> dict[Task, str]:
+        """The name of each distinct task, which no other one has."""
+        return distinct_names(measurement.task for measurement in self.measurements)
+
+    @cached_property
+    def gains(self) -> tuple[EvaluationGain, ...]:
+        """Gains after each number of steps, stochastic before mean actions.
+
+        Their intervals are narrower than those of the returns: a task that is hard before
+        adaptation is hard after it, too.
+        """
+        groups = self._group(lambda measurement: None)
+        return tuple(
+            _gain(steps, actions, groups[None, 0, actions], after)
+            for (_, steps, actions), after in groups.items()
+            if steps > 0
+        )
 
     def row(self, steps: int, actions: ActionMode) -> EvaluationRow:
         """Return the row over all tasks for a number of steps and an action mode.
@@ -176,16 +221,21 @@ class Evaluation:
         raise KeyError(f"nothing was measured after {steps} steps with {actions} actions")
 
     def _mean_return(self, steps: int) -> float:
-        """Return the mean return with sampled actions, without the interval that takes longer."""
+        """Return the mean return with sampled actions."""
         chosen = [m for m in self.measurements if (m.steps, m.actions) == (steps, "stochastic")]
         return float(np.mean([measurement.returns for measurement in chosen]))
 
     def _rows(self, task_of: Callable[[Measurement], str | None]) -> tuple[EvaluationRow, ...]:
+        return tuple(_row(*key, group) for key, group in self._group(task_of).items())
+
+    def _group(
+        self, task_of: Callable[[Measurement], str | None]
+    ) -> dict[tuple[str | None, int, ActionMode], list[Measurement]]:
         groups: dict[tuple[str | None, int, ActionMode], list[Measurement]] = {}
         for measurement in self.measurements:
             key = (task_of(measurement), measurement.steps, measurement.actions)
             groups.setdefault(key, []).append(measurement)
-        return tuple(_row(*key, group) for key, group in groups.items())
+        return groups
 
 
 def evaluate(
@@ -234,6 +284,7 @@ def evaluate(
     ):
         check_whole_number(name, number, least=least)
     held_out = agent.sample_tasks(tasks, seed=seed)
+    info_metrics = settings.task.info_metrics
     measurements: list[Measurement] = []
     replays: dict[int, list[Episode]] = {index: [] for index in _most_different(held_out)}
     with agent.simulations() as simulations:
@@ -244,7 +295,9 @@ def evaluate(
                 for actions, trajectories, stream in _rollouts(
                     adapted, task, episodes, step, key, simulations
                 ):
-                    measurements.append(_measurement(task, index, step, actions, trajectories))
+                    measurements.append(
+                        _measurement(task, index, step, actions, trajectories, info_metrics)
+                    )
                     if index in replays and actions == "mean" and step in (0, steps):
                         reset_seed = reset_seeds(stream, episodes)[0]
                         replays[index].append(_episode(task, step, reset_seed, trajectories))
@@ -291,7 +344,12 @@ def _stream(key: tuple[int, int], step: int, kind: int) -> np.random.SeedSequenc
 
 
 def _measurement(
-    task: Task, adaptation: int, steps: int, actions: ActionMode, trajectories: Trajectories
+    task: Task,
+    adaptation: int,
+    steps: int,
+    actions: ActionMode,
+    trajectories: Trajectories,
+    info_metrics: Sequence[str],
 ) -> Measurement:
     speeds = trajectories.speeds
     return Measurement(
@@ -301,7 +359,14 @@ def _measurement(
         actions=actions,
         returns=tuple(trajectories.returns.tolist()),
         speeds=None if speeds is None else tuple(float(speed) for speed in speeds),
+        infos={name: _episode_means(trajectories, name) for name in info_metrics},
     )
+
+
+def _episode_means(trajectories: Trajectories, name: str) -> tuple[float | None, ...]:
+    missing = np.full(trajectories.episodes, np.nan)
+    means = trajectories.info_means.get(name, missing)
+    return tuple(None if np.isnan(mean) else float(mean) for mean in means)
 
 
 def _episode(task: Task, steps: int, reset_seed: int, trajectories: Trajectories) -> Episode:
@@ -313,7 +378,7 @@ def _episode(task: Task, steps: int, reset_seed: int, trajectories: Trajectories
         reset_seed=reset_seed,
         actions=trajectories.actions[0][trajectories.mask[0]],
         episode_return=float(trajectories.returns[0]),
-        speed=None if speeds is None else float(speeds[0]),
+        speed=None if speeds is None or np.isnan(speeds[0]) else float(speeds[0]),
     )
 
 
@@ -321,8 +386,8 @@ def _row(
     task: str | None, steps: int, actions: ActionMode, group: list[Measurement]
 ) -> EvaluationRow:
     returns = np.array([measurement.returns for measurement in group])
-    low, high = bootstrap_interval(returns, [measurement.task for measurement in group])
-    speeds = [measurement.speeds for measurement in group if measurement.speeds is not None]
+    low, high = _interval(returns.mean(axis=1), group)
+    speeds = [speed for each in group for speed in each.speeds or () if not np.isnan(speed)]
     return EvaluationRow(
         task=task,
         steps=steps,
@@ -332,13 +397,37 @@ def _row(
         high=high,
         speed=float(np.mean(speeds)) if speeds else None,
         episodes=returns.size,
+        infos={name: _mean_info(group, name) for name in group[0].infos},
     )
 
 
+def _mean_info(group: list[Measurement], name: str) -> float | None:
+    """Return the mean over the episodes that report it."""
+    values = [value for each in group for value in each.infos[name] if value is not None]
+    return float(np.mean(values)) if values else None
+
+
+def _gain(
+    steps: int, actions: ActionMode, before: list[Measurement], after: list[Measurement]
+) -> EvaluationGain:
+    """Return the gain of the same adaptations, in the same order."""
+    means = [np.mean([each.returns for each in group], axis=1) for group in (before, after)]
+    differences = means[1] - means[0]
+    return EvaluationGain(steps, actions, float(differences.mean()), *_interval(differences, after))
+
+
+def _interval(
+    values: NDArray[np.float64], group: list[Measurement]
+) -> tuple[float, float] | tuple[None, None]:
+    """Return the interval of the mean of one value per measurement."""
+    return mean_interval(values, [measurement.task for measurement in group]) or (None, None)
+
+
 def _cells(row: EvaluationRow) -> tuple[str, ...]:
-    interval = f"{row.low:.1f} to {row.high:.1f}"
+    interval = format_interval(row.low, row.high)
     speed = "" if row.speed is None else f"{row.speed:.2f}"
-    return str(row.steps), row.actions, f"{row.mean:.1f}", interval, speed
+    infos = ("" if value is None else f"{value:.3g}" for value in row.infos.values())
+    return str(row.steps), row.actions, f"{row.mean:.1f}", interval, speed, *infos
 
 
 def _episode_records(measurement: Measurement) -> Iterator[dict[str, Any]]:
@@ -353,12 +442,18 @@ def _episode_records(measurement: Measurement) -> Iterator[dict[str, Any]]:
             "episode": episode,
             "return": value,
             "speed": speed,
+            **{f"info_{name}": values[episode] for name, values in measurement.infos.items()},
             **{f"task_{key}": parameter for key, parameter in task.parameters},
         }
 
 
 def _most_different(tasks: tuple[Task, ...]) -> tuple[int, ...]:
     """Return indices of the tasks least and greatest by parameters, or of one if all are equal."""
-    ordered = sorted(range(len(tasks)), key=lambda index: (tasks[index].parameters, index))
+
+    def position(index: int) -> tuple[Any, ...]:  # numbers before text
+        pairs = tasks[index].parameters
+        return tuple((key, isinstance(value, str), value) for key, value in pairs), index
+
+    ordered = sorted(range(len(tasks)), key=position)
     first, last = ordered[0], ordered[-1]
     return (first,) if tasks[first] == tasks[last] else (first, last)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from maml_ray.common.commands import quote_location
 from maml_ray.common.errors import RunDirError
 from maml_ray.common.safe_files import UnreadableFile, read_text, write_atomic
 from maml_ray.config.settings import Settings
@@ -22,7 +23,8 @@ from maml_ray.tasks.task import Task
 
 COLUMNS = ("policy", "task", "parameters", "adaptation", "steps", "actions", "episode", "return")
 """Columns of the CSV, which has one line per episode; a column ``speed`` follows, empty if the task
-reports no speed."""
+reports no speed, and ``info_NAME`` for each name in ``task.info_metrics``."""
+_INFO = "info_"
 _MEASUREMENT_KEYS = ("policy", "adaptation", "steps", "actions")
 _MAX_BYTES = 200_000_000
 _MAX_MAGNITUDE = 1e30
@@ -49,9 +51,9 @@ def evaluation_to_dict(
         "seed": evaluation.seed,
         "rows": [asdict(row) for row in evaluation.rows],
         "rows_by_task": [asdict(row) for row in evaluation.rows_by_task],
+        "gains": [asdict(gain) for gain in evaluation.gains],
         "task_parameters": {
-            measurement.task.name: dict(measurement.task.parameters)
-            for measurement in evaluation.measurements
+            name: dict(task.parameters) for task, name in evaluation.task_names.items()
         },
         "beside": {
             name: [asdict(row) for row in baseline.rows] for name, baseline in baselines.items()
@@ -91,8 +93,8 @@ def read_evaluation(path: Path) -> dict[str, Any]:
         return _parse(read_text(path, max_bytes=_MAX_BYTES))
     except (UnreadableFile, ValueError) as error:
         raise RunDirError(
-            f"{path} does not hold an evaluation: run 'maml-ray evaluate {path.parent}' again "
-            f"({error})"
+            f"{path} does not hold an evaluation ({error}); do it again: maml-ray evaluate "
+            f"{quote_location(path.parent)}"
         ) from None
 
 
@@ -109,8 +111,8 @@ def read_episodes(json_path: Path, csv_path: Path) -> Evaluation:
         _check_sizes(measurements, results)
     except (UnreadableFile, ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
         raise RunDirError(
-            f"{csv_path} does not hold the episodes of an evaluation: run 'maml-ray evaluate "
-            f"{csv_path.parent}' again ({error})"
+            f"{csv_path} does not hold the episodes of an evaluation ({error}); do it again: "
+            f"maml-ray evaluate {quote_location(csv_path.parent)}"
         ) from None
     return Evaluation(results["tasks"], results["episodes"], results["seed"], measurements, ())
 
@@ -132,6 +134,13 @@ def _parse_measurements(text: str) -> tuple[Measurement, ...]:
                 actions=_parse_actions(first["actions"]),
                 returns=tuple(float(row["return"]) for row in episodes),
                 speeds=speeds or None,
+                infos={
+                    key.removeprefix(_INFO): tuple(
+                        float(row[key]) if row[key] else None for row in episodes
+                    )
+                    for key in first
+                    if key and key.startswith(_INFO)
+                },
             )
         )
     if not measurements:
@@ -157,16 +166,26 @@ def _parse_actions(text: str) -> ActionMode:
 def _csv_table(evaluations: Mapping[str, Evaluation]) -> str:
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow((*COLUMNS, "speed"))
+    infos = tuple(
+        dict.fromkeys(
+            name
+            for evaluation in evaluations.values()
+            for measurement in evaluation.measurements
+            for name in measurement.infos
+        )
+    )
+    writer.writerow((*COLUMNS, "speed", *(f"{_INFO}{name}" for name in infos)))
     for name, evaluation in evaluations.items():
-        writer.writerows(_csv_rows(name, evaluation))
+        writer.writerows(_csv_rows(name, evaluation, infos))
     return text.getvalue()
 
 
-def _csv_rows(name: str, evaluation: Evaluation) -> Iterator[tuple[Any, ...]]:
+def _csv_rows(name: str, evaluation: Evaluation, infos: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     for measurement in evaluation.measurements:
         parameters = json.dumps(dict(measurement.task.parameters))
         speeds = measurement.speeds or ("",) * len(measurement.returns)
+        missing = (None,) * len(measurement.returns)
+        means = [measurement.infos.get(info, missing) for info in infos]
         for episode, (value, speed) in enumerate(zip(measurement.returns, speeds, strict=True)):
             yield (
                 name,
@@ -178,6 +197,7 @@ def _csv_rows(name: str, evaluation: Evaluation) -> Iterator[tuple[Any, ...]]:
                 episode,
                 value,
                 speed,
+                *(each[episode] for each in means),
             )
 
 
@@ -202,14 +222,23 @@ class _Row(_Model):
     steps: _Count
     actions: Literal["stochastic", "mean"]
     mean: _Number
-    low: _Number
-    high: _Number
+    low: _Number | None
+    high: _Number | None
     speed: _Number | None
     episodes: _Count
+    infos: dict[str, _Number | None] = {}
 
 
 class _TaskRow(_Row):
     task: str
+
+
+class _Gain(_Model):
+    steps: _Count
+    actions: Literal["stochastic", "mean"]
+    mean: _Number
+    low: _Number | None
+    high: _Number | None
 
 
 class _Results(_Model):
@@ -218,7 +247,8 @@ class _Results(_Model):
     seed: Annotated[int, Field(ge=0)] = 0
     rows: Annotated[list[_Row], Field(min_length=1)]
     rows_by_task: list[_TaskRow]
-    task_parameters: dict[str, dict[str, _Number]] = {}
+    gains: list[_Gain] = []
+    task_parameters: dict[str, dict[str, bool | int | _Number | str]] = {}
     beside: dict[str, list[_Row]]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
@@ -12,9 +11,11 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from maml_ray.common.commands import quote_location
 from maml_ray.common.safe_files import UnreadableFile, read_bytes, write_atomic
 from maml_ray.config.loading import dump_settings
 from maml_ray.config.settings import Settings
+from maml_ray.evaluation.intervals import format_interval
 from maml_ray.persistence.provenance import Provenance, read_provenance
 from maml_ray.persistence.run_dir import RunDir
 from maml_ray.reporting.progress import format_duration
@@ -64,15 +65,18 @@ def write_report(
         recovered=_recovered_faults(rows),
         evaluation=evaluation,
         by_task=_rows_by_task(evaluation),
+        gains=_gains(evaluation),
         with_speed=any(row["speed"] is not None for row in (evaluation or {}).get("rows", ())),
+        infos=_info_names(evaluation),
+        interval=format_interval,
         short_list=_SHORT_LIST,
         plots=plots or {},
         video=_data_url(run_dir.video, "video/mp4"),
         versions=attempts[-1].versions if attempts else versions,
         versions_are_of_training=bool(attempts),
         # Quoted for a shell: the page shows commands to copy.
-        run_dir=shlex.quote(str(run_dir.path)),
-        settings_file=shlex.quote(str(run_dir.settings)),
+        run_dir=quote_location(run_dir.path),
+        settings_file=quote_location(run_dir.settings),
     )
     write_atomic(run_dir.report, page)
     return run_dir.report
@@ -144,6 +148,21 @@ def _rows_by_task(evaluation: Mapping[str, Any] | None) -> list[Mapping[str, Any
     rows = list(evaluation["rows_by_task"]) if evaluation else []
     several = len({row["task"] for row in rows}) > 1
     return sorted(rows, key=lambda row: row["task"]) if several else []
+
+
+def _info_names(evaluation: Mapping[str, Any] | None) -> list[str]:
+    """Return the names of the infos that every row has; files of earlier versions have none."""
+    keys = ("rows", "rows_by_task")
+    rows = [row for key in keys for row in (evaluation or {}).get(key, ())]
+    rows += [row for beside in (evaluation or {}).get("beside", {}).values() for row in beside]
+    names = [list(row.get("infos", ())) for row in rows]
+    return [name for name in names[0] if all(name in each for each in names)] if names else []
+
+
+def _gains(evaluation: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    """Return the gains with sampled actions; files of earlier versions have none."""
+    gains = (evaluation or {}).get("gains", ())
+    return [gain for gain in gains if gain["actions"] == "stochastic"]
 
 
 def _data_url(path: Path, mime_type: str) -> str | None:

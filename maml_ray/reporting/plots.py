@@ -210,7 +210,8 @@ def tasks_figure(evaluation: Mapping[str, Any]) -> Figure | None:
     if len(keys) == 1 and keys != {""} and len(tasks) >= _MIN_CURVE_TASKS:
         key = keys.pop()
         positions = [parameters[task].get(key, np.nan) for task in tasks]
-        return _task_curve(key, positions, pairs, label)
+        if not any(isinstance(position, str) for position in positions):
+            return _task_curve(key, positions, pairs, label)
     return (_task_bars if len(tasks) <= _MAX_BARS else _task_scatter)(pairs, label)
 
 
@@ -365,9 +366,9 @@ def _task_scatter(pairs: _Pairs, label: str) -> Figure:
 
 
 def _errors(rows: Rows) -> NDArray[np.float64]:
-    """Return distances (2, n) from the mean to the ends of the interval."""
+    """Return distances (2, n) from the mean to the ends of the interval, NaN if there is none."""
     means = np.array([row["mean"] for row in rows], dtype=np.float64)
-    ends = np.array([[row["low"] for row in rows], [row["high"] for row in rows]])
+    ends = np.array([[row[end] for row in rows] for end in ("low", "high")], dtype=np.float64)
     distances: NDArray[np.float64] = np.abs(ends - means)
     return distances
 

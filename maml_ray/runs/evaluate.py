@@ -152,7 +152,6 @@ def evaluate_run(
         )
         for name, baseline in baselines.items()
     }
-    on_status("computing intervals")
     results = write_evaluation(
         evaluation, agent.settings, baseline_evaluations, run_dir.evaluation, run_dir.episodes
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -14,6 +15,8 @@ from maml_ray.common.safe_files import RetryingFile
 from maml_ray.config.settings import SettingsError
 from maml_ray.evaluation.agent import Agent
 from maml_ray.evaluation.evaluate import Evaluation, EvaluationRow
+from maml_ray.evaluation.intervals import format_interval
+from maml_ray.reporting.progress import format_infos
 from maml_ray.runs.evaluate import (
     EvaluationConfig,
     check_evaluation_size,
@@ -73,9 +76,10 @@ class EvaluatedVersion:
         speeds = ""
         if before.speed is not None and after.speed is not None:
             speeds = f"  m/s {before.speed:5.2f} {after.speed:5.2f}"
+        speeds += format_infos(before.infos, after.infos)
         return (
             f"version {self.version:>5}  return before {before.mean:7.1f} after {after.mean:7.1f} "
-            f"({after.low:.1f} to {after.high:.1f}){speeds}  took {self.took_s:.1f} s"
+            f"({format_interval(after.low, after.high)}){speeds}  took {self.took_s:.1f} s"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -147,7 +151,7 @@ class FollowLog:
     def __init__(self, directory: Path) -> None:
         from maml_ray.reporting.tensorboard import EventWriter  # slow to import
 
-        if (directory / RESULTS_FILE).exists():
+        if os.path.lexists(directory / RESULTS_FILE):
             raise RunDirError(
                 f"{directory} already contains {RESULTS_FILE}: name another directory"
             )
@@ -167,6 +171,9 @@ class FollowLog:
             points[f"{tag}_return"] = row.mean
             if row.speed is not None:
                 points[f"{tag}_m_per_s"] = row.speed
+            points |= {
+                f"{tag}_{name}": mean for name, mean in row.infos.items() if mean is not None
+            }
         self._events.add_scalars(points, evaluated.version)
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
 import sys
@@ -15,13 +16,16 @@ import numpy as np
 import pandas
 import pytest
 from gymnasium.vector import VectorEnv
+from rich.console import Console
 
 import maml_ray
+from maml_ray.cli.tables import print_evaluation
 from maml_ray.common.errors import RunDirError, UserError
 from maml_ray.common.seeding import Purpose, seed_sequence
 from maml_ray.config.settings import Settings, SettingsError
 from maml_ray.evaluation.agent import Agent
 from maml_ray.evaluation.evaluate import Evaluation, evaluate
+from maml_ray.evaluation.intervals import mean_interval
 from maml_ray.evaluation.results_file import read_evaluation
 from maml_ray.evaluation.video import record_video
 from maml_ray.persistence.run_dir import RunDir
@@ -90,6 +94,8 @@ def test_rows_summarize_the_measurements(evaluation: Evaluation) -> None:
     ]
     assert (row.task, row.episodes, row.speed) == (None, 12, None)
     assert row.mean == pytest.approx(np.mean(returns))
+    assert row.low is not None
+    assert row.high is not None
     assert row.low < row.mean < row.high
     first = evaluation.measurements[0]
     mine = next(r for r in evaluation.rows_by_task if r.task == first.task.name)
@@ -97,6 +103,35 @@ def test_rows_summarize_the_measurements(evaluation: Evaluation) -> None:
     assert mine.mean == pytest.approx(np.mean(first.returns))
     with pytest.raises(KeyError, match="nothing was measured after 7 steps"):
         evaluation.row(7, "mean")
+
+
+def test_gains_are_differences_within_each_adaptation(evaluation: Evaluation) -> None:
+    keys = [(gain.steps, gain.actions) for gain in evaluation.gains]
+    assert keys == [(1, "stochastic"), (1, "mean"), (2, "stochastic"), (2, "mean")]
+    means = {
+        (m.adaptation, m.steps): np.mean(m.returns)
+        for m in evaluation.measurements
+        if m.actions == "mean"
+    }
+    differences = np.array([means[task, 2] - means[task, 0] for task in range(3)])
+    gain = evaluation.gains[3]
+    assert gain.mean == pytest.approx(differences.mean())
+    assert (gain.low, gain.high) == pytest.approx(mean_interval(differences))
+
+
+def test_one_adaptation_has_no_interval_and_says_so(agent: Agent, tmp_path: Path) -> None:
+    folder = trained_run(settings(run={"iterations": 1}), tmp_path / "run")
+    with quick_pictures():
+        result = evaluate_run(folder, EvaluationConfig(tasks=1, episodes=3, steps=1, video=False))
+    row, (gain, *_) = result.evaluation.rows[0], result.evaluation.gains
+    assert (row.low, row.high, gain.low, gain.high) == (None, None, None, None)
+    assert "<td>one adaptation</td>" in result.evaluation._repr_html_()
+    assert "<td>one adaptation</td>" in folder.report.read_text()
+    console = Console(file=io.StringIO(), width=80)
+    print_evaluation(console, read_result(folder).results)
+    assert isinstance(console.file, io.StringIO)
+    assert "one adaptation │" in console.file.getvalue()
+    assert f"gain after 1 step: {gain.mean:+.1f} (one adaptation)" in console.file.getvalue()
 
 
 def test_speed_is_reported_if_the_task_reports_one() -> None:
@@ -314,7 +349,9 @@ def test_an_evaluation_is_shown_in_a_line_and_in_notebooks_as_a_table(
 def test_a_damaged_evaluation_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "evaluation.json"
     path.write_text(content)
-    with pytest.raises(RunDirError, match="does not hold an evaluation: run 'maml-ray evaluate"):
+    with pytest.raises(
+        RunDirError, match=r"does not hold an evaluation \(.*\); do it again: maml-ray evaluate "
+    ):
         read_evaluation(path)
 
 

@@ -240,21 +240,15 @@ def test_the_interquartile_mean_is_over_the_tasks_of_all_seeds(make_run: MakeRun
         assert values.interquartile_mean == pytest.approx(expected)
 
 
-def test_the_interval_is_a_bootstrap_over_seeds(make_run: MakeRun) -> None:
+def test_the_interval_is_a_t_interval_over_seeds(make_run: MakeRun) -> None:
     returns = [0.0, 3.0, 10.0, 11.0, 25.0]
     paths = [
         make_run(f"x-{seed}", f"run.seed={seed}", evaluated=value, by_task=(-50.0, 50.0))
         for seed, value in enumerate(returns)
     ]
     values = summarize(group_by_settings(read_runs(paths))[0]).returns[0]
-    expected = scipy.stats.bootstrap(
-        (returns,),
-        np.mean,
-        method="percentile",
-        n_resamples=10_000,
-        random_state=np.random.default_rng(0),
-    ).confidence_interval
-    assert values.interval == pytest.approx((expected.low, expected.high), abs=0.5)
+    expected = scipy.stats.ttest_1samp(returns, 0.0).confidence_interval(0.95)
+    assert values.interval == pytest.approx((expected.low, expected.high))
     assert values.interval_over == "seeds"
 
 

@@ -7,11 +7,24 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium import spaces
 
 from maml_ray.config.loading import dump_settings, load_settings, validate_settings
 from maml_ray.config.settings import Settings, SettingsError
 from maml_ray.tasks.gymnasium_tasks import GymnasiumTasks
 from maml_ray.tasks.loading import resolve_tasks
+
+
+class OwnSpace(spaces.Space[Any]):
+    """As MiniGrid's text of a mission: Gymnasium cannot know how to flatten it."""
+
+
+class Observes(gym.Env[Any, Any]):
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, space: spaces.Space[Any]) -> None:
+        self.observation_space = space
+
 
 PENDULUM = {"env": "Pendulum-v1", "ranges": {"g": [5, 15]}}
 
@@ -31,7 +44,7 @@ def test_a_range_is_a_keyword_of_the_environment() -> None:
 
 
 def test_a_fifth_of_the_first_range_is_held_out() -> None:
-    """Cells are a fiftieth of the range; every fifth one is held out."""
+    """Cells are a fiftieth of the range; the middle one of every five is held out."""
     tasks = tasks_of(
         env="maml_ray/AntVelocity-v0", ranges={"speed": [0, 50], "control_cost": [0, 1]}
     )
@@ -39,7 +52,7 @@ def test_a_fifth_of_the_first_range_is_held_out() -> None:
     train, held_out = tasks.sample(rng, 1000), tasks.sample_held_out(rng, 1000)
     assert [key for key, _ in train[0].parameters] == ["speed", "control_cost"]
     cells = [{int(dict(task.parameters)["speed"]) % 5 for task in t} for t in (train, held_out)]
-    assert cells == [{0, 1, 2, 3}, {4}]
+    assert cells == [{0, 1, 3, 4}, {2}]
     for drawn in (train, held_out):
         costs = [dict(task.parameters)["control_cost"] for task in drawn]
         assert 0 <= min(costs) < 0.01 < 0.99 < max(costs) < 1
@@ -61,6 +74,52 @@ def test_without_ranges_there_is_one_task() -> None:
     first, second = tasks.sample(np.random.default_rng(0), 2)
     assert first == second == tasks.task({})
     assert first.parameters == ()
+
+
+@pytest.mark.parametrize(
+    ("env", "observation"),
+    [
+        ("FrozenLake-v1", [1] + [0] * 15),  # Discrete(16)
+        ("Blackjack-v1", None),  # Tuple(Discrete(32), Discrete(11), Discrete(2))
+        ("CliffWalking-v1", [0] * 36 + [1] + [0] * 11),
+    ],
+)
+def test_observations_that_are_no_vector_are_flattened(
+    env: str, observation: list[int] | None
+) -> None:
+    tasks = tasks_of(env=env)
+    first = tasks.make_env(tasks.task({}), horizon=5).reset(seed=0)[0]
+    if observation is None:  # the player's sum, the dealer's card, a usable ace
+        assert [first[:32].sum(), first[32:43].sum(), first[43:].sum()] == [1, 1, 1]
+    else:
+        np.testing.assert_array_equal(first, observation)
+
+
+@pytest.mark.parametrize("space", [spaces.Sequence(spaces.Discrete(2)), OwnSpace()])
+def test_observations_that_gymnasium_cannot_flatten_are_left_to_the_sentence(space: Any) -> None:
+    gym.register("Observes-v0", lambda **kwargs: Observes(space))
+    try:
+        tasks = tasks_of(env="Observes-v0")
+        env = tasks.make_env(tasks.task({}), horizon=5)
+    finally:
+        gym.registry.pop("Observes-v0")
+    assert env.observation_space == space
+
+
+def test_an_environment_that_knows_no_render_mode_of_none() -> None:
+    def make(render_mode: str = "rgb_array") -> Any:
+        return gym.make("Pendulum-v1", render_mode=render_mode)
+
+    gym.register("Renders-v0", make)
+    try:
+        tasks = tasks_of(env="Renders-v0")
+        rendered = [
+            tasks.make_env(tasks.task({}), horizon=5, **keywords).render_mode
+            for keywords in ({}, {"render_mode": "human"})
+        ]
+    finally:
+        gym.registry.pop("Renders-v0")
+    assert rendered == ["rgb_array", "human"]
 
 
 def test_a_module_that_registers_the_environment_is_imported(
