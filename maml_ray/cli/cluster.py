@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from maml_ray.cli.options import (
+    Imports,
     Iterations,
     Overrides,
     Panel,
     Preset,
     RunSeed,
     SettingsFile,
+    path_of,
     with_shorthands,
 )
 from maml_ray.common.errors import ResourceError
-from maml_ray.config.loading import load_settings
+from maml_ray.config.loading import load_settings, recorded_folder
 from maml_ray.config.settings import Settings
 
 if TYPE_CHECKING:
@@ -27,7 +29,10 @@ if TYPE_CHECKING:
 
 WorkingDir = Annotated[
     Path | None,
-    typer.Option(help="Directory to upload, for example with your own task module."),
+    typer.Option(
+        help="Directory to upload, for example with your own task module.",
+        parser=path_of("--working-dir"),
+    ),
 ]
 Install = Annotated[
     bool, typer.Option(help="Install maml-ray's dependencies on the nodes, in the local versions.")
@@ -65,6 +70,7 @@ def submit(
             metavar="REQUIREMENT", help="Additional package to install on the nodes; repeatable."
         ),
     ] = None,
+    imports: Imports = None,
 ) -> None:
     """Train on a Ray cluster as a job, from a machine outside the cluster.
 
@@ -79,7 +85,7 @@ def submit(
       maml-ray submit deploy.yaml --set run.storage=s3://bucket/runs --resume
     """
     overrides = with_shorthands(overrides, seed, iterations)
-    settings = _load_checked_settings(settings_file, overrides, preset)
+    settings = _load_checked_settings(settings_file, overrides, preset, imports)
     # Ray is slow to import.
     from maml_ray.jobs import job_client, log_follower, packaging, submission
 
@@ -113,6 +119,7 @@ def doctor(
     deadline_s: Annotated[
         float, typer.Option(min=1.0, help="Time limit of each check on the nodes, in seconds.")
     ] = 60.0,
+    imports: Imports = None,
 ) -> None:
     """Check whether a cluster can run the job: one line per check, with a fix for each problem.
 
@@ -125,7 +132,7 @@ def doctor(
 
       maml-ray doctor deploy.yaml --address http://head:8265
     """
-    settings = _load_checked_settings(settings_file, overrides, preset)
+    settings = _load_checked_settings(settings_file, overrides, preset, imports)
     from maml_ray.jobs import doctor, job_client, log_follower, packaging, probes, submission
     from maml_ray.runtime.ray_session import connected
 
@@ -154,13 +161,17 @@ def doctor(
 
 
 def _load_checked_settings(
-    settings_file: Path | None, overrides: list[str] | None, preset: str | None
+    settings_file: Path | None,
+    overrides: list[str] | None,
+    preset: str | None,
+    imports: list[str] | None,
 ) -> Settings:
     """Load settings and check all that can be checked on this machine."""
     from maml_ray.jobs.submission import check_storage_url
     from maml_ray.maml.losses import outer_objective
-    from maml_ray.tasks.loading import resolve_tasks
+    from maml_ray.tasks.loading import import_modules, resolve_tasks
 
+    import_modules(imports or (), recorded_folder(settings_file))
     settings = load_settings(settings_file, preset=preset, overrides=overrides or ())
     resolve_tasks(settings.task)
     outer_objective(settings.outer.objective)

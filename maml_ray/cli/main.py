@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator
@@ -18,6 +18,7 @@ from rich.console import Console
 from maml_ray.cli import cluster, docs, evaluate, serve, watch
 from maml_ray.cli import settings as settings_commands
 from maml_ray.cli.options import (
+    Imports,
     Iterations,
     Overrides,
     Panel,
@@ -26,16 +27,26 @@ from maml_ray.cli.options import (
     SettingsFile,
     StartAddress,
     complete_run,
+    path_of,
     with_shorthands,
 )
 from maml_ray.cli.tables import print_evaluation, print_line, print_notes
-from maml_ray.common.errors import Interrupted, Superseded, TrainingFailed, UserError
+from maml_ray.common.commands import import_option, quote_location, resume_hint
+from maml_ray.common.errors import (
+    ClusterLost,
+    Interrupted,
+    RunWarning,
+    Superseded,
+    TrainingFailed,
+    UserError,
+)
+from maml_ray.common.locations import escape_path, parse_location
 from maml_ray.common.signals import ExitOnSignal
 from maml_ray.common.versions import own_version
-from maml_ray.config.loading import dump_settings, load_settings
+from maml_ray.config.loading import dump_settings, load_settings, recorded_folder
 from maml_ray.config.renamed_keys import RenamedKeyWarning
 from maml_ray.config.settings import Settings, SettingsError
-from maml_ray.reporting.progress import status_line
+from maml_ray.reporting.progress import show_any_text, status_line
 
 if TYPE_CHECKING:
     from maml_ray.persistence.run_dir import RunDir
@@ -77,7 +88,12 @@ def train(
     iterations: Iterations = None,
     address: StartAddress = None,
     run_dir: Annotated[
-        Path | None, typer.Option(help="Run directory.", show_default="a new one in run.directory")
+        Path | None,
+        typer.Option(
+            help="Run directory.",
+            show_default="a new one in run.directory",
+            parser=path_of("--run-dir"),
+        ),
     ] = None,
     resume: Annotated[
         str | None,
@@ -88,6 +104,7 @@ def train(
             autocompletion=complete_run,
         ),
     ] = None,
+    imports: Imports = None,
 ) -> None:
     """Meta-train a policy, evaluate it, and write a report.
 
@@ -109,10 +126,10 @@ def train(
       maml-ray train deploy.yaml --resume auto
     """
     from maml_ray.persistence.run_dir import open_run_dir
-    from maml_ray.tasks.loading import resolve_tasks
+    from maml_ray.tasks.loading import import_modules, recorded_module, resolve_tasks
 
     console = Console()
-    named_run = None if resume == "auto" else resume
+    named_run = None if resume in (None, "auto") else parse_location(resume, "--resume")
     if resume is not None and run_dir is not None:
         raise UserError("--resume names the run directory already: leave --run-dir out")
     if named_run is not None and preset is not None:
@@ -121,11 +138,12 @@ def train(
     if address is not None:
         overrides.append(f"cluster.address={json.dumps(address)}")
     recorded = named_run is not None and settings_file is None
+    import_modules(imports or (), named_run or recorded_folder(settings_file))
     # Before the imports below, which take long: a mistake is reported at once.
     if not recorded:
         settings = load_settings(settings_file, preset=preset, overrides=overrides)
         resolve_tasks(settings.task)
-    if named_run is not None and "://" not in named_run:
+    if isinstance(named_run, Path):
         open_run_dir(named_run)
     with status_line(console, "loading PyTorch and Ray"):  # which --help does not need
         from maml_ray.runs import train as training
@@ -136,7 +154,7 @@ def train(
     result = training.train(settings, run_dir=run_dir, resume=resume, console=console)
     print_evaluation(console, result.results)
     print_notes(console, result.notes)
-    _print_next_steps(console, result.folder)
+    _print_next_steps(console, result.folder, recorded_module(settings.task))
 
 
 @app.command(rich_help_panel=Panel.SETTINGS)
@@ -146,6 +164,7 @@ def check(
     preset: Preset = None,
     seed: RunSeed = None,
     iterations: Iterations = None,
+    imports: Imports = None,
 ) -> None:
     """Validate settings and try the tasks; print the settings and the resources they need.
 
@@ -156,15 +175,21 @@ def check(
 
       maml-ray check deploy.yaml --set cluster.rollout_actors=8
     """
+    from maml_ray.tasks.loading import import_modules
+
+    import_modules(imports or (), recorded_folder(settings_file))
     overrides = with_shorthands(overrides, seed, iterations)
     settings = load_settings(settings_file, preset=preset, overrides=overrides)
     console = Console(stderr=True)
     with status_line(console, "loading the tasks") as on_status:
+        from maml_ray.envs.opengl import import_mujoco
         from maml_ray.maml.losses import outer_objective
+        from maml_ray.persistence.run_storage import check_locations
         from maml_ray.rollouts.task_check import check_tasks
         from maml_ray.runs.precompile import compile_ahead
         from maml_ray.tasks.loading import resolve_tasks
 
+        check_locations(settings)
         outer_objective(settings.outer.objective)
         resolve_tasks(settings.task)  # before compiling, which takes long
         compile_ahead(on_status, partial(print_line, console))
@@ -179,6 +204,8 @@ def check(
         print(f"# {line}")
     for line in tasks.notes + tasks.passed:
         print(f"# tasks: {line}")
+    if settings.evaluation.video and (missing := import_mujoco()) is not None:
+        print(f"# video: {missing}; MuJoCo renders no video")
 
 
 def version() -> None:
@@ -216,16 +243,17 @@ def _describe_requirements(settings: Settings) -> list[str]:
     ]
 
 
-def _print_next_steps(console: Console, run_dir: RunDir) -> None:
-    path = run_dir.path
+def _print_next_steps(console: Console, run_dir: RunDir, module: str | None) -> None:
+    path, packages = run_dir.path, "maml_ray" if module is None else f"maml_ray, {module}"
+    program = f"import {packages}; agent = maml_ray.load({json.dumps(escape_path(path))})"
     lines = [
         f"run dir      {path}",
         f"report       {run_dir.report}",
         *([f"video        {run_dir.video}"] if run_dir.video.is_file() else []),
         "next:",
-        f"  maml-ray evaluate {path} --episodes 50",
-        f"  tensorboard --logdir {path / 'tensorboard'}",
-        f"  python -c \"import maml_ray; agent = maml_ray.load('{path}')\"",
+        f"  maml-ray evaluate {quote_location(path)} --episodes 50{import_option(module)}",
+        f"  {shlex.join(['tensorboard', '--logdir', str(run_dir.tensorboard)])}",
+        f"  {shlex.join(['python', '-c', program])}",
     ]
     for line in lines:
         print_line(console, line)
@@ -238,43 +266,38 @@ app.command(rich_help_panel=Panel.HELP)(version)
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # file names may not be valid text
-            stream.reconfigure(errors="backslashreplace")
+    show_any_text()
     try:
-        with ExitOnSignal(), _renamed_keys_in_one_line():
+        with ExitOnSignal(), _warnings_in_one_line():
             app()
     except (UserError, Superseded) as error:
         print(f"maml-ray: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except TrainingFailed as error:
-        print(f"maml-ray: training failed: {error}{_resume_hint(error.run)}", file=sys.stderr)
+    except (Interrupted, ClusterLost) as error:
+        print(f"maml-ray: {error}{resume_hint(error.run, error.module)}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except Interrupted as error:
-        print(f"maml-ray: {error}{_resume_hint(error.run)}", file=sys.stderr)
+    except TrainingFailed as error:
+        print(
+            f"maml-ray: training failed: {error}{resume_hint(error.run, error.module)}",
+            file=sys.stderr,
+        )
         sys.exit(error.exit_code)
 
 
 @contextmanager
-def _renamed_keys_in_one_line() -> Iterator[None]:
-    """Print warnings about renamed settings without Python's source line."""
+def _warnings_in_one_line() -> Iterator[None]:
+    """Print warnings of our own without Python's source line."""
+    own = {RenamedKeyWarning: "maml-ray: ", RunWarning: "warning: "}
     with warnings.catch_warnings():
         show_others = warnings.showwarning
 
-        def show(message: Any, category: type[Warning], *arguments: Any, **keywords: Any) -> None:
-            if issubclass(category, RenamedKeyWarning):
-                print(f"maml-ray: {message}", file=sys.stderr)
+        def show(message: Any, category: Any, *arguments: Any, **keywords: Any) -> None:
+            if category in own:
+                print(f"{own[category]}{message}", file=sys.stderr)
             else:
                 show_others(message, category, *arguments, **keywords)
 
         warnings.showwarning = show
-        warnings.simplefilter("default", RenamedKeyWarning)
+        for category in own:
+            warnings.simplefilter("default", category)
         yield
-
-
-def _resume_hint(run: str | None) -> str:
-    if run is None:
-        return ""
-    return (
-        f"\nmaml-ray: finished iterations are in {run}; resume with: maml-ray train --resume {run}"
-    )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from maml_ray.common.locations import parse_path
 from maml_ray.config.presets import PRESETS
 from maml_ray.config.reference import find, sections
 from maml_ray.config.section import dotted_keys
@@ -48,7 +50,7 @@ def complete_override(incomplete: str) -> Iterator[tuple[str, str]]:
 
 def complete_run(incomplete: str) -> Iterator[str]:
     """Yield the run directories in ``runs``, the newest first."""
-    found = Path("runs").glob("*/settings.yaml")
+    found = filter(Path.is_file, Path("runs").glob("*/settings.yaml"))
     for settings in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
         if str(settings.parent).startswith(incomplete):
             yield str(settings.parent)
@@ -63,9 +65,22 @@ def with_shorthands(
     return [*(overrides or ()), *given]
 
 
+def path_of(name: str) -> Callable[[str | os.PathLike[str]], Path]:
+    """Return the parser of an option or argument that is a path, by its name in messages."""
+
+    def path(value: str | os.PathLike[str]) -> Path:  # its name is the metavar in --help
+        return parse_path(value, name)
+
+    return path
+
+
 SettingsFile = Annotated[
     Path | None,
-    typer.Argument(metavar="[DEPLOY.YAML]", help="Settings file; defaults if omitted."),
+    typer.Argument(
+        metavar="[DEPLOY.YAML]",
+        help="Settings file; defaults if omitted.",
+        parser=path_of("DEPLOY.YAML"),
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -104,7 +119,10 @@ ConnectAddress = Annotated[
     ),
 ]
 _RUN = typer.Argument(
-    metavar="RUN", help="Run directory created by 'train'.", autocompletion=complete_run
+    metavar="RUN",
+    help="Run directory created by 'train'.",
+    autocompletion=complete_run,
+    parser=path_of("RUN"),
 )
 Run = Annotated[Path, _RUN]
 OptionalRun = Annotated[Path | None, _RUN]
@@ -115,3 +133,11 @@ Checkpoint = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Random seed.")]
+Imports = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        metavar="MODULE",
+        help="Module of your own tasks, which the record of a run may then name; repeatable.",
+    ),
+]

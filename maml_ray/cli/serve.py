@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from maml_ray.cli.options import Checkpoint, Panel, StartAddress
+from maml_ray.cli.options import (
+    Checkpoint,
+    Imports,
+    Panel,
+    StartAddress,
+    path_of,
+)
 from maml_ray.cli.tables import print_line
 from maml_ray.common.errors import UserError
+from maml_ray.common.locations import escape_path, parse_location
 
 if TYPE_CHECKING:
     from maml_ray.serving.launcher import Endpoint
@@ -46,9 +53,11 @@ def serve(
         Path | None,
         typer.Option(
             help="File with the token that callers must present; alternative to the environment "
-            "variable MAML_RAY_SERVE_TOKEN."
+            "variable MAML_RAY_SERVE_TOKEN.",
+            parser=path_of("--token-file"),
         ),
     ] = None,
+    imports: Imports = None,
 ) -> None:
     """Serve a policy over HTTP: actions, and adaptation to tasks or to data in the request.
 
@@ -66,17 +75,21 @@ def serve(
     from maml_ray.serving.launcher import serve_until_stopped
     from maml_ray.serving.policy_store import load_base_policy
     from maml_ray.serving.settings import parse_serve_settings
+    from maml_ray.tasks.loading import import_modules
 
+    location = parse_location(run, "RUN")
     settings = parse_serve_settings(
         {
-            "run": run if "://" in run else os.path.abspath(run),
+            "run": escape_path(location.absolute()) if isinstance(location, Path) else location,
             "checkpoint": checkpoint,
+            "imports": imports or (),
             "replicas": replicas,
-            "token_file": None if token_file is None else os.path.abspath(token_file),
+            "token_file": None if token_file is None else escape_path(token_file.absolute()),
         }
     )
     token_required = load_token_digest(settings.token_file) is not None
-    base = load_base_policy(run, checkpoint)  # report errors before Ray starts
+    import_modules(settings.imports, settings.run)
+    base = load_base_policy(settings.run, checkpoint)  # report errors before Ray starts
     console = Console()
 
     def on_ready(endpoint: Endpoint) -> None:
@@ -119,7 +132,8 @@ def _ready_message(
         lines.append(f"  curl{header} {endpoint.url}/act -d '{body}'")
     task = base.example_task
     if task is not None:
-        lines.append(f"  curl{header} {endpoint.url}/adapt -d '{json.dumps({'task': task})}'")
+        body = shlex.quote(json.dumps({"task": task}))
+        lines.append(f"  curl{header} {endpoint.url}/adapt -d {body}")
     return [*lines, "stop with Ctrl-C"]
 
 

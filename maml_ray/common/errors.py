@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 
 class UserError(Exception):
     """A mistake that the user can fix: reported in one sentence without a traceback; exit code 2.
@@ -26,15 +28,36 @@ class RunDirError(UserError):
     """A run directory is missing, in use, or without the files that are needed."""
 
 
+class RunWarning(UserWarning):
+    """A part of a run is damaged and was passed over. The command line prints it as one line."""
+
+
+def warn_of_damage(sentence: str) -> None:
+    """Warn that a part of a run is damaged and was passed over."""
+    warnings.warn(escape_unprintable(sentence), RunWarning, stacklevel=2)
+
+
 class TrainingFailed(Exception):
     """Training cannot continue; its checkpoints are kept.
 
     Attributes:
         run: the run directory, if known, to resume from once the cause is fixed.
+        module: the user's own in which the run's tasks are, if any, to be named at the resume.
     """
 
     exit_code = 1
     run: str | None = None
+    module: str | None = None
+
+
+class UserCodeFailed(TrainingFailed):
+    """The user's environment or task family has raised an error, and would again: exit code 2."""
+
+    exit_code = 2
+
+
+class ClusterLost(TrainingFailed):
+    """A process that Ray cannot do without has died; what the run has saved is kept."""
 
 
 class Interrupted(Exception):
@@ -46,9 +69,11 @@ class Interrupted(Exception):
 
     Attributes:
         run: the run directory, if known, to resume from.
+        module: the user's own in which the run's tasks are, if any, to be named at the resume.
     """
 
     run: str | None = None
+    module: str | None = None
 
     def __init__(self, signal_number: int, remark: str = "") -> None:
         super().__init__(f"stopped by signal {signal_number}" + (f"; {remark}" if remark else ""))

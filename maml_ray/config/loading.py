@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from maml_ray.common.json_data import MAX_DEPTH, NotJsonError, check_json
+from maml_ray.common.locations import parse_path
 from maml_ray.common.safe_files import UnreadableFile, read_text
 from maml_ray.common.yaml_data import YamlError, dump_yaml, parse_yaml
 from maml_ray.config.error_messages import did_you_mean
 from maml_ray.config.presets import PRESETS
 from maml_ray.config.renamed_keys import add_former_behavior, rename_keys
-from maml_ray.config.section import keys_at, to_plain
+from maml_ray.config.section import dotted_keys, keys_at, to_plain
 from maml_ray.config.settings import (
     PRESET_COMES_FIRST,
     Settings,
@@ -23,6 +25,8 @@ from maml_ray.config.settings import (
 
 MAX_FILE_BYTES = 100_000
 """Of a settings file. Anything larger is a mistake, such as a video or a checkpoint."""
+_OTHER_SETTING = re.compile(r"[\s,;]([a-z_]+(?:\.[a-z_]+)+)=")
+"""Matches a second setting behind the value of the first."""
 
 
 def load_settings(
@@ -40,12 +44,14 @@ def load_settings(
         overrides: settings by key, such as ``{"outer.epochs": 4}``, or as a list of
             ``"outer.epochs=4"``; a mapping is merged into what it overrides.
         recorded: the file is the record of a run, which nobody edits: keys that have been
-            renamed since are accepted without a warning, and what it has no key for is as it was.
+            renamed since are accepted without a warning, what it has no key for is as it was, and
+            modules that it names are not imported (:attr:`TaskSettings.recorded_in`).
 
     Raises:
         SettingsError: the file cannot be read, or a setting or an override is invalid.
     """
-    own = rename_keys(_read(Path(path)), path, warn=not recorded) if path is not None else {}
+    path = None if path is None else parse_path(path, "path")
+    own = rename_keys(_read(path), path, warn=not recorded) if path is not None else {}
     own = add_former_behavior(own) if recorded else own
     base = _merge(_preset_settings(own, preset, path), own)
     data = base
@@ -53,9 +59,11 @@ def load_settings(
         data = _merge(data, rename_keys(override))
     _check_preset_kept(base, data)
     try:
-        return validate_settings(data)
+        settings = validate_settings(data)
     except SettingsError as error:
         raise _name_file(error, base, path) from None
+    folder = path.parent if recorded and path is not None else recorded_folder(path)
+    return settings if folder is None else settings.as_recorded_in(str(folder))
 
 
 def validate_settings(data: Mapping[str, Any], *, recorded: bool = False) -> Settings:
@@ -74,12 +82,21 @@ def validate_settings(data: Mapping[str, Any], *, recorded: bool = False) -> Set
     except NotJsonError as error:
         raise SettingsError(str(error)) from None
     _check_nested(data)
-    return Settings(**data)
+    settings = Settings(**data)
+    return settings.as_recorded_in("") if recorded else settings
 
 
 def dump_settings(settings: Settings) -> str:
     """Return settings as YAML that :func:`load_settings` reads back unchanged."""
     return dump_yaml(settings.model_dump(mode="json"))
+
+
+def recorded_folder(path: Path | None) -> Path | None:
+    """Return the run directory whose record a settings file is; None if it is the user's own."""
+    if path is None or path.name != "settings.yaml":
+        return None
+    is_run = any((path.parent / name).exists() for name in ("checkpoints", "metrics.jsonl"))
+    return path.parent if is_run else None
 
 
 def _preset_settings(
@@ -150,19 +167,24 @@ def _read(path: Path) -> Mapping[str, Any]:
     return data
 
 
-def _check_nested(data: Mapping[str, Any], text: str = "", source: str = "") -> None:
+def _check_nested(
+    data: Mapping[str, Any], text: str = "", source: str = "", above: tuple[str, ...] = ()
+) -> None:
     """Reject settings written as ``run.iterations: 5``, showing the nested form."""
     for key, value in data.items():
-        section, *names = str(key).split(".")
-        if names and names[0] in keys_at(Settings, (section,)):
+        first, *names = str(key).split(".")
+        if names and names[0] in keys_at(Settings, (*above, first)):
             lines = enumerate(text.splitlines(), 1)
-            line = next((f"line {n}: " for n, line in lines if line.startswith(key)), "")
+            line = next((f"line {n}: " for n, line in lines if line.strip().startswith(key)), "")
             shown = json.dumps(value, default=str, skipkeys=True)[:60]
-            for name in reversed(names):
+            for name in reversed([*above[1:], first, *names] if above else names):
                 shown = f"{{{name}: {shown}}}"
+            section = above[0] if above else first
             raise SettingsError(
                 f"{source}{line}write nested keys, {section}: {shown:.80}, not {key:.80}"
             )
+        if isinstance(value, Mapping) and keys_at(Settings, (*above, str(key))):
+            _check_nested(value, text, source, (*above, str(key)))
 
 
 def _parse(text: str, source: str) -> Any:
@@ -188,10 +210,18 @@ def _nested(overrides: Mapping[str, Any] | Sequence[str]) -> Iterator[dict[str, 
     for override in overrides:
         key, separator, text = override.partition("=")
         key = key.strip()
-        if not separator:
+        if not separator or key.startswith("-"):
             raise _unreadable(override)
         if len(text) > MAX_FILE_BYTES:
             raise SettingsError(f"the value of {key:.80} is longer than {MAX_FILE_BYTES:,}")
+        if not text.strip():
+            raise SettingsError(
+                f"{key:.80} has no value: write {key:.80}=VALUE, or null where none is allowed"
+            )
+        if (other := _OTHER_SETTING.search(text)) and other[1] in dotted_keys(Settings):
+            raise SettingsError(
+                f"{override!r:.80} sets {key:.80} and {other[1]}: write --set in front of each"
+            )
         yield _nest(key, _parse(text, f"the value of {key:.80}"), override)
 
 
@@ -205,9 +235,11 @@ def _nest(key: str, value: Any, override: str | None = None) -> dict[str, Any]:
 
 
 def _unreadable(override: str) -> SettingsError:
-    return SettingsError(
-        f"cannot read the setting {override!r:.80}: write key.path=value, e.g. outer.epochs=4"
-    )
+    meant = re.fullmatch(r"[-\s]*([\w.]+)(?:\s*[:=]\s*|\s+)(\S.*)", override)
+    example = "key.path=value, e.g. outer.epochs=4"
+    if meant is not None and meant[1] in dotted_keys(Settings):
+        example = f"{meant[1]}={meant[2]}"
+    return SettingsError(f"cannot read the setting {override!r:.80}: write {example:.80}")
 
 
 def _merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,13 +7,16 @@ comments of ``deploy.yaml``, ``docs/settings.md``, the JSON schema and ``maml-ra
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from operator import attrgetter
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
+    PrivateAttr,
     Strict,
     ValidationInfo,
     field_validator,
@@ -21,10 +24,12 @@ from pydantic import (
 )
 
 from maml_ray.common.html_table import html_table
+from maml_ray.common.locations import location_problem, path_problem
 from maml_ray.config import limits
 from maml_ray.config.error_messages import SettingsError as SettingsError
 from maml_ray.config.presets import PRESETS
 from maml_ray.config.renamed_keys import rename_paths
+from maml_ray.config.right_form import right_form
 from maml_ray.config.section import Section, by_key, changes
 
 Count = Annotated[int, Field(ge=1)]
@@ -40,15 +45,76 @@ LogStd = Annotated[float, Field(ge=-20, le=5)]
 
 def _as_pair(value: Any) -> Any:
     if not isinstance(value, list | tuple) or len(value) != 2:
-        raise ValueError("write [low, high]")
+        raise ValueError(f"write {right_form('pair', value)}")
     return tuple(value)
+
+
+def _as_path(value: str) -> str:
+    if problem := path_problem(value):
+        raise ValueError(problem)
+    return value
+
+
+def _as_location(value: str) -> str:
+    if problem := location_problem(value):
+        raise ValueError(problem)
+    return value
+
+
+LocalPath = Annotated[str, Field(min_length=1), AfterValidator(_as_path)]
+Location = Annotated[str, Field(min_length=1), AfterValidator(_as_location)]
+"""A path or URL, as :mod:`maml_ray.common.locations` expands it on the machine that uses it."""
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 Range = Annotated[tuple[Finite, Finite], BeforeValidator(_as_pair)]
 
+
+def _as_info_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z][\w.:/ -]*", value):
+        raise ValueError(
+            "write the name of an entry of info: letters, digits, _ . : / - and spaces"
+        )
+    if value in _TAKEN_INFO_NAMES:
+        raise ValueError(f"{value}_after is a metric already: give the entry another name in info")
+    return value
+
+
+_TAKEN_INFO_NAMES = ("return",)
+InfoName = Annotated[str, Field(min_length=1, max_length=60), AfterValidator(_as_info_name)]
+"""Name of an entry of info; its metrics are ``NAME_before`` and ``NAME_after``."""
+
 T = TypeVar("T")
 Option = Annotated[T, Strict()]
 """An option of a task distribution, as strict about types as a setting."""
+
+
+def check_cluster_address(address: str, source: str) -> None:
+    """Reject what is no address of a Ray cluster.
+
+    Args:
+        address: to be checked.
+        source: the setting, option or variable that it comes from.
+
+    Raises:
+        SettingsError: it has another form.
+    """
+    if address in ("auto", "local"):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdecimal() and port.isascii() and int(port) < 2**16) or "/" in host:
+        dashboard = (
+            "; it looks like the dashboard's: that is for 'maml-ray submit' and 'doctor'"
+            if address.startswith("http")
+            else ""
+        )
+        raise SettingsError(
+            f"{source} = {address!r:.80} is not of the form host:port, ray://host:port or "
+            f"auto{dashboard}"
+        )
 
 
 class RunSettings(Section):
@@ -62,10 +128,12 @@ class RunSettings(Section):
         0, description="Random seed; the same seed gives bit-identical parameters."
     )
     iterations: Count = Field(200, description="Number of meta-updates.")
-    directory: Annotated[str, Field(min_length=1)] = Field(
-        "runs", description="Parent of the run directories."
+    directory: LocalPath = Field(
+        "runs",
+        description="Parent of the run directories; ~ and $NAME are those of the machine that "
+        "starts the run.",
     )
-    storage: Annotated[str, Field(min_length=1)] | None = Field(
+    storage: Location | None = Field(
         None,
         description="Where checkpoints are kept; null: in the run directory; or a URL, with one "
         "folder per run: s3://bucket/runs, file:///mnt/shared.",
@@ -115,6 +183,27 @@ class TaskSettings(Section):
     observe_parameters: bool = Field(
         False, description="Add the task parameters to observations: the papers' oracle."
     )
+    info_metrics: Annotated[tuple[InfoName, ...], BeforeValidator(_as_tuple)] = Field(
+        (),
+        max_length=20,
+        description="Entries of an environment's info to show as metrics, averaged over the steps "
+        'that report them: [success, distance]. "speed" is always shown.',
+    )
+    _recorded_in: str | None = PrivateAttr(None)
+
+    @property
+    def recorded_in(self) -> str | None:
+        """Folder of the run whose record these settings are; None if the user wrote them.
+
+        Modules that a record names are not imported: its author may be somebody else.
+        """
+        return self._recorded_in
+
+    def __eq__(self, other: object) -> bool:
+        """Compare the settings, wherever they were read."""
+        if not isinstance(other, TaskSettings):
+            return NotImplemented
+        return bool(self.__dict__ == other.__dict__)
 
     @model_validator(mode="before")
     @classmethod
@@ -187,8 +276,7 @@ class MetaBatchSettings(Section):
     )
     async_collection: bool = Field(
         False,
-        description="Collect the next meta-batch during the update, one version behind; not with "
-        "inner.objective dice or log_prob, which have no ratio.",
+        description="Collect the next meta-batch during the update, one version behind.",
     )
 
 
@@ -284,14 +372,23 @@ class OuterSettings(Section):
     final_learning_rate: NonNegative | None = Field(
         4e-4, description="Rate at the last iteration, annealed linearly; null: constant."
     )
+    anneal_iterations: Count | None = Field(
+        None,
+        description="Iterations of this annealing; after them the final rate stays. null: those "
+        "that run.iterations has when the run starts.",
+    )
     epochs: Count = Field(1, description="Passes over the meta-batch.")
     tasks_per_minibatch: Count | None = Field(2, description="Tasks per gradient step; null: all.")
     clip: Positive = Field(0.3, description="Clip range of the query ratio (PPO).")
     max_query_kl: Positive | None = Field(
-        0.05, description="Stops an update at this KL (nats); null: never (can diverge)."
+        0.05,
+        description="Maximum KL of the adapted policies per update (nats); null: none (can "
+        "diverge).",
     )
     max_rollbacks: Annotated[int, Field(ge=0)] = Field(
-        0, description="Maximum rollbacks after exceeding max_query_kl; each halves the rate."
+        3,
+        description="Steps beyond max_query_kl that an update retries at half the rate; then it "
+        "ends before such a step.",
     )
     inner_kl_coefficient: NonNegative = Field(
         5e-4, description="KL penalty towards the policy that collected the support data."
@@ -307,13 +404,6 @@ class OuterSettings(Section):
     diagnose_every: Count | None = Field(
         10, description="Iterations between measurements of gradient noise; null: never."
     )
-
-    @field_validator("max_rollbacks")
-    @classmethod
-    def _needs_a_kl_limit(cls, value: int, info: ValidationInfo) -> int:
-        if value and info.data.get("max_query_kl") is None:
-            raise ValueError("nothing is rolled back with outer.max_query_kl = null")
-        return value
 
     @field_validator("first_order_iterations")
     @classmethod
@@ -387,6 +477,13 @@ class ClusterSettings(Section):
         600.0, description="Limit for nodes to return when no rollout actor is left."
     )
 
+    @field_validator("address")
+    @classmethod
+    def _is_an_address(cls, value: str | None) -> str | None:
+        if value is not None:
+            check_cluster_address(value, "cluster.address")
+        return value
+
     @field_validator("min_rollout_actors")
     @classmethod
     def _not_above_maximum(cls, value: int, info: ValidationInfo) -> int:
@@ -410,7 +507,7 @@ class FaultSettings(Section):
     missed_checkpoints: Budget = Field(
         300, description="Checkpoints missed in a row, because the storage fails."
     )
-    fallback_directory: Annotated[str, Field(min_length=1)] | None = Field(
+    fallback_directory: LocalPath | None = Field(
         None,
         description="Directory for a checkpoint that the storage refuses; null: a temporary "
         "folder.",
@@ -433,10 +530,15 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Self:
-        problem = _size_problem(self) or _staleness_problem(self)
+        problem = _size_problem(self)
         if problem:
             raise SettingsError(problem)
         return self
+
+    @property
+    def annealed_over(self) -> int:
+        """Iterations over which the outer learning rate is annealed."""
+        return self.outer.anneal_iterations or self.run.iterations
 
     def replace(self, key: str | Mapping[str, Any], value: Any = ...) -> Settings:
         """Return validated settings with one or several of them replaced.
@@ -465,9 +567,17 @@ class Settings(Section):
                     raise SettingsError(f"{path:.80} is not a setting: {part:.80} has no keys")
             node[name] = new
         replaced = Settings(**data)
+        if not new_task.keys() & {"name", "env"}:
+            replaced = replaced.as_recorded_in(self.task.recorded_in)
         if replaced.run.preset not in (None, self.run.preset):
             raise SettingsError(PRESET_COMES_FIRST.format(replaced.run.preset))
         return replaced
+
+    def as_recorded_in(self, folder: str | None) -> Settings:
+        """Return equal settings, marked as the record of the run in ``folder``, or as written."""
+        task = self.task.model_copy()
+        object.__setattr__(task, "__pydantic_private__", {"_recorded_in": folder})
+        return self.model_copy(update={"task": task})
 
     def differences(self) -> dict[str, Any]:
         """Return the settings that differ from the defaults, by their keys."""
@@ -527,20 +637,4 @@ def _size_problem(settings: Settings) -> str | None:
         or limits.evaluation_problem(
             evaluation.tasks, evaluation.episodes, evaluation.steps or 0, horizon, "evaluation."
         )
-    )
-
-
-def _staleness_problem(settings: Settings) -> str | None:
-    """Return why the inner objective cannot use data of the previous version, or None.
-
-    Only ``ratio`` corrects for the difference, by the recorded log-probabilities. The gradient of
-    the others would be that of a policy that no longer exists.
-    """
-    inner = settings.inner
-    if not settings.meta_batch.async_collection or inner.steps == 0 or inner.objective == "ratio":
-        return None
-    return (
-        f"inner.objective = {inner.objective!r} does not weight by ratios, and with "
-        "meta_batch.async_collection = true the data come from the previous version: set "
-        "inner.objective to ratio, or leave async_collection out"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from maml_ray.backends.inner_step import adapt_policy
 from maml_ray.common.errors import UserError
 from maml_ray.common.html_table import html_table
+from maml_ray.common.locations import parse_path
 from maml_ray.common.normalization import Normalizer
 from maml_ray.common.numbers import check_whole_number
 from maml_ray.common.seeding import Purpose, generator, seed_sequence
@@ -26,7 +28,7 @@ from maml_ray.rollouts.collector import collect
 from maml_ray.rollouts.env_cache import EnvCache
 from maml_ray.rollouts.trajectories import Trajectories
 from maml_ray.tasks.loading import OwnTasks, resolve_tasks
-from maml_ray.tasks.task import Task, TaskDistribution, find_task
+from maml_ray.tasks.task import Task, TaskDistribution, draw_tasks, find_task
 
 if TYPE_CHECKING:
     from maml_ray.evaluation.model_export import ExportedModel
@@ -116,7 +118,9 @@ class Agent:
         Raises:
             ValueError: the last axis is not the policy's observation size.
         """
-        inputs = np.asarray(observations, dtype=np.float32)
+        inputs = np.asarray(observations)
+        if inputs.dtype != np.float64:
+            inputs = inputs.astype(np.float64 if inputs.dtype.kind in "iu" else np.float32)
         if inputs.shape[-1:] != (self.spec.observation_size,):
             raise ValueError(
                 f"observations must have last axis {self.spec.observation_size}, "
@@ -168,7 +172,7 @@ class Agent:
         Raises:
             UserError: the family has no such task; the message says which it has.
         """
-        return self._find_task(self.tasks, wanted)
+        return self._find_task(partial(find_task, self.tasks), wanted)
 
     def sample_tasks(self, count: int, *, seed: int = 0) -> tuple[Task, ...]:
         """Draw held-out tasks of the run's family; of a finite family, any of its tasks.
@@ -179,7 +183,7 @@ class Agent:
         check_whole_number("count", count, least=0)
         check_whole_number("seed", seed, least=0)
         rng = generator(seed, Purpose.EVALUATION)
-        return self.tasks.sample_held_out(rng, count)
+        return draw_tasks(self.tasks, rng, count, held_out=True)
 
     def simulations(self) -> EnvCache:
         """Return a cache of environments to reuse over several calls of :meth:`collect`."""
@@ -220,9 +224,17 @@ class Agent:
             check_whole_number("seed", seed, least=0)
             seed = seed_sequence(seed, Purpose.EVALUATION, 0)
         wanted = self.sample_tasks(1)[0] if task is None else task
-        found = self._find_task(simulations.tasks, wanted)
+        found = self._find_task(simulations.find, wanted)
         env = simulations.get(found, episodes)
-        return collect(self.policy, env, self.settings.task.horizon, seed, explore=explore)
+        settings = self.settings.task
+        return collect(
+            self.policy,
+            env,
+            settings.horizon,
+            seed,
+            explore=explore,
+            info_metrics=settings.info_metrics,
+        )
 
     def untrained(self) -> Agent:
         """Return the agent with its initial random parameters, as a baseline."""
@@ -292,7 +304,7 @@ class Agent:
         """
         from maml_ray.evaluation.saved_policy import save_policy  # imports this module
 
-        save_policy(self, Path(path))
+        save_policy(self, parse_path(path, "path"))
 
     def export(self, path: str | Path, *, format: str | None = None) -> ExportedModel:
         """Write the policy as a program for other runtimes: see :func:`export_model`."""
@@ -300,9 +312,9 @@ class Agent:
 
         return export_model(self, path, format=format)
 
-    def _find_task(self, tasks: TaskDistribution, wanted: WantedTask) -> Task:
+    def _find_task(self, find: Callable[[WantedTask], Task], wanted: WantedTask) -> Task:
         try:
-            return find_task(tasks, wanted)
+            return find(wanted)
         except ValueError as error:
             raise UserError(
                 f"there is no such task of {self.settings.task.name}: {error}"

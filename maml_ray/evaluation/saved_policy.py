@@ -25,6 +25,7 @@ from maml_ray.config.loading import validate_settings
 from maml_ray.config.settings import SettingsError
 from maml_ray.evaluation.agent import Agent
 from maml_ray.evaluation.compatibility import check_matches_settings
+from maml_ray.persistence.checkpoint_format import max_array_bytes
 from maml_ray.persistence.run_dir import check_inside
 from maml_ray.policies.spec import PolicySpec
 from maml_ray.tasks.task import Task
@@ -90,13 +91,14 @@ def load_policy(folder: Path) -> Agent:
         description = json.loads(_read(folder / DESCRIPTION, _MAX_DESCRIPTION_BYTES))
     except (ValueError, RecursionError):
         raise RunDirError(f"{folder / DESCRIPTION} is not JSON") from None
-    content = _read(folder / PARAMETERS)
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise RunDirError(
             f"the policy in {folder} has another format: this version reads format {FORMAT}"
         )
     try:
-        agent = _parse(description, content)
+        spec = PolicySpec.from_json(description["policy"])
+        content = _read(folder / PARAMETERS, max_array_bytes(spec))
+        agent = _parse(folder, description, spec, content)
     except KeyError as error:
         raise RunDirError(f"{folder} does not hold a policy: {error} is missing") from None
     except SettingsError as error:
@@ -107,23 +109,24 @@ def load_policy(folder: Path) -> Agent:
     return agent
 
 
-def _read(path: Path, max_bytes: int | None = None) -> bytes:
+def _read(path: Path, max_bytes: int) -> bytes:
     try:
         return read_bytes(path, max_bytes=max_bytes)
     except UnreadableFile as error:
         raise RunDirError(f"cannot read the policy: {path}: {error}") from None
 
 
-def _parse(description: dict[str, Any], content: bytes) -> Agent:
+def _parse(folder: Path, description: dict[str, Any], spec: PolicySpec, content: bytes) -> Agent:
     if description["sha256"] != {PARAMETERS: hashlib.sha256(content).hexdigest()}:
         raise ValueError(f"the SHA-256 of {PARAMETERS} differs from the recorded one")
     arrays = safetensors_numpy.load(content)
     normalizer = None
     if _MEAN in arrays:
         normalizer = Normalizer(arrays.pop(_MEAN), arrays.pop(_SCALE))
+    settings = validate_settings(description["settings"], recorded=True)
     return Agent(
-        settings=validate_settings(description["settings"], recorded=True),
-        spec=PolicySpec.from_json(description["policy"]),
+        settings=settings.as_recorded_in(str(folder)),
+        spec=spec,
         parameters=arrays,
         normalizer=normalizer,
         adaptation_steps=int(description["adaptation_steps"]),

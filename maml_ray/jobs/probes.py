@@ -19,17 +19,31 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from maml_ray.common.locations import expand_path
 from maml_ray.common.versions import versions
-from maml_ray.config.settings import Settings
+from maml_ray.config.settings import Settings, TaskSettings
 from maml_ray.jobs import doctor
 from maml_ray.jobs.doctor import Finding, GpuReport, NodeReport, StorageReport
 from maml_ray.learning.rollout_worker import policy_spec
+from maml_ray.persistence.run_storage import check_locations, storage_location
 from maml_ray.persistence.storage import call_with_timeout, open_storage
+from maml_ray.rollouts.task_check import try_first_steps
 from maml_ray.runtime.actor_handle import describe_error
+from maml_ray.tasks.loading import resolve_tasks
 
-VIDEO_TIMEOUT_S = 30.0
-"""Seconds to create an OpenGL context, which may hang if OpenGL is broken."""
-_RENDER_SCRIPT = "import mujoco; c = mujoco.GLContext(64, 64); c.make_current(); c.free()"
+VIDEO_TIMEOUT_S = 60.0
+"""Seconds to import a task and render an image of it, which may hang if OpenGL is broken."""
+_RENDER_SCRIPT = """
+import json, sys
+from maml_ray.config.settings import TaskSettings
+from maml_ray.evaluation.video import VideoUnavailable, check_rendering
+from maml_ray.tasks.loading import resolve_tasks
+task = TaskSettings.model_validate_json(sys.argv[1])
+try:
+    check_rendering(resolve_tasks(task), task.horizon)
+except VideoUnavailable as error:
+    sys.exit(str(error))
+"""
 
 
 def run_checks(settings: Settings, deadline_s: float) -> Iterator[Finding]:
@@ -38,7 +52,11 @@ def run_checks(settings: Settings, deadline_s: float) -> Iterator[Finding]:
     Args:
         settings: of a run to be started later.
         deadline_s: seconds for the nodes to answer each probe.
+
+    Raises:
+        SettingsError: the tasks or their environment cannot be used on this machine.
     """
+    try_first_steps(settings, resolve_tasks(settings.task))
     available = ray.cluster_resources()
     yield doctor.check_resources(settings.cluster, available)
     nodes = probe_nodes(deadline_s)
@@ -48,7 +66,7 @@ def run_checks(settings: Settings, deadline_s: float) -> Iterator[Finding]:
     yield doctor.check_gpu(settings.cluster, gpus, probe_gpu(deadline_s) if uses_gpu else None)
     yield from doctor.check_memory(nodes, meta_batch_bytes(settings))
     yield from doctor.check_storage(probe_storage(settings, deadline_s))
-    yield doctor.check_video(probe_video() if settings.evaluation.video else None)
+    yield doctor.check_video(probe_video(settings.task) if settings.evaluation.video else None)
 
 
 def local_versions() -> Mapping[str, str]:
@@ -88,8 +106,10 @@ def probe_gpu(deadline_s: float) -> GpuReport:
 
 def probe_storage(settings: Settings, deadline_s: float) -> StorageReport:
     """Write a marker where runs are kept, have every node read it and write one, remove them."""
-    shared = settings.run.storage is not None
-    location = settings.run.storage or os.path.abspath(settings.run.directory)
+    check_locations(settings)
+    stored = storage_location(settings.run)
+    shared = stored is not None
+    location = stored or str(expand_path(settings.run.directory, "run.directory").absolute())
     created = [] if shared else _missing_directories(Path(location))
     folder = f".doctor-{secrets.token_hex(4)}"
     storage = open_storage(location)
@@ -107,22 +127,25 @@ def probe_storage(settings: Settings, deadline_s: float) -> StorageReport:
     return StorageReport(location, "", errors, shared)
 
 
-def probe_video(deadline_s: float = VIDEO_TIMEOUT_S) -> str | None:
-    """Return why nothing can be rendered on this machine; None if it can."""
-    environment = dict(os.environ)
-    if sys.platform == "linux" and not environment.get("DISPLAY"):
-        environment.setdefault("MUJOCO_GL", "egl")
-    command = [sys.executable, "-c", _RENDER_SCRIPT]
+def probe_video(task: TaskSettings, deadline_s: float = VIDEO_TIMEOUT_S) -> str | None:
+    """Return why no video of the task can be recorded on this machine; None if it can."""
+    command = [sys.executable, "-c", _RENDER_SCRIPT, task.model_dump_json()]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
         process = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=deadline_s
+            command,
+            env=environment,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=deadline_s,
         )
     except subprocess.TimeoutExpired:
-        return f"OpenGL has not answered within {deadline_s:.0f} s"
+        return f"no video: no image was rendered within {deadline_s:.0f} s"
     if process.returncode == 0:
         return None
     lines = [line for line in process.stderr.splitlines() if line.strip()]
-    return lines[-1].strip()[:200] if lines else f"exit code {process.returncode}"
+    return lines[-1].strip()[:300] if lines else f"no video: exit code {process.returncode}"
 
 
 def meta_batch_bytes(settings: Settings) -> int:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,6 +17,7 @@ from maml_ray.backends.inner_step import make_inner_step
 from maml_ray.common.normalization import RunningStatistics
 from maml_ray.common.seeding import Purpose, seed_sequence
 from maml_ray.config.settings import Settings, SettingsError
+from maml_ray.envs.user_errors import UserCodeError
 from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.policies.spec import PolicyParameters, PolicySpec
 from maml_ray.rollouts.advantages import compute_advantages
@@ -25,8 +25,8 @@ from maml_ray.rollouts.collector import SimulationFailed, collect
 from maml_ray.rollouts.env_cache import EnvCache
 from maml_ray.rollouts.samples import make_samples
 from maml_ray.rollouts.trajectories import TaskRollouts, Trajectories, empty_trajectories
-from maml_ray.tasks.loading import OwnTasks, describe_user_error, resolve_tasks
-from maml_ray.tasks.task import Task, TaskDistribution
+from maml_ray.tasks.loading import OwnTasks, resolve_tasks
+from maml_ray.tasks.task import Task, TaskDistribution, create_env, draw_tasks
 
 
 @dataclass(frozen=True)
@@ -71,31 +71,28 @@ def policy_spec(settings: Settings, tasks: TaskDistribution | None = None) -> Po
     """
     tasks = tasks or resolve_tasks(settings.task)
     try:
-        task = tasks.sample(np.random.default_rng(0), 1)[0]
-        env = tasks.make_env(task, horizon=settings.task.horizon)
-    except Exception as error:  # a user's class may raise anything
-        raise SettingsError(
-            f"task.name = {settings.task.name!r:.80} cannot be used: {describe_user_error(error)}"
-        ) from error
-    if not isinstance(env, gym.Env):
-        raise SettingsError(
-            f"task.name = {settings.task.name!r:.80} cannot be used: its make_env returns "
-            f"{env!r:.80}, not a gymnasium.Env"
-        )
+        (task,) = draw_tasks(tasks, np.random.default_rng(0), 1)
+        env = create_env(tasks, task, settings.task.horizon)
+    except UserCodeError as error:
+        raise _unusable(settings, error) from error
     try:
         return PolicySpec.from_spaces(
             settings.policy, env.observation_space, env.action_space, tasks.action_bounds
         )
     except ValueError as error:
-        raise SettingsError(f"task.name = {settings.task.name!r} cannot be used: {error}") from None
+        raise _unusable(settings, error) from None
     finally:
         env.close()
+
+
+def _unusable(settings: Settings, error: Exception) -> SettingsError:
+    return SettingsError(f"task.name = {settings.task.name!r:.80} cannot be used: {error}")
 
 
 def sample_tasks(settings: Settings, tasks: TaskDistribution, iteration: int) -> tuple[Task, ...]:
     """Sample the tasks of a meta-batch; they depend on the seed and the iteration only."""
     stream = seed_sequence(settings.run.seed, Purpose.TASKS, iteration)
-    return tasks.sample(np.random.default_rng(stream), settings.meta_batch.tasks)
+    return draw_tasks(tasks, np.random.default_rng(stream), settings.meta_batch.tasks)
 
 
 @dataclass(frozen=True)
@@ -222,7 +219,8 @@ class RolloutWorker:
             phase,
         )
         env = self._envs.get(assignment.task, self.settings.meta_batch.episodes)
-        return collect(policy, env, self.settings.task.horizon, seed)
+        task = self.settings.task
+        return collect(policy, env, task.horizon, seed, info_metrics=task.info_metrics)
 
     def close(self) -> None:
         """Close the environments."""

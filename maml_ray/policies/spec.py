@@ -53,7 +53,7 @@ class ActionBounds:
         Raises:
             ValueError: [-1, 1] cannot be rescaled to it, since it has no bounds.
         """
-        dtype = np.dtype(space.dtype)
+        dtype: np.dtype[Any] = np.dtype(space.dtype)
         limit = float(np.finfo(np.promote_types(dtype, np.float64)).max)
         limit = min(limit, float(np.finfo(dtype).max))
         low, high = (
@@ -238,9 +238,9 @@ def bounds_warning(spec: PolicySpec) -> str | None:
         return None
     worst, bounds = shares.index(max(shares)), spec.action_bounds
     effect, remedy = {
-        "clip": ("are clipped", "policy.action_bounds=rescale maps [-1, 1] to the bounds"),
-        "rescale": ("are clipped", "lower policy.initial_log_std or policy.action_scale"),
-        "none": ("are sent unclipped", "policy.action_bounds=clip or rescale keeps them inside"),
+        "clip": ("is clipped", "policy.action_bounds=rescale maps [-1, 1] to the bounds"),
+        "rescale": ("is clipped", "lower policy.initial_log_std or policy.action_scale"),
+        "none": ("is sent unclipped", "policy.action_bounds=clip or rescale keeps them inside"),
     }[bounds.mode]
     return (
         f"{max(shares):.0%} of what the untrained policy samples for action {worst + 1} of "

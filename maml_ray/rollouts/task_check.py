@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,10 +10,19 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.utils.env_checker import check_env
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import VectorEnv
 
 from maml_ray.common.errors import UserError
+from maml_ray.common.normalization import RunningStatistics
 from maml_ray.config.settings import Settings, SettingsError
+from maml_ray.envs.user_errors import (
+    OLD_API,
+    UserCodeError,
+    describe_user_error,
+    place_of_definition,
+    user_code,
+)
+from maml_ray.envs.vector_env import NumbersOnly
 from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.policies.spec import (
     PolicySpec,
@@ -24,14 +31,18 @@ from maml_ray.policies.spec import (
     shares_beyond_bounds,
 )
 from maml_ray.rollouts.collector import collect
+from maml_ray.rollouts.step_reader import autoreset_mode
 from maml_ray.rollouts.trajectories import Trajectories
-from maml_ray.tasks.loading import (
-    OwnTasks,
-    describe_user_error,
-    record_own_tasks,
-    resolve_tasks,
+from maml_ray.tasks.loading import OwnTasks, record_own_tasks, resolve_tasks
+from maml_ray.tasks.registry import TASK_FAMILIES
+from maml_ray.tasks.task import (
+    Task,
+    TaskDistribution,
+    create_env,
+    draw_tasks,
+    find_task,
+    sampling_problem,
 )
-from maml_ray.tasks.task import Task, TaskDistribution, find_task
 
 _TASKS = 20  # sampled
 _STEPS, _EPISODES = 20, 2  # of each rollout: enough to see a difference, and quick
@@ -107,11 +118,103 @@ def check_tasks(tasks: OwnTasks | Settings) -> TaskCheck:
         drawn = _check_sampling(distribution, findings)
         spec = _check_env(distribution, drawn[0], settings, horizon, findings)
         if spec is not None:
-            policy = NumpyPolicy(spec, initial_parameters(spec, np.random.default_rng(0)), None)
-            _check_batches(_Rollouts(distribution, policy, horizon), drawn, findings)
+            # As in a run's first iteration: the normalizer decides about the observations' type.
+            normalizer = RunningStatistics.empty(spec.observation_size).normalizer()
+            parameters = initial_parameters(spec, np.random.default_rng(0))
+            policy = NumpyPolicy(spec, parameters, normalizer)
+            rollouts = _Rollouts(distribution, policy, horizon, settings.task.info_metrics)
+            first = _check_batches(rollouts, drawn, findings)
+            _check_observations(first, settings.policy.normalize_observations, findings)
+            _check_infos(first, rollouts, drawn[0], findings)
     except _Stopped:
         pass
     return findings.summary(name)
+
+
+def try_first_steps(settings: Settings, tasks: TaskDistribution) -> None:
+    """Sample a meta-batch and take the first steps in the user's environment, before Ray starts.
+
+    The part of :func:`check_tasks` that is quick in any simulator. Built-in families pass.
+
+    Args:
+        settings: of the run.
+        tasks: its task distribution.
+
+    Raises:
+        SettingsError: training would fail at the same.
+    """
+    if settings.task.env is None and settings.task.name in TASK_FAMILIES:
+        return
+    horizon = settings.task.horizon
+    try:
+        task = draw_tasks(tasks, np.random.default_rng(0), settings.meta_batch.tasks)[0]
+        env = create_env(tasks, task, horizon)
+        try:
+            _step_once(env)
+        finally:
+            env.close()
+        if type(tasks).make_vector_env is not TaskDistribution.make_vector_env:
+            _step_batch_once(tasks, task, horizon)
+    except UserCodeError as error:
+        raise SettingsError(
+            f"task.name = {settings.task.name!r:.80} cannot be used: {error}"
+        ) from error
+
+
+def _step_once(env: gym.Env[Any, Any]) -> None:
+    """Reset an environment and take a step.
+
+    Raises:
+        UserCodeError: either raises an error or returns what Gymnasium's interface does not allow.
+    """
+    reset, step = (getattr(type(env.unwrapped), name) for name in ("reset", "step"))
+    place = place_of_definition(reset)
+    with user_code("reset", reset):
+        returned: Any = env.reset(seed=0)
+    if not isinstance(returned, tuple) or len(returned) != 2 or not isinstance(returned[1], dict):
+        raise UserCodeError(f"reset returns {_shown(returned)}{place}: {OLD_API}")
+    _check_shape(f"reset{place}", env, returned[0])
+    env.action_space.seed(0)
+    place = place_of_definition(step)
+    with user_code("step", step):
+        returned = env.step(env.action_space.sample())
+    if not isinstance(returned, tuple) or len(returned) != 5:
+        raise UserCodeError(f"step returns {_shown(returned)}{place}: {OLD_API}")
+    _check_shape(f"step{place}", env, returned[0])
+
+
+def _shown(returned: Any) -> str:
+    number = f"{len(returned)} values" if isinstance(returned, tuple) else "no tuple"
+    return f"{number}, {' '.join(repr(returned).split()):.60}"
+
+
+def _check_shape(what: str, env: gym.Env[Any, Any], observation: Any) -> None:
+    expected, shape = env.observation_space.shape, np.shape(observation)
+    if shape != expected:
+        raise UserCodeError(
+            f"{what} returns an observation of shape {shape}, but the shape of its "
+            f"observation_space is {expected}"
+        )
+
+
+def _step_batch_once(tasks: TaskDistribution, task: Task, horizon: int) -> None:
+    """Create a batch by the family's own ``make_vector_env``, reset it and take a step.
+
+    Raises:
+        UserCodeError: one of these raises an error, or it is no batch.
+    """
+    with user_code("make_vector_env", tasks.make_vector_env):
+        batch = tasks.make_vector_env(task, num_envs=_EPISODES, horizon=horizon)
+    if not isinstance(batch, VectorEnv):
+        raise UserCodeError(
+            f"make_vector_env returns a {type(batch).__name__}, not a gymnasium.vector.VectorEnv"
+        )
+    try:
+        with user_code("the batch"):
+            batch.reset(seed=list(range(_EPISODES)))  # type: ignore[arg-type]
+            batch.step(np.stack([batch.single_action_space.sample() for _ in range(_EPISODES)]))
+    finally:
+        batch.close()
 
 
 class _Stopped(Exception):
@@ -141,24 +244,16 @@ class _Findings:
             return function(*args, **kwargs)
         except _Stopped:
             raise
+        except UserCodeError as error:
+            self.problems.append(str(error))
         except UserError as error:
             self.problems.append(f"{what}: {error}")
         except Exception as error:  # a user's class may raise anything
-            self.problems.append(f"{what} raises {describe_user_error(error)}{_remedy(error)}")
+            self.problems.append(f"{what} raises {describe_user_error(error)}")
         raise _Stopped
 
     def summary(self, name: str) -> TaskCheck:
         return TaskCheck(name, tuple(self.passed), tuple(self.notes), tuple(self.problems))
-
-
-def _remedy(error: Exception) -> str:
-    """Return a remedy for what environments often raise in a batch; empty if none is known."""
-    functions = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
-    if "_add_info" in functions:
-        return ": keep the type and shape of each entry of info the same"
-    if "step" in functions and isinstance(error, AssertionError):
-        return ": if it is because of the action, set policy.action_bounds to clip or rescale"
-    return ""
 
 
 def _check_sampling(tasks: TaskDistribution, findings: _Findings) -> Sequence[Task]:
@@ -183,59 +278,23 @@ def _draw(name: str, sample: Callable[..., Any], seed: int, findings: _Findings)
     drawn, again = (
         findings.call(call, sample, np.random.default_rng(seed), _TASKS) for _ in range(2)
     )
-    is_tasks = isinstance(drawn, Sequence) and all(isinstance(task, Task) for task in drawn)
-    findings.require(
-        is_tasks, f"{call} returns a {type(drawn).__name__}: return a tuple of maml_ray.Task"
-    )
-    few = f"{call} returns {len(drawn)} tasks: return as many as asked for"
-    findings.expect(len(drawn) == _TASKS, few)
-    findings.require(len(drawn) > 0, few)
-    odd = next((task for task in drawn if not _are_pairs(task.parameters)), None)
-    findings.require(
-        odd is None,
-        f"{call}: the parameters of a task are pairs in a tuple: write self.task({{...}}), "
-        "or Task(name, (('goal', 0.5),))",
-    )
-    findings.call("hash(task)", lambda: {hash(task) for task in drawn})
+    problem = sampling_problem(drawn, _TASKS)
+    if problem is not None:
+        findings.problems.append(f"{call} {problem}{place_of_definition(sample)}")
+        if not isinstance(drawn, Sequence) or sampling_problem(drawn, len(drawn)) or not drawn:
+            raise _Stopped
     findings.expect(
         tuple(drawn) == tuple(again),
         f"{call} draws other tasks from an equal generator: draw from rng alone",
     )
-    problems = (_parameter_problem(task, *item) for task in drawn for item in task.parameters)
-    first = next(filter(None, problems), None)
-    findings.expect(first is None, f"{call}: {first}")
     return drawn
-
-
-def _are_pairs(parameters: Any) -> bool:
-    return isinstance(parameters, tuple) and all(
-        isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str)
-        for item in parameters
-    )
-
-
-def _parameter_problem(task: Task, key: str, value: Any) -> str | None:
-    """Return why a parameter cannot be saved and compared, or None."""
-    what = f"the parameter {key!r} of the task {task.name!r} is"
-    if not isinstance(value, int | float | np.number) or isinstance(value, bool):
-        return f"{what} {value!r:.60}: give the tasks numbers, and put text into their names"
-    if not isinstance(value, int | float):
-        return f"{what} a {type(value).__name__}: write float({key})"
-    return None if math.isfinite(value) else f"{what} {value}"
 
 
 def _check_env(
     tasks: TaskDistribution, task: Task, settings: Settings, horizon: int, findings: _Findings
 ) -> PolicySpec | None:
     """Check one environment; return the policy's sizes for it."""
-    env = findings.call(
-        f"make_env of the task {task.name!r}", tasks.make_env, task, horizon=horizon
-    )
-    findings.require(
-        isinstance(env, gym.Env),
-        f"make_env returns a {type(env).__module__}.{type(env).__name__}, not a gymnasium.Env: "
-        "derive it from gymnasium.Env, or wrap an older environment (gymnasium.farama.org, Shimmy)",
-    )
+    env = findings.call("make_env", create_env, tasks, task, horizon)
     try:
         spec = PolicySpec.from_spaces(
             settings.policy, env.observation_space, env.action_space, tasks.action_bounds
@@ -245,11 +304,14 @@ def _check_env(
         findings.problems.append(str(error))
         raise _Stopped from None
     try:
+        findings.call("the environment", _step_once, env)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # recommendations, such as bounds of observations
             check_env(env, skip_render_check=True, skip_close_check=True)
         env.reset(seed=0)
         reward = env.step(env.action_space.sample())[1]
+    except _Stopped:
+        raise
     except Exception as error:  # assertions, and whatever the environment raises
         message = " ".join(str(error).split())[:300] or type(error).__name__
         findings.problems.append(f"Gymnasium's check_env: {message}")
@@ -257,14 +319,14 @@ def _check_env(
     finally:
         env.close()
     findings.require(
-        np.ndim(reward) == 0, f"step returns the reward {reward!r:.60}: return a number"
+        np.size(reward) == 1, f"step returns the reward {reward!r:.60}: return a number"
     )
     if (warning := bounds_warning(spec)) is not None:
         findings.notes.append(warning)
     elif spec.action_bounds is not None:
         findings.passed.append(
             f"{max(shares_beyond_bounds(spec)):.0%} of what the untrained policy samples for an "
-            f"action lie outside its bounds, with policy.action_bounds = {spec.action_bounds.mode}"
+            f"action lies outside its bounds, with policy.action_bounds = {spec.action_bounds.mode}"
         )
     findings.passed.append(
         f"Gymnasium's check_env: observations {env.observation_space}, actions {env.action_space}"
@@ -279,6 +341,7 @@ class _Rollouts:
     tasks: TaskDistribution
     policy: NumpyPolicy
     horizon: int
+    info_metrics: Sequence[str]
 
     def make(self, task: Task) -> VectorEnv[Any, Any, Any]:
         return self.tasks.make_vector_env(task, num_envs=_EPISODES, horizon=self.horizon)
@@ -289,7 +352,8 @@ class _Rollouts:
         )
 
     def collect(self, env: VectorEnv[Any, Any, Any]) -> Trajectories:
-        return collect(self.policy, env, self.horizon, np.random.SeedSequence(0))
+        seed = np.random.SeedSequence(0)
+        return collect(self.policy, env, self.horizon, seed, info_metrics=self.info_metrics)
 
     def collect_new(self, make: Callable[[Task], Any], task: Task) -> Trajectories:
         env = make(task)
@@ -299,7 +363,8 @@ class _Rollouts:
             env.close()
 
 
-def _check_batches(rollouts: _Rollouts, drawn: Sequence[Task], findings: _Findings) -> None:
+def _check_batches(rollouts: _Rollouts, drawn: Sequence[Task], findings: _Findings) -> Trajectories:
+    """Check batches; return the first episodes."""
     task = drawn[0]
     other = next((one for one in drawn if one.parameters != task.parameters), task)
     parameters = dict(task.parameters)
@@ -312,7 +377,7 @@ def _check_batches(rollouts: _Rollouts, drawn: Sequence[Task], findings: _Findin
     env = findings.call("make_vector_env", rollouts.make, task)
     try:
         _check_batch(rollouts, env, task, findings)
-        first = findings.call("a batch", rollouts.collect, env)
+        first: Trajectories = findings.call("a batch", rollouts.collect, env)
         for again in (
             findings.call("a batch after its first episodes", rollouts.collect, env),
             findings.call("a second batch", rollouts.collect_new, rollouts.make, task),
@@ -350,6 +415,34 @@ def _check_batches(rollouts: _Rollouts, drawn: Sequence[Task], findings: _Findin
                 "make_vector_env and make_env differ from the same seed: an evaluation's video, "
                 "which make_env replays, shows other episodes than were measured"
             )
+    return first
+
+
+def _check_observations(first: Trajectories, normalize: bool, findings: _Findings) -> None:
+    if first.observations.dtype == np.float64 and not normalize:
+        largest = np.abs(first.observations).max()
+        findings.notes.append(
+            f"observations of magnitude {largest:.1g} vary by less than a network's float32 "
+            "resolves: set policy.normalize_observations: true, which centers them in float64, or "
+            "subtract a constant in the environment"
+        )
+
+
+def _check_infos(first: Trajectories, rollouts: _Rollouts, task: Task, findings: _Findings) -> None:
+    missing = [name for name in rollouts.info_metrics if name not in first.info_means]
+    if not missing:
+        return
+    env = NumbersOnly(create_env(rollouts.tasks, task, rollouts.horizon))
+    try:
+        env.reset(seed=0)
+        numbers = sorted(env.step(env.action_space.sample())[4])
+    finally:
+        env.close()
+    findings.notes.append(
+        f"task.info_metrics: no environment reported {', '.join(missing)} in "
+        f"{int(first.mask.sum())} steps; its info has the numbers "
+        f"{', '.join(numbers[:20]) or '(none)'}"
+    )
 
 
 def _check_batch(
@@ -367,11 +460,11 @@ def _check_batch(
         env.num_envs == _EPISODES,
         f"make_vector_env(num_envs={_EPISODES}) returns {env.num_envs} environments",
     )
-    findings.expect(
-        env.metadata.get("autoreset_mode") is not AutoresetMode.SAME_STEP,
-        "make_vector_env resets episodes within their last step, which loses the last "
-        "observation: use AutoresetMode.NEXT_STEP or DISABLED",
-    )
+    if autoreset_mode(env) is None:
+        findings.notes.append(
+            "the batch's metadata have no autoreset_mode: it is taken to be "
+            "gymnasium.vector.AutoresetMode.NEXT_STEP"
+        )
 
 
 def _equal(one: Trajectories, other: Trajectories) -> bool:

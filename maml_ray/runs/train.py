@@ -12,35 +12,46 @@ from typing import Any
 from rich.console import Console
 
 from maml_ray.common.errors import Interrupted, RunDirError, TrainingFailed
+from maml_ray.common.locations import (
+    escape_path,
+    expand_path,
+    is_url,
+    parse_location,
+    parse_path,
+)
 from maml_ray.config.loading import load_settings
 from maml_ray.config.settings import RunSettings, Settings, SettingsError
+from maml_ray.envs.opengl import import_mujoco
 from maml_ray.maml.losses import outer_objective
 from maml_ray.persistence.checkpoint_format import Checkpoint
 from maml_ray.persistence.file_lock import lock_run_dir
 from maml_ray.persistence.records import Observer
 from maml_ray.persistence.run_dir import RunDir, open_run_dir, resolve_base_directory
 from maml_ray.persistence.run_storage import (
+    check_locations,
     fetch_run,
     is_run_dir,
     open_run_storage,
     read_settings,
+    storage_location,
     unused_run_dir,
 )
 from maml_ray.reporting.metrics_log import MetricsLog
-from maml_ray.reporting.progress import make_progress
+from maml_ray.reporting.progress import make_progress, show_any_text
 from maml_ray.runs.evaluate import EvaluationConfig, RunResult, evaluate_run, read_result
 from maml_ray.runs.observers import GuardedObserver, ObserverList, check_observers
 from maml_ray.runs.precompile import compile_ahead
 from maml_ray.runs.resume import (
     check_no_existing_run,
     check_storage_writable,
+    keep_annealing,
     load_resume_state,
     print_notice,
 )
 from maml_ray.runs.session import open_session
 from maml_ray.runs.training_loop import train_on_ray
 from maml_ray.runtime.ray_session import is_local
-from maml_ray.tasks.loading import OwnTasks, record_own_tasks, resolve_tasks
+from maml_ray.tasks.loading import OwnTasks, record_own_tasks, recorded_module, resolve_tasks
 
 AUTO = "auto"
 """``resume`` value: continue the run that the settings name, or start it if it does not exist."""
@@ -83,7 +94,9 @@ def train(
         Superseded: a newer attempt at the run has started elsewhere.
         Interrupted: SIGINT or SIGTERM; finished iterations are checkpointed.
     """
-    console = console or Console()
+    if console is None:
+        show_any_text()
+        console = Console()
     check_observers(observers)
     if resume is not None and run_dir is not None:
         raise RunDirError("resume names the run directory already: leave run_dir out")
@@ -97,6 +110,7 @@ def train(
             return _train_and_evaluate(
                 target, settings, tasks, None, console, observers, new=resume is None
             )
+        settings = keep_annealing(target, settings, console)
         checkpoint = load_resume_state(target, settings, console, tasks)
         if checkpoint is not None and checkpoint.iteration >= settings.run.iterations:
             return _finish(target, settings, tasks, checkpoint, console, reevaluate=resume != AUTO)
@@ -111,9 +125,10 @@ def open_or_fetch_run(run: str | Path) -> RunDir:
         RunDirError: there is no run.
         StorageError: the URL is not one of a storage.
     """
-    if "://" in str(run):
-        return fetch_run(str(run), _base_directory(RunSettings()))
-    return open_run_dir(run)
+    location = parse_location(run, "resume")
+    if isinstance(location, str):
+        return fetch_run(location, _base_directory(RunSettings()))
+    return open_run_dir(location)
 
 
 def _train_and_evaluate(
@@ -144,7 +159,9 @@ def _train_and_evaluate(
             )
         except (Interrupted, TrainingFailed) as error:
             if run_dir.settings.exists():
-                error.run = str(run_dir.path)
+                # What could not be saved there is in another directory.
+                error.run = error.run or str(run_dir.path)
+                error.module = recorded_module(settings.task)
             raise
         finally:
             for observer in [*guarded, log]:
@@ -226,20 +243,30 @@ def _resolve_run(
         if resume == AUTO:
             target = _named_run_dir(settings, console)
         else:
-            target = RunDir(Path(run_dir)) if run_dir is not None else _new_run_dir(settings.run)
+            named = None if run_dir is None else RunDir(parse_path(run_dir, "run_dir"))
+            target = named or _new_run_dir(settings.run)
             check_no_existing_run(target, settings)
         if run_dir is None:
             _notify_of_moved_directory(settings.run, console)
     # Report an unknown task, objective or storage before Ray starts.
     try:
         resolve_tasks(settings.task, own_tasks)
+        _warn_of_opengl(settings, console)
         outer_objective(settings.outer.objective)
     except SettingsError as error:
         if resume not in (None, AUTO) and _are_recorded(settings, target):
             raise SettingsError(f"{target.settings}: {error}") from None
         raise
-    open_run_storage(target, settings.run)
-    return target, settings
+    check_locations(settings, target)
+    # This process may import their module: so may the actors.
+    return target, settings.as_recorded_in(None)
+
+
+def _warn_of_opengl(settings: Settings, console: Console) -> None:
+    """Print that there will be no video of MuJoCo if its OpenGL cannot be loaded."""
+    problem = import_mujoco()
+    if problem is not None and settings.evaluation.video:
+        print_notice(console, f"warning: {problem}; MuJoCo renders no video")
 
 
 def _complete(
@@ -271,13 +298,14 @@ def _new_run_dir(run: RunSettings) -> RunDir:
 
 
 def _base_directory(run: RunSettings) -> Path:
-    return resolve_base_directory(run.directory, os.environ, Path.home())
+    directory = expand_path(run.directory, "run.directory")
+    return resolve_base_directory(directory, os.environ, Path.home())
 
 
 def _notify_of_moved_directory(run: RunSettings, console: Console) -> None:
     """Print where run directories are created if it is not where the settings say."""
     directory = _base_directory(run)
-    if directory != Path(run.directory):
+    if directory != expand_path(run.directory, "run.directory"):
         print_notice(
             console,
             f"using run.directory = {directory}: the working directory of a job is a copy that "
@@ -287,9 +315,9 @@ def _notify_of_moved_directory(run: RunSettings, console: Console) -> None:
 
 def _with_absolute_storage(settings: Settings) -> Settings:
     """Make a relative ``run.storage`` absolute: later commands may run in another directory."""
-    storage = settings.run.storage
-    if storage is None or "://" in storage:
+    storage = storage_location(settings.run)
+    if storage is None or is_url(storage):
         return settings
-    path = resolve_base_directory(storage, os.environ, Path.home()).absolute()
-    run = settings.run.model_copy(update={"storage": str(path)})
+    path = resolve_base_directory(Path(storage), os.environ, Path.home()).absolute()
+    run = settings.run.model_copy(update={"storage": escape_path(path)})
     return settings.model_copy(update={"run": run})

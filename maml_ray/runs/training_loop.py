@@ -16,11 +16,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 
 import ray
 
+from maml_ray.common.commands import resume_hint
 from maml_ray.common.errors import Interrupted, TrainingFailed
 from maml_ray.common.signals import StopRequest
 from maml_ray.config.settings import FaultSettings, Settings
@@ -35,13 +36,14 @@ from maml_ray.persistence.checkpoint_store import CheckpointScore
 from maml_ray.persistence.records import IterationRecord, IterationTimings, Observer, StartReport
 from maml_ray.persistence.run_dir import RunDir
 from maml_ray.policies.spec import bounds_warning
+from maml_ray.rollouts.task_check import try_first_steps
 from maml_ray.runs.observers import ObserverList
 from maml_ray.runs.session import open_checkpoint_writer, open_session
 from maml_ray.runtime.actor_system import ActorSystem, start_actors
 from maml_ray.runtime.ray_internals import get_dashboard_url
-from maml_ray.runtime.ray_session import connected, is_local
+from maml_ray.runtime.ray_session import connected, find_address, is_local
 from maml_ray.runtime.rollout_pool import CollectedBatch
-from maml_ray.tasks.loading import OwnTasks, resolve_tasks
+from maml_ray.tasks.loading import OwnTasks, recorded_module, resolve_tasks
 from maml_ray.tasks.task import TaskDistribution
 
 EXIT_SAVE_TIMEOUT_S = 4.0
@@ -85,25 +87,34 @@ def train_on_ray(
 
     Raises:
         ResourceError: the cluster does not exist or lacks the requested resources.
-        TrainingFailed: a work item cannot be done or the storage does not work; the message says
-            where the finished iterations are saved.
+        TrainingFailed: a work item cannot be done, Ray is lost or the storage does not work; the
+            message says where the finished iterations are saved.
         Interrupted: SIGINT or SIGTERM; the finished iterations are checkpointed.
         Superseded: a newer attempt at the run has started.
         RunDirError: the run directory or storage cannot be written or belongs to another run.
+        SettingsError: the tasks or their environment cannot be used.
     """
     observer_list, progress = ObserverList(observers), _Progress.of(resume)
     tasks = resolve_tasks(settings.task, own_tasks)
     spec = policy_spec(settings, tasks)
     if (warning := bounds_warning(spec)) is not None:
         observer_list.on_event(f"warning: {warning}")
+    try_first_steps(settings, tasks)
     first = _assignments(settings, tasks, progress.iteration)
     address = settings.cluster.address
     observer_list.on_status(
-        "starting Ray" if is_local(address) else f"joining the Ray cluster at {address or 'auto'}"
+        "starting Ray"
+        if is_local(address)
+        else f"joining the Ray cluster at {find_address(address).value}"
     )
+
+    def exit_note() -> str:
+        module = recorded_module(settings.task)
+        return resume_hint(str(run_dir.path), module) if run_dir.settings.exists() else ""
+
     with (
-        connected(address),
-        StopRequest() as stop,
+        connected(address, on_event=observer_list.on_event, exit_note=exit_note) as session,
+        StopRequest(session.check) as stop,
         start_actors(
             settings,
             spec,
@@ -122,7 +133,15 @@ def train_on_ray(
         observer_list.on_start(_start_report(run_dir, actors, resume, attempt))
         with open_checkpoint_writer(settings, run_dir, storage, stop.supersede) as writer:
             _TrainingLoop(
-                settings, tasks, actors, writer, observer_list, stop.check, attempt, progress
+                settings,
+                tasks,
+                actors,
+                writer,
+                observer_list,
+                stop.check,
+                attempt,
+                progress,
+                session.explaining,
             ).run()
         observer_list.on_status("stopping actors and Ray")
 
@@ -139,6 +158,7 @@ class _TrainingLoop:
     check_stop: Callable[[], None]
     attempt: int
     progress: _Progress
+    explaining: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def run(self) -> None:
         """Train to the last iteration; on a signal or failure, save what is finished.
@@ -146,7 +166,8 @@ class _TrainingLoop:
         After :class:`Superseded` nothing is written: the run belongs to a newer attempt.
         """
         try:
-            self._iterate()
+            with self.explaining():
+                self._iterate()
             self.observers.on_status("saving the last checkpoint")
             self._save_last(self.settings.cluster.task_timeout_s, self.check_stop)
             self.check_stop()
@@ -156,7 +177,8 @@ class _TrainingLoop:
 
     def _iterate(self) -> None:
         started = self.actors.started_at  # before the wait for the learner, which counts
-        for iteration in range(self.progress.iteration, self.settings.run.iterations):
+        first = self.progress.iteration
+        for iteration in range(first, self.settings.run.iterations):
             assignments = _assignments(self.settings, self.tasks, iteration)
             collected, update = self.actors.run_iteration(assignments, self._prefetch(iteration))
             now = time.perf_counter()
@@ -164,6 +186,11 @@ class _TrainingLoop:
             started = now  # the rest of this body counts as the next iteration's ``rest_s``
             self.progress = _Progress(iteration + 1, record.total_env_steps, record.elapsed_s)
             self.observers.on_iteration(record)
+            for name in _never_reported(update) if iteration == first else ():
+                self.observers.on_event(
+                    f"no environment reported info[{name!r}], which task.info_metrics names, in "
+                    "this iteration: see 'maml-ray check' for what they report"
+                )
             self._save(update)
 
     def _prefetch(self, iteration: int) -> list[Assignment]:
@@ -216,9 +243,11 @@ class _TrainingLoop:
         try:
             self._save_last(EXIT_SAVE_TIMEOUT_S)
         except TrainingFailed as save_error:
+            both: Interrupted | TrainingFailed = TrainingFailed(f"{error}; {save_error}")
             if isinstance(error, Interrupted):
-                raise Interrupted(error.signal_number, str(save_error)) from None
-            raise TrainingFailed(f"{error}; {save_error}") from None
+                both = Interrupted(error.signal_number, str(save_error))
+            both.run = save_error.run
+            raise both from None
 
     def _save_last(self, timeout_s: float, check_stop: Callable[[], None] = lambda: None) -> None:
         """Write a checkpoint of all finished iterations, unless it is written already."""
@@ -249,6 +278,12 @@ def check_fault_budget(update: UpdateMetrics, faults: FaultSettings) -> str | No
             f"faults.discarded_episodes allows {faults.discarded_episodes}"
         )
     return None
+
+
+def _never_reported(update: UpdateMetrics) -> list[str]:
+    """Return the names in ``task.info_metrics`` that no environment reported."""
+    after = update.infos_after
+    return [name for name, mean in update.infos_before.items() if mean is None is after[name]]
 
 
 def _assignments(settings: Settings, tasks: TaskDistribution, iteration: int) -> list[Assignment]:

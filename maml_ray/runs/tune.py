@@ -6,15 +6,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from maml_ray.common.errors import UserError
+from maml_ray.common.locations import escape_path, expand_path, is_url
 from maml_ray.config.settings import Settings
 from maml_ray.persistence.checkpoint_store import has_checkpoints, load_newest_checkpoint
 from maml_ray.persistence.file_lock import lock_run_dir
 from maml_ray.persistence.records import IterationRecord, Observer
 from maml_ray.persistence.run_dir import RunDir
-from maml_ray.persistence.run_storage import open_run_storage
+from maml_ray.persistence.run_storage import (
+    check_locations,
+    open_run_storage,
+    storage_location,
+)
 from maml_ray.reporting.metrics_log import MetricsLog
 from maml_ray.runs.training_loop import train_on_ray
+from maml_ray.runtime.ray_session import check_address, find_address
+from maml_ray.tasks.loading import as_users_own
 
 _MAX_NAME_LENGTH = 50
 """Longest run name in characters; the trial's id is appended."""
@@ -36,6 +45,7 @@ def tune_objective(settings: Settings | None = None) -> Any:
 
     Raises:
         UserError: Ray Tune is not installed, or ``settings`` are none.
+        ResourceError: no cluster answers at ``RAY_ADDRESS``, which Tune would join.
     """
     if settings is not None and not isinstance(settings, Settings):
         raise UserError(
@@ -49,7 +59,9 @@ def tune_objective(settings: Settings | None = None) -> Any:
             f"a sweep needs Ray Tune ({error.name or 'a package of it'} is not installed): "
             "pip install 'maml-ray[tune]'"
         ) from None
-    settings = _with_fixed_resources(settings or Settings())
+    if not ray.is_initialized():  # the Tuner calls ray.init, which tries for many minutes
+        check_address(find_address(None))
+    settings = _with_fixed_resources(as_users_own(settings or Settings()))
     actors, gpu = settings.cluster.rollout_actors or 1, settings.cluster.learner_device == "cuda"
     bundles = [{}, *([{"GPU": 1.0}] if gpu else []), *[{"CPU": 1.0}] * actors]
     return tune.with_resources(_make_trainable(settings), tune.PlacementGroupFactory(bundles))
@@ -62,11 +74,14 @@ def _with_fixed_resources(settings: Settings) -> Settings:
     device = "cuda" if cluster.learner_device == "cuda" else "cpu"
     threads = cluster.learner_threads or actors
     resources = {"rollout_actors": actors, "learner_device": device, "learner_threads": threads}
-    directory = str(Path(run.directory).absolute())
+    check_locations(settings)
+    places = {"directory": escape_path(expand_path(run.directory, "run.directory").absolute())}
+    if (storage := storage_location(run)) is not None and not is_url(storage):
+        places["storage"] = escape_path(Path(storage).absolute())
     return settings.model_copy(
         update={
             "cluster": cluster.model_copy(update=resources),
-            "run": run.model_copy(update={"directory": directory}),
+            "run": run.model_copy(update=places),
         }
     )
 
@@ -83,7 +98,7 @@ def _make_trainable(settings: Settings) -> Callable[[dict[str, Any]], None]:
 
 
 def _train_trial(settings: Settings, report: Callable[[dict[str, Any]], None]) -> None:
-    run_dir = RunDir(Path(settings.run.directory) / settings.run.name)
+    run_dir = RunDir(expand_path(settings.run.directory, "run.directory") / settings.run.name)
     with lock_run_dir(run_dir.path):
         storage = open_run_storage(run_dir, settings.run)
         resume = load_newest_checkpoint(storage)[0] if has_checkpoints(storage) else None

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from maml_ray.common.errors import TrainingFailed
+from maml_ray.common.errors import TrainingFailed, UserCodeFailed, UserError
 from maml_ray.config.settings import Settings
 from maml_ray.runtime.actor_handle import ActorFactory, ActorHandle, describe_error
 from maml_ray.runtime.actors import ActorLocation
@@ -125,13 +125,20 @@ class ActorGroup:
         """Mark an actor as ready after its reply, or handle the failure of its start.
 
         Raises:
-            TrainingFailed: actors of this run cannot start, or a fault budget is spent.
+            TrainingFailed: actors of this run cannot start, or a fault budget is spent;
+                :class:`UserCodeFailed` if the user's code raises there, not where the run started.
         """
         assert handle.ready_ref is not None
         try:
             handle.location = ray.get(handle.ready_ref, timeout=FETCH_TIMEOUT_S)
         except RayError as error:
             self.remove(handle)
+            if isinstance(getattr(error, "cause", None), UserError):
+                raise UserCodeFailed(
+                    f"{handle.name} could not start: {describe_error(error)}; where the run was "
+                    "started it works: install the same code on every node, or let maml-ray "
+                    "submit --working-dir upload it"
+                ) from None
             if getattr(error, "actor_init_failed", False):
                 message = f"{handle.name} could not start: {describe_error(error)}"
                 raise TrainingFailed(message) from None

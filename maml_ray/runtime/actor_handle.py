@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter, deque
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from maml_ray.common.errors import UserError
 from maml_ray.config.settings import Settings
 from maml_ray.learning.rollout_worker import Assignment
 from maml_ray.runtime.actors import ActorLocation, RolloutActor, as_actor
@@ -164,15 +166,39 @@ def describe_heartbeats(actors: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+_DEATHS = (
+    (
+        "running low on memory|memory usage threshold",
+        "Ray killed it because its node ran out of memory: cluster.rollout_actors limits the "
+        "number of actors",
+    ),
+    (r"killed by `?ray\.kill", "it was killed by ray.kill"),
+    ("its node has died", "its node has died or lost its connection"),
+    ("its owner has died", "the driver that started it has gone"),
+    (r"exits? with an exit code (\d+)", r"its code ended the process with exit code \1"),
+    ("exit_actor|SystemExit|exit type: USER_ERROR", "its code ended the process"),
+    (
+        "exit type: SYSTEM_ERROR",
+        "its process was killed or crashed; if by the system, for want of memory, dmesg says so",
+    ),
+    ("is (temporarily )?unavailable", "its process no longer answers"),
+)
+"""What Ray says of an actor's death, in this order, and the same in one sentence."""
+
+
 def describe_error(error: BaseException) -> str:
     """Return an error from another process in one line, without the remote traceback."""
     cause = getattr(error, "cause", None)
+    if isinstance(cause, UserError):
+        return str(cause)
     if isinstance(cause, BaseException) and str(cause):
         return f"{type(cause).__name__}: {cause}".splitlines()[0][:300]
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return repr(error)
-    deaths = [line for line in lines if "dead because" in line]
-    raised = isinstance(error, RayTaskError) or getattr(error, "actor_init_failed", False)
-    message = lines[-1] if raised else (deaths or lines)[0]
-    return message[:300]
+    if isinstance(error, RayTaskError) or getattr(error, "actor_init_failed", False):
+        return lines[-1][:300]
+    for pattern, words in _DEATHS:
+        if match := re.search(pattern, " ".join(lines)):
+            return match.expand(words)
+    return next((line for line in lines if "dead because" in line), lines[0])[:300]

@@ -16,7 +16,9 @@ from typing import Any
 
 import ray
 
+from maml_ray.common.errors import UserError
 from maml_ray.config.settings import Settings
+from maml_ray.envs.user_errors import user_code
 from maml_ray.kernels.jit import can_cache_code, has_cached_code
 from maml_ray.learning.rollout_worker import Assignment, RolloutTimings, RolloutWorker
 from maml_ray.learning.state import LearnerState, UpdateMetrics
@@ -125,9 +127,14 @@ class RolloutActor:
         self._heartbeat = HeartbeatLog()
         if can_cache_code() and not has_cached_code():  # on a machine other than the driver's
             print("compiling kernels, once for this machine: about 30 s of one core", flush=True)
-        # Unpickled here and not by Ray, which would kill this process if that failed.
-        tasks = None if own_tasks is None else own_tasks.load()
-        self._worker = RolloutWorker(settings, tasks, self._heartbeat.set_phase)
+        self._failure: UserError | None = None
+        try:
+            # Unpickled here and not by Ray, which would kill this process if that failed.
+            with user_code("unpickling the tasks"):
+                tasks = None if own_tasks is None else own_tasks.load()
+            self._worker = RolloutWorker(settings, tasks, self._heartbeat.set_phase)
+        except UserError as error:  # raised by ready(): of __init__, Ray would print pages
+            self._failure = error
 
     def __repr__(self) -> str:
         # Ray calls this once, after the start, for its dashboard; current work is shown with the
@@ -136,7 +143,13 @@ class RolloutActor:
         return f"{self._name}: {settings.meta_batch.episodes} episodes of {settings.task.name}"
 
     def ready(self) -> ActorLocation:
-        """Return where this actor runs, once the simulations have been created."""
+        """Return where this actor runs, once the simulations have been created.
+
+        Raises:
+            UserError: they cannot be.
+        """
+        if self._failure is not None:
+            raise self._failure
         return _own_location()
 
     @ray.method(concurrency_group="watch")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from maml_ray.common.errors import TrainingFailed
+from maml_ray.common.errors import TrainingFailed, UserCodeFailed
 from maml_ray.config.settings import FaultSettings
 
 REPLACEMENT = "-replacement-"
@@ -29,6 +29,7 @@ class Failure(Enum):
     DATA_LOST = "Ray could not store or transfer its data"
     ROLLOUTS_LOST = "the node that held its rollouts has gone"
     WORK_RAISED = "it raised an error"
+    USER_CODE_RAISED = "the user's environment or tasks raised an error"
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,15 @@ class Retry:
 
 @dataclass(frozen=True)
 class Stop:
-    """End the run with ``message``."""
+    """End the run with ``message``.
+
+    Attributes:
+        message: what happened.
+        is_users: the user's own code is the cause.
+    """
 
     message: str
+    is_users: bool = False
 
 
 class FaultLog:
@@ -86,6 +93,8 @@ class FaultLog:
         """Count a failure and return what to do about it."""
         base_name = report.actor.partition(REPLACEMENT)[0]
         self._counts[report.failure, base_name] += 1
+        if report.failure is Failure.USER_CODE_RAISED:
+            return Stop(f"{report.work} on {report.actor}: {report.error}", is_users=True)
         if report.failure is Failure.WORK_RAISED:
             return Stop(str(report))
         preempted = report.failure is Failure.PREEMPTED
@@ -128,9 +137,9 @@ def handle_failure(
     """Count a failure, and pass it to ``on_event`` if the run goes on.
 
     Raises:
-        TrainingFailed: the run must stop.
+        TrainingFailed: the run must stop; :class:`UserCodeFailed` if the user's code raised.
     """
     decision = faults.decide(report)
     if isinstance(decision, Stop):
-        raise TrainingFailed(decision.message)
+        raise (UserCodeFailed if decision.is_users else TrainingFailed)(decision.message)
     on_event(decision.message)

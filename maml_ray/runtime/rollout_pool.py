@@ -16,7 +16,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from maml_ray.common.errors import ResourceError
+from maml_ray.common.errors import ResourceError, UserError
 from maml_ray.config.settings import Settings
 from maml_ray.learning.rollout_worker import Assignment, RolloutTimings
 from maml_ray.runtime.actor_group import FETCH_TIMEOUT_S, PROGRESS_INTERVAL_S, ActorGroup
@@ -317,6 +317,8 @@ class RolloutPool:
             # What Ray raises around the work, such as a full object store, need not recur.
             own = not isinstance(error.cause, RayError)
             failure = Failure.WORK_RAISED if own else Failure.DATA_LOST
+            if isinstance(error.cause, UserError):
+                failure = Failure.USER_CODE_RAISED
             self._fail(handle, failure, describe_error(error), item)
         except RayError as error:
             self._fail(handle, self._actors.classify_death(handle, error), describe_error(error))
@@ -371,7 +373,8 @@ class RolloutPool:
         self._actors.remove(handle)
         self._actors.recheck_node(handle.node_id)
         self._next_scaling = 0.0  # start a replacement at once
-        if failure is Failure.WORK_RAISED and not self._queue.needs(blamed):
+        raised = failure in (Failure.WORK_RAISED, Failure.USER_CODE_RAISED)
+        if raised and not self._queue.needs(blamed):
             return  # another actor has done this work already
         report = FailureReport(failure, str(blamed), handle.name, attempts, error)
         self._context.handle_failure(report)

@@ -38,6 +38,7 @@ from maml_ray.serving.policy_store import (
 )
 from maml_ray.serving.requests import BASE_POLICY, ActRequest, AdaptBody, ApiError
 from maml_ray.serving.settings import ServeSettings, parse_serve_settings, parse_user_config
+from maml_ray.tasks.loading import import_modules
 
 STORE_TIMEOUT_S = 10.0
 MAX_CACHED_POLICIES = 1000
@@ -102,6 +103,7 @@ class AdapterDeployment:
 
     def __init__(self, settings: ServeSettings) -> None:
         torch.set_num_threads(1)
+        import_modules(settings.imports, settings.run)
         self._max_env_steps = settings.max_env_steps
         # One thread: a request whose caller has given up still ends before the next one starts.
         self._thread = ThreadPoolExecutor(1)
@@ -129,6 +131,7 @@ class ApiDeployment:
         adapter: DeploymentHandle[Any],
     ) -> None:
         torch.set_num_threads(1)
+        import_modules(settings.imports, settings.run)
         self._settings, self._token_digest = settings, token_digest
         self._store, self._adapter = store, adapter
         self._policies = PolicyCache(self._look_up, max_policies=MAX_CACHED_POLICIES)

@@ -25,6 +25,8 @@ from pydantic import (
 )
 
 from maml_ray.common.errors import escape_unprintable
+from maml_ray.common.normalization import normalize
+from maml_ray.common.numbers import MAX_MAGNITUDE
 from maml_ray.config.error_messages import describe_validation_error
 from maml_ray.config.limits import MAX_ADAPTATION_STEPS
 from maml_ray.evaluation.agent import Agent
@@ -38,6 +40,8 @@ BASE_POLICY = "base"
 MAX_OBSERVATIONS = 4096
 """Maximum per request to act: a larger one would delay all requests in its batch."""
 MAX_AXES = 3
+MAX_TEXT = 200
+"""Longest text among a task's parameters, in characters."""
 
 
 class ApiError(Exception):
@@ -60,11 +64,20 @@ def to_float32_array(value: Any) -> NDArray[np.float32]:
     Raises:
         ValueError: the value is something else, ragged, empty, or not finite in float32.
     """
+    return to_float64_array(value).astype(np.float32)
+
+
+def to_float64_array(value: Any) -> NDArray[np.float64]:
+    """Convert nested lists of numbers to an array, with nothing rounded.
+
+    Raises:
+        ValueError: the value is something else, ragged, empty, or not finite in float32.
+    """
     try:
-        array = _to_array(value, frozenset({int, float}), "numbers", np.float32)
+        array = _to_array(value, frozenset({int, float}), "numbers", np.float64)
     except OverflowError:  # an integer beyond the range of float64
         raise ValueError("must be finite in single precision") from None
-    if not np.isfinite(array).all():
+    if not (np.abs(array) < _FLOAT32_END).all():
         raise ValueError("must be finite in single precision")
     return array
 
@@ -109,13 +122,34 @@ def _to_int(value: Any) -> Any:
     return int(value) if type(value) is float and value.is_integer() else value
 
 
+def _to_parameter(value: Any) -> Any:
+    """Return a parameter of a task.
+
+    Raises:
+        ValueError: it is neither a finite number nor a short text.
+    """
+    if type(value) in (int, float, bool) and abs(value) <= MAX_MAGNITUDE:
+        return value
+    if type(value) is str and len(value) <= MAX_TEXT:
+        return value
+    raise ValueError(f"must be a number (finite, at most {MAX_MAGNITUDE:g}) or a text")
+
+
 _INTEGER = BeforeValidator(_to_int)
 FloatArray = Annotated[Any, PlainValidator(to_float32_array), WithJsonSchema({"type": "array"})]
+ObservationArray = Annotated[
+    Any, PlainValidator(to_float64_array), WithJsonSchema({"type": "array"})
+]
 BoolArray = Annotated[Any, PlainValidator(to_bool_array), WithJsonSchema({"type": "array"})]
 Name = Annotated[str, Field(min_length=1, max_length=80)]
 Seed = Annotated[int, Field(ge=0, lt=2**63), _INTEGER]
-Float = Annotated[float, Field(allow_inf_nan=False)]
+Parameter = Annotated[
+    Any, PlainValidator(_to_parameter), WithJsonSchema({"type": ["number", "boolean", "string"]})
+]
 Body = TypeVar("Body", bound=BaseModel)
+Floating = TypeVar("Floating", bound=np.floating)
+_FLOAT32_END = 2.0**128 - 2.0**103
+"""The smallest number that rounds to infinity in float32."""
 
 
 class _Body(BaseModel):
@@ -125,7 +159,7 @@ class _Body(BaseModel):
 class ActBody(_Body):
     """Body of ``POST /act``: observations, (D,) or (n, D), and the policy to act with."""
 
-    observations: FloatArray
+    observations: ObservationArray
     policy: Name = BASE_POLICY
     explore: bool = False
     seed: Seed | None = None
@@ -138,13 +172,13 @@ class SupportBody(_Body):
     policy. One of them is needed; actions that were clipped do not tell what was sampled.
     """
 
-    observations: FloatArray
+    observations: ObservationArray
     samples: FloatArray = None
     actions: FloatArray = None
     rewards: FloatArray
     mask: BoolArray = None
     log_probs: FloatArray = None
-    final_observations: FloatArray = None
+    final_observations: ObservationArray = None
     terminated: BoolArray = None
 
     @model_validator(mode="after")
@@ -158,7 +192,7 @@ class AdaptBody(_Body):
     """Body of ``POST /adapt``: a task to simulate, trajectories of the caller, or both."""
 
     policy: Name = BASE_POLICY
-    task: Annotated[dict[Name, Float], Field(max_length=1000)] | None = None
+    task: Annotated[dict[Name, Parameter], Field(max_length=1000)] | None = None
     trajectories: SupportBody | None = None
     steps: Annotated[int, Field(ge=1, le=MAX_ADAPTATION_STEPS), _INTEGER] | None = None
     episodes: Annotated[int, Field(ge=1), _INTEGER] | None = None
@@ -183,14 +217,15 @@ class ActRequest:
 
     Attributes:
         policy: name of the policy.
-        observations: (n, D) float32.
+        observations: (n, D), with nothing rounded: the policy says in which precision it takes
+            them.
         single: whether the caller sent one observation, without the axis n.
         explore: whether to sample; otherwise mean or most probable actions.
         seed: random seed of the samples; None for fresh entropy.
     """
 
     policy: str
-    observations: NDArray[np.float32]
+    observations: NDArray[np.floating]
     single: bool
     explore: bool
     seed: int | None
@@ -203,7 +238,7 @@ def parse_act(content: bytes, spec: PolicySpec) -> ActRequest:
         ApiError: the body is not JSON (400), or a field is not allowed (422).
     """
     body = _parse(ActBody, content)
-    observations: NDArray[np.float32] = body.observations
+    observations: NDArray[np.floating] = body.observations
     if observations.ndim > 2 or observations.shape[-1] != spec.observation_size:
         raise _wrong_shape("observations", f"(n, {spec.observation_size})", observations)
     is_single = observations.ndim == 1
@@ -257,13 +292,17 @@ def to_trajectories(body: SupportBody, agent: Agent) -> Trajectories:
     mask = np.ones(shape, np.bool_) if body.mask is None else body.mask
     _check_mask(mask)
     _check_bootstrap(body, agent)
+    needs_float64 = agent.normalizer is not None and agent.normalizer.needs_float64
+    dtype = np.float64 if needs_float64 else np.float32
     trajectories = Trajectories(
-        observations=_zero_masked(body.observations, mask),
+        observations=_zero_masked(body.observations.astype(dtype, copy=False), mask),
         actions=_zero_masked(_recorded_actions(body, mask, spec), mask),
         log_probs=_zero_masked(rewards if body.log_probs is None else body.log_probs, mask),
         rewards=_zero_masked(rewards, mask),
         mask=mask,
-        final_observations=body.final_observations,
+        final_observations=(
+            None if body.final_observations is None else body.final_observations.astype(dtype)
+        ),
         terminated=body.terminated,
     )
     if body.log_probs is None:
@@ -273,9 +312,7 @@ def to_trajectories(body: SupportBody, agent: Agent) -> Trajectories:
 
 def policy_log_probs(agent: Agent, trajectories: Trajectories) -> NDArray[np.float32]:
     """Return log-probabilities (K, T) of the actions under ``agent``, zero after an episode."""
-    observations = trajectories.observations
-    if agent.normalizer is not None:
-        observations = agent.normalizer(observations)
+    observations = normalize(trajectories.observations, agent.normalizer)
     with torch.no_grad():
         policy = distribution(
             agent.spec, to_torch(agent.parameters), torch.from_numpy(observations)
@@ -352,9 +389,10 @@ def _recorded_actions(
     return from_env_actions(spec, sent)
 
 
-def _zero_masked(array: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+def _zero_masked(array: NDArray[Floating], mask: NDArray[np.bool_]) -> NDArray[Floating]:
     """Set values after an episode's end to zero, as :class:`Trajectories` requires."""
-    return np.where(mask if array.ndim == 2 else mask[..., None], array, np.float32(0.0))
+    zero = array.dtype.type(0.0)
+    return np.where(mask if array.ndim == 2 else mask[..., None], array, zero)
 
 
 def _wrong_shape(name: str, expected: str, array: NDArray[Any]) -> ApiError:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from maml_ray.config.error_messages import describe_validation_error
-from maml_ray.config.settings import SettingsError
+from maml_ray.config.settings import LocalPath, Location, SettingsError
 
 Count = Annotated[int, Field(ge=1)]
 Checkpoint = Annotated[str, Field(min_length=1, max_length=20, coerce_numbers_to_str=True)]
+
+
+def _split(value: Any) -> Any:
+    return tuple(filter(None, value.split(","))) if isinstance(value, str) else value
 
 
 class ServeSettings(BaseModel):
@@ -19,8 +23,10 @@ class ServeSettings(BaseModel):
 
     Attributes:
         run: run directory, run URL in storage, or directory written by ``maml-ray adapt``, as seen
-            by the machine of the policy store.
+            by the machine of the policy store: ``~`` and ``$NAME`` are its own.
         checkpoint: newest, best, or the number of a checkpoint.
+        imports: modules of the user's own tasks, which the record of the run may then name;
+            separated by commas on the command line of ``serve run``.
         replicas: number of processes that act, one CPU each.
         adapters: number of processes that adapt, one CPU each, one request at a time.
         max_policies: maximum number of adapted policies kept.
@@ -36,8 +42,9 @@ class ServeSettings(BaseModel):
     # Not strict: `serve run module:build_app replicas=2` passes strings.
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    run: Annotated[str, Field(min_length=1)]
+    run: Location
     checkpoint: Checkpoint = "newest"
+    imports: Annotated[tuple[str, ...], BeforeValidator(_split)] = ()
     replicas: Count = 1
     adapters: Count = 1
     max_policies: Count = 1000
@@ -46,7 +53,7 @@ class ServeSettings(BaseModel):
     max_env_steps: Count = 500_000
     max_waiting: Count = 16
     adapt_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 120.0
-    token_file: Annotated[str, Field(min_length=1)] | None = None
+    token_file: LocalPath | None = None
 
 
 class StoreUserConfig(BaseModel):

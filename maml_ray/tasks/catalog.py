@@ -13,6 +13,7 @@ from maml_ray.common.yaml_data import dump_inline
 from maml_ray.config.settings import TaskSettings
 from maml_ray.tasks.loading import resolve_tasks
 from maml_ray.tasks.registry import TASK_FAMILIES
+from maml_ray.tasks.task import draw_tasks
 
 _SHOWN = 3
 
@@ -38,7 +39,7 @@ def describe_families() -> Iterator[FamilyDescription]:
     """Yield all built-in families."""
     for name, family in TASK_FAMILIES.items():
         tasks = resolve_tasks(TaskSettings(name=name))
-        (task,) = tasks.sample(np.random.default_rng(0), 1)
+        (task,) = draw_tasks(tasks, np.random.default_rng(0), 1)
         names = [parameter for parameter, _ in task.parameters]
         shown = ", ".join(names[:_SHOWN])
         more = f", ... ({len(names)})" if len(names) > _SHOWN else ""

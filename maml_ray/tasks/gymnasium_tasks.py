@@ -10,10 +10,14 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import load_env_creator
+from gymnasium.spaces import Box
+from gymnasium.spaces.utils import flatten_space
+from gymnasium.wrappers import FlattenObservation
 
 from maml_ray.common.numbers import finite_floats
 from maml_ray.config.error_messages import did_you_mean
 from maml_ray.config.settings import SettingsError
+from maml_ray.envs.user_errors import describe_user_error
 from maml_ray.tasks.held_out import uniform_held_out, uniform_training
 from maml_ray.tasks.task import Task, TaskDistribution
 
@@ -82,9 +86,25 @@ class GymnasiumTasks(TaskDistribution):
         return _task({name: values[name] for name in self.ranges})
 
     def make_env(self, task: Task, *, horizon: int, render_mode: str | None = None) -> gym.Env:
-        """Create one environment by ``gymnasium.make``."""
+        """Create one environment by ``gymnasium.make``.
+
+        Observations that are no vector are flattened, as there is no place for a wrapper in YAML.
+        """
         kwargs: dict[str, Any] = {**self.options, **dict(task.parameters)}
-        return gym.make(self.env, max_episode_steps=horizon, render_mode=render_mode, **kwargs)
+        if render_mode is not None:  # some environments refuse None
+            kwargs["render_mode"] = render_mode
+        env = gym.make(self.env, max_episode_steps=horizon, **kwargs)
+        return FlattenObservation(env) if _can_flatten(env.observation_space) else env
+
+
+def _can_flatten(space: gym.Space[Any]) -> bool:
+    """Return whether a space's elements are no vectors, but Gymnasium can make them such."""
+    if isinstance(space, Box) and len(space.shape) == 1:
+        return False
+    try:
+        return isinstance(flatten_space(space), Box)
+    except NotImplementedError:  # a space that a package defines
+        return False
 
 
 def _task(values: Mapping[str, float]) -> Task:
@@ -101,7 +121,7 @@ def _find_spec(env: str) -> Any:
     except Exception as error:  # a user's module may raise anything
         raise SettingsError(
             f"task.env = {env!r:.80}: the module {module:.80} cannot be imported "
-            f"({type(error).__name__}: {str(error)[:200]})"
+            f"({describe_user_error(error)})"
         ) from error
     if name not in gym.registry:
         hint = did_you_mean(name, gym.registry) or (
@@ -125,8 +145,7 @@ def _keywords(spec: Any) -> list[str] | None:
                 return [name for name in dict.fromkeys(names) if name not in ("self", *_SET_BY_US)]
     except Exception as error:  # an optional dependency is missing, or a user's module raises
         raise SettingsError(
-            f"task.env = {spec.id!r:.80} cannot be loaded: {type(error).__name__}: "
-            f"{str(error)[:300]}"
+            f"task.env = {spec.id!r:.80} cannot be loaded: {describe_user_error(error)}"
         ) from error
     return None
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
 from pydantic import ValidationError
 
+from maml_ray.common.locations import parse_location
 from maml_ray.config.error_messages import describe_validation_error, did_you_mean
 from maml_ray.config.settings import Settings, SettingsError, TaskSettings
+from maml_ray.envs.user_errors import describe_user_error
 from maml_ray.tasks.gymnasium_tasks import GymnasiumTasks
 from maml_ray.tasks.registry import TASK_FAMILIES
 from maml_ray.tasks.task import TaskDistribution
@@ -121,6 +125,8 @@ def _create_own(own: OwnTasks) -> TaskDistribution:
 
 def _create_named(settings: TaskSettings) -> TaskDistribution:
     if settings.env is not None:
+        if settings.recorded_in is not None:
+            _check_env_allowed(settings.env, settings.recorded_in)
         return GymnasiumTasks(settings.env, settings.ranges, settings.options)
     if settings.name.startswith(_GIVEN_IN_PYTHON):
         cls = settings.name.removeprefix(_GIVEN_IN_PYTHON)
@@ -129,10 +135,17 @@ def _create_named(settings: TaskSettings) -> TaskDistribution:
             f"them again, maml_ray.load(RUN, tasks={cls:.80}) or "
             f"maml_ray.train(resume=RUN, tasks={cls:.80})"
         )
-    return _create(_import_class(settings.name), settings.name, settings.options)
+    family = _import_class(settings.name, settings.recorded_in)
+    return _create(family, settings.name, settings.options)
 
 
-def _import_class(name: str) -> type[TaskDistribution]:
+def _import_class(name: str, recorded_in: str | None) -> type[TaskDistribution]:
+    """Return the class of a family by its name in the settings.
+
+    Args:
+        name: value of ``task.name``.
+        recorded_in: folder of the run whose record names it; None if the user does.
+    """
     path = f"{TASK_FAMILIES[name].path}Tasks" if name in TASK_FAMILIES else name
     module_name, separator, class_name = path.partition(":")
     if not separator or not module_name or not class_name:
@@ -140,6 +153,13 @@ def _import_class(name: str) -> type[TaskDistribution]:
             f"task.name = {name!r:.80} is not known{did_you_mean(name, TASK_FAMILIES)} "
             f"(built in: {', '.join(sorted(TASK_FAMILIES))}; your own: 'module:Class')"
         )
+    if module_name == "__main__":
+        raise SettingsError(
+            f"task.name = {name!r:.80} is in the program itself, which rollout actors cannot "
+            f"import: write maml_ray.train(tasks={class_name}), or move the class to a module"
+        )
+    if recorded_in is not None and name not in TASK_FAMILIES:
+        _check_module_allowed(f"task.name = {name!r:.80}", module_name, recorded_in)
     try:
         cls = getattr(importlib.import_module(module_name), class_name)
     except Exception as error:  # a user's module may raise anything
@@ -150,6 +170,9 @@ def _import_class(name: str) -> type[TaskDistribution]:
         raise SettingsError(
             f"task.name = {name!r:.80} is not a subclass of maml_ray.TaskDistribution"
         )
+    if recorded_in is not None and cls in (GymnasiumTasks, ObservedParametersTasks):
+        # Their arguments, which the record has chosen, name modules.
+        raise SettingsError(f"task.name = {name!r:.80} is not allowed: use task.env")
     return cls
 
 
@@ -174,14 +197,102 @@ def _create(cls: type[TaskDistribution], name: str, options: Mapping[str, Any]) 
         ) from error
 
 
-def describe_user_error(error: Exception) -> str:
-    """Return the type and message of an error in a user's code, and its file and line."""
-    message = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    frames = traceback.extract_tb(error.__traceback__)
-    user_frames = [frame for frame in frames if "importlib" not in frame.filename][1:]
-    if not user_frames:
-        return message
-    return f"{message} ({user_frames[-1].filename}, line {user_frames[-1].lineno})"
+def as_users_own(settings: Settings, own: OwnTasks | None = None) -> Settings:
+    """Return settings that a run's record holds as the user's own, for other processes.
+
+    Raises:
+        SettingsError: as :func:`resolve_tasks`: this process may not import their module.
+    """
+    if settings.task.recorded_in is None:
+        return settings
+    resolve_tasks(settings.task, own)
+    return settings.as_recorded_in(None)
+
+
+def recorded_module(settings: TaskSettings) -> str | None:
+    """Return the module that has to be allowed to use the tasks of a run's record; None if none."""
+    if settings.env is not None:
+        return settings.env.rpartition(":")[0] or None
+    if settings.name in TASK_FAMILIES or settings.name.startswith(_GIVEN_IN_PYTHON):
+        return None
+    return settings.name.partition(":")[0]
+
+
+def import_modules(names: Sequence[str], run: str | PathLike[str] | None = None) -> None:
+    """Import modules that the user names, so that the record of a run may name them, too.
+
+    Args:
+        names: of the modules.
+        run: directory of the run: modules in it are refused, before any of their code runs.
+
+    Raises:
+        SettingsError: a module cannot be imported, or lies in the run's directory.
+    """
+    run = None if run is None else parse_location(run, "RUN")
+    for name in names:
+        if isinstance(run, Path):
+            _check_outside(f"--import {name:.80}", list(_locations(name)), str(run))
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # a user's module may raise anything
+            raise SettingsError(
+                f"--import {name:.80} cannot be imported: {describe_user_error(error)}"
+            ) from error
+
+
+_MAKE_BY_KEYWORD = ("GymV21Environment-v0", "GymV26Environment-v0")
+"""Environments that make one of the old gym, whose name, a keyword, may have a module to import."""
+
+
+def _check_env_allowed(env: str, recorded_in: str) -> None:
+    """Refuse a Gymnasium environment of a record that may import a module."""
+    module, _, name = env.rpartition(":")
+    if module:
+        _check_module_allowed(f"task.env = {env!r:.80}", module, recorded_in)
+    if name in _MAKE_BY_KEYWORD:
+        raise SettingsError(
+            f"task.env = {env!r:.80} is not made from the record of a run: write settings of your "
+            "own that name the environment"
+        )
+
+
+def _check_module_allowed(key: str, module: str, recorded_in: str) -> None:
+    """Refuse to import what only a run's record names: somebody else may have written it.
+
+    What the program has imported already is the user's choice.
+    """
+    if module not in sys.modules:
+        raise SettingsError(
+            f"{key} is from the record of a run, and a record's modules are not imported, since "
+            f"they execute code: if you trust {module:.80}, add --import {module:.80}, or in "
+            f"Python import {module:.80} first"
+        )
+    file = getattr(sys.modules[module], "__file__", None)
+    _check_outside(key, [] if file is None else [file], recorded_in)
+
+
+def _check_outside(key: str, locations: Sequence[str], run: str) -> None:
+    """Refuse a module in a run's directory: it came with the run."""
+    folder = Path(run).resolve()
+    for location in locations if run else ():
+        if Path(location).resolve().is_relative_to(folder):
+            raise SettingsError(
+                f"{key} is not allowed: {location} is in the directory of the run; move the module "
+                "elsewhere if it is yours"
+            )
+
+
+def _locations(name: str) -> Iterator[str]:
+    """Yield the files and folders of a module and of its parents, without executing any."""
+    path: Sequence[str] | None = None
+    for part in name.split("."):
+        spec = PathFinder.find_spec(part, path)
+        if spec is None:
+            return  # an editable install, a built-in module, or none
+        path = list(spec.submodule_search_locations or ())
+        yield from path
+        if spec.origin is not None:
+            yield spec.origin
 
 
 def _option_names(cls: type[TaskDistribution]) -> list[str] | None:

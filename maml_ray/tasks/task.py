@@ -2,31 +2,54 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from maml_ray.common.numbers import finite_floats
+from maml_ray.common.errors import escape_unprintable
+from maml_ray.common.numbers import plain_scalar
 from maml_ray.config.error_messages import did_you_mean
+from maml_ray.envs.user_errors import (
+    UserCodeError,
+    describe_user_error,
+    place_of_definition,
+    user_code,
+)
+from maml_ray.envs.vector_env import NumbersOnly
 
 _SHOWN_PARAMETERS = 4  # of a task, in its repr and in messages; random dynamics have dozens
+_EXAMPLES = 8  # tasks sampled to learn which parameters a family has
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Task:
-    """One task of a distribution.
+    """One task of a distribution, which JSON, CSV and other processes keep as it is.
 
     Attributes:
-        name: short and readable, for logs and reports.
-        parameters: what distinguishes it from the distribution's other tasks.
+        name: short and readable, for logs and reports; on one line.
+        parameters: what distinguishes it from the distribution's other tasks: numbers, booleans or
+            text by name. Given as pairs or as a mapping; NumPy's scalars become Python's.
+
+    Raises:
+        ValueError: the name is not text, or a parameter is something else or not finite.
     """
 
     name: str
-    parameters: tuple[tuple[str, float], ...] = ()
+    parameters: tuple[tuple[str, Any], ...] = ()
+
+    def __init__(
+        self, name: str, parameters: Mapping[str, Any] | Iterable[tuple[str, Any]] = ()
+    ) -> None:
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"the name of a task must be text, got {name!r:.60}")
+        object.__setattr__(self, "name", escape_unprintable(str.__str__(name)))
+        object.__setattr__(self, "parameters", tuple(_plain_pairs(self.name, parameters)))
 
     def __repr__(self) -> str:
         shown = [f"{key}={value}" for key, value in self.parameters[:_SHOWN_PARAMETERS]]
@@ -65,15 +88,20 @@ class TaskDistribution(ABC):
         """
         return self.sample(rng, count)
 
-    def task(self, parameters: Mapping[str, float]) -> Task:
+    def task(self, parameters: Mapping[str, Any]) -> Task:
         """Return the task with ``parameters``, as given on the command line.
+
+        :func:`find_task` then compares their names with those of sampled tasks.
 
         Raises:
             ValueError: there is no such task; the message says which there are.
         """
-        values = finite_floats(parameters)
-        name = ", ".join(f"{key} {value:g}" for key, value in values.items())
-        return Task(name or "default", tuple(values.items()))
+        checked = Task("default", tuple(parameters.items())).parameters
+        name = ", ".join(
+            f"{key} {value}" if isinstance(value, str) else f"{key} {value:g}"
+            for key, value in checked
+        )
+        return Task(name or "default", checked)
 
     def named_tasks(self) -> tuple[Task, ...]:
         """Return the tasks of a family of a few, which can then be asked for by name.
@@ -87,9 +115,12 @@ class TaskDistribution(ABC):
         """Create an environment of ``task`` that truncates episodes after ``horizon`` steps."""
 
     def make_vector_env(self, task: Task, *, num_envs: int, horizon: int) -> VectorEnv:
-        """Create a batch of ``num_envs`` environments of ``task``, with autoreset."""
+        """Create a batch of ``num_envs`` environments of ``task``, with autoreset.
+
+        Of the environments' infos it has the numbers.
+        """
         return gym.vector.SyncVectorEnv(
-            [lambda: self.make_env(task, horizon=horizon)] * num_envs,
+            [lambda: NumbersOnly(self.make_env(task, horizon=horizon))] * num_envs,
             autoreset_mode=gym.vector.AutoresetMode.NEXT_STEP,
         )
 
@@ -104,7 +135,70 @@ class TaskDistribution(ABC):
         return False
 
 
-def find_task(tasks: TaskDistribution, wanted: Task | str | Mapping[str, float]) -> Task:
+def distinct_names(tasks: Iterable[Task]) -> dict[Task, str]:
+    """Return the name of each distinct task, with a number if an earlier one has the same."""
+    names: dict[Task, str] = {}
+    distinct = list(dict.fromkeys(tasks))
+    used: set[str] = set()
+    own = {task.name for task in distinct}
+    for task in distinct:
+        numbered = (f"{task.name} ({number})" for number in itertools.count(2))
+        name = task.name
+        if name in used:
+            name = next(each for each in numbered if each not in used | own)
+        used.add(name)
+        names[task] = name
+    return names
+
+
+def draw_tasks(
+    tasks: TaskDistribution, rng: np.random.Generator, count: int, *, held_out: bool = False
+) -> tuple[Task, ...]:
+    """Draw ``count`` tasks to train on, or held-out ones, and check what the family returns.
+
+    Raises:
+        UserCodeError: the family raises an error or does not return ``count`` tasks.
+    """
+    sample: Callable[[np.random.Generator, int], Any] = (
+        tasks.sample_held_out if held_out else tasks.sample
+    )
+    call = f"{'sample_held_out' if held_out else 'sample'}(rng, {count})"
+    with user_code(call, sample):
+        drawn = sample(rng, count)
+    problem = sampling_problem(drawn, count)
+    if problem is not None:
+        raise UserCodeError(f"{call} {problem}{place_of_definition(sample)}")
+    return tuple(drawn)
+
+
+def create_env(tasks: TaskDistribution, task: Task, horizon: int) -> gym.Env[Any, Any]:
+    """Create an environment of a task.
+
+    Raises:
+        UserCodeError: the family raises an error, or does not return an environment.
+    """
+    call = f"make_env of the task {task.name!r:.60}"
+    with user_code(call, tasks.make_env):
+        env = tasks.make_env(task, horizon=horizon)
+    if not isinstance(env, gym.Env):
+        raise UserCodeError(
+            f"{call} returns a {type(env).__module__}.{type(env).__name__}, not a gymnasium.Env: "
+            "derive it from gymnasium.Env, or wrap an older environment (gymnasium.farama.org, "
+            "Shimmy)"
+        )
+    return env
+
+
+def sampling_problem(drawn: Any, count: int) -> str | None:
+    """Return why what a family has returned is not ``count`` tasks, or None."""
+    if not isinstance(drawn, Sequence) or not all(isinstance(task, Task) for task in drawn):
+        return f"returns a {type(drawn).__name__}: return a tuple of maml_ray.Task"
+    if len(drawn) != count:
+        return f"returns {len(drawn)} tasks: return as many as asked for"
+    return None
+
+
+def find_task(tasks: TaskDistribution, wanted: Task | str | Mapping[str, Any]) -> Task:
     """Return the task of a distribution that a user asks for.
 
     Args:
@@ -114,17 +208,19 @@ def find_task(tasks: TaskDistribution, wanted: Task | str | Mapping[str, float])
 
     Raises:
         ValueError: there is no such task; the message says which there are.
+        UserCodeError: the family raises another error.
     """
     if isinstance(wanted, Task):
-        tasks.task(dict(wanted.parameters))
+        _find_by_parameters(tasks, dict(wanted.parameters))
         return wanted
     if isinstance(wanted, Mapping):
-        return tasks.task(wanted)
+        return _find_by_parameters(tasks, wanted)
     if not isinstance(wanted, str):
         raise ValueError(
             f"a task is a name, a dictionary of parameters or a maml_ray.Task, got {wanted!r:.80}"
         )
-    named = {task.name: task for task in tasks.named_tasks()}
+    with user_code("named_tasks()"):
+        named = {task.name: task for task in tasks.named_tasks()}
     if wanted in named:
         return named[wanted]
     if named:
@@ -132,12 +228,114 @@ def find_task(tasks: TaskDistribution, wanted: Task | str | Mapping[str, float])
         verb = "is" if len(named) == 1 else "are"
         raise ValueError(f"there {verb} {names}, not {wanted!r:.80}{did_you_mean(wanted, named)}")
     raise ValueError(
-        f"its tasks have no names such as {wanted!r:.80}, but parameters: {_example(tasks)}"
+        f"its tasks have no names such as {wanted!r:.80}, but parameters: "
+        f"{_example(_some_tasks(tasks)[0])}"
     )
 
 
-def _example(tasks: TaskDistribution) -> str:
-    """Return parameters of one task as a user writes them."""
-    parameters = tasks.sample(np.random.default_rng(0), 1)[0].parameters
-    shown = [f'"{key}": {value:.3g}' for key, value in parameters[:_SHOWN_PARAMETERS]]
-    return "{" + ", ".join(shown) + (", ...}" if len(parameters) > len(shown) else "}")
+def _find_by_parameters(tasks: TaskDistribution, wanted: Mapping[str, Any]) -> Task:
+    """Return the task with ``wanted`` parameters, in order and type as the family samples them."""
+    try:
+        found = tasks.task(wanted)
+    except ValueError:
+        raise
+    except Exception as error:  # a user's class may raise anything
+        raise UserCodeError(
+            f"task({dict(wanted)!r:.80}) raises {describe_user_error(error)}"
+        ) from error
+    if not isinstance(found, Task):
+        raise UserCodeError(
+            f"task({dict(wanted)!r:.80}) returns {found!r:.60}, not a maml_ray.Task"
+        )
+    sampled = _some_tasks(tasks)
+    known: dict[str, Any] = {}
+    for task in sampled:
+        known |= {key: value for key, value in task.parameters if key not in known}
+    values = dict(found.parameters)
+    for key in values:
+        if key not in known:
+            raise ValueError(
+                f"its tasks have no parameter {key!r:.60}; one of them is {_example(sampled[0])}"
+                f"{did_you_mean(key, known)}"
+            )
+    for key in known:
+        if key not in values and all(key in dict(task.parameters) for task in sampled):
+            raise ValueError(
+                f"the parameter {key!r:.60} is missing; one of its tasks is {_example(sampled[0])}"
+            )
+    ordered = tuple((key, _like(known[key], values[key], key)) for key in known if key in values)
+    # By repr, since 1 == 1.0.
+    return found if repr(ordered) == repr(found.parameters) else Task(found.name, ordered)
+
+
+def _some_tasks(tasks: TaskDistribution) -> list[Task]:
+    """Return a few tasks of each kind; drawn one at a time, since a family may have few."""
+    rng = np.random.default_rng(0)
+    drawn = [
+        draw_tasks(tasks, rng, 1, held_out=held_out)[0]
+        for held_out in (False, True)
+        for _ in range(_EXAMPLES)
+    ]
+    return [*drawn, *tasks.named_tasks()]
+
+
+def _like(example: Any, value: Any, key: str) -> Any:
+    """Return ``value`` as the type of ``example``: 1.0 from JSON is the index 1, and 2 is 2.0."""
+    if isinstance(example, str) is not isinstance(value, str):
+        kind = "text" if isinstance(example, str) else "a number"
+        raise ValueError(
+            f"the parameter {key} is {kind} such as {example!r:.60}, got {value!r:.60}"
+        )
+    if isinstance(example, bool) or isinstance(value, bool):
+        return value
+    if isinstance(example, float) and isinstance(value, int):
+        return float(value)
+    if isinstance(example, int) and isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def _plain_pairs(name: str, parameters: Any) -> Sequence[tuple[str, Any]]:
+    """Return a task's parameters as pairs of text and plain values.
+
+    Raises:
+        ValueError: they are not.
+    """
+    items = parameters.items() if isinstance(parameters, Mapping) else parameters
+    try:
+        pairs = [tuple(item) for item in items]
+        if any(isinstance(item, str) or len(item) != 2 for item in items):
+            raise ValueError
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"the parameters of the task {name!r:.60} are pairs of name and value, such as "
+            f"(('goal', 0.5),), got {parameters!r:.60}"
+        ) from None
+    plain: dict[str, Any] = {}
+    for key, value in pairs:
+        if not isinstance(key, str) or key in plain:
+            raise ValueError(
+                f"the parameters of the task {name!r:.60} have the name {key!r:.60}: give each a "
+                "text of its own"
+            )
+        try:
+            plain[str(plain_scalar(key))] = plain_scalar(value)
+        except ValueError as error:
+            raise ValueError(
+                f"the parameter {key!r:.60} of the task {name!r:.60} {error}"
+                + ("; give each number a name of its own" if _is_array(value) else "")
+            ) from None
+    return list(plain.items())
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, list | tuple) or bool(getattr(value, "shape", ()))
+
+
+def _example(task: Task) -> str:
+    """Return the parameters of a task as a user writes them."""
+    shown = [
+        f'"{key}": "{value}"' if isinstance(value, str) else f'"{key}": {value:.3g}'
+        for key, value in task.parameters[:_SHOWN_PARAMETERS]
+    ]
+    return "{" + ", ".join(shown) + (", ...}" if len(task.parameters) > len(shown) else "}")

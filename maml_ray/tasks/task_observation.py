@@ -17,7 +17,8 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from maml_ray.config.settings import SettingsError
-from maml_ray.tasks.task import Task, TaskDistribution
+from maml_ray.envs.user_errors import UserCodeError
+from maml_ray.tasks.task import Task, TaskDistribution, draw_tasks
 
 _BOUND = 1e10  # of a parameter in the space: MuJoCo's limit, since Gymnasium warns of infinity
 
@@ -30,17 +31,23 @@ class ObservedParametersTasks(TaskDistribution):
         name: its name in the settings, for the error message.
 
     Raises:
-        SettingsError: its tasks have no parameters.
+        SettingsError: its tasks have no parameters, or text among them.
     """
 
     def __init__(self, tasks: TaskDistribution, name: str) -> None:
         self.tasks, self.action_bounds = tasks, tasks.action_bounds
-        first = tasks.sample(np.random.default_rng(0), 1)[0]
+        try:
+            (first,) = draw_tasks(tasks, np.random.default_rng(0), 1)
+        except UserCodeError as error:
+            raise SettingsError(f"task.name = {name!r:.80} cannot be used: {error}") from error
         self.names = tuple(key for key, _ in first.parameters)
-        if not self.names:
+        text = next((pair for pair in first.parameters if isinstance(pair[1], str)), None)
+        if not self.names or text is not None:
+            problem = "no parameters to observe"
+            if text is not None:
+                problem = f"the parameter {text[0]!r:.60}, which is text ({text[1]!r:.60})"
             raise SettingsError(
-                f"task.observe_parameters = true is not allowed: tasks of {name!r} "
-                "have no parameters to observe"
+                f"task.observe_parameters = true is not allowed: tasks of {name!r} have {problem}"
             )
 
     def sample(self, rng: np.random.Generator, count: int) -> tuple[Task, ...]:
@@ -91,7 +98,10 @@ class ObservedParametersTasks(TaskDistribution):
                 f"the task {task.name!r} must have the parameters {', '.join(self.names)} "
                 "to be observed"
             )
-        return [parameters[name] for name in self.names]
+        values = [parameters[name] for name in self.names]
+        if any(isinstance(value, str) for value in values):
+            raise ValueError(f"the parameters of the task {task.name!r:.60} include text")
+        return values
 
 
 class ParametersInObservation(gym.ObservationWrapper):
@@ -131,9 +141,15 @@ class VectorParametersInObservation(VectorWrapper):
     def step(
         self, actions: Any
     ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        """Step, and append the parameters."""
-        observations, *rest = self.env.step(actions)
-        return (np.concatenate((observations, self._block), axis=1), *rest)
+        """Step, and append the parameters, also to the last observations of SAME_STEP batches."""
+        observations, rewards, terminations, truncations, infos = self.env.step(actions)
+        if "final_obs" in infos:
+            final = np.full(self.num_envs, None)
+            for i, row in enumerate(infos["final_obs"]):
+                final[i] = None if row is None else np.concatenate((row, self._block[i]))
+            infos = {**infos, "final_obs": final}
+        observations = np.concatenate((observations, self._block), axis=1)
+        return observations, rewards, terminations, truncations, infos
 
 
 def _with_parameters(space: gym.Space[Any], count: int) -> Box:

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, RayTaskError
 
-from maml_ray.common.errors import TrainingFailed
-from maml_ray.config.settings import ClusterSettings, Settings
+from maml_ray.common.errors import TrainingFailed, UserCodeFailed
+from maml_ray.config.settings import ClusterSettings, Settings, SettingsError
 from maml_ray.runtime.actor_group import ActorGroup
 from maml_ray.runtime.actor_handle import ActorHandle
 from maml_ray.runtime.actors import ActorLocation
@@ -159,6 +159,17 @@ def test_starts_that_fail_together_count_as_one_consecutive_failure(world: World
         (Failure.START_FAILED, 1),
         (Failure.START_FAILED, 2),
     ]
+
+
+def test_code_of_the_user_that_only_the_driver_can_import_ends_the_run(world: World) -> None:
+    group, _ = group_of(world)
+    group.scale_to_cluster()
+    missing = SettingsError("task.name = 'mine:X' cannot be loaded: ModuleNotFoundError")
+    with pytest.raises(UserCodeFailed, match=r"^rollout-1 could not start: task.name = 'mine:X'.*"):
+        reply(group, rollout_1=RayTaskError("ready", "pages of traceback", missing))
+    with pytest.raises(UserCodeFailed, match=r"install the same code on every node"):
+        reply(group, rollout_2=RayTaskError("ready", "pages of traceback", missing))
+    assert not world.failures
 
 
 def test_death_on_a_drained_node_is_a_preemption(world: World) -> None:

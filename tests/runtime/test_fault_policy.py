@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from maml_ray.common.errors import TrainingFailed
+from maml_ray.common.errors import TrainingFailed, UserCodeFailed, UserError
 from maml_ray.config.settings import FaultSettings
 from maml_ray.runtime.fault_policy import (
     Failure,
@@ -13,7 +13,8 @@ from maml_ray.runtime.fault_policy import (
     handle_failure,
 )
 
-MENDED = [failure for failure in Failure if failure is not Failure.WORK_RAISED]
+RAISED = (Failure.WORK_RAISED, Failure.USER_CODE_RAISED)
+MENDED = [failure for failure in Failure if failure not in RAISED]
 
 
 def report(failure: Failure, attempts: int = 1, actor: str = "rollout-1") -> FailureReport:
@@ -39,10 +40,17 @@ def test_preemptions_do_not_count_as_attempts() -> None:
     assert isinstance(faults.decide(report(Failure.PREEMPTED, 99)), Retry)
 
 
-def test_an_error_of_the_work_itself_stops_at_once_since_the_same_seeds_would_raise_it_again() -> (
-    None
-):
-    assert isinstance(log().decide(report(Failure.WORK_RAISED)), Stop)
+@pytest.mark.parametrize("failure", RAISED)
+def test_an_error_of_the_work_itself_stops_at_once_since_the_same_seeds_would_raise_it_again(
+    failure: Failure,
+) -> None:
+    assert isinstance(log().decide(report(failure)), Stop)
+
+
+def test_an_error_of_the_users_code_has_the_exit_code_of_a_mistake() -> None:
+    with pytest.raises(UserCodeFailed, match=r"^iteration 4, task 2 on rollout-1: the last words$"):
+        handle_failure(log(), report(Failure.USER_CODE_RAISED), lambda message: None)
+    assert UserCodeFailed.exit_code == UserError.exit_code == 2
 
 
 @pytest.mark.parametrize("failure", list(Failure))

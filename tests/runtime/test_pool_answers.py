@@ -9,11 +9,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, RayTaskError
 
 from maml_ray.config.settings import ClusterSettings, Settings
+from maml_ray.envs.user_errors import UserCodeError
 from maml_ray.learning.rollout_worker import Assignment, RolloutTimings
-from maml_ray.runtime.actor_handle import ActorHandle, InFlight
+from maml_ray.runtime.actor_handle import ActorHandle, InFlight, describe_error
 from maml_ray.runtime.actors import ActorLocation, RolloutInfo
 from maml_ray.runtime.capacity import Capacity
 from maml_ray.runtime.fault_policy import Failure, FailureReport
@@ -95,6 +96,43 @@ def handle_replies(pool: RolloutPool) -> list[int]:
     return [handle.slot for handle, _ in answered]
 
 
+@pytest.mark.parametrize(
+    ("words_of_ray", "ours"),
+    [
+        ("because it was killed by `ray.kill`.", "it was killed by ray.kill"),
+        ("because its node has died. Node Id: 1f, Ip address: 10.0.0.1", "its node has died"),
+        (
+            "because its worker process has died. Worker exit type: NODE_OUT_OF_MEMORY Worker exit "
+            "detail: Task was killed due to the node running low on memory.",
+            "its node ran out of memory",
+        ),
+        (
+            "because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit "
+            "detail: Worker unexpectedly exits with a connection error code 2. End of file. (1) The"
+            " process is killed by SIGKILL by OOM killer due to high memory usage.",
+            "its process was killed or crashed",
+        ),
+        (
+            "because its worker process has died. Worker exit type: USER_ERROR Worker exit detail: "
+            "Worker exits with an exit code 3.",
+            "its code ended the process with exit code 3",
+        ),
+    ],
+)
+def test_a_death_is_reported_in_one_sentence_with_the_reason_that_ray_knows(
+    words_of_ray: str, ours: str
+) -> None:
+    error = ActorDiedError()
+    error.error_msg = (
+        "The actor died unexpectedly before finishing this task.\n\tclass_name: RolloutActor\n"
+        f"\tpid: 4242\nThe actor is dead {words_of_ray}"
+    )
+    said = describe_error(error)
+    assert ours in said
+    assert "4242" not in said
+    assert "\n" not in said
+
+
 def test_one_wait_returns_all_ready_replies(world: World) -> None:
     pool, batch = pool_of(world, 4), batch_of(4)
     pool._queue.add(batch)
@@ -114,6 +152,30 @@ def test_replies_after_an_actors_death_are_lost_once_and_not_used(world: World) 
     assert handle_replies(pool) == [0, 0]
     assert [report.failure for report in world.failures] == [Failure.ACTOR_DIED]
     assert (batch.counts.used, batch.counts.lost, batch.num_queued) == (0, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("raised", "failure", "error"),
+    [
+        (
+            UserCodeError("step raises (my.py, line 3)"),
+            Failure.USER_CODE_RAISED,
+            "step raises (my.",
+        ),
+        (KeyError("a bug"), Failure.WORK_RAISED, "KeyError: 'a bug'"),
+    ],
+)
+def test_an_error_of_the_users_code_is_told_from_ours(
+    raised: Exception, failure: Failure, error: str, world: World
+) -> None:
+    pool, batch = pool_of(world, 1), batch_of(1)
+    pool._queue.add(batch)
+    (handle,) = pool._actors
+    submit(handle, batch, Ref(RayTaskError("roll_out", "pages of traceback", raised)))
+    handle_replies(pool)
+    (report,) = world.failures
+    assert report.failure is failure
+    assert report.error.startswith(error)
 
 
 def test_partial_results_are_passed_on_in_halves(world: World) -> None:

@@ -68,7 +68,7 @@ def test_actions_cross_http_to_the_bit(url: str, agent: Agent) -> None:
     np.testing.assert_array_equal(np.float32(sampled["actions"]), expected)
     assert isinstance(sampled["log_probs"], float)
     assert np.abs(sampled["samples"]).max() > 1.0  # before they are clipped
-    given = agent.to_env_actions(np.float32(sampled["samples"]))
+    given = agent.to_env_actions(np.array(sampled["samples"], np.float32))
     np.testing.assert_array_equal(given, expected)
     assert post(url, "/act", {**body, "seed": 3.0}).json() == sampled  # JSON has one number type
     other = post(url, "/act", {**body, "seed": None}).json()
@@ -170,7 +170,9 @@ OBSERVATION = [0.0] * 17
         ("/act", {"observations": OBSERVATION, "seed": True}, 422, ["seed = True"]),
         ("/adapt", {}, 422, ["a task, or trajectories"]),
         ("/adapt", {"task": {"direction": 2}}, 422, ["no such task"]),
-        ("/adapt", {"task": {"direction": "left"}}, 422, ["task.direction"]),
+        ("/adapt", {"task": {"direction": "left"}}, 422, ["no such task", '{"direction": 1}']),
+        ("/adapt", {"task": {"direction": [1]}}, 422, ["task.direction", "or a text"]),
+        ("/adapt", {"task": {"direction": 1e31}}, 422, ["task.direction", "at most 1e+30"]),
         ("/adapt", {"task": {"direction": 1}, "steps": 0}, 422, ["steps = 0"]),
         ("/adapt", {"task": {"direction": 1}, "policy": "x"}, 404, ["'x'"]),
         ("/adapt", {"trajectories": {"reward": []}}, 422, ["trajectories."]),
@@ -315,6 +317,7 @@ def test_the_examples_of_the_documentation_work(url: str) -> None:
         "status": "ok",
         "policy": "checkpoint-1",
         "task": "half-cheetah-direction",
+        "warnings": [],
     }
 
 

@@ -67,6 +67,7 @@ def test_a_class_of_ones_own() -> None:
         ("maml_ray.tasks.task:TaskDistribution", "task.name"),
         (f"{__name__}:Unfinished", "task.name"),
         (f"{__name__}:NeedsArguments", "task.name"),
+        ("__main__:Mine", r"in the program itself.*maml_ray\.train\(tasks=Mine\)"),
     ],
 )
 def test_mistakes_are_reported_in_one_sentence(name: str, message: str) -> None:

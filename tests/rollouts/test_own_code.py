@@ -1,0 +1,153 @@
+"""Errors in a user's family or environment are one sentence, with file and line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.spaces import Dict, Discrete
+
+from maml_ray.common.errors import UserError
+from maml_ray.config.settings import Settings, SettingsError
+from maml_ray.envs.user_errors import UserCodeError
+from maml_ray.evaluation.loading import load
+from maml_ray.learning.rollout_worker import policy_spec
+from maml_ray.persistence.run_dir import RunDir
+from maml_ray.policies.numpy_policy import NumpyPolicy
+from maml_ray.policies.spec import initial_parameters
+from maml_ray.rollouts.collector import collect
+from maml_ray.rollouts.env_cache import EnvCache
+from maml_ray.rollouts.task_check import check_tasks, try_first_steps
+from maml_ray.runs.adapt import adapt_run
+from maml_ray.serving.adaptation import handle_adapt_request
+from maml_ray.serving.policy_store import ServedPolicy
+from maml_ray.serving.requests import AdaptBody, ApiError
+from maml_ray.tasks.loading import record_own_tasks
+from maml_ray.tasks.task import Task, TaskDistribution
+from tests.rollouts.test_task_check import PLANE, Line, Lines, lines_of, sampling
+from tests.small_runs import run_of, settings
+
+
+class OldApi(gym.Env[Any, Any]):
+    """As written for gym before 0.26."""
+
+    observation_space = action_space = PLANE
+
+    def reset(self) -> Any:  # type: ignore[override]
+        return np.zeros(2, np.float32)
+
+    def step(self, action: Any) -> Any:
+        return np.zeros(2, np.float32), 0.0, False, {}
+
+
+class HalfOldApi(OldApi):
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return np.zeros(2, np.float32), {}
+
+
+def making(make: Callable[[], Any]) -> type[Lines]:
+    return type("OddLines", (Lines,), {"make_env": lambda self, task, **keywords: make()})
+
+
+HERE = r"\(.*test_own_code.py, line \d+\)"
+OWN_CODE = [
+    (sampling(lambda self, rng, count: ()), rf"sample\(rng, \d+\) returns 0 tasks.* {HERE}"),
+    (sampling(lambda self, rng, n: (self.task({"goal": 1}),)), "returns 1 tasks: return as many"),
+    (sampling(lambda self, rng, count: "ab"), "returns a str: return a tuple of maml_ray.Task"),
+    (sampling(lambda self, rng, count: 1 / 0), rf"raises ZeroDivisionError: .* {HERE}$"),
+    (making(OldApi), rf"reset raises TypeError.* {HERE}: write reset\(self, \*, seed=None"),
+    (making(HalfOldApi), rf"step returns 4 values, .* {HERE}: write reset\("),
+    (making(lambda: gym.make("Nobody-v0")), rf"{HERE}: import the module that registers it"),
+    (type("OddLines", (Lines,), {"make_env": lambda self, task: 1}), rf"'horizon' {HERE}$"),
+    (making(lambda: None), "returns a builtins.NoneType, not a gymnasium.Env"),
+    (lines_of(observe=lambda self: np.zeros((1, 5))), r"shape \(1, 5\), but .* is \(2,\)"),
+    (lines_of(reset=lambda self, **keywords: 1 / 0), rf"reset raises ZeroDivisionError: .* {HERE}"),
+    (lines_of(observation_space=Dict({"x": PLANE})), "FlattenObservation"),
+    (lines_of(observation_space=Discrete(3)), "FlattenObservation"),
+]
+
+
+@pytest.mark.parametrize(("tasks", "problem"), OWN_CODE)
+def test_errors_of_own_code_are_found_before_ray_starts(tasks: Any, problem: str) -> None:
+    """By the same sentence in a check and in training; names the user's file, never ours."""
+    settings = record_own_tasks(Settings(), tasks)
+    with pytest.raises(SettingsError, match=f"^task.name = .* cannot be used: .*{problem}"):
+        _try_as_training_does(settings, tasks())
+    with pytest.raises(AssertionError, match=problem):
+        raise AssertionError(check_tasks(tasks).problems[0])
+
+
+def _try_as_training_does(settings: Settings, tasks: TaskDistribution) -> None:
+    policy_spec(settings, tasks)
+    try_first_steps(settings, tasks)
+
+
+def test_batches_of_ones_own_are_tried_before_ray_starts() -> None:
+    class NoBatch(Lines):
+        def make_vector_env(self, task: Task, *, num_envs: int, horizon: int) -> Any:
+            return self.make_env(task, horizon=horizon)
+
+    with pytest.raises(SettingsError, match=r"returns a TimeLimit, not a gymnasium\.vector"):
+        try_first_steps(record_own_tasks(Settings(), NoBatch), NoBatch())
+    try_first_steps(record_own_tasks(Settings(), Lines), Lines())
+    try_first_steps(Settings(), NoBatch())  # named as a built-in family, which is not tried
+
+
+def test_an_error_in_a_rollout_has_file_and_line() -> None:
+    tasks = lines_of(reward=lambda self: 1 / 0)()
+    settings = record_own_tasks(Settings(), tasks)
+    spec = policy_spec(settings, tasks)
+    policy = NumpyPolicy(spec, initial_parameters(spec, np.random.default_rng(0)), None)
+    with EnvCache(tasks, 5) as envs:
+        env = envs.get(Task("a", {"goal": 1.0}), 2)
+        with pytest.raises(UserCodeError, match=f"environment raises ZeroDivisionError.* {HERE}$"):
+            collect(policy, env, 5, np.random.SeedSequence(0))
+
+
+USES: dict[str, Callable[[Any, Any], Any]] = {
+    "collect": lambda run, wanted: load(run).collect(wanted),
+    "adapt": lambda run, wanted: load(run).adapt(wanted),
+    "task": lambda run, wanted: load(run).task(wanted),
+    "adapt_run": lambda run, wanted: adapt_run(run.path, wanted),
+    "served": lambda run, wanted: _raise(
+        handle_adapt_request(
+            ServedPolicy("base", load(run)), AdaptBody(task=wanted), max_env_steps=10_000
+        )
+    ),
+}
+
+
+def _raise(answer: Any) -> None:
+    assert isinstance(answer, ApiError)
+    assert answer.status == 422
+    raise answer
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    own = settings(f"{Lines.__module__}:Lines", meta_batch={"episodes": 1})
+    return run_of(own, tmp_path_factory.mktemp("own") / "run")
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_a_misspelt_parameter_is_refused_wherever_a_task_is_named(use: Any, run: RunDir) -> None:
+    with pytest.raises((UserError, ApiError), match=r"no parameter .*gaol.*did you mean .*goal"):
+        use(run, {"gaol": 1})
+
+
+def test_a_task_of_ones_own_making_is_compared_as_well(run: RunDir) -> None:
+    assert load(run).collect(Task("mine", {"goal": 0.25})).episodes == 1
+    with pytest.raises(UserError, match="no parameter 'gaol'"):
+        load(run).collect(Task("mine", {"gaol": 0.25}))
+
+
+@pytest.mark.parametrize("name", sorted(USES.keys() - {"task"}))  # which needs no environment
+def test_an_error_of_the_environment_is_one_sentence_everywhere(
+    name: str, run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Line, "reset", lambda self, **keywords: 1 / 0)
+    with pytest.raises((UserError, ApiError), match=f"raises ZeroDivisionError: .* {HERE}"):
+        USES[name](run, {"goal": 1})
