@@ -12,8 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 import maml_ray
-from maml_ray.cli.options import Panel, Preset, complete_key, complete_preset
+from maml_ray.cli.options import Panel, Preset, complete_key, complete_preset, path_of
 from maml_ray.cli.tables import print_line
+from maml_ray.common.commands import quote_location
 from maml_ray.common.errors import UserError, error_reason
 from maml_ray.common.safe_files import write_atomic
 from maml_ray.common.yaml_data import dump_yaml
@@ -33,9 +34,10 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def init(
-    path: Annotated[Path, typer.Argument(metavar="[PATH]", help="File or directory.")] = Path(
-        _SETTINGS_FILE
-    ),
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="[PATH]", help="File or directory.", parser=path_of("PATH")),
+    ] = Path(_SETTINGS_FILE),
     preset: Preset = None,
     cluster: Annotated[
         bool,
@@ -77,7 +79,7 @@ def init(
         failed = manifests if file.exists() else file
         raise UserError(f"{failed} cannot be written: {error_reason(error)}") from None
     console = Console()
-    print_line(console, f"wrote {file}; train with: maml-ray train {file}")
+    print_line(console, f"wrote {file}; train with: maml-ray train {quote_location(file)}")
     if cluster:
         print_line(console, f"wrote {manifests}; see {manifests / 'README.md'}")
 

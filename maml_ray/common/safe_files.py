@@ -5,20 +5,67 @@ from __future__ import annotations
 import os
 import secrets
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
+
+_CHUNK_BYTES = 1_000_000
 
 
 class UnreadableFile(Exception):
     """A file cannot be read. The message says why and is meant to follow its name."""
 
 
-def read_bytes(path: Path, *, max_bytes: int | None = None) -> bytes:
-    """Return the content of a regular file.
+class UnsuitableFile(OSError):
+    """A file is there, but is no regular file or too large; the message says which."""
+
+
+def check_size(size: int, max_bytes: int) -> None:
+    """Refuse a file of ``size`` bytes before it is read.
+
+    Raises:
+        UnsuitableFile: it is larger than ``max_bytes``.
+    """
+    if size > max_bytes:
+        raise UnsuitableFile(f"it has {size:,} bytes, and at most {max_bytes:,} are read")
+
+
+@contextmanager
+def open_regular(path: Path, *, max_bytes: int) -> Iterator[BinaryIO]:
+    """Open a regular file of at most ``max_bytes`` for reading.
 
     Pipes and devices are refused: they can block or have no end. So is ``<(...)`` of a shell,
     which can be read once only, since the name is kept and read again later. ``/dev/stdin`` is
     accepted if it is a file.
+
+    Raises:
+        UnsuitableFile: it is no regular file or too large.
+        OSError: it is missing, or the storage fails.
+    """
+    with open(path, "rb", opener=_open_without_blocking) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise UnsuitableFile("it is not a regular file")
+        check_size(status.st_size, max_bytes)
+        yield file
+
+
+def read_open(file: BinaryIO, max_bytes: int) -> bytes:
+    """Return the content of a file of :func:`open_regular`, in no more memory than it needs.
+
+    Raises:
+        UnsuitableFile: it has grown beyond ``max_bytes``, as files in ``/proc`` do.
+    """
+    content = file.read(os.fstat(file.fileno()).st_size + 1)
+    while more := file.read(min(_CHUNK_BYTES, max(0, max_bytes + 1 - len(content)))):
+        content += more
+    check_size(len(content), max_bytes)
+    return content
+
+
+def read_bytes(path: Path, *, max_bytes: int) -> bytes:
+    """Return the content of a regular file, whose size is checked before it is read.
 
     Args:
         path: of the file.
@@ -28,17 +75,12 @@ def read_bytes(path: Path, *, max_bytes: int | None = None) -> bytes:
         UnreadableFile: it is missing, no regular file or too large, or the storage fails.
     """
     try:
-        with open(path, "rb", opener=_open_without_blocking) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise UnreadableFile("it is not a regular file")
-            content = file.read(-1 if max_bytes is None else max_bytes + 1)
+        with open_regular(path, max_bytes=max_bytes) as file:
+            return read_open(file, max_bytes)
     except OSError as error:
         raise UnreadableFile(error.strerror or str(error)) from None
     except ValueError as error:  # a null byte or a surrogate in the name
         raise UnreadableFile(f"no file can have that name ({error})") from None
-    if max_bytes is not None and len(content) > max_bytes:
-        raise UnreadableFile(f"it is larger than {max_bytes:,} bytes")
-    return content
 
 
 def read_text(path: Path, *, max_bytes: int) -> str:
@@ -74,6 +116,16 @@ def write_atomic(path: Path, text: str) -> None:
         raise
 
 
+def append_text(path: Path, text: str) -> None:
+    """Append ``text`` to a file as UTF-8; a pipe is not waited for.
+
+    Raises:
+        OSError: the storage failed, or a pipe has no reader.
+    """
+    with open(path, "a", encoding="utf-8", opener=_open_without_blocking) as file:
+        file.write(text)
+
+
 class RetryingFile:
     """Append to a file; what a full disk refuses is kept and written with the next append.
 
@@ -107,4 +159,4 @@ class RetryingFile:
 
 
 def _open_without_blocking(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o666)

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from maml_ray.common.locations import location_problem, path_problem
 from maml_ray.config.error_messages import SettingsError
 
 RENAMED_KEYS: Mapping[str, str] = {
@@ -19,6 +20,13 @@ RENAMED_KEYS: Mapping[str, str] = {
 """Former key -> present key, in the same section."""
 FORMER_BEHAVIOR: Mapping[str, Any] = {"policy.action_bounds": "none"}
 """Key -> value that does what versions before this setting did, where the default does not."""
+
+
+_LITERAL_PATHS = {
+    "run.directory": path_problem,
+    "run.storage": location_problem,
+    "faults.fallback_directory": path_problem,
+}
 
 
 class RenamedKeyWarning(FutureWarning):
@@ -50,9 +58,18 @@ def rename_keys(
 def add_former_behavior(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return a run's recorded settings with the values that its version had no keys for.
 
-    A record has all keys of its version: one that it lacks was added since.
+    A record has all keys of its version: one that it lacks was added since. Of a path that is
+    refused now, as ``s3:/bucket``, the meaning stays: a directory of that name.
     """
     result = dict(data)
+    for key, problem_of in _LITERAL_PATHS.items():
+        section, name = key.split(".")
+        values = result.get(section)
+        if not isinstance(values, Mapping):
+            continue
+        path = values.get(name)
+        if isinstance(path, str) and path and problem_of(path):
+            result[section] = {**values, name: f"./{path}"}
     for key, value in FORMER_BEHAVIOR.items():
         section, name = key.split(".")
         if isinstance(values := result.get(section), Mapping):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
+from maml_ray.common.locations import parse_path
 from maml_ray.config.loading import load_settings
 from maml_ray.config.settings import Settings
 from maml_ray.evaluation.agent import Agent
@@ -32,15 +33,18 @@ def load(
             the settings name. A run whose tasks were given to :func:`train` in Python records
             only their name: without them its policy can act, but not collect or be evaluated.
 
+    Of a checkpoint that is damaged and passed over a :class:`RunWarning` tells.
+
     Raises:
         RunDirError: the folder is neither, or holds no readable policy that fits its settings
             and ``tasks``.
         SettingsError: the settings cannot be read, or ``tasks`` cannot be used.
     """
-    if os.path.lexists(Path(folder) / DESCRIPTION):
-        agent = load_policy(Path(folder))
+    folder = parse_path(folder, "folder")
+    if is_policy_folder(folder):
+        agent = load_policy(folder)
     else:
-        agent, _ = load_with_iteration(folder, str(checkpoint))
+        agent = load_run(folder, str(checkpoint)).agent
     if tasks is None:
         return agent
     agent = replace(agent, settings=record_own_tasks(agent.settings, tasks), own_tasks=tasks)
@@ -48,10 +52,28 @@ def load(
     return agent
 
 
-def load_with_iteration(
-    folder: str | PathLike[str], checkpoint: str = "newest"
-) -> tuple[Agent, int]:
-    """Load the meta-trained policy of a run and the number of iterations it was trained for.
+def is_policy_folder(folder: Path) -> bool:
+    """Return whether ``folder`` holds a saved policy, be it damaged, and not a run."""
+    return os.path.lexists(folder / DESCRIPTION)
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedRun:
+    """The meta-trained policy of a run.
+
+    Attributes:
+        agent: the policy.
+        iteration: number of iterations it was trained for.
+        warnings: sentences on newer checkpoints that are damaged and were passed over.
+    """
+
+    agent: Agent
+    iteration: int
+    warnings: tuple[str, ...]
+
+
+def load_run(folder: str | PathLike[str], checkpoint: str = "newest") -> LoadedRun:
+    """Load the meta-trained policy of a run, and what is to be told of its checkpoints.
 
     Raises:
         RunDirError: as :func:`load`.
@@ -59,8 +81,9 @@ def load_with_iteration(
     """
     run = open_run_dir(folder)
     settings = load_settings(run.settings, recorded=True)
-    loaded, _ = load_named_checkpoint(open_run_storage(run, settings.run), checkpoint)
-    return agent_from_checkpoint(settings, loaded, run.checkpoints), loaded.iteration
+    loaded, warnings = load_named_checkpoint(open_run_storage(run, settings.run), checkpoint)
+    agent = agent_from_checkpoint(settings, loaded, run.checkpoints)
+    return LoadedRun(agent, loaded.iteration, tuple(warnings))
 
 
 def agent_from_checkpoint(settings: Settings, checkpoint: Checkpoint, source: Path) -> Agent:

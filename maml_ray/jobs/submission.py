@@ -7,6 +7,7 @@ import secrets
 import shlex
 from collections.abc import Mapping
 
+from maml_ray.common.locations import is_url
 from maml_ray.common.versions import own_version
 from maml_ray.config.loading import dump_settings
 from maml_ray.config.settings import Settings, SettingsError
@@ -58,8 +59,8 @@ def check_storage_url(settings: Settings) -> None:
     Raises:
         StorageError: its protocol is unknown, or its package is not installed.
     """
-    if settings.run.storage is not None:
-        open_storage(settings.run.storage)
+    if settings.run.storage is not None and is_url(settings.run.storage):
+        open_storage(settings.run.storage)  # a path is expanded on the cluster
 
 
 def check_survives_job(settings: Settings) -> None:
@@ -69,7 +70,8 @@ def check_survives_job(settings: Settings) -> None:
         SettingsError: the run would be lost.
     """
     run = settings.run
-    if run.storage is None and not os.path.isabs(run.directory):
+    absolute = run.directory.startswith(("/", "~", "$"))  # expanded on the cluster
+    if run.storage is None and not absolute:
         raise SettingsError(
             f"run.directory = {run.directory!r} is in the job's working directory, which Ray "
             "removes after the job: set run.directory to a folder that all nodes share "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from safetensors import numpy as safetensors_numpy
 
 from maml_ray.common.errors import RunDirError, error_reason
 from maml_ray.common.normalization import Normalizer, RunningStatistics
+from maml_ray.common.safe_files import UnsuitableFile
 from maml_ray.learning.state import LearnerState, OptimizerState
 from maml_ray.persistence.storage import Storage
 from maml_ray.policies.spec import PolicyParameters, PolicySpec
@@ -30,6 +32,17 @@ with other parameters."""
 _MANIFEST = "manifest.json"
 _PARAMETERS = "parameters.safetensors"
 _LEARNER = "learner.safetensors"
+_HEADER_BYTES, _MAX_ARRAY_BYTES = 1_000_000, 4_000_000_000
+"""Allowance for names and shapes in a file of arrays, and limit of a file of the largest policy
+allowed, whatever sizes a manifest from somebody else claims."""
+_UNREADABLE = (
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+    UnsuitableFile,
+)
+"""What a file of a checkpoint alone can cause; other errors are of the storage."""
 
 # Keys in the files. They predate the names of the attributes and must not follow them.
 _OPTIMIZER_STEPS = "optimiser_steps"
@@ -76,18 +89,20 @@ def load_checkpoint(storage: Storage, name: str) -> Checkpoint:
         OSError: the storage failed.
     """
     manifest = _read_manifest(storage, name)
-    files = {
-        file: _read_verified(storage, f"{name}/{file}", digest)
-        for file, digest in manifest["sha256"].items()
-    }
     try:
+        spec = PolicySpec.from_json(manifest["policy"])
+        max_bytes = max_array_bytes(spec)
+        files = {
+            file: _read_verified(storage, f"{name}/{file}", digest, max_bytes)
+            for file, digest in manifest["sha256"].items()
+        }
         parameters = safetensors_numpy.load(files[_PARAMETERS])
         arrays = safetensors_numpy.load(files[_LEARNER])
         return Checkpoint(
             iteration=int(manifest["iteration"]),
             total_env_steps=int(manifest["total_env_steps"]),
             elapsed_s=float(manifest["elapsed_s"]),
-            spec=PolicySpec.from_json(manifest["policy"]),
+            spec=spec,
             learner=LearnerState(
                 version=int(manifest["version"]),
                 parameters=parameters,
@@ -108,6 +123,19 @@ def load_checkpoint(storage: Storage, name: str) -> Checkpoint:
         )
     except (KeyError, TypeError, ValueError, OverflowError, SafetensorError) as error:
         raise CorruptCheckpoint(f"{storage}/{name} does not hold a checkpoint: {error}") from None
+
+
+def max_array_bytes(spec: PolicySpec) -> int:
+    """Return a generous bound on the size of one file of a policy's arrays.
+
+    The largest holds two moments and the previous version of each parameter and of its learned
+    rate, and four statistics of each observation: less than 64 bytes for each weight.
+
+    Raises:
+        TypeError, ValueError, OverflowError: ``spec`` has sizes that are none.
+    """
+    weights = sum(math.prod(map(int, shape)) for shape in spec.shapes().values())
+    return min(_MAX_ARRAY_BYTES, _HEADER_BYTES + 64 * max(0, weights))
 
 
 def checkpoint_files(checkpoint: Checkpoint) -> dict[str, bytes]:
@@ -151,9 +179,13 @@ def _read_manifest(storage: Storage, name: str) -> dict[str, Any]:
     try:
         manifest = json.loads(storage.read(f"{name}/{_MANIFEST}"))
     except FileNotFoundError:
-        raise CorruptCheckpoint(f"{storage}/{name} has no manifest") from None
-    except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        raise CorruptCheckpoint(f"{storage}/{name} has no readable manifest: {error}") from None
+        raise CorruptCheckpoint(
+            f"{storage}/{name} has no manifest, as while it is written or if that was interrupted"
+        ) from None
+    except _UNREADABLE as error:
+        raise CorruptCheckpoint(
+            f"{storage}/{name} has no readable manifest: {error_reason(error)}"
+        ) from None
     except (ValueError, RecursionError):
         raise CorruptCheckpoint(f"the manifest of {storage}/{name} is not JSON") from None
     if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
@@ -176,10 +208,10 @@ def _seal(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def _read_verified(storage: Storage, name: str, digest: str) -> bytes:
+def _read_verified(storage: Storage, name: str, digest: str, max_bytes: int) -> bytes:
     try:
-        content = storage.read(name)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        content = storage.read(name, max_bytes)
+    except _UNREADABLE as error:
         raise CorruptCheckpoint(f"{storage}/{name} cannot be read: {error_reason(error)}") from None
     if hashlib.sha256(content).hexdigest() != digest:
         raise CorruptCheckpoint(f"{storage}/{name} does not match its checksum")

@@ -17,7 +17,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from maml_ray.common.errors import RunDirError
+from maml_ray.common.errors import RunDirError, warn_of_damage
+from maml_ray.common.safe_files import UnsuitableFile
 from maml_ray.persistence.checkpoint_format import (
     Checkpoint,
     CorruptCheckpoint,
@@ -92,57 +93,65 @@ def save_checkpoint(
 
 
 def load_newest_checkpoint(storage: Storage) -> tuple[Checkpoint, list[str]]:
-    """Load the newest valid checkpoint; return it and a warning for each corrupt newer one.
+    """Load the newest valid checkpoint; return it and a sentence on each corrupt newer one.
 
-    A live run may replace all of them while they are read; they are listed again then.
+    Each sentence is also issued as a :class:`~maml_ray.common.errors.RunWarning`. A live run may
+    replace all of them while they are read; they are listed again then.
 
     Raises:
         RunDirError: there is none, the newest has an unknown format, or the storage failed.
     """
-    warnings: list[str] = []
+    corrupt: list[str] = []
     previous: list[str] = []
     try:
         for _ in range(_MAX_LISTINGS):
             if (existing := _list_checkpoints(storage)) == previous:
                 break
-            previous, warnings = existing, []
+            previous, corrupt = existing, []
             for name in existing:
                 try:
-                    return load_checkpoint(storage, name), warnings
+                    checkpoint = load_checkpoint(storage, name)
                 except CorruptCheckpoint as error:
-                    warnings.append(f"{error}; trying the one before it")
+                    corrupt.append(str(error))
+                else:
+                    warnings = [
+                        f"{each}; checkpoint {checkpoint.iteration} is used" for each in corrupt
+                    ]
+                    for warning in warnings:
+                        warn_of_damage(warning)
+                    return checkpoint, warnings
     except OSError as error:
         raise RunDirError(f"cannot read the checkpoints in {storage}: {error}") from None
-    details = f"; corrupt: {'; '.join(warnings)}" if warnings else ""
+    details = f" ({'; '.join(corrupt)}): put back a copy of one" if corrupt else ""
     raise RunDirError(f"{storage}/{DIRECTORY} holds no checkpoint that can be read{details}")
 
 
-def load_newest_of(storages: Sequence[Storage]) -> tuple[Storage, Checkpoint | None, list[str]]:
+def load_newest_of(storages: Sequence[Storage]) -> tuple[Storage, Checkpoint | None]:
     """Load the newest checkpoint of a run whose checkpoints may be in several storages.
 
+    A :class:`~maml_ray.common.errors.RunWarning` tells of checkpoints that cannot be read.
+
     Returns:
-        Its storage, the checkpoint, and warnings; the first storage and None if there is none.
+        Its storage and the checkpoint; the first storage and None if there is none.
 
     Raises:
         RunDirError: checkpoints may exist, but none can be read.
     """
     loaded: list[tuple[Storage, Checkpoint]] = []
-    warnings: list[str] = []
     errors: list[RunDirError] = []
     for storage in storages:
         try:
             if has_checkpoints(storage):
-                checkpoint, new_warnings = load_newest_checkpoint(storage)
-                warnings += new_warnings
-                loaded.append((storage, checkpoint))
+                loaded.append((storage, load_newest_checkpoint(storage)[0]))
         except RunDirError as error:
             errors.append(error)
     if not loaded:
         if errors:
             raise errors[0]
-        return storages[0], None, warnings
-    storage, newest = max(loaded, key=lambda each: each[1].iteration)
-    return storage, newest, warnings + [str(error) for error in errors]
+        return storages[0], None
+    for unreadable in errors:
+        warn_of_damage(str(unreadable))
+    return max(loaded, key=lambda each: each[1].iteration)
 
 
 def has_checkpoints(storage: Storage) -> bool:
@@ -175,7 +184,9 @@ def load_named_checkpoint(storage: Storage, which: str) -> tuple[Checkpoint, lis
         except OSError as error:
             raise RunDirError(f"cannot read {storage}/{_BEST}: {error}") from None
         if best is None:
-            raise RunDirError(f"{storage} does not know its best checkpoint yet: use newest")
+            damaged = storage.names(DIRECTORY).count(_BEST.rpartition("/")[2])
+            problem = f"{_BEST} is damaged" if damaged else "its best is not known yet"
+            raise RunDirError(f"{storage} has no best checkpoint ({problem}): use newest")
         which = str(best.iteration)
     if not (which.isascii() and which.isdigit() and len(which) <= 8):
         raise RunDirError(f"a checkpoint is newest, best or a number, not {which!r:.60}")
@@ -201,7 +212,9 @@ def read_best_score(storage: Storage) -> CheckpointScore | None:
     try:
         content = json.loads(storage.read(_BEST))
         score = CheckpointScore(int(content["iteration"]), float(content["score"]))
-    except (FileNotFoundError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
+    except (FileNotFoundError, UnsuitableFile):
+        return None
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
     return score if math.isfinite(score.value) else None
 

@@ -36,7 +36,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from maml_ray.common.errors import RunDirError, Superseded
-from maml_ray.persistence.storage import Storage
+from maml_ray.persistence.storage import MAX_READ_BYTES, Storage
 
 DIRECTORY = "attempts"
 _NAME = re.compile(r"([0-9]{6,12})-([0-9a-f]{16})\.json")
@@ -139,9 +139,9 @@ class FencedStorage:
         verify_lease(self.storage, self.lease)
         self.storage.write(name, content)
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, max_bytes: int = MAX_READ_BYTES) -> bytes:
         """Implement :meth:`Storage.read`."""
-        return self.storage.read(name)
+        return self.storage.read(name, max_bytes)
 
     def names(self, directory: str) -> list[str]:
         """Implement :meth:`Storage.names`."""

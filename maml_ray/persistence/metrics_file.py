@@ -2,62 +2,93 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from maml_ray.common.errors import RunDirError
-from maml_ray.common.safe_files import UnreadableFile, read_bytes
+from maml_ray.common.errors import RunDirError, error_reason, warn_of_damage
+from maml_ray.common.safe_files import open_regular
 from maml_ray.persistence.records import ROW_KEYS
 
 REQUIRED_KEYS = ("iteration", "total_env_steps", "elapsed_s")
 """Keys that must have a number in every row."""
-_MAX_BYTES = 1_000_000_000
+MAX_METRICS_BYTES = 1_000_000_000
+"""Half a million iterations."""
+_MAX_LINE_BYTES = 100_000
+"""Of one row, which has some 2,000: a longer line is damaged, and not read at once."""
 _MAX_VALUE = 1e30  # plots and tables cannot handle larger ones
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of ``metrics.jsonl``, without a last line that a killed process left torn.
+    """Return the rows of ``metrics.jsonl``, one for each iteration and in their order.
 
-    Iterations may be missing: after a power loss the checkpoints, which are synced to disk, are
-    intact, but the last lines before them may be lost.
+    Lines that are no rows, as a power loss may leave them, are left out with a warning; so is a
+    last line that a killed process left torn, without one. Of two rows of an iteration the later
+    one counts. Iterations may be missing: after a power loss the checkpoints, which are synced to
+    disk, are intact, but the last lines before them may be lost.
 
     Raises:
-        RunDirError: the file cannot be read, another line is not a row, or the iterations are not
-            in order.
+        RunDirError: the file cannot be read.
     """
     try:
-        content = read_bytes(path, max_bytes=_MAX_BYTES)
-    except UnreadableFile as error:
-        raise RunDirError(f"cannot read {path}: {error}") from None
-    return parse_metrics(content, str(path))
+        with open_regular(path, max_bytes=MAX_METRICS_BYTES) as file:
+            return _read_rows(file, str(path))
+    except (OSError, ValueError) as error:  # ValueError: no file can have that name
+        raise RunDirError(f"cannot read {path}: {error_reason(error)}") from None
 
 
 def parse_metrics(content: bytes, name: str) -> list[dict[str, Any]]:
-    """Return the rows in the content of a metrics file; ``name`` is for messages.
+    """Return the rows in the content of a metrics file; ``name`` is for warnings."""
+    return _read_rows(io.BytesIO(content), name)
 
-    Raises:
-        RunDirError: as :func:`read_metrics`.
-    """
-    rows: list[dict[str, Any]] = []
-    lines = content.decode("utf-8", errors="replace").splitlines()
-    for number, line in enumerate(lines, 1):
+
+def _read_rows(file: BinaryIO, name: str) -> list[dict[str, Any]]:
+    rows: dict[int, dict[str, Any]] = {}
+    damaged: list[int] = []
+    misplaced: list[int] = []
+    newest = -1
+    for number, line in enumerate(_lines(file), 1):
         row = _parse_row(line)
         if row is None:
-            if number == len(lines):
-                break
-            raise RunDirError(f"line {number} of {name} is not a row of metrics")
-        if rows and row["iteration"] <= rows[-1]["iteration"]:
-            raise RunDirError(
-                f"line {number} of {name} has iteration {row['iteration']} out of order"
-            )
-        rows.append(row)
-    return rows
+            # A last line without its end is being written, or its writer was killed.
+            if line.endswith(b"\n") and line.strip():
+                damaged.append(number)
+            continue
+        if row["iteration"] <= newest:
+            misplaced.append(number)
+        newest = max(newest, row["iteration"])
+        rows[row["iteration"]] = row
+    if damaged:
+        warn_of_damage(f"{_describe(damaged)} of {name} cannot be read and is left out")
+    if misplaced:
+        warn_of_damage(
+            f"{_describe(misplaced)} of {name} is out of order: of each iteration the last row "
+            "counts"
+        )
+    return [rows[iteration] for iteration in sorted(rows)]
 
 
-def _parse_row(line: str) -> dict[str, Any] | None:
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the lines of a file; for one that is too long, text that is no row."""
+    while line := file.readline(_MAX_LINE_BYTES):
+        if len(line) < _MAX_LINE_BYTES or line.endswith(b"\n"):
+            yield line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = file.readline(_MAX_LINE_BYTES)
+        yield b"too long\n"
+
+
+def _describe(numbers: list[int]) -> str:
+    others = f" (and {len(numbers) - 1} more)" if len(numbers) > 1 else ""
+    return f"line {numbers[0]}{others}"
+
+
+def _parse_row(line: bytes) -> dict[str, Any] | None:
     """Return the row in a line, or None if there is none or its values cannot be plotted."""
     row: Any = None
     with suppress(ValueError, RecursionError):

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from maml_ray.common.safe_files import UnreadableFile, read_text
+from maml_ray.common.safe_files import UnreadableFile, append_text, read_text
 from maml_ray.common.versions import versions
 from maml_ray.persistence.run_dir import RunDir
 
@@ -57,8 +57,8 @@ def record_provenance(run_dir: RunDir) -> None:
     """Append the provenance of this process to the run directory, if it can be written."""
     line = f"{json.dumps(asdict(current_provenance()))}\n"
     # Training does not depend on it, so a full disk is no reason to stop.
-    with suppress(OSError), run_dir.provenance.open("a", encoding="utf-8") as file:
-        file.write(line)
+    with suppress(OSError):
+        append_text(run_dir.provenance, line)
 
 
 def read_provenance(run_dir: RunDir) -> list[Provenance]:

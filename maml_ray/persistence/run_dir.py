@@ -87,20 +87,20 @@ class RunDir:
         return self.path / "report.html"
 
 
-def resolve_base_directory(directory: str, environment: Mapping[str, str], home: Path) -> Path:
+def resolve_base_directory(directory: Path, environment: Mapping[str, str], home: Path) -> Path:
     """Return the directory in which run directories are created.
 
     The working directory of a submitted job is a copy that Ray removes, so a relative directory is
     placed in the home directory of the node's user there.
 
     Args:
-        directory: ``run.directory`` of the settings.
+        directory: ``run.directory`` of the settings, expanded.
         environment: environment of the process.
         home: home directory of the user.
     """
-    if JOB_VARIABLE in environment and not Path(directory).is_absolute():
+    if JOB_VARIABLE in environment and not directory.is_absolute():
         return home / "maml_ray" / directory
-    return Path(directory)
+    return directory
 
 
 def open_run_dir(path: str | PathLike[str]) -> RunDir:

@@ -12,7 +12,9 @@ import re
 from itertools import count, groupby
 from pathlib import Path
 
+from maml_ray.common.commands import quote_location
 from maml_ray.common.errors import RunDirError, UserError, error_reason
+from maml_ray.common.locations import escape_path, expand_location, expand_path, is_url
 from maml_ray.common.safe_files import write_atomic
 from maml_ray.common.yaml_data import YamlError, parse_yaml
 from maml_ray.config.loading import MAX_FILE_BYTES, dump_settings, load_settings, validate_settings
@@ -35,11 +37,41 @@ def open_run_storage(run_dir: RunDir, settings: RunSettings) -> Storage:
     """Return the storage of a run: its directory, or one of the same name under ``run.storage``.
 
     Raises:
+        LocationError: ``run.storage`` has a variable that this machine lacks.
         StorageError: ``run.storage`` is not a valid URL.
     """
-    if settings.storage is None:
+    parent = storage_location(settings)
+    if parent is None:
         return LocalStorage(run_dir.path)
-    return open_storage(f"{settings.storage.rstrip('/')}/{run_dir.path.resolve().name}")
+    return open_storage(f"{parent.rstrip('/')}/{run_dir.path.resolve().name}")
+
+
+def storage_location(settings: RunSettings) -> str | None:
+    """Return ``run.storage`` as a URL or as a path on this machine; None if it is null.
+
+    Raises:
+        LocationError: it has a variable that this machine lacks.
+    """
+    return None if settings.storage is None else expand_location(settings.storage, "run.storage")
+
+
+def check_locations(settings: Settings, run_dir: RunDir | None = None) -> None:
+    """Check the settings that are paths or URLs, as far as this machine can without using them.
+
+    Args:
+        settings: of the run.
+        run_dir: its directory; None if it will be made in ``run.directory``.
+
+    Raises:
+        LocationError: one has a variable or user that this machine lacks.
+        StorageError: ``run.storage`` has an unknown protocol, or one whose package is missing.
+    """
+    if run_dir is None:
+        expand_path(settings.run.directory, "run.directory")
+    if settings.faults.fallback_directory is not None:
+        expand_path(settings.faults.fallback_directory, "faults.fallback_directory")
+    if (location := storage_location(settings.run)) is not None:
+        open_storage(location)
 
 
 def checkpoint_storages(run_dir: RunDir, settings: RunSettings) -> tuple[Storage, ...]:
@@ -68,14 +100,12 @@ def read_settings(storage: Storage) -> Settings | None:
     """
     name = f"{storage}/{_SETTINGS}"
     try:
-        content = storage.read(_SETTINGS)
+        content = storage.read(_SETTINGS, MAX_FILE_BYTES)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise RunDirError(f"cannot read {name}: {error_reason(error)}") from None
     try:
-        if len(content) > MAX_FILE_BYTES:
-            raise RunDirError(f"it is larger than {MAX_FILE_BYTES:,} bytes")
         return validate_settings(parse_yaml(content.decode(), name), recorded=True)
     except (UserError, YamlError, UnicodeDecodeError, AttributeError, TypeError) as error:
         raise RunDirError(f"{name} does not hold the settings of a run: {error}") from None
@@ -145,14 +175,15 @@ def fetch_run(url: str, directory: Path) -> RunDir:
         if not is_same_storage(its_storage, storage):
             raise RunDirError(
                 f"{run_dir.path} is a run stored in {its_storage}, not in {url}: resume it with "
-                f"--resume {run_dir.path}, or move the directory away"
+                f"--resume {quote_location(run_dir.path)}, or move the directory away"
             )
         return run_dir
     settings = read_settings(storage)
     if settings is None:
         raise RunDirError(f"there is no run at {url}: it has no {_SETTINGS}")
     # The run may have been moved; it continues where it was found.
-    settings = _with_storage(settings, parent_url)
+    place = parent_url if is_url(parent_url) else escape_path(Path(parent_url))
+    settings = _with_storage(settings, place)
     try:
         LocalStorage(run_dir.path).write(_SETTINGS, dump_settings(settings).encode())
     except OSError as error:
@@ -186,7 +217,7 @@ def fetch_metrics(storage: Storage, run_dir: RunDir, before: int) -> None:
         raise RunDirError(f"cannot fetch the metrics in {storage}: {error_reason(error)}") from None
 
 
-def save_fallback(settings: Settings, run_dir: RunDir, checkpoint: Checkpoint, rows: str) -> str:
+def save_fallback(settings: Settings, run_dir: RunDir, checkpoint: Checkpoint, rows: bytes) -> str:
     """Save a run whose directory or storage cannot be written to in another directory.
 
     Args:
@@ -196,17 +227,17 @@ def save_fallback(settings: Settings, run_dir: RunDir, checkpoint: Checkpoint, r
         rows: content of ``metrics.jsonl``.
 
     Returns:
-        The directory and how to resume from it, for a message.
+        The directory, to resume from.
 
     Raises:
         OSError: it cannot be written there either.
     """
     storage = LocalStorage(run_dir.path)
     save_checkpoint(storage, checkpoint, keep=checkpoints_to_keep(settings))
-    storage.write(run_dir.metrics.name, rows.encode())
+    storage.write(run_dir.metrics.name, rows)
     local = _with_storage(settings, None)
     storage.write(run_dir.settings.name, dump_settings(local).encode())
-    return f"{run_dir.path}: resume it with maml-ray train --resume {run_dir.path}"
+    return str(run_dir.path)
 
 
 def unused_run_dir(base: Path, name: str) -> RunDir:

@@ -5,7 +5,6 @@ File names are relative and use ``/``. Failures are :class:`OSError` with a one-
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 import shutil
@@ -16,11 +15,14 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from maml_ray.common.errors import UserError
+from maml_ray.common.locations import OBJECT_STORES, is_url, location_problem
+from maml_ray.common.safe_files import UnsuitableFile, check_size, open_regular, read_open
 
 REQUEST_TIMEOUT_S, WRITE_TIMEOUT_S = 30.0, 600.0
 """Time limits of remote storage: for small requests, and for writing a file."""
+MAX_READ_BYTES = 10_000_000
+"""Largest file read by a caller who names no limit: all but the arrays of a policy are smaller."""
 _PARTIAL = ".partial"
-_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "r2"}
 Result = TypeVar("Result")
 
 
@@ -38,11 +40,12 @@ class Storage(Protocol):
             OSError: it could not be written; the previous file of that name, if any, is intact.
         """
 
-    def read(self, name: str) -> bytes:
-        """Return the content of ``name``.
+    def read(self, name: str, max_bytes: int = MAX_READ_BYTES) -> bytes:
+        """Return the content of ``name``, whose size is checked before it is read.
 
         Raises:
             FileNotFoundError: it does not exist.
+            UnsuitableFile: it has more than ``max_bytes``, or is no regular file.
             OSError: it cannot be read.
         """
 
@@ -67,19 +70,21 @@ class Storage(Protocol):
 def open_storage(location: str | Path) -> Storage:
     """Return the storage at a path or URL, without accessing it yet.
 
+    Args:
+        location: of the storage; a path as it is on this machine (see
+            :func:`maml_ray.common.locations.expand_location`).
+
     Raises:
-        StorageError: the URL's protocol is unknown or its package is not installed, or a file URL
-            has a relative path.
+        StorageError: the URL has another form, its protocol is unknown, or its package is not
+            installed.
     """
     url = str(location)
-    protocol, separator, path = url.partition("://")
-    if not separator:
+    if not is_url(url):
         return LocalStorage(Path(url))
-    if protocol not in ("file", "local"):
-        return RemoteStorage(url)
-    if not path.startswith("/"):
-        raise StorageError(f"there is no storage at {url!r}: write {protocol}:///{path}")
-    return LocalStorage(Path(path))
+    if problem := location_problem(url):
+        raise StorageError(f"there is no storage at {url!r}: {problem}")
+    protocol, _, path = url.partition("://")
+    return LocalStorage(Path(path)) if protocol in ("file", "local") else RemoteStorage(url)
 
 
 def is_partial(name: str) -> bool:
@@ -136,12 +141,10 @@ class LocalStorage:
         _sync_directory(path.parent)
         _sync_directory(path.parent.parent)  # holds the entry of a parent that was just created
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, max_bytes: int = MAX_READ_BYTES) -> bytes:
         """Implement :meth:`Storage.read`."""
-        path = self.path / validate_name(name)
-        if path.exists() and not path.is_file():  # reading a pipe would block forever
-            raise IsADirectoryError(errno.EISDIR, "it is not a regular file", str(path))
-        return path.read_bytes()
+        with open_regular(self.path / validate_name(name), max_bytes=max_bytes) as file:
+            return read_open(file, max_bytes)
 
     def names(self, directory: str) -> list[str]:
         """Implement :meth:`Storage.names`; includes temporary files of interrupted writes."""
@@ -200,11 +203,16 @@ class RemoteStorage:
 
         self._request(f"write {name}", put, WRITE_TIMEOUT_S)
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, max_bytes: int = MAX_READ_BYTES) -> bytes:
         """Implement :meth:`Storage.read`."""
         path = self._path(name)
-        content: bytes = self._request(f"read {name}", lambda: self._files.cat_file(path))
-        return content
+
+        def get() -> bytes:
+            check_size(self._files.size(path) or 0, max_bytes)
+            content: bytes = self._files.cat_file(path)
+            return content
+
+        return self._request(f"read {name}", get)
 
     def names(self, directory: str) -> list[str]:
         """Implement :meth:`Storage.names`."""
@@ -240,7 +248,7 @@ class RemoteStorage:
         try:
             self._files.invalidate_cache()
             return call_with_timeout(timeout, action)
-        except FileNotFoundError:
+        except (FileNotFoundError, UnsuitableFile):
             raise
         except Exception as error:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
@@ -274,7 +282,7 @@ def call_with_timeout(timeout_s: float, action: Callable[[], Result]) -> Result:
 def _is_object_store(files: Any) -> bool:
     """Return whether directories are only name prefixes, and making one could make a bucket."""
     protocols = {files.protocol} if isinstance(files.protocol, str) else set(files.protocol)
-    return bool(protocols & _OBJECT_STORES)
+    return bool(protocols & OBJECT_STORES)
 
 
 def _sync_directory(path: Path) -> None:

@@ -8,11 +8,13 @@ from dataclasses import replace
 
 from rich.console import Console
 
+from maml_ray.common.commands import quote_location
 from maml_ray.common.errors import RunDirError, error_reason
 from maml_ray.config.loading import load_settings
 from maml_ray.config.settings import RunSettings, Settings, SettingsError
 from maml_ray.evaluation.compatibility import check_matches_task
 from maml_ray.evaluation.loading import agent_from_checkpoint
+from maml_ray.maml.losses import outer_objective
 from maml_ray.persistence.checkpoint_format import Checkpoint
 from maml_ray.persistence.checkpoint_store import has_checkpoints, load_newest_of
 from maml_ray.persistence.metrics_file import read_metrics
@@ -23,6 +25,7 @@ from maml_ray.persistence.run_storage import (
     is_run_dir,
     open_run_storage,
     read_settings,
+    storage_location,
 )
 from maml_ray.persistence.storage import Storage, open_storage
 from maml_ray.tasks.loading import OwnTasks
@@ -45,7 +48,8 @@ def check_no_existing_run(run_dir: RunDir, settings: Settings) -> None:
     """
     if os.path.lexists(run_dir.settings):
         raise RunDirError(
-            f"{run_dir.path} already holds a run: resume it with --resume {run_dir.path}, "
+            f"{run_dir.path} already holds a run: resume it with --resume "
+            f"{quote_location(run_dir.path)}, "
             "or name another directory"
         )
     absolute = run_dir.path.absolute()
@@ -58,8 +62,8 @@ def check_no_existing_run(run_dir: RunDir, settings: Settings) -> None:
     storage = open_run_storage(run_dir, settings.run)
     if not is_run_dir(storage, run_dir) and read_settings(storage) is not None:
         raise RunDirError(
-            f"{storage} already holds a run: resume it with --resume {storage}, "
-            "or name another directory"
+            f"{storage} already holds a run: resume it with --resume "
+            f"{quote_location(str(storage))}, or name another directory"
         )
     if has_checkpoints(storage):
         raise RunDirError(
@@ -74,15 +78,16 @@ def check_storage_writable(run: RunSettings) -> None:
     Raises:
         RunDirError: either fails.
     """
-    if run.storage is None:
+    location = storage_location(run)
+    if location is None:
         return
-    storage, marker = open_storage(run.storage), f".start-{secrets.token_hex(4)}"
+    storage, marker = open_storage(location), f".start-{secrets.token_hex(4)}"
     try:
         storage.write(marker, b"")
         storage.remove(marker)
     except OSError as error:
         raise RunDirError(
-            f"cannot write to run.storage = {run.storage} ({error_reason(error)}): fix it, or "
+            f"cannot write to run.storage = {location} ({error_reason(error)}): fix it, or "
             "set run.storage to a writable location"
         ) from None
 
@@ -92,25 +97,26 @@ def load_resume_state(
 ) -> Checkpoint | None:
     """Load the checkpoint to resume from and fetch the metrics up to it.
 
+    What of it is damaged and passed over is told by :class:`RunWarning`.
+
     Returns:
         The newest checkpoint; None if the run ended before its first one.
 
     Raises:
         SettingsError: the settings differ from the run's.
-        RunDirError: the directory or storage cannot be used, or belongs to another run.
+        RunDirError: the directory or storage cannot be used or belongs to another run, or the run
+            has lost its checkpoints.
     """
     _check_resumable(load_settings(run_dir.settings, recorded=True), settings)
     check_writable(run_dir.checkpoints, run_dir.tensorboard, run_dir.plots, run_dir.attempts)
     check_writable(run_dir.metrics, run_dir.evaluation, run_dir.episodes, run_dir.report)
     if os.path.lexists(run_dir.metrics):
-        read_metrics(run_dir.metrics)  # report damaged metrics before Ray starts
+        read_metrics(run_dir.metrics)  # report metrics that cannot be read before Ray starts
     storages = checkpoint_storages(run_dir, settings.run)
     _check_same_run(run_dir, storages[0], settings)
-    storage, checkpoint, warnings = load_newest_of(storages)
-    for warning in warnings:
-        print_notice(console, f"warning: {warning}")
+    storage, checkpoint = load_newest_of(storages)
     if checkpoint is None:
-        _check_mounted(run_dir, storages[-1])
+        _check_never_saved(run_dir, storages[-1])
         print_notice(console, f"{storage} has no checkpoint yet: the run starts from the beginning")
         return None
     agent = agent_from_checkpoint(settings, checkpoint, run_dir.checkpoints)
@@ -118,6 +124,28 @@ def load_resume_state(
     for storage in storages:
         fetch_metrics(storage, run_dir, checkpoint.iteration)
     return checkpoint
+
+
+def keep_annealing(run_dir: RunDir, settings: Settings, console: Console) -> Settings:
+    """Return ``settings`` whose outer rate is annealed as when the run started.
+
+    A line says so if the number of iterations changes: a longer run would otherwise continue at a
+    higher rate than it had.
+    """
+    recorded = load_settings(run_dir.settings, recorded=True)
+    length, outer = recorded.annealed_over, settings.outer
+    if outer.anneal_iterations is None and settings.run.iterations != length:
+        kept = outer.model_copy(update={"anneal_iterations": length})
+        settings = settings.model_copy(update={"outer": kept})
+    changed = settings.run.iterations != recorded.run.iterations
+    final = outer.final_learning_rate
+    if changed and final is not None and not outer_objective(outer.objective).uses_trust_region:
+        print_notice(
+            console,
+            f"outer.learning_rate is annealed over {length} iterations, as when the run started, "
+            f"and stays at {final:g} after them",
+        )
+    return settings
 
 
 def _check_same_run(run_dir: RunDir, storage: Storage, settings: Settings) -> None:
@@ -133,14 +161,20 @@ def _check_same_run(run_dir: RunDir, storage: Storage, settings: Settings) -> No
         ) from None
 
 
-def _check_mounted(run_dir: RunDir, storage: Storage) -> None:
-    """Reject an empty storage of a run that has finished iterations: it may not be mounted."""
-    if is_run_dir(storage, run_dir) or not os.path.lexists(run_dir.metrics):
-        return
-    if read_settings(storage) is None and read_metrics(run_dir.metrics):
+def _check_never_saved(run_dir: RunDir, storage: Storage) -> None:
+    """Reject a run that has lost its checkpoints: starting over would lose the rest of it."""
+    rows = read_metrics(run_dir.metrics) if os.path.lexists(run_dir.metrics) else []
+    if rows and not is_run_dir(storage, run_dir) and read_settings(storage) is None:
         raise RunDirError(
             f"{storage} is empty, but the run in {run_dir.path} has finished iterations: check "
             "that the storage is mounted, or start a new run in another directory"
+        )
+    saved = any(row.get("checkpoint_age_s") is not None for row in rows)
+    if saved or os.path.lexists(run_dir.evaluation):
+        raise RunDirError(
+            f"{storage} has lost its checkpoints: the run in {run_dir.path} has finished "
+            f"{len(rows)} iterations and had saved some; put them back, or start a new run in "
+            "another directory"
         )
 
 
@@ -152,6 +186,8 @@ def _check_resumable(recorded: Settings, requested: Settings) -> None:
         before, after = getattr(recorded, section), getattr(requested, section)
         for key in type(before).model_fields:
             name, old, new = f"{section}.{key}", getattr(before, key), getattr(after, key)
+            if name == "outer.anneal_iterations":
+                old, new = recorded.annealed_over, requested.annealed_over
             if old != new and name not in MUTABLE_ON_RESUME:
                 raise SettingsError(
                     f"{name} = {new!r}, but the run to resume has {old!r}: a resumed run keeps "

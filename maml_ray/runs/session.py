@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 
 from maml_ray.common.errors import RunDirError, Superseded, error_reason
+from maml_ray.common.locations import expand_path
+from maml_ray.common.safe_files import UnreadableFile, read_bytes
 from maml_ray.config.loading import dump_settings
 from maml_ray.config.settings import Settings
 from maml_ray.learning.staleness import checkpoints_to_keep
@@ -21,6 +23,7 @@ from maml_ray.persistence.checkpoint_store import (
     save_checkpoint,
 )
 from maml_ray.persistence.lease import FencedStorage, acquire_lease
+from maml_ray.persistence.metrics_file import MAX_METRICS_BYTES
 from maml_ray.persistence.provenance import record_provenance
 from maml_ray.persistence.run_dir import RunDir
 from maml_ray.persistence.run_storage import (
@@ -95,13 +98,18 @@ def open_checkpoint_writer(
     @cache  # one new directory per run: an existing one holds another run or an older fallback
     def fallback_dir() -> RunDir:
         # The system's temporary directory is shared: mkdtemp makes one that only this user can use.
-        base = settings.faults.fallback_directory or tempfile.mkdtemp(prefix="maml_ray-fallback-")
-        return unused_run_dir(Path(base), run_dir.path.resolve().name)
+        named = settings.faults.fallback_directory
+        base = (
+            Path(tempfile.mkdtemp(prefix="maml_ray-fallback-"))
+            if named is None
+            else expand_path(named, "faults.fallback_directory")
+        )
+        return unused_run_dir(base, run_dir.path.resolve().name)
 
     def save_to_fallback(checkpoint: Checkpoint) -> str:
-        rows = ""
-        with suppress(OSError):  # save the parameters even if the metrics cannot be read
-            rows = run_dir.metrics.read_text(encoding="utf-8")
+        rows = b""
+        with suppress(UnreadableFile):  # save the parameters even if the metrics cannot be read
+            rows = read_bytes(run_dir.metrics, max_bytes=MAX_METRICS_BYTES)
         return save_fallback(settings, fallback_dir(), checkpoint, rows)
 
     writer = AsyncCheckpointWriter(

@@ -126,7 +126,18 @@ def _add_routes(app: FastAPI, backend: ApiBackend, docs: RouteDocs) -> None:
     async def healthz() -> Response:
         base = await backend.policies.get(BASE_POLICY)
         task = base.agent.settings.task.name
-        return _json({"status": "ok", "policy": base.name, "task": task})
+        return _json(
+            {"status": "ok", "policy": base.name, "task": task, "warnings": _warnings_of(base)}
+        )
+
+
+def _warnings_of(base: ServedPolicy) -> list[str]:
+    """Return what operators should know of the base policy, without paths: no token is needed."""
+    number = base.num_passed_over
+    if not number:
+        return []
+    newer = "a newer checkpoint is" if number == 1 else f"{number} newer checkpoints are"
+    return [f"{newer} damaged or incomplete, and {base.name} is served: see the service's log"]
 
 
 def _or_raise(result: Value | ApiError) -> Value:

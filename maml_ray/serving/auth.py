@@ -7,12 +7,12 @@ import hmac
 import logging
 import os
 from collections.abc import Awaitable, Callable, MutableMapping
-from pathlib import Path
 from typing import Any
 
 import orjson
 
 from maml_ray.common.errors import UserError
+from maml_ray.common.locations import parse_path
 from maml_ray.common.safe_files import UnreadableFile, read_text
 from maml_ray.serving.requests import ApiError
 
@@ -39,7 +39,8 @@ def load_token_digest(token_file: str | None) -> bytes | None:
     """
     if token_file is not None:
         try:
-            token = read_text(Path(token_file), max_bytes=_MAX_TOKEN_FILE_BYTES).strip()
+            path = parse_path(token_file, "token_file")
+            token = read_text(path, max_bytes=_MAX_TOKEN_FILE_BYTES).strip()
         except UnreadableFile as error:
             raise UserError(f"cannot read the token file {token_file}: {error}") from None
         source = f"the token file {token_file}"

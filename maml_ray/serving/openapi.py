@@ -112,7 +112,7 @@ class RouteDocs:
 
     def health(self) -> dict[str, Any]:
         """Document ``GET /healthz``."""
-        response = _object(status=_STRING, policy=_STRING, task=_STRING)
+        response = _object(status=_STRING, policy=_STRING, task=_STRING, warnings=_array(_STRING))
         options = _route("Check health and the live checkpoint", "For probes.", response, 503)
         del options["responses"][401]
         return options

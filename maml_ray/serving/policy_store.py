@@ -13,8 +13,9 @@ from functools import cached_property
 from pathlib import Path
 
 from maml_ray.common.errors import UserError
+from maml_ray.common.locations import parse_location
 from maml_ray.evaluation.agent import Agent
-from maml_ray.evaluation.loading import load, load_with_iteration
+from maml_ray.evaluation.loading import is_policy_folder, load, load_run
 from maml_ray.evaluation.saved_policy import DESCRIPTION, PARAMETERS, serialize_policy
 from maml_ray.persistence.run_storage import fetch_run
 from maml_ray.policies.numpy_policy import NumpyPolicy
@@ -30,11 +31,13 @@ class ServedPolicy:
         name: ``checkpoint-120`` or ``adapted-...``; never reused for other parameters.
         agent: the policy with its settings.
         task: the task it was adapted to, if that is one of the run's family.
+        num_passed_over: newer checkpoints of the run that are damaged or incomplete.
     """
 
     name: str
     agent: Agent
     task: Task | None = None
+    num_passed_over: int = 0
 
     @cached_property
     def numpy_policy(self) -> NumpyPolicy:
@@ -71,19 +74,21 @@ def load_base_policy(run: str, checkpoint: str = "newest") -> ServedPolicy:
     Raises:
         UserError: ``run`` is none of these, or has no such checkpoint.
     """
-    if "://" in run:
+    folder = parse_location(run, "run")
+    if isinstance(folder, str):
         with tempfile.TemporaryDirectory() as directory:
-            return _load_from_run(fetch_run(run, Path(directory)).path, checkpoint)
-    if (Path(run) / DESCRIPTION).exists():
-        agent = load(run)
+            return _load_from_run(fetch_run(folder, Path(directory)).path, checkpoint)
+    if is_policy_folder(folder):
+        agent = load(folder)
         digest = hashlib.sha256(serialize_policy(agent)[PARAMETERS]).hexdigest()
         return ServedPolicy(f"policy-{digest[:16]}", agent)
-    return _load_from_run(Path(run), checkpoint)
+    return _load_from_run(folder, checkpoint)
 
 
 def _load_from_run(run_dir: Path, checkpoint: str) -> ServedPolicy:
-    agent, iteration = load_with_iteration(run_dir, checkpoint)
-    return ServedPolicy(f"checkpoint-{iteration}", agent)
+    loaded = load_run(run_dir, checkpoint)
+    name = f"checkpoint-{loaded.iteration}"
+    return ServedPolicy(name, loaded.agent, num_passed_over=len(loaded.warnings))
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import maml_ray
-from maml_ray.common.errors import RunDirError, UserError
+from maml_ray.common.errors import RunDirError, RunWarning, UserError
 from maml_ray.config.loading import dump_settings
 from maml_ray.persistence.run_dir import RunDir
 from maml_ray.runs.adapt import adapt_run
@@ -30,6 +30,7 @@ from tests.bad_input.command_line import (
 from tests.bad_input.test_settings import cases
 from tests.small_runs import quick_pictures, run_of, settings
 
+pytestmark = pytest.mark.filterwarnings("ignore::maml_ray.common.errors.RunWarning")
 ROW = {
     "return_before": -1.0,
     "return_after": -0.5,
@@ -84,6 +85,7 @@ def use(command: str, folder: Path) -> Outcome:
         "adapt": ["--task", '{"x": 0.1, "y": 0.2}', "--episodes", "1", "--output", output],
         "compare": ["--output", output],
         "report": [],
+        "export": ["--format", "torchscript", "--output", f"{output}.pt"],
     }
     with training_refused(), quick_pictures():
         if command == "resume":
@@ -148,6 +150,21 @@ def load(folder: Path) -> None:
         return
     assert str(folder) in message
     assert message.isprintable()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "adapt", "export", "resume"])
+def test_a_damaged_newest_checkpoint_is_named_where_the_one_before_is_used(
+    copied: Path, command: str
+) -> None:
+    shutil.copytree(copied / "checkpoints/00000001", copied / "checkpoints/00000002")
+    damage.large(copied / "checkpoints/00000002/parameters.safetensors")
+    outcome = use(command, copied)
+    assert outcome.code == (1 if command == "resume" else 0), outcome
+    (told,) = (line for line in outcome.err.splitlines() if line.startswith("warning: "))
+    assert "00000002" in told
+    assert told.endswith("checkpoint 1 is used")
+    with pytest.warns(RunWarning, match="checkpoint 1 is used"):
+        maml_ray.load(copied)
 
 
 @pytest.mark.parametrize("how", ["missing", "file", "loop", "elsewhere"])
@@ -244,10 +261,10 @@ def test_json_nested_a_hundred_thousand_levels_deep(copied: Path, file: str) -> 
 
 
 def test_a_file_of_a_terabyte_is_not_read(copied: Path) -> None:
-    for file in ("settings.yaml", "metrics.jsonl", "evaluation.json", "evaluation.mp4"):
+    for file in ("settings.yaml", "metrics.jsonl", "evaluation.json", "evaluation.mp4", *FILES[7:]):
         damage.large(copied / file)
-        for command in ("compare", "report"):
-            assert_reported(use(command, copied), copied, file)
+        for command in ("compare", "report", "evaluate", "resume"):
+            assert_reported(use(command, copied), copied, file.split("/")[0])
         (copied / file).unlink()
         if file == "settings.yaml":
             (copied / file).write_text(dump_settings(settings()))

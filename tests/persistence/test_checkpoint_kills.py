@@ -15,8 +15,10 @@ from maml_ray.persistence.checkpoint_store import (
     load_newest_checkpoint,
     save_checkpoint,
 )
-from maml_ray.persistence.storage import LocalStorage, Storage
+from maml_ray.persistence.storage import MAX_READ_BYTES, LocalStorage, Storage
 from tests.persistence.test_checkpoint_store import assert_equal, checkpoint
+
+pytestmark = pytest.mark.filterwarnings("ignore::maml_ray.common.errors.RunWarning")
 
 KEEP = 2
 SCORES = [CheckpointScore(1, 1.0), CheckpointScore(2, 2.0), CheckpointScore(3, 3.0)]
@@ -43,9 +45,9 @@ class Mortal:
         self._live(lambda: self._storage.write(name, content[: len(content) // 2]))
         self._storage.write(name, content)
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, max_bytes: int = MAX_READ_BYTES) -> bytes:
         self._live()
-        return self._storage.read(name)
+        return self._storage.read(name, max_bytes)
 
     def names(self, folder: str) -> list[str]:
         self._live()

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from maml_ray.common.errors import RunDirError
+from maml_ray.common.errors import RunDirError, RunWarning
 from maml_ray.common.normalization import Normalizer, RunningStatistics
 from maml_ray.learning.state import LearnerState, OptimizerState
 from maml_ray.persistence.checkpoint_format import (
@@ -22,6 +22,7 @@ from maml_ray.persistence.checkpoint_format import (
     CorruptCheckpoint,
     checkpoint_files,
     load_checkpoint,
+    max_array_bytes,
 )
 from maml_ray.persistence.checkpoint_store import (
     CheckpointScore,
@@ -30,9 +31,11 @@ from maml_ray.persistence.checkpoint_store import (
     read_best_score,
     save_checkpoint,
 )
-from maml_ray.persistence.storage import LocalStorage
+from maml_ray.persistence.storage import MAX_READ_BYTES, LocalStorage
 from maml_ray.policies.spec import NumpyParameters, PolicyParameters, PolicySpec
+from tests.memory import memory_below
 
+pytestmark = pytest.mark.filterwarnings("ignore::maml_ray.common.errors.RunWarning")
 FOLDER = "checkpoints"
 SPEC = PolicySpec(3, 2, (4,), "tanh", 0.0, -3.0)
 
@@ -192,10 +195,10 @@ class Forgetful(LocalStorage):
 
     fails = False
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, max_bytes: int = MAX_READ_BYTES) -> bytes:
         if self.fails and name.endswith("best.json"):
             raise OSError(5, "Input/output error")
-        return super().read(name)
+        return super().read(name, max_bytes)
 
 
 def test_a_best_file_that_cannot_be_read_fails_the_save_and_loses_nothing(
@@ -270,10 +273,50 @@ def test_a_corrupt_checkpoint_is_detected_and_the_previous_one_used(
         file.mkdir()
     elif damage == "empty":
         file.write_bytes(b"")
-    newest, warnings = load_newest_checkpoint(storage)
+    with pytest.warns(RunWarning, match=r"00000002.*; checkpoint 1 is used$"):
+        newest, warnings = load_newest_checkpoint(storage)
     assert_equal(newest, checkpoint(1))
     assert len(warnings) == 1
     assert "00000002" in warnings[0]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_a_checkpoint_that_is_too_large_is_not_read(
+    storage: LocalStorage, name: str
+) -> None:
+    """Its size is known from the policy's, so that gigabytes are not read to find it damaged."""
+    save_checkpoint(storage, checkpoint(1), keep=3)
+    file = storage.path / save_checkpoint(storage, checkpoint(2), keep=3) / name
+    with file.open("r+b") as sparse:
+        sparse.truncate(6_000_000_000)
+    with pytest.warns(RunWarning, match=f"{name}|manifest") as caught, memory_below(5_000_000):
+        assert_equal(load_newest_checkpoint(storage)[0], checkpoint(1))
+    assert "it has 6,000,000,000 bytes, and at most" in str(caught[0].message)
+
+
+@pytest.mark.parametrize("sizes", [(), (100, 100), (2000, 2000)])
+def test_files_of_whole_checkpoints_are_within_the_bound(sizes: tuple[int, ...]) -> None:
+    """With all that they can hold: moments and a previous version, all of learned rates, too."""
+    spec = PolicySpec(1, 1, sizes, "tanh", 0.0, -3.0)
+    arrays = {
+        f"{kind}{name}": np.zeros(shape, np.float32)
+        for name, shape in spec.shapes().items()
+        for kind in ("", "a rate with a long name of ")
+    }
+    seen = RunningStatistics(1.0, np.zeros(1), np.zeros(1))
+    stale = PolicyParameters(1, arrays, seen.normalizer())
+    state = LearnerState(1, arrays, OptimizerState(1, arrays, arrays), seen, stale_params=stale)
+    files = checkpoint_files(Checkpoint(1, 1, 1.0, spec, state))
+    assert max(map(len, files.values())) < max_array_bytes(spec)
+
+
+def test_a_damaged_record_of_the_best_is_said_to_be(storage: LocalStorage) -> None:
+    save_checkpoint(storage, checkpoint(1), keep=3)
+    with pytest.raises(RunDirError, match="its best is not known yet"):
+        load_named_checkpoint(storage, "best")
+    storage.write(f"{FOLDER}/best.json", b"{")
+    with pytest.raises(RunDirError, match=r"best\.json is damaged"):
+        load_named_checkpoint(storage, "best")
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -359,12 +402,12 @@ class Busy(LocalStorage):
 
     left = 0
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, max_bytes: int = MAX_READ_BYTES) -> bytes:
         if self.left and name.endswith("manifest.json"):
             self.left -= 1
             newest = int(name.split("/")[1])
             save_checkpoint(LocalStorage(self.path), checkpoint(newest + 1), keep=1)
-        return super().read(name)
+        return super().read(name, max_bytes)
 
 
 @pytest.mark.parametrize("times", [1, 3])

@@ -16,8 +16,10 @@ from maml_ray.persistence.checkpoint_store import (
     save_checkpoint,
 )
 from maml_ray.persistence.lease import FencedStorage, Lease, acquire_lease, verify_lease
-from maml_ray.persistence.storage import LocalStorage, Storage, open_storage
+from maml_ray.persistence.storage import MAX_READ_BYTES, LocalStorage, Storage, open_storage
 from tests.persistence.test_checkpoint_store import assert_equal, checkpoint
+
+pytestmark = pytest.mark.filterwarnings("ignore::maml_ray.common.errors.RunWarning")
 
 
 @pytest.fixture(params=["folder", "memory"])
@@ -48,9 +50,9 @@ class Interleaved:
         self._step(name)
         self._storage.write(name, content)
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, max_bytes: int = MAX_READ_BYTES) -> bytes:
         self._step()
-        return self._storage.read(name)
+        return self._storage.read(name, max_bytes)
 
     def names(self, folder: str) -> list[str]:
         self._step()

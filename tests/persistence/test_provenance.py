@@ -17,6 +17,13 @@ from maml_ray.persistence.provenance import (
 from maml_ray.persistence.run_dir import RunDir
 
 
+def test_a_pipe_in_its_place_is_not_waited_for(tmp_path: Path) -> None:
+    folder = RunDir(tmp_path)
+    os.mkfifo(folder.provenance)
+    record_provenance(folder)
+    assert read_provenance(folder) == []
+
+
 def test_each_attempt_is_recorded_with_machine_and_versions(tmp_path: Path) -> None:
     folder = RunDir(tmp_path)
     assert read_provenance(folder) == []

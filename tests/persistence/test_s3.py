@@ -13,7 +13,8 @@ import pytest
 import s3fs
 from moto.server import ThreadedMotoServer
 
-from maml_ray.common.errors import RunDirError, Superseded
+from maml_ray.common.errors import RunDirError, RunWarning, Superseded
+from maml_ray.common.safe_files import UnsuitableFile
 from maml_ray.evaluation.loading import load
 from maml_ray.persistence.checkpoint_store import (
     CheckpointScore,
@@ -85,9 +86,19 @@ def test_an_altered_object_is_seen_and_the_checkpoint_before_it_used(bucket: str
         save_checkpoint(storage, checkpoint(iteration), keep=2)
     key = "runs/a/checkpoints/00000002/learner.safetensors"
     boto3.client("s3").put_object(Bucket=BUCKET, Key=key, Body=b"another")
-    newest, warnings = load_newest_checkpoint(storage)
+    with pytest.warns(RunWarning):
+        newest, warnings = load_newest_checkpoint(storage)
     assert_equal(newest, checkpoint(1))
     assert "checksum" in warnings[0]
+
+
+def test_the_size_of_an_object_is_asked_for_before_it_is_read(bucket: str) -> None:
+    storage = open_storage(f"{bucket}/runs/a")
+    storage.write("file", b"12345")
+    storage.write("empty", b"")
+    assert (storage.read("file", 5), storage.read("empty", 0)) == (b"12345", b"")
+    with pytest.raises(UnsuitableFile, match="it has 5 bytes, and at most 4"):
+        storage.read("file", 4)
 
 
 def test_a_missing_bucket_is_an_error(bucket: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from maml_ray.common.safe_files import UnsuitableFile
 from maml_ray.persistence.checkpoint_store import load_newest_checkpoint, save_checkpoint
 from maml_ray.persistence.storage import (
     LocalStorage,
@@ -54,6 +55,16 @@ def test_names_that_lead_out_are_refused(storage: Storage, name: str) -> None:
             action(name)
     with pytest.raises(ValueError, match="leads out"):
         storage.write(name, b"")
+
+
+def test_a_file_that_is_too_large_is_not_read(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.write("file", b"12345")
+    assert storage.read("file", 5) == b"12345"
+    monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.cat_file", None)
+    with pytest.raises(UnsuitableFile, match=r"^it has 5 bytes, and at most 4 are read$"):
+        storage.read("file", 4)
 
 
 def test_checkpoints_can_be_stored_in_any_of_them(storage: Storage) -> None:
@@ -152,6 +163,7 @@ def test_a_timeout_reported_by_the_server_keeps_its_message(
         raise TimeoutError("the bucket is asleep")
 
     storage = open_storage("memory://slow")
+    storage.write("a", b"")
     assert isinstance(storage, RemoteStorage)
     monkeypatch.setattr(storage._files, "cat_file", slow)
     with pytest.raises(OSError, match=r"cannot read a in memory://slow: the bucket is asleep"):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,13 +14,14 @@ from tensorboard.plugins.hparams.metadata import (
     parse_session_start_info_plugin_data,
 )
 
-from maml_ray.common.errors import RunDirError
+from maml_ray.common.errors import RunWarning
 from maml_ray.config.loading import dump_settings, validate_settings
 from maml_ray.persistence.metrics_file import read_metrics
 from maml_ray.persistence.records import INCIDENTAL_KEYS, StartReport
 from maml_ray.persistence.run_dir import RunDir
 from maml_ray.reporting.metrics_log import MetricsLog
 from tests.full_disk import full_disk
+from tests.memory import memory_below
 from tests.reporting.conftest import MakeRecord
 
 START = StartReport("run", 0, 2, "CPU, 2 threads", "127.0.0.1:6379", None)
@@ -143,15 +145,47 @@ def test_the_age_of_the_last_checkpoint_is_logged_once_there_is_one(
 
 
 @pytest.mark.parametrize("line", ["nonsense", "[1]", '{"loss": 1}', '{"iteration": 0}'])
-def test_a_damaged_line_that_is_not_the_last_is_refused_and_named(
+def test_a_damaged_line_is_left_out_named_and_cut_when_the_run_goes_on(
     tmp_path: Path, record: MakeRecord, line: str
 ) -> None:
     folder = RunDir(tmp_path)
     write(folder, record, 0, 3)
     lines = folder.metrics.read_text().splitlines()
     folder.metrics.write_text("\n".join([lines[0], line, lines[2]]) + "\n")
-    with pytest.raises(RunDirError, match="line 2"):
-        read_metrics(folder.metrics)
+    with pytest.warns(RunWarning, match=rf"^line 2 of {folder.metrics} .* is left out"):
+        write(folder, record, 3, 5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the line has been cut
+        assert [row["iteration"] for row in read_metrics(folder.metrics)] == [0, 2, 3, 4]
+
+
+def test_metrics_out_of_order_are_sorted_and_the_later_row_counts(
+    tmp_path: Path, record: MakeRecord
+) -> None:
+    folder, again = RunDir(tmp_path / "a"), RunDir(tmp_path / "b")
+    write(folder, record, 0, 4)
+    write(again, record, 2, 5, loss=0.5)
+    folder.metrics.write_text(folder.metrics.read_text() + again.metrics.read_text())
+    with pytest.warns(RunWarning, match=r"^line 5 \(and 1 more\) of .* is out of order"):
+        rows = read_metrics(folder.metrics)
+    assert [(row["iteration"], row["loss"]) for row in rows] == [
+        *((iteration, -0.01) for iteration in (0, 1)),
+        *((iteration, 0.5) for iteration in (2, 3, 4)),
+    ]
+
+
+def test_a_hole_in_the_metrics_is_passed_over_in_little_memory(
+    tmp_path: Path, record: MakeRecord
+) -> None:
+    """Blocks that were never written are zeros, on one line with what follows them."""
+    folder = RunDir(tmp_path)
+    write(folder, record, 0, 3)
+    size = folder.metrics.stat().st_size
+    with folder.metrics.open("r+b") as file:
+        file.truncate(size + 60_000_000)
+    with pytest.warns(RunWarning, match="line 4"), memory_below(5_000_000):
+        rows = read_metrics(folder.metrics)
+    assert len(rows) == 3
 
 
 def test_curves_go_on_when_a_full_disk_has_room_again(tmp_path: Path, record: MakeRecord) -> None:

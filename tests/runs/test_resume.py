@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from maml_ray.common.errors import Interrupted, RunDirError, Superseded
+from maml_ray.common.errors import Interrupted, RunDirError, RunWarning, Superseded
 from maml_ray.config.loading import load_settings
 from maml_ray.config.settings import Settings, SettingsError
 from maml_ray.persistence.checkpoint_store import load_newest_checkpoint, read_best_score
@@ -157,9 +157,8 @@ def test_a_failing_old_storage_is_reported_if_the_new_one_has_the_run(
     shutil.copytree(a, b)
     shutil.rmtree(a)
     a.write_text("no folder")
-    assert f"cannot read the checkpoints in {a}/run" in printed_by(
-        make_settings(3, b), resume=folder
-    )
+    with pytest.warns(RunWarning, match=f"cannot read the checkpoints in {a}/run"):
+        train(make_settings(3, b), resume=folder)
     assert training.spans[-1][0] == 2
     shutil.rmtree(b / "run" / "checkpoints")
     (folder / "settings.yaml").write_text(
@@ -181,6 +180,42 @@ def test_an_empty_storage_of_a_run_that_has_iterations_is_rejected(
             train(make_settings(4, storage), resume=tmp_path / "run")
     assert not list((tmp_path / "a").iterdir())
     assert len(training.spans) == 1
+
+
+def test_a_run_that_has_lost_its_checkpoints_does_not_start_over(
+    training: FakeTraining, tmp_path: Path
+) -> None:
+    chosen, folder = make_settings(4), RunDir(tmp_path / "run")
+    training.before = stop_before(2)
+    with pytest.raises(Interrupted):
+        train(chosen, run_dir=folder.path)
+    shutil.rmtree(folder.checkpoints)
+    with pytest.raises(Interrupted):  # as far as is known, it was killed before its first one
+        train(chosen, resume=folder.path)
+    assert training.spans == [(0, 1), (0, 2)]
+    text = folder.metrics.read_text()
+    folder.metrics.write_text(text.replace('"checkpoint_age_s": null', '"checkpoint_age_s": 1.0'))
+    before = fingerprint(folder.path)
+    shutil.rmtree(folder.checkpoints)
+    with pytest.raises(RunDirError, match=r"lost its checkpoints: .* finished 2 iterations"):
+        train(chosen, resume=folder.path)
+    after = fingerprint(folder.path)
+    assert all(after[name] == before[name] for name in after if name != ".lock")
+
+
+def test_a_run_with_a_torn_line_of_metrics_goes_on(training: FakeTraining, tmp_path: Path) -> None:
+    train(make_settings(3, tmp_path / "kept"), run_dir=tmp_path / "run")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text(lines[0] + lines[1][:30] + "\n" + lines[2])
+    piece = tmp_path / "kept" / "run" / "metrics" / "000000.jsonl"
+    piece.write_text(piece.read_text()[:-9] + "\n")
+    with pytest.warns(RunWarning) as caught:
+        train(make_settings(5), resume=tmp_path / "run")
+    told = {str(warning.message).split(" of ")[1].split()[0] for warning in caught}
+    assert told == {str(metrics), str(piece)}
+    assert training.spans[-1][0] == 3
+    assert logged_iterations(tmp_path / "run") == [0, 1, 2, 3, 4]
 
 
 def test_a_new_run_in_a_storage_that_holds_one_is_rejected_before_training(
@@ -389,9 +424,9 @@ def test_being_superseded_has_an_exit_code_of_its_own(
 
 def test_a_jobs_relative_run_directory_is_in_the_users_home() -> None:
     home, job = Path("/home/me"), {JOB_VARIABLE: "{}"}
-    assert resolve_base_directory("runs", job, home) == Path("/home/me/maml_ray/runs")
-    assert resolve_base_directory("/mnt/runs", job, home) == Path("/mnt/runs")
-    assert resolve_base_directory("runs", {}, home) == Path("runs")
+    assert resolve_base_directory(Path("runs"), job, home) == Path("/home/me/maml_ray/runs")
+    assert resolve_base_directory(Path("/mnt/runs"), job, home) == Path("/mnt/runs")
+    assert resolve_base_directory(Path("runs"), {}, home) == Path("runs")
 
 
 def test_a_job_prints_its_run_directory_and_finds_it_again(
@@ -409,13 +444,25 @@ def test_a_job_prints_its_run_directory_and_finds_it_again(
     assert training.spans[-1] == (2, 2)
 
 
+@pytest.mark.parametrize("place", ["here", "a$x"])
 def test_a_relative_storage_is_found_from_any_directory(
-    training: FakeTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    training: FakeTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    train(make_settings(2, "kept"), run_dir="run")
+    here = tmp_path / place
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.delenv("x", raising=False)
+    train(make_settings(2, "kept"), run_dir="small")
     monkeypatch.chdir("/")
-    assert run("train", "--resume", str(tmp_path / "run"), "--set", "run.iterations=3").code == 0
+    path = str(here / "small").replace("$", "$$")
+    assert run("train", "--resume", path, "--set", "run.iterations=3").code == 0
     assert training.spans[-1] == (2, 2)
+    away = {"directory": str(tmp_path / "other")}
+    kept = str(here / "kept").replace("$", "$$")
+    train(make_settings(4, kept, run=away), resume="auto")  # fetched
+    assert training.spans[-1] == (3, 3)
+    train(make_settings(5, kept, run=away), resume=tmp_path / "other" / "small")
+    assert training.spans[-1] == (4, 4)
 
 
 class Refusing(LocalStorage):
@@ -423,6 +470,27 @@ class Refusing(LocalStorage):
 
     def write(self, name: str, content: bytes) -> None:
         raise OSError(30, "Read-only file system")
+
+
+def test_a_run_of_another_length_keeps_the_annealing_that_it_started_with(
+    training: FakeTraining, tmp_path: Path
+) -> None:
+    """Extended twice, shortened, unchanged; on another machine, too."""
+    kept, folder = tmp_path / "kept", tmp_path / "small"
+    line = "outer.learning_rate is annealed over 2 iterations, as when the run started, and stays"
+    assert line not in printed_by(make_settings(2, kept), run_dir=folder)
+    for iterations, count in ((4, 1), (6, 1), (6, 0), (5, 1)):
+        told = printed_by(make_settings(iterations, kept), resume=folder)
+        assert told.count(line) == count
+        recorded = load_settings(folder / "settings.yaml")
+        assert (recorded.run.iterations, recorded.annealed_over) == (iterations, 2)
+    assert load_settings(kept / "small" / "settings.yaml").annealed_over == 2
+    there = make_settings(8, kept, run={"directory": str(tmp_path / "there")})
+    assert line in printed_by(there, resume="auto")
+    assert load_settings(tmp_path / "there" / "small" / "settings.yaml").annealed_over == 2
+    wrong = make_settings(8, kept, outer={"anneal_iterations": 8})
+    with pytest.raises(SettingsError, match=r"anneal_iterations = 8, but the run .* has 2: a res"):
+        train(wrong, resume=folder)
 
 
 def test_a_storage_that_is_not_writable_is_reported_before_the_first_iteration(

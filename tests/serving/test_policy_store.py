@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import pytest
+import shutil
+from pathlib import Path
 
+import pytest
+import requests
+
+from maml_ray.common.errors import RunWarning
 from maml_ray.evaluation.agent import Agent
-from maml_ray.serving.policy_store import PolicyStore, ServedPolicy
+from maml_ray.serving.policy_store import PolicyStore, ServedPolicy, load_base_policy
 from maml_ray.serving.requests import ApiError
-from tests.small_runs import agent_of, settings
+from tests.serving.local_service import backend_of, served
+from tests.small_runs import agent_of, run_of, settings
 
 
 class Clock:
@@ -84,6 +90,22 @@ def test_a_new_checkpoint_is_live_at_once_and_the_old_one_ages(agent: Agent) -> 
     assert store.get("checkpoint-5").expires_in_s is None
     store.replace_base(ServedPolicy("checkpoint-5", agent))
     assert len(store) == 1  # checkpoint-6 alone
+
+
+def test_damaged_newer_checkpoints_are_counted_and_told_to_probes(
+    agent: Agent, tmp_path: Path
+) -> None:
+    folder = run_of(settings(), tmp_path / "run")
+    shutil.copytree(folder.checkpoints / "00000001", folder.checkpoints / "00000002")
+    (folder.checkpoints / "00000002" / "manifest.json").write_text("{")
+    with pytest.warns(RunWarning, match="checkpoint 1 is used"):
+        base = load_base_policy(str(folder.path))
+    assert (base.name, base.num_passed_over) == ("checkpoint-1", 1)
+    store = PolicyStore(base, max_policies=3, max_age_s=10.0)
+    with served(backend_of(base.agent, store)) as url:
+        (told,) = requests.get(f"{url}/healthz", timeout=30).json()["warnings"]
+    assert told.startswith("a newer checkpoint is damaged or incomplete, and checkpoint-1 is")
+    assert str(tmp_path) not in told  # no token is needed to read it
 
 
 def test_what_the_requester_has_is_not_sent_again(agent: Agent) -> None:
