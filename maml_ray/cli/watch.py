@@ -55,18 +55,23 @@ def status(
     from maml_ray.monitoring.registry import joined, list_runs
 
     console = Console()
-    with joined(address):
+    with joined(address) as session:
         if watch:
-            _watch(console, list_runs, as_json)
+            _watch(console, list_runs, as_json, session.check)
         else:
             _show(console, list_runs(), as_json)
 
 
-def _watch(console: Console, read_runs: Callable[[], Sequence[RunEntry]], as_json: bool) -> None:
+def _watch(
+    console: Console,
+    read_runs: Callable[[], Sequence[RunEntry]],
+    as_json: bool,
+    check: Callable[[], None],
+) -> None:
     from maml_ray.cli.runs_table import runs_table
     from maml_ray.common.signals import StopRequest
 
-    with StopRequest() as stop, suppress(Interrupted):  # Ctrl-C ends the command normally
+    with StopRequest(check) as stop, suppress(Interrupted):  # Ctrl-C ends the command normally
         if as_json or not console.is_terminal:
             while True:
                 _show(console, read_runs(), as_json)
@@ -97,7 +102,7 @@ def follow_run(
     from maml_ray.runs.remote_source import RemoteRun
 
     console = Console()
-    with joined(address), StopRequest() as stop:
+    with joined(address) as session, StopRequest(session.check) as stop:
         run = find_run(name)
         timestamp = time.strftime("%Y%m%d-%H%M%S")
         directory = output or Path("runs") / f"{run.run}-followed-{timestamp}"

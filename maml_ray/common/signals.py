@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -56,10 +57,14 @@ class StopRequest(_SignalHandler):
 
     For loops that have something to finish. Enter it after ``ray.init``, which installs its own
     SIGTERM handler.
+
+    Args:
+        also_check: called by :meth:`check`; raises if there is another reason to stop.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, also_check: Callable[[], None] = lambda: None) -> None:
         super().__init__()
+        self._also_check = also_check
         self._superseded: Superseded | None = None
 
     def supersede(self, superseded: Superseded) -> None:
@@ -77,6 +82,7 @@ class StopRequest(_SignalHandler):
             raise self._superseded
         if self._signal is not None:
             raise Interrupted(self._signal)
+        self._also_check()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         super()._handle(number, frame)

@@ -1,7 +1,8 @@
 """Read and write plain data as YAML, without the features that surprise.
 
 Aliases are refused (a few lines of them unfold to gigabytes), and so are tags, merge keys and
-repeated keys. A date is text, and 1e-3 is a number.
+repeated keys. A date is text, and so are 010 and 1:30, which YAML 1.1 reads as 8 and 90; 1e-3 is a
+number.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ def parse_yaml(text: str, source: str) -> Any:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         problem = f"{error.context or ''} {error.problem or ''}"
+        if "'\\t'" in problem:
+            raise YamlError(f"{source}: line {line}: indent with spaces, not with a tab") from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, int(error.position)) + 1
         problem = f"the character {chr(error.character)!r} is not allowed"
@@ -86,8 +89,19 @@ class _Dumper(yaml.SafeDumper):
     pass
 
 
+def _without_surprises(tag: str, pattern: re.Pattern[str]) -> re.Pattern[str]:
+    """Return a pattern of numbers that matches neither 010 (octal) nor 1:30 (base 60)."""
+    if not tag.endswith((":int", ":float")):
+        return pattern
+    return re.compile(rf"(?![-+]?0[0-9_])(?!.*:)(?:{pattern.pattern})", pattern.flags)
+
+
 _Loader.yaml_implicit_resolvers = {
-    letter: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(_TEXT)]
+    letter: [
+        (tag, _without_surprises(tag, pattern))
+        for tag, pattern in resolvers
+        if not tag.endswith(_TEXT)
+    ]
     for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 # YAML 1.1 reads 1e-3 as text; people who write learning rates mean the number. The dumper has the

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -33,6 +33,7 @@ class Section(BaseModel):
         except ValidationError as error:
             message = describe_validation_error(
                 error,
+                null_allowed=lambda location: _allows_null(type(self), location),
                 allowed_keys=lambda location: keys_at(type(self), location),
                 dotted_keys=list(dotted_keys(type(self))),
             )
@@ -70,6 +71,19 @@ def keys_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
     return list(model.model_fields)
 
 
+def _allows_null(model: type[BaseModel], location: Sequence[str]) -> bool:
+    """Return whether the setting at ``location`` in ``model`` may be null."""
+    *sections, name = location
+    for part in sections:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return False
+        model = annotation
+    return name in model.model_fields and type(None) in get_args(
+        model.model_fields[name].annotation
+    )
+
+
 def dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Yield the keys of all settings in ``model``."""
     for name, field in model.model_fields.items():
@@ -102,9 +116,9 @@ def changes(section: Section, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def to_plain(value: Any) -> Any:
-    """Return a section as a mapping, a NumPy scalar as a number, and a path as text."""
+    """Return a section as a mapping, a NumPy scalar or array as numbers, and a path as text."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
-    if hasattr(value, "item"):
-        return value.item()
+    if hasattr(value, "tolist"):
+        return value.tolist()
     return os.fspath(value) if isinstance(value, os.PathLike) else value

@@ -21,7 +21,7 @@ from ray.job_submission import JobDetails, JobSubmissionClient
 
 from maml_ray.common.errors import ResourceError, escape_unprintable
 from maml_ray.jobs.packaging import Upload
-from maml_ray.runtime.ray_session import check_reachable
+from maml_ray.runtime.ray_session import ADDRESS_VARIABLE, ClusterAddress, check_address
 
 STOP_GRACE_S = 60
 """Seconds until Ray kills a job that it was asked to stop, instead of its default of 3: time to
@@ -67,22 +67,22 @@ class JobClient(JobSubmissionClient):
     """Ray's job client with a timeout for every request and errors in one sentence.
 
     Args:
-        address: ``http://host:8265``, or the cluster's own address; None for ``RAY_ADDRESS`` or
-            this machine's cluster.
+        address: ``http://host:8265``, or the cluster's own address; None for
+            ``RAY_API_SERVER_ADDRESS``, ``RAY_ADDRESS`` or this machine's cluster.
 
     Raises:
         ResourceError: no job server answers.
     """
 
     def __init__(self, address: str | None) -> None:
-        if address is not None:
-            os.environ[_ADDRESS_VARIABLE] = address  # Ray prefers the variable to the argument
-        if address not in (None, "auto") and "://" not in str(address):
-            check_reachable(str(address))
+        found = _find_server(address)
+        if not found.value.startswith(("http://", "https://")):
+            check_address(found)
+        os.environ[_ADDRESS_VARIABLE] = found.value  # Ray prefers the variable to the argument
         for name in _VERBOSE_LOGGERS:
             logging.getLogger(name).setLevel(logging.WARNING)
-        with _translate_errors(address):
-            super().__init__(address)
+        with _translate_errors(str(found)):
+            super().__init__(found.value)
 
     @property
     def ray_version(self) -> str:
@@ -96,7 +96,7 @@ class JobClient(JobSubmissionClient):
             ResourceError: the server does not answer.
         """
         total: Counter[str] = Counter()
-        with _translate_errors(self._address):
+        with _translate_errors(repr(self._address)):
             answer = self._do_request("GET", "/api/v0/nodes", params={"detail": 1, "limit": 10_000})
             answer.raise_for_status()
             for node in answer.json()["data"]["result"]["result"]:
@@ -110,7 +110,7 @@ class JobClient(JobSubmissionClient):
         Raises:
             ResourceError: the server refuses it or does not answer.
         """
-        with tempfile.TemporaryDirectory() as folder, _translate_errors(self._address):
+        with tempfile.TemporaryDirectory() as folder, _translate_errors(repr(self._address)):
             archive = Path(folder) / "upload.zip"
             request.upload.write(archive)
             self.submit_job(
@@ -126,7 +126,7 @@ class JobClient(JobSubmissionClient):
         Raises:
             ResourceError: the server does not answer, or does not know the job.
         """
-        with _translate_errors(self._address):
+        with _translate_errors(repr(self._address)):
             return self.get_job_info(job_id)
 
     def stop(self, job_id: str) -> None:
@@ -135,7 +135,7 @@ class JobClient(JobSubmissionClient):
         Raises:
             ResourceError: the server does not answer.
         """
-        with _translate_errors(self._address):
+        with _translate_errors(repr(self._address)):
             self.stop_job(job_id)
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
@@ -143,23 +143,31 @@ class JobClient(JobSubmissionClient):
         return super()._do_request(method, endpoint, **{"timeout": timeout, **options})
 
 
+def _find_server(address: str | None) -> ClusterAddress:
+    """Return the address of the job server, or of its cluster, and where it comes from."""
+    variables = ((name, os.environ.get(name)) for name in (_ADDRESS_VARIABLE, ADDRESS_VARIABLE))
+    for source, value in (("--address", address), *variables):
+        if value:
+            return ClusterAddress(value, source)
+    return ClusterAddress("auto", "--address")
+
+
 @contextmanager
-def _translate_errors(address: str | None) -> Iterator[None]:
+def _translate_errors(where: str) -> Iterator[None]:
     """Raise a ResourceError, with one sentence, for any error of Ray's job client."""
-    where = f"at {address!r}" if address else "on this machine"
     try:
         yield
     except AuthenticationError as error:
         reason = escape_unprintable(" ".join(str(error).split()))[:160]
         raise ResourceError(
-            f"the job server {where} requires a token: set RAY_AUTH_MODE=token ({reason})"
+            f"the job server at {where} requires a token: set RAY_AUTH_MODE=token ({reason})"
         ) from None
     except (requests.RequestException, ConnectionError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ResourceError(
-            f"no job server answers {where} ({reason}): set --address http://HEAD:8265, and check "
-            "that the port is reachable from here (kubectl port-forward, ray dashboard)"
+            f"no job server answers at {where} ({reason}): set --address http://HEAD:8265, and "
+            "check that the port is reachable from here (kubectl port-forward, ray dashboard)"
         ) from None
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())[:400]
-        raise ResourceError(f"the job server {where} refused the request: {reason}") from None
+        raise ResourceError(f"the job server at {where} refused the request: {reason}") from None

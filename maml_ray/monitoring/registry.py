@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from maml_ray.common.errors import UserError
 from maml_ray.monitoring.status_actor import NAMESPACE, RunStatus
 from maml_ray.runtime.actor_handle import describe_error
-from maml_ray.runtime.ray_session import connected
+from maml_ray.runtime.ray_session import RaySession, connected
 from maml_ray.runtime.run_context import RunId
 
 QUERY_TIMEOUT_S = 5.0
@@ -43,7 +42,7 @@ class RunNotFound(UserError):
 
 
 @contextmanager
-def joined(address: str | None) -> Iterator[None]:
+def joined(address: str | None) -> Iterator[RaySession]:
     """Connect to a running cluster inside the block.
 
     Args:
@@ -52,10 +51,8 @@ def joined(address: str | None) -> Iterator[None]:
     Raises:
         ResourceError: there is no such cluster.
     """
-    if address is None and not os.environ.get("RAY_ADDRESS"):
-        address = "auto"
-    with connected(address):
-        yield
+    with connected(address or "auto", "--address") as session:
+        yield session
 
 
 def list_run_ids() -> list[RunId]:

@@ -19,6 +19,7 @@ DRAINING_NODES = "ray._private.state.state.get_draining_nodes"
 ACTOR_TABLE = "ray._private.state.state.actor_table"
 DASHBOARD_URL = "ray._private.worker.get_dashboard_url"
 GLOBAL_NODE = "ray._private.worker._global_node"
+FIND_ADDRESS = "ray._private.services.get_ray_address_from_environment"
 DEFAULT_EXCLUDES = "ray._private.ray_constants.get_runtime_env_default_excludes"
 COMPILE_EXCLUDES = "ray._private.runtime_env.packaging._get_excludes"
 TRAVEL_DIRECTORY = "ray._private.runtime_env.packaging._dir_travel"
@@ -92,6 +93,26 @@ def get_dashboard_url() -> str | None:
         return None
     url = find_internal(DASHBOARD_URL)()
     return f"http://{url}" if url else None
+
+
+def find_running_cluster() -> str | None:
+    """Return the address of the cluster that runs, or ran last, on this machine; None without one.
+
+    Stands in for a public way to learn what ``ray.init("auto")`` would try for minutes to join.
+    """
+    try:
+        return str(find_internal(FIND_ADDRESS)("auto", None))
+    except ConnectionError:
+        return None
+
+
+def get_raylet_socket() -> str | None:
+    """Return the path of the Unix socket of this machine's raylet; None over Ray Client.
+
+    Stands in for a public way to notice the raylet's death, of which Ray does not tell a driver.
+    """
+    node = find_internal(GLOBAL_NODE)
+    return None if node is None else str(node.raylet_socket_name)
 
 
 def owns_cluster() -> bool:

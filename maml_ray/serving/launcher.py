@@ -63,13 +63,18 @@ def serve_until_stopped(
         ResourceError: the cluster cannot be reached, runs Ray Serve already or lacks CPUs, or the
             service cannot start.
         Interrupted: a signal arrived.
+        ClusterLost: a process of Ray has died.
     """
     if address in (None, "auto", "local"):
         check_port_is_free(host, port)
     app = build_app(settings.model_dump())
     for name in ("ray.serve", "ray"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    with connected(address), StopRequest() as stop, _running_serve(host, port):
+    with (
+        connected(address, "--address") as session,
+        StopRequest(session.check) as stop,
+        _running_serve(host, port),
+    ):
         target = serve.RunTarget(app, name=APPLICATION, route_prefix="/", logging_config=LOGGING)
         serve.run_many(
             [target],

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,9 +19,10 @@ from typing import Any
 import boto3
 import botocore.config
 import numpy as np
+import psutil
 import pytest
 
-from maml_ray.common.errors import RunDirError
+from maml_ray.common.errors import RunDirError, TrainingFailed
 from maml_ray.persistence.checkpoint_store import load_newest_checkpoint
 from maml_ray.persistence.run_dir import RunDir
 from maml_ray.persistence.storage import LocalStorage
@@ -198,6 +201,35 @@ def test_a_signal_during_the_evaluation(tmp_path: Path, number: signal.Signals) 
         assert_ended(process, number)
     assert load_newest_checkpoint(LocalStorage(tmp_path / "run"))[0].iteration == 1
     assert not (tmp_path / "run" / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("process", "words"),
+    [
+        ("raylet", "the raylet, .* has died"),
+        pytest.param(
+            "gcs_server", "the head of the Ray cluster .* has died", marks=pytest.mark.cluster
+        ),
+    ],
+)
+def test_the_death_of_rays_own_processes_is_named_with_the_way_to_go_on(
+    tmp_path: Path, process: str, words: str
+) -> None:
+    """Ray itself waits for lost actors, or ends the driver after a minute."""
+    program = command("train", "--run-dir", "run", run__iterations="1000000")
+    with driver(program, tmp_path) as training:
+        wait_for(training, " 2/1000000")
+        children = psutil.Process(training.pid).children(recursive=True)
+        (victim,) = [child for child in children if child.name() == process]
+        victim.kill()
+        killed_at = time.monotonic()
+        _, complaints = training.communicate(timeout=DEADLINE_S)
+    assert time.monotonic() - killed_at < 20.0  # 10 s, but for a machine that is busy
+    assert training.returncode == TrainingFailed.exit_code, complaints
+    assert re.search(f"maml-ray: {words}", complaints), complaints
+    assert complaints.endswith("maml-ray train --resume run\n")
+    assert "Traceback" not in complaints
+    assert load_newest_checkpoint(LocalStorage(tmp_path / "run"))[0].iteration >= 1
 
 
 @pytest.mark.soak

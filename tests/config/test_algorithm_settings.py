@@ -36,7 +36,7 @@ from maml_ray.config.settings import Settings, SettingsError
         ),
         ({"inner": {"steps": -1}}, ["inner.steps = -1", "or equal to 0"]),
         ({"inner": {"objective": "dise"}}, ["inner.objective", "'ratio', 'dice' or 'log_prob'"]),
-        ({"inner": {"learn_inner_rates": 1}}, ["inner.learn_inner_rates", "boolean"]),
+        ({"inner": {"learn_inner_rates": 1}}, ["inner.learn_inner_rates", "write true"]),
         ({"outer": {"order": "third"}}, ["outer.order", "'second', 'first' or 'hybrid'"]),
         ({"outer": {"e_maml_coefficient": -0.1}}, ["outer.e_maml_coefficient"]),
         ({"outer": {"e_maml_coefficient": float("inf")}}, ["outer.e_maml_coefficient"]),

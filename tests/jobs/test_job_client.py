@@ -14,6 +14,7 @@ import pytest
 
 from maml_ray.common.errors import ResourceError
 from maml_ray.jobs import job_client, packaging
+from maml_ray.runtime import ray_session
 
 
 class Head(http.server.ThreadingHTTPServer):
@@ -118,6 +119,27 @@ def test_the_address_that_is_given_wins_over_the_environment_s(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
     assert job_client.JobClient(head.address).ray_version == "2.60.0"
+
+
+@pytest.mark.parametrize("variable", ["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"])
+@pytest.mark.parametrize("stale", ["127.0.0.1:1", "ray://127.0.0.1:1", "http://127.0.0.1:1"])
+def test_a_stale_variable_is_refused_within_seconds_and_named(
+    head: Head, monkeypatch: pytest.MonkeyPatch, variable: str, stale: str
+) -> None:
+    monkeypatch.setattr(ray_session, "CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setenv(variable, stale)
+    with pytest.raises(ResourceError) as caught:
+        job_client.JobClient(None)
+    assert all(word in str(caught.value) for word in (stale, variable, "answers at"))
+
+
+def test_a_cluster_that_has_gone_from_this_machine_is_refused_within_seconds(
+    head: Head, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_session, "CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(ray_session, "find_running_cluster", lambda: "127.0.0.1:1")
+    with pytest.raises(ResourceError, match=r"no Ray cluster answers at .*ray start"):
+        job_client.JobClient(None)
 
 
 def test_what_the_living_nodes_have_is_added_up(head: Head) -> None:

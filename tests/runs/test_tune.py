@@ -13,10 +13,11 @@ import pytest
 import ray
 
 import maml_ray
-from maml_ray.common.errors import UserError
+from maml_ray.common.errors import ResourceError, UserError
 from maml_ray.config.loading import validate_settings
 from maml_ray.config.settings import Settings, SettingsError
 from maml_ray.runs.tune import tune_objective
+from maml_ray.runtime import ray_session
 from tests.docs.pages import python_block
 from tests.small_ray import small_ray
 
@@ -72,6 +73,16 @@ def test_a_trial_requests_the_resources_of_its_actors(
     asked = tune_objective(validate_settings({"cluster": cluster}))._resources
     assert asked.required_resources == resources
     assert asked.head_bundle_is_empty  # the trial's own process waits without a CPU
+
+
+def test_a_cluster_that_has_gone_is_refused_before_tune_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray_session, "CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ResourceError, match=r"127\.0\.0\.1:1' \(RAY_ADDRESS\).*unset RAY_ADDRESS"):
+        tune_objective()
 
 
 def test_a_missing_extra_is_reported_with_the_command_to_install_it(

@@ -199,7 +199,7 @@ def test_a_killed_actor_is_replaced_and_its_work_retried(open_pool: Opener) -> N
     assert_same(queries(collected), expected(chosen, work))
     assert collected.counts.retried >= 1
     assert len(events) == 1
-    assert "its actor died" in events[0]
+    assert "its actor died (its process was killed or crashed; " in events[0]
     again = pool.collect(theta, work)  # the replacement works
     assert again.counts.retried == 0
 
@@ -266,6 +266,7 @@ def test_an_actor_that_dies_at_its_start_is_replaced_before_the_run_begins(
     set_check_stop(pool, kill_the_first)
     assert len(pool.wait_until_ready()) == 1
     assert "the start failed on rollout-0" in events[0]
+    assert events[0].endswith("(it was killed by ray.kill); retrying")
 
 
 def test_with_an_autoscaler_a_run_begins_with_the_actors_that_fit(
