@@ -17,18 +17,33 @@ LIMIT = 10.0
 """Normalized observations are clipped to +-10, so that rare outliers do no harm."""
 _LOWER, _UPPER = np.float32(-LIMIT), np.float32(LIMIT)
 _MIN_STD = 1e-3
+_MAX_ROUNDING = 0.01
+"""Of a mean in float32, relative to the standard deviation. Where it is larger, as for metres from
+the equator or seconds since 1970, observations are centered in float64."""
 
 
 @dataclass(frozen=True, eq=False)
 class Normalizer:
-    """Compute ``clip((observation - mean) * scale)`` with float32 constants of shape (D,)."""
+    """Compute ``clip((observation - mean) * scale)`` with constants of shape (D,).
 
-    mean: NDArray[np.float32]
+    Attributes:
+        mean: of the type in which observations are centered: float32, or float64 if float32 would
+            lose how they vary.
+        scale: float32.
+    """
+
+    mean: NDArray[np.floating]
     scale: NDArray[np.float32]
 
-    def __call__(self, observations: NDArray[np.float32]) -> NDArray[np.float32]:
+    @property
+    def needs_float64(self) -> bool:
+        """Whether observations must not be rounded to float32 before they are centered."""
+        return bool(self.mean.dtype == np.float64)
+
+    def __call__(self, observations: NDArray[np.floating]) -> NDArray[np.float32]:
         """Return normalized observations (..., D) as a new array."""
-        result: NDArray[np.float32] = observations - self.mean
+        centered = observations.astype(self.mean.dtype, copy=False) - self.mean
+        result: NDArray[np.float32] = centered.astype(np.float32, copy=False)
         result *= self.scale
         # Not np.clip: its overhead is as long as all the rest here.
         np.minimum(result, _UPPER, out=result)
@@ -54,7 +69,7 @@ class RunningStatistics:
         """Return the statistics of no observations, each of ``size`` numbers."""
         return cls(0.0, np.zeros(size), np.zeros(size))
 
-    def merged(self, observations: NDArray[np.float32]) -> RunningStatistics:
+    def merged(self, observations: NDArray[np.floating]) -> RunningStatistics:
         """Return the statistics with ``observations`` (n, D) added.
 
         Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance", equation 2.1.
@@ -86,4 +101,31 @@ class RunningStatistics:
                 np.zeros_like(self.mean, np.float32), np.ones_like(self.mean, np.float32)
             )
         std = np.maximum(np.sqrt(self.squares / self.count), _MIN_STD)
-        return Normalizer(self.mean.astype(np.float32), (1.0 / std).astype(np.float32))
+        rounding = np.abs(self.mean) * np.finfo(np.float32).eps / 2
+        mean_type = np.float64 if (rounding > _MAX_ROUNDING * std).any() else np.float32
+        return Normalizer(self.mean.astype(mean_type), (1.0 / std).astype(np.float32))
+
+
+def normalize(
+    observations: NDArray[np.floating], normalizer: Normalizer | None
+) -> NDArray[np.float32]:
+    """Return observations (..., D) as a policy's network takes them."""
+    if normalizer is not None:
+        return normalizer(observations)
+    return observations.astype(np.float32, copy=False)
+
+
+def as_float32(
+    observations: NDArray[np.floating], normalizer: Normalizer | None
+) -> NDArray[np.floating]:
+    """Round observations (n, D) to float32, unless it would lose how they vary.
+
+    Args:
+        observations: float32 or float64.
+        normalizer: what is to normalize them; None rounds always.
+    """
+    if observations.dtype == np.float64 and normalizer is not None:
+        seen = RunningStatistics.empty(observations.shape[1]).merged(observations)
+        if normalizer.needs_float64 or seen.normalizer().needs_float64:
+            return observations
+    return observations.astype(np.float32, copy=False)

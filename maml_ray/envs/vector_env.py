@@ -30,6 +30,46 @@ class Transition(NamedTuple):
     infos: dict[str, NDArray[Any]]
 
 
+class NumbersOnly(gym.Wrapper[Any, Any, Any, Any]):
+    """Reduce what an environment returns to what any batch can hold: numbers.
+
+    Gymnasium's batches make an array of each entry of the infos, and fail if its shape changes.
+    Entries of ``info`` that are single numbers become floats, all others are dropped; a reward may
+    be a number, or an array or a list of one.
+    """
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Reset, and keep the numbers of the infos."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        return observation, _numbers(info)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Step, and keep the numbers of the infos."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if not isinstance(reward, float):
+            reward = float(np.asarray(reward, np.float64).reshape(()))
+        return observation, reward, terminated, truncated, _numbers(info)
+
+
+def _numbers(info: Mapping[str, Any] | None) -> dict[str, float]:
+    return {
+        key: number
+        for key, value in (info or {}).items()
+        if isinstance(key, str) and (number := _number(value)) is not None
+    }
+
+
+def _number(value: Any) -> float | None:
+    """Return ``value`` as a float if it is a number or an array of shape ()."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    is_number = isinstance(value, float | np.integer | np.floating | np.bool_)
+    is_number |= isinstance(value, int) and abs(value) < 2**1023  # a larger one has no float
+    return float(value) if is_number else None
+
+
 class BatchEnv(VectorEnv[Float64, NDArray[Any], NDArray[Any]], ABC):
     """Base class of K simulations of one environment that are stepped together.
 

@@ -38,7 +38,10 @@ def check_matches_settings(agent: Agent, source: Path) -> None:
         shapes: dict[str, tuple[int, ...]] = meta_parameter_shapes(agent.spec, agent.settings.inner)
         problem = _array_problem(agent.parameters, shapes)
     if problem is None and agent.normalizer is not None:
-        constants = {"mean": agent.normalizer.mean, "scale": agent.normalizer.scale}
+        mean = agent.normalizer.mean
+        # Its type says how observations are centered; its values are checked as those of float32.
+        mean = mean.astype(np.float32) if mean.dtype == np.float64 else mean
+        constants = {"mean": mean, "scale": agent.normalizer.scale}
         shapes = dict.fromkeys(constants, (agent.spec.observation_size,))
         problem = _array_problem(constants, shapes)
     if problem:

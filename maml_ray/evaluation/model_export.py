@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maml_ray.common.errors import RunDirError, UserError
+from maml_ray.common.locations import parse_path
 from maml_ray.common.normalization import LIMIT
 from maml_ray.common.versions import own_version
 from maml_ray.evaluation.agent import Agent
@@ -33,6 +34,7 @@ _ACTION_MAP = ("action_factor", "action_offset", "action_low", "action_high")
 _TOLERANCE = 1e-4
 """Largest difference of an output, relative to its largest value if that is above 1."""
 Float32 = NDArray[np.float32]
+Floating = NDArray[np.floating]
 Outputs = Mapping[str, NDArray[Any]]
 
 
@@ -59,8 +61,9 @@ class ExportedModel:
 def export_model(agent: Agent, path: str | Path, *, format: str | None = None) -> ExportedModel:
     """Write a policy to a file that ONNX runtimes, or programs with PyTorch, can run.
 
-    The input is ``observations`` (n, D) float32, unnormalized. A continuous policy has the outputs
-    ``actions`` (n, A) float32, the mean actions as the environment takes them, and ``action_std``
+    The input is ``observations`` (n, D), unnormalized: float32, or float64 if float32 would lose
+    how they vary. A continuous policy has the outputs ``actions`` (n, A) float32, the mean actions
+    as the environment takes them, and ``action_std``
     (A,), the standard deviation of sampled actions before they are clipped to the environment's
     bounds. A discrete policy has ``actions`` (n,) int64, the most probable ones, and ``log_probs``
     (n, A) of all. A TorchScript module returns both as a tuple.
@@ -78,7 +81,7 @@ def export_model(agent: Agent, path: str | Path, *, format: str | None = None) -
             other actions than the policy.
         RunDirError: the file cannot be written.
     """
-    path = Path(path)
+    path = parse_path(path, "path")
     format = check_format(path, format)
     write, run = (_write_onnx, _run_onnx) if format == "onnx" else (_write_script, _run_script)
     observations = _test_observations(agent)
@@ -92,7 +95,8 @@ def export_model(agent: Agent, path: str | Path, *, format: str | None = None) -
         raise RunDirError(f"cannot write {path}: {error.strerror or error}") from None
     finally:
         temporary.unlink(missing_ok=True)
-    inputs = {"observations": f"(n, {agent.spec.observation_size}) float32"}
+    kind = _input_type(agent).__name__
+    inputs = {"observations": f"(n, {agent.spec.observation_size}) {kind}"}
     return ExportedModel(path, format, inputs, _describe_outputs(agent.spec), difference)
 
 
@@ -122,17 +126,23 @@ def _describe_outputs(spec: PolicySpec) -> dict[str, str]:
     return {"actions": f"(n, {size}) float32", "action_std": f"({size},) float32"}
 
 
-def _test_observations(agent: Agent) -> Float32:
+def _test_observations(agent: Agent) -> Floating:
     """Draw observations (1000, D), a quarter of them so far out that most are clipped."""
     rng = np.random.default_rng(0)
     spread = np.repeat([1.0, 3.0, 1.0, 30.0], _OBSERVATIONS // 4)[:, None]
     drawn = spread * rng.standard_normal((_OBSERVATIONS, agent.spec.observation_size))
     if agent.normalizer is not None:
         drawn = agent.normalizer.mean + drawn / agent.normalizer.scale
-    return drawn.astype(np.float32)
+    return drawn.astype(_input_type(agent))
 
 
-def _compare(agent: Agent, found: Outputs, observations: Float32) -> float:
+def _input_type(agent: Agent) -> type[np.floating]:
+    """Return the type of the observations: float64 if float32 would lose how they vary."""
+    needs_float64 = agent.normalizer is not None and agent.normalizer.needs_float64
+    return np.float64 if needs_float64 else np.float32
+
+
+def _compare(agent: Agent, found: Outputs, observations: Floating) -> float:
     """Return the largest difference between the outputs of a file and of the policy.
 
     Raises:
@@ -151,7 +161,7 @@ def _compare(agent: Agent, found: Outputs, observations: Float32) -> float:
     return largest
 
 
-def _expected_outputs(agent: Agent, found: Outputs, observations: Float32) -> Outputs:
+def _expected_outputs(agent: Agent, found: Outputs, observations: Floating) -> Outputs:
     policy, spec = agent.policy, agent.spec
     outputs = policy.forward(observations)
     if not spec.discrete:
@@ -178,6 +188,8 @@ def _write_onnx(agent: Agent, path: Path) -> None:
     value = "observations"
     if agent.normalizer is not None:
         value = graph.add("Sub", value, agent.normalizer.mean)
+        if agent.normalizer.needs_float64:
+            value = graph.add("Cast", value, to=onnx.TensorProto.FLOAT)
         value = graph.add("Mul", value, agent.normalizer.scale)
         value = graph.add("Clip", value, np.float32(-LIMIT), np.float32(LIMIT))
     for name in spec.layer_names:
@@ -238,7 +250,8 @@ class _OnnxGraph:
                 "action_std": (types.FLOAT, [spec.action_size]),
             }
         )
-        observations = (types.FLOAT, ["n", spec.observation_size])
+        kind = types.DOUBLE if _input_type(agent) is np.float64 else types.FLOAT
+        observations = (kind, ["n", spec.observation_size])
         graph = helper.make_graph(
             self._nodes,
             "policy",
@@ -259,7 +272,7 @@ class _OnnxGraph:
         return content
 
 
-def _run_onnx(path: Path, observations: Float32) -> Outputs | None:
+def _run_onnx(path: Path, observations: Floating) -> Outputs | None:
     try:
         onnxruntime: Any = importlib.import_module("onnxruntime")
     except ImportError:
@@ -287,14 +300,15 @@ def _write_script(agent: Agent, path: Path) -> None:
                 self.register_buffer("observation_mean", torch.tensor(normalizer.mean))
                 self.register_buffer("observation_scale", torch.tensor(normalizer.scale))
             if not spec.discrete:
-                for name, value in zip(_ACTION_MAP, _float32_action_map(spec), strict=True):
-                    self.register_buffer(name, torch.tensor(value))
+                for name, array in zip(_ACTION_MAP, _float32_action_map(spec), strict=True):
+                    self.register_buffer(name, torch.tensor(array))
 
         def forward(self, observations: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             buffers = dict(self.named_buffers())
             if normalizer is not None:
                 mean, scale = buffers["observation_mean"], buffers["observation_scale"]
-                observations = ((observations - mean) * scale).clamp(-LIMIT, LIMIT)
+                centered = (observations.to(mean.dtype) - mean).to(scale.dtype)
+                observations = (centered * scale).clamp(-LIMIT, LIMIT)
             parameters = {name: buffers[name.replace(".", "_")] for name in spec.shapes()}
             policy = distribution(spec, parameters, observations)
             if isinstance(policy, Categorical):

@@ -38,6 +38,7 @@ from maml_ray.policies.spec import PolicyParameters, PolicySpec
 from maml_ray.rollouts.trajectories import (
     TaskRollouts,
     Trajectories,
+    mean_info,
     validate_rollouts,
     validate_task_rollouts,
 )
@@ -126,12 +127,13 @@ class MetaLearner:
         self._obs_stats = sum((task.obs_stats for task in valid), self._obs_stats)
         first = [task.support[0] if task.support else task.query for task in valid]
         last = [task.query for task in valid]
+        names = self.settings.task.info_metrics
         return UpdateMetrics(
             version=self.version,
             return_before=_mean_return(first),
             return_after=_mean_return(last),
-            speed_before=_mean_speed(first),
-            speed_after=_mean_speed(last),
+            speed_before=mean_info(first, "speed"),
+            speed_after=mean_info(last, "speed"),
             loss=result.loss if result else math.nan,
             gradient_norm=result.gradient_norm if result else math.nan,
             gradient_snr=stats.snr if stats else None,
@@ -149,6 +151,8 @@ class MetaLearner:
             skipped_in_a_row=self._skipped_in_a_row,
             discarded_episodes=self._discarded_episodes,
             staleness=before.version - collected_version,
+            infos_before={name: mean_info(first, name) for name in names},
+            infos_after={name: mean_info(last, name) for name in names},
         )
 
     def _step(
@@ -289,8 +293,3 @@ def _describe_failures(rollouts: Sequence[TaskRollouts]) -> str:
 
 def _mean_return(phases: Sequence[Trajectories]) -> float:
     return float(np.mean([phase.returns for phase in phases])) if phases else math.nan
-
-
-def _mean_speed(phases: Sequence[Trajectories]) -> float | None:
-    speeds = [phase.speeds for phase in phases if phase.speeds is not None]
-    return float(np.mean(speeds)) if speeds else None

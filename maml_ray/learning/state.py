@@ -5,7 +5,8 @@ The driver keeps and checkpoints them, and does not import PyTorch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from maml_ray.common.normalization import RunningStatistics
 from maml_ray.common.seeding import Purpose, generator
@@ -25,7 +26,7 @@ class UpdateMetrics:
         return_after: mean undiscounted return of the query episodes.
         speed_before, speed_after: mean speed of the same episodes in m/s; None if the environment
             reports no speed.
-        loss: meta-loss on the last mini-batch evaluated.
+        loss: meta-loss of the updated parameters on the whole meta-batch.
         gradient_norm: Euclidean norm of the first step's meta-gradient, before clipping.
         gradient_snr: signal-to-noise ratio of the meta-gradient over tasks; None except every
             ``outer.diagnose_every`` updates.
@@ -36,10 +37,10 @@ class UpdateMetrics:
         clip_fraction: share of query steps whose ratio is outside the clip range after the update.
         collector_ratio_error: largest ``|ratio - 1|`` on query data between the learner's and the
             actors' copies of the adapted policies that collected them: rounding, or a bug.
-        entropy: mean entropy of the adapted policies on query data, in nats.
-        gradient_steps: optimizer steps; fewer than planned if ``outer.max_query_kl`` was exceeded
-            or no step satisfied the trust region.
-        learning_rate: outer learning rate; None for a trust region.
+        entropy: mean entropy of the updated adapted policies on query data, in nats.
+        gradient_steps: optimizer steps that were kept; fewer than planned, perhaps none, if
+            ``outer.max_query_kl`` was exceeded or no step satisfied the trust region.
+        learning_rate: outer learning rate of the first step; None for a trust region.
         env_steps: environment steps in the meta-batch.
         learn_s: duration of the update in seconds.
         skipped: reason why the update was skipped and the parameters are unchanged, or None. What
@@ -48,6 +49,9 @@ class UpdateMetrics:
         discarded_episodes: failed episodes since the run began, each collected again.
         staleness: versions between the parameters that collected the meta-batch and the updated
             ones: 0, or 1 with ``meta_batch.async_collection``.
+        infos_before, infos_after: means of the same episodes' ``task.info_metrics`` by name; None
+            if no environment reports it. Their keys in ``metrics.jsonl`` are ``NAME_before`` and
+            ``NAME_after``.
     """
 
     version: int
@@ -72,6 +76,8 @@ class UpdateMetrics:
     skipped_in_a_row: int = 0
     discarded_episodes: int = 0
     staleness: int = 0
+    infos_before: Mapping[str, float | None] = field(default_factory=dict)
+    infos_after: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -92,9 +92,13 @@ class IterationRecord:
 
     def as_row(self) -> dict[str, Any]:
         """Return the record as one flat JSON object: a line of ``metrics.jsonl``."""
+        update = asdict(self.update)
+        before, after = (update.pop(name) for name in _INFOS)
         return {
             "iteration": self.iteration,
-            **asdict(self.update),
+            **update,
+            **{f"{name}_before": value for name, value in before.items()},
+            **{f"{name}_after": value for name, value in after.items()},
             **asdict(self.timings),
             "rest_s": self.timings.rest_s,
             "total_env_steps": self.total_env_steps,
@@ -113,7 +117,8 @@ INCIDENTAL_KEYS = frozenset(
 )
 """Keys of a row that may differ between two runs of the same settings and seed."""
 
-ROW_KEYS = INCIDENTAL_KEYS | {field.name for field in fields(UpdateMetrics)}
+_INFOS = ("infos_before", "infos_after")
+ROW_KEYS = INCIDENTAL_KEYS | {field.name for field in fields(UpdateMetrics)}.difference(_INFOS)
 """Keys of a row whose values are numbers or missing."""
 
 

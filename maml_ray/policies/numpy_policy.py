@@ -27,8 +27,8 @@ class NumpyPolicy:
         normalizer: of observations; None for none.
 
     Attributes:
-        spec: as passed.
-        network: the network, for kernels.
+        spec, normalizer: as passed.
+        network: the network, for kernels; without the normalizer if that needs float64.
         log_std, std: (A,) of actions; empty if they are discrete.
     """
 
@@ -38,16 +38,24 @@ class NumpyPolicy:
         parameters: Mapping[str, NDArray[np.float32]],
         normalizer: Normalizer | None = None,
     ) -> None:
-        self.spec = spec
+        self.spec, self.normalizer = spec, normalizer
         layers = [
             (parameters[f"{name}.weight"], parameters[f"{name}.bias"]) for name in spec.layer_names
         ]
-        self.network = PackedMLP.from_layers(layers, spec.activation == "relu", normalizer)
+        inside = None if self.needs_float64 else normalizer
+        self.network = PackedMLP.from_layers(layers, spec.activation == "relu", inside)
         floor = np.float32(spec.min_log_std)
         self.log_std = np.maximum(parameters.get(LOG_STD, np.zeros(0, np.float32)), floor)
         with np.errstate(over="ignore"):  # a diverged adaptation is detected by its actions
             self.std = np.exp(self.log_std)
 
-    def forward(self, observations: NDArray[np.float32]) -> NDArray[np.float32]:
+    @property
+    def needs_float64(self) -> bool:
+        """Whether observations must not be rounded to float32, as kernels do, before acting."""
+        return self.normalizer is not None and self.normalizer.needs_float64
+
+    def forward(self, observations: NDArray[np.floating]) -> NDArray[np.float32]:
         """Return mean actions or logits (..., A) at unnormalized ``observations`` (..., D)."""
+        if self.normalizer is not None and self.needs_float64:
+            observations = self.normalizer(observations)
         return self.network.forward(observations)

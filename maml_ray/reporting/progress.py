@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import html
+import io
+import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +34,16 @@ LOG_ITERATION_INTERVAL_S = 60.0
 _NOTEBOOK_INTERVAL_S = 2.0
 _EVENTS_SHOWN = 5
 """Events that a notebook keeps in its display, the latest."""
+
+
+def show_any_text() -> None:
+    """Let standard output and error show as escapes what their encoding has no letters for.
+
+    Names of files may not be valid text, and a terminal may have ASCII only (``LC_ALL=C``).
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class TimeLeftEstimator:
@@ -372,6 +384,10 @@ def _metric_rows(record: IterationRecord, best: float) -> list[tuple[str, str]]:
                 f"before adaptation {update.speed_before:8.2f}   after {update.speed_after:8.2f}",
             )
         )
+    rows += [
+        (name[:8], f"before adaptation {first:8.3g}   after {last:8.3g}")
+        for name, first, last in _reported(update.infos_before, update.infos_after)
+    ]
     return [
         *rows,
         (
@@ -399,8 +415,25 @@ def _format_skip(update: UpdateMetrics) -> str:
 
 def _format_speeds(update: UpdateMetrics) -> str:
     if update.speed_before is None or update.speed_after is None:
-        return ""
-    return f"  m/s {update.speed_before:5.2f} {update.speed_after:5.2f}"
+        return format_infos(update.infos_before, update.infos_after)
+    speeds = f"  m/s {update.speed_before:5.2f} {update.speed_after:5.2f}"
+    return speeds + format_infos(update.infos_before, update.infos_after)
+
+
+def format_infos(before: Mapping[str, float | None], after: Mapping[str, float | None]) -> str:
+    """Return name and means of each of ``task.info_metrics`` that is reported, to append."""
+    return "".join(
+        f"  {name} {first:.3g} {last:.3g}" for name, first, last in _reported(before, after)
+    )
+
+
+def _reported(
+    before: Mapping[str, float | None], after: Mapping[str, float | None]
+) -> Iterator[tuple[str, float, float]]:
+    for name, first in before.items():
+        last = after.get(name)
+        if first is not None and last is not None:
+            yield name, first, last
 
 
 def format_time_shares(record: IterationRecord) -> str:

@@ -14,13 +14,13 @@ from maml_ray.config.settings import Settings
 
 EVALUATION_FOLDER = "evaluation"
 """Subfolder of event files with the evaluation: a run of its own for TensorBoard."""
-_RETURNS = ("return_after", "return_before", "speed_after", "speed_before")
+_ADAPTATION_ENDS = ("_after", "_before")
+"""Ends of the keys of returns, speeds and ``task.info_metrics``."""
 _BY_ITERATION, _BY_ENV_STEPS = "1 returns by iteration", "2 returns by env steps"
 _EVALUATION = "3 evaluation by inner steps"
 _LOSSES, _TIME, _FAULTS = "4 losses", "5 time", "6 faults"
 VIDEO_TAG = f"{_EVALUATION}/video"
 _GROUPS: Mapping[str, tuple[str, ...]] = {
-    _BY_ITERATION: _RETURNS,
     _LOSSES: (
         "loss",
         "gradient_norm",
@@ -70,7 +70,7 @@ CUSTOM_CHARTS: Mapping[str, tuple[str, ...]] = {
 
 def scalars_by_iteration(row: Mapping[str, Any]) -> dict[str, float]:
     """Return the values of a row by tag, to be shown at its iteration, without faults."""
-    scalars: dict[str, float] = {}
+    scalars = _tagged(_BY_ITERATION, _returns(row))
     for group, keys in _GROUPS.items():
         scalars |= _tagged(group, {key: row.get(key) for key in keys})
     return scalars
@@ -78,7 +78,11 @@ def scalars_by_iteration(row: Mapping[str, Any]) -> dict[str, float]:
 
 def scalars_by_env_steps(row: Mapping[str, Any]) -> dict[str, float]:
     """Return the values of a row by tag, to be shown at its environment steps."""
-    return _tagged(_BY_ENV_STEPS, {key: row.get(key) for key in _RETURNS})
+    return _tagged(_BY_ENV_STEPS, _returns(row))
+
+
+def _returns(row: Mapping[str, Any]) -> dict[str, float | None]:
+    return {key: row[key] for key in sorted(row) if key.endswith(_ADAPTATION_ENDS)}
 
 
 def fault_keys(rows: Iterable[Mapping[str, Any]]) -> set[str]:
@@ -95,7 +99,7 @@ def evaluation_scalars(evaluation: Mapping[str, Any]) -> dict[int, dict[str, flo
     """Return the results in ``evaluation.json`` by number of inner steps and tag."""
     points: dict[int, dict[str, float]] = {}
     for row in evaluation["rows"]:
-        values = {"return": row["mean"], "speed": row["speed"]}
+        values = {"return": row["mean"], "speed": row["speed"], **row.get("infos", {})}
         if row["actions"] == "stochastic":
             values |= {"return_95_low": row["low"], "return_95_high": row["high"]}
         else:
@@ -122,6 +126,8 @@ def final_scalars(evaluation: Mapping[str, Any]) -> dict[str, float]:
             "return_after": after["mean"],
             "speed_before": before["speed"],
             "speed_after": after["speed"],
+            **{f"{name}_before": value for name, value in before.get("infos", {}).items()},
+            **{f"{name}_after": value for name, value in after.get("infos", {}).items()},
         },
     )
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
 from maml_ray.common.errors import UserError
+from maml_ray.common.normalization import as_float32
 from maml_ray.envs.user_errors import user_code
 from maml_ray.policies.action_sampler import ActionSampler, make_sampler, to_env_actions
 from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.policies.spec import PolicySpec
+from maml_ray.rollouts.step_reader import (
+    InfoNotANumber,
+    autoreset_mode,
+    final_observations,
+    read_info,
+)
 from maml_ray.rollouts.trajectories import Trajectories
 
 MAX_ATTEMPTS = 3
@@ -26,8 +34,8 @@ _FLOAT_ARRAYS = (
     "log_probs",
     "rewards",
     "final_observations",
-    "speeds",
 )
+_SPEED = "speed"  # of info: always recorded, if it is a number
 
 
 class SimulationFailed(UserError):
@@ -41,6 +49,7 @@ def collect(
     seed: np.random.SeedSequence,
     *,
     explore: bool = True,
+    info_metrics: Sequence[str] = (),
 ) -> Trajectories:
     """Roll out one episode of at most ``horizon`` steps in each of the K environments.
 
@@ -51,12 +60,13 @@ def collect(
 
     Args:
         policy: policy that acts.
-        env: K environments; they are reset first, and must not reset themselves before the end of
-            an episode. An optional method ``failed() -> (K,) bool`` reports the simulations that
-            failed since their reset; an optional method ``rollout`` runs whole episodes.
+        env: K environments in any autoreset mode; they are reset first. An optional method
+            ``failed() -> (K,) bool`` reports the simulations that failed since their reset; an
+            optional method ``rollout`` runs whole episodes.
         horizon: T, maximum number of steps.
         seed: source of initial states and action noise.
         explore: sample actions; otherwise use the mean or most probable action.
+        info_metrics: names of infos to average over the steps of an episode, besides "speed".
 
     Returns:
         Trajectories of K episodes and T steps.
@@ -64,17 +74,20 @@ def collect(
     Raises:
         SimulationFailed: an episode failed ``MAX_ATTEMPTS`` times.
         UserCodeError: the environment raises an error.
+        UserError: an info to average is not a number, or the environments reset themselves without
+            giving an episode's last observation.
     """
     # Numbers that are not finite are detected afterwards; NumPy need not warn of them.
-    with np.errstate(all="ignore"), user_code("the environment"):
-        collected = _collect_once(policy, env, horizon, seed, explore)
-        failed = _failed_episodes(collected, env)
+    with np.errstate(all="ignore"), user_code("the environment", among_ours=True):
+        collected, failed = _collect_once(policy, env, horizon, seed, explore, info_metrics)
         for attempt in range(1, MAX_ATTEMPTS):
             if not failed.any():
                 return collected
-            retry = _collect_once(policy, env, horizon, _child_seed(seed, 1 + attempt), explore)
+            retry, failed_again = _collect_once(
+                policy, env, horizon, _child_seed(seed, 1 + attempt), explore, info_metrics
+            )
             collected = _replace_episodes(collected, retry, failed)
-            failed &= _failed_episodes(retry, env)
+            failed &= failed_again
     if failed.any():
         raise SimulationFailed(
             f"{np.count_nonzero(failed)} of {len(failed)} episodes failed {MAX_ATTEMPTS} times in "
@@ -89,46 +102,89 @@ def _collect_once(
     horizon: int,
     seed: np.random.SeedSequence,
     explore: bool,
-) -> Trajectories:
+    info_metrics: Sequence[str],
+) -> tuple[Trajectories, NDArray[np.bool_]]:
+    """Return trajectories, and (K,) which episodes must not be learned from."""
     episodes = env.num_envs
     rng = np.random.default_rng(_child_seed(seed, 1)) if explore else None
     sampler = make_sampler(policy, horizon, episodes, rng)
-    buffer = _RolloutBuffer(policy.spec, horizon, episodes)
     # Gymnasium's vector environments accept a list of seeds, which its annotation omits.
     observation, _ = env.reset(seed=reset_seeds(seed, episodes))  # type: ignore[arg-type]
-    if _run_compiled_rollout(env, sampler, buffer):
-        return buffer.to_trajectories(buffer.last_observation, sampler.log_probs())
-    for step in range(horizon):
+    buffer = _run_compiled_rollout(env, policy, sampler, horizon)
+    if buffer is None:
+        dtype = _observation_dtype(env, policy)
+        buffer = _RolloutBuffer(policy.spec, horizon, episodes, dtype, info_metrics)
+        _run_steps(env, policy, sampler, buffer, observation)
+    buffer.failed |= buffer.alive & _failed_simulations(env)
+    collected = buffer.to_trajectories(policy, sampler.log_probs())
+    return collected, buffer.failed | _not_finite(collected)
+
+
+def _run_steps(
+    env: VectorEnv[Any, Any, Any],
+    policy: NumpyPolicy,
+    sampler: ActionSampler,
+    buffer: _RolloutBuffer,
+    observation: Any,
+) -> None:
+    """Step the environments from their first ``observation`` until all episodes have ended."""
+    mode = autoreset_mode(env)
+    for step in range(len(buffer.observations)):
         buffer.observations[step] = observation
         actions = sampler.act(step, buffer.observations[step])
         buffer.actions[step] = actions
         transition = env.step(to_env_actions(policy.spec, actions))
         observation = transition[0]
-        if buffer.add_step(step, transition):
+        ended = buffer.add_step(step, transition, mode)
+        if ended is None:
+            continue
+        buffer.failed |= buffer.ending & _failed_simulations(env)
+        if not buffer.alive.any():
             break
-    return buffer.to_trajectories(observation, sampler.log_probs())
+        if mode is AutoresetMode.DISABLED:
+            # Such a batch refuses steps before what has ended is reset. The reset may reuse the
+            # array of observations.
+            observation = np.array(observation)
+            env.reset(options={"reset_mask": ended})
+    buffer.last_observation[:] = observation
+
+
+def _observation_dtype(env: VectorEnv[Any, Any, Any], policy: NumpyPolicy) -> Any:
+    """Return the type in which to record observations: float64 if they need to be rounded later.
+
+    See :func:`maml_ray.common.normalization.as_float32`.
+    """
+    space = env.single_observation_space.dtype
+    wide = np.result_type(np.float32 if space is None else space, np.float32)
+    return np.float64 if wide == np.float64 and policy.normalizer is not None else np.float32
 
 
 def _run_compiled_rollout(
-    env: VectorEnv[Any, Any, Any], sampler: ActionSampler, buffer: _RolloutBuffer
-) -> bool:
-    """Run the whole episodes by ``env.rollout``; return False if the environment cannot."""
+    env: VectorEnv[Any, Any, Any], policy: NumpyPolicy, sampler: ActionSampler, horizon: int
+) -> _RolloutBuffer | None:
+    """Run the whole episodes by ``env.rollout``; return None if the environment cannot."""
     rollout, kernel = getattr(env, "rollout", None), sampler.kernel()
-    if rollout is None or kernel is None:
-        return False
+    if rollout is None or kernel is None or policy.needs_float64:
+        return None
+    buffer = _RolloutBuffer(policy.spec, horizon, env.num_envs)
     outcome = rollout(kernel, buffer.all_observations, buffer.actions)
     if outcome is None:
-        return False
+        return None
     buffer.add_all_steps(*outcome)
-    return True
+    return buffer
 
 
-def _failed_episodes(collected: Trajectories, env: VectorEnv[Any, Any, Any]) -> NDArray[np.bool_]:
-    """Return (K,) which episodes must not be learned from."""
+def _failed_simulations(env: VectorEnv[Any, Any, Any]) -> NDArray[np.bool_]:
     env_failed = getattr(env, "failed", None)
+    failed: NDArray[np.bool_] = (
+        np.zeros(env.num_envs, np.bool_) if env_failed is None else env_failed()
+    )
+    return failed
+
+
+def _not_finite(collected: Trajectories) -> NDArray[np.bool_]:
+    """Return (K,) which episodes contain numbers that are not finite."""
     failed = np.zeros(collected.episodes, np.bool_)
-    if env_failed is not None:
-        failed |= env_failed()
     for name in _FLOAT_ARRAYS:
         array = getattr(collected, name)
         if array is not None and not np.isfinite(array).all():
@@ -145,8 +201,15 @@ def _replace_episodes(
         old, new = getattr(collected, field.name), getattr(retry, field.name)
         if isinstance(old, np.ndarray):
             arrays[field.name] = np.where(failed.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+    missing = np.full(collected.episodes, np.nan, np.float32)
+    info_means = {
+        name: np.where(
+            failed, retry.info_means.get(name, missing), collected.info_means.get(name, missing)
+        )
+        for name in {**collected.info_means, **retry.info_means}
+    }
     discarded = collected.discarded + int(np.count_nonzero(failed))
-    return replace(collected, **arrays, discarded=discarded)
+    return replace(collected, **arrays, info_means=info_means, discarded=discarded)
 
 
 class _RolloutBuffer:
@@ -157,64 +220,118 @@ class _RolloutBuffer:
         observations: (T, K, D), a view.
         last_observation: (K, D), a view.
         actions: (T, K, A) as recorded.
+        alive: (K,) which episodes have not ended.
+        ending: (K,) which episodes ended in the last step recorded.
+        failed: (K,) which simulations failed before their episode ended.
     """
 
-    def __init__(self, spec: PolicySpec, horizon: int, episodes: int) -> None:
+    def __init__(
+        self,
+        spec: PolicySpec,
+        horizon: int,
+        episodes: int,
+        dtype: Any = np.float32,
+        info_metrics: Sequence[str] = (),
+    ) -> None:
         size = spec.observation_size
-        self.all_observations = np.zeros((horizon + 1, episodes, size), dtype=np.float32)
+        self.all_observations = np.zeros((horizon + 1, episodes, size), dtype)
         self.observations = self.all_observations[:-1]
         self.last_observation = self.all_observations[-1]
         self.actions = np.zeros((horizon, episodes, spec.recorded_action_size), dtype=np.float32)
+        self.alive = np.ones(episodes, dtype=np.bool_)
+        self.ending = np.zeros(episodes, dtype=np.bool_)
+        self.failed = np.zeros(episodes, dtype=np.bool_)
         self._rewards = np.zeros((horizon, episodes), dtype=np.float32)
-        self._speeds = np.zeros((horizon, episodes), dtype=np.float32)
         self._mask = np.zeros((horizon, episodes), dtype=np.bool_)
-        self._has_speeds = False
-        self._alive = np.ones(episodes, dtype=np.bool_)
         self._terminated = np.zeros(episodes, dtype=np.bool_)
-        self._final_observations = np.zeros((episodes, size), dtype=np.float32)
+        self._final_observations = np.zeros((episodes, size), dtype)
+        self._asked = frozenset(info_metrics)
+        self._infos: dict[str, _InfoSteps] = {
+            name: _InfoSteps(horizon, episodes)
+            for name in {_SPEED: None, **dict.fromkeys(info_metrics)}
+        }
 
-    def add_step(self, step: int, transition: tuple[Any, Any, Any, Any, dict[str, Any]]) -> bool:
-        """Record what ``env.step`` returned; return whether all episodes have ended."""
-        observation, reward, terminated, truncated, info = transition
-        self._rewards[step] = reward
-        self._mask[step] = self._alive
-        if "speed" in info:
-            self._speeds[step] = info["speed"]
-            self._has_speeds = True
-        ended = terminated | truncated
-        if not np.count_nonzero(ended):  # several times faster than any()
-            return False
-        ending = self._alive & ended
-        self._final_observations[ending] = observation[ending]
-        self._terminated |= ending & terminated
-        self._alive &= ~ended
-        return not self._alive.any()
+    def add_step(
+        self,
+        step: int,
+        transition: tuple[Any, Any, Any, Any, dict[str, Any]],
+        mode: AutoresetMode | None,
+    ) -> NDArray[np.bool_] | None:
+        """Record what ``env.step`` returned.
+
+        Returns:
+            (K,) which environments say that an episode has ended, also one after those that are
+            recorded; None if none does.
+        """
+        observation, reward, terminated, truncated, infos = transition
+        self._rewards[step] = np.reshape(reward, -1)
+        self._mask[step] = self.alive
+        ended: NDArray[np.bool_] = terminated | truncated
+        any_ended = bool(np.count_nonzero(ended))  # several times faster than any()
+        self.ending = self.alive & ended
+        if infos:
+            self._add_infos(step, infos, mode)
+        if not any_ended:
+            return None
+        if self.ending.any():
+            final = final_observations(observation, infos, self.ending, mode)
+            self._final_observations[self.ending] = final
+        self._terminated |= self.ending & terminated
+        self.alive &= ~ended
+        return ended
+
+    def _add_infos(self, step: int, infos: Mapping[str, Any], mode: AutoresetMode | None) -> None:
+        for name, steps in self._infos.items():
+            try:
+                column = read_info(infos, name, self.ending, mode)
+            except InfoNotANumber:
+                if name in self._asked:
+                    raise
+                continue
+            if column is not None:
+                steps.reported[step] = column.reported & self._mask[step]
+                steps.values[step] = np.where(steps.reported[step], column.values, 0.0)
 
     def add_all_steps(self, rewards: NDArray[Any], speeds: NDArray[Any]) -> None:
         """Record rewards and speeds (T, K) of complete episodes without an early end."""
-        self._rewards[:], self._speeds[:] = rewards, speeds
-        self._mask[:] = self._has_speeds = True
+        self._rewards[:], self._infos[_SPEED].values[:] = rewards, speeds
+        self._mask[:] = self._infos[_SPEED].reported[:] = True
 
-    def to_trajectories(
-        self, observation: NDArray[Any], log_probs: NDArray[np.float32]
-    ) -> Trajectories:
-        """Return the trajectories; ``observation`` (K, D) is the one after the last step."""
-        self._final_observations[self._alive] = observation[self._alive]
+    def to_trajectories(self, policy: NumpyPolicy, log_probs: NDArray[np.float32]) -> Trajectories:
+        """Return the trajectories; ``last_observation`` is the one after the last step."""
+        self._final_observations[self.alive] = self.last_observation[self.alive]
         if not self._mask.all():
             # Entries after an episode's end may be NaN, which a zero weight would not remove.
-            for array in (self._rewards, self.observations, self.actions, log_probs, self._speeds):
+            for array in (self._rewards, self.observations, self.actions, log_probs):
                 array[~self._mask] = 0.0
-        lengths = self._mask.sum(axis=0, dtype=np.float32)
+        dtype = as_float32(self.observations[self._mask], policy.normalizer).dtype
         return Trajectories(
-            observations=_episodes_first(self.observations),
+            observations=_episodes_first(self.observations.astype(dtype, copy=False)),
             actions=_episodes_first(self.actions),
             log_probs=_episodes_first(log_probs),
             rewards=_episodes_first(self._rewards),
             mask=_episodes_first(self._mask),
-            final_observations=self._final_observations,
+            final_observations=self._final_observations.astype(dtype, copy=False),
             terminated=self._terminated,
-            speeds=self._speeds.sum(axis=0) / lengths if self._has_speeds else None,
+            info_means={
+                name: steps.means() for name, steps in self._infos.items() if steps.reported.any()
+            },
         )
+
+
+class _InfoSteps:
+    """Values (T, K) of one info, zero where it is not reported, and where it is."""
+
+    def __init__(self, horizon: int, episodes: int) -> None:
+        self.values = np.zeros((horizon, episodes), np.float32)
+        self.reported = np.zeros((horizon, episodes), np.bool_)
+
+    def means(self) -> NDArray[np.float32]:
+        """Return the mean (K,) over the steps that report it; NaN if none does."""
+        means: NDArray[np.float32] = self.values.sum(axis=0) / self.reported.sum(
+            axis=0, dtype=np.float32
+        )
+        return means
 
 
 def reset_seeds(seed: np.random.SeedSequence, episodes: int) -> list[int]:

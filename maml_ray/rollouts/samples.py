@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from maml_ray.common.normalization import Normalizer
+from maml_ray.common.normalization import Normalizer, normalize
 from maml_ray.kernels.types import Samples as Samples
 from maml_ray.rollouts.trajectories import Trajectories
 
@@ -23,9 +23,7 @@ def make_samples(
         normalizer: of observations, as the behavior policy used it; None for raw observations.
     """
     steps = trajectories.mask.size
-    observations = trajectories.observations
-    if normalizer is not None:
-        observations = normalizer(observations)
+    observations = normalize(trajectories.observations, normalizer)
     weights = trajectories.mask / np.float32(max(trajectories.env_steps, 1))
     return Samples(
         observations.reshape(steps, -1),

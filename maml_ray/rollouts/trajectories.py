@@ -5,8 +5,8 @@ Axes: ``K`` episodes, ``T`` steps, ``D`` observation size, ``A`` action size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,29 +23,30 @@ class Trajectories:
     """K episodes of one policy on one task, collected in parallel.
 
     Attributes:
-        observations: (K, T, D) float32, before the action.
+        observations: (K, T, D) before the action; float32, or float64 if float32 would lose how
+            they vary and they are to be normalized.
         actions: (K, T, A) float32, as sampled (unclipped).
         log_probs: (K, T) float32, summed over action dimensions, under the sampling policy.
         rewards: (K, T) float32, zero after an episode's end.
         mask: (K, T) bool, False after an episode's end.
-        final_observations: (K, D) float32, after an episode's last step; None if unknown.
+        final_observations: (K, D), after an episode's last step; None if unknown.
         terminated: (K,) bool, whether an episode ended before the time limit; None if unknown.
-        speeds: (K,) float32, episode mean of ``info["speed"]`` in m/s; None if the environment
-            reports none.
+        info_means: by name, (K,) float32 mean of ``info[name]`` over the steps of an episode that
+            report it; NaN if none does. Names that no episode reports are missing.
         discarded: number of failed episodes that were discarded and collected again.
 
     Raises:
         ValueError: the arrays' shapes or dtypes are inconsistent.
     """
 
-    observations: Float32
+    observations: NDArray[np.floating]
     actions: Float32
     log_probs: Float32
     rewards: Float32
     mask: Bool
-    final_observations: Float32 | None = None
+    final_observations: NDArray[np.floating] | None = None
     terminated: Bool | None = None
-    speeds: Float32 | None = None
+    info_means: Mapping[str, Float32] = field(default_factory=dict)
     discarded: int = 0
 
     def __post_init__(self) -> None:
@@ -61,8 +62,9 @@ class Trajectories:
             if shape != episodes_steps:
                 raise ValueError(f"{name} must have shape {episodes_steps}, got {shape}")
         for name in ("observations", "actions", "log_probs", "rewards"):
-            if getattr(self, name).dtype != np.float32:
-                raise ValueError(f"{name} must be float32, got {getattr(self, name).dtype}")
+            dtype = getattr(self, name).dtype
+            if dtype != np.float32 and (name, dtype) != ("observations", np.float64):
+                raise ValueError(f"{name} must be float32, got {dtype}")
         if self.mask.dtype != np.bool_:
             raise ValueError(f"mask must be bool, got {self.mask.dtype}")
         self._check_ends()
@@ -79,11 +81,18 @@ class Trajectories:
         for name, shape in (
             ("final_observations", (episodes, size)),
             ("terminated", (episodes,)),
-            ("speeds", (episodes,)),
         ):
             value = getattr(self, name)
             if value is not None and value.shape != shape:
                 raise ValueError(f"{name} must have shape {shape}, got {value.shape}")
+        for name, values in self.info_means.items():
+            if values.shape != (episodes,):
+                raise ValueError(f"{name} must have shape {(episodes,)}, got {values.shape}")
+
+    @property
+    def speeds(self) -> Float32 | None:
+        """(K,) episode mean of ``info["speed"]`` in m/s; None if the environment reports none."""
+        return self.info_means.get("speed")
 
     @property
     def episodes(self) -> int:
@@ -139,6 +148,14 @@ class TaskRollouts:
     def env_steps(self) -> int:
         """Number of environment steps in all phases."""
         return sum(phase.env_steps for phase in self.support) + self.query.env_steps
+
+
+def mean_info(phases: Sequence[Trajectories], name: str) -> float | None:
+    """Return the mean of ``info[name]`` over the episodes that report it; None if none does."""
+    reported = [phase.info_means[name] for phase in phases if name in phase.info_means]
+    values = np.concatenate(reported) if reported else np.zeros(0)
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if len(values) else None
 
 
 def empty_trajectories(
