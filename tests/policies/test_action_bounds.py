@@ -21,7 +21,7 @@ from maml_ray.rollouts.collector import collect
 
 OBSERVATIONS = Box(-np.inf, np.inf, (3,), np.float32)
 ASYMMETRIC = Box(np.array([0.0, 5.0], np.float32), np.array([1.0, 10.0], np.float32))
-SPACES = {
+SPACES: dict[str, Any] = {
     "symmetric": Box(-1.0, 1.0, (2,), np.float32),
     "wide": Box(-2.0, 2.0, (2,), np.float32),
     "asymmetric": ASYMMETRIC,
@@ -32,7 +32,7 @@ SPACES = {
 }
 
 
-def spec_for(space: gym.Space[Any], mode: str | None = None, scale: float = 1.0) -> PolicySpec:
+def spec_for(space: gym.Space[Any], mode: Any = None, scale: float = 1.0) -> PolicySpec:
     settings = PolicySettings(action_bounds=mode, action_scale=scale, hidden_sizes=(4,))
     return PolicySpec.from_spaces(settings, OBSERVATIONS, space)
 
@@ -82,8 +82,8 @@ def test_without_bounds_actions_are_sent_as_they_are() -> None:
         assert not at_bounds(spec, given).any()
 
 
-@pytest.mark.parametrize("space", [Box(0, 3, (2,), np.int64), Box(0, 1, (2,), np.bool_)])
-def test_vectors_of_integers_are_refused(space: Box) -> None:
+def test_vectors_of_integers_are_refused() -> None:
+    space: Any = Box(0, 3, (2,), np.int64)
     with pytest.raises(ValueError, match=r"a Box of real numbers.*round in the environment"):
         spec_for(space)
 
@@ -100,10 +100,9 @@ def test_the_tasks_decide_unless_the_settings_do() -> None:
         spec = PolicySpec.from_spaces(settings, OBSERVATIONS, space, asked)
         assert spec.action_bounds is not None
         assert spec.action_bounds.mode == asked
-        own = PolicySpec.from_spaces(
-            PolicySettings(action_bounds="clip"), OBSERVATIONS, space, asked
-        )
-        assert own == spec_for(space, "clip")
+        own = PolicySettings(action_bounds="clip")
+        spec = PolicySpec.from_spaces(own, OBSERVATIONS, space, asked)
+        assert spec.action_bounds == spec_for(space, "clip").action_bounds
     with pytest.raises(ValueError, match="'cut' is not known: write clip, rescale or none"):
         PolicySpec.from_spaces(settings, OBSERVATIONS, space, "cut")
 
@@ -138,10 +137,10 @@ def test_a_warning_says_how_much_lies_outside_and_what_to_set() -> None:
     message = bounds_warning(spec_for(ASYMMETRIC))
     assert message is not None
     assert message.startswith(f"{share:.0%} of what the untrained policy samples for action 2 of 2")
-    assert "[5, 10], and are clipped: policy.action_bounds=rescale" in message
+    assert "[5, 10], and is clipped: policy.action_bounds=rescale" in message
     sent = bounds_warning(spec_for(ASYMMETRIC, "none"))
     assert sent is not None
-    assert "are sent unclipped: policy.action_bounds=clip or rescale" in sent
+    assert "is sent unclipped: policy.action_bounds=clip or rescale" in sent
 
 
 class Strict(gym.Env[NDArray[np.float32], NDArray[Any]]):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from maml_ray.maml.distributions import distribution, log_prob, to_numpy
 from maml_ray.policies.action_sampler import make_sampler, to_env_actions
 from maml_ray.policies.numpy_policy import NumpyPolicy
-from maml_ray.policies.spec import PolicySpec
+from maml_ray.policies.spec import ActionBounds, PolicySpec
 from tests.oracles import naive as oracles
 from tests.oracles.meta import Parameters
 
@@ -154,3 +154,15 @@ def test_a_kernel_acts_as_its_sampler_and_discrete_actions_have_none() -> None:
         acted = kernel.network.forward(observations) + kernel.noise[step]
         np.testing.assert_array_equal(acted, sampler.act(step, observations))
     assert make_sampler(policy_of(CATEGORICAL)[0], 3, 5, None).kernel() is None
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        ActionBounds("rescale", (0.0, -1.0, -1.0), (1.0, 1.0, 1.0), "float32"),
+        ActionBounds("clip", (-1.0, -1.0, -1.0), (1.0, 1.0, 1.0), "float64"),
+    ],
+)
+def test_what_a_kernel_would_round_differently_is_stepped(bounds: ActionBounds) -> None:
+    policy, _ = policy_of(replace(GAUSSIAN, action_bounds=bounds))
+    assert make_sampler(policy, 3, 5, None).kernel() is None

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pytest
 
@@ -23,9 +23,10 @@ from maml_ray.persistence.checkpoint_store import (
     read_best_score,
 )
 from maml_ray.persistence.lease import FencedStorage, acquire_lease
-from maml_ray.persistence.records import FaultCounts
+from maml_ray.persistence.records import FaultCounts, Observer
 from maml_ray.persistence.run_dir import RunDir
 from maml_ray.persistence.storage import LocalStorage
+from maml_ray.runs import training_loop
 from maml_ray.runs.observers import ObserverList
 from maml_ray.runs.session import open_checkpoint_writer, open_session
 from maml_ray.runs.training_loop import _Progress, _TrainingLoop
@@ -167,8 +168,11 @@ def test_a_run_stopped_by_its_storage_is_saved_to_the_fallback_once(tmp_path: Pa
         run.gate.full = True
         patient = run.loop.settings.cluster.model_copy(update={"task_timeout_s": 0.5})
         run.loop.settings = run.loop.settings.model_copy(update={"cluster": patient})
-        with pytest.raises(TrainingFailed, match=r"within 0 s .*No space left .*fallback/run:"):
+        with pytest.raises(
+            TrainingFailed, match=r"within 0 s .*No space left .*fallback/run$"
+        ) as raised:
             run.loop.run()
+    assert raised.value.run == str(tmp_path / "fallback" / "run")  # to resume from
     assert [path.name for path in (tmp_path / "fallback").iterdir()] == ["run"]
     assert load_newest_checkpoint(LocalStorage(tmp_path / "fallback" / "run"))[0].iteration == 3
 
@@ -223,3 +227,28 @@ def test_async_collection_scores_the_version_that_collected(tmp_path: Path) -> N
     assert read_best_score(LocalStorage(run.folder.path)) == CheckpointScore(
         2, 36.0
     )  # made up: 12 an iteration
+
+
+@pytest.mark.parametrize(("scale", "warned"), [(1.0, True), (0.1, False)])
+def test_it_warns_before_ray_starts_if_most_actions_are_beyond_their_bounds(
+    scale: float, warned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class RayStarts(Exception):
+        pass
+
+    def start(*_: Any, **__: Any) -> Any:
+        raise RayStarts
+
+    class Events(Observer):
+        said: ClassVar[list[str]] = []
+
+        def on_event(self, message: str) -> None:
+            self.said.append(message)
+
+    monkeypatch.setattr(training_loop, "connected", start)
+    chosen = settings(policy={"action_scale": scale})  # of a point that moves 0.1 at most
+    with pytest.raises(RayStarts):
+        training_loop.train_on_ray(chosen, RunDir(tmp_path / "run"), observers=[Events()])
+    found = [each for each in Events.said if "policy.action_bounds=rescale" in each]
+    assert len(found) == warned
+    assert all(each.startswith("warning: 92% of what the untrained policy") for each in found)
