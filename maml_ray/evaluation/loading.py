@@ -32,6 +32,8 @@ def load(
         tasks: a :class:`TaskDistribution` class or instance to use in place of the tasks that
             the settings name. A run whose tasks were given to :func:`train` in Python records
             only their name: without them its policy can act, but not collect or be evaluated.
+            A run whose family was named by its module needs them, too, unless your program has
+            imported that module: the record of a run alone imports none.
 
     Of a checkpoint that is damaged and passed over a :class:`RunWarning` tells.
 

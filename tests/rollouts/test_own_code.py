@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +14,7 @@ from gymnasium.spaces import Dict, Discrete
 
 from maml_ray.common.errors import UserError
 from maml_ray.config.settings import Settings, SettingsError
-from maml_ray.envs.user_errors import UserCodeError
+from maml_ray.envs.user_errors import UserCodeError, user_code
 from maml_ray.evaluation.loading import load
 from maml_ray.learning.rollout_worker import policy_spec
 from maml_ray.persistence.run_dir import RunDir
@@ -105,6 +107,22 @@ def test_an_error_in_a_rollout_has_file_and_line() -> None:
         env = envs.get(Task("a", {"goal": 1.0}), 2)
         with pytest.raises(UserCodeError, match=f"environment raises ZeroDivisionError.* {HERE}$"):
             collect(policy, env, 5, np.random.SeedSequence(0))
+
+
+def test_an_error_that_cannot_be_sent_to_the_driver_is_sent_as_its_sentence() -> None:
+    class Local(Exception):
+        def __init__(self, code: int, lock: Any) -> None:
+            super().__init__(code, lock)
+
+    def fail() -> None:
+        raise Local(3, threading.Lock())
+
+    with pytest.raises(UserCodeError) as caught, user_code("step"):
+        fail()
+    sent = pickle.loads(pickle.dumps(caught.value))
+    assert type(sent) is UserCodeError
+    assert str(sent) == str(caught.value)
+    assert str(sent).startswith("step raises Local: (3, <unlocked")
 
 
 USES: dict[str, Callable[[Any, Any], Any]] = {
