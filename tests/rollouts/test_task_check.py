@@ -131,6 +131,26 @@ class OtherSpaces(Lines):
         return gym.make_vec("Pendulum-v1", num_envs)
 
 
+class DependentSpaces(Lines):
+    def make_env(self, task: Task, *, horizon: int, render_mode: str | None = None) -> Any:
+        size = 1 if dict(task.parameters)["goal"] < 0.5 else 2
+        space = Box(-np.inf, np.inf, (size,), np.float32)
+        env = super().make_env(task, horizon=horizon)
+        return gym.wrappers.TransformObservation(env, lambda observed: observed[:size], space)
+
+
+class Doubles(Lines):
+    """A batch of another type of numbers, as EnvPool's MuJoCo has."""
+
+    def make_vector_env(self, task: Task, *, num_envs: int, horizon: int) -> VectorEnv:
+        def make() -> Any:
+            env = self.make_env(task, horizon=horizon)
+            env.action_space = Box(-1.0, 1.0, (2,), np.float64)
+            return gym.wrappers.DtypeObservation(env, np.float64)
+
+        return SyncVectorEnv([make] * num_envs)
+
+
 class LazyRetarget(PointNavigationTasks):
     def retarget(self, env: VectorEnv, task: Task) -> bool:
         return True
@@ -172,6 +192,10 @@ class RaisesValueError(Lines):
         (RaggedBatch, "each entry of info the same"),
         (SilentSameStep, "AutoresetMode.NEXT_STEP or DISABLED"),
         (OtherSpaces, "other spaces than make_env"),
+        (
+            DependentSpaces,
+            r"have different spaces: .*Box\(.* \(2,\), float32\), .* and observations .* \(1,\)",
+        ),
         (LazyRetarget, "set everything that depends on the task"),
     ],
 )
@@ -243,10 +267,36 @@ def test_what_may_not_be_meant_is_noted() -> None:
     assert "1 different task in a sample" in repr(single)
 
 
+class Seedless(Line):
+    """As Meta-World's environments: a goal that is fixed needs no generator."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, Any]:
+        self.x = 0.0
+        return self.observe(), {}
+
+
+@pytest.mark.parametrize(
+    ("env", "objection"),
+    [
+        (Seedless, "random number generator"),
+        (
+            type("Outside", (Line,), {"observation_space": Box(-0.5, 0.5, (2,), np.float32)}),
+            "not within the observation space",
+        ),
+    ],
+)
+def test_what_gymnasium_objects_to_and_training_does_not_is_noted(env: Any, objection: str) -> None:
+    check = check_tasks(type("T", (Lines,), {"env": env}))
+    assert check.ok, check
+    assert "check_env" in check.notes[0]
+    assert objection in check.notes[0]
+
+
 @pytest.mark.parametrize(
     "tasks",
     [
         SameStep,
+        Doubles,
         type("T", (Lines,), {"env": Ragged}),
         lines_of(reward=lambda self: [1.0]),
         lines_of(reward=lambda self: np.array(1.0, np.float32)),
