@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gymnasium.spaces import Box, Discrete, Space
@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 
 from maml_ray.common.normalization import Normalizer
 from maml_ray.config.settings import PolicySettings
-from maml_ray.kernels.policy_forward import ActionMap
+
+if TYPE_CHECKING:
+    from maml_ray.kernels.policy_forward import ActionMap
 
 NumpyParameters = dict[str, NDArray[np.float32]]
 
@@ -190,6 +192,9 @@ class PolicySpec:
 
         ``action_scale`` multiplies first; what it yields is rescaled to the bounds or clipped.
         """
+        # Not above: Numba would delay every command, and completion in the shell.
+        from maml_ray.kernels.policy_forward import ActionMap
+
         dtype, bounds = np.result_type(np.float32, self.action_dtype), self.action_bounds
         factor = np.full(self.action_size, self.action_scale, dtype)
         offset, high = np.zeros_like(factor), np.full_like(factor, np.inf)
