@@ -13,10 +13,11 @@ from typing import Any
 import maml_ray
 from maml_ray.common.errors import UserError
 
-_LIBRARIES = tuple(
-    f"{Path(sysconfig.get_path(name)).resolve()}/"
-    for name in ("stdlib", "platstdlib", "purelib", "platlib")
+_STANDARD_LIBRARY = tuple(
+    f"{Path(sysconfig.get_path(name)).resolve()}/" for name in ("stdlib", "platstdlib")
 )
+_INSTALLED = {"site-packages", "dist-packages"}
+"""Folders of installed packages, in whichever of several environments, the system's or a home."""
 _OWN = f"{Path(maml_ray.__file__).resolve().parent}/"
 _MAX_LENGTH = 300
 
@@ -102,7 +103,11 @@ def _frames(error: BaseException) -> list[traceback.FrameSummary]:
 
 
 def _is_users(filename: str) -> bool:
-    return not _is_within(filename, (_OWN, *_LIBRARIES)) and not filename.startswith("<frozen")
+    return not (
+        _INSTALLED.intersection(Path(filename).parts)
+        or _is_within(filename, (_OWN, *_STANDARD_LIBRARY))
+        or filename.startswith("<frozen")
+    )
 
 
 def _is_within(filename: str, folders: tuple[str, ...]) -> bool:
@@ -118,7 +123,10 @@ def _remedy(error: BaseException) -> str:
             ": import the module that registers it in the module of your tasks, or write "
             "gymnasium.make('module:Name-v0')"
         )
-    if isinstance(error, TypeError) and "reset()" in message and "keyword argument" in message:
+    if isinstance(error, TypeError) and (
+        ("reset()" in message and "keyword argument" in message)
+        or "Expected env to be a `gymnasium.Env`" in message  # said by Gymnasium's wrappers
+    ):
         return f": {OLD_API}"
     if "_add_info" in names:
         return ": keep the type and shape of each entry of info the same"

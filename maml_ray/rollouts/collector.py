@@ -7,12 +7,13 @@ from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
 from maml_ray.common.errors import UserError
 from maml_ray.common.normalization import as_float32
 from maml_ray.envs.user_errors import user_code
+from maml_ray.envs.vector_env import BatchEnv
 from maml_ray.policies.action_sampler import ActionSampler, make_sampler, to_env_actions
 from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.policies.spec import PolicySpec
@@ -108,8 +109,7 @@ def _collect_once(
     episodes = env.num_envs
     rng = np.random.default_rng(_child_seed(seed, 1)) if explore else None
     sampler = make_sampler(policy, horizon, episodes, rng)
-    # Gymnasium's vector environments accept a list of seeds, which its annotation omits.
-    observation, _ = env.reset(seed=reset_seeds(seed, episodes))  # type: ignore[arg-type]
+    observation, _ = env.reset(seed=seed_argument(env, reset_seeds(seed, episodes)))
     buffer = _run_compiled_rollout(env, policy, sampler, horizon)
     if buffer is None:
         dtype = _observation_dtype(env, policy)
@@ -340,6 +340,16 @@ def reset_seeds(seed: np.random.SeedSequence, episodes: int) -> list[int]:
     They have 31 bits: ``numpy.random.RandomState`` takes at most 32, a C ``int`` 31.
     """
     return [int(word) >> 1 for word in _child_seed(seed, 0).generate_state(episodes, np.uint32)]
+
+
+def seed_argument(env: VectorEnv[Any, Any, Any], seeds: list[int]) -> Any:
+    """Return what ``env.reset`` takes of K seeds.
+
+    The batches of Gymnasium and of this package take all; the interface of others, such as
+    Gymnasium's vectorized CartPole, is one for the whole batch.
+    """
+    batch = getattr(env, "unwrapped", env)
+    return seeds if isinstance(batch, SyncVectorEnv | AsyncVectorEnv | BatchEnv) else seeds[0]
 
 
 def _child_seed(seed: np.random.SeedSequence, number: int) -> np.random.SeedSequence:

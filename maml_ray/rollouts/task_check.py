@@ -34,7 +34,7 @@ from maml_ray.policies.spec import (
     initial_parameters,
     shares_beyond_bounds,
 )
-from maml_ray.rollouts.collector import collect
+from maml_ray.rollouts.collector import collect, seed_argument
 from maml_ray.rollouts.step_reader import autoreset_mode
 from maml_ray.rollouts.trajectories import Trajectories
 from maml_ray.tasks.loading import OwnTasks, record_own_tasks, resolve_tasks
@@ -185,6 +185,9 @@ def _step_once(env: gym.Env[Any, Any]) -> None:
     if not isinstance(returned, tuple) or len(returned) != 5:
         raise UserCodeError(f"step returns {_shown(returned)}{place}: {OLD_API}")
     _check_shape(f"step{place}", env, returned[0])
+    if np.size(returned[1]) != 1:
+        reward = " ".join(repr(returned[1]).split())
+        raise UserCodeError(f"step{place} returns the reward {reward:.60}: return a number")
 
 
 def _shown(returned: Any) -> str:
@@ -215,7 +218,7 @@ def _step_batch_once(tasks: TaskDistribution, task: Task, horizon: int) -> None:
         )
     try:
         with user_code("the batch"):
-            batch.reset(seed=list(range(_EPISODES)))  # type: ignore[arg-type]
+            batch.reset(seed=seed_argument(batch, list(range(_EPISODES))))
             batch.step(np.stack([batch.single_action_space.sample() for _ in range(_EPISODES)]))
     finally:
         batch.close()
@@ -310,13 +313,8 @@ def _check_env(
     try:
         findings.call("the environment", _step_once, env)
         objection = findings.call("the environment", _gymnasium_objection, env)
-        env.reset(seed=0)
-        reward = env.step(env.action_space.sample())[1]
     finally:
         env.close()
-    findings.require(
-        np.size(reward) == 1, f"step returns the reward {reward!r:.60}: return a number"
-    )
     if (warning := bounds_warning(spec)) is not None:
         findings.notes.append(warning)
     elif spec.action_bounds is not None:
@@ -365,8 +363,11 @@ def _fit(one: _Spaces, other: _Spaces) -> bool:
     (observations, actions), (other_observations, other_actions) = one, other
     same_size = observations.shape == other_observations.shape
     if isinstance(actions, Box) and isinstance(other_actions, Box):
-        bounds = ((box.low, box.high) for box in (actions, other_actions))
-        return same_size and actions.shape == other_actions.shape and np.allclose(*bounds)
+        same_size = same_size and actions.shape == other_actions.shape
+        return same_size and all(
+            np.allclose(getattr(actions, bound), getattr(other_actions, bound))
+            for bound in ("low", "high")
+        )
     return same_size and actions == other_actions
 
 
@@ -429,8 +430,7 @@ def _check_batches(rollouts: _Rollouts, drawn: Sequence[Task], findings: _Findin
         ):
             findings.expect(
                 _equal(first, again),
-                "two rollouts from the same seed differ: draw all randomness from self.np_random, "
-                "which reset(seed=...) seeds, and let reset restore the whole state",
+                "two rollouts from the same seed differ: " + _how_to_repeat(rollouts.tasks),
             )
         steps = int(first.mask.sum())
         findings.passed.append(
@@ -469,6 +469,18 @@ def _check_batches(rollouts: _Rollouts, drawn: Sequence[Task], findings: _Findin
                 "which make_env replays, shows other episodes than were measured"
             )
     return first
+
+
+def _how_to_repeat(tasks: TaskDistribution) -> str:
+    if type(tasks).make_vector_env is TaskDistribution.make_vector_env:
+        return (
+            "draw all randomness from self.np_random, which reset(seed=...) seeds, and let reset "
+            "restore the whole state"
+        )
+    return (
+        "the batch of make_vector_env must draw all randomness from the seed of reset(seed=...), "
+        "which EnvPool ignores, and restore its whole state there"
+    )
 
 
 def _check_observations(first: Trajectories, normalize: bool, findings: _Findings) -> None:

@@ -180,6 +180,8 @@ def create_env(tasks: TaskDistribution, task: Task, horizon: int) -> gym.Env[Any
     call = f"make_env of the task {task.name!r:.60}"
     with user_code(call, tasks.make_env):
         env = tasks.make_env(task, horizon=horizon)
+    if env is None:
+        raise UserCodeError(f"{call} returns None: end it with 'return env'")
     if not isinstance(env, gym.Env):
         raise UserCodeError(
             f"{call} returns a {type(env).__module__}.{type(env).__name__}, not a gymnasium.Env: "
@@ -191,8 +193,11 @@ def create_env(tasks: TaskDistribution, task: Task, horizon: int) -> gym.Env[Any
 
 def sampling_problem(drawn: Any, count: int) -> str | None:
     """Return why what a family has returned is not ``count`` tasks, or None."""
-    if not isinstance(drawn, Sequence) or not all(isinstance(task, Task) for task in drawn):
+    if not isinstance(drawn, Sequence) or isinstance(drawn, str):
         return f"returns a {type(drawn).__name__}: return a tuple of maml_ray.Task"
+    odd = next((one for one in drawn if not isinstance(one, Task)), None)
+    if odd is not None:
+        return f"returns a {type(odd).__name__} among the tasks: write self.task({{...}})"
     if len(drawn) != count:
         return f"returns {len(drawn)} tasks: return as many as asked for"
     return None

@@ -183,6 +183,23 @@ def test_seeds_of_environments_have_31_bits_of_which_all_are_used() -> None:
         np.random.RandomState(drawn)
 
 
+def test_a_batch_that_takes_one_seed_gets_one() -> None:
+    """As the interface of ``VectorEnv`` has it, and Gymnasium's vectorized CartPole wants it."""
+    spec = PolicySpec(4, 2, (4,), "tanh", 0.0, -3.0, discrete=True)
+    policy = NumpyPolicy(spec, initial_parameters(spec, np.random.default_rng(0)), None)
+    first, again, other = (
+        collect(
+            policy,
+            gym.make_vec("CartPole-v1", 3, vectorization_mode="vector_entry_point"),
+            5,
+            np.random.SeedSequence(number),
+        )
+        for number in (0, 0, 1)
+    )
+    assert_identical(first, again)
+    assert not np.array_equal(first.observations, other.observations)
+
+
 def test_a_seed_may_be_used_again() -> None:
     policy, env, stream = make_policy(17, 6), cheetahs(), seed()
     first = collect(policy, env, 5, stream)

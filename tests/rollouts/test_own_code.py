@@ -64,7 +64,14 @@ OWN_CODE = [
     (making(HalfOldApi), rf"step returns 4 values, .* {HERE}: write reset\("),
     (making(lambda: gym.make("Nobody-v0")), rf"{HERE}: import the module that registers it"),
     (type("OddLines", (Lines,), {"make_env": lambda self, task: 1}), rf"'horizon' {HERE}$"),
-    (making(lambda: None), "returns a builtins.NoneType, not a gymnasium.Env"),
+    (making(lambda: None), "returns None: end it with 'return env'"),
+    (making(lambda: Line), "returns a builtins.type, not a gymnasium.Env"),
+    (sampling(lambda self, rng, n: [{"goal": 1}] * n), r"a dict among the tasks: write self.task"),
+    (lines_of(reward=lambda self: np.zeros(2)), r"step \(.*\) returns the reward array.*number"),
+    (
+        making(lambda: gym.wrappers.TimeLimit(object(), 5)),  # type: ignore[arg-type]
+        rf"Expected env to be .* {HERE}: write reset\(",
+    ),
     (lines_of(observe=lambda self: np.zeros((1, 5))), r"shape \(1, 5\), but .* is \(2,\)"),
     (lines_of(reset=lambda self, **keywords: 1 / 0), rf"reset raises ZeroDivisionError: .* {HERE}"),
     (lines_of(observation_space=Dict({"x": PLANE})), "FlattenObservation"),

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from maml_ray.config.loading import validate_settings
 from maml_ray.rollouts.task_check import check_tasks
+from maml_ray.tasks.half_cheetah import HalfCheetahVelocityTasks
 from maml_ray.tasks.point_navigation import PointNavigationTasks
 from maml_ray.tasks.registry import TASK_FAMILIES
 from maml_ray.tasks.task import Task, TaskDistribution
@@ -126,6 +127,17 @@ class SilentSameStep(SameStep):
         return Silent(super().make_vector_env(task, num_envs=num_envs, horizon=horizon))
 
 
+class Deaf(Lines):
+    """Its batch ignores seeds, as EnvPool's."""
+
+    def make_vector_env(self, task: Task, *, num_envs: int, horizon: int) -> VectorEnv:
+        class Unseeded(SyncVectorEnv):
+            def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+                return super().reset(options=options)
+
+        return Unseeded([lambda: self.make_env(task, horizon=horizon)] * num_envs)
+
+
 class OtherSpaces(Lines):
     def make_vector_env(self, task: Task, *, num_envs: int, horizon: int) -> VectorEnv:
         return gym.make_vec("Pendulum-v1", num_envs)
@@ -191,6 +203,7 @@ class RaisesValueError(Lines):
         (Forgetful, r"let reset restore the whole state"),
         (RaggedBatch, "each entry of info the same"),
         (SilentSameStep, "AutoresetMode.NEXT_STEP or DISABLED"),
+        (Deaf, r"make_vector_env must draw all .*reset\(seed=...\), which EnvPool ignores"),
         (OtherSpaces, "other spaces than make_env"),
         (
             DependentSpaces,
@@ -212,7 +225,7 @@ def test_a_problem_is_reported_in_one_sentence(tasks: Any, problem: str) -> None
     [
         Lines,
         Lines(),
-        PointNavigationTasks(goal_range=(0.1, 0.4)),
+        HalfCheetahVelocityTasks(speed_range=(0.1, 0.4)),
         sampling(lambda self, rng, count: [self.task({"goal": g}) for g in rng.normal(size=count)]),
     ],
 )

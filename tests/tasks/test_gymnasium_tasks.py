@@ -110,7 +110,8 @@ def test_an_environment_that_knows_no_render_mode_of_none() -> None:
     def make(render_mode: str = "rgb_array") -> Any:
         return gym.make("Pendulum-v1", render_mode=render_mode)
 
-    gym.register("Renders-v0", make)
+    creator: Any = make
+    gym.register("Renders-v0", creator)
     try:
         tasks = tasks_of(env="Renders-v0")
         rendered = [
