@@ -278,14 +278,21 @@ class RaySession:
             return self.lost
 
     def _find_loss(self, patience_s: float) -> str | None:
+        head_answers = self._head is None or self._head.answers()
         if self._raylet is not None and not self._raylet.answers():
+            if not head_answers:
+                return (
+                    "Ray has ended: neither its raylet on this machine nor the cluster's head (the "
+                    f"GCS at {self._head}) answers; was it stopped, by 'ray stop' or with its "
+                    "machine?"
+                )
             logs = Path(str(self._raylet)).parent.parent / "logs"
             return (
                 "the raylet, Ray's process for this machine's actors, has died: its last words are "
                 f"in {logs / 'raylet.out'}; without any it was killed, for example by the system "
                 "for want of memory (dmesg)"
             )
-        if self._head is None or self._head.answers():
+        if head_answers:
             self._away_since = None
             return None
         now = time.monotonic()

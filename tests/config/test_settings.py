@@ -142,7 +142,7 @@ def test_bad_files_are_refused_in_one_sentence(tmp_path: Path, text: str, words:
 
 def test_a_file_too_large_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, "#" * (MAX_FILE_BYTES + 1))
-    with pytest.raises(SettingsError, match="larger than 100,000 bytes"):
+    with pytest.raises(SettingsError, match="at most 100,000 are read"):
         load_settings(path)
 
 

@@ -235,6 +235,9 @@ def test_a_session_notices_that_the_raylet_died_and_ends_what_waits_for_it(tmp_p
         session.check()
     session.close()
     head.die()
+    stopped = RaySession(raylet.address, head.address, head_patience_s=45.0)
+    with pytest.raises(ClusterLost, match=r"ray stop"), stopped.explaining():
+        raise TrainingFailed("the actors are gone")
 
 
 def test_a_head_may_be_away_for_a_while_and_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
