@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 import maml_ray.tasks.registry  # noqa: F401  (registers the environments with Gymnasium)
 from maml_ray.common.versions import own_version
+from maml_ray.envs.opengl import import_mujoco
+
+import_mujoco()  # before an environment does, which could not if MUJOCO_GL is wrong
 
 _MODULES = {
     "Agent": "evaluation.agent",

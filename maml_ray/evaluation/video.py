@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import os
-import sys
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import count, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from maml_ray.common.errors import UserError
-from maml_ray.evaluation.agent import Agent
-from maml_ray.evaluation.evaluate import Episode
+from maml_ray.common.errors import UserError, escape_unprintable
+from maml_ray.common.locations import parse_path
+from maml_ray.common.safe_files import open_regular, read_open
+from maml_ray.envs.opengl import opengl_problem, select_opengl
 from maml_ray.policies.action_sampler import to_env_actions
-from maml_ray.tasks.task import TaskDistribution
+from maml_ray.tasks.task import Task, TaskDistribution
+
+if TYPE_CHECKING:  # PyTorch takes seconds to import
+    from maml_ray.evaluation.agent import Agent
+    from maml_ray.evaluation.evaluate import Episode
 
 Frame = NDArray[np.uint8]
 _WIDTH, _HEIGHT, _CAPTION = 400, 300, 44
 """Size of one image and height of the caption above it, in pixels."""
+_MAX_SHOWN_BYTES = 200_000_000
 _SHADOW_MAP_SIZE = 1024
 """At this image size MuJoCo's default of 4096 looks no better, and without a GPU it more than
 doubles the time per frame."""
@@ -31,7 +37,14 @@ _TEXT_COLOR, _BACKGROUND = (28, 36, 48), (255, 255, 255)
 
 
 class VideoUnavailable(Exception):
-    """This machine cannot render or encode; the message says what to install."""
+    """There is no video; the message says why and what to do.
+
+    Args:
+        reason: what does not work, and the remedy if one is known.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(escape_unprintable(f"no video: {reason}"))
 
 
 def record_video(
@@ -54,7 +67,8 @@ def record_video(
         on_frame: called after each frame with its number and the number of frames.
 
     Raises:
-        VideoUnavailable: this machine cannot render or encode.
+        VideoUnavailable: the environment renders no images, or this machine cannot render or
+            encode them.
         UserError: there are no episodes, or ``path`` cannot be written.
     """
     if not isinstance(replays, Sequence):
@@ -66,41 +80,33 @@ def record_video(
             "there are no episodes to record: an evaluation that was read from files has none, "
             "maml_ray.evaluate(agent) has"
         )
-    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
-        os.environ.setdefault("MUJOCO_GL", "egl")
-    path = Path(path)
+    path = parse_path(path, "path")
     if path.suffix != ".mp4" or not path.parent.is_dir():
         raise UserError(
             f"{path} cannot be written: name a file that ends in .mp4, in an existing directory"
         )
-    # imageio chooses the format by the suffix.
-    temporary = path.with_name(f".{path.stem[:100]}.{os.getpid()}.partial.mp4")
-    try:
-        import imageio.v2 as imageio  # slow to import and rarely needed
+    tasks, numbers = agent.tasks, count(1)
+    frames = sum(len(episode.actions) + 1 for pair in replays for episode in pair)
 
-        tasks = agent.tasks
-        numbers = count(1)
-        frames = sum(len(episode.actions) + 1 for pair in replays for episode in pair)
+    def report() -> None:
+        on_frame(next(numbers), frames)
 
-        def report() -> None:
-            on_frame(next(numbers), frames)
+    _write_video(
+        path,
+        [[_record_clip(agent, tasks, episode, report) for episode in pair] for pair in replays],
+    )
 
-        rows = [
-            [_record_clip(agent, tasks, episode, report) for episode in pair] for pair in replays
-        ]
-        fps = max(clip.frames_per_second for row in rows for clip in row)
-        writer: Any = imageio.get_writer(temporary, fps=fps, macro_block_size=2)
-        with writer:
-            for frame in _tile([[clip.frames for clip in row] for row in rows]):
-                writer.append_data(frame)
-        os.replace(temporary, path)
-    except Exception as error:  # OpenGL, codecs and Pillow raise many unrelated types
-        temporary.unlink(missing_ok=True)
-        message = " ".join(str(error).split())[:200] or type(error).__name__
-        raise VideoUnavailable(
-            f"no video: this machine cannot render ({message}); install an OpenGL library "
-            "(Debian: apt-get install libegl1 libgl1) and set MUJOCO_GL=egl"
-        ) from None
+
+def check_rendering(tasks: TaskDistribution, horizon: int) -> None:
+    """Render the first image of a task.
+
+    Raises:
+        VideoUnavailable: the environment renders no images, or this machine cannot render them.
+    """
+    (task,) = tasks.sample(np.random.default_rng(0), 1)
+    with closing(_make_env(tasks, task, horizon)) as env:
+        env.reset(seed=0)
+        _render(env)
 
 
 def show_video(path: str | Path, *, width: int = 480) -> Any:
@@ -111,7 +117,7 @@ def show_video(path: str | Path, *, width: int = 480) -> Any:
         width: width in pixels.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        OSError: there is no such file, or it has more than 200 MB.
         UserError: IPython is not installed.
     """
     try:
@@ -122,9 +128,31 @@ def show_video(path: str | Path, *, width: int = 480) -> Any:
             f"{path} in another program, or pip install ipykernel"
         ) from None
 
-    data = b64encode(Path(path).read_bytes()).decode()
+    with open_regular(parse_path(path, "path"), max_bytes=_MAX_SHOWN_BYTES) as file:
+        data = b64encode(read_open(file, _MAX_SHOWN_BYTES)).decode()
     source = f'<source src="data:video/mp4;base64,{data}" type="video/mp4">'
     return HTML(f'<video width="{int(width)}" controls loop>{source}</video>')
+
+
+def _write_video(path: Path, rows: list[list[_Clip]]) -> None:
+    """Encode clips in a grid, atomically."""
+    # imageio chooses the format by the suffix.
+    temporary = path.with_name(f".{path.stem[:100]}.{os.getpid()}.partial.mp4")
+    fps = max(clip.frames_per_second for row in rows for clip in row)
+    try:
+        import imageio.v2 as imageio  # slow to import and rarely needed
+
+        writer: Any = imageio.get_writer(temporary, fps=fps, macro_block_size=2)
+        with writer:
+            for frame in _tile([[clip.frames for clip in row] for row in rows]):
+                writer.append_data(frame)
+        os.replace(temporary, path)
+    except Exception as error:  # codecs raise many unrelated types
+        temporary.unlink(missing_ok=True)
+        raise VideoUnavailable(
+            f"it cannot be written ({_reason(error)}); the encoder is ffmpeg: "
+            "pip install imageio-ffmpeg"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -138,38 +166,75 @@ class _Clip:
 def _record_clip(
     agent: Agent, tasks: TaskDistribution, episode: Episode, on_frame: Callable[[], None]
 ) -> _Clip:
-    env = tasks.make_env(episode.task, horizon=agent.settings.task.horizon, render_mode="rgb_array")
-    renderer = getattr(env.unwrapped, "mujoco_renderer", None)
-    if renderer is not None:  # without a GPU, rendering takes most of a video's time
-        renderer.width, renderer.height = _WIDTH, _HEIGHT
-        quality = renderer.model.vis.quality  # read when the first frame is drawn
-        quality.shadowsize = min(_SHADOW_MAP_SIZE, quality.shadowsize)
-    try:
+    with closing(_make_env(tasks, episode.task, agent.settings.task.horizon)) as env:
         caption = _render_caption(episode)
         frames = []
         for frame in _replay(agent, env, episode):
             frames.append(np.concatenate((caption, frame)))
             on_frame()
         return _Clip(frames, int(env.metadata.get("render_fps", 30)))
-    finally:
-        env.close()
+
+
+def _make_env(tasks: TaskDistribution, task: Task, horizon: int) -> gym.Env[Any, Any]:
+    """Create an environment that renders, MuJoCo's in the size of the video."""
+    select_opengl()
+    try:
+        env = tasks.make_env(task, horizon=horizon, render_mode="rgb_array")
+    except Exception as error:  # a user's class may raise anything
+        raise VideoUnavailable(
+            f"the environment cannot be created with render_mode='rgb_array' ({_reason(error)})"
+        ) from None
+    renderer = getattr(env.unwrapped, "mujoco_renderer", None)
+    if renderer is not None:
+        problem = opengl_problem()
+        if problem is not None:
+            env.close()
+            raise VideoUnavailable(problem)
+        # Without a GPU, rendering takes most of a video's time.
+        renderer.width, renderer.height = _WIDTH, _HEIGHT
+        quality = renderer.model.vis.quality  # read when the first frame is drawn
+        quality.shadowsize = min(_SHADOW_MAP_SIZE, quality.shadowsize)
+    return env
 
 
 def _replay(agent: Agent, env: gym.Env[Any, Any], episode: Episode) -> Iterator[Frame]:
-    env.reset(seed=episode.reset_seed)
-    yield _render(env)
-    for action in to_env_actions(agent.spec, episode.actions):
-        env.step(action)
+    try:
+        env.reset(seed=episode.reset_seed)
         yield _render(env)
+        for action in to_env_actions(agent.spec, episode.actions):
+            env.step(action)
+            yield _render(env)
+    except VideoUnavailable:
+        raise
+    except Exception as error:  # a user's class may raise anything
+        raise VideoUnavailable(f"an episode cannot be replayed ({_reason(error)})") from None
 
 
 def _render(env: gym.Env[Any, Any]) -> Frame:
     """Render the environment, scaled to ``_WIDTH`` and an even height."""
     from PIL import Image
 
-    image = Image.fromarray(np.asarray(env.render(), dtype=np.uint8))
+    try:
+        rendered: Any = env.render()
+        if rendered is None:
+            raise ValueError("render() returned None")
+        image = Image.fromarray(np.asarray(rendered, dtype=np.uint8))
+    except gym.error.DependencyNotInstalled as error:
+        raise VideoUnavailable(_reason(error)) from None
+    except Exception as error:  # a user's class may raise anything
+        raise VideoUnavailable(
+            f"the environment renders no image for render_mode='rgb_array' ({_reason(error)})"
+        ) from None
     height = 2 * round(image.height * _WIDTH / image.width / 2)
     return np.asarray(image.resize((_WIDTH, height), Image.Resampling.BILINEAR))
+
+
+def _reason(error: Exception) -> str:
+    """Return the type and message of an error; of one that says what to install, the message."""
+    message = " ".join(str(error).split())[:300]
+    if isinstance(error, gym.error.DependencyNotInstalled):
+        return message
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def _caption_lines(episode: Episode) -> tuple[str, str]:

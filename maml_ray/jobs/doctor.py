@@ -270,15 +270,14 @@ def check_upload(description: str, is_small_enough: bool) -> Finding:
 
 
 def check_video(error: str | None) -> Finding:
-    """Check whether the machine that evaluates can render the video."""
+    """Check whether the machine that evaluates can render the video.
+
+    Args:
+        error: why it cannot and what to do; None if it can.
+    """
     if error is None:
         return Finding(Level.OK, "video", "can be rendered here")
-    return Finding(
-        Level.WARNING,
-        "video",
-        f"cannot be rendered here ({error})",
-        "install OpenGL (Debian: apt-get install libegl1 libgl1), or set evaluation.video=false",
-    )
+    return Finding(Level.WARNING, "video", f"{error}; or set evaluation.video=false")
 
 
 def _size(count: int) -> str:

@@ -86,12 +86,16 @@ def test_storage_that_cannot_be_written_is_reported(tmp_path: Path, shared: bool
 
 
 def test_a_machine_without_opengl_says_what_went_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "nonsense")
+    assert probes.probe_video(settings().task) == (
+        "no video: MUJOCO_GL=nonsense names no OpenGL library: set it to egl, osmesa or glfw"
+    )
     monkeypatch.setattr(probes, "_RENDER_SCRIPT", "raise RuntimeError('no EGL here')")
-    assert probes.probe_video() == "RuntimeError: no EGL here"
+    assert probes.probe_video(settings().task) == "RuntimeError: no EGL here"
     monkeypatch.setattr(probes, "_RENDER_SCRIPT", "import time; time.sleep(60)")
-    assert "has not answered" in str(probes.probe_video(0.2))
+    assert "no image was rendered within 0 s" in str(probes.probe_video(settings().task, 0.2))
     monkeypatch.setattr(probes, "_RENDER_SCRIPT", "pass")
-    assert probes.probe_video() is None
+    assert probes.probe_video(settings().task) is None
 
 
 def test_a_meta_batch_s_size_is_that_of_its_arrays() -> None:
