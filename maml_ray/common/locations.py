@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 
 from maml_ray.common.errors import UserError
@@ -160,10 +161,11 @@ def _replace_variables(part: str, text: str, name: str) -> str:
 
 
 def _encoding_problem(path: str) -> str | None:
-    """Return why this process cannot name a file so: its locale may have ASCII only."""
-    try:
-        os.fsencode(path)
-    except UnicodeEncodeError:
+    """Return why this process cannot name a file so: its locale may have ASCII only.
+
+    On the command line such letters arrive as surrogates, with which Ray does not start.
+    """
+    if sys.getfilesystemencoding() == "ascii" and not path.isascii():
         return "the locale has no such letters in names of files: set LC_ALL=C.UTF-8"
     return None
 

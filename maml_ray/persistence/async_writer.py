@@ -44,7 +44,7 @@ class AsyncCheckpointWriter:
         keep: number of newest checkpoints to keep.
         max_missed: number of checkpoints in a row that may be missed.
         save_fallback: saves a checkpoint, and what else a run needs, outside the storage; returns
-            the place, for a message.
+            the directory to resume from.
         before_write: called before each write, to bring the run's other files in the storage up to
             date.
         on_superseded: called in the thread if a newer attempt at the run has begun.
@@ -137,10 +137,10 @@ class AsyncCheckpointWriter:
             too_many = self._num_missed > self._max_missed
             missed, failure, newest = self._num_missed, self._failure, self._newest
         if too_many and newest is not None:
-            raise TrainingFailed(
+            raise self._save_elsewhere(
+                newest,
                 f"{missed} checkpoints in a row could not be written to {self._storage} "
-                f"({failure}), and faults.missed_checkpoints allows {self._max_missed}; "
-                f"{self._save_elsewhere(newest)}"
+                f"({failure}), and faults.missed_checkpoints allows {self._max_missed}",
             )
         return messages
 
@@ -168,9 +168,10 @@ class AsyncCheckpointWriter:
                 return
             newest, failure = self._newest, self._failure or "the storage is slow"
         assert newest is not None
-        raise TrainingFailed(
+        raise self._save_elsewhere(
+            newest,
             f"the last checkpoint could not be written to {self._storage} within "
-            f"{timeout_s:.0f} s ({failure}); {self._save_elsewhere(newest)}"
+            f"{timeout_s:.0f} s ({failure})",
         )
 
     def close(self) -> None:
@@ -196,13 +197,18 @@ class AsyncCheckpointWriter:
             return True
         return self._saved is not None and self._saved.iteration == self._newest.iteration
 
-    def _save_elsewhere(self, checkpoint: Checkpoint) -> str:
+    def _save_elsewhere(self, checkpoint: Checkpoint, problem: str) -> TrainingFailed:
+        """Return the failure, which names the directory to resume from."""
         try:
             place = self._save_fallback(checkpoint)
         except OSError as error:
-            return f"nor could what was in memory be saved elsewhere: {error_reason(error)}"
+            return TrainingFailed(
+                f"{problem}; nor could what was in memory be saved elsewhere: {error_reason(error)}"
+            )
         self._saved_elsewhere = checkpoint
-        return f"what was in memory is in {place}"
+        failure = TrainingFailed(f"{problem}; what was in memory is in {place}")
+        failure.run = place
+        return failure
 
     def _run(self) -> None:
         pause = MIN_PAUSE_S

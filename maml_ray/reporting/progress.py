@@ -103,7 +103,8 @@ class TerminalProgress(StatusProgress):
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(console, clock)
         self._metrics: Group | None = None
-        self._spinner = Spinner("dots")
+        # Dots are letters of Braille.
+        self._spinner = Spinner("dots" if console.encoding.startswith("utf") else "line")
         self._live = Live(
             console=console, get_renderable=self._render, refresh_per_second=4, transient=True
         )

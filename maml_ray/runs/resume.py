@@ -116,7 +116,7 @@ def load_resume_state(
     _check_same_run(run_dir, storages[0], settings)
     storage, checkpoint = load_newest_of(storages)
     if checkpoint is None:
-        _check_never_saved(run_dir, storages[-1])
+        check_never_saved(run_dir, storages[-1])
         print_notice(console, f"{storage} has no checkpoint yet: the run starts from the beginning")
         return None
     agent = agent_from_checkpoint(settings, checkpoint, run_dir.checkpoints)
@@ -161,8 +161,12 @@ def _check_same_run(run_dir: RunDir, storage: Storage, settings: Settings) -> No
         ) from None
 
 
-def _check_never_saved(run_dir: RunDir, storage: Storage) -> None:
-    """Reject a run that has lost its checkpoints: starting over would lose the rest of it."""
+def check_never_saved(run_dir: RunDir, storage: Storage) -> None:
+    """Reject a run without checkpoints that has had some: starting over would lose the rest of it.
+
+    Raises:
+        RunDirError: it has, or its storage may not be mounted.
+    """
     rows = read_metrics(run_dir.metrics) if os.path.lexists(run_dir.metrics) else []
     if rows and not is_run_dir(storage, run_dir) and read_settings(storage) is None:
         raise RunDirError(

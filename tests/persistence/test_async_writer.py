@@ -193,8 +193,11 @@ def test_too_many_missed_in_a_row_end_the_run_and_save_it_to_the_fallback(
             pauses.wait_for_pause()
         writer.poll_messages()
     writer.submit(checkpoint(4))
-    with pytest.raises(TrainingFailed, match=r"3 checkpoints.*No space.*allows 2; .*a safe place"):
+    with pytest.raises(
+        TrainingFailed, match=r"3 checkpoints.*No space.*allows 2; .*a safe place"
+    ) as raised:
         writer.poll_messages()
+    assert raised.value.run == "a safe place"
     assert (tmp_path / "elsewhere").read_text() == "4"
     writer.flush(0.0)  # it is safe there: the run may end
 

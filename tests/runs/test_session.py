@@ -40,8 +40,9 @@ def test_existing_files_in_the_fallback_directory_are_left_alone(
     ) as writer:
         for iteration in (1, 2):
             writer.submit(checkpoint_of(run_settings, iteration))
-            with pytest.raises(TrainingFailed, match=f"--resume {fallback}/run-2"):
+            with pytest.raises(TrainingFailed, match=f"{fallback}/run-2$") as raised:
                 writer.flush(0.0)
+            assert raised.value.run == str(fallback / "run-2")
     assert sorted(path.name for path in fallback.iterdir()) == ["run", "run-2"]
     assert (fallback / "run" / "settings.yaml").read_text() == "another's"
     saved = RunDir(fallback / "run-2")

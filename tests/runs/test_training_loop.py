@@ -31,6 +31,7 @@ from maml_ray.runs.observers import ObserverList
 from maml_ray.runs.session import open_checkpoint_writer, open_session
 from maml_ray.runs.training_loop import _Progress, _TrainingLoop
 from maml_ray.runtime.actor_system import ActorSystem
+from maml_ray.tasks.task import Task
 from tests.reporting.conftest import made_up_record
 from tests.runs.fake_training import checkpoint_of
 from tests.small_runs import settings
@@ -111,7 +112,7 @@ def prepared_run(
     storage = FencedStorage(gate, open_session(folder, run_settings).lease)
     with open_checkpoint_writer(run_settings, folder, storage, stop.supersede) as writer:
         actors = FakeActorSystem(run_settings, during)
-        tasks: Any = SimpleNamespace(sample=lambda rng, count: [None] * count)
+        tasks: Any = SimpleNamespace(sample=lambda rng, count: (Task("any"),) * count)
         audience = ObserverList([])
         yield Run(
             _TrainingLoop(
