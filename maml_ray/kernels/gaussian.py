@@ -37,7 +37,6 @@ def log_probs(mean: Floats, log_std: Floats, actions: Floats, out: Floats) -> No
 
 @jit
 def inner_loss_grads(
-    ratio: bool,
     log_prob: Floats,
     behavior_log_prob: Floats,
     advantages: Floats,
@@ -46,13 +45,12 @@ def inner_loss_grads(
 ) -> None:
     """Compute the gradient (S,) of the inner loss with respect to log-probabilities, into ``out``.
 
-    The loss is ``-sum(w A exp(log_prob - behavior_log_prob))`` if ``ratio``, else
-    ``-sum(w A log_prob)``.
+    It is ``-w A exp(log_prob - behavior_log_prob)`` whether the loss is that of ratios or of
+    log-probabilities, which are weighted by the ratios as constants.
     """
     for sample in range(len(out)):
         gain = advantages[sample] * weights[sample]
-        log_ratio = log_prob[sample] - behavior_log_prob[sample]
-        out[sample] = -gain * math.exp(log_ratio) if ratio else -gain
+        out[sample] = -gain * math.exp(log_prob[sample] - behavior_log_prob[sample])
 
 
 @jit

@@ -81,7 +81,6 @@ def take_step(
     mlp.forward(config.sizes, config.relu, params[:network], observations, activations, mean)
     gaussian.log_probs(mean, log_std, actions, log_probs)
     gaussian.inner_loss_grads(
-        config.ratio,
         log_probs,
         samples.log_probs.reshape(-1),
         samples.advantages.reshape(-1),

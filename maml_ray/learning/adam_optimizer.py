@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -21,11 +22,33 @@ from maml_ray.maml.meta_objective import Diagnostics, MetaBatch
 from maml_ray.maml.meta_parameters import LOG_RATE
 
 
-class _Snapshot(NamedTuple):
-    """Parameters (P,) and Adam's moments, to roll back to."""
+class _Step(NamedTuple):
+    """A step that was taken, to take it back or to retry it.
+
+    Attributes:
+        theta: parameters (P,) before it.
+        moments: Adam's, before it.
+        gradient: (P,) that it went down.
+    """
 
     theta: Tensor
     moments: AdamState
+    gradient: Tensor
+
+
+@dataclass
+class _Descent:
+    """The course of one update.
+
+    Attributes:
+        rate: of the next step.
+        rollbacks: how many more steps may be retried at half the rate.
+        steps: taken and not taken back.
+    """
+
+    rate: float
+    rollbacks: int
+    steps: list[_Step] = field(default_factory=list)
 
 
 class AdamOptimizer(OuterOptimizer):
@@ -43,36 +66,24 @@ class AdamOptimizer(OuterOptimizer):
         )
 
     def update(self, batch: MetaBatch, version: int, *, order: Order) -> UpdateResult:
-        """Take ``outer.epochs`` passes over the meta-batch, or stop at ``outer.max_query_kl``.
+        """Take ``outer.epochs`` passes over the meta-batch, within ``outer.max_query_kl``.
 
-        A step that exceeds this KL is rolled back up to ``outer.max_rollbacks`` times: the update
-        continues from before it, at half the learning rate.
+        A step whose result exceeds this KL is taken back and retried at half the rate. After
+        ``outer.max_rollbacks`` retries the update ends before such a step. The KL is that of the
+        whole meta-batch, measured after the last step and wherever the next mini-batch's exceeds
+        the limit.
         """
-        outer = self._settings.outer
-        start_rate, rollbacks = self._learning_rate(version), outer.max_rollbacks
-        rate, steps = start_rate, 0
-        first: tuple[Diagnostics, float] | None = None
-        before: _Snapshot | None = None
-        for minibatch in self._minibatches(batch, version):
-            loss, diagnostics, gradient = self._value_and_grad(minibatch, order)
-            if steps and self._exceeds_kl(diagnostics):  # before the first step it is rounding
-                if before is None:
-                    break
-                self._restore(before)
-                steps, rate, rollbacks = steps - 1, 0.5 * rate, rollbacks - 1
-                loss, diagnostics, gradient = self._value_and_grad(minibatch, order)
-            before = _Snapshot(self._theta(), self._moments) if rollbacks else None
-            norm = self._step(gradient, rate)
-            steps += 1
-            first = first or (diagnostics, norm)
-        assert first is not None  # there is at least one epoch of one mini-batch
+        rate = self._learning_rate(version)
+        descent = _Descent(rate, self._settings.outer.max_rollbacks)
+        before, norm = self._descend(descent, batch, version, order)
+        loss, after = self._settle(descent, batch, order)
         return UpdateResult(
-            before=first[0],
-            after=diagnostics,
+            before=before,
+            after=after,
             loss=float(loss),
-            gradient_norm=first[1],
-            steps=steps,
-            learning_rate=start_rate,
+            gradient_norm=norm,
+            steps=len(descent.steps),
+            learning_rate=rate,
         )
 
     def state(self) -> OptimizerState:
@@ -98,28 +109,70 @@ class AdamOptimizer(OuterOptimizer):
         """Return a copy of the parameters (P,)."""
         return ravel(value.detach() for value in self._parameters.values())
 
-    def _value_and_grad(
-        self, minibatch: MetaBatch, order: Order
-    ) -> tuple[Tensor, Diagnostics, Parameters]:
-        return self._backend.value_and_grad(self._parameters, minibatch, order)
+    def _descend(
+        self, descent: _Descent, batch: MetaBatch, version: int, order: Order
+    ) -> tuple[Diagnostics, float]:
+        """Take the update's steps; return the first one's diagnostics and norm of the gradient."""
+        first: tuple[Diagnostics, float] | None = None
+        for minibatch in self._minibatches(batch, version):
+            diagnostics, gradient = self._evaluate(minibatch, order)
+            first = first or (diagnostics, float(gradient.norm()))
+            if descent.steps and self._exceeds_kl(diagnostics):
+                taken, rate = len(descent.steps), descent.rate
+                self._settle(descent, batch, order)
+                if len(descent.steps) < taken:
+                    return first
+                if descent.rate < rate:
+                    _, gradient = self._evaluate(minibatch, order)
+            self._step(descent, gradient)
+        assert first is not None  # there is at least one epoch of one mini-batch
+        return first
 
-    def _restore(self, snapshot: _Snapshot) -> None:
-        with torch.no_grad():
-            for name, value in unravel(snapshot.theta, self._parameters).items():
-                self._parameters[name].copy_(value)
-        self._moments = snapshot.moments
+    def _settle(
+        self, descent: _Descent, batch: MetaBatch, order: Order
+    ) -> tuple[Tensor, Diagnostics]:
+        """Take back or retry the last steps until the limit holds for the whole meta-batch.
 
-    def _step(self, gradient: Parameters, rate: float) -> float:
-        """Take one step of Adam down ``gradient``; return its norm before clipping."""
+        Mini-batches may have seen too little of the KL of more than one step.
+
+        Returns:
+            Its loss () and diagnostics.
+        """
+        while True:
+            loss, diagnostics = self._backend.value(self._parameters, batch, order)
+            if not (descent.steps and self._exceeds_kl(diagnostics)):
+                return loss, diagnostics
+            self._take_back(descent)
+
+    def _evaluate(self, minibatch: MetaBatch, order: Order) -> tuple[Diagnostics, Tensor]:
+        """Return diagnostics at the parameters, and the meta-gradient (P,)."""
+        _, diagnostics, gradient = self._backend.value_and_grad(self._parameters, minibatch, order)
+        return diagnostics, ravel(gradient[name] for name in self._parameters)
+
+    def _step(self, descent: _Descent, gradient: Tensor) -> None:
+        """Take one step of Adam down ``gradient`` (P,), clipped and with the weight decay."""
         theta = self._theta()
-        vector = ravel(gradient[name] for name in self._parameters)
-        norm, limit = float(vector.norm()), self._settings.outer.max_gradient_norm
+        descent.steps.append(_Step(theta, self._moments, gradient))
+        norm, limit = float(gradient.norm()), self._settings.outer.max_gradient_norm
         if limit is not None and not norm <= limit:
-            vector = vector * (limit / norm)
-        moved = adam_step(theta, vector + self._decay * theta, self._moments, rate)
-        self._restore(_Snapshot(*moved))
+            gradient = gradient * (limit / norm)
+        gradient = gradient + self._decay * theta
+        self._assign(*adam_step(theta, gradient, self._moments, descent.rate))
         project(self._backend.spec, self._parameters)
-        return norm
+
+    def _take_back(self, descent: _Descent) -> None:
+        """Take the last step back, and retry it at half the rate if a rollback is left."""
+        last = descent.steps.pop()
+        self._assign(last.theta, last.moments)
+        if descent.rollbacks:
+            descent.rate, descent.rollbacks = 0.5 * descent.rate, descent.rollbacks - 1
+            self._step(descent, last.gradient)
+
+    def _assign(self, theta: Tensor, moments: AdamState) -> None:
+        with torch.no_grad():
+            for name, value in unravel(theta, self._parameters).items():
+                self._parameters[name].copy_(value)
+        self._moments = moments
 
     def _exceeds_kl(self, diagnostics: Diagnostics) -> bool:
         """Return whether the adapted policies are further than ``max_query_kl`` from their data.
@@ -128,7 +181,7 @@ class AdamOptimizer(OuterOptimizer):
         larger are the ratios that the next step is computed from.
         """
         limit = self._settings.outer.max_query_kl
-        return limit is not None and float(diagnostics.query_kl) > limit
+        return limit is not None and not float(diagnostics.query_kl) <= limit  # NaN does, too
 
     def _minibatches(self, batch: MetaBatch, version: int) -> Iterator[MetaBatch]:
         """Iterate ``epochs`` times over the meta-batch, in mini-batches of whole tasks.
@@ -148,8 +201,8 @@ class AdamOptimizer(OuterOptimizer):
                 yield select_rows(batch, order[start : start + size])
 
     def _learning_rate(self, version: int) -> float:
-        """Return the outer rate of this update: constant, or linear from the first to the final."""
-        outer, last = self._settings.outer, self._settings.run.iterations - 1
+        """Return the outer rate of this update: constant, or linear down to the final one."""
+        outer, last = self._settings.outer, self._settings.annealed_over - 1
         if outer.final_learning_rate is None or last <= 0:
             return outer.learning_rate
         progress = min(version / last, 1.0)

@@ -19,11 +19,11 @@ class UpdateResult:
 
     Attributes:
         before: diagnostics of the first mini-batch, at the parameters before the update.
-        after: the last diagnostics that were computed.
-        loss: of the last mini-batch that was evaluated.
+        after: diagnostics of the whole meta-batch, at the parameters after the update.
+        loss: of the whole meta-batch, at the parameters after the update.
         gradient_norm: Euclidean norm of the first meta-gradient, before clipping.
-        steps: steps taken.
-        learning_rate: outer learning rate; None for a trust region.
+        steps: steps taken, without those that were taken back.
+        learning_rate: outer learning rate of the first step; None for a trust region.
     """
 
     before: Diagnostics

@@ -6,17 +6,20 @@ each. Nothing here needs PyTorch to be imported: a loss is built from methods of
 given.
 
 The inner losses have the same first derivative, the policy gradient, and differ in their second,
-which the meta-gradient sees. With ``s_t`` the score, the gradient of ``log pi`` at step t:
+which the meta-gradient sees. All of them weight each step by its ratio ``pi / pi_behavior``, which
+is 1 until the parameters move away from those that collected the data: in a second outer step, or
+with data of the previous version. In ``dice`` and ``log_prob`` that weight is a constant to the
+derivatives. With ``s_t`` the score, the gradient of ``log pi`` at step t:
 
 - ``ratio``: ``-mean(pi / pi_behavior * advantage)``. Its second derivative keeps each step's own
   ``s_t s_t^T``: ProMP's low-variance curvature, slightly biased (Rothfuss et al. 2019,
   https://arxiv.org/abs/1810.06784, equation 9).
 - ``dice``: also keeps the products ``s_t s_u^T`` with the scores of earlier steps ``u < t``:
-  unbiased, with a variance that grows with the horizon (Foerster et al. 2018,
-  https://arxiv.org/abs/1802.05098, in the form for advantages of Farquhar et al. 2019,
-  https://arxiv.org/abs/1909.10549, equation 9).
-- ``log_prob``: ``-mean(log pi * advantage)``, the source notebook's (Williams 1992). Keeps none of
-  the products: a biased meta-gradient, kept for comparison.
+  unbiased at the parameters that collected the data, with a variance that grows with the horizon
+  (Foerster et al. 2018, https://arxiv.org/abs/1802.05098, in the form for advantages of Farquhar et
+  al. 2019, https://arxiv.org/abs/1909.10549, equation 9).
+- ``log_prob``: ``-mean(weight * log pi * advantage)``, the source notebook's (Williams 1992). Keeps
+  none of the products: a biased meta-gradient, kept for comparison.
 
 To add an outer objective, write its loss and add it to :data:`OUTER_OBJECTIVES`: every backend
 computes its value and gradient from this definition.
@@ -97,15 +100,17 @@ def ratio_loss(log_probs: Tensor, samples: Samples[Tensor]) -> Tensor:
             observations and actions.
         samples: the steps.
     """
-    _check_shapes(log_probs, samples)
-    ratio = (log_probs - samples.log_probs).exp()
+    ratio = _behavior_ratio(log_probs, samples)
     return -(ratio * samples.advantages * samples.weights).sum((-2, -1))
 
 
 def log_prob_loss(log_probs: Tensor, samples: Samples[Tensor]) -> Tensor:
-    """Return ``-mean(log pi * advantage)``: (...); arguments as of :func:`ratio_loss`."""
-    _check_shapes(log_probs, samples)
-    return -(log_probs * samples.advantages * samples.weights).sum((-2, -1))
+    """Return ``-mean(weight * log pi * advantage)``: (...); arguments as of :func:`ratio_loss`.
+
+    The weight is the ratio, as a constant: the gradient is that of :func:`ratio_loss`.
+    """
+    ratio = _behavior_ratio(log_probs, samples).detach()
+    return -(ratio * log_probs * samples.advantages * samples.weights).sum((-2, -1))
 
 
 def dice_loss(log_probs: Tensor, samples: Samples[Tensor]) -> Tensor:
@@ -113,14 +118,14 @@ def dice_loss(log_probs: Tensor, samples: Samples[Tensor]) -> Tensor:
 
     Each advantage is multiplied by ``box(log-probs up to t) - box(log-probs before t)``, which is
     zero in value but not in its derivatives; ``box(x) = exp(x - stop_gradient(x))``. Steps after an
-    episode's end are left out of the sums.
+    episode's end are left out of the sums. The weight of a step is its ratio, as a constant.
     """
-    _check_shapes(log_probs, samples)
+    ratio = _behavior_ratio(log_probs, samples).detach()
     valid = log_probs.where(samples.weights > 0.0, log_probs.new_zeros(()))
     up_to = valid.cumsum(-1)
     before = up_to - valid
     score = (up_to - up_to.detach()).exp() - (before - before.detach()).exp()
-    return -(score * samples.advantages * samples.weights).sum((-2, -1))
+    return -(ratio * score * samples.advantages * samples.weights).sum((-2, -1))
 
 
 INNER_LOSSES: dict[str, Callable[[Tensor, Samples[Tensor]], Tensor]] = {
@@ -142,8 +147,7 @@ def clipped_loss(log_probs: Tensor, samples: Samples[Tensor], clip: float) -> Te
         samples: query steps, collected by the adapted policy before the update.
         clip: epsilon: ratios beyond ``1 +- clip`` earn nothing more.
     """
-    _check_shapes(log_probs, samples)
-    ratio = (log_probs - samples.log_probs).exp()
+    ratio = _behavior_ratio(log_probs, samples)
     clipped = ratio.clamp(1.0 - clip, 1.0 + clip)
     gain = samples.advantages * samples.weights
     return -(ratio * gain).minimum(clipped * gain).sum((-2, -1))
@@ -162,8 +166,7 @@ def e_maml_loss(log_probs: Tensor, samples: Samples[Tensor], task_advantage: Ten
         samples: support steps.
         task_advantage: (...) return after adaptation, standardized over tasks.
     """
-    _check_shapes(log_probs, samples)
-    ratio = (log_probs - samples.log_probs).exp()
+    ratio = _behavior_ratio(log_probs, samples)
     return -task_advantage * (ratio * samples.weights).sum((-2, -1))
 
 
@@ -182,8 +185,12 @@ OUTER_OBJECTIVES: dict[str, OuterObjective] = {
 """Outer objectives by name (``outer.objective``)."""
 
 
-def _check_shapes(log_probs: Tensor, samples: Samples[Tensor]) -> None:
-    """Raise ValueError unless shapes agree: a silent broadcast would average other terms."""
+def _behavior_ratio(log_probs: Tensor, samples: Samples[Tensor]) -> Tensor:
+    """Return ``pi / pi_behavior`` (..., K, T) of each step.
+
+    Raises:
+        ValueError: the shapes differ; a silent broadcast would average other terms.
+    """
     shapes = {tuple(log_probs.shape)} | {
         tuple(part.shape) for part in (samples.log_probs, samples.advantages, samples.weights)
     }
@@ -192,3 +199,4 @@ def _check_shapes(log_probs: Tensor, samples: Samples[Tensor]) -> None:
             "log-probabilities, advantages and weights must be (K, T), or (N, K, T) of N tasks, "
             f"got {shapes}"
         )
+    return (log_probs - samples.log_probs).exp()

@@ -119,10 +119,9 @@ def test_gradient_is_that_of_finite_differences(
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-@pytest.mark.parametrize("inner", ["ratio", "log_prob"])
-def test_the_loss_itself_changes_as_its_gradient_says(inner: str, steps: int) -> None:
-    """Every parameter and every rate alone, without any reference."""
-    settings = everything("ppo", inner, steps)
+def test_the_loss_itself_changes_as_its_gradient_says(steps: int) -> None:
+    """Every parameter and every rate alone, without any reference; nothing of it is a constant."""
+    settings = everything("ppo", "ratio", steps)
     parameters, batch = problem(settings)
     expected = oracles.finite_differences(
         lambda theta: meta_loss(meta_oracles.objective(settings, GAUSSIAN, "second"), theta, batch)[
@@ -159,17 +158,11 @@ def test_gradient_is_that_of_the_task_by_task_reference(
 def test_the_inner_objectives_take_the_same_step_and_differ_in_their_curvature(
     spec: PolicySpec, outer: str
 ) -> None:
-    """At the collecting policy, where their first derivatives agree."""
+    """Also away from the policies that collected the data, as in a second outer step."""
     gradients, losses = [], []
     for inner in INNER:
         settings = make_settings(outer, inner)
         parameters, batch = problem(settings, spec)
-        support = batch.support[0]
-        policy = meta_oracles.action_distribution(spec, parameters, support.observations)
-        discrete = isinstance(policy, torch.distributions.Categorical)
-        recorded = policy.log_prob(support.actions[..., 0] if discrete else support.actions)
-        support = support._replace(log_probs=recorded.reshape(support.weights.shape))
-        batch = batch._replace(support=(support,))
         losses.append(
             meta_loss(meta_oracles.objective(settings, spec, "second"), parameters, batch)[0]
         )

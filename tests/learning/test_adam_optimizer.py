@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,15 @@ from maml_ray.backends.autograd import AutogradBackend
 from maml_ray.config.loading import load_settings
 from maml_ray.config.settings import Settings
 from maml_ray.learning.adam_optimizer import AdamOptimizer
+from maml_ray.learning.state import UpdateMetrics
 from maml_ray.maml.distributions import to_torch
-from maml_ray.maml.meta_objective import MetaBatch, meta_loss
+from maml_ray.maml.meta_objective import Diagnostics, MetaBatch, meta_loss
 from maml_ray.maml.meta_parameters import LOG_RATE, initial_meta_parameters
 from maml_ray.policies.spec import LOG_STD, PolicySpec
 from tests.learning_runs import Run, change, same, same_state
 from tests.oracles import meta as meta_oracles
 from tests.oracles import naive as oracles
+from tests.oracles.meta import Parameters
 
 SPEC = PolicySpec(3, 2, (4,), "tanh", 0.0, -3.0)
 
@@ -134,6 +137,15 @@ def test_the_learning_rate_runs_down_a_line(small_settings: Settings) -> None:
     assert rates == pytest.approx([0.01, 0.008, 0.006, 0.004, 0.002, 0.002])
 
 
+def test_the_annealing_may_be_shorter_or_longer_than_the_run(small_settings: Settings) -> None:
+    """After it the final rate stays: what a run that is resumed for longer trains with."""
+    settings = change(small_settings, "outer", learning_rate=0.01, final_learning_rate=0.002)
+    for length, expected in ((3, [0.01, 0.006, 0.002, 0.002]), (9, [0.01, 0.009, 0.008, 0.007])):
+        run = Run(change(settings, "outer", anneal_iterations=length))
+        rates = [run.learner.update(run.collect()).learning_rate for _ in range(4)]
+        assert rates == pytest.approx(expected)
+
+
 def test_the_learning_rate_stays_without_a_final_one(small_settings: Settings) -> None:
     settings = change(small_settings, "outer", learning_rate=0.01, final_learning_rate=None)
     run = Run(settings)
@@ -163,56 +175,169 @@ def test_log_std_stays_on_or_above_its_floor(small_settings: Settings) -> None:
         assert float(run.learner.parameters[LOG_STD].detach().min()) >= -0.5
 
 
-@pytest.mark.parametrize("limit", [0.02, None])
-def test_an_update_that_has_moved_too_far_takes_no_more_steps(
+LIMIT = 0.02
+"""Of the KL, in the tests below."""
+
+
+@pytest.mark.parametrize("limit", [LIMIT, None])
+def test_an_update_ends_before_a_step_that_goes_too_far(
     small_settings: Settings, limit: float | None
 ) -> None:
-    settings = change(
-        small_settings,
-        "outer",
-        learning_rate=0.01,
-        final_learning_rate=None,
-        epochs=40,
-        max_query_kl=limit,
-    )
-    run = Run(settings)
-    metrics = run.learner.update(run.collect())
+    outer = {"epochs": 40, "max_query_kl": limit, "max_rollbacks": 0}
+    run = Run(with_rate(small_settings, 0.01, **outer))
+    rollouts = run.collect()
+    metrics = run.learner.update(rollouts)
     if limit is None:
         assert metrics.gradient_steps == 40
         assert metrics.query_kl > 0.1
-    else:
-        assert 1 <= metrics.gradient_steps < 40
-        assert 0.02 < metrics.query_kl < 0.1
+        return
+    taken = metrics.gradient_steps
+    assert 1 <= taken < 40
+    assert metrics.query_kl <= LIMIT
+    for steps in (taken, taken + 1):  # one more would have gone too far
+        free = Run(with_rate(small_settings, 0.01, epochs=steps, max_query_kl=None))
+        kl = free.learner.update(rollouts).query_kl
+        assert same_state(free.learner.state(), run.learner.state()) == (steps == taken)
+        assert (kl <= LIMIT) == (steps == taken)
+
+
+@dataclass(frozen=True)
+class Update:
+    """An update in float64: a learner's meta-batch, and its parameters before and after."""
+
+    run: Run
+    batch: MetaBatch
+    before: Parameters
+    after: Parameters
+    metrics: UpdateMetrics
+
+    @classmethod
+    def of(cls, settings: Settings) -> Update:
+        run = Run(settings)
+        rollouts = run.collect()
+        batch, before = double(run.learner.prepare(rollouts)), double(run.learner.parameters)
+        metrics = run.learner.update(rollouts)
+        return cls(run, batch, before, double(run.learner.parameters), metrics)
+
+    def kl(self) -> float:
+        settings, spec = self.run.settings, self.run.learner.spec
+        args = (settings, spec, self.before, self.after, self.batch)
+        return float(meta_oracles.adapted_kl(*args).detach())
+
+
+def double(tree: Any) -> Any:
+    return meta_oracles.tree_map(lambda part: part.detach().double(), tree)
+
+
+@pytest.mark.parametrize("outer", [{}, {"tasks_per_minibatch": 1}, {"objective": "trpo"}])
+@pytest.mark.parametrize("inner", ["ratio", "log_prob", "dice"])
+def test_the_metrics_are_those_of_the_new_parameters_on_the_whole_meta_batch(
+    small_settings: Settings, inner: str, outer: dict[str, Any]
+) -> None:
+    """By the reference, which adapts from them anew; one step has moved them, too."""
+    settings = change(small_settings, "inner", objective=inner)
+    update = Update.of(with_rate(settings, 0.02, epochs=1, max_query_kl=None, **outer))
+    found, spec = update.metrics, update.run.learner.spec
+    assert found.query_kl == pytest.approx(update.kl(), rel=1e-3)
+    assert found.query_kl > 1e-3
+    loss = meta_oracles.meta_loss(update.run.settings, spec, update.after, update.batch)
+    assert found.loss == pytest.approx(float(loss.detach()), abs=1e-5)
+    inner_kls, entropies, ratios = [], [], []
+    for task in meta_oracles.tasks_of(update.batch):
+        theta, policies = meta_oracles.adapted(update.run.settings, spec, update.after, task)
+        query, taken = task.query, task.query.weights > 0
+        policy = meta_oracles.action_distribution(spec, theta, query.observations)
+        ratios.append((meta_oracles.log_probs(policy, query) - query.log_probs)[taken].exp())
+        entropies.append(policy.entropy()[taken.flatten()].mean())
+        _, collectors = meta_oracles.adapted(update.run.settings, spec, update.before, task)
+        for old, new, support in zip(collectors, policies, task.support, strict=True):
+            kl = torch.distributions.kl_divergence(old, new)
+            inner_kls.append(kl[support.weights.flatten() > 0].mean())
+    outside = (torch.stack(ratios) - 1).abs() > settings.outer.clip
+    assert found.clip_fraction == pytest.approx(float(outside.double().mean()), abs=1e-3)
+    assert found.inner_kl == pytest.approx(float(torch.stack(inner_kls).mean().detach()), rel=1e-3)
+    assert found.entropy == pytest.approx(float(torch.stack(entropies).mean().detach()), rel=1e-5)
+
+
+@pytest.mark.parametrize("tasks_per_minibatch", [1, 2, None])
+@pytest.mark.parametrize("max_rollbacks", [0, 5])
+@pytest.mark.parametrize("rate", [0.2, 0.5])
+def test_however_large_the_rate_the_new_parameters_keep_the_limit(
+    small_settings: Settings, rate: float, max_rollbacks: int, tasks_per_minibatch: int | None
+) -> None:
+    """By the reference; if no step does, nothing has moved, Adam's moments neither."""
+    settings = with_rate(
+        small_settings,
+        rate,
+        max_rollbacks=max_rollbacks,
+        epochs=3,
+        tasks_per_minibatch=tasks_per_minibatch,
+    )
+    update = Update.of(settings)
+    assert update.kl() <= LIMIT * (1 + 1e-3)
+    assert update.metrics.query_kl == pytest.approx(update.kl(), rel=1e-2, abs=1e-6)
+    assert update.metrics.skipped is None
+    state = update.run.learner.state()
+    assert state.optimizer.steps == update.metrics.gradient_steps
+    if not update.metrics.gradient_steps:
+        assert same(state.parameters, initial_of(settings))
+        assert not any(value.any() for value in state.optimizer.first_moments.values())
+    assert (update.metrics.gradient_steps > 0) == (max_rollbacks > 0)
+
+
+def initial_of(settings: Settings) -> Any:
+    return Run(settings).learner.state().parameters
 
 
 def with_rate(settings: Settings, rate: float, **outer: Any) -> Settings:
     return change(
         settings,
         "outer",
-        **{"learning_rate": rate, "final_learning_rate": None, "max_query_kl": 0.02, **outer},
+        **{"learning_rate": rate, "final_learning_rate": None, "max_query_kl": LIMIT, **outer},
     )
 
 
-@pytest.mark.parametrize(("epochs", "max_rollbacks"), [(3, 9), (40, 2)])
 def test_a_step_that_went_too_far_is_taken_back_and_taken_at_half_the_rate(
-    small_settings: Settings, epochs: int, max_rollbacks: int
+    small_settings: Settings,
 ) -> None:
-    """At a rate so large that each of the first steps goes too far, up to that of a quarter.
-
-    What is left is that one step, as if it had been the first; no other follows, either since the
-    epochs are over or since it went too far as well and nothing more is taken back.
-    """
-    tried = Run(with_rate(small_settings, 2.0, epochs=epochs, max_rollbacks=max_rollbacks))
-    plain = Run(with_rate(small_settings, 0.5, epochs=1))
+    """What is left is the first step within the limit, to the bit as if it had been the first."""
+    tried = Run(with_rate(small_settings, 1.0, epochs=1, max_rollbacks=9))
     rollouts = tried.collect()
-    told, expected = tried.learner.update(rollouts), plain.learner.update(rollouts)
-    assert (told.gradient_steps, told.learning_rate) == (1, 2.0)
-    assert same_state(tried.learner.state(), plain.learner.state())
-    assert told.gradient_norm == expected.gradient_norm
-    # It is the only one at a quarter: the two before it did go too far.
-    for rate in (2.0, 1.0):
-        once = Run(with_rate(small_settings, rate, epochs=2, max_query_kl=None))
-        assert once.learner.update(rollouts).query_kl > 0.02
+    told = tried.learner.update(rollouts)
+    assert (told.gradient_steps, told.learning_rate) == (1, 1.0)
+    for halvings in range(9):
+        once = Run(with_rate(small_settings, 0.5**halvings, epochs=1, max_query_kl=None))
+        alone = once.learner.update(rollouts)
+        if alone.query_kl <= LIMIT:
+            break
+    assert halvings > 1
+    assert same_state(tried.learner.state(), once.learner.state())
+    assert (told.gradient_norm, told.query_kl) == (alone.gradient_norm, alone.query_kl)
+    # One rollback fewer than it needs is none at all: nothing has moved.
+    short = Run(with_rate(small_settings, 1.0, epochs=1, max_rollbacks=halvings - 1))
+    before = short.learner.publish().values
+    assert short.learner.update(rollouts).gradient_steps == 0
+    assert same(short.learner.publish().values, before)
+
+
+def test_the_whole_meta_batch_has_the_last_word(
+    small_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No mini-batch finds a step too long, but all together find the third and the second."""
+    settings = with_rate(small_settings, 1e-4, epochs=1, tasks_per_minibatch=1, max_rollbacks=0)
+    run = Run(settings)
+    value, kls = run.learner.backend.value, iter([2 * LIMIT, 1.5 * LIMIT, 0.5 * LIMIT])
+
+    def measured(*arguments: Any) -> tuple[torch.Tensor, Diagnostics]:
+        loss, diagnostics = value(*arguments)
+        return loss, diagnostics._replace(query_kl=torch.tensor(next(kls)))
+
+    monkeypatch.setattr(run.learner.backend, "value", measured)
+    metrics = run.learner.update(run.collect())
+    assert metrics.gradient_steps == 1
+    assert metrics.query_kl == pytest.approx(0.5 * LIMIT)
+    assert run.learner.state().optimizer.steps == 1
+    assert next(kls, None) is None
 
 
 @pytest.mark.parametrize("seed", [4, 6])  # others end within rounding of 40 - 30 steps
@@ -223,27 +348,33 @@ def test_with_rollbacks_an_update_makes_use_of_its_epochs(
     run = Run(with_rate(settings, 2.0, epochs=40, max_rollbacks=30))
     metrics = run.learner.update(run.collect())
     assert metrics.gradient_steps > 10
-    assert metrics.query_kl <= 0.02
-
-
-def test_an_update_takes_its_first_step_whatever_rounding_says_of_its_distance(
-    small_settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(AdamOptimizer, "_exceeds_kl", lambda self, diagnostics: True)
-    run = Run(small_settings)
-    assert run.learner.update(run.collect()).gradient_steps == 1
+    assert metrics.query_kl <= LIMIT
 
 
 def test_weight_decay_pulls_the_policy_to_zero_and_leaves_the_rates_alone() -> None:
     """With no gradient at all, Adam's penalty is the only thing that moves a parameter."""
-    settings = load_settings(
-        overrides=["outer.weight_decay=0.1", "inner.learn_inner_rates=true", "meta_batch.tasks=3"]
+    settings = with_rate(
+        load_settings(overrides=["inner.learn_inner_rates=true", "meta_batch.tasks=3"]),
+        1e-3,
+        weight_decay=0.1,
+        inner_kl_coefficient=0.0,
+        tasks_per_minibatch=None,
+        max_query_kl=None,
     )
     parameters = fresh(settings)
     backend = AutogradBackend(settings.inner, settings.outer, SPEC)
     update = AdamOptimizer(settings, parameters, backend)
     before = {name: value.detach().clone() for name, value in parameters.items()}
-    update._step({name: torch.zeros_like(value) for name, value in parameters.items()}, 1e-3)
+    batch = meta_oracles.tree_map(
+        torch.Tensor.float,
+        oracles.random_meta_batch(settings, SPEC, double(before), np.random.default_rng(0)),
+    )
+    unrewarded = [
+        samples._replace(advantages=torch.zeros_like(samples.advantages))
+        for samples in (*batch.support, batch.query)
+    ]
+    batch = batch._replace(support=tuple(unrewarded[:-1]), query=unrewarded[-1])
+    update.update(batch, 0, order="second")
     for name, value in parameters.items():
         if name.startswith(LOG_RATE):
             assert torch.equal(value.detach(), before[name]), name

@@ -12,8 +12,7 @@ from torch.distributions import kl_divergence as torch_kl
 
 from maml_ray.backends.base import Backend
 from maml_ray.backends.dispatch import make_backend
-from maml_ray.config.loading import validate_settings
-from maml_ray.config.settings import Settings, SettingsError, TrustRegionSettings
+from maml_ray.config.settings import Settings, TrustRegionSettings
 from maml_ray.kernels.types import Gaussian
 from maml_ray.learning.learner import MetaLearner
 from maml_ray.learning.off_policy import decouple_behavior
@@ -90,17 +89,6 @@ def test_two_checkpoints_are_kept_if_the_last_but_one_may_be_the_best(
         meta_batch={"async_collection": async_collection}, run={"keep_checkpoints": keep}
     )
     assert checkpoints_to_keep(chosen) == kept
-
-
-@pytest.mark.parametrize("objective", ["dice", "log_prob"])
-def test_inner_steps_without_a_ratio_are_refused(objective: str) -> None:
-    stale = {"meta_batch": {"async_collection": True}}
-    validate_settings({"inner": {"objective": objective}})
-    validate_settings({**stale, "inner": {"objective": objective, "steps": 0}})
-    with pytest.raises(
-        SettingsError, match=rf"inner\.objective = '{objective}' .*async_collection"
-    ):
-        validate_settings({**stale, "inner": {"objective": objective}})
 
 
 def test_versions_parameters_and_staleness(small_settings: Settings) -> None:
@@ -187,7 +175,7 @@ def decoupled(run: Run, batch: MetaBatch, at: meta_oracles.Parameters) -> torch.
             bounded = torch.clamp(ratio, 1 - outer.clip, 1 + outer.clip) * query.advantages
             gain = torch.minimum(gain, bounded)
         if outer.objective == "reinforce":
-            gain = new * query.advantages
+            gain = ratio.detach() * new * query.advantages
         loss = -(weight * gain * query.weights).sum()
         for policy, old, support in zip(policies, task.support_behavior, task.support, strict=True):
             kl = torch_kl(meta_oracles.as_torch(old), policy) * support.weights.reshape(-1)
@@ -198,12 +186,22 @@ def decoupled(run: Run, batch: MetaBatch, at: meta_oracles.Parameters) -> torch.
 
 
 @pytest.mark.parametrize("moved", [0.0, 0.05])
-@pytest.mark.parametrize("objective", ["ppo", "trpo", "reinforce"])
+@pytest.mark.parametrize(
+    ("objective", "inner"),
+    [
+        ("ppo", "ratio"),
+        ("ppo", "dice"),
+        ("ppo", "log_prob"),
+        ("trpo", "ratio"),
+        ("reinforce", "ratio"),
+    ],
+)
 def test_the_gradient_of_stale_data_is_the_references(
-    small_settings: Settings, objective: str, moved: float
+    small_settings: Settings, objective: str, inner: str, moved: float
 ) -> None:
     """At the current parameters, and at moved ones, whose ratios are clipped."""
-    run = run_two_updates(asynchronous(small_settings, objective=objective, clip=0.1))
+    chosen = change(small_settings, "inner", objective=inner)
+    run = run_two_updates(asynchronous(chosen, objective=objective, clip=0.1))
     settings, spec = run.settings, run.learner.spec
     rollouts = run.collect()
     batch, today = double(run.learner.prepare(rollouts)), double(dict(run.learner.parameters))

@@ -67,12 +67,26 @@ def test_ratio_loss_and_its_derivatives_by_hand() -> None:
 def test_log_prob_loss_and_its_derivatives_by_hand() -> None:
     samples, new = samples_at()
     loss = log_prob_loss(new, samples)
-    torch.testing.assert_close(
-        loss.detach(), -(new.detach()[0, :6] * samples.advantages[0, :6]).mean()
-    )
+    ratio = torch.exp(new.detach() - samples.log_probs)
+    taken = (0, slice(0, 6))
+    kept = new.detach()[taken] * samples.advantages[taken]
+    torch.testing.assert_close(loss.detach(), -(ratio[taken] * kept).mean())
     first, second = derivatives(loss, new)
-    torch.testing.assert_close(first, -samples.advantages * samples.weights)
+    torch.testing.assert_close(first, -ratio * samples.advantages * samples.weights)
     assert (second == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["dice", "log_prob"])
+def test_away_from_the_behavior_policy_each_step_is_weighted_by_its_ratio(kind: str) -> None:
+    """Otherwise a second outer step would take another policy's data for its own."""
+    samples, new = samples_at()
+    first, _ = derivatives(INNER_LOSSES[kind](new, samples), new)
+    ratio = torch.exp(new.detach() - samples.log_probs)
+    torch.testing.assert_close(first, -ratio * samples.advantages * samples.weights)
+    at_home = new.detach().requires_grad_()
+    own = samples._replace(log_probs=new.detach())
+    unweighted, _ = derivatives(INNER_LOSSES[kind](at_home, own), at_home)
+    torch.testing.assert_close(unweighted, -samples.advantages * samples.weights)
 
 
 def hessian_and_gradient(
@@ -121,6 +135,8 @@ def test_the_two_kinds_differ_by_the_outer_product_of_scores() -> None:
 def test_the_gradient_is_the_policy_gradient_of_the_log_density() -> None:
     samples, _ = samples_at()
     parameters = oracles.random_parameters(SPEC, np.random.default_rng(1))
+    collected = meta_oracles.action_distribution(SPEC, parameters, samples.observations)
+    samples = samples._replace(log_probs=collected.log_prob(samples.actions)[None])
 
     def plain(theta: dict[str, Tensor]) -> Tensor:
         policy = meta_oracles.action_distribution(SPEC, theta, samples.observations[:6])

@@ -82,10 +82,11 @@ Stop = Callable[[Tensor], Tensor]
 
 def score(kind: str, new: Tensor, samples: Samples[Tensor], stop: Stop = Tensor.detach) -> Tensor:
     """What an inner loss multiplies the advantages with (K, T)."""
+    ratio = torch.exp(new - samples.log_probs)
     if kind == "ratio":
-        return torch.exp(new - samples.log_probs)
+        return ratio
     if kind == "log_prob":
-        return new
+        return stop(ratio) * new
     result = torch.zeros_like(new)
     anchors = stop(new)
     for episode in range(new.shape[0]):  # DiCE: box of all up to here, less box of all before
@@ -95,7 +96,7 @@ def score(kind: str, new: Tensor, samples: Samples[Tensor], stop: Stop = Tensor.
                 up_to = before * torch.exp(new[episode, step] - anchors[episode, step])
                 result[episode, step] = up_to - before
                 before = up_to
-    return result
+    return stop(ratio) * result
 
 
 def adapted(
@@ -155,7 +156,7 @@ def task_loss(
     theta, policies = adapted(settings, spec, parameters, task, order, stop)
     new = log_probs(action_distribution(spec, theta, query.observations), query)
     ratio = torch.exp(new - query.log_probs)
-    gain = (new if outer.objective == "reinforce" else ratio) * query.advantages
+    gain = (stop(ratio) * new if outer.objective == "reinforce" else ratio) * query.advantages
     if outer.objective == "ppo":
         bounded = torch.clamp(ratio, 1 - outer.clip, 1 + outer.clip)
         gain = torch.minimum(gain, bounded * query.advantages)
