@@ -51,10 +51,19 @@ def user_code(
         yield
     except UserError:
         raise
-    except Exception as error:  # a user's class may raise anything
-        if among_ours and not _frames(error):
+    except (Exception, SystemExit) as error:  # a user's class may raise anything
+        if (among_ours and not _frames(error)) or _is_signal(error):
             raise
         raise UserCodeError(f"{what} raises {describe_user_error(error, function)}") from error
+
+
+def _is_signal(error: BaseException) -> bool:
+    """Return whether a handler of a signal, ours or Ray's, leaves the program, not the user."""
+    if not isinstance(error, SystemExit):
+        return False
+    frames = traceback.extract_tb(error.__traceback__)
+    written = [frame.filename for frame in frames if not frame.filename.startswith("<")]
+    return not written or not _is_users(written[-1])
 
 
 def describe_user_error(error: BaseException, function: Callable[..., Any] | None = None) -> str:
@@ -128,6 +137,11 @@ def _remedy(error: BaseException) -> str:
         or "Expected env to be a `gymnasium.Env`" in message  # said by Gymnasium's wrappers
     ):
         return f": {OLD_API}"
+    if kind == "NotImplementedError" and {"flatten_space", "is_np_flattenable"}.intersection(names):
+        return (
+            ": Gymnasium cannot flatten a part of the observations, such as text: leave it out in "
+            "a gymnasium.ObservationWrapper, as MiniGrid's ImgObsWrapper does"
+        )
     if "_add_info" in names:
         return ": keep the type and shape of each entry of info the same"
     if "step" in names and isinstance(error, AssertionError):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gymnasium.spaces import Box, Discrete, Space
+from gymnasium.spaces.utils import flatten_space
 from numpy.typing import NDArray
 
 from maml_ray.common.normalization import Normalizer
@@ -120,8 +121,8 @@ class PolicySpec:
         """
         if not isinstance(observations, Box) or len(observations.shape) != 1:
             raise ValueError(
-                f"observations must be a Box with one axis, got {observations}: wrap the "
-                "environment in gymnasium.wrappers.FlattenObservation"
+                f"observations must be a Box with one axis, got {observations!s:.300}: "
+                + _how_to_flatten(observations)
             )
         bounds = None
         if isinstance(actions, Discrete):
@@ -274,6 +275,19 @@ def shares_beyond_bounds(spec: PolicySpec) -> list[float]:
         else 0.0
         for mean, spread, low, high in columns
     ]
+
+
+def _how_to_flatten(space: Space[Any]) -> str:
+    """Return what makes a vector of a space's elements."""
+    try:
+        if isinstance(flatten_space(space), Box):
+            return "wrap the environment in gymnasium.wrappers.FlattenObservation"
+    except NotImplementedError:  # a space that a package defines
+        pass
+    return (
+        "Gymnasium cannot flatten them all, so make a vector of them in a "
+        "gymnasium.ObservationWrapper, without text and what else has no fixed size"
+    )
 
 
 @dataclass(frozen=True)

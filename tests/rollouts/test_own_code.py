@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import signal
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +12,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.spaces import Dict, Discrete
+from gymnasium.spaces import Dict, Discrete, Sequence, Space
 
 from maml_ray.common.errors import UserError
+from maml_ray.common.signals import ExitOnSignal
 from maml_ray.config.settings import Settings, SettingsError
 from maml_ray.envs.user_errors import UserCodeError, user_code
 from maml_ray.evaluation.loading import load
@@ -50,6 +53,10 @@ class HalfOldApi(OldApi):
         return np.zeros(2, np.float32), {}
 
 
+class Mission(Space[Any]):
+    """A space that a package defines, as MiniGrid's text."""
+
+
 def making(make: Callable[[], Any]) -> type[Lines]:
     return type("OddLines", (Lines,), {"make_env": lambda self, task, **keywords: make()})
 
@@ -76,6 +83,15 @@ OWN_CODE = [
     (lines_of(reset=lambda self, **keywords: 1 / 0), rf"reset raises ZeroDivisionError: .* {HERE}"),
     (lines_of(observation_space=Dict({"x": PLANE})), "FlattenObservation"),
     (lines_of(observation_space=Discrete(3)), "FlattenObservation"),
+    (lines_of(observation_space=Sequence(PLANE)), "cannot flatten them all, so make a vector"),
+    (lines_of(observation_space=Mission()), "cannot flatten them all, so make a vector"),
+    (
+        making(
+            lambda: gym.wrappers.FlattenObservation(lines_of(observation_space=Mission()).env())
+        ),
+        rf"NotImplementedError: .* {HERE}: Gymnasium cannot flatten a part",
+    ),
+    (making(lambda: sys.exit("no licence")), rf"raises SystemExit: no licence {HERE}$"),
 ]
 
 
@@ -130,6 +146,13 @@ def test_an_error_that_cannot_be_sent_to_the_driver_is_sent_as_its_sentence() ->
     assert type(sent) is UserCodeError
     assert str(sent) == str(caught.value)
     assert str(sent).startswith("step raises Local: (3, <unlocked")
+
+
+def test_a_signal_that_arrives_in_the_users_code_ends_the_program() -> None:
+    with pytest.raises(SystemExit), ExitOnSignal(), user_code("step"):
+        signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(UserCodeError, match="raises SystemExit: no licence"), user_code("step"):
+        sys.exit("no licence")
 
 
 USES: dict[str, Callable[[Any, Any], Any]] = {
