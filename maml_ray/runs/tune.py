@@ -21,8 +21,9 @@ from maml_ray.persistence.run_storage import (
     storage_location,
 )
 from maml_ray.reporting.metrics_log import MetricsLog
+from maml_ray.runs.resume import check_never_saved
 from maml_ray.runs.training_loop import train_on_ray
-from maml_ray.runtime.ray_session import check_address, find_address
+from maml_ray.runtime.connection.address import check_address, find_address
 from maml_ray.tasks.loading import as_users_own
 
 _MAX_NAME_LENGTH = 50
@@ -102,6 +103,8 @@ def _train_trial(settings: Settings, report: Callable[[dict[str, Any]], None]) -
     with lock_run_dir(run_dir.path):
         storage = open_run_storage(run_dir, settings.run)
         resume = load_newest_checkpoint(storage)[0] if has_checkpoints(storage) else None
+        if resume is None:
+            check_never_saved(run_dir, storage)
         log = MetricsLog(run_dir, resume.iteration if resume else 0)
         observers: list[Observer] = [log, _TuneReporter(run_dir, report)]
         try:

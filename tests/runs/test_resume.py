@@ -21,6 +21,7 @@ from maml_ray.persistence.checkpoint_store import load_newest_checkpoint, read_b
 from maml_ray.persistence.metrics_file import read_metrics
 from maml_ray.persistence.run_dir import JOB_VARIABLE, RunDir, resolve_base_directory
 from maml_ray.persistence.storage import LocalStorage, Storage, open_storage
+from maml_ray.runs import tune
 from maml_ray.runs.evaluate import RunResult
 from maml_ray.runs.train import train as train_with_console
 from tests.bad_input.command_line import fingerprint, run
@@ -201,6 +202,26 @@ def test_a_run_that_has_lost_its_checkpoints_does_not_start_over(
         train(chosen, resume=folder.path)
     after = fingerprint(folder.path)
     assert all(after[name] == before[name] for name in after if name != ".lock")
+
+
+def test_a_trial_of_a_sweep_is_told_of_its_checkpoints_alike(
+    training: FakeTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("maml_ray.runs.tune.train_on_ray", training)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    chosen, folder = make_settings(3, run={"directory": "~/runs"}), tmp_path / "runs" / "small"
+    tune._train_trial(chosen, lambda row: None)
+    (folder / "checkpoints" / "00000003" / "manifest.json").write_text("{")
+    with pytest.warns(RunWarning, match="checkpoint 2 is used"):
+        tune._train_trial(chosen, lambda row: None)
+    assert training.spans == [(0, 1), (2, 2)]
+    metrics = folder / "metrics.jsonl"
+    metrics.write_text(
+        metrics.read_text().replace('"checkpoint_age_s": null', '"checkpoint_age_s": 1')
+    )
+    shutil.rmtree(folder / "checkpoints")
+    with pytest.raises(RunDirError, match="lost its checkpoints"):
+        tune._train_trial(chosen, lambda row: None)
 
 
 def test_a_run_with_a_torn_line_of_metrics_goes_on(training: FakeTraining, tmp_path: Path) -> None:
