@@ -35,6 +35,7 @@ def test_an_update_tells_what_it_did(run: Run) -> None:
     assert metrics.gradient_norm > 0
     assert metrics.skipped is None
     told = {key: value for key, value in asdict(metrics).items() if key != "skipped"}
+    assert (told.pop("infos_before"), told.pop("infos_after")) == ({}, {})
     assert all(np.isfinite(value) for value in told.values())
     before = [task.support[0].speeds for task in rollouts]
     after = [task.query.speeds for task in rollouts]
