@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from maml_ray.rollouts.trajectories import Trajectories
+
 
 def assert_same_infos(actual: dict[str, Any], expected: dict[str, Any]) -> None:
     assert set(actual) == set(expected)
@@ -25,3 +27,10 @@ def assert_same_step(actual: tuple[Any, ...], expected: tuple[Any, ...]) -> None
         np.testing.assert_array_equal(mine, theirs)
         assert mine.dtype == theirs.dtype
     assert_same_infos(actual[4], expected[4])
+
+
+def assert_same_trajectories(actual: Trajectories, expected: Trajectories) -> None:
+    mine, theirs = ({**vars(each), **each.info_means} for each in (actual, expected))
+    assert set(mine) == set(theirs)
+    for name in set(mine) - {"info_means"}:
+        np.testing.assert_array_equal(mine[name], theirs[name], name)

@@ -6,7 +6,6 @@ import ctypes
 import os
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from maml_ray.envs import mujoco_kernel
 from maml_ray.kernels.policy_forward import PolicyKernel
 from maml_ray.rollouts.collector import collect
 from maml_ray.tasks.half_cheetah import HalfCheetahBackwardVector
+from tests.envs.comparison import assert_same_trajectories
 from tests.envs.test_rollout import policy_for
 
 SEED = np.random.SeedSequence(4)
@@ -50,10 +50,7 @@ def test_without_mujocos_library_the_bits_are_the_same(
     monkeypatch.setattr(mujoco_kernel, "step_address", lambda: None)
     monkeypatch.setattr(mujoco_kernel, "rollout", lambda *_: pytest.fail("called"))
     theirs = collect(policy, stepped, HORIZON, SEED)
-    for field in fields(mine):
-        np.testing.assert_array_equal(
-            getattr(mine, field.name), getattr(theirs, field.name), field.name
-        )
+    assert_same_trajectories(mine, theirs)
     np.testing.assert_array_equal(compiled.positions, stepped.positions)
     np.testing.assert_array_equal(compiled.velocities, stepped.velocities)
 

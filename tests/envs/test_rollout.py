@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
 import gymnasium as gym
@@ -20,6 +19,7 @@ from maml_ray.policies.spec import PolicySpec, initial_parameters
 from maml_ray.rollouts.collector import collect, reset_seeds
 from maml_ray.tasks.half_cheetah import HalfCheetahBackwardVector, HalfCheetahDirectionVector
 from maml_ray.tasks.loading import resolve_tasks
+from tests.envs.comparison import assert_same_trajectories
 
 FAMILIES = ("half-cheetah-backward", "half-cheetah-direction", "half-cheetah-velocity")
 NO_POLICY: Any = None
@@ -71,10 +71,7 @@ def test_rollouts_equal_single_steps(family: str, scale: float, bounds: str, exp
         seed = np.random.SeedSequence(horizon)
         mine = collect(policy, recorded, horizon, seed, explore=explore)  # type: ignore[arg-type]
         theirs = collect(policy, Stepped(other), horizon, seed, explore=explore)
-        for field in fields(mine):
-            np.testing.assert_array_equal(
-                getattr(mine, field.name), getattr(theirs, field.name), field.name
-            )
+        assert_same_trajectories(mine, theirs)
     assert recorded.rolled_out == [True, True]
     # The batch is where it would be: stepped on from here, both go the same way, to the time limit.
     ends = []

@@ -203,7 +203,7 @@ def test_clipped_actions_do_not_tell_what_was_sampled() -> None:
 
 def test_every_field_of_trajectories_that_a_caller_knows_can_be_sent() -> None:
     known = {field.name for field in fields(Trajectories)}
-    assert set(SupportBody.model_fields) - {"samples"} == known - {"speeds", "discarded"}
+    assert set(SupportBody.model_fields) - {"samples"} == known - {"info_means", "discarded"}
 
 
 OBSERVATIONS = [[[0.0, 0.0]] * 4] * 3
