@@ -46,7 +46,8 @@ class Spoilt:
 
     def __init__(self, env: VectorEnv[Any, Any, Any], spoil: Spoil) -> None:
         self._env, self._spoil = env, spoil
-        self.num_envs = env.num_envs
+        self.num_envs, self.metadata = env.num_envs, env.metadata
+        self.single_observation_space, self.unwrapped = env.single_observation_space, env.unwrapped
         self._attempt, self._step = -1, 0
 
     def reset(self, **kwargs: Any) -> Any:

@@ -285,7 +285,7 @@ def random_rollouts(**changes: object) -> Trajectories:
         ("mask", np.ones((3, 8), np.int64), "mask must be bool"),
         ("final_observations", np.zeros((3, 8, 4), np.float32), "final_observations"),
         ("terminated", np.zeros((3, 8), np.bool_), "terminated"),
-        ("speeds", np.zeros(8, np.float32), "speeds"),
+        ("info_means", {"speed": np.zeros(8, np.float32)}, "speed"),
     ],
 )
 def test_trajectories_check_their_arrays(field: str, value: object, message: str) -> None:
