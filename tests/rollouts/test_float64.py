@@ -207,7 +207,7 @@ def test_whole_numbers_that_float32_does_not_resolve() -> None:
     """Time stamps are often integers, whose spaces have an integer type."""
 
     class Clock(Line):
-        observation_space = gym.spaces.Box(0, 2**40, (2,), np.int64)  # type: ignore[assignment]
+        observation_space = gym.spaces.Box(0, 2**40, (2,), np.int64)
 
         def _observe(self) -> Any:
             return np.array([1_700_000_000 + self.t, self.t])
