@@ -112,7 +112,12 @@ class RouteDocs:
 
     def health(self) -> dict[str, Any]:
         """Document ``GET /healthz``."""
-        response = _object(status=_STRING, policy=_STRING, task=_STRING, warnings=_array(_STRING))
+        response = _object(
+            status=_STRING,
+            policy=_STRING,
+            task=_STRING,
+            warnings={"type": "array", "items": _STRING},
+        )
         options = _route("Check health and the live checkpoint", "For probes.", response, 503)
         del options["responses"][401]
         return options
@@ -141,15 +146,9 @@ class RouteDocs:
         if bounds is None or bounds.mode == "none":
             return self._action()
         shown = np.dtype(bounds.dtype).type  # as in JSON: 0.7, not 0.699999988
-        items = [
-            {
-                "type": "number",
-                "minimum": float(str(shown(low))),
-                "maximum": float(str(shown(high))),
-            }
-            for low, high in zip(bounds.low, bounds.high, strict=True)
-        ]
-        return {"type": "array", "prefixItems": items, "minItems": len(items), "items": False}
+        low, high = (float(str(shown(end))) for end in (min(bounds.low), max(bounds.high)))
+        vector = _vector(self.spec.action_size)
+        return {**vector, "items": {**vector["items"], "minimum": low, "maximum": high}}
 
 
 class _BinaryResponse(Response):
