@@ -36,7 +36,7 @@ def no_ray() -> object:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["nowhere"], ["no run directory nowhere"]),
+        (["nowhere"], ["no run directory", "nowhere"]),
         (["."], ["is not a run directory"]),
         (["RUN", "--checkpoint", "7"], ["no checkpoint 7"]),
         (["RUN", "--checkpoint", "last"], ["newest, best or a number"]),
