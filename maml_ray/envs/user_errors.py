@@ -103,20 +103,29 @@ def _place_of(error: BaseException) -> str:
 
 
 def _frames(error: BaseException) -> list[traceback.FrameSummary]:
-    """Return the calls outside this package that led to an error, outermost first."""
+    """Return the calls outside this package that led to an error, outermost first.
+
+    Without those of the standard library, whose lines tell a user nothing.
+    """
     return [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith("<") and not _is_within(frame.filename, (_OWN,))
+        if not frame.filename.startswith("<")
+        and not _is_within(frame.filename, (_OWN,))
+        and (_is_installed(frame.filename) or not _is_within(frame.filename, _STANDARD_LIBRARY))
     ]
 
 
 def _is_users(filename: str) -> bool:
     return not (
-        _INSTALLED.intersection(Path(filename).parts)
+        _is_installed(filename)
         or _is_within(filename, (_OWN, *_STANDARD_LIBRARY))
         or filename.startswith("<frozen")
     )
+
+
+def _is_installed(filename: str) -> bool:
+    return not _INSTALLED.isdisjoint(Path(filename).parts)
 
 
 def _is_within(filename: str, folders: tuple[str, ...]) -> bool:

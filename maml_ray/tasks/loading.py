@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import cloudpickle
 from pydantic import ValidationError
@@ -150,7 +150,7 @@ def _import_class(name: str, recorded_in: str | None) -> type[TaskDistribution]:
     module_name, separator, class_name = path.partition(":")
     if not separator or not module_name or not class_name:
         raise SettingsError(
-            f"task.name = {name!r:.80} is not known{did_you_mean(name, TASK_FAMILIES)} "
+            f"task.name = {name!r:.80} is not known{_suggestion(name)} "
             f"(built in: {', '.join(sorted(TASK_FAMILIES))}; your own: 'module:Class')"
         )
     if module_name == "__main__":
@@ -161,12 +161,19 @@ def _import_class(name: str, recorded_in: str | None) -> type[TaskDistribution]:
     if recorded_in is not None and name not in TASK_FAMILIES:
         _check_module_allowed(f"task.name = {name!r:.80}", module_name, recorded_in)
     try:
-        cls = getattr(importlib.import_module(module_name), class_name)
+        module = importlib.import_module(module_name)
     except Exception as error:  # a user's module may raise anything
         raise SettingsError(
-            f"task.name = {name!r:.80} cannot be loaded: {describe_user_error(error)}"
+            f"task.name = {name!r:.80} cannot be loaded: {_import_problem(module_name, error)}"
         ) from error
-    if not (isinstance(cls, type) and issubclass(cls, TaskDistribution)):
+    cls = getattr(module, class_name, None)
+    if cls is None:
+        families = [key for key, value in vars(module).items() if _is_family(value)]
+        raise SettingsError(
+            f"task.name = {name!r:.80} cannot be loaded: {module.__file__ or module_name} has no "
+            f"{class_name}{did_you_mean(class_name, families)}"
+        )
+    if not _is_family(cls):
         raise SettingsError(
             f"task.name = {name!r:.80} is not a subclass of maml_ray.TaskDistribution"
         )
@@ -174,6 +181,27 @@ def _import_class(name: str, recorded_in: str | None) -> type[TaskDistribution]:
         # Their arguments, which the record has chosen, name modules.
         raise SettingsError(f"task.name = {name!r:.80} is not allowed: use task.env")
     return cls
+
+
+def _suggestion(name: str) -> str:
+    """Return the known or well-formed name that may be meant; empty if there is none."""
+    module, dot, cls = name.rpartition(".")
+    own = f"; did you mean '{module}:{cls}'?" if dot and ":" not in name else ""
+    return did_you_mean(name, TASK_FAMILIES) or own
+
+
+def _import_problem(module: str, error: Exception) -> str:
+    if not isinstance(error, ModuleNotFoundError) or not f"{module}.".startswith(f"{error.name}."):
+        return describe_user_error(error)
+    files = [path.stem for path in Path().glob("*.py")]
+    return (
+        f"there is no module {error.name} in the current directory or elsewhere on PYTHONPATH"
+        + did_you_mean(str(error.name), files)
+    )
+
+
+def _is_family(value: Any) -> TypeGuard[type[TaskDistribution]]:
+    return isinstance(value, type) and issubclass(value, TaskDistribution)
 
 
 def _create(cls: type[TaskDistribution], name: str, options: Mapping[str, Any]) -> TaskDistribution:

@@ -59,7 +59,10 @@ def test_a_class_of_ones_own() -> None:
         ("zzz", "built in: .*half-cheetah-backward"),
         ("module:", "not known"),
         (":Class", "not known"),
-        ("no_such_module:Class", "cannot be loaded.*no_such_module"),
+        ("no_such_module:Class", "there is no module no_such_module in .* on PYTHONPATH$"),
+        ("no_such.module:Class", "there is no module no_such in .* on PYTHONPATH$"),
+        (f"{__name__}.PendulumTasks", f"did you mean '{__name__}:PendulumTasks'"),
+        ("tests.tasks.families:PendulumTask", r"families.py has no .*did you mean 'PendulumTasks'"),
         (".relative:Class", "cannot be loaded"),
         (f"{__name__}:Missing", "cannot be loaded.*Missing"),
         (f"{__name__}:np", "not a subclass"),
@@ -74,6 +77,15 @@ def test_mistakes_are_reported_in_one_sentence(name: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message) as caught:
         resolve_tasks(TaskSettings(name=name))
     assert "task.name" in str(caught.value)
+
+
+def test_a_misspelt_module_of_the_current_directory_is_suggested(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "walking_tasks.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match=r"no module walking_task .*mean 'walking_tasks'"):
+        resolve_tasks(TaskSettings(name="walking_task:Walks"))
 
 
 def test_tasks_given_in_python_replace_those_of_the_settings() -> None:
