@@ -134,7 +134,7 @@ def doctor(
     """
     settings = _load_checked_settings(settings_file, overrides, preset, imports)
     from maml_ray.jobs import doctor, job_client, log_follower, packaging, probes, submission
-    from maml_ray.runtime.ray_session import connected
+    from maml_ray.runtime.connection.connect import connected
 
     findings: list[Finding] = []
     if not submission.is_in_job():  # a job was uploaded already

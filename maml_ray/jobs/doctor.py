@@ -8,7 +8,7 @@ from enum import Enum
 
 from maml_ray.common.errors import ResourceError, escape_unprintable
 from maml_ray.config.settings import ClusterSettings
-from maml_ray.runtime.ray_session import plan_resources
+from maml_ray.runtime.capacity import plan_resources
 
 MUST_MATCH = ("ray", "python", "maml-ray")
 """Versions that must be equal on all machines for a run to work."""

@@ -21,7 +21,7 @@ from ray.job_submission import JobDetails, JobSubmissionClient
 
 from maml_ray.common.errors import ResourceError, escape_unprintable
 from maml_ray.jobs.packaging import Upload
-from maml_ray.runtime.ray_session import ADDRESS_VARIABLE, ClusterAddress, check_address
+from maml_ray.runtime.connection.address import ADDRESS_VARIABLE, ClusterAddress, check_address
 
 STOP_GRACE_S = 60
 """Seconds until Ray kills a job that it was asked to stop, instead of its default of 3: time to

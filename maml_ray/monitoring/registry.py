@@ -13,7 +13,8 @@ from ray.exceptions import GetTimeoutError, RayError
 from maml_ray.common.errors import UserError
 from maml_ray.monitoring.status_actor import NAMESPACE, RunStatus
 from maml_ray.runtime.actor_handle import describe_error
-from maml_ray.runtime.ray_session import RaySession, connected
+from maml_ray.runtime.connection.connect import connected
+from maml_ray.runtime.connection.session import RaySession
 from maml_ray.runtime.run_context import RunId
 
 QUERY_TIMEOUT_S = 5.0

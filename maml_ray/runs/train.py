@@ -50,7 +50,7 @@ from maml_ray.runs.resume import (
 )
 from maml_ray.runs.session import open_session
 from maml_ray.runs.training_loop import train_on_ray
-from maml_ray.runtime.ray_session import is_local
+from maml_ray.runtime.connection.connect import is_local
 from maml_ray.tasks.loading import OwnTasks, record_own_tasks, recorded_module, resolve_tasks
 
 AUTO = "auto"

@@ -40,8 +40,9 @@ from maml_ray.rollouts.task_check import try_first_steps
 from maml_ray.runs.observers import ObserverList
 from maml_ray.runs.session import open_checkpoint_writer, open_session
 from maml_ray.runtime.actor_system import ActorSystem, start_actors
+from maml_ray.runtime.connection.address import find_address
+from maml_ray.runtime.connection.connect import connected, is_local
 from maml_ray.runtime.ray_internals import get_dashboard_url
-from maml_ray.runtime.ray_session import connected, find_address, is_local
 from maml_ray.runtime.rollout_pool import CollectedBatch
 from maml_ray.tasks.loading import OwnTasks, recorded_module, resolve_tasks
 from maml_ray.tasks.task import TaskDistribution

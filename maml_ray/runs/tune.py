@@ -23,7 +23,7 @@ from maml_ray.persistence.run_storage import (
 from maml_ray.reporting.metrics_log import MetricsLog
 from maml_ray.runs.resume import check_never_saved
 from maml_ray.runs.training_loop import train_on_ray
-from maml_ray.runtime.ray_session import check_address, find_address
+from maml_ray.runtime.connection.address import check_address, find_address
 from maml_ray.tasks.loading import as_users_own
 
 _MAX_NAME_LENGTH = 50

@@ -19,10 +19,9 @@ from maml_ray.persistence.checkpoint_format import Checkpoint
 from maml_ray.persistence.records import FaultCounts
 from maml_ray.policies.spec import PolicySpec
 from maml_ray.runtime.actors import ActorLocation
-from maml_ray.runtime.capacity import Capacity, autoscaler_demand
+from maml_ray.runtime.capacity import Capacity, autoscaler_demand, plan_resources
 from maml_ray.runtime.fault_policy import FailureReport, FaultLog, handle_failure
 from maml_ray.runtime.learner_handle import LearnerHandle, RolloutsLost
-from maml_ray.runtime.ray_session import plan_resources
 from maml_ray.runtime.rollout_pool import CollectedBatch, RolloutPool, RolloutRef
 from maml_ray.runtime.run_context import RunContext, current_run_id
 from maml_ray.runtime.work_queue import WorkBatch, WorkCounts

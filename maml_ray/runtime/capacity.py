@@ -1,13 +1,15 @@
-"""Compute how many rollout actors a cluster can hold as its nodes come and go."""
+"""Plan which of a cluster's resources a run uses, and how many actors fit as nodes come and go."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 
+from maml_ray.common.errors import ResourceError
 from maml_ray.config.settings import ClusterSettings
 from maml_ray.runtime.ray_internals import get_draining_nodes
 
@@ -15,6 +17,59 @@ REFRESH_INTERVAL_S = 2.0
 """Minimum seconds between two queries of the cluster: each is a call to its head node."""
 
 Nodes = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class ResourcePlan:
+    """The resources that a run uses.
+
+    Attributes:
+        rollout_actors: number of rollout actors that fit now, one CPU each.
+        learner_gpus: 1 if the learner takes a GPU, else 0.
+        learner_device: ``"cuda"`` or ``"cpu"``.
+    """
+
+    rollout_actors: int
+    learner_gpus: int
+    learner_device: str
+
+
+def plan_resources(settings: ClusterSettings, available: Mapping[str, float]) -> ResourcePlan:
+    """Plan a run's resources from the settings and the cluster's.
+
+    The learner requests no CPU: it and the actors take turns. (With ``meta_batch.async_collection``
+    they do not; then ``cluster.rollout_actors`` determines how many CPUs are left for it.) With
+    ``cluster.autoscaler`` missing resources are waited for; ``cluster.learner_device: auto`` uses a
+    GPU only if the cluster has one now.
+
+    Args:
+        settings: limits of the number of actors, and the learner's device.
+        available: resources in the format of ``ray.cluster_resources()``.
+
+    Raises:
+        ResourceError: the cluster lacks requested resources.
+    """
+    cpus, gpus = int(available.get("CPU", 0)), int(available.get("GPU", 0))
+    least, most = settings.min_rollout_actors, settings.rollout_actors
+    growing = "; or set cluster.autoscaler=true if an autoscaler adds them"
+    if cpus < least and not settings.autoscaler:
+        raise ResourceError(
+            f"the cluster has {cpus} CPUs, cluster.min_rollout_actors is {least}, and a rollout "
+            "actor takes a CPU: add nodes with CPUs"
+            + (", or ask for fewer" if least > 1 else "")
+            + growing
+        )
+    if settings.learner_device == "cuda" and gpus < 1 and not settings.autoscaler:
+        raise ResourceError(
+            "cluster.learner_device = 'cuda', but the cluster has no GPU: add a node with one, "
+            f"or set cluster.learner_device to auto or cpu{growing}"
+        )
+    on_gpu = settings.learner_device == "cuda" or (settings.learner_device == "auto" and gpus > 0)
+    return ResourcePlan(
+        rollout_actors=cpus if most is None else min(most, cpus),
+        learner_gpus=int(on_gpu),
+        learner_device="cuda" if on_gpu else "cpu",
+    )
 
 
 def count_actor_slots(

@@ -20,10 +20,9 @@ from maml_ray.policies.spec import PolicySpec
 from maml_ray.runtime.actor_group import FETCH_TIMEOUT_S, PROGRESS_INTERVAL_S
 from maml_ray.runtime.actor_handle import describe_error, describe_heartbeats
 from maml_ray.runtime.actors import ActorLocation, LearnerActor, as_actor
-from maml_ray.runtime.capacity import describe_free_resources
+from maml_ray.runtime.capacity import ResourcePlan, describe_free_resources
 from maml_ray.runtime.fault_policy import REPLACEMENT, Failure, FailureReport
 from maml_ray.runtime.ray_internals import get_unplaced_actors
-from maml_ray.runtime.ray_session import ResourcePlan
 from maml_ray.runtime.rollout_pool import POLL_S
 from maml_ray.runtime.run_context import RunContext
 

@@ -15,8 +15,8 @@ from ray.exceptions import RayError
 
 from maml_ray.common.errors import ResourceError, UserError
 from maml_ray.common.signals import StopRequest
+from maml_ray.runtime.connection.connect import connected
 from maml_ray.runtime.ray_internals import get_dashboard_url, owns_cluster
-from maml_ray.runtime.ray_session import connected
 from maml_ray.serving.ray_serve import build_app
 from maml_ray.serving.settings import ServeSettings
 

@@ -108,7 +108,7 @@ def test_a_missing_cluster_has_its_own_exit_code(  # type: ignore[no-untyped-def
     cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")  # restored afterwards
-    monkeypatch.setattr("maml_ray.runtime.ray_session.CONNECT_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("maml_ray.runtime.connection.address.CONNECT_TIMEOUT_S", 1.0)
     arguments = ["--address", "http://127.0.0.1:1", "--set", f"run.directory={tmp_path}"]
     for command in (["submit"], ["submit", "--resume"], ["doctor"]):
         outcome = cli(*command, *arguments)

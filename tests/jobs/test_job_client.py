@@ -14,7 +14,6 @@ import pytest
 
 from maml_ray.common.errors import ResourceError
 from maml_ray.jobs import job_client, packaging
-from maml_ray.runtime import ray_session
 
 
 class Head(http.server.ThreadingHTTPServer):
@@ -126,7 +125,7 @@ def test_the_address_that_is_given_wins_over_the_environment_s(
 def test_a_stale_variable_is_refused_within_seconds_and_named(
     head: Head, monkeypatch: pytest.MonkeyPatch, variable: str, stale: str
 ) -> None:
-    monkeypatch.setattr(ray_session, "CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("maml_ray.runtime.connection.address.CONNECT_TIMEOUT_S", 0.2)
     monkeypatch.setenv(variable, stale)
     with pytest.raises(ResourceError) as caught:
         job_client.JobClient(None)
@@ -136,8 +135,10 @@ def test_a_stale_variable_is_refused_within_seconds_and_named(
 def test_a_cluster_that_has_gone_from_this_machine_is_refused_within_seconds(
     head: Head, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_session, "CONNECT_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(ray_session, "find_running_cluster", lambda: "127.0.0.1:1")
+    monkeypatch.setattr("maml_ray.runtime.connection.address.CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(
+        "maml_ray.runtime.connection.address.find_running_cluster", lambda: "127.0.0.1:1"
+    )
     with pytest.raises(ResourceError, match=r"no Ray cluster answers at .*ray start"):
         job_client.JobClient(None)
 

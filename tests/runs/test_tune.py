@@ -17,7 +17,6 @@ from maml_ray.common.errors import ResourceError, UserError
 from maml_ray.config.loading import validate_settings
 from maml_ray.config.settings import Settings, SettingsError
 from maml_ray.runs.tune import tune_objective
-from maml_ray.runtime import ray_session
 from tests.docs.pages import python_block
 from tests.small_ray import small_ray
 
@@ -79,7 +78,7 @@ def test_a_cluster_that_has_gone_is_refused_before_tune_waits_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray_session, "CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("maml_ray.runtime.connection.address.CONNECT_TIMEOUT_S", 0.2)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(ResourceError, match=r"127\.0\.0\.1:1' \(RAY_ADDRESS\).*unset RAY_ADDRESS"):
         tune_objective()

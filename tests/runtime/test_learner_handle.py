@@ -22,8 +22,8 @@ from maml_ray.learning.rollout_worker import RolloutWorker
 from maml_ray.learning.state import LearnerState, UpdateMetrics, initial_learner_state
 from maml_ray.rollouts.trajectories import TaskRollouts
 from maml_ray.runtime.actors import LearnerActor
+from maml_ray.runtime.capacity import ResourcePlan
 from maml_ray.runtime.learner_handle import LearnerHandle, RolloutsLost
-from maml_ray.runtime.ray_session import ResourcePlan
 from tests.runtime.test_rollout_pool import assignments, context_of, settings
 
 pytestmark = pytest.mark.usefixtures("local_ray")

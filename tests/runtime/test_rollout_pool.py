@@ -22,10 +22,9 @@ from maml_ray.learning.learner import MetaLearner
 from maml_ray.learning.rollout_worker import Assignment, RolloutWorker, policy_spec
 from maml_ray.learning.state import initial_learner_state
 from maml_ray.rollouts.trajectories import TaskRollouts
-from maml_ray.runtime.capacity import Capacity, autoscaler_demand
+from maml_ray.runtime.capacity import Capacity, ResourcePlan, autoscaler_demand
 from maml_ray.runtime.fault_policy import FaultLog, handle_failure
 from maml_ray.runtime.learner_handle import LearnerHandle
-from maml_ray.runtime.ray_session import ResourcePlan
 from maml_ray.runtime.rollout_pool import CollectedBatch, RolloutPool, RolloutRef
 from maml_ray.runtime.run_context import RunContext
 from maml_ray.tasks.half_cheetah import HalfCheetahBackwardTasks

@@ -13,14 +13,9 @@ from ray._private.utils import check_version_info
 
 from maml_ray.common.errors import ClusterLost, Interrupted, ResourceError, TrainingFailed
 from maml_ray.config.settings import ClusterSettings, SettingsError
-from maml_ray.runtime import ray_session
-from maml_ray.runtime.ray_session import (
-    RaySession,
-    ResourcePlan,
-    _interrupted_by_sigterm,
-    connected,
-    plan_resources,
-)
+from maml_ray.runtime.capacity import ResourcePlan, plan_resources
+from maml_ray.runtime.connection.connect import _interrupted_by_sigterm, connected, is_local
+from maml_ray.runtime.connection.session import RaySession
 
 
 @pytest.fixture(autouse=True)
@@ -85,8 +80,10 @@ def test_an_address_where_nothing_listens_is_refused_within_seconds_wherever_it_
     last_started: str | None,
     words: list[str],
 ) -> None:
-    monkeypatch.setattr(ray_session, "CONNECT_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(ray_session, "find_running_cluster", lambda: last_started)
+    monkeypatch.setattr("maml_ray.runtime.connection.address.CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(
+        "maml_ray.runtime.connection.address.find_running_cluster", lambda: last_started
+    )
     if variable is not None:
         monkeypatch.setenv("RAY_ADDRESS", variable)
     refusal = "no Ray cluster answers at .* within 0 seconds"
@@ -106,12 +103,12 @@ def test_a_variable_that_asks_for_a_ray_of_ones_own_is_no_cluster(
 ) -> None:
     for variable, local in (("local", True), (STALE, False), ("", True)):
         monkeypatch.setenv("RAY_ADDRESS", variable)
-        assert ray_session.is_local(None) is local
-        assert not ray_session.is_local(STALE)
+        assert is_local(None) is local
+        assert not is_local(STALE)
 
 
 def test_auto_without_a_cluster_says_how_to_start_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_session, "find_running_cluster", lambda: None)
+    monkeypatch.setattr("maml_ray.runtime.connection.address.find_running_cluster", lambda: None)
     with pytest.raises(ResourceError, match="ray start --head"), connected("auto"):
         pass
 
@@ -147,7 +144,7 @@ def test_different_versions_are_reported_in_one_sentence(
         check_version_info(theirs, "node 10.0.0.1")
 
     monkeypatch.setattr(ray, "init", refuse)
-    monkeypatch.setattr(ray_session, "check_reachable", lambda address: None)
+    monkeypatch.setattr("maml_ray.runtime.connection.address.check_reachable", lambda address: None)
     with pytest.raises(ResourceError) as caught, connected("head:6379"):
         pass
     message = str(caught.value)
@@ -272,8 +269,8 @@ def test_a_head_may_be_away_for_a_while_and_come_back(monkeypatch: pytest.Monkey
 def test_a_process_that_cannot_stop_is_ended_with_the_reason_and_the_way_to_go_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(ray_session, "PROBE_INTERVAL_S", 0.0)
-    monkeypatch.setattr(ray_session, "EXIT_GRACE_S", 0.0)
+    monkeypatch.setattr("maml_ray.runtime.connection.session.PROBE_INTERVAL_S", 0.0)
+    monkeypatch.setattr("maml_ray.runtime.connection.session.EXIT_GRACE_S", 0.0)
     codes, ended = list[int](), threading.Event()
 
     def end(code: int) -> None:

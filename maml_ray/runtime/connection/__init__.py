@@ -1,0 +1,1 @@
+"""Join a Ray cluster, and notice that it is lost."""
