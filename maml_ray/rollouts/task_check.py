@@ -37,6 +37,7 @@ from maml_ray.policies.spec import (
 from maml_ray.rollouts.collector import collect, seed_argument
 from maml_ray.rollouts.step_reader import autoreset_mode
 from maml_ray.rollouts.trajectories import Trajectories
+from maml_ray.tasks.gymnasium_tasks import GymnasiumTasks
 from maml_ray.tasks.loading import OwnTasks, record_own_tasks, resolve_tasks
 from maml_ray.tasks.registry import TASK_FAMILIES
 from maml_ray.tasks.task import (
@@ -157,12 +158,24 @@ def try_first_steps(settings: Settings, tasks: TaskDistribution) -> None:
             _step_once(env)
         finally:
             env.close()
+        _create_extremes(tasks, horizon)
         if type(tasks).make_vector_env is not TaskDistribution.make_vector_env:
             _step_batch_once(tasks, task, horizon)
     except UserCodeError as error:
         raise SettingsError(
             f"task.name = {settings.task.name!r:.80} cannot be used: {error}"
         ) from error
+
+
+def _create_extremes(tasks: TaskDistribution, horizon: int) -> None:
+    """Create environments near the ends of ranges that settings give, as a later task may be.
+
+    Raises:
+        UserCodeError: the environment refuses them.
+    """
+    if isinstance(tasks, GymnasiumTasks) and tasks.ranges:
+        for task in tasks.extremes():
+            create_env(tasks, task, horizon).close()
 
 
 def _step_once(env: gym.Env[Any, Any]) -> None:
@@ -301,6 +314,7 @@ def _check_env(
     tasks: TaskDistribution, task: Task, settings: Settings, horizon: int, findings: _Findings
 ) -> PolicySpec | None:
     """Check one environment; return the policy's sizes for it."""
+    findings.call("make_env", _create_extremes, tasks, horizon)
     env = findings.call("make_env", create_env, tasks, task, horizon)
     try:
         spec = PolicySpec.from_spaces(
@@ -424,14 +438,14 @@ def _check_batches(rollouts: _Rollouts, drawn: Sequence[Task], findings: _Findin
     try:
         _check_batch(rollouts, env, task, findings)
         first: Trajectories = findings.call("a batch", rollouts.collect, env)
-        for again in (
+        repeated = [
             findings.call("a batch after its first episodes", rollouts.collect, env),
             findings.call("a second batch", rollouts.collect_new, rollouts.make, task),
-        ):
-            findings.expect(
-                _equal(first, again),
-                "two rollouts from the same seed differ: " + _how_to_repeat(rollouts.tasks),
-            )
+        ]
+        findings.expect(
+            all(_equal(first, again) for again in repeated),
+            "two rollouts from the same seed differ: " + _how_to_repeat(rollouts.tasks),
+        )
         steps = int(first.mask.sum())
         findings.passed.append(
             f"{_EPISODES} episodes of a batch, {steps} steps, are finite, and the same each time"

@@ -77,6 +77,13 @@ class GymnasiumTasks(TaskDistribution):
         rows = np.array(columns).T if columns else np.empty((count, 0))
         return tuple(_task(dict(zip(names, map(float, row), strict=True))) for row in rows)
 
+    def extremes(self) -> tuple[Task, ...]:
+        """Return tasks near both ends of all ranges, which the environment may refuse."""
+        return tuple(
+            _task({name: low + share * (high - low) for name, (low, high) in self.ranges.items()})
+            for share in (0.001, 0.999)  # of the ends themselves none is drawn
+        )
+
     def task(self, parameters: Mapping[str, float]) -> Task:
         """Return the task of ``{"g": 9.8}``: a finite number for each range, inside it or not."""
         if set(parameters) != set(self.ranges):

@@ -14,8 +14,10 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrap
 from numpy.typing import NDArray
 
 from maml_ray.config.loading import validate_settings
-from maml_ray.rollouts.task_check import check_tasks
+from maml_ray.config.settings import SettingsError
+from maml_ray.rollouts.task_check import check_tasks, try_first_steps
 from maml_ray.tasks.half_cheetah import HalfCheetahVelocityTasks
+from maml_ray.tasks.loading import resolve_tasks
 from maml_ray.tasks.point_navigation import PointNavigationTasks
 from maml_ray.tasks.registry import TASK_FAMILIES
 from maml_ray.tasks.task import Task, TaskDistribution
@@ -243,6 +245,32 @@ def test_built_in_families_pass(name: str) -> None:
     assert check.ok, check
     assert "make_vector_env equals make_env to the last bit" in check.passed
     assert "retarget switches a batch to another task" in check.passed
+
+
+@pytest.mark.parametrize(("gravity", "allowed"), [([-12, 0], True), ([-12.1, -5], False)])
+def test_a_range_beyond_what_the_environment_allows_is_found(
+    gravity: list[float], allowed: bool
+) -> None:
+    """As LunarLander's, which no draw of a few tasks need meet."""
+
+    def make(gravity: float, **keywords: Any) -> Any:
+        assert -12 < gravity < 0, "gravity must be between -12 and 0"
+        return Line()
+
+    creator: Any = make
+    gym.register("Lander-v0", creator)
+    settings = validate_settings({"task": {"env": "Lander-v0", "ranges": {"gravity": gravity}}})
+    try:
+        check = check_tasks(settings)
+        assert check.ok == allowed
+        if allowed:
+            try_first_steps(settings, resolve_tasks(settings.task))
+        else:
+            assert "make_env of the task 'gravity -12.1' raises AssertionError" in check.problems[0]
+            with pytest.raises(SettingsError, match="gravity must be between -12 and 0"):
+                try_first_steps(settings, resolve_tasks(settings.task))
+    finally:
+        gym.registry.pop("Lander-v0")
 
 
 def test_several_problems_are_all_reported() -> None:
