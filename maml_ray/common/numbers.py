@@ -30,10 +30,8 @@ def plain_scalar(value: Any) -> bool | int | float | str:
             return str.__str__(value)
     elif isinstance(value, bool | np.bool_):
         return bool(value)
-    elif isinstance(value, Real):
-        number = int(value) if isinstance(value, Integral) else float(value)
-        if abs(number) <= MAX_MAGNITUDE:  # of NaN False
-            return number
+    elif isinstance(value, Real) and abs(value) <= MAX_MAGNITUDE:  # of NaN False
+        return int(value) if isinstance(value, Integral) else float(value)
     raise ValueError(
         f"must be a number (finite, at most {MAX_MAGNITUDE:g}) or text, got {original!r:.60}"
     )

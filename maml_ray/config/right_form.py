@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,7 +24,9 @@ _NO = ("no", "off", "false", "f", "n", "0", "never", "disable", "disabled")
 _YES = ("yes", "on", "true", "t", "y", "1", "always", "enable", "enabled")
 _NOTHING = (*_NO, "none", "null", "nil", "nan", "~", "-", "")
 _QUOTES = "\"'`\u2018\u2019\u201c\u201d"
-_NUMBER = r"[-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_DIGITS = r"\d+(?:_\d+)*"
+_NUMBER = rf"[-+]?(?:{_DIGITS}\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+"""What Python's float takes, too."""
 _SECONDS = {"ms": 0.001, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "hr": 3600, "d": 86400}
 _GIBIBYTES = {"m": 2**-10, "g": 1, "t": 2**10}
 _MULTIPLES = {"k": 10**3, "m": 10**6, "b": 10**9}
@@ -153,16 +156,15 @@ def _read_number(text: str, name: str) -> tuple[float | None, str]:
     if match := re.fullmatch(rf"({_NUMBER})\s*%", text):
         return _rounded(float(match[1]) / 100), ""
     if match := re.fullmatch(r"10\s*(?:\^|\*\*)\s*([-+]?\d{1,2})", text):
-        return 10.0 ** int(match[1]), ""
+        return 10 ** int(match[1]), ""
     if (match := re.fullmatch(rf"({_NUMBER})\s*/\s*({_NUMBER})", text)) and float(match[2]):
         return _rounded(float(match[1]) / float(match[2])), ""
     if name.endswith("_s"):
         return _read_seconds(text), " (seconds)"
     if match := re.fullmatch(rf"({_NUMBER})\s*([a-zA-Z]+)", text):
-        number, unit = float(match[1].replace("_", "")), match[2].lower()
+        number, unit = float(match[1]), match[2].lower()
         if name.endswith("_gib"):
-            scale = _GIBIBYTES.get(unit[0]) if unit in _byte_units() else None
-            return (None if scale is None else _rounded(number * scale)), " (GiB)"
+            return _read_gibibytes(number, unit), " (GiB)"
         return _rounded(number * _MULTIPLES.get(unit, 1)), ""
     return None, ""
 
@@ -174,7 +176,7 @@ def _plain_number(text: str) -> float | None:
         return int(text)
     except ValueError:
         number = float(text)
-        return number if abs(number) < float("inf") else None
+        return number if math.isfinite(number) else None
 
 
 def _read_seconds(text: str) -> float | None:
@@ -194,15 +196,21 @@ def _read_seconds(text: str) -> float | None:
         short = {"second": "s", "minute": "m", "hour": "h", "day": "d"}.get(short, short)
         if short not in _SECONDS:
             return None
-        total += float(number.replace("_", "")) * _SECONDS[short]
+        total += float(number) * _SECONDS[short]
     return _rounded(total)
 
 
-def _byte_units() -> set[str]:
-    return {letter + ending for letter in _GIBIBYTES for ending in ("", "b", "ib")}
+def _read_gibibytes(number: float, unit: str) -> float | None:
+    scale = _GIBIBYTES.get(unit[0]) if unit[1:] in ("", "b", "ib") else None
+    return None if scale is None else _rounded(number * scale)
 
 
-def _rounded(number: float) -> float:
-    """Return a whole number as an integer, and any other without the noise of its last digits."""
+def _rounded(number: float) -> float | None:
+    """Return a whole number as an integer, and any other without the noise of its last digits.
+
+    None if it is infinite, as 1e400 is.
+    """
+    if not math.isfinite(number):
+        return None
     number = float(f"{number:.12g}")
     return int(number) if number == int(number) and abs(number) < 2**53 else number

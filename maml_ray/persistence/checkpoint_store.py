@@ -179,15 +179,7 @@ def load_named_checkpoint(storage: Storage, which: str) -> tuple[Checkpoint, lis
     if which == "newest":
         return load_newest_checkpoint(storage)
     if which == "best":
-        try:
-            best = read_best_score(storage)
-        except OSError as error:
-            raise RunDirError(f"cannot read {storage}/{_BEST}: {error}") from None
-        if best is None:
-            damaged = storage.names(DIRECTORY).count(_BEST.rpartition("/")[2])
-            problem = f"{_BEST} is damaged" if damaged else "its best is not known yet"
-            raise RunDirError(f"{storage} has no best checkpoint ({problem}): use newest")
-        which = str(best.iteration)
+        which = str(_best_iteration(storage))
     if not (which.isascii() and which.isdigit() and len(which) <= 8):
         raise RunDirError(f"a checkpoint is newest, best or a number, not {which!r:.60}")
     name = _name(int(which))
@@ -201,6 +193,23 @@ def load_named_checkpoint(storage: Storage, which: str) -> tuple[Checkpoint, lis
         raise RunDirError(str(error)) from None
     except OSError as error:
         raise RunDirError(f"cannot read the checkpoints in {storage}: {error}") from None
+
+
+def _best_iteration(storage: Storage) -> int:
+    """Return the iteration of the best checkpoint.
+
+    Raises:
+        RunDirError: it is not known, or the storage failed.
+    """
+    try:
+        best = read_best_score(storage)
+        if best is not None:
+            return best.iteration
+        is_damaged = _BEST.rpartition("/")[2] in storage.names(DIRECTORY)
+    except OSError as error:
+        raise RunDirError(f"cannot read {storage}/{_BEST}: {error}") from None
+    problem = f"{_BEST} is damaged" if is_damaged else "its best is not known yet"
+    raise RunDirError(f"{storage} has no best checkpoint ({problem}): use newest")
 
 
 def read_best_score(storage: Storage) -> CheckpointScore | None:

@@ -219,6 +219,17 @@ def test_a_best_file_that_cannot_be_read_fails_the_save_and_loses_nothing(
     assert read_best_score(storage) == CheckpointScore(1, 9.0)
 
 
+def test_storage_that_fails_while_the_best_is_looked_for_is_told(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(directory: str) -> list[str]:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(storage, "names", fail)
+    with pytest.raises(RunDirError, match=r"cannot read .*Input/output error"):
+        load_named_checkpoint(storage, "best")
+
+
 @pytest.mark.parametrize("note", [b"torn", b'{"iteration": 2, "score": NaN}', b"[1]", b"\xff"])
 def test_a_corrupt_best_file_is_rewritten_from_the_known_scores(
     storage: LocalStorage, note: bytes

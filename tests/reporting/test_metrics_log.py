@@ -165,12 +165,12 @@ def test_metrics_out_of_order_are_sorted_and_the_later_row_counts(
     folder, again = RunDir(tmp_path / "a"), RunDir(tmp_path / "b")
     write(folder, record, 0, 4)
     write(again, record, 2, 5, loss=0.5)
-    folder.metrics.write_text(folder.metrics.read_text() + again.metrics.read_text())
-    with pytest.warns(RunWarning, match=r"^line 5 \(and 1 more\) of .* is out of order"):
+    folder.metrics.write_text(again.metrics.read_text() + folder.metrics.read_text())
+    with pytest.warns(RunWarning, match=r"^line 4 \(and 3 more\) of .* is out of order"):
         rows = read_metrics(folder.metrics)
     assert [(row["iteration"], row["loss"]) for row in rows] == [
-        *((iteration, -0.01) for iteration in (0, 1)),
-        *((iteration, 0.5) for iteration in (2, 3, 4)),
+        *((iteration, -0.01) for iteration in (0, 1, 2, 3)),
+        (4, 0.5),
     ]
 
 

@@ -128,7 +128,10 @@ def test_parameters_become_what_json_keeps(value: Any, plain: Any, form: Any) ->
 @pytest.mark.parametrize(
     "parameters",
     [
-        *({"goal": value} for value in (float("nan"), np.inf, 10**400, None, 1j, b"a", [1.0])),
+        *(
+            {"goal": value}
+            for value in (float("nan"), np.inf, 10**400, Fraction(10**400), None, 1j, b"a", [1.0])
+        ),
         *({"goal": value} for value in (np.zeros(1), torch.zeros(2), {"x": 1}, object(), "\ud800")),
         *({"goal": value} for value in (np.datetime64("2020-01-01"), np.array(None), ())),
         {1: 2},
