@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from maml_ray.config.loading import load_settings
     from maml_ray.config.settings import Settings, SettingsError
     from maml_ray.evaluation.agent import Agent
-    from maml_ray.evaluation.evaluate import Evaluation, evaluate
+    from maml_ray.evaluation.evaluate import evaluate
     from maml_ray.evaluation.loading import load
+    from maml_ray.evaluation.results import Evaluation
     from maml_ray.evaluation.video import record_video, show_video
     from maml_ray.persistence.records import Observer
     from maml_ray.reporting.live_plot import LivePlot
@@ -34,7 +35,7 @@ import_mujoco()  # before an environment does, which could not if MUJOCO_GL is w
 
 _MODULES = {
     "Agent": "evaluation.agent",
-    "Evaluation": "evaluation.evaluate",
+    "Evaluation": "evaluation.results",
     "LivePlot": "reporting.live_plot",
     "Observer": "persistence.records",
     "RunResult": "runs.evaluate",

@@ -18,7 +18,7 @@ from maml_ray.common.commands import quote_location
 from maml_ray.common.errors import RunDirError
 from maml_ray.common.safe_files import UnreadableFile, read_text, write_atomic
 from maml_ray.config.settings import Settings
-from maml_ray.evaluation.evaluate import ActionMode, Evaluation, Measurement
+from maml_ray.evaluation.results import ActionMode, Evaluation, Measurement
 from maml_ray.tasks.task import Task
 
 COLUMNS = ("policy", "task", "parameters", "adaptation", "steps", "actions", "episode", "return")

@@ -24,7 +24,7 @@ from maml_ray.tasks.task import Task, TaskDistribution
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import
     from maml_ray.evaluation.agent import Agent
-    from maml_ray.evaluation.evaluate import Episode
+    from maml_ray.evaluation.results import Episode
 
 Frame = NDArray[np.uint8]
 _WIDTH, _HEIGHT, _CAPTION = 400, 300, 44
@@ -62,7 +62,7 @@ def record_video(
 
     Args:
         agent: agent whose settings the episodes were recorded with.
-        replays: :attr:`maml_ray.evaluation.evaluate.Evaluation.replays`.
+        replays: :attr:`maml_ray.evaluation.results.Evaluation.replays`.
         path: file to write; its name ends in ``.mp4``.
         on_frame: called after each frame with its number and the number of frames.
 

@@ -19,8 +19,9 @@ from maml_ray.config.loading import load_settings
 from maml_ray.config.settings import SettingsError
 from maml_ray.evaluation.agent import Agent
 from maml_ray.evaluation.compatibility import check_matches_task
-from maml_ray.evaluation.evaluate import Evaluation, evaluate
+from maml_ray.evaluation.evaluate import evaluate
 from maml_ray.evaluation.loading import load
+from maml_ray.evaluation.results import Evaluation
 from maml_ray.evaluation.results_file import read_episodes, read_evaluation, write_evaluation
 from maml_ray.evaluation.video import VideoUnavailable, record_video
 from maml_ray.persistence.metrics_file import read_metrics

@@ -14,8 +14,8 @@ from maml_ray.common.errors import RunDirError, UserError
 from maml_ray.common.safe_files import RetryingFile
 from maml_ray.config.settings import SettingsError
 from maml_ray.evaluation.agent import Agent
-from maml_ray.evaluation.evaluate import Evaluation, EvaluationRow
 from maml_ray.evaluation.intervals import format_interval
+from maml_ray.evaluation.results import Evaluation, EvaluationRow
 from maml_ray.reporting.progress import format_infos
 from maml_ray.runs.evaluate import (
     EvaluationConfig,

@@ -24,8 +24,9 @@ from maml_ray.common.errors import RunDirError, UserError
 from maml_ray.common.seeding import Purpose, seed_sequence
 from maml_ray.config.settings import Settings, SettingsError
 from maml_ray.evaluation.agent import Agent
-from maml_ray.evaluation.evaluate import Evaluation, evaluate
+from maml_ray.evaluation.evaluate import evaluate
 from maml_ray.evaluation.intervals import mean_interval
+from maml_ray.evaluation.results import Evaluation
 from maml_ray.evaluation.results_file import read_evaluation
 from maml_ray.evaluation.video import record_video
 from maml_ray.persistence.run_dir import RunDir

@@ -14,7 +14,8 @@ from rich.console import Console
 from maml_ray.cli.tables import print_evaluation
 from maml_ray.config.loading import validate_settings
 from maml_ray.config.settings import Settings
-from maml_ray.evaluation.evaluate import Evaluation, evaluate
+from maml_ray.evaluation.evaluate import evaluate
+from maml_ray.evaluation.results import Evaluation
 from maml_ray.evaluation.results_file import read_episodes, read_evaluation, write_evaluation
 from maml_ray.learning.learner import MetaLearner
 from maml_ray.learning.rollout_worker import Assignment, RolloutWorker, sample_tasks
