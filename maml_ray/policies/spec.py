@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from maml_ray.common.normalization import Normalizer
 from maml_ray.config.settings import PolicySettings
+from maml_ray.policies.action_bounds import ActionBounds, action_map
 
 if TYPE_CHECKING:
     from maml_ray.kernels.policy_forward import ActionMap
@@ -27,48 +28,9 @@ if TYPE_CHECKING:
 NumpyParameters = dict[str, NDArray[np.float32]]
 
 LOG_STD = "log_std"
-BOUND_MODES = ("clip", "rescale", "none")
-"""Values of ``policy.action_bounds``."""
 _OFTEN = 0.5
 """Share of samples beyond a bound that is worth a warning. Of a standard normal distribution, 32%
 lie beyond -1 and 1, which is usual with clipped actions."""
-
-
-@dataclass(frozen=True)
-class ActionBounds:
-    """The box of an environment's actions, and how a policy's actions get into it.
-
-    Attributes:
-        mode: ``clip`` them; ``rescale`` [-1, 1] to the box, then clip; or ``none``: neither.
-        low, high: (A,) bounds; where there are none, the largest numbers of the type.
-        dtype: type of the environment's actions.
-    """
-
-    mode: str
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-    dtype: str
-
-    @classmethod
-    def of(cls, mode: str, space: Box) -> ActionBounds:
-        """Return the bounds of a box with one axis.
-
-        Raises:
-            ValueError: [-1, 1] cannot be rescaled to it, since it has no bounds.
-        """
-        dtype: np.dtype[Any] = np.dtype(space.dtype)
-        limit = float(np.finfo(np.promote_types(dtype, np.float64)).max)
-        limit = min(limit, float(np.finfo(dtype).max))
-        low, high = (
-            np.clip(np.asarray(bound, np.float64), -limit, limit)
-            for bound in (space.low, space.high)
-        )
-        if mode == "rescale" and not (high / 2 - low / 2 < np.finfo(np.float32).max / 4).all():
-            raise ValueError(
-                f"policy.action_bounds = rescale needs bounds, and the actions {space} have none: "
-                "use clip, and policy.action_scale for their size"
-            )
-        return cls(mode, tuple(low.tolist()), tuple(high.tolist()), dtype.name)
 
 
 @dataclass(frozen=True)
@@ -119,35 +81,15 @@ class PolicySpec:
             ValueError: observations are not a vector, actions neither a vector of real numbers nor
                 discrete, or the bounds cannot be rescaled to.
         """
-        if not isinstance(observations, Box) or len(observations.shape) != 1:
-            raise ValueError(
-                f"observations must be a Box with one axis, got {observations!s:.300}: "
-                + _how_to_flatten(observations)
-            )
-        bounds = None
+        observation_size = _observation_size(observations)
         if isinstance(actions, Discrete):
-            size, first = int(actions.n), int(actions.start)
-        elif not isinstance(actions, Box) or len(actions.shape) != 1:
-            raise ValueError(
-                f"actions must be Discrete or a Box with one axis, got {actions}: convert them in "
-                "a gymnasium.ActionWrapper, several choices to one Discrete of all combinations"
-            )
-        elif not np.issubdtype(actions.dtype, np.floating):
-            raise ValueError(
-                f"actions must be Discrete or a Box of real numbers, got the integers of {actions}:"
-                " give a Box of float32 and round in the environment, or number all combinations "
-                "in one Discrete"
-            )
+            size, first, bounds = int(actions.n), int(actions.start), None
         else:
-            size, first = int(actions.shape[0]), 0
-            mode = settings.action_bounds or default_bounds
-            if mode not in BOUND_MODES:
-                raise ValueError(
-                    f"its action_bounds = {mode!r:.60} is not known: write clip, rescale or none"
-                )
-            bounds = ActionBounds.of(mode, actions)
+            box = _checked_actions(actions)
+            bounds = ActionBounds.of(settings.action_bounds or default_bounds, box)
+            size, first = box.shape[0], 0
         return cls(
-            observation_size=observations.shape[0],
+            observation_size=observation_size,
             action_size=size,
             hidden_sizes=settings.hidden_sizes,
             activation=settings.activation,
@@ -168,18 +110,7 @@ class PolicySpec:
         """
         values = {**data, "hidden_sizes": tuple(data["hidden_sizes"])}
         if (saved := data.get("action_bounds")) is not None:
-            bounds = ActionBounds(**saved)
-            low, high = (tuple(map(float, each)) for each in (bounds.low, bounds.high))
-            is_box = len(low) == len(high) == data["action_size"] and all(
-                -math.inf < a <= b < math.inf for a, b in zip(low, high, strict=True)
-            )
-            if (
-                bounds.mode not in BOUND_MODES
-                or not is_box
-                or not np.issubdtype(np.dtype(bounds.dtype), np.floating)
-            ):
-                raise ValueError(f"{bounds!r:.120} are not bounds of its actions")
-            values["action_bounds"] = ActionBounds(bounds.mode, low, high, bounds.dtype)
+            values["action_bounds"] = ActionBounds.from_json(saved, data["action_size"])
         return cls(**values)
 
     @property
@@ -193,19 +124,7 @@ class PolicySpec:
 
         ``action_scale`` multiplies first; what it yields is rescaled to the bounds or clipped.
         """
-        # Not above: Numba would delay every command, and completion in the shell.
-        from maml_ray.kernels.policy_forward import ActionMap
-
-        dtype, bounds = np.result_type(np.float32, self.action_dtype), self.action_bounds
-        factor = np.full(self.action_size, self.action_scale, dtype)
-        offset, high = np.zeros_like(factor), np.full_like(factor, np.inf)
-        if bounds is None or bounds.mode == "none":
-            return ActionMap(factor, offset, -high, high)
-        low, high = np.array(bounds.low, dtype), np.array(bounds.high, dtype)
-        if bounds.mode == "rescale":
-            half = high / 2 - low / 2
-            factor, offset = factor * half, low + half
-        return ActionMap(factor, offset, low, high)
+        return action_map(self.action_bounds, self.action_size, self.action_scale)
 
     @property
     def head(self) -> str:
@@ -275,6 +194,30 @@ def shares_beyond_bounds(spec: PolicySpec) -> list[float]:
         else 0.0
         for mean, spread, low, high in columns
     ]
+
+
+def _observation_size(observations: Space[Any]) -> int:
+    if not isinstance(observations, Box) or len(observations.shape) != 1:
+        raise ValueError(
+            f"observations must be a Box with one axis, got {observations!s:.300}: "
+            + _how_to_flatten(observations)
+        )
+    return observations.shape[0]
+
+
+def _checked_actions(actions: Space[Any]) -> Box:
+    if not isinstance(actions, Box) or len(actions.shape) != 1:
+        raise ValueError(
+            f"actions must be Discrete or a Box with one axis, got {actions}: convert them in "
+            "a gymnasium.ActionWrapper, several choices to one Discrete of all combinations"
+        )
+    if not np.issubdtype(actions.dtype, np.floating):
+        raise ValueError(
+            f"actions must be Discrete or a Box of real numbers, got the integers of {actions}: "
+            "give a Box of float32 and round in the environment, or number all combinations in "
+            "one Discrete"
+        )
+    return actions
 
 
 def _how_to_flatten(space: Space[Any]) -> str:

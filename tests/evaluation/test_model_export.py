@@ -22,8 +22,9 @@ from maml_ray.config.settings import Settings
 from maml_ray.evaluation import model_export
 from maml_ray.evaluation.agent import Agent
 from maml_ray.maml.distributions import to_numpy
+from maml_ray.policies.action_bounds import ActionBounds
 from maml_ray.policies.action_sampler import make_sampler
-from maml_ray.policies.spec import ActionBounds, PolicySpec
+from maml_ray.policies.spec import PolicySpec
 from tests.docs.pages import python_block
 from tests.oracles import naive as oracles
 

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from maml_ray.maml.distributions import distribution, log_prob, to_numpy
+from maml_ray.policies.action_bounds import ActionBounds
 from maml_ray.policies.action_sampler import make_sampler, to_env_actions
 from maml_ray.policies.numpy_policy import NumpyPolicy
-from maml_ray.policies.spec import ActionBounds, PolicySpec
+from maml_ray.policies.spec import PolicySpec
 from tests.oracles import naive as oracles
 from tests.oracles.meta import Parameters
 
