@@ -38,27 +38,14 @@ def path_problem(text: str) -> str | None:
     """Return why ``text`` is no path on any machine, as the end of a sentence; None if it is."""
     if is_url(text):
         return "write the path of a directory or file, not a URL"
-    problem = location_problem(text)
-    if problem is not None and problem.endswith(_DIRECTORY_OF_THAT_NAME.format(text)):
-        return f"write a path{_DIRECTORY_OF_THAT_NAME.format(text)}"
-    return problem
+    return _path_problem(text, urls=False)
 
 
 def location_problem(text: str) -> str | None:
     """Return why ``text`` is neither a path nor a URL on any machine; None if it is one."""
-    if not text:
-        return "write a path, not nothing"
     if url := _URL.fullmatch(text):
         return _url_problem(*url.groups())
-    if os.name != "nt" and _WINDOWS.match(text):
-        return "it is a path of Windows: write one of this system, such as /mnt/runs or ~/runs"
-    if mistyped := _MISTYPED_URL.fullmatch(text):
-        scheme, separator, rest = mistyped.groups()
-        if scheme.lower() in _SCHEMES or re.match(r":[/\\]", separator):
-            slashes = ":///" if scheme.lower() in _LOCAL else "://"
-            right = f"{scheme.lower()}{slashes}{rest}".replace("\\", "/")
-            return f"write {right}{_DIRECTORY_OF_THAT_NAME.format(text)}"
-    return None
+    return _path_problem(text, urls=True)
 
 
 def expand_path(text: str, name: str) -> Path:
@@ -109,12 +96,24 @@ def escape_path(path: Path) -> str:
     return str(path).replace("$", "$$")
 
 
-_DIRECTORY_OF_THAT_NAME = ", or ./{} for a directory of that name"
-
-
 def _text(value: str | os.PathLike[str]) -> str:
     text = os.fspath(value)
     return text if isinstance(value, str) else text.replace("$", "$$")
+
+
+def _path_problem(text: str, *, urls: bool) -> str | None:
+    """Return why ``text`` is no path; ``urls`` says whether it may have been meant as a URL."""
+    if not text:
+        return "write a path, not nothing"
+    if os.name != "nt" and _WINDOWS.match(text):
+        return "it is a path of Windows: write one of this system, such as /mnt/runs or ~/runs"
+    if mistyped := _MISTYPED_URL.fullmatch(text):
+        scheme, separator, rest = mistyped.groups()
+        if scheme.lower() in _SCHEMES or re.match(r":[/\\]", separator):
+            slashes = ":///" if scheme.lower() in _LOCAL else "://"
+            url = f"{scheme.lower()}{slashes}{rest}".replace("\\", "/")
+            return f"write {url if urls else 'a path'}, or ./{text} for a directory of that name"
+    return None
 
 
 def _url_problem(scheme: str, rest: str) -> str | None:

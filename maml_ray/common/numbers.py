@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from numbers import Integral, Real
 from typing import Any
 
@@ -30,8 +31,11 @@ def plain_scalar(value: Any) -> bool | int | float | str:
             return str.__str__(value)
     elif isinstance(value, bool | np.bool_):
         return bool(value)
-    elif isinstance(value, Real) and abs(value) <= MAX_MAGNITUDE:  # of NaN False
-        return int(value) if isinstance(value, Integral) else float(value)
+    elif isinstance(value, Real):
+        with suppress(OverflowError):  # of a fraction
+            number = int(value) if isinstance(value, Integral) else float(value)
+            if abs(number) <= MAX_MAGNITUDE:  # of NaN False
+                return number
     raise ValueError(
         f"must be a number (finite, at most {MAX_MAGNITUDE:g}) or text, got {original!r:.60}"
     )

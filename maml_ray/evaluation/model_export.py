@@ -63,10 +63,10 @@ def export_model(agent: Agent, path: str | Path, *, format: str | None = None) -
 
     The input is ``observations`` (n, D), unnormalized: float32, or float64 if float32 would lose
     how they vary. A continuous policy has the outputs ``actions`` (n, A) float32, the mean actions
-    as the environment takes them, and ``action_std``
-    (A,), the standard deviation of sampled actions before they are clipped to the environment's
-    bounds. A discrete policy has ``actions`` (n,) int64, the most probable ones, and ``log_probs``
-    (n, A) of all. A TorchScript module returns both as a tuple.
+    as the environment takes them, and ``action_std`` (A,), the standard deviation of sampled
+    actions before they are clipped to the environment's bounds. A discrete policy has ``actions``
+    (n,) int64, the most probable ones, and ``log_probs`` (n, A) of all. A TorchScript module
+    returns both as a tuple.
 
     The file is run at 1,000 observations and kept only if its outputs are the policy's.
 
