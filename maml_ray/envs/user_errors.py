@@ -6,9 +6,9 @@ import inspect
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import maml_ray
 from maml_ray.common.errors import UserError
@@ -47,14 +47,60 @@ def user_code(
     Raises:
         UserCodeError: for any error but a :class:`UserError`, which is a sentence already.
     """
+
+    def convert(error: BaseException) -> BaseException:
+        if among_ours and not _frames(error):
+            return error
+        return UserCodeError(f"{what} raises {describe_user_error(error, function)}")
+
+    with converted_errors(convert):
+        yield
+
+
+@contextmanager
+def converted_errors(convert: Callable[[BaseException], BaseException]) -> Iterator[None]:
+    """Raise what ``convert`` makes of an error that the block, which runs a user's code, raises.
+
+    A program that the user's code leaves is an error, too. Passed on as they are: a
+    :class:`UserError`, which is a sentence already, and the exit of a signal's handler.
+
+    Args:
+        convert: returns the error to raise; the same to pass it on.
+    """
     try:
         yield
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # a user's class may raise anything
-        if (among_ours and not _frames(error)) or _is_signal(error):
+        converted = error if _is_signal(error) else convert(error)
+        if converted is error:
             raise
-        raise UserCodeError(f"{what} raises {describe_user_error(error, function)}") from error
+        raise converted from error
+
+
+class _Closable(Protocol):
+    def close(self) -> Any: ...
+
+
+_Env = TypeVar("_Env", bound=_Closable)
+
+
+@contextmanager
+def closing_env(env: _Env) -> Iterator[_Env]:
+    """Close an environment, or a batch of them, after the block.
+
+    Raises:
+        UserCodeError: closing raises an error. After an error of the block that is not reported:
+            an environment that has failed may be unable to close.
+    """
+    try:
+        yield env
+    except BaseException:
+        with suppress(Exception):
+            env.close()
+        raise
+    with user_code("close", env.close):
+        env.close()
 
 
 def _is_signal(error: BaseException) -> bool:

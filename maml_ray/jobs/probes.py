@@ -27,7 +27,7 @@ from maml_ray.jobs.doctor import Finding, GpuReport, NodeReport, StorageReport
 from maml_ray.learning.rollout_worker import policy_spec
 from maml_ray.persistence.run_storage import check_locations, storage_location
 from maml_ray.persistence.storage import call_with_timeout, open_storage
-from maml_ray.rollouts.task_check import try_first_steps
+from maml_ray.rollouts.first_steps import try_first_steps
 from maml_ray.runtime.actor_handle import describe_error
 from maml_ray.tasks.loading import resolve_tasks
 

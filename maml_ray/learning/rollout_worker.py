@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from maml_ray.backends.inner_step import make_inner_step
 from maml_ray.common.normalization import RunningStatistics
 from maml_ray.common.seeding import Purpose, seed_sequence
-from maml_ray.config.settings import Settings, SettingsError
+from maml_ray.config.settings import Settings
 from maml_ray.envs.user_errors import UserCodeError
 from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.policies.spec import PolicyParameters, PolicySpec
@@ -26,7 +26,7 @@ from maml_ray.rollouts.env_cache import EnvCache
 from maml_ray.rollouts.samples import make_samples
 from maml_ray.rollouts.trajectories import TaskRollouts, Trajectories, empty_trajectories
 from maml_ray.tasks.loading import OwnTasks, resolve_tasks
-from maml_ray.tasks.task import Task, TaskDistribution, create_env, draw_tasks
+from maml_ray.tasks.task import Task, TaskDistribution, draw_tasks, opened_env, unusable_tasks
 
 
 @dataclass(frozen=True)
@@ -72,21 +72,12 @@ def policy_spec(settings: Settings, tasks: TaskDistribution | None = None) -> Po
     tasks = tasks or resolve_tasks(settings.task)
     try:
         (task,) = draw_tasks(tasks, np.random.default_rng(0), 1)
-        env = create_env(tasks, task, settings.task.horizon)
-    except UserCodeError as error:
-        raise _unusable(settings, error) from error
-    try:
-        return PolicySpec.from_spaces(
-            settings.policy, env.observation_space, env.action_space, tasks.action_bounds
-        )
-    except ValueError as error:
-        raise _unusable(settings, error) from None
-    finally:
-        env.close()
-
-
-def _unusable(settings: Settings, error: Exception) -> SettingsError:
-    return SettingsError(f"task.name = {settings.task.name!r:.80} cannot be used: {error}")
+        with opened_env(tasks, task, settings.task.horizon) as env:
+            return PolicySpec.from_spaces(
+                settings.policy, env.observation_space, env.action_space, tasks.action_bounds
+            )
+    except (UserCodeError, ValueError) as error:
+        raise unusable_tasks(settings.task.name, error) from error
 
 
 def sample_tasks(settings: Settings, tasks: TaskDistribution, iteration: int) -> tuple[Task, ...]:

@@ -45,11 +45,12 @@ class EnvCache:
         """
         if num_envs in self._envs:
             env, current = self._envs[num_envs]
-            with user_code("retarget"):
+            with user_code("retarget", self.tasks.retarget):
                 if task == current or self.tasks.retarget(env, task):
                     self._envs[num_envs] = (env, task)
                     return env
-            env.close()
+            with user_code("close", env.close):
+                env.close()
         with user_code(f"make_vector_env of the task {task.name!r:.60}"):
             env = self.tasks.make_vector_env(task, num_envs=num_envs, horizon=self.horizon)
         self._envs[num_envs] = (env, task)

@@ -17,7 +17,7 @@ from gymnasium.wrappers import FlattenObservation
 from maml_ray.common.numbers import finite_floats
 from maml_ray.config.error_messages import did_you_mean
 from maml_ray.config.settings import SettingsError
-from maml_ray.envs.user_errors import describe_user_error
+from maml_ray.envs.user_errors import converted_errors, describe_user_error
 from maml_ray.tasks.held_out import uniform_held_out, uniform_training
 from maml_ray.tasks.task import Task, TaskDistribution
 
@@ -122,14 +122,14 @@ def _task(values: Mapping[str, float]) -> Task:
 def _find_spec(env: str) -> Any:
     """Return the registration of a Gymnasium id, after importing the module before a colon."""
     module, _, name = env.rpartition(":")
-    try:
-        if module:
+    if module:
+        with converted_errors(
+            lambda error: SettingsError(
+                f"task.env = {env!r:.80}: the module {module:.80} cannot be imported "
+                f"({describe_user_error(error)})"
+            )
+        ):
             importlib.import_module(module)
-    except Exception as error:  # a user's module may raise anything
-        raise SettingsError(
-            f"task.env = {env!r:.80}: the module {module:.80} cannot be imported "
-            f"({describe_user_error(error)})"
-        ) from error
     if name not in gym.registry:
         hint = did_you_mean(name, gym.registry) or (
             "; the package that registers it may have to be imported: 'module:Name-v0'"
@@ -139,22 +139,29 @@ def _find_spec(env: str) -> Any:
 
 
 def _keywords(spec: Any) -> list[str] | None:
-    """Return the keywords of an environment; None if it takes any."""
-    try:
-        entry_point = spec.entry_point
-        creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
-        functions = _constructors(creator) if isinstance(creator, type) else [creator]
-        names: list[str] = []
-        for function in functions:
+    """Return the keywords of an environment; None if it takes any.
+
+    Raises:
+        SettingsError: it cannot be imported, as if an optional dependency is missing.
+    """
+    names: list[str] = []
+    with converted_errors(
+        lambda error: SettingsError(
+            f"task.env = {spec.id!r:.80} cannot be loaded: {describe_user_error(error)}"
+        )
+    ):
+        for function in _creators(spec.entry_point):
             parameters = list(inspect.signature(function).parameters.values())
             names += [one.name for one in parameters if one.kind in _NAMED]
             if not any(one.kind is one.VAR_KEYWORD for one in parameters):
                 return [name for name in dict.fromkeys(names) if name not in ("self", *_SET_BY_US)]
-    except Exception as error:  # an optional dependency is missing, or a user's module raises
-        raise SettingsError(
-            f"task.env = {spec.id!r:.80} cannot be loaded: {describe_user_error(error)}"
-        ) from error
     return None
+
+
+def _creators(entry_point: Any) -> list[Any]:
+    """Return the functions that keywords of an environment are passed on to, in order."""
+    creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+    return _constructors(creator) if isinstance(creator, type) else [creator]
 
 
 def _constructors(cls: type) -> list[Any]:

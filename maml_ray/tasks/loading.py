@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from maml_ray.common.locations import parse_location
 from maml_ray.config.error_messages import describe_validation_error, did_you_mean
 from maml_ray.config.settings import Settings, SettingsError, TaskSettings
-from maml_ray.envs.user_errors import describe_user_error
+from maml_ray.envs.user_errors import converted_errors, describe_user_error
 from maml_ray.tasks.gymnasium_tasks import GymnasiumTasks
 from maml_ray.tasks.registry import TASK_FAMILIES
 from maml_ray.tasks.task import TaskDistribution
@@ -114,13 +114,13 @@ class PickledTasks:
 def _create_own(own: OwnTasks) -> TaskDistribution:
     if not isinstance(own, type):
         return own
-    try:
-        return own()
-    except Exception as error:  # a user's class may raise anything
-        raise SettingsError(
+    with converted_errors(
+        lambda error: SettingsError(
             f"tasks = {own.__name__} cannot be created without arguments "
             f"({describe_user_error(error)}): give an instance, tasks={own.__name__}(...)"
-        ) from error
+        )
+    ):
+        return own()
 
 
 def _create_named(settings: TaskSettings) -> TaskDistribution:
@@ -160,12 +160,12 @@ def _import_class(name: str, recorded_in: str | None) -> type[TaskDistribution]:
         )
     if recorded_in is not None and name not in TASK_FAMILIES:
         _check_module_allowed(f"task.name = {name!r:.80}", module_name, recorded_in)
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # a user's module may raise anything
-        raise SettingsError(
+    with converted_errors(
+        lambda error: SettingsError(
             f"task.name = {name!r:.80} cannot be loaded: {_import_problem(module_name, error)}"
-        ) from error
+        )
+    ):
+        module = importlib.import_module(module_name)
     cls = getattr(module, class_name, None)
     if cls is None:
         families = [key for key, value in vars(module).items() if _is_family(value)]
@@ -190,10 +190,15 @@ def _suggestion(name: str) -> str:
     return did_you_mean(name, TASK_FAMILIES) or own
 
 
-def _import_problem(module: str, error: Exception) -> str:
+def _import_problem(module: str, error: BaseException) -> str:
     if not isinstance(error, ModuleNotFoundError) or not f"{module}.".startswith(f"{error.name}."):
         return describe_user_error(error)
     files = [path.stem for path in Path().glob("*.py")]
+    if error.name in files:  # as by the installed command, unlike python -m maml_ray
+        return (
+            f"{error.name}.py is in the current directory, which is not on PYTHONPATH: write "
+            "PYTHONPATH=. before the command"
+        )
     return (
         f"there is no module {error.name} in the current directory or elsewhere on PYTHONPATH"
         + did_you_mean(str(error.name), files)
@@ -212,17 +217,19 @@ def _create(cls: type[TaskDistribution], name: str, options: Mapping[str, Any]) 
                 f"task.options.{key} is not an option of {name}{did_you_mean(key, known)} "
                 f"(there are: {', '.join(known) or 'none'})"
             )
-    try:
-        return cls(**options)
-    except ValidationError as error:
-        raise SettingsError(describe_validation_error(error, prefix=("task", "options"))) from None
-    except ValueError as error:
-        raise SettingsError(f"task.options are not allowed: {error}") from None
-    except Exception as error:  # a user's class may raise anything
-        raise SettingsError(
+
+    def convert(error: BaseException) -> SettingsError:
+        if isinstance(error, ValidationError):
+            return SettingsError(describe_validation_error(error, prefix=("task", "options")))
+        if isinstance(error, ValueError):
+            return SettingsError(f"task.options are not allowed: {error}")
+        return SettingsError(
             f"task.name = {name!r:.80} cannot be created with task.options = "
             f"{dict(options)!r:.80}: {describe_user_error(error)}"
-        ) from error
+        )
+
+    with converted_errors(convert):
+        return cls(**options)
 
 
 def as_users_own(settings: Settings, own: OwnTasks | None = None) -> Settings:
@@ -260,12 +267,16 @@ def import_modules(names: Sequence[str], run: str | PathLike[str] | None = None)
     for name in names:
         if isinstance(run, Path):
             _check_outside(f"--import {name:.80}", list(_locations(name)), str(run))
-        try:
-            importlib.import_module(name)
-        except Exception as error:  # a user's module may raise anything
-            raise SettingsError(
-                f"--import {name:.80} cannot be imported: {describe_user_error(error)}"
-            ) from error
+        _import_named(name)
+
+
+def _import_named(name: str) -> None:
+    with converted_errors(
+        lambda error: SettingsError(
+            f"--import {name:.80} cannot be imported: {describe_user_error(error)}"
+        )
+    ):
+        importlib.import_module(name)
 
 
 _MAKE_BY_KEYWORD = ("GymV21Environment-v0", "GymV26Environment-v0")

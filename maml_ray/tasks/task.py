@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +15,11 @@ from gymnasium.vector import VectorEnv
 
 from maml_ray.common.errors import escape_unprintable
 from maml_ray.common.numbers import plain_scalar
-from maml_ray.config.error_messages import did_you_mean
+from maml_ray.config.error_messages import SettingsError, did_you_mean
 from maml_ray.envs.user_errors import (
     UserCodeError,
+    closing_env,
+    converted_errors,
     describe_user_error,
     place_of_definition,
     user_code,
@@ -191,14 +194,35 @@ def create_env(tasks: TaskDistribution, task: Task, horizon: int) -> gym.Env[Any
     return env
 
 
-def sampling_problem(drawn: Any, count: int) -> str | None:
-    """Return why what a family has returned is not ``count`` tasks, or None."""
+def opened_env(
+    tasks: TaskDistribution, task: Task, horizon: int
+) -> AbstractContextManager[gym.Env[Any, Any]]:
+    """Create an environment as :func:`create_env` does, for a block, and close it after that.
+
+    Raises:
+        UserCodeError: as :func:`create_env`, or closing it raises an error.
+    """
+    return closing_env(create_env(tasks, task, horizon))
+
+
+def has_own_batches(tasks: TaskDistribution) -> bool:
+    """Return whether a family has a ``make_vector_env`` of its own."""
+    return type(tasks).make_vector_env is not TaskDistribution.make_vector_env
+
+
+def unusable_tasks(name: str, error: Exception) -> SettingsError:
+    """Return the error of settings that name tasks, by ``task.name``, whose code fails."""
+    return SettingsError(f"task.name = {name!r:.80} cannot be used: {error}")
+
+
+def sampling_problem(drawn: Any, count: int | None = None) -> str | None:
+    """Return why what a family has returned is not ``count`` tasks, or any number; or None."""
     if not isinstance(drawn, Sequence) or isinstance(drawn, str):
         return f"returns a {type(drawn).__name__}: return a tuple of maml_ray.Task"
     odd = next((one for one in drawn if not isinstance(one, Task)), None)
     if odd is not None:
         return f"returns a {type(odd).__name__} among the tasks: write self.task({{...}})"
-    if len(drawn) != count:
+    if count is not None and len(drawn) != count:
         return f"returns {len(drawn)} tasks: return as many as asked for"
     return None
 
@@ -224,8 +248,7 @@ def find_task(tasks: TaskDistribution, wanted: Task | str | Mapping[str, Any]) -
         raise ValueError(
             f"a task is a name, a dictionary of parameters or a maml_ray.Task, got {wanted!r:.80}"
         )
-    with user_code("named_tasks()"):
-        named = {task.name: task for task in tasks.named_tasks()}
+    named = {task.name: task for task in _named_tasks(tasks)}
     if wanted in named:
         return named[wanted]
     if named:
@@ -240,18 +263,17 @@ def find_task(tasks: TaskDistribution, wanted: Task | str | Mapping[str, Any]) -
 
 def _find_by_parameters(tasks: TaskDistribution, wanted: Mapping[str, Any]) -> Task:
     """Return the task with ``wanted`` parameters, in order and type as the family samples them."""
-    try:
+    call = f"task({dict(wanted)!r:.80})"
+
+    def convert(error: BaseException) -> BaseException:
+        if isinstance(error, ValueError):  # says which tasks there are
+            return error
+        return UserCodeError(f"{call} raises {describe_user_error(error)}")
+
+    with converted_errors(convert):
         found = tasks.task(wanted)
-    except ValueError:
-        raise
-    except Exception as error:  # a user's class may raise anything
-        raise UserCodeError(
-            f"task({dict(wanted)!r:.80}) raises {describe_user_error(error)}"
-        ) from error
     if not isinstance(found, Task):
-        raise UserCodeError(
-            f"task({dict(wanted)!r:.80}) returns {found!r:.60}, not a maml_ray.Task"
-        )
+        raise UserCodeError(f"{call} returns {found!r:.60}, not a maml_ray.Task")
     sampled = _some_tasks(tasks)
     known: dict[str, Any] = {}
     for task in sampled:
@@ -281,7 +303,17 @@ def _some_tasks(tasks: TaskDistribution) -> list[Task]:
         for held_out in (False, True)
         for _ in range(_EXAMPLES)
     ]
-    return [*drawn, *tasks.named_tasks()]
+    return [*drawn, *_named_tasks(tasks)]
+
+
+def _named_tasks(tasks: TaskDistribution) -> Sequence[Task]:
+    call = "named_tasks()"
+    with user_code(call, tasks.named_tasks):
+        named: Any = tasks.named_tasks()
+    problem = sampling_problem(named)
+    if problem is not None:
+        raise UserCodeError(f"{call} {problem}{place_of_definition(tasks.named_tasks)}")
+    return tuple(named)
 
 
 def _like(example: Any, value: Any, key: str) -> Any:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from maml_ray.config.settings import SettingsError
 from maml_ray.envs.user_errors import UserCodeError
-from maml_ray.tasks.task import Task, TaskDistribution, draw_tasks
+from maml_ray.tasks.task import Task, TaskDistribution, draw_tasks, unusable_tasks
 
 _BOUND = 1e10  # of a parameter in the space: MuJoCo's limit, since Gymnasium warns of infinity
 
@@ -39,7 +39,7 @@ class ObservedParametersTasks(TaskDistribution):
         try:
             (first,) = draw_tasks(tasks, np.random.default_rng(0), 1)
         except UserCodeError as error:
-            raise SettingsError(f"task.name = {name!r:.80} cannot be used: {error}") from error
+            raise unusable_tasks(name, error) from error
         self.names = tuple(key for key, _ in first.parameters)
         text = next((pair for pair in first.parameters if isinstance(pair[1], str)), None)
         if not self.names or text is not None:

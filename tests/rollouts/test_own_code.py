@@ -25,7 +25,8 @@ from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.policies.spec import initial_parameters
 from maml_ray.rollouts.collector import collect
 from maml_ray.rollouts.env_cache import EnvCache
-from maml_ray.rollouts.task_check import check_tasks, try_first_steps
+from maml_ray.rollouts.first_steps import try_first_steps
+from maml_ray.rollouts.task_check import check_tasks
 from maml_ray.runs.adapt import adapt_run
 from maml_ray.serving.adaptation import handle_adapt_request
 from maml_ray.serving.policy_store import ServedPolicy
@@ -61,6 +62,7 @@ def making(make: Callable[[], Any]) -> type[Lines]:
     return type("OddLines", (Lines,), {"make_env": lambda self, task, **keywords: make()})
 
 
+TASK = Task("a", {"goal": 1.0})
 HERE = r"\(.*test_own_code.py, line \d+\)"
 OWN_CODE = [
     (sampling(lambda self, rng, count: ()), rf"sample\(rng, \d+\) returns 0 tasks.* {HERE}"),
@@ -91,6 +93,13 @@ OWN_CODE = [
         ),
         rf"NotImplementedError: .* {HERE}: Gymnasium cannot flatten a part",
     ),
+    (lines_of(reward=lambda self: None), r"step \(.*\) returns the reward None: return a number"),
+    (lines_of(close=lambda self: 1 / 0), rf"close raises ZeroDivisionError: .* {HERE}$"),
+    (
+        lines_of(reward=lambda self: 1 / 0, close=lambda self: hasattr(self, "x") and self.window),
+        rf"step raises ZeroDivisionError: .* {HERE}$",
+    ),
+    (sampling(lambda self, rng, count: sys.exit(0)), rf"raises SystemExit: 0 {HERE}$"),
     (making(lambda: sys.exit("no licence")), rf"raises SystemExit: no licence {HERE}$"),
 ]
 
@@ -119,6 +128,41 @@ def test_batches_of_ones_own_are_tried_before_ray_starts() -> None:
         try_first_steps(record_own_tasks(Settings(), NoBatch), NoBatch())
     try_first_steps(record_own_tasks(Settings(), Lines), Lines())
     try_first_steps(Settings(), NoBatch())  # named as a built-in family, which is not tried
+
+
+def family(**members: Any) -> type[Lines]:
+    return type("OddLines", (Lines,), members)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "problem"),
+    [
+        (
+            family(make_vector_env=lambda self, task, **keywords: sys.exit(0)),
+            rf"^make_vector_env raises SystemExit: 0 {HERE}$",
+        ),
+        (
+            family(retarget=lambda self, env, task: sys.exit(0)),
+            rf"^retarget raises SystemExit: 0 {HERE}$",
+        ),
+        (
+            family(task=lambda self, parameters: sys.exit(0), sample=lambda s, r, n: (TASK,) * n),
+            rf"^task\({{'goal': 1.0}}\) raises SystemExit: 0 {HERE}$",
+        ),
+        (
+            family(named_tasks=lambda self: None),
+            rf"^named_tasks\(\) returns a NoneType: return a tuple of maml_ray.Task {HERE}$",
+        ),
+        (
+            family(named_tasks=lambda self: 1 / 0),
+            rf"^named_tasks\(\) raises ZeroDivisionError: .* {HERE}$",
+        ),
+    ],
+)
+def test_errors_beyond_the_first_steps_are_found_by_a_check(tasks: Any, problem: str) -> None:
+    """Each names the method that is to blame; a method that exits is no check that passes."""
+    with pytest.raises(AssertionError, match=problem):
+        raise AssertionError(check_tasks(tasks).problems[0])
 
 
 def test_an_error_in_a_rollout_has_file_and_line() -> None:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from maml_ray.config.loading import validate_settings
 from maml_ray.config.settings import SettingsError
-from maml_ray.rollouts.task_check import check_tasks, try_first_steps
+from maml_ray.rollouts.first_steps import try_first_steps
+from maml_ray.rollouts.task_check import check_tasks
 from maml_ray.tasks.half_cheetah import HalfCheetahVelocityTasks
 from maml_ray.tasks.loading import resolve_tasks
 from maml_ray.tasks.point_navigation import PointNavigationTasks

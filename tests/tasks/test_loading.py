@@ -16,7 +16,7 @@ import pytest
 from maml_ray.config.loading import dump_settings, validate_settings
 from maml_ray.config.settings import Settings, SettingsError, TaskSettings
 from maml_ray.tasks.half_cheetah import HalfCheetahBackwardTasks
-from maml_ray.tasks.loading import record_own_tasks, resolve_tasks
+from maml_ray.tasks.loading import import_modules, record_own_tasks, resolve_tasks
 from maml_ray.tasks.registry import TASK_FAMILIES
 from maml_ray.tasks.task import TaskDistribution
 from tests.tasks.families import PendulumTasks
@@ -86,6 +86,34 @@ def test_a_misspelt_module_of_the_current_directory_is_suggested(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SettingsError, match=r"no module walking_task .*mean 'walking_tasks'"):
         resolve_tasks(TaskSettings(name="walking_task:Walks"))
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    with pytest.raises(SettingsError, match=r"loaded: walking_tasks.py is in .*PYTHONPATH=\. bef"):
+        resolve_tasks(TaskSettings(name="walking_tasks:Walks"))
+
+
+class Leaves(PendulumTasks):
+    def __init__(self) -> None:
+        sys.exit(0)
+
+
+def test_a_module_or_a_class_that_ends_the_program_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a command, such as check, would end as if all were well."""
+    (tmp_path / "a_script.py").write_text("import sys\nsys.exit(0)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        SettingsError, match=r"cannot be loaded: SystemExit: 0 \(.*script.py, line 2"
+    ):
+        resolve_tasks(TaskSettings(name="a_script:Walks"))
+    with pytest.raises(SettingsError, match=r"--import a_script cannot be imported: SystemExit"):
+        import_modules(["a_script"])
+    with pytest.raises(SettingsError, match=r"task.env = 'a_script:Walk-v0'.*SystemExit: 0"):
+        resolve_tasks(TaskSettings(name="a_script:Walk-v0", env="a_script:Walk-v0"))
+    with pytest.raises(SettingsError, match=r"cannot be created .*SystemExit: 0 \(.*test_loading"):
+        resolve_tasks(TaskSettings(name=f"{__name__}:Leaves"))
+    with pytest.raises(SettingsError, match=r"without arguments \(SystemExit: 0 \(.*test_loading"):
+        record_own_tasks(Settings(), Leaves)
 
 
 def test_tasks_given_in_python_replace_those_of_the_settings() -> None:
