@@ -60,7 +60,7 @@ def expand_path(text: str, name: str) -> Path:
     """
     path = _expand(text, name)
     _check(path_problem(path) or _encoding_problem(path), text, name)
-    return Path(path)
+    return _as_path(path)
 
 
 def expand_location(text: str, name: str) -> str:
@@ -88,7 +88,7 @@ def parse_path(value: str | os.PathLike[str], name: str) -> Path:
 def parse_location(value: str | os.PathLike[str], name: str) -> Path | str:
     """Return the path, or else the URL, that an argument means; otherwise as :func:`parse_path`."""
     location = expand_location(_text(value), name)
-    return location if is_url(location) else Path(location)
+    return location if is_url(location) else _as_path(location)
 
 
 def escape_path(path: Path) -> str:
@@ -99,6 +99,17 @@ def escape_path(path: Path) -> str:
 def _text(value: str | os.PathLike[str]) -> str:
     text = os.fspath(value)
     return text if isinstance(value, str) else text.replace("$", "$$")
+
+
+def _as_path(text: str) -> Path:
+    """Return a path that means the same if it is parsed again.
+
+    A path object has no ``./`` in front; if it would mean something else without, it is absolute.
+    """
+    path = Path(text)
+    bare = str(path)
+    is_special = bare.startswith("~") or _path_problem(bare, urls=False) is not None
+    return path.absolute() if is_special else path
 
 
 def _path_problem(text: str, *, urls: bool) -> str | None:

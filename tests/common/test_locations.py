@@ -13,6 +13,7 @@ from maml_ray.common.locations import (
     expand_location,
     expand_path,
     location_problem,
+    parse_location,
     parse_path,
     path_problem,
 )
@@ -59,8 +60,17 @@ def test_what_looks_like_a_url_is_refused_with_the_right_form(text: str) -> None
     ["runs", "a//b", "./s3:/x", "/mnt/s3:/x", "../a:/b", "run:1", "2026-01-01T12:00", "a b", "é"],
 )
 def test_other_paths_are_as_they_are(text: str) -> None:
-    assert expand_path(text, "x") == Path(text)
+    assert expand_path(text, "x").absolute() == Path(text).absolute()
     assert expand_location(text, "x") == text
+
+
+@pytest.mark.parametrize("text", ["./s3:/x", "./~", "./~root/x", ".//gs//x", "./C:/x", "./runs"])
+def test_what_has_been_parsed_means_the_same_when_it_is_parsed_again(text: str) -> None:
+    for parse in (parse_path, parse_location):
+        path = parse(text, "x")
+        assert isinstance(path, Path)
+        assert path.absolute() == Path.cwd() / text
+        assert parse(path, "x") == path
 
 
 @pytest.mark.parametrize("url", ["s3://b/a", "gs://b", "file:///x", "memory://x", "abfs://c@a/x"])
