@@ -11,7 +11,8 @@ import gymnasium as gym
 from gymnasium.utils import env_checker
 
 from maml_ray.config.settings import Settings
-from maml_ray.policies.spec import PolicySpec, bounds_warning, shares_beyond_bounds
+from maml_ray.policies.bounds_warning import bounds_warning, shares_beyond_bounds
+from maml_ray.policies.spec import PolicySpec
 from maml_ray.rollouts.check_findings import CheckStopped, Findings
 from maml_ray.rollouts.first_steps import create_extremes, step_env
 from maml_ray.tasks.task import Task, TaskDistribution, opened_env

@@ -35,7 +35,7 @@ from maml_ray.persistence.checkpoint_format import Checkpoint
 from maml_ray.persistence.checkpoint_store import CheckpointScore
 from maml_ray.persistence.records import IterationRecord, IterationTimings, Observer, StartReport
 from maml_ray.persistence.run_dir import RunDir
-from maml_ray.policies.spec import bounds_warning
+from maml_ray.policies.bounds_warning import bounds_warning
 from maml_ray.rollouts.first_steps import try_first_steps
 from maml_ray.runs.observers import ObserverList
 from maml_ray.runs.session import open_checkpoint_writer, open_session

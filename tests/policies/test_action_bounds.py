@@ -15,8 +15,9 @@ from scipy.stats import norm
 
 from maml_ray.config.settings import PolicySettings
 from maml_ray.policies.action_sampler import at_bounds, from_env_actions, to_env_actions
+from maml_ray.policies.bounds_warning import bounds_warning
 from maml_ray.policies.numpy_policy import NumpyPolicy
-from maml_ray.policies.spec import PolicySpec, bounds_warning, initial_parameters
+from maml_ray.policies.spec import PolicySpec, initial_parameters
 from maml_ray.rollouts.collector import collect
 
 OBSERVATIONS = Box(-np.inf, np.inf, (3,), np.float32)
