@@ -33,7 +33,7 @@ from maml_ray.serving.policy_store import ServedPolicy
 from maml_ray.serving.requests import AdaptBody, ApiError
 from maml_ray.tasks.loading import record_own_tasks
 from maml_ray.tasks.task import Task, TaskDistribution
-from tests.rollouts.test_task_check import PLANE, Line, Lines, lines_of, sampling
+from tests.rollouts.lines import PLANE, Line, Lines, lines_of, sampling
 from tests.small_runs import run_of, settings
 
 
