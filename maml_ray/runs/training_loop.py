@@ -244,9 +244,11 @@ class _TrainingLoop:
         try:
             self._save_last(EXIT_SAVE_TIMEOUT_S)
         except TrainingFailed as save_error:
-            both: Interrupted | TrainingFailed = TrainingFailed(f"{error}; {save_error}")
+            both: Interrupted | TrainingFailed
             if isinstance(error, Interrupted):
                 both = Interrupted(error.signal_number, str(save_error))
+            else:  # of the same class, which has the exit code
+                both = type(error)(f"{error}; {save_error}")
             both.run = save_error.run
             raise both from None
 

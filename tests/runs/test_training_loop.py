@@ -13,7 +13,7 @@ from typing import Any, ClassVar, cast
 
 import pytest
 
-from maml_ray.common.errors import Interrupted, Superseded, TrainingFailed
+from maml_ray.common.errors import Interrupted, Superseded, TrainingFailed, UserCodeFailed
 from maml_ray.common.signals import StopRequest
 from maml_ray.config.settings import Settings
 from maml_ray.learning.rollout_worker import Assignment
@@ -176,6 +176,22 @@ def test_a_run_stopped_by_its_storage_is_saved_to_the_fallback_once(tmp_path: Pa
     assert raised.value.run == str(tmp_path / "fallback" / "run")  # to resume from
     assert [path.name for path in (tmp_path / "fallback").iterdir()] == ["run"]
     assert load_newest_checkpoint(LocalStorage(tmp_path / "fallback" / "run"))[0].iteration == 3
+
+
+def test_an_error_keeps_its_exit_code_if_the_storage_fails_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("maml_ray.runs.training_loop.EXIT_SAVE_TIMEOUT_S", 0.3)
+
+    def during(iteration: int) -> None:
+        if iteration == 2:
+            run.gate.full = True
+            raise UserCodeFailed("the reward is NaN")
+
+    with prepared_run(tmp_path, during) as run, pytest.raises(UserCodeFailed) as raised:
+        run.loop.run()
+    assert str(raised.value).startswith("the reward is NaN; ")
+    assert raised.value.run == str(tmp_path / "fallback" / "run")
 
 
 @pytest.mark.parametrize("when", [0, 1, 2])
