@@ -115,7 +115,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], list[str]]] = {
     ),
     "no environment": (
         lambda: policy_spec(settings(), NoEnvironment()),
-        ["make_env returns <object", "gymnasium.Env"],
+        ["make_env of the task", "returns a builtins.object, not a gymnasium.Env"],
     ),
 }
 
