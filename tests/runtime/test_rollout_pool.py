@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -35,6 +36,10 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 TASKS = 5
 
 
+def find_no_room(*args: Any) -> Any:
+    raise ObjectStoreFullError("no room for the rollouts")
+
+
 class FlawedTasks(HalfCheetahBackwardTasks):
     """Task ``raises`` raises, ``kills`` kills its process, ``hangs`` never answers.
 
@@ -54,8 +59,8 @@ class FlawedTasks(HalfCheetahBackwardTasks):
             signal.pause()
         if task.name == "waits":
             Path(self.fifo).read_text()
-        if task.name == "full":
-            raise ObjectStoreFullError("no room for the rollouts")
+        if task.name == "full":  # beside the user's code, whose errors would be its own
+            mock.patch("maml_ray.learning.rollout_worker.compute_advantages", find_no_room).start()
         return super().make_vector_env(task, num_envs=num_envs, horizon=horizon)
 
     def retarget(self, env: Any, task: Task) -> bool:
