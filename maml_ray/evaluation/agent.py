@@ -85,7 +85,7 @@ class Agent:
 
     @property
     def tasks(self) -> TaskDistribution:
-        """The task distribution that the policy was trained for, created anew.
+        """The task distribution that the policy was trained for, as a new instance.
 
         Raises:
             SettingsError: it is not installed here, or was given in Python and must be again.

@@ -35,7 +35,7 @@ def load(
             A run whose family was named by its module needs them, too, unless your program has
             imported that module: the record of a run alone imports none.
 
-    Of a checkpoint that is damaged and passed over a :class:`RunWarning` tells.
+    Issues a :class:`RunWarning` for a damaged checkpoint that is skipped.
 
     Raises:
         RunDirError: the folder is neither, or holds no readable policy that fits its settings
@@ -75,7 +75,7 @@ class LoadedRun:
 
 
 def load_run(folder: str | PathLike[str], checkpoint: str = "newest") -> LoadedRun:
-    """Load the meta-trained policy of a run, and what is to be told of its checkpoints.
+    """Load the meta-trained policy of a run, and warnings about its checkpoints.
 
     Raises:
         RunDirError: as :func:`load`.

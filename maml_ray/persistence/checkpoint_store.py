@@ -129,7 +129,7 @@ def load_newest_checkpoint(storage: Storage) -> tuple[Checkpoint, list[str]]:
 def load_newest_of(storages: Sequence[Storage]) -> tuple[Storage, Checkpoint | None]:
     """Load the newest checkpoint of a run whose checkpoints may be in several storages.
 
-    A :class:`~maml_ray.common.errors.RunWarning` tells of checkpoints that cannot be read.
+    Issues a :class:`~maml_ray.common.errors.RunWarning` for each that cannot be read.
 
     Returns:
         Its storage and the checkpoint; the first storage and None if there is none.

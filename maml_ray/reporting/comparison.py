@@ -196,7 +196,7 @@ def group_by_settings(runs: Sequence[Run]) -> list[Group]:
 def describe_different_tasks(groups: Sequence[Group]) -> list[str]:
     """Return a sentence if the groups' tasks differ, so that returns are of different things."""
     differing = _differing_keys([group.runs[0].settings for group in groups])
-    # A policy that is told the task is a usual baseline of one that is not.
+    # A policy that observes the task is a usual baseline of one that does not.
     same_returns = {"task.observe_parameters"}
     keys = [key for key in differing if key.startswith("task.") and key not in same_returns]
     return [f"the runs differ in {', '.join(keys)}: do not compare their returns"] if keys else []

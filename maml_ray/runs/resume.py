@@ -97,7 +97,7 @@ def load_resume_state(
 ) -> Checkpoint | None:
     """Load the checkpoint to resume from and fetch the metrics up to it.
 
-    What of it is damaged and passed over is told by :class:`RunWarning`.
+    Issues a :class:`RunWarning` for what is damaged and skipped.
 
     Returns:
         The newest checkpoint; None if the run ended before its first one.

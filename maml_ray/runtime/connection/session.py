@@ -192,7 +192,7 @@ class _Peer:
         return self._address if isinstance(self._address, str) else "{}:{}".format(*self._address)
 
     def answers(self) -> bool:
-        """Return whether the connection is open, or can be opened anew."""
+        """Return whether the connection is open, or can be reopened."""
         if self._socket is not None and self._is_open(self._socket):
             return True
         self.close()
