@@ -24,7 +24,7 @@ from maml_ray.common.locations import escape_path, parse_location
 
 if TYPE_CHECKING:
     from maml_ray.serving.launcher import Endpoint
-    from maml_ray.serving.policy_store import ServedPolicy
+    from maml_ray.serving.served_policy import ServedPolicy
 
 _MAX_EXAMPLE_SIZE = 40
 """Largest observation for which an example request is printed."""
@@ -71,9 +71,9 @@ def serve(
       maml-ray serve runs/direction-20260101-120000 --host 0.0.0.0 --token-file token
     """
     _check_installed()
-    from maml_ray.serving.auth import load_token_digest
+    from maml_ray.serving.http.auth import load_token_digest
     from maml_ray.serving.launcher import serve_until_stopped
-    from maml_ray.serving.policy_store import load_base_policy
+    from maml_ray.serving.served_policy import load_base_policy
     from maml_ray.serving.settings import parse_serve_settings
     from maml_ray.tasks.loading import import_modules
 

@@ -21,7 +21,7 @@ from maml_ray.runs.adapt import adapt_run
 from maml_ray.runs.evaluate import evaluate_run
 from maml_ray.runs.train import train
 from maml_ray.runs.tune import tune_objective
-from maml_ray.serving.policy_store import load_base_policy
+from maml_ray.serving.served_policy import load_base_policy
 from maml_ray.tasks.loading import import_modules, recorded_module, resolve_tasks
 from tests.small_runs import run_of, settings
 

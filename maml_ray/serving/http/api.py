@@ -13,12 +13,12 @@ from starlette.exceptions import HTTPException
 from maml_ray.common.versions import own_version
 from maml_ray.policies.spec import PolicySpec
 from maml_ray.serving.adaptation import AdaptResponse
-from maml_ray.serving.auth import GuardMiddleware
+from maml_ray.serving.http.auth import GuardMiddleware
 from maml_ray.serving.batching import ActResponse
 from maml_ray.serving.cache import PolicyCache
-from maml_ray.serving.openapi import RouteDocs, document_bearer_auth
-from maml_ray.serving.policy_store import ServedPolicy
-from maml_ray.serving.requests import (
+from maml_ray.serving.http.openapi import RouteDocs, document_bearer_auth
+from maml_ray.serving.served_policy import ServedPolicy
+from maml_ray.serving.http.requests import (
     BASE_POLICY,
     ActRequest,
     AdaptBody,
@@ -55,7 +55,7 @@ class ApiBackend:
 def make_app(backend: ApiBackend, *, token_digest: bytes | None, max_body_bytes: int) -> FastAPI:
     """Return the application.
 
-    Bodies are parsed by :mod:`maml_ray.serving.requests`, not by FastAPI, for speed and for
+    Bodies are parsed by :mod:`maml_ray.serving.http.requests`, not by FastAPI, for speed and for
     one-sentence errors; :class:`RouteDocs` describes them in OpenAPI.
 
     Args:

@@ -11,8 +11,8 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from maml_ray.policies.spec import PolicySpec
-from maml_ray.serving.auth import OPEN_PATHS
-from maml_ray.serving.requests import MAX_OBSERVATIONS, ActBody, AdaptBody, SupportBody
+from maml_ray.serving.http.auth import OPEN_PATHS
+from maml_ray.serving.http.requests import MAX_OBSERVATIONS, ActBody, AdaptBody, SupportBody
 
 Schema = dict[str, Any]
 

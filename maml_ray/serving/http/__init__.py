@@ -1,0 +1,1 @@
+"""Answer HTTP requests: routes, bodies, and who may send them."""

@@ -1,0 +1,87 @@
+"""Load the policy that a service starts from, and name those adapted from it."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from maml_ray.common.errors import UserError
+from maml_ray.common.locations import parse_location
+from maml_ray.evaluation.agent import Agent
+from maml_ray.evaluation.loading import is_policy_folder, load, load_run
+from maml_ray.evaluation.saved_policy import DESCRIPTION, PARAMETERS, serialize_policy
+from maml_ray.persistence.run_storage import fetch_run
+from maml_ray.policies.numpy_policy import NumpyPolicy
+from maml_ray.tasks.task import Task
+
+
+@dataclass(frozen=True, eq=False)
+class ServedPolicy:
+    """A policy and its name in the API.
+
+    Attributes:
+        name: ``checkpoint-120`` or ``adapted-...``; never reused for other parameters.
+        agent: the policy with its settings.
+        task: the task it was adapted to, if that is one of the run's family.
+        num_passed_over: newer checkpoints of the run that are damaged or incomplete.
+    """
+
+    name: str
+    agent: Agent
+    task: Task | None = None
+    num_passed_over: int = 0
+
+    @cached_property
+    def numpy_policy(self) -> NumpyPolicy:
+        """The policy for acting, in one thread."""
+        return self.agent.policy
+
+    @property
+    def example_task(self) -> dict[str, float] | None:
+        """Parameters of one task of the run; None if the task family is not installed here."""
+        try:
+            return dict(self.agent.sample_tasks(1)[0].parameters)
+        except UserError:
+            return None
+
+    @property
+    def parameters_file(self) -> bytes:
+        """Content of ``parameters.safetensors`` in an exported policy."""
+        return serialize_policy(self.agent, self.task)[PARAMETERS]
+
+    @property
+    def description_file(self) -> bytes:
+        """Content of ``policy.json`` in an exported policy."""
+        return serialize_policy(self.agent, self.task)[DESCRIPTION]
+
+
+def new_policy_name() -> str:
+    """Return a random name for an adapted policy, which other callers cannot guess."""
+    return f"adapted-{secrets.token_hex(8)}"
+
+
+def load_base_policy(run: str, checkpoint: str = "newest") -> ServedPolicy:
+    """Load the policy of a run directory or URL, or one exported by ``maml-ray adapt``.
+
+    Raises:
+        UserError: ``run`` is none of these, or has no such checkpoint.
+    """
+    folder = parse_location(run, "run")
+    if isinstance(folder, str):
+        with tempfile.TemporaryDirectory() as directory:
+            return _load_from_run(fetch_run(folder, Path(directory)).path, checkpoint)
+    if is_policy_folder(folder):
+        agent = load(folder)
+        digest = hashlib.sha256(serialize_policy(agent)[PARAMETERS]).hexdigest()
+        return ServedPolicy(f"policy-{digest[:16]}", agent)
+    return _load_from_run(folder, checkpoint)
+
+
+def _load_from_run(run_dir: Path, checkpoint: str) -> ServedPolicy:
+    loaded = load_run(run_dir, checkpoint)
+    name = f"checkpoint-{loaded.iteration}"
+    return ServedPolicy(name, loaded.agent, num_passed_over=len(loaded.warnings))
