@@ -13,9 +13,9 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from maml_ray.serving.http.requests import ApiError
 from maml_ray.serving.policy_store import LookupResult
 from maml_ray.serving.served_policy import ServedPolicy
-from maml_ray.serving.http.requests import ApiError
 
 CACHE_TTL_S = 1.0
 

@@ -8,9 +8,9 @@ import pytest
 
 from maml_ray.evaluation.agent import Agent
 from maml_ray.serving.cache import CACHE_TTL_S, PolicyCache
+from maml_ray.serving.http.requests import ApiError
 from maml_ray.serving.policy_store import LookupResult, PolicyStore
 from maml_ray.serving.served_policy import ServedPolicy
-from maml_ray.serving.http.requests import ApiError
 from tests.serving.test_policy_store import Clock, a_store
 from tests.small_runs import agent_of, settings
 

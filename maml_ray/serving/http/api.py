@@ -13,11 +13,10 @@ from starlette.exceptions import HTTPException
 from maml_ray.common.versions import own_version
 from maml_ray.policies.spec import PolicySpec
 from maml_ray.serving.adaptation import AdaptResponse
-from maml_ray.serving.http.auth import GuardMiddleware
 from maml_ray.serving.batching import ActResponse
 from maml_ray.serving.cache import PolicyCache
+from maml_ray.serving.http.auth import GuardMiddleware
 from maml_ray.serving.http.openapi import RouteDocs, document_bearer_auth
-from maml_ray.serving.served_policy import ServedPolicy
 from maml_ray.serving.http.requests import (
     BASE_POLICY,
     ActRequest,
@@ -26,6 +25,7 @@ from maml_ray.serving.http.requests import (
     parse_act,
     parse_adapt,
 )
+from maml_ray.serving.served_policy import ServedPolicy
 
 Value = TypeVar("Value")
 
