@@ -16,7 +16,8 @@ from maml_ray.runs.adapt import (
     adapt_in_simulation,
     mean_return,
 )
-from maml_ray.serving.http.requests import AdaptBody, ApiError, to_trajectories
+from maml_ray.serving.http.adapt_body import AdaptBody, to_trajectories
+from maml_ray.serving.http.errors import ApiError
 from maml_ray.serving.served_policy import ServedPolicy, new_policy_name
 from maml_ray.tasks.task import Task
 

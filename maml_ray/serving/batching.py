@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maml_ray.policies.action_sampler import make_sampler, to_env_actions
-from maml_ray.serving.http.requests import ActRequest, ApiError
+from maml_ray.serving.http.act_body import ActRequest
+from maml_ray.serving.http.errors import ApiError
 from maml_ray.serving.served_policy import ServedPolicy
 
 

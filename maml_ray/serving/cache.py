@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from maml_ray.serving.http.requests import ApiError
+from maml_ray.serving.http.errors import ApiError
 from maml_ray.serving.policy_store import LookupResult
 from maml_ray.serving.served_policy import ServedPolicy
 

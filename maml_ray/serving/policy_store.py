@@ -7,7 +7,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from maml_ray.serving.http.requests import BASE_POLICY, ApiError
+from maml_ray.serving.http.bodies import BASE_POLICY
+from maml_ray.serving.http.errors import ApiError
 from maml_ray.serving.served_policy import ServedPolicy
 
 

@@ -28,9 +28,12 @@ from ray.serve.handle import DeploymentHandle
 from maml_ray.serving.adaptation import AdaptResponse, handle_adapt_request
 from maml_ray.serving.batching import ActResponse, act_batch
 from maml_ray.serving.cache import PolicyCache
+from maml_ray.serving.http.act_body import ActRequest
+from maml_ray.serving.http.adapt_body import AdaptBody
 from maml_ray.serving.http.api import ApiBackend, make_app
 from maml_ray.serving.http.auth import load_token_digest
-from maml_ray.serving.http.requests import BASE_POLICY, ActRequest, AdaptBody, ApiError
+from maml_ray.serving.http.bodies import BASE_POLICY
+from maml_ray.serving.http.errors import ApiError
 from maml_ray.serving.policy_store import LookupResult, PolicyStore
 from maml_ray.serving.served_policy import ServedPolicy, load_base_policy
 from maml_ray.serving.settings import ServeSettings, parse_serve_settings, parse_user_config

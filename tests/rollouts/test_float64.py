@@ -27,7 +27,8 @@ from maml_ray.rollouts.advantages import compute_advantages
 from maml_ray.rollouts.collector import collect
 from maml_ray.rollouts.samples import make_samples
 from maml_ray.rollouts.trajectories import Trajectories
-from maml_ray.serving.http.requests import SupportBody, parse_act, policy_log_probs, to_trajectories
+from maml_ray.serving.http.act_body import parse_act
+from maml_ray.serving.http.adapt_body import SupportBody, policy_log_probs, to_trajectories
 from maml_ray.tasks.task import Task, TaskDistribution
 
 FAR = 5e7  # in float32, the next number is 5e7 + 4

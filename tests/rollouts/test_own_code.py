@@ -29,7 +29,8 @@ from maml_ray.rollouts.first_steps import try_first_steps
 from maml_ray.rollouts.task_check import check_tasks
 from maml_ray.runs.adapt import adapt_run
 from maml_ray.serving.adaptation import handle_adapt_request
-from maml_ray.serving.http.requests import AdaptBody, ApiError
+from maml_ray.serving.http.adapt_body import AdaptBody
+from maml_ray.serving.http.errors import ApiError
 from maml_ray.serving.served_policy import ServedPolicy
 from maml_ray.tasks.loading import record_own_tasks
 from maml_ray.tasks.task import Task, TaskDistribution

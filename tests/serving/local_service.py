@@ -13,8 +13,10 @@ from maml_ray.evaluation.agent import Agent
 from maml_ray.serving.adaptation import AdaptResponse, handle_adapt_request
 from maml_ray.serving.batching import ActResponse, act_batch
 from maml_ray.serving.cache import PolicyCache
+from maml_ray.serving.http.act_body import ActRequest
+from maml_ray.serving.http.adapt_body import AdaptBody
 from maml_ray.serving.http.api import ApiBackend, make_app
-from maml_ray.serving.http.requests import ActRequest, AdaptBody, ApiError
+from maml_ray.serving.http.errors import ApiError
 from maml_ray.serving.policy_store import LookupResult, PolicyStore
 from maml_ray.serving.served_policy import ServedPolicy
 

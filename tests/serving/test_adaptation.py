@@ -18,7 +18,8 @@ from maml_ray.policies.spec import PolicySpec
 from maml_ray.rollouts.trajectories import Trajectories
 from maml_ray.runs.adapt import adapt_run
 from maml_ray.serving.adaptation import AdaptResponse, handle_adapt_request
-from maml_ray.serving.http.requests import ApiError, SupportBody, parse_adapt, to_trajectories
+from maml_ray.serving.http.adapt_body import SupportBody, parse_adapt, to_trajectories
+from maml_ray.serving.http.errors import ApiError
 from maml_ray.serving.served_policy import ServedPolicy, load_base_policy
 from tests.oracles import naive as oracles
 from tests.serving.bodies import body_of

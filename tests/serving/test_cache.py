@@ -8,7 +8,7 @@ import pytest
 
 from maml_ray.evaluation.agent import Agent
 from maml_ray.serving.cache import CACHE_TTL_S, PolicyCache
-from maml_ray.serving.http.requests import ApiError
+from maml_ray.serving.http.errors import ApiError
 from maml_ray.serving.policy_store import LookupResult, PolicyStore
 from maml_ray.serving.served_policy import ServedPolicy
 from tests.serving.test_policy_store import Clock, a_store

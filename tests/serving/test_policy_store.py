@@ -10,7 +10,7 @@ import requests
 
 from maml_ray.common.errors import RunWarning
 from maml_ray.evaluation.agent import Agent
-from maml_ray.serving.http.requests import ApiError
+from maml_ray.serving.http.errors import ApiError
 from maml_ray.serving.policy_store import PolicyStore
 from maml_ray.serving.served_policy import ServedPolicy, load_base_policy
 from tests.serving.local_service import backend_of, served

@@ -16,7 +16,7 @@ from maml_ray.common.errors import UserError
 from maml_ray.persistence.checkpoint_format import load_checkpoint
 from maml_ray.persistence.checkpoint_store import save_checkpoint
 from maml_ray.persistence.storage import LocalStorage
-from maml_ray.serving.http.requests import ApiError
+from maml_ray.serving.http.errors import ApiError
 from maml_ray.serving.policy_store import LookupResult
 from maml_ray.serving.ray_serve import StoreDeployment, _wait_for
 from maml_ray.serving.served_policy import ServedPolicy

@@ -15,16 +15,12 @@ from maml_ray.policies.spec import PolicySpec
 from maml_ray.serving.adaptation import AdaptResponse
 from maml_ray.serving.batching import ActResponse
 from maml_ray.serving.cache import PolicyCache
+from maml_ray.serving.http.act_body import ActRequest, parse_act
+from maml_ray.serving.http.adapt_body import AdaptBody, parse_adapt
 from maml_ray.serving.http.auth import GuardMiddleware
+from maml_ray.serving.http.bodies import BASE_POLICY
+from maml_ray.serving.http.errors import ApiError
 from maml_ray.serving.http.openapi import RouteDocs, document_bearer_auth
-from maml_ray.serving.http.requests import (
-    BASE_POLICY,
-    ActRequest,
-    AdaptBody,
-    ApiError,
-    parse_act,
-    parse_adapt,
-)
 from maml_ray.serving.served_policy import ServedPolicy
 
 Value = TypeVar("Value")
@@ -55,7 +51,7 @@ class ApiBackend:
 def make_app(backend: ApiBackend, *, token_digest: bytes | None, max_body_bytes: int) -> FastAPI:
     """Return the application.
 
-    Bodies are parsed by :mod:`maml_ray.serving.http.requests`, not by FastAPI, for speed and for
+    Bodies are parsed by :mod:`maml_ray.serving.http.bodies`, not by FastAPI, for speed and for
     one-sentence errors; :class:`RouteDocs` describes them in OpenAPI.
 
     Args:

@@ -14,7 +14,7 @@ import orjson
 from maml_ray.common.errors import UserError
 from maml_ray.common.locations import parse_path
 from maml_ray.common.safe_files import UnreadableFile, read_text
-from maml_ray.serving.http.requests import ApiError
+from maml_ray.serving.http.errors import ApiError
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

@@ -23,7 +23,8 @@ from hypothesis import settings as hypothesis_settings
 
 import maml_ray
 from maml_ray.evaluation.agent import Agent
-from maml_ray.serving.http.requests import MAX_OBSERVATIONS, AdaptBody
+from maml_ray.serving.http.act_body import MAX_OBSERVATIONS
+from maml_ray.serving.http.adapt_body import AdaptBody
 from maml_ray.serving.served_policy import ServedPolicy
 from tests.docs.pages import python_block
 from tests.serving.bodies import body_of

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from maml_ray.serving.http.requests import to_bool_array, to_float32_array
+from maml_ray.serving.http.arrays import to_bool_array, to_float32_array
 
 FINITE = {"allow_nan": False, "allow_infinity": False}
 

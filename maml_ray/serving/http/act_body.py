@@ -1,0 +1,67 @@
+"""Parse and check the body of ``POST /act``: n observations of size D."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maml_ray.policies.spec import PolicySpec
+from maml_ray.serving.http.arrays import ObservationArray, wrong_shape
+from maml_ray.serving.http.bodies import BASE_POLICY, Name, Seed, StrictBody, parse_body
+from maml_ray.serving.http.errors import ApiError
+
+MAX_OBSERVATIONS = 4096
+"""Maximum per request to act: a larger one would delay all requests in its batch."""
+
+
+class ActBody(StrictBody):
+    """Body of ``POST /act``: observations, (D,) or (n, D), and the policy to act with."""
+
+    observations: ObservationArray
+    policy: Name = BASE_POLICY
+    explore: bool = False
+    seed: Seed | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ActRequest:
+    """A checked request to act.
+
+    Attributes:
+        policy: name of the policy.
+        observations: (n, D), with nothing rounded: the policy says in which precision it takes
+            them.
+        single: whether the caller sent one observation, without the axis n.
+        explore: whether to sample; otherwise mean or most probable actions.
+        seed: random seed of the samples; None for fresh entropy.
+    """
+
+    policy: str
+    observations: NDArray[np.floating]
+    single: bool
+    explore: bool
+    seed: int | None
+
+
+def parse_act(content: bytes, spec: PolicySpec) -> ActRequest:
+    """Parse the body of ``POST /act`` for policies of the sizes in ``spec``.
+
+    Raises:
+        ApiError: the body is not JSON (400), or a field is not allowed (422).
+    """
+    body = parse_body(ActBody, content)
+    observations: NDArray[np.floating] = body.observations
+    if observations.ndim > 2 or observations.shape[-1] != spec.observation_size:
+        raise wrong_shape("observations", f"(n, {spec.observation_size})", observations)
+    is_single = observations.ndim == 1
+    if is_single:
+        observations = observations[None]
+    if len(observations) > MAX_OBSERVATIONS:
+        raise ApiError(
+            422,
+            f"observations: at most {MAX_OBSERVATIONS:,} per request are allowed, got "
+            f"{len(observations):,}",
+        )
+    return ActRequest(body.policy, observations, is_single, body.explore, body.seed)

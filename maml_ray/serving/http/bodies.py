@@ -1,0 +1,65 @@
+"""Parse JSON request bodies into checked models; errors are one sentence naming the field."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+import orjson
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from maml_ray.config.error_messages import describe_validation_error
+from maml_ray.serving.http.errors import ApiError
+
+BASE_POLICY = "base"
+"""Name of the policy that adaptations start from by default: the live checkpoint."""
+
+
+def _to_int(value: Any) -> Any:
+    """Convert a float such as 1.0 to int: JSON Schema counts it as an integer."""
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
+INTEGER = BeforeValidator(_to_int)
+Name = Annotated[str, Field(min_length=1, max_length=80)]
+Seed = Annotated[int, Field(ge=0, lt=2**63), INTEGER]
+Body = TypeVar("Body", bound=BaseModel)
+
+
+class StrictBody(BaseModel):
+    """Base of request bodies: no unknown fields, no conversions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+def parse_body(kind: type[Body], content: bytes, nested: type[BaseModel] | None = None) -> Body:
+    """Parse a body as ``kind``.
+
+    Args:
+        kind: type of the body.
+        content: JSON.
+        nested: type of the objects within the body, whose fields an error may suggest.
+
+    Raises:
+        ApiError: the body is not JSON (400), or a field is not allowed (422).
+    """
+    try:
+        data = orjson.loads(content)
+    except orjson.JSONDecodeError as error:
+        raise ApiError(400, f"the body is not JSON: {error!s:.120}") from None
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        raise ApiError(422, _describe(error, kind, nested or kind)) from None
+
+
+def _describe(error: ValidationError, kind: type[BaseModel], nested: type[BaseModel]) -> str:
+    first = error.errors(include_url=False)[0]
+    if first["type"] == "value_error" and not first["loc"]:  # concerns several fields together
+        return str(first["msg"]).removeprefix("Value error, ")
+    if not first["loc"]:
+        return "the body must be a JSON object"
+    return describe_validation_error(
+        error,
+        noun="a field",
+        allowed_keys=lambda location: list((nested if location else kind).model_fields),
+    )
