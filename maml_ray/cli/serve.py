@@ -71,7 +71,7 @@ def serve(
       maml-ray serve runs/direction-20260101-120000 --host 0.0.0.0 --token-file token
     """
     _check_installed()
-    from maml_ray.serving.http.auth import load_token_digest
+    from maml_ray.serving.http.access import load_token_digest
     from maml_ray.serving.launcher import serve_until_stopped
     from maml_ray.serving.served_policy import load_base_policy
     from maml_ray.serving.settings import parse_serve_settings

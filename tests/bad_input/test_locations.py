@@ -13,7 +13,7 @@ from maml_ray.common.errors import UserError
 from maml_ray.config.loading import load_settings, validate_settings
 from maml_ray.config.settings import Settings
 from maml_ray.runs.train import train
-from maml_ray.serving.http.auth import load_token_digest
+from maml_ray.serving.http.access import load_token_digest
 from maml_ray.serving.served_policy import load_base_policy
 from maml_ray.serving.settings import parse_serve_settings
 from tests.bad_input.command_line import assert_refused, run, training_refused

@@ -13,9 +13,9 @@ import pytest
 import maml_ray
 from maml_ray.cli.serve import _ready_message
 from maml_ray.learning.rollout_worker import policy_spec
+from maml_ray.serving.http.access import TOKEN_VARIABLE
 from maml_ray.serving.http.act_body import parse_act
 from maml_ray.serving.http.adapt_body import parse_adapt
-from maml_ray.serving.http.auth import TOKEN_VARIABLE
 from maml_ray.serving.served_policy import load_base_policy
 from tests.bad_input.command_line import assert_refused, run
 from tests.small_runs import run_of, settings

@@ -23,7 +23,7 @@ import requests
 
 import maml_ray
 from maml_ray.evaluation.agent import Agent
-from maml_ray.serving.http.auth import TOKEN_VARIABLE
+from maml_ray.serving.http.access import TOKEN_VARIABLE
 from tests.serving.bodies import body_of
 from tests.small_runs import run_of, settings
 

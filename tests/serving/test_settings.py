@@ -13,7 +13,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from maml_ray.common.errors import UserError
 from maml_ray.config.settings import SettingsError
-from maml_ray.serving.http.auth import TOKEN_VARIABLE, load_token_digest, token_matches
+from maml_ray.serving.http.access import TOKEN_VARIABLE, load_token_digest, token_matches
 from maml_ray.serving.ray_serve import build_app
 from maml_ray.serving.settings import ServeSettings, parse_serve_settings, parse_user_config
 

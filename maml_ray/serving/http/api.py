@@ -15,9 +15,9 @@ from maml_ray.policies.spec import PolicySpec
 from maml_ray.serving.adaptation import AdaptResponse
 from maml_ray.serving.batching import ActResponse
 from maml_ray.serving.cache import PolicyCache
+from maml_ray.serving.http.access import GuardMiddleware
 from maml_ray.serving.http.act_body import ActRequest, parse_act
 from maml_ray.serving.http.adapt_body import AdaptBody, parse_adapt
-from maml_ray.serving.http.auth import GuardMiddleware
 from maml_ray.serving.http.bodies import BASE_POLICY
 from maml_ray.serving.http.errors import ApiError
 from maml_ray.serving.http.openapi import RouteDocs, document_bearer_auth

@@ -11,9 +11,9 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from maml_ray.policies.spec import PolicySpec
+from maml_ray.serving.http.access import OPEN_PATHS
 from maml_ray.serving.http.act_body import MAX_OBSERVATIONS, ActBody
 from maml_ray.serving.http.adapt_body import AdaptBody, SupportBody
-from maml_ray.serving.http.auth import OPEN_PATHS
 
 Schema = dict[str, Any]
 
