@@ -11,7 +11,9 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,14 @@ def serialize_policy(agent: Agent, task: Task | None = None) -> dict[str, bytes]
     return {PARAMETERS: content, DESCRIPTION: (json.dumps(description, indent=2) + "\n").encode()}
 
 
+@dataclass(frozen=True, eq=False)
+class SavedPolicy:
+    """A policy as saved, and the task it was adapted to, if that is known."""
+
+    agent: Agent
+    task: Task | None
+
+
 def load_policy(folder: Path) -> Agent:
     """Load a policy written by :func:`save_policy`.
 
@@ -87,36 +97,55 @@ def load_policy(folder: Path) -> Agent:
         SettingsError: the stored settings are invalid.
     """
     check_inside(folder, folder / DESCRIPTION, folder / PARAMETERS)
+    return parse_policy(partial(_read, folder), folder).agent
+
+
+def parse_policy(read: Callable[[str, int], bytes], source: Path) -> SavedPolicy:
+    """Return the policy whose files, those of :func:`serialize_policy`, ``read`` returns.
+
+    Args:
+        read: returns the content of a file, given its name and its largest size in bytes.
+        source: where the policy is, for error messages.
+
+    Raises:
+        RunDirError: a file is truncated, altered or of another format.
+        SettingsError: the stored settings are invalid.
+        Exception: any exception of ``read``.
+    """
+    content = read(DESCRIPTION, _MAX_DESCRIPTION_BYTES)
     try:
-        description = json.loads(_read(folder / DESCRIPTION, _MAX_DESCRIPTION_BYTES))
+        description = json.loads(content)
     except (ValueError, RecursionError):
-        raise RunDirError(f"{folder / DESCRIPTION} is not JSON") from None
+        raise RunDirError(f"{source / DESCRIPTION} is not JSON") from None
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise RunDirError(
-            f"the policy in {folder} has another format: this version reads format {FORMAT}"
+            f"the policy in {source} has another format: this version reads format {FORMAT}"
         )
     try:
         spec = PolicySpec.from_json(description["policy"])
-        content = _read(folder / PARAMETERS, max_array_bytes(spec))
-        agent = _parse(folder, description, spec, content)
+        max_bytes = max_array_bytes(spec)
+        saved = _parse(source, description, spec, read(PARAMETERS, max_bytes))
     except KeyError as error:
-        raise RunDirError(f"{folder} does not hold a policy: {error} is missing") from None
+        raise RunDirError(f"{source} does not hold a policy: {error} is missing") from None
     except SettingsError as error:
-        raise SettingsError(f"{folder / DESCRIPTION}: {error}") from None
+        raise SettingsError(f"{source / DESCRIPTION}: {error}") from None
     except (TypeError, ValueError, OverflowError, AttributeError, SafetensorError) as error:
-        raise RunDirError(f"{folder} does not hold a policy: {str(error)[:200]}") from None
-    check_matches_settings(agent, folder)
-    return agent
+        raise RunDirError(f"{source} does not hold a policy: {str(error)[:200]}") from None
+    check_matches_settings(saved.agent, source)
+    return saved
 
 
-def _read(path: Path, max_bytes: int) -> bytes:
+def _read(folder: Path, name: str, max_bytes: int) -> bytes:
+    path = folder / name
     try:
         return read_bytes(path, max_bytes=max_bytes)
     except UnreadableFile as error:
         raise RunDirError(f"cannot read the policy: {path}: {error}") from None
 
 
-def _parse(folder: Path, description: dict[str, Any], spec: PolicySpec, content: bytes) -> Agent:
+def _parse(
+    source: Path, description: dict[str, Any], spec: PolicySpec, content: bytes
+) -> SavedPolicy:
     if description["sha256"] != {PARAMETERS: hashlib.sha256(content).hexdigest()}:
         raise ValueError(f"the SHA-256 of {PARAMETERS} differs from the recorded one")
     arrays = safetensors_numpy.load(content)
@@ -124,10 +153,12 @@ def _parse(folder: Path, description: dict[str, Any], spec: PolicySpec, content:
     if _MEAN in arrays:
         normalizer = Normalizer(arrays.pop(_MEAN), arrays.pop(_SCALE))
     settings = validate_settings(description["settings"], recorded=True)
-    return Agent(
-        settings=settings.as_recorded_in(str(folder)),
+    agent = Agent(
+        settings=settings.as_recorded_in(str(source)),
         spec=spec,
         parameters=arrays,
         normalizer=normalizer,
         adaptation_steps=int(description["adaptation_steps"]),
     )
+    task = description.get("task")
+    return SavedPolicy(agent, None if task is None else Task(task["name"], task["parameters"]))

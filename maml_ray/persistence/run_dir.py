@@ -82,6 +82,11 @@ class RunDir:
         return self.path / "adapted"
 
     @property
+    def served(self) -> Path:
+        """Directory of policies adapted by a service, one directory each."""
+        return self.path / "served"
+
+    @property
     def report(self) -> Path:
         """Self-contained HTML report."""
         return self.path / "report.html"
@@ -154,6 +159,6 @@ def _known_paths(run_dir: RunDir) -> Iterator[Path]:
     """Yield the paths that a run writes, and those of all files of its checkpoints."""
     yield from (run_dir.settings, run_dir.metrics, run_dir.evaluation, run_dir.episodes)
     yield from (run_dir.report, run_dir.video, run_dir.plots, run_dir.tensorboard, run_dir.adapted)
-    yield from (run_dir.provenance, run_dir.attempts, run_dir.checkpoints)
+    yield from (run_dir.provenance, run_dir.attempts, run_dir.checkpoints, run_dir.served)
     for parent, directories, files in os.walk(run_dir.checkpoints):
         yield from (Path(parent) / name for name in (*directories, *files))

@@ -1,15 +1,25 @@
-"""Keep a bounded number of policies in memory."""
+"""Keep a bounded number of policies: in memory, and in an archive that outlives the process."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from maml_ray.common.errors import error_reason
 from maml_ray.serving.http.bodies import BASE_POLICY
 from maml_ray.serving.http.errors import ApiError
-from maml_ray.serving.served_policy import ServedPolicy
+from maml_ray.serving.policy_archive import ArchiveWriter, PolicyArchive
+from maml_ray.serving.served_policy import ServedPolicy, creation_time
+
+ARCHIVE_TIMEOUT_S = 5.0
+"""Time limit for reading a policy from the archive, and for waiting until one is written: an
+adaptation is answered anyway."""
+_READERS = 4
+"""Threads that read from the archive."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,11 +40,15 @@ class LookupResult:
 class PolicyStore:
     """The base policy and a bounded number of adapted ones, least recently used removed first.
 
+    :meth:`add` and :meth:`get` use the memory only; :meth:`save` and :meth:`find` the archive too.
+
     Args:
         base: the policy that adaptations start from by default.
         max_policies: maximum number of adapted policies.
         max_age_s: seconds from a policy's creation to its removal.
-        clock: returns the time in seconds.
+        clock: returns the Unix time in seconds.
+        archive: keeps adapted policies beyond the life of the process; None for memory only.
+        archive_timeout_s: time limit of reading from the archive and of waiting for a write.
     """
 
     def __init__(
@@ -43,11 +57,17 @@ class PolicyStore:
         *,
         max_policies: int,
         max_age_s: float,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.time,
+        archive: PolicyArchive | None = None,
+        archive_timeout_s: float = ARCHIVE_TIMEOUT_S,
     ) -> None:
         self._base = base
         self._max_policies, self._max_age_s, self._clock = max_policies, max_age_s, clock
         self._adapted: OrderedDict[str, tuple[ServedPolicy, float]] = OrderedDict()
+        self._archive, self._archive_timeout_s = archive, archive_timeout_s
+        self._writer = None if archive is None else ArchiveWriter(archive, self._names)
+        self._readers = ThreadPoolExecutor(_READERS, "policy-archive-reader")
+        self._reads: dict[str, asyncio.Task[None]] = {}
 
     def __len__(self) -> int:
         self._remove_expired()
@@ -60,17 +80,61 @@ class PolicyStore:
         if previous.name != base.name:
             self.add(previous)
 
+    @property
+    def warnings(self) -> list[str]:
+        """What operators should know of the archive, without paths."""
+        if self._writer is None or not self._writer.is_failing:
+            return []
+        return [
+            "the run's storage cannot be used: adapted policies are kept in memory only, see the "
+            "service's log"
+        ]
+
+    async def save(self, policy: ServedPolicy) -> float:
+        """Add a policy to the memory and the archive; return its lifetime in seconds.
+
+        When this returns it is in the archive, unless the archive fails or takes too long: then it
+        is in memory, the log and :attr:`warnings` say so, and it is written later if possible.
+        """
+        lifetime_s = self.add(policy)
+        if self._writer is not None:
+            attempt = asyncio.wrap_future(self._writer.submit(policy))
+            if not self._writer.is_failing:
+                done, _ = await asyncio.wait({attempt}, timeout=self._archive_timeout_s)
+                if not done:
+                    self._writer.note_failure(f"no answer within {self._archive_timeout_s:g} s")
+        return lifetime_s
+
+    async def find(self, name: str, cached_name: str | None = None) -> LookupResult:
+        """Return a policy by name, from the memory or else from the archive.
+
+        Args:
+            name, cached_name: as for :meth:`get`.
+
+        Raises:
+            ApiError: there is no such policy, it has expired, or the archive fails (503).
+        """
+        if self._archive is not None and name not in self._adapted and self._archive.may_hold(name):
+            if name not in self._reads:  # concurrent requests share one read
+                read = asyncio.ensure_future(self._read(self._archive, name))
+                self._reads[name] = read
+                read.add_done_callback(lambda done: self._reads.pop(name, None))
+            # Shielded: a caller that disconnects must not cancel the read of the others.
+            await asyncio.shield(self._reads[name])
+        return self.get(name, cached_name)
+
     def add(self, policy: ServedPolicy) -> float:
-        """Add a policy and return its maximum lifetime in seconds."""
-        self._adapted[policy.name] = (policy, self._clock())
+        """Add a policy to the memory and return its lifetime in seconds."""
+        created_at = creation_time(policy.name) or self._clock()
+        self._adapted[policy.name] = (policy, created_at)
         self._adapted.move_to_end(policy.name)
         self._remove_expired()
         while len(self._adapted) > self._max_policies:
             self._adapted.popitem(last=False)
-        return self._max_age_s
+        return self._max_age_s - (self._clock() - created_at)
 
     def get(self, name: str, cached_name: str | None = None) -> LookupResult:
-        """Return a policy by name; ``base`` is the live checkpoint.
+        """Return a policy in memory by name; ``base`` is the live checkpoint.
 
         Args:
             name: name of the policy.
@@ -96,6 +160,23 @@ class PolicyStore:
         return LookupResult(
             policy.name, expires_in_s, None if policy.name == cached_name else policy
         )
+
+    async def _read(self, archive: PolicyArchive, name: str) -> None:
+        loop = asyncio.get_running_loop()
+        reading = loop.run_in_executor(self._readers, archive.read, name)
+        try:
+            policy = await asyncio.wait_for(reading, self._archive_timeout_s)
+        except OSError as error:  # TimeoutError is one
+            if self._writer is not None:
+                self._writer.note_failure(error_reason(error))
+            raise ApiError(
+                503, "the storage of the adapted policies does not answer: try again later"
+            ) from None
+        if policy is not None and policy.agent.spec == self._base.agent.spec:
+            self.add(policy)
+
+    def _names(self) -> Collection[str]:
+        return list(self._adapted)
 
     def _remove_expired(self) -> None:
         oldest = self._clock() - self._max_age_s

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 import tempfile
+import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +19,10 @@ from maml_ray.evaluation.saved_policy import DESCRIPTION, PARAMETERS, serialize_
 from maml_ray.persistence.run_storage import fetch_run
 from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.tasks.task import Task
+
+_ADAPTED = re.compile(r"adapted-([0-9a-f]{12})[0-9a-f]{32}")
+"""Milliseconds of Unix time, and 128 random bits."""
+_PUBLIC_LENGTH = len("adapted-") + 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +66,22 @@ class ServedPolicy:
 
 
 def new_policy_name() -> str:
-    """Return a random name for an adapted policy, which other callers cannot guess."""
-    return f"adapted-{secrets.token_hex(8)}"
+    """Return a name for an adapted policy, which other callers cannot guess.
+
+    It begins with the time, so that any process can tell the age of a policy from its name.
+    """
+    return f"adapted-{round(1000 * time.time()):012x}{secrets.token_hex(16)}"
+
+
+def creation_time(name: str) -> float | None:
+    """Return when an adapted policy was named, in seconds of Unix time; None for other names."""
+    match = _ADAPTED.fullmatch(name)
+    return int(match[1], 16) / 1000 if match else None
+
+
+def without_secret(name: str) -> str:
+    """Return the part of a policy's name that a log may contain: not enough to use the policy."""
+    return name if len(name) <= _PUBLIC_LENGTH else f"{name[:_PUBLIC_LENGTH]}..."
 
 
 def load_base_policy(run: str, checkpoint: str = "newest") -> ServedPolicy:
