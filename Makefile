@@ -35,7 +35,7 @@ $(BIN)/python:
 $(VENV)/lowest.txt: pyproject.toml | $(BIN)/python
 	$(PIP) uv
 	$(BIN)/uv pip compile --quiet --python $(BIN)/python --resolution lowest-direct --no-annotate \
-		--extra export --extra s3 --extra serve --extra tune --output-file $@ pyproject.toml
+		--extra export --extra s3 --extra serve-ray --extra tune --output-file $@ pyproject.toml
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	$(PIP) -c $(CONSTRAINTS) -e .

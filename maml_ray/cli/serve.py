@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import ipaddress
 import json
 import shlex
@@ -23,7 +24,7 @@ from maml_ray.common.errors import UserError
 from maml_ray.common.locations import escape_path, parse_location
 
 if TYPE_CHECKING:
-    from maml_ray.serving.launcher import Endpoint
+    from maml_ray.serving.endpoint import Endpoint
     from maml_ray.serving.served_policy import ServedPolicy
 
 _MAX_EXAMPLE_SIZE = 40
@@ -47,8 +48,9 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
     checkpoint: Checkpoint = "newest",
-    replicas: Annotated[int, typer.Option(min=1, help="Processes, one CPU each.")] = 1,
-    address: StartAddress = None,
+    adapters: Annotated[
+        int, typer.Option(min=1, help="Processes that adapt, one request at a time each.")
+    ] = 1,
     token_file: Annotated[
         Path | None,
         typer.Option(
@@ -58,10 +60,20 @@ def serve(
         ),
     ] = None,
     imports: Imports = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Serve on a Ray cluster, by Ray Serve.")
+    ] = False,
+    address: StartAddress = None,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, help="With --ray: processes that act, one CPU each.")
+    ] = None,
 ) -> None:
     """Serve a policy over HTTP: actions, and adaptation to tasks or to data in the request.
 
-    Needs maml-ray\\[serve]. Runs until Ctrl-C. OpenAPI documentation is at /docs. For a service
+    One process acts, and another one adapts. Runs until Ctrl-C. OpenAPI documentation is at /docs.
+    Needs maml-ray\\[serve].
+
+    With --ray, Ray Serve does the same with processes on all machines of a cluster. For a service
     that outlives this command, deploy cluster/serve.yaml with 'serve deploy'.
 
     [bold]Examples[/bold]
@@ -69,10 +81,15 @@ def serve(
       maml-ray serve runs/direction-20260101-120000
 
       maml-ray serve runs/direction-20260101-120000 --host 0.0.0.0 --token-file token
+
+      maml-ray serve s3://bucket/runs/direction --ray --address auto --replicas 4
     """
-    _check_installed()
+    if not ray:
+        for option, value in (("--address", address), ("--replicas", replicas)):
+            if value is not None:
+                raise UserError(f"{option} applies to Ray Serve only: add --ray, or omit {option}")
+    _check_installed(ray=ray)
     from maml_ray.serving.http.access import load_token_digest
-    from maml_ray.serving.launcher import serve_until_stopped
     from maml_ray.serving.served_policy import load_base_policy
     from maml_ray.serving.settings import parse_serve_settings
     from maml_ray.tasks.loading import import_modules
@@ -83,7 +100,8 @@ def serve(
             "run": escape_path(location.absolute()) if isinstance(location, Path) else location,
             "checkpoint": checkpoint,
             "imports": imports or (),
-            "replicas": replicas,
+            "replicas": replicas or 1,
+            "adapters": adapters,
             "token_file": None if token_file is None else escape_path(token_file.absolute()),
         }
     )
@@ -98,19 +116,29 @@ def serve(
         ):
             print_line(console, line)
 
-    serve_until_stopped(settings, host=host, port=port, address=address, on_ready=on_ready)
+    if ray:
+        from maml_ray.serving import launcher
+
+        launcher.serve_until_stopped(
+            settings, host=host, port=port, address=address, on_ready=on_ready
+        )
+    else:
+        from maml_ray.serving import server
+
+        server.serve_until_stopped(settings, base, host=host, port=port, on_ready=on_ready)
 
 
-def _check_installed() -> None:
-    try:
-        import fastapi  # noqa: F401
-        import orjson  # noqa: F401
-        from ray import serve  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"'maml-ray serve' needs Ray Serve ({error.name or error} is not installed): "
-            "pip install 'maml-ray[serve]'"
-        ) from None
+def _check_installed(*, ray: bool) -> None:
+    needed = ["fastapi", "orjson", "uvicorn", *(["ray.serve"] if ray else [])]
+    for module in needed:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            extra = "serve-ray" if module == "ray.serve" else "serve"
+            raise UserError(
+                f"'maml-ray serve{' --ray' if ray else ''}' needs {error.name or module}, which is "
+                f"not installed: pip install 'maml-ray[{extra}]'"
+            ) from None
 
 
 def _ready_message(

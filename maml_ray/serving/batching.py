@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,41 @@ class ActResponse:
     actions: NDArray[Any]
     samples: NDArray[Any] | None
     log_probs: NDArray[np.float32] | None
+
+
+class ActBatcher:
+    """Answer all requests of one turn of the event loop with one call of :func:`act_batch`.
+
+    None waits for others: under load they have arrived by the time that a turn ends.
+    """
+
+    def __init__(self) -> None:
+        self._requests: list[tuple[ServedPolicy, ActRequest]] = []
+        self._answers: list[asyncio.Future[ActResponse | ApiError]] = []
+
+    async def act(self, policy: ServedPolicy, request: ActRequest) -> ActResponse | ApiError:
+        """Return the response to a request."""
+        loop = asyncio.get_running_loop()
+        if not self._requests:
+            loop.call_soon(self._answer_all)
+        answer: asyncio.Future[ActResponse | ApiError] = loop.create_future()
+        self._requests.append((policy, request))
+        self._answers.append(answer)
+        return await answer
+
+    def _answer_all(self) -> None:
+        requests, answers = self._requests, self._answers
+        self._requests, self._answers = [], []
+        try:
+            responses = act_batch(requests)
+        except Exception as error:  # each caller's request fails and is logged
+            for answer in answers:
+                if not answer.done():
+                    answer.set_exception(error)
+            return
+        for answer, response in zip(answers, responses, strict=True):
+            if not answer.done():  # its caller may have been cancelled
+                answer.set_result(response)
 
 
 def act_batch(requests: Sequence[tuple[ServedPolicy, ActRequest]]) -> list[ActResponse | ApiError]:

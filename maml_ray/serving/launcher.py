@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import logging
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import ray
 from ray import serve
 from ray.exceptions import RayError
 
-from maml_ray.common.errors import ResourceError, UserError
+from maml_ray.common.errors import ResourceError
 from maml_ray.common.signals import StopRequest
 from maml_ray.runtime.connection.connect import connected
 from maml_ray.runtime.ray_internals import get_dashboard_url, owns_cluster
+from maml_ray.serving.endpoint import Endpoint, listen, url_of
 from maml_ray.serving.ray_serve import build_app
 from maml_ray.serving.settings import ServeSettings
 
@@ -27,19 +26,6 @@ LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 """Without an access log: one line per action would be most of the service's work."""
 _POLL_INTERVAL_S = 0.2
 _FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """Addresses of a running service.
-
-    Attributes:
-        url: URL of the service.
-        dashboard: URL of Ray's dashboard; None without one.
-    """
-
-    url: str
-    dashboard: str | None
 
 
 def serve_until_stopped(
@@ -66,7 +52,7 @@ def serve_until_stopped(
         ClusterLost: a process of Ray has died.
     """
     if address in (None, "auto", "local"):
-        check_port_is_free(host, port)
+        listen(host, port).close()  # before Ray takes seconds to start
     app = build_app(settings.model_dump())
     for name in ("ray.serve", "ray"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -82,31 +68,10 @@ def serve_until_stopped(
             wait_for_applications_running=False,
         )
         _wait_until_running(settings, stop)
-        on_ready(Endpoint(_url(host, port), get_dashboard_url()))
+        on_ready(Endpoint(url_of(host, port), get_dashboard_url()))
         while True:
             stop.check()
             time.sleep(_POLL_INTERVAL_S)
-
-
-def check_port_is_free(host: str, port: int) -> None:
-    """Check that the service can listen on ``port``, before Ray takes seconds to start.
-
-    Raises:
-        UserError: the port is taken, or the host is not an address of this machine.
-    """
-    try:
-        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        family, kind, protocol, _, address = addresses[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            probe.listen()
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or "invalid host name"
-        raise UserError(
-            f"cannot listen on port {port} of {host!r:.80} ({reason}): choose another with --port "
-            "or --host"
-        ) from None
 
 
 @contextmanager
@@ -174,7 +139,3 @@ def _failure_reason(status: object) -> str:
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:500] if lines else "no reason is known"
-
-
-def _url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -44,6 +44,9 @@ def no_ray() -> object:
         (["RUN", "--checkpoint", "best"], ["best"]),
         (["RUN", "--port", "0"], ["--port"]),
         (["RUN", "--replicas", "0"], ["--replicas"]),
+        (["RUN", "--replicas", "2"], ["--replicas", "add --ray"]),
+        (["RUN", "--address", "auto"], ["--address", "add --ray"]),
+        (["RUN", "--adapters", "0"], ["--adapters"]),
         (["RUN", "--host", "no such host"], ["no such host", "--host"]),
         (["RUN", "--host", "192.0.2.1"], ["192.0.2.1", "--host"]),
         (["RUN", "--token-file", "nowhere"], ["token file", "nowhere"]),
@@ -81,7 +84,7 @@ def test_a_missing_extra_is_reported_with_the_command_to_install_it(
 
 
 def test_the_printed_commands_are_valid(folder: str) -> None:
-    from maml_ray.serving.launcher import Endpoint
+    from maml_ray.serving.endpoint import Endpoint
 
     base = load_base_policy(folder)
     endpoint = Endpoint("http://127.0.0.1:8000", None)

@@ -1,0 +1,212 @@
+"""Adapt in worker processes, so that requests to act never wait for one to adapt.
+
+A worker that dies is replaced, and so is one that exceeds its request's deadline: no request can
+hang or take the service with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import queue
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from maml_ray.serving.adaptation import AdaptResponse
+from maml_ray.serving.http.adapt_body import AdaptBody
+from maml_ray.serving.http.errors import ApiError
+from maml_ray.serving.served_policy import ServedPolicy
+
+Handle = Callable[[ServedPolicy, AdaptBody], AdaptResponse | ApiError]
+"""Answers a request to adapt, in a worker process."""
+
+_log = logging.getLogger(__name__)
+
+
+class WorkerFailed(Exception):
+    """The code of a worker has a defect; the message is its traceback."""
+
+
+class AdapterPool:
+    """Adapt in ``size`` worker processes, one request at a time each; close it at the end.
+
+    Args:
+        make_handle: called in each new worker, to prepare it and return what answers requests;
+            pickled.
+        size: number of workers.
+        max_waiting: maximum number of requests that wait for a worker; more are rejected.
+        timeout_s: maximum seconds for a request, including its wait.
+    """
+
+    def __init__(
+        self, make_handle: Callable[[], Handle], *, size: int, max_waiting: int, timeout_s: float
+    ) -> None:
+        self._max_pending, self._timeout_s = size + max_waiting, timeout_s
+        self._num_pending = 0
+        self._threads = ThreadPoolExecutor(size, thread_name_prefix="adapter")
+        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        self._workers = [_Worker(make_handle) for _ in range(size)]
+        for worker in self._workers:
+            worker.start()
+            self._idle.put(worker)
+
+    def __enter__(self) -> AdapterPool:
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        for worker in self._workers:
+            worker.stop()
+        self._threads.shutdown(cancel_futures=True)
+        for worker in self._workers:
+            worker.stop()  # also a process that replaced another one meanwhile
+
+    async def adapt(self, policy: ServedPolicy, request: AdaptBody) -> AdaptResponse | ApiError:
+        """Adapt ``policy`` as ``request`` asks.
+
+        Returns:
+            The response, or the error to answer with: the request is not allowed, too many others
+            wait, or the worker died or took too long (503).
+
+        Raises:
+            WorkerFailed: the worker's code has a defect.
+        """
+        if self._num_pending >= self._max_pending:
+            return ApiError(503, "too many requests wait for the adapter: try again later")
+        self._num_pending += 1
+        deadline = time.monotonic() + self._timeout_s
+        loop = asyncio.get_running_loop()
+        try:
+            answer = loop.run_in_executor(self._threads, self._adapt, policy, request, deadline)
+            # Also here, for the requests that wait for a worker until their deadline.
+            return await asyncio.wait_for(answer, self._timeout_s)
+        except TimeoutError:
+            return ApiError(503, f"the adapter did not answer within {self._timeout_s:g} s")
+        except _WorkerDied:
+            return ApiError(503, "the adapter is unavailable: try again later")
+        finally:
+            self._num_pending -= 1
+
+    def _adapt(
+        self, policy: ServedPolicy, request: AdaptBody, deadline: float
+    ) -> AdaptResponse | ApiError:
+        worker = self._idle.get()
+        try:
+            return worker.handle(policy, request, deadline)
+        finally:
+            self._idle.put(worker)
+
+
+class _WorkerDied(Exception):
+    """A worker died while it handled a request."""
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """The traceback of a worker's exception."""
+
+    traceback: str
+
+
+class _Worker:
+    """A worker process; used by one thread at a time."""
+
+    def __init__(self, make_handle: Callable[[], Handle]) -> None:
+        self._make_handle = make_handle
+        self._is_stopped = False
+
+    def start(self) -> None:
+        """Start a process, which prepares itself in the background."""
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(
+            target=_work, args=(theirs, self._make_handle), name="maml-ray-adapter"
+        )
+        with _sigint_blocked():
+            self._process.start()
+        theirs.close()
+        self._is_ready = False
+
+    def stop(self) -> None:
+        """Kill the process; a request that it handles fails."""
+        self._is_stopped = True
+        self._process.kill()
+        self._process.join()
+
+    def handle(
+        self, policy: ServedPolicy, request: AdaptBody, deadline: float
+    ) -> AdaptResponse | ApiError:
+        """Handle a request, until ``deadline`` of the monotonic clock.
+
+        Raises:
+            TimeoutError: the deadline has passed; the process is killed and replaced.
+            _WorkerDied: the process died, and is replaced.
+            WorkerFailed: its code has a defect.
+        """
+        if not self._process.is_alive():
+            self._replace()
+        timer = threading.Timer(max(0.0, deadline - time.monotonic()), self._process.kill)
+        timer.start()
+        try:
+            if not self._is_ready:
+                self._is_ready = self._receive()
+            self._connection.send((policy, request))
+            answer: AdaptResponse | ApiError = self._receive()
+            return answer
+        except (EOFError, OSError):
+            if self._is_stopped:
+                raise _WorkerDied from None
+            timer.cancel()
+            self._replace()
+            if time.monotonic() >= deadline:
+                raise TimeoutError from None
+            raise _WorkerDied from None
+        finally:
+            timer.cancel()
+
+    def _receive(self) -> Any:
+        reply = self._connection.recv()
+        if isinstance(reply, _Failure):
+            raise WorkerFailed(reply.traceback)
+        return reply
+
+    def _replace(self) -> None:
+        self._process.kill()
+        self._process.join()
+        _log.warning("an adapter ended with exit code %s: it is replaced", self._process.exitcode)
+        self._connection.close()
+        self.start()
+
+
+def _work(connection: Connection, make_handle: Callable[[], Handle]) -> None:
+    """Handle requests until the service closes the connection or ends."""
+    try:
+        handle = make_handle()
+        connection.send(True)
+        while True:
+            policy, request = connection.recv()
+            try:
+                reply: Any = handle(policy, request)
+            except Exception:
+                reply = _Failure(traceback.format_exc())
+            connection.send(reply)
+    except (EOFError, OSError):
+        return
+
+
+@contextmanager
+def _sigint_blocked() -> Iterator[None]:
+    """Let a process started meanwhile ignore Ctrl-C, which its terminal sends to it, too."""
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
