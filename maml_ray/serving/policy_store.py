@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection
@@ -12,14 +13,17 @@ from dataclasses import dataclass
 from maml_ray.common.errors import error_reason
 from maml_ray.serving.http.bodies import BASE_POLICY
 from maml_ray.serving.http.errors import ApiError
-from maml_ray.serving.policy_archive import ArchiveWriter, PolicyArchive
+from maml_ray.serving.policy_archive import ArchiveWriter, PolicyArchive, open_archive
 from maml_ray.serving.served_policy import ServedPolicy, creation_time
+from maml_ray.serving.settings import ServeSettings
 
 ARCHIVE_TIMEOUT_S = 5.0
 """Time limit for reading a policy from the archive, and for waiting until one is written: an
 adaptation is answered anyway."""
 _READERS = 4
 """Threads that read from the archive."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,12 +87,14 @@ class PolicyStore:
     @property
     def warnings(self) -> list[str]:
         """What operators should know of the archive, without paths."""
-        if self._writer is None or not self._writer.is_failing:
-            return []
-        return [
-            "the run's storage cannot be used: adapted policies are kept in memory only, see the "
-            "service's log"
-        ]
+        if self._writer is None:
+            return ["adapted policies are kept in memory only: there is no run to keep them in"]
+        if self._writer.is_failing:
+            return [
+                "adapted policies are kept in memory only: the run's storage cannot be used, see "
+                "the service's log"
+            ]
+        return []
 
     async def save(self, policy: ServedPolicy) -> float:
         """Add a policy to the memory and the archive; return its lifetime in seconds.
@@ -97,7 +103,7 @@ class PolicyStore:
         is in memory, the log and :attr:`warnings` say so, and it is written later if possible.
         """
         lifetime_s = self.add(policy)
-        if self._writer is not None:
+        if self._archive and self._writer and self._archive.may_hold(policy.name):
             attempt = asyncio.wrap_future(self._writer.submit(policy))
             if not self._writer.is_failing:
                 done, _ = await asyncio.wait({attempt}, timeout=self._archive_timeout_s)
@@ -182,3 +188,20 @@ class PolicyStore:
         oldest = self._clock() - self._max_age_s
         for name in [name for name, (_, created) in self._adapted.items() if created <= oldest]:
             del self._adapted[name]
+
+
+def open_store(settings: ServeSettings, base: ServedPolicy) -> PolicyStore:
+    """Return the store of a service, with the archive in its run's storage.
+
+    Raises:
+        UserError: the run is not there.
+    """
+    max_policies, max_age_s = settings.max_policies, settings.max_age_s
+    archive = open_archive(settings.run, max_policies=max_policies, max_age_s=max_age_s)
+    if archive is None:
+        _log.warning(
+            "%s holds a policy without its run: policies adapted from it are kept in memory only, "
+            "and are lost if the service ends",
+            settings.run,
+        )
+    return PolicyStore(base, max_policies=max_policies, max_age_s=max_age_s, archive=archive)

@@ -4,9 +4,10 @@
                          \\-- adapt --> Adapter (one request at a time each)
 
 Every replica must find every adapted policy, and their total number and age are bounded. So one
-deployment with one replica stores them, and the others cache them for a second
-(:mod:`maml_ray.serving.cache`). ``@serve.multiplexed`` would route callers to a replica that has
-their policy, but bounds only what each replica stores, and would still need a store to load from.
+deployment with one replica stores them, in its memory and in the run's storage, where they outlive
+it, and the others cache them for a second (:mod:`maml_ray.serving.cache`). ``@serve.multiplexed``
+would route callers to a replica that has their policy, but bounds only what each replica stores,
+and would still need a store to load from.
 Only the store reads the run: the other processes need no access to its storage.
 """
 
@@ -34,7 +35,7 @@ from maml_ray.serving.http.adapt_body import AdaptBody
 from maml_ray.serving.http.api import ApiBackend, make_app
 from maml_ray.serving.http.bodies import BASE_POLICY
 from maml_ray.serving.http.errors import ApiError
-from maml_ray.serving.policy_store import LookupResult, PolicyStore
+from maml_ray.serving.policy_store import LookupResult, PolicyStore, open_store
 from maml_ray.serving.served_policy import ServedPolicy, load_base_policy
 from maml_ray.serving.settings import ServeSettings, parse_serve_settings, parse_user_config
 from maml_ray.tasks.loading import import_modules
@@ -70,22 +71,20 @@ class StoreDeployment:
         settings = self._settings
         base = load_base_policy(settings.run, parse_user_config(user_config).checkpoint)
         if self._store is None:
-            self._store = PolicyStore(
-                base, max_policies=settings.max_policies, max_age_s=settings.max_age_s
-            )
+            self._store = open_store(settings, base)
         else:
             self._store.replace_base(base)
 
     async def get(self, name: str, cached_name: str | None) -> LookupResult | ApiError:
-        """Return a policy by name; see :meth:`maml_ray.serving.policy_store.PolicyStore.get`."""
+        """Return a policy by name; see :meth:`maml_ray.serving.policy_store.PolicyStore.find`."""
         try:
-            return self._configured_store.get(name, cached_name)
+            return await self._configured_store.find(name, cached_name)
         except ApiError as error:
             return error
 
     async def add(self, policy: ServedPolicy) -> float:
-        """Add an adapted policy and return its maximum lifetime in seconds."""
-        return self._configured_store.add(policy)
+        """Add an adapted policy and return its lifetime in seconds."""
+        return await self._configured_store.save(policy)
 
     @property
     def _configured_store(self) -> PolicyStore:

@@ -19,7 +19,7 @@ from maml_ray.serving.endpoint import Endpoint, listen, url_of
 from maml_ray.serving.http.access import load_token_digest
 from maml_ray.serving.http.api import ApiBackend, make_app
 from maml_ray.serving.http.errors import ApiError
-from maml_ray.serving.policy_store import LookupResult, PolicyStore
+from maml_ray.serving.policy_store import LookupResult, open_store
 from maml_ray.serving.served_policy import ServedPolicy
 from maml_ray.serving.settings import ServeSettings
 from maml_ray.tasks.loading import import_modules
@@ -58,16 +58,13 @@ def serve_until_stopped(
 def local_backend(settings: ServeSettings, base: ServedPolicy) -> Iterator[ApiBackend]:
     """Yield a backend that acts in this process and adapts in processes of its own."""
     torch.set_num_threads(1)
-    store = PolicyStore(base, max_policies=settings.max_policies, max_age_s=settings.max_age_s)
+    store = open_store(settings, base)
 
     async def look_up(name: str, cached_name: str | None) -> LookupResult | ApiError:
         try:
-            return store.get(name, cached_name)
+            return await store.find(name, cached_name)
         except ApiError as error:
             return error
-
-    async def add_policy(policy: ServedPolicy) -> float:
-        return store.add(policy)
 
     # Load the compiled kernels now, so that no request waits for them.
     base.agent.act(np.zeros(base.agent.spec.observation_size))
@@ -83,7 +80,7 @@ def local_backend(settings: ServeSettings, base: ServedPolicy) -> Iterator[ApiBa
             PolicyCache(look_up, max_policies=settings.max_policies),
             act=ActBatcher().act,
             adapt=adapters.adapt,
-            add_policy=add_policy,
+            add_policy=store.save,
         )
 
 
