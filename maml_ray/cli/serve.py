@@ -144,7 +144,9 @@ def _check_installed(*, ray: bool) -> None:
 def _ready_message(
     base: ServedPolicy, run: str, endpoint: Endpoint, *, token_required: bool, loopback: bool
 ) -> list[str]:
-    header = ' -H "Authorization: Bearer $MAML_RAY_SERVE_TOKEN"' if token_required else ""
+    curl = "curl -H 'Content-Type: application/json'"
+    if token_required:
+        curl += ' -H "Authorization: Bearer $MAML_RAY_SERVE_TOKEN"'
     size = base.agent.spec.observation_size
     lines = [
         f"policy      {base.name} of {run}",
@@ -157,11 +159,11 @@ def _ready_message(
     lines.append("try:")
     if size <= _MAX_EXAMPLE_SIZE:
         body = json.dumps({"observations": [0] * size})
-        lines.append(f"  curl{header} {endpoint.url}/act -d '{body}'")
+        lines.append(f"  {curl} {endpoint.url}/act -d '{body}'")
     task = base.example_task
     if task is not None:
         body = shlex.quote(json.dumps({"task": task}))
-        lines.append(f"  curl{header} {endpoint.url}/adapt -d {body}")
+        lines.append(f"  {curl} {endpoint.url}/adapt -d {body}")
     return [*lines, "stop with Ctrl-C"]
 
 

@@ -147,11 +147,7 @@ class ApiDeployment:
             adapt=self._adapt,
             add_policy=self._add_policy,
         )
-        return make_app(
-            backend,
-            token_digest=self._token_digest,
-            max_body_bytes=self._settings.max_body_bytes,
-        )
+        return make_app(backend, token_digest=self._token_digest, limits=self._settings.limits)
 
     # No wait for further requests: under load they are queued already.
     @serve.batch(max_batch_size=MAX_BATCH_SIZE, batch_wait_timeout_s=0.0)

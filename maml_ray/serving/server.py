@@ -49,7 +49,7 @@ def serve_until_stopped(
     """
     token_digest = load_token_digest(settings.token_file)
     with listen(host, port) as bound, local_backend(settings, base) as backend:
-        app = make_app(backend, token_digest=token_digest, max_body_bytes=settings.max_body_bytes)
+        app = make_app(backend, token_digest=token_digest, limits=settings.limits)
         server = make_server(app, lambda: on_ready(Endpoint(url_of(host, port))))
         server.run(sockets=[bound])
 

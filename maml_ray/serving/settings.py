@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from maml_ray.config.error_messages import describe_validation_error
 from maml_ray.config.settings import LocalPath, Location, SettingsError
+from maml_ray.serving.http.limits import RequestLimits
 
 Count = Annotated[int, Field(ge=1)]
 Checkpoint = Annotated[str, Field(min_length=1, max_length=20, coerce_numbers_to_str=True)]
@@ -32,6 +33,9 @@ class ServeSettings(BaseModel):
         max_policies: maximum number of adapted policies kept.
         max_age_s: seconds that an adapted policy is kept.
         max_body_bytes: maximum size of a request body.
+        max_episode_steps: maximum steps T of an episode in a request.
+        max_trajectory_steps: maximum steps of all episodes in a request, K times T.
+        receive_timeout_s: seconds in which a request must arrive.
         max_env_steps: maximum environment steps simulated for one request to adapt.
         max_waiting: maximum number of requests waiting for an adapter; more are rejected.
         adapt_timeout_s: maximum seconds for a request to adapt, including its wait.
@@ -50,10 +54,23 @@ class ServeSettings(BaseModel):
     max_policies: Count = 1000
     max_age_s: Annotated[float, Field(gt=0, le=1e9)] = 86_400.0
     max_body_bytes: Annotated[int, Field(ge=1000, le=1_000_000_000)] = 16_000_000
+    max_episode_steps: Count = 10_000
+    max_trajectory_steps: Count = 50_000
+    receive_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 20.0
     max_env_steps: Count = 500_000
     max_waiting: Count = 16
     adapt_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 120.0
     token_file: LocalPath | None = None
+
+    @property
+    def limits(self) -> RequestLimits:
+        """Limits of requests."""
+        return RequestLimits(
+            self.max_body_bytes,
+            self.receive_timeout_s,
+            self.max_episode_steps,
+            self.max_trajectory_steps,
+        )
 
 
 class StoreUserConfig(BaseModel):

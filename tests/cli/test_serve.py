@@ -17,6 +17,7 @@ from maml_ray.serving.http.access import TOKEN_VARIABLE
 from maml_ray.serving.http.act_body import parse_act
 from maml_ray.serving.http.adapt_body import parse_adapt
 from maml_ray.serving.served_policy import load_base_policy
+from maml_ray.serving.settings import ServeSettings
 from tests.bad_input.command_line import assert_refused, run
 from tests.small_runs import run_of, settings
 
@@ -102,4 +103,5 @@ def test_the_documented_requests_are_valid() -> None:
     assert [route for route, _ in bodies] == ["act", "adapt", "act"]
     spec = policy_spec(settings("half-cheetah-direction"))
     assert parse_act(bodies[0][1].encode(), spec).single
-    assert parse_adapt(bodies[1][1].encode()).task == {"direction": -1.0}
+    limits = ServeSettings(run="unused").limits
+    assert parse_adapt(bodies[1][1].encode(), limits).task == {"direction": -1.0}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import uvicorn
@@ -19,6 +20,7 @@ from maml_ray.serving.http.api import ApiBackend, make_app
 from maml_ray.serving.http.errors import ApiError
 from maml_ray.serving.policy_store import LookupResult, PolicyStore
 from maml_ray.serving.served_policy import ServedPolicy
+from maml_ray.serving.settings import ServeSettings
 
 MAX_ENV_STEPS = 5_000
 
@@ -55,10 +57,11 @@ def backend_of(agent: Agent, store: PolicyStore | None = None) -> ApiBackend:
 
 @contextmanager
 def served(
-    backend: ApiBackend, *, token_digest: bytes | None = None, max_body_bytes: int = 1_000_000
+    backend: ApiBackend, *, token_digest: bytes | None = None, **limits: Any
 ) -> Iterator[str]:
-    """Yield the URL of a server of ``backend``."""
-    app = make_app(backend, token_digest=token_digest, max_body_bytes=max_body_bytes)
+    """Yield the URL of a server of ``backend``, with limits other than the defaults."""
+    chosen = replace(ServeSettings(run="unused").limits, **limits)
+    app = make_app(backend, token_digest=token_digest, limits=chosen)
     with running(app) as url:
         yield url
 

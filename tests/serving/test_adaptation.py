@@ -21,15 +21,16 @@ from maml_ray.serving.adaptation import AdaptResponse, handle_adapt_request
 from maml_ray.serving.http.adapt_body import SupportBody, parse_adapt, to_trajectories
 from maml_ray.serving.http.errors import ApiError
 from maml_ray.serving.served_policy import ServedPolicy, load_base_policy
+from maml_ray.serving.settings import ServeSettings
 from tests.oracles import naive as oracles
 from tests.serving.bodies import body_of
 from tests.small_runs import agent_of, run_of, settings
 
 
 def respond(agent: Agent, **request: Any) -> AdaptResponse | ApiError:
-    return handle_adapt_request(
-        ServedPolicy("start", agent), parse_adapt(orjson.dumps(request)), max_env_steps=100_000
-    )
+    limits = ServeSettings(run="unused").limits
+    body = parse_adapt(orjson.dumps(request), limits)
+    return handle_adapt_request(ServedPolicy("start", agent), body, max_env_steps=100_000)
 
 
 def adapt(agent: Agent, **request: Any) -> AdaptResponse:

@@ -42,7 +42,7 @@ class Served:
 
     def post(self, path: str, body: Any) -> requests.Response:
         content = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
-        headers = {"Authorization": f"Bearer {TOKEN}"}
+        headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
         return requests.post(self.url + path, data=content, headers=headers, timeout=60)
 
     def get(self, path: str) -> requests.Response:
@@ -152,7 +152,7 @@ def test_errors_cross_the_processes_as_sentences(served: Served) -> None:
     large = requests.post(
         served.url + "/act",
         data=b" " * 16_000_001,
-        headers={"Authorization": f"Bearer {TOKEN}"},
+        headers={"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"},
         timeout=60,
     )
     assert large.status_code == 413

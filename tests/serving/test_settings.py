@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +109,18 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     return [model for part in getattr(annotation, "__args__", ()) for model in _models(part)]
 
 
+def private_file(path: Path, content: str) -> Path:
+    path.touch(0o600)
+    path.write_text(content)
+    return path
+
+
 def test_a_token_comes_from_a_file_or_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
     assert load_token_digest(None) is None
-    file = tmp_path / "token"
-    file.write_text(TOKEN + "\n")
+    file = private_file(tmp_path / "token", TOKEN + "\n")
     digest = load_token_digest(str(file))
     assert digest == hashlib.sha256(TOKEN.encode()).digest()
     monkeypatch.setenv(TOKEN_VARIABLE, "f" * 32)
@@ -133,8 +139,42 @@ def test_an_invalid_token_is_an_error_not_a_missing_one(
         monkeypatch.setenv(TOKEN_VARIABLE, content)
         with pytest.raises(UserError, match="16 ASCII characters"):
             load_token_digest(None)
-        (tmp_path / "token").write_text(content)
+        private_file(tmp_path / "token", content)
         with pytest.raises(UserError, match="token file"):
             load_token_digest(str(tmp_path / "token"))
     with pytest.raises(UserError, match="No such file"):
         load_token_digest(str(tmp_path / "nowhere"))
+
+
+def test_a_token_file_that_others_can_read_is_refused_with_the_command_that_mends_it(
+    tmp_path: Path,
+) -> None:
+    file = private_file(tmp_path / "my token", TOKEN)
+    for mode in (0o400, 0o600, 0o700):
+        file.chmod(mode)
+        assert load_token_digest(str(file)) is not None
+    for mode in (0o644, 0o604, 0o602, 0o660, 0o610, 0o666):
+        file.chmod(mode)
+        with pytest.raises(UserError, match=f"mode {mode:04o}: chmod 600 '.*/my token'$"):
+            load_token_digest(str(file))
+    link = tmp_path / "link"  # so Kubernetes mounts a secret
+    link.symlink_to(file)
+    with pytest.raises(UserError, match="mode 0666"):
+        load_token_digest(str(link))
+    file.chmod(0o600)
+    assert load_token_digest(str(link)) is not None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another user, which needs root")
+def test_a_token_file_of_root_may_be_readable_by_its_group(tmp_path: Path) -> None:
+    """As kubelet mounts a secret for a container that is not root's, by its fsGroup."""
+    file = private_file(tmp_path / "token", TOKEN)
+    file.chmod(0o440)
+    assert load_token_digest(str(file)) is not None
+    file.chmod(0o444)
+    os.chown(file, 1000, 100)
+    with pytest.raises(UserError, match=r"chmod 600 .*defaultMode: 0400"):
+        load_token_digest(str(file))
+    file.chmod(0o440)
+    with pytest.raises(UserError, match="mode 0440"):
+        load_token_digest(str(file))

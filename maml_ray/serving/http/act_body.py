@@ -11,9 +11,15 @@ from maml_ray.policies.spec import PolicySpec
 from maml_ray.serving.http.arrays import ObservationArray, wrong_shape
 from maml_ray.serving.http.bodies import BASE_POLICY, Name, Seed, StrictBody, parse_body
 from maml_ray.serving.http.errors import ApiError
+from maml_ray.serving.http.limits import BodyLimits
 
 MAX_OBSERVATIONS = 4096
 """Maximum per request to act: a larger one would delay all requests in its batch."""
+
+_MAX_NUMBER_BYTES = 32
+"""Room for a number in JSON, with a comma and a line break."""
+_OTHER_VALUES = 100
+"""Room for the values of the body that are not numbers of observations."""
 
 
 class ActBody(StrictBody):
@@ -45,7 +51,18 @@ class ActRequest:
     seed: int | None
 
 
-def parse_act(content: bytes, spec: PolicySpec) -> ActRequest:
+def act_limits(spec: PolicySpec, max_body_bytes: int) -> BodyLimits:
+    """Return the limits of the body of ``POST /act``, which is parsed between other requests."""
+    max_values = MAX_OBSERVATIONS * (spec.observation_size + 1) + _OTHER_VALUES
+    return BodyLimits(
+        min(max_body_bytes, max_values * _MAX_NUMBER_BYTES),
+        max_values,
+        f"observations: at most {MAX_OBSERVATIONS:,} of {spec.observation_size:,} numbers each are "
+        "allowed per request",
+    )
+
+
+def parse_act(content: bytes | bytearray, spec: PolicySpec) -> ActRequest:
     """Parse the body of ``POST /act`` for policies of the sizes in ``spec``.
 
     Raises:

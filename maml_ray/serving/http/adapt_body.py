@@ -24,9 +24,12 @@ from maml_ray.rollouts.trajectories import Trajectories
 from maml_ray.serving.http.arrays import BoolArray, FloatArray, ObservationArray, wrong_shape
 from maml_ray.serving.http.bodies import BASE_POLICY, INTEGER, Name, Seed, StrictBody, parse_body
 from maml_ray.serving.http.errors import ApiError
+from maml_ray.serving.http.limits import BodyLimits, RequestLimits
 
 MAX_TEXT = 200
 """Longest text among a task's parameters, in characters."""
+_OTHER_VALUES = 10_000
+"""Room for the values of a body that are not in its trajectories."""
 
 
 def _to_parameter(value: Any) -> Any:
@@ -94,13 +97,49 @@ class AdaptBody(StrictBody):
         return self
 
 
-def parse_adapt(content: bytes) -> AdaptBody:
+def adapt_limits(spec: PolicySpec, limits: RequestLimits) -> BodyLimits:
+    """Return the limits of the body of ``POST /adapt`` for policies of the sizes in ``spec``."""
+    # Rewards, mask, log-probabilities, and the rows of observations and actions.
+    per_step = spec.observation_size + spec.action_size + 5
+    # The row and the numbers of final observations, terminated, and the rows of the others.
+    per_episode = spec.observation_size + 7
+    steps = limits.max_trajectory_steps
+    return BodyLimits(
+        limits.max_body_bytes,
+        steps * (per_step + per_episode) + _OTHER_VALUES,
+        f"trajectories: the body holds more numbers than {steps:,} steps need, which are the most "
+        "allowed per request",
+    )
+
+
+def parse_adapt(content: bytes | bytearray, limits: RequestLimits) -> AdaptBody:
     """Parse the body of ``POST /adapt``; :func:`to_trajectories` checks the shapes of arrays.
 
     Raises:
         ApiError: the body is not JSON (400), or a field is not allowed (422).
     """
-    return parse_body(AdaptBody, content, nested=SupportBody)
+    body = parse_body(AdaptBody, content, nested=SupportBody)
+    if body.trajectories is not None:
+        _check_steps(body.trajectories, limits)
+    return body
+
+
+def _check_steps(support: SupportBody, limits: RequestLimits) -> None:
+    shape = support.rewards.shape
+    if len(shape) == 1:
+        return  # the error is found with those of the other shapes
+    if shape[1] > limits.max_episode_steps:
+        raise ApiError(
+            422,
+            f"trajectories: at most {limits.max_episode_steps:,} steps per episode are allowed, "
+            f"got {shape[1]:,}",
+        )
+    if shape[0] * shape[1] > limits.max_trajectory_steps:
+        raise ApiError(
+            422,
+            f"trajectories: at most {limits.max_trajectory_steps:,} steps (episodes times steps) "
+            f"per request are allowed, got {shape[0] * shape[1]:,}",
+        )
 
 
 def to_trajectories(body: SupportBody, agent: Agent) -> Trajectories:

@@ -15,11 +15,12 @@ from maml_ray.policies.spec import PolicySpec
 from maml_ray.serving.adaptation import AdaptResponse
 from maml_ray.serving.batching import ActResponse
 from maml_ray.serving.cache import PolicyCache
-from maml_ray.serving.http.access import GuardMiddleware
-from maml_ray.serving.http.act_body import ActRequest, parse_act
-from maml_ray.serving.http.adapt_body import AdaptBody, parse_adapt
+from maml_ray.serving.http.access import AccessMiddleware
+from maml_ray.serving.http.act_body import ActRequest, act_limits, parse_act
+from maml_ray.serving.http.adapt_body import AdaptBody, adapt_limits, parse_adapt
 from maml_ray.serving.http.bodies import BASE_POLICY
-from maml_ray.serving.http.errors import ApiError
+from maml_ray.serving.http.errors import ApiError, ErrorMiddleware
+from maml_ray.serving.http.limits import JSON, BodyReceiver, RequestLimits
 from maml_ray.serving.http.openapi import RouteDocs, document_bearer_auth
 from maml_ray.serving.served_policy import ServedPolicy
 
@@ -48,7 +49,7 @@ class ApiBackend:
     add_policy: Callable[[ServedPolicy], Awaitable[float]]
 
 
-def make_app(backend: ApiBackend, *, token_digest: bytes | None, max_body_bytes: int) -> FastAPI:
+def make_app(backend: ApiBackend, *, token_digest: bytes | None, limits: RequestLimits) -> FastAPI:
     """Return the application.
 
     Bodies are parsed by :mod:`maml_ray.serving.http.bodies`, not by FastAPI, for speed and for
@@ -57,7 +58,7 @@ def make_app(backend: ApiBackend, *, token_digest: bytes | None, max_body_bytes:
     Args:
         backend: does the work.
         token_digest: SHA-256 of the token that callers must present; None to require none.
-        max_body_bytes: maximum size of a request body.
+        limits: limits of requests.
     """
     app = FastAPI(
         title="maml_ray",
@@ -65,20 +66,25 @@ def make_app(backend: ApiBackend, *, token_digest: bytes | None, max_body_bytes:
         version=own_version(),
         redoc_url=None,
     )
-    app.add_middleware(GuardMiddleware, token_digest=token_digest, max_body_bytes=max_body_bytes)
-    app.add_exception_handler(ApiError, _on_api_error)
+    app.add_middleware(AccessMiddleware, token_digest=token_digest)
+    app.add_middleware(ErrorMiddleware)  # the last one added receives a request first
     app.add_exception_handler(HTTPException, _on_http_exception)
-    _add_routes(app, backend, RouteDocs(backend.spec, backend.example_task))
+    _add_routes(app, backend, limits, RouteDocs(backend.spec, backend.example_task, limits))
     if token_digest is not None:
         document_bearer_auth(app)
     return app
 
 
-def _add_routes(app: FastAPI, backend: ApiBackend, docs: RouteDocs) -> None:
+def _add_routes(app: FastAPI, backend: ApiBackend, limits: RequestLimits, docs: RouteDocs) -> None:
+    bodies = BodyReceiver(limits)
+    of_act = act_limits(backend.spec, limits.max_body_bytes)
+    of_adapt = adapt_limits(backend.spec, limits)
+
     # The names of these functions are the operation ids in OpenAPI.
     @app.post("/act", **docs.act())
     async def act(request: Request) -> Response:
-        parsed = parse_act(await request.body(), backend.spec)
+        async with bodies.receive(request.scope, request.receive, of_act, [JSON]) as body:
+            parsed = parse_act(body.content, backend.spec)
         policy = await backend.policies.get(parsed.policy)
         response = _or_raise(await backend.act(policy, parsed))
         content: dict[str, Any] = {
@@ -92,7 +98,8 @@ def _add_routes(app: FastAPI, backend: ApiBackend, docs: RouteDocs) -> None:
 
     @app.post("/adapt", **docs.adapt())
     async def adapt(request: Request) -> Response:
-        parsed = parse_adapt(await request.body())
+        async with bodies.receive(request.scope, request.receive, of_adapt, [JSON]) as body:
+            parsed = parse_adapt(body.content, limits)
         policy = await backend.policies.get(parsed.policy)
         response = _or_raise(await backend.adapt(policy, parsed))
         task = response.policy.task
@@ -145,11 +152,6 @@ def _or_raise(result: Value | ApiError) -> Value:
 def _json(content: dict[str, Any], status: int = 200) -> Response:
     encoded = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
     return Response(encoded, status, media_type="application/json")
-
-
-async def _on_api_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return _json({"error": error.message}, error.status)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

@@ -31,7 +31,9 @@ class StrictBody(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-def parse_body(kind: type[Body], content: bytes, nested: type[BaseModel] | None = None) -> Body:
+def parse_body(
+    kind: type[Body], content: bytes | bytearray, nested: type[BaseModel] | None = None
+) -> Body:
     """Parse a body as ``kind``.
 
     Args:

@@ -14,6 +14,7 @@ from maml_ray.policies.spec import PolicySpec
 from maml_ray.serving.http.access import OPEN_PATHS
 from maml_ray.serving.http.act_body import MAX_OBSERVATIONS, ActBody
 from maml_ray.serving.http.adapt_body import AdaptBody, SupportBody
+from maml_ray.serving.http.limits import RequestLimits
 
 Schema = dict[str, Any]
 
@@ -25,8 +26,12 @@ _ERROR: Schema = {"type": "object", "properties": {"error": _STRING}, "required"
 _STATUS_DESCRIPTIONS = {
     400: "The body is not JSON.",
     401: "The token is missing or wrong.",
+    403: "The request comes from another server's page, and this service needs no token.",
     404: "The policy is unknown or has expired.",
+    408: "The body did not arrive in time.",
     413: "The body is too large.",
+    415: "The body is not declared as JSON.",
+    421: "The header Host is not an address of this service, which needs no token.",
     422: "A field is not allowed: the error names it.",
     500: "The service failed.",
     503: "The service is busy or partly unavailable: try again.",
@@ -44,10 +49,12 @@ class RouteDocs:
     Attributes:
         spec: sizes of the policies.
         example_task: parameters of a task of the family; None if unknown.
+        limits: limits of requests.
     """
 
     spec: PolicySpec
     example_task: dict[str, float] | None
+    limits: RequestLimits
 
     def act(self) -> dict[str, Any]:
         """Document ``POST /act``."""
@@ -70,7 +77,7 @@ class RouteDocs:
             "before policy.action_scale and action_bounds and their log-probabilities, which POST "
             "/adapt takes."
         )
-        return _route("Act", description, response, 400, 404, 413, 422, body=(body, example))
+        return _route("Act", description, response, 404, 422, body=(body, example))
 
     def adapt(self) -> dict[str, Any]:
         """Document ``POST /adapt``."""
@@ -96,9 +103,10 @@ class RouteDocs:
             "step toward trajectories that you collected: K episodes of T steps, with samples as "
             "returned by POST /act, or with actions if none of them is at a bound. Omit log_probs "
             "if this policy sampled them; otherwise send those of the policy that did. The result "
-            "is a new policy: act with it, adapt it again, or download it."
+            "is a new policy: act with it, adapt it again, or download it. At most "
+            f"{self.limits.max_trajectory_steps:,} steps (K times T) are allowed."
         )
-        return _route("Adapt", description, response, 400, 404, 413, 422, 503, body=(body, example))
+        return _route("Adapt", description, response, 404, 422, body=(body, example))
 
     def policy(self) -> dict[str, Any]:
         """Document ``GET /policy/{name}``."""
@@ -125,16 +133,23 @@ class RouteDocs:
 
     def _trajectories(self) -> Schema:
         spec, schema = self.spec, _body_schema(SupportBody)
-        flags = _array({"type": "boolean"})
+        flag: Schema = {"type": "boolean"}
+
+        def per_episode(item: Schema) -> Schema:
+            return _array(item, self.limits.max_trajectory_steps)
+
+        def per_step(item: Schema) -> Schema:
+            return per_episode(_array(item, self.limits.max_episode_steps))
+
         schema["properties"] |= {
-            "observations": _array(_array(_vector(spec.observation_size))),
-            "samples": _array(_array(self._action())),
-            "actions": _array(_array(self._env_action())),
-            "rewards": _array(_array(_NUMBER)),
-            "mask": _array(flags),
-            "log_probs": _array(_array(_NUMBER)),
-            "final_observations": _array(_vector(spec.observation_size)),
-            "terminated": flags,
+            "observations": per_step(_vector(spec.observation_size)),
+            "samples": per_step(self._action()),
+            "actions": per_step(self._env_action()),
+            "rewards": per_step(_NUMBER),
+            "mask": per_step(flag),
+            "log_probs": per_step(_NUMBER),
+            "final_observations": per_episode(_vector(spec.observation_size)),
+            "terminated": per_episode(flag),
         }
         return schema
 
@@ -208,15 +223,16 @@ def _route(
     Args:
         summary, description: texts of the operation.
         response: schema of a successful JSON response; None for binary content.
-        statuses: HTTP statuses of errors, besides 401 and 500.
+        statuses: HTTP statuses of errors, besides those of all routes and of all bodies.
         body: schema and example of the request body.
     """
+    of_body = () if body is None else (400, 408, 413, 415, 503)
     responses: dict[int, Any] = {
         status: {
             "description": _STATUS_DESCRIPTIONS[status],
             "content": {"application/json": {"schema": _ERROR}},
         }
-        for status in (*statuses, 401, 500)
+        for status in (*statuses, *of_body, 401, 403, 421, 500)
     }
     if response is not None:
         responses[200] = {
