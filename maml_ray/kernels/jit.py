@@ -14,7 +14,9 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,8 +33,9 @@ Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 def cache_directory(package: Path) -> str | None:
     """Create and return the directory for the machine code of ``package`` in its present state.
 
-    It lies in ``NUMBA_CACHE_DIR`` if that is set, else in the package's ``__pycache__`` or the
-    user's cache. None if neither is writable: each process then compiles for itself.
+    It lies in ``NUMBA_CACHE_DIR`` if that is set, else in the package's ``__pycache__`` or, with a
+    copy of what is there, in the user's cache. None if neither is writable: each process then
+    compiles for itself.
     """
     sources = [*sorted((package / "kernels").glob("*.py")), *sorted(package.rglob("*_kernel.py"))]
     content = b"".join(source.read_bytes() for source in sources)
@@ -42,6 +45,8 @@ def cache_directory(package: Path) -> str | None:
         [Path(config.CACHE_DIR)] if config.CACHE_DIR else [package / "__pycache__", user_cache]
     )
     for parent in parents:
+        if parent == user_cache:
+            _copy_compiled(package / "__pycache__" / name, user_cache / name)
         try:
             (parent / name).mkdir(parents=True, exist_ok=True)
         except OSError:
@@ -49,6 +54,21 @@ def cache_directory(package: Path) -> str | None:
         if os.access(parent / name, os.W_OK):
             return str(parent / name)
     return None
+
+
+def _copy_compiled(source: Path, target: Path) -> None:
+    """Copy machine code of a read-only image, unless the target exists.
+
+    By a rename: of processes that start at the same time, none finds half a copy.
+    """
+    try:
+        if target.exists() or not source.is_dir():
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as staging:
+            shutil.copytree(source, Path(staging) / target.name).rename(target)
+    except OSError:
+        return  # nothing is writable, or another process was first
 
 
 _CACHE_DIR = cache_directory(Path(__file__).parents[1])

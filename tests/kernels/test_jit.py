@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -111,3 +112,26 @@ def test_where_the_package_cannot_be_written_to(
     else:
         assert directory is not None
         assert Path(directory).parent == cache / "maml_ray"
+
+
+def test_code_compiled_in_a_read_only_image_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package, cache = tmp_path / "package", tmp_path / "cache"
+    package.mkdir()
+    built = cache_directory(package)
+    assert built is not None
+    assert Path(built).is_relative_to(package)
+    (Path(built) / "kernel.nbc").write_text("machine code")
+    # A superuser may write to any folder: the answer is that of a read-only file system.
+    monkeypatch.setattr(os, "access", lambda path, mode: not Path(path).is_relative_to(package))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    directory = cache_directory(package)
+    assert directory is not None
+    assert Path(directory).is_relative_to(cache)
+    assert (Path(directory) / "kernel.nbc").read_text() == "machine code"
+    # What was compiled since is not overwritten.
+    (Path(directory) / "kernel.nbc").write_text("of this machine")
+    assert cache_directory(package) == directory
+    assert (Path(directory) / "kernel.nbc").read_text() == "of this machine"
+    assert [path.name for path in Path(directory).parent.iterdir()] == [Path(directory).name]
