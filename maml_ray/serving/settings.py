@@ -36,6 +36,7 @@ class ServeSettings(BaseModel):
         max_episode_steps: maximum steps T of an episode in a request.
         max_trajectory_steps: maximum steps of all episodes in a request, K times T.
         receive_timeout_s: seconds in which a request must arrive.
+        max_connections: maximum number of connections, without Ray; more are answered with 503.
         max_env_steps: maximum environment steps simulated for one request to adapt.
         max_waiting: maximum number of requests waiting for an adapter; more are rejected.
         adapt_timeout_s: maximum seconds for a request to adapt, including its wait.
@@ -57,6 +58,7 @@ class ServeSettings(BaseModel):
     max_episode_steps: Count = 10_000
     max_trajectory_steps: Count = 50_000
     receive_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 20.0
+    max_connections: Annotated[int, Field(ge=1, le=100_000)] = 500
     max_env_steps: Count = 500_000
     max_waiting: Count = 16
     adapt_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 120.0

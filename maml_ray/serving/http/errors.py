@@ -94,10 +94,12 @@ class ErrorMiddleware:
                 await send_error(send, ApiError(500, "the service failed: see its log"))
 
 
-async def send_error(send: Send, error: ApiError) -> None:
-    """Answer a request with an error."""
+async def send_error(send: Send, error: ApiError, *, close: bool = False) -> None:
+    """Answer a request with an error, and with ``close`` close the connection."""
     body = error.body
     headers = {**error.headers, "content-length": str(len(body))}
+    if close:
+        headers["connection"] = "close"
     encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": error.status, "headers": encoded})
     await send({"type": "http.response.body", "body": body})

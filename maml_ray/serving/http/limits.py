@@ -11,8 +11,8 @@ from maml_ray.serving.http.errors import ApiError, ClientGone, Message, Receive,
 
 JSON = "application/json"
 BINARY = "application/octet-stream"
-SMALL_BODY_BYTES = 65_536
-"""Bodies up to this size are not counted in the total: each connection may hold as much anyway."""
+SMALL_BODY_BYTES = 16_384
+"""Bodies up to this size are not counted in the total: the number of connections limits them."""
 LARGE_BODIES = 2
 """How many bodies of the maximum size all requests together may hold."""
 
