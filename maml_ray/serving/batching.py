@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,9 +37,13 @@ class ActBatcher:
     """Answer all requests of one turn of the event loop with one call of :func:`act_batch`.
 
     None waits for others: under load they have arrived by the time that a turn ends.
+
+    Args:
+        on_batch: called with the number of requests answered together.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_batch: Callable[[int], None] = lambda num_requests: None) -> None:
+        self._on_batch = on_batch
         self._requests: list[tuple[ServedPolicy, ActRequest]] = []
         self._answers: list[asyncio.Future[ActResponse | ApiError]] = []
 
@@ -56,6 +60,7 @@ class ActBatcher:
     def _answer_all(self) -> None:
         requests, answers = self._requests, self._answers
         self._requests, self._answers = [], []
+        self._on_batch(len(requests))
         try:
             responses = act_batch(requests)
         except Exception as error:  # each caller's request fails and is logged

@@ -96,6 +96,10 @@ class PolicyStore:
             ]
         return []
 
+    async def read_warnings(self) -> list[str]:
+        """Return :attr:`warnings`, as other processes ask for them."""
+        return self.warnings
+
     async def save(self, policy: ServedPolicy) -> float:
         """Add a policy to the memory and the archive; return its lifetime in seconds.
 

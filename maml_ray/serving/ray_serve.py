@@ -35,6 +35,7 @@ from maml_ray.serving.http.adapt_body import AdaptBody
 from maml_ray.serving.http.api import ApiBackend, make_app
 from maml_ray.serving.http.bodies import BASE_POLICY
 from maml_ray.serving.http.errors import ApiError
+from maml_ray.serving.http.metrics import ServiceMetrics
 from maml_ray.serving.policy_store import LookupResult, PolicyStore, open_store
 from maml_ray.serving.served_policy import ServedPolicy, load_base_policy
 from maml_ray.serving.settings import ServeSettings, parse_serve_settings, parse_user_config
@@ -86,6 +87,10 @@ class StoreDeployment:
         """Add an adapted policy and return its lifetime in seconds."""
         return await self._configured_store.save(policy)
 
+    async def read_warnings(self) -> list[str]:
+        """Return what operators should know of the storage of adapted policies."""
+        return self._configured_store.warnings
+
     @property
     def _configured_store(self) -> PolicyStore:
         assert self._store is not None, "Serve calls reconfigure before any request"
@@ -132,6 +137,7 @@ class ApiDeployment:
         import_modules(settings.imports, settings.run)
         self._settings, self._token_digest = settings, token_digest
         self._store, self._adapter = store, adapter
+        self._metrics = ServiceMetrics()
         self._policies = PolicyCache(self._look_up, max_policies=MAX_CACHED_POLICIES)
 
     async def __serve_build_asgi_app__(self) -> Any:
@@ -146,6 +152,8 @@ class ApiDeployment:
             act=self._act,
             adapt=self._adapt,
             add_policy=self._add_policy,
+            storage_warnings=self._storage_warnings,
+            metrics=self._metrics,
         )
         return make_app(backend, token_digest=self._token_digest, limits=self._settings.limits)
 
@@ -154,6 +162,7 @@ class ApiDeployment:
     async def _act_batch(
         self, requests: list[tuple[ServedPolicy, ActRequest]]
     ) -> list[ActResponse | ApiError]:
+        self._metrics.batch_answered(len(requests))
         return act_batch(requests)
 
     async def _act(self, policy: ServedPolicy, request: ActRequest) -> ActResponse | ApiError:
@@ -174,6 +183,10 @@ class ApiDeployment:
     async def _add_policy(self, policy: ServedPolicy) -> float:
         reply = self._store.add.remote(policy)
         return float(await _wait_for(reply, "policy store", STORE_TIMEOUT_S))
+
+    async def _storage_warnings(self) -> list[str]:
+        reply = self._store.read_warnings.remote()
+        return list(await _wait_for(reply, "policy store", STORE_TIMEOUT_S))
 
 
 def build_app(args: Mapping[str, Any]) -> serve.Application:

@@ -19,6 +19,7 @@ from maml_ray.serving.endpoint import Endpoint, listen, url_of
 from maml_ray.serving.http.access import load_token_digest
 from maml_ray.serving.http.api import ApiBackend, make_app
 from maml_ray.serving.http.errors import ApiError
+from maml_ray.serving.http.metrics import POLICIES, STORAGE_FAILING, ServiceMetrics
 from maml_ray.serving.policy_store import LookupResult, open_store
 from maml_ray.serving.served_policy import ServedPolicy
 from maml_ray.serving.settings import ServeSettings
@@ -58,7 +59,9 @@ def serve_until_stopped(
 def local_backend(settings: ServeSettings, base: ServedPolicy) -> Iterator[ApiBackend]:
     """Yield a backend that acts in this process and adapts in processes of its own."""
     torch.set_num_threads(1)
-    store = open_store(settings, base)
+    store, metrics = open_store(settings, base), ServiceMetrics()
+    metrics.set_gauge(POLICIES, lambda: len(store))
+    metrics.set_gauge(STORAGE_FAILING, lambda: bool(store.warnings))
 
     async def look_up(name: str, cached_name: str | None) -> LookupResult | ApiError:
         try:
@@ -78,9 +81,11 @@ def local_backend(settings: ServeSettings, base: ServedPolicy) -> Iterator[ApiBa
             base.agent.spec,
             base.example_task,
             PolicyCache(look_up, max_policies=settings.max_policies),
-            act=ActBatcher().act,
+            act=ActBatcher(metrics.batch_answered).act,
             adapt=adapters.adapt,
             add_policy=store.save,
+            storage_warnings=store.read_warnings,
+            metrics=metrics,
         )
 
 

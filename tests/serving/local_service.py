@@ -49,9 +49,18 @@ def backend_of(agent: Agent, store: PolicyStore | None = None) -> ApiBackend:
     async def add_policy(policy: ServedPolicy) -> float:
         return policies.add(policy)
 
+    async def storage_warnings() -> list[str]:
+        return []
+
     task = dict(agent.sample_tasks(1)[0].parameters)
     return ApiBackend(
-        agent.spec, task, PolicyCache(look_up, max_policies=50), act, adapt, add_policy
+        agent.spec,
+        task,
+        PolicyCache(look_up, max_policies=50),
+        act,
+        adapt,
+        add_policy,
+        storage_warnings,
     )
 
 

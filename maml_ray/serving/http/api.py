@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 import orjson
@@ -20,7 +20,9 @@ from maml_ray.serving.http.act_body import ActRequest, act_limits, parse_act
 from maml_ray.serving.http.adapt_body import AdaptBody, adapt_limits, parse_adapt
 from maml_ray.serving.http.bodies import BASE_POLICY
 from maml_ray.serving.http.errors import ApiError, ErrorMiddleware
+from maml_ray.serving.http.instrumentation import AccessLog, InstrumentationMiddleware
 from maml_ray.serving.http.limits import JSON, BodyReceiver, RequestLimits
+from maml_ray.serving.http.metrics import CONTENT_TYPE, ServiceMetrics
 from maml_ray.serving.http.openapi import RouteDocs, document_bearer_auth
 from maml_ray.serving.served_policy import ServedPolicy
 
@@ -39,6 +41,8 @@ class ApiBackend:
         adapt: answers a request to adapt, possibly in another process.
         add_policy: stores an adapted policy where every replica finds it; returns its lifetime in
             seconds.
+        storage_warnings: returns what operators should know of where policies are stored.
+        metrics: measurements of this process.
     """
 
     spec: PolicySpec
@@ -47,9 +51,17 @@ class ApiBackend:
     act: Callable[[ServedPolicy, ActRequest], Awaitable[ActResponse | ApiError]]
     adapt: Callable[[ServedPolicy, AdaptBody], Awaitable[AdaptResponse | ApiError]]
     add_policy: Callable[[ServedPolicy], Awaitable[float]]
+    storage_warnings: Callable[[], Awaitable[list[str]]]
+    metrics: ServiceMetrics = field(default_factory=ServiceMetrics)
 
 
-def make_app(backend: ApiBackend, *, token_digest: bytes | None, limits: RequestLimits) -> FastAPI:
+def make_app(
+    backend: ApiBackend,
+    *,
+    token_digest: bytes | None,
+    limits: RequestLimits,
+    access_log: AccessLog | None = None,
+) -> FastAPI:
     """Return the application.
 
     Bodies are parsed by :mod:`maml_ray.serving.http.bodies`, not by FastAPI, for speed and for
@@ -59,6 +71,7 @@ def make_app(backend: ApiBackend, *, token_digest: bytes | None, limits: Request
         backend: does the work.
         token_digest: SHA-256 of the token that callers must present; None to require none.
         limits: limits of requests.
+        access_log: receives a line for each request; None for no log.
     """
     app = FastAPI(
         title="maml_ray",
@@ -67,7 +80,9 @@ def make_app(backend: ApiBackend, *, token_digest: bytes | None, limits: Request
         redoc_url=None,
     )
     app.add_middleware(AccessMiddleware, token_digest=token_digest)
-    app.add_middleware(ErrorMiddleware)  # the last one added receives a request first
+    app.add_middleware(ErrorMiddleware)
+    # The last one added receives a request first.
+    app.add_middleware(InstrumentationMiddleware, metrics=backend.metrics, access_log=access_log)
     app.add_exception_handler(HTTPException, _on_http_exception)
     _add_routes(app, backend, limits, RouteDocs(backend.spec, backend.example_task, limits))
     if token_digest is not None:
@@ -129,9 +144,12 @@ def _add_routes(app: FastAPI, backend: ApiBackend, limits: RequestLimits, docs: 
     async def healthz() -> Response:
         base = await backend.policies.get(BASE_POLICY)
         task = base.agent.settings.task.name
-        return _json(
-            {"status": "ok", "policy": base.name, "task": task, "warnings": _warnings_of(base)}
-        )
+        warnings = [*_warnings_of(base), *await backend.storage_warnings()]
+        return _json({"status": "ok", "policy": base.name, "task": task, "warnings": warnings})
+
+    @app.get("/metrics", **docs.metrics())
+    async def metrics() -> Response:
+        return Response(backend.metrics.text, headers={"content-type": CONTENT_TYPE})
 
 
 def _warnings_of(base: ServedPolicy) -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 from fastapi import FastAPI, Response
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
+from starlette.responses import PlainTextResponse
 
 from maml_ray.policies.spec import PolicySpec
 from maml_ray.serving.http.access import OPEN_PATHS
@@ -130,6 +131,12 @@ class RouteDocs:
         options = _route("Check health and the live checkpoint", "For probes.", response, 503)
         del options["responses"][401]
         return options
+
+    def metrics(self) -> dict[str, Any]:
+        """Document ``GET /metrics``."""
+        description = "For Prometheus, in its text format. Of the process that answers."
+        options = _route("Read the service's metrics", description, None)
+        return {**options, "response_class": PlainTextResponse}
 
     def _trajectories(self) -> Schema:
         spec, schema = self.spec, _body_schema(SupportBody)

@@ -344,7 +344,7 @@ def _check_against_schema(url: str) -> None:
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
     results: Any = schema.get_all_operations()
     operations = [result.ok() for result in results]
-    assert len(operations) == 5
+    assert len(operations) == 6
     seen: dict[str, set[int]] = {operation.label: set() for operation in operations}
     for operation in operations:
         for mode in schemathesis.GenerationMode:
