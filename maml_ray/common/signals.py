@@ -7,8 +7,9 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from maml_ray.common.errors import Interrupted, Superseded
 
@@ -16,12 +17,30 @@ EXIT_TIMEOUT_S = 9.5
 """Seconds after a signal until the process exits, whatever it is waiting for."""
 _RESEND_AFTER_S = 0.01
 """Seconds until a swallowed signal is sent again: the code that swallowed it has ended by then."""
+_CLEANUP_TIMEOUT_S = 0.5
+"""Time limit in seconds of the cleanups of :func:`force_exit`, whose file system may hang."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SIGNAL_BY_EXIT_CODE: dict[Any, int] = {
     15: signal.SIGTERM,
     **{128 + number: number for number in _SIGNALS},
 }
 """Signals by the exit code of their handler: ours, or Ray's 15 while Ray starts."""
+forced_exit_cleanups: list[Callable[[], object]] = []
+"""Quick functions that :func:`force_exit` calls, for what the normal exit would have removed."""
+
+
+def force_exit(code: int) -> NoReturn:
+    """End the process now, whatever its main thread waits for, after the quick cleanups."""
+
+    def clean() -> None:
+        for cleanup in reversed(forced_exit_cleanups):
+            with suppress(Exception):
+                cleanup()
+
+    cleaner = threading.Thread(target=clean, daemon=True)
+    cleaner.start()
+    cleaner.join(_CLEANUP_TIMEOUT_S)
+    os._exit(code)
 
 
 class _SignalHandler:
@@ -48,8 +67,26 @@ class _SignalHandler:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._signal is not None:
-            os._exit(128 + number)
+            force_exit(128 + number)
         self._signal = number
+
+
+class HeldSignals(_SignalHandler):
+    """Delay signals while entered: afterwards the program's own handlers receive the first.
+
+    For a few operations that must happen together, such as creating a file and noting that it
+    exists. A second signal ends the process at once.
+    """
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        if self._signal is not None:
+            signal.raise_signal(self._signal)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        super()._handle(number, frame)
+        if ExitOnSignal.current is not None:
+            ExitOnSignal.current.start_deadline(number)
 
 
 class StopRequest(_SignalHandler):
@@ -102,6 +139,7 @@ class ExitOnSignal(_SignalHandler):
     def __init__(self) -> None:
         super().__init__()
         self._swallowed = False
+        self._has_deadline = False
         self._resend: threading.Timer | None = None
 
     def __enter__(self) -> ExitOnSignal:
@@ -120,9 +158,15 @@ class ExitOnSignal(_SignalHandler):
     def note(self, number: int) -> None:
         """Record a signal received here or by a StopRequest, and start the exit deadline."""
         self._signal = number
-        deadline = threading.Timer(EXIT_TIMEOUT_S, os._exit, (128 + number,))
-        deadline.daemon = True
-        deadline.start()
+        self.start_deadline(number)
+
+    def start_deadline(self, number: int) -> None:
+        """End the process ``EXIT_TIMEOUT_S`` from now, or from the first call."""
+        if not self._has_deadline:
+            self._has_deadline = True
+            deadline = threading.Timer(EXIT_TIMEOUT_S, force_exit, (128 + number,))
+            deadline.daemon = True
+            deadline.start()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if not self._swallowed:

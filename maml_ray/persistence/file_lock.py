@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from maml_ray.common.errors import RunDirError
+from maml_ray.common.signals import HeldSignals, forced_exit_cleanups
 
 try:
     import fcntl
@@ -41,30 +42,69 @@ def lock_run_dir(path: Path) -> Iterator[None]:
     Raises:
         RunDirError: another live process holds the lock, or the directory cannot be written to.
     """
-    created = _create(path)
+    lock = _RunDirLock(path)
     try:
-        descriptor = _acquire(path)
         try:
+            # A signal ends the program between any two statements, but not between creating a
+            # file and noting that it exists.
+            with HeldSignals():
+                lock.acquire()
             yield
         finally:
-            with suppress(OSError):  # still locked: no other run's file is removed
-                if created and os.listdir(path) == [LOCK]:
-                    (path / LOCK).unlink()
-            os.close(descriptor)
+            with HeldSignals():
+                lock.release()
     finally:
-        for directory in created:
+        lock.release()  # in case a signal came just before they were held
+
+
+class _RunDirLock:
+    """The lock of a run directory, and the directories that were created for it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._created: list[Path] = []
+        self._descriptor: int | None = None
+
+    def acquire(self) -> None:
+        """Create the directory, and lock it; if that raises, :meth:`release` is needed too."""
+        self._created = _missing_directories(self._path)
+        forced_exit_cleanups.append(self._remove_if_empty)
+        _create(self._path)
+        self._descriptor = _acquire(self._path)
+
+    def release(self) -> None:
+        """Undo what :meth:`acquire` has done, unless it is undone."""
+        self._remove_if_empty()
+        with suppress(ValueError):
+            forced_exit_cleanups.remove(self._remove_if_empty)
+        descriptor, self._created, self._descriptor = self._descriptor, [], None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def _remove_if_empty(self) -> None:
+        """Remove the directories that were created, unless they hold more than the lock."""
+        with suppress(OSError):  # still locked: no other run's file is removed
+            is_ours = self._created and self._descriptor is not None
+            if is_ours and os.listdir(self._path) == [LOCK]:
+                (self._path / LOCK).unlink()
+        for directory in self._created:
             with suppress(OSError):  # not empty
                 directory.rmdir()
 
 
-def _create(path: Path) -> list[Path]:
-    """Create ``path``; return the directories that were missing, innermost first."""
+def _missing_directories(path: Path) -> list[Path]:
+    """Return those of ``path`` and its parents that do not exist, innermost first."""
     try:
-        missing = [each for each in (path, *path.parents) if not each.exists()]
+        return [each for each in (path, *path.parents) if not each.exists()]
+    except (OSError, ValueError) as error:
+        raise _not_writable(path, error) from None
+
+
+def _create(path: Path) -> None:
+    try:
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         raise _not_writable(path, error) from None
-    return missing
 
 
 def _acquire(path: Path) -> int:

@@ -15,7 +15,7 @@ BEGIN = """
 import signal, sys, threading
 from maml_ray.common import signals
 from maml_ray.common.errors import Interrupted
-from maml_ray.common.signals import ExitOnSignal, StopRequest
+from maml_ray.common.signals import ExitOnSignal, HeldSignals, StopRequest
 
 def say(word):
     print(word, flush=True)
@@ -218,3 +218,62 @@ with ExitOnSignal():
         assert heard(process) == "closing"
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130
+
+
+@BOTH
+def test_a_held_signal_arrives_when_the_block_has_ended(number: signal.Signals) -> None:
+    text = f"""
+with ExitOnSignal():
+    with HeldSignals():
+        signal.raise_signal({int(number)})
+        say("in the block")
+    say("after it")
+"""
+    with program(text) as process:
+        said, complaints = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert said == "in the block\n"
+    assert complaints == f"maml-ray: stopped by signal {int(number)}\n"
+
+
+def test_a_held_signal_goes_to_whoever_handles_it_outside_of_our_command_too() -> None:
+    text = """
+try:
+    with HeldSignals():
+        signal.raise_signal(signal.SIGINT)
+        say("in the block")
+except KeyboardInterrupt:
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    say("as ever")
+"""
+    with program(text) as process:
+        said, _ = process.communicate(timeout=60)
+    assert said == "in the block\nas ever\n"
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_a_block_that_holds_signals_and_hangs_is_left_in_time(second: bool) -> None:
+    text = f"""
+signals.EXIT_TIMEOUT_S = {1000.0 if second else 0.2}
+signals.forced_exit_cleanups.append(lambda: say("cleaned"))
+with ExitOnSignal(), HeldSignals():
+    say("open")
+    hang()
+"""
+    with program(text) as process:
+        assert heard(process) == "open"
+        process.send_signal(signal.SIGTERM)
+        if second:
+            process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode in ((130, 143) if second else (143,))  # in either order
+    assert said == "cleaned\n"
+
+
+def test_a_cleanup_that_hangs_does_not_delay_a_forced_exit() -> None:
+    text = """
+signals.forced_exit_cleanups.append(hang)
+signals.force_exit(3)
+"""
+    with program(text) as process:
+        assert process.wait(timeout=60) == 3

@@ -10,7 +10,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -102,6 +104,65 @@ def test_a_run_that_does_not_begin_leaves_nothing(tmp_path: Path) -> None:
     with lock_run_dir(tmp_path / "mine"):
         pass
     assert (tmp_path / "mine").is_dir()
+
+
+class Arrived(Exception):
+    """A signal has arrived."""
+
+
+@contextmanager
+def signal_at(line: int) -> Iterator[list[str]]:
+    """Send a signal before the given of all Python lines that run inside; yield where, if any."""
+    lines, where = count(), list[str]()
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        if event == "line" and next(lines) == line:
+            where.append(f"{frame.f_code.co_qualname}, line {frame.f_lineno}")
+            signal.raise_signal(signal.SIGTERM)
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield where
+    finally:
+        sys.settrace(before)
+
+
+@pytest.fixture
+def sigterm_raises() -> Iterator[None]:
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise Arrived
+
+    before = signal.signal(signal.SIGTERM, handle)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("sigterm_raises")
+def test_a_signal_at_any_moment_leaves_neither_directory_nor_lock(tmp_path: Path) -> None:
+    new, mine = tmp_path / "a" / "b", tmp_path / "mine"
+    mine.mkdir()
+    for path, line in ((path, line) for line in count() for path in (new, mine)):
+        where: list[str] = []
+        try:
+            with signal_at(line) as where, lock_run_dir(path):
+                pass
+        except Arrived:
+            assert where
+        assert [each.name for each in tmp_path.iterdir()] == ["mine"], where
+        with lock_run_dir(mine):  # nothing holds it
+            pass
+        if not where:
+            break
+    assert line > 50  # the lines of the locking itself
+
+
+def test_an_exit_at_the_deadline_leaves_neither_directory_nor_lock(tmp_path: Path) -> None:
+    first = f"from maml_ray.common.signals import force_exit; force_exit({signal.SIGTERM})"
+    program = [sys.executable, "-c", HOLDER.format(first=first), str(tmp_path / "a" / "b")]
+    assert subprocess.run(program, timeout=60).returncode == signal.SIGTERM
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_lock_is_held_for_the_whole_of_a_run(

@@ -15,6 +15,7 @@ from pathlib import Path
 import ray
 
 from maml_ray.common.errors import ClusterLost, Interrupted, Superseded
+from maml_ray.common.signals import force_exit
 from maml_ray.runtime.connection.address import ClusterAddress, host_and_port
 from maml_ray.runtime.ray_internals import get_raylet_socket, is_ray_client, owns_cluster
 
@@ -150,7 +151,7 @@ class RaySession:
             sys.stdout.flush()
         # Not print, whose lock the main thread may hold.
         os.write(2, f"maml-ray: {error}{self._exit_note()}\n".encode(errors="backslashreplace"))
-        os._exit(error.exit_code)
+        force_exit(error.exit_code)
 
 
 @contextmanager
