@@ -252,7 +252,10 @@ class CompiledBackend(Backend):
     def _evaluate(
         self, parameters: Parameters, batch: MetaBatch, order: Order, *, with_grads: bool = True
     ) -> tuple[Tensor, Diagnostics, tuple[Array, Array]]:
-        """Return loss, diagnostics, and the gradients (N, Q) by the policy and by log rates."""
+        """Return loss, diagnostics, and the gradients (N, Q) by the policy and by log rates.
+
+        Without ``with_grads`` the gradients are zero.
+        """
         tasks = self._tasks(parameters, batch, order)
         penalized = outer_objective(self.outer.objective).penalizes_inner_kl
         coefficient = self.outer.inner_kl_coefficient if penalized else 0.0
@@ -260,7 +263,7 @@ class CompiledBackend(Backend):
         log_probs = np.empty(batch.query.log_probs.shape, params.dtype)
         losses = np.empty(len(tasks), params.dtype)
         stats = np.empty((len(tasks), len(Diagnostics._fields)), params.dtype)
-        grads, rate_grads = np.empty((2, len(tasks), len(params)), params.dtype)
+        grads, rate_grads = np.zeros((2, len(tasks), len(params)), params.dtype)
 
         def evaluate_group(group: range) -> None:
             passes: dict[int, _ForwardPass] = {}

@@ -175,7 +175,7 @@ def test_invalid_prefetched_rollouts_are_reported_by_the_update(
 
 @pytest.mark.parametrize(
     ("flaw", "raised", "words"),
-    [("own", TrainingFailed, "the mathematics is on fire"), ("lost", RolloutsLost, "")],
+    [("own", TrainingFailed, "the mathematics is on fire"), ("lost", RolloutsLost, None)],
 )
 def test_an_error_of_the_update_ends_the_run_and_lost_rollouts_are_reported(
     learner: LearnerHandle,
@@ -183,7 +183,7 @@ def test_an_error_of_the_update_ends_the_run_and_lost_rollouts_are_reported(
     tmp_path: Path,
     flaw: str,
     raised: type[Exception],
-    words: str,
+    words: str | None,
 ) -> None:
     (tmp_path / "flaw").write_text(flaw)
     with pytest.raises(raised, match=words):
