@@ -76,9 +76,11 @@ def served(
 
 
 @contextmanager
-def running(app: Any) -> Iterator[str]:
+def running(app: Any, http: Any = "auto") -> Iterator[str]:
     """Yield the URL of a server of an ASGI application."""
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="off")
+    config = uvicorn.Config(
+        app, http=http, host="127.0.0.1", port=0, log_level="error", lifespan="off"
+    )
     server = uvicorn.Server(config)
     bound = config.bind_socket()
     bound.listen(64)  # connections before the server starts wait

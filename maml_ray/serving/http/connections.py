@@ -126,6 +126,8 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin a request."""
         self._head_bytes = 0
+        if self._receiving_since is None:  # it follows another one in the same data
+            self._receiving_since = self.loop.time()
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
