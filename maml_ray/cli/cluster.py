@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 WorkingDir = Annotated[
     Path | None,
     typer.Option(
-        help="Directory to upload, for example with your own task module.",
+        help="Directory to upload, for example with your own task module; without what .gitignore "
+        "and .rayignore name, and without files named token or .env.",
         parser=path_of("--working-dir"),
     ),
 ]

@@ -6,6 +6,7 @@ be small: sources, not data.
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ SETTINGS_FILE = "maml_ray_settings.yaml"
 """Name of the settings in an upload."""
 _NOT_UPLOADED = frozenset({"__pycache__", "docs", "cluster"})
 """Folders of the package that no job needs."""
+_SECRETS = re.compile(r"(.*/)?(token|\.env(\..*)?)")
+"""Files that no job needs, and that everybody who can reach the cluster could read."""
 _MAX_FILES = 20_000
 _FIXED_TIME = (1980, 1, 1, 0, 0, 0)
 
@@ -106,13 +109,18 @@ def job_upload(settings_text: str, working_dir: Path | None) -> Upload:
     """Return all files that a job needs, except for its requirements.
 
     The imported maml_ray package replaces any copy in the working directory, such as a clone's.
+    Files named ``token`` or ``.env`` are left out even if no ignore file names them.
 
     Raises:
         UserError: the working directory cannot be read.
     """
     package = Path(maml_ray.__file__).parent
     own = folder_upload(working_dir) if working_dir is not None else Upload({}, {}, {})
-    files = {name: path for name, path in own.files.items() if not name.startswith("maml_ray/")}
+    files = {
+        name: path
+        for name, path in own.files.items()
+        if not name.startswith("maml_ray/") and not _SECRETS.fullmatch(name)
+    }
     files |= {
         f"maml_ray/{path.relative_to(package).as_posix()}": path
         for path in package.rglob("*")

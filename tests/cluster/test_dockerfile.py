@@ -48,6 +48,9 @@ def test_copied_files_exist_and_are_not_ignored() -> None:
         assert f"!{source}" in dockerignore
     # Nothing else goes to the builder: no token, no run, no environment.
     assert {line[1:] for line in dockerignore if line.startswith("!")} == set(sources())
+    last_included = max(dockerignore.index(f"!{source}") for source in sources())
+    for secret in ("**/token", "**/.env", "**/.env.*"):  # also in the folders named above
+        assert dockerignore.index(secret) > last_included
 
 
 def test_the_files_of_the_package_are_copied() -> None:

@@ -18,6 +18,7 @@ from maml_ray.jobs import packaging
 from maml_ray.jobs.submission import job_settings
 
 ROOT = Path(__file__).parent.parent.parent
+SECRETS = ("token", ".env", ".env.production", "cluster/token", "cluster/.env")
 
 
 def packed_by_ray(folder: Path, target: Path) -> dict[str, int]:
@@ -48,6 +49,10 @@ def test_a_folder_is_what_ray_would_pack_of_it(tmp_path: Path) -> None:
 def test_this_repository_goes_up_without_pictures_tests_and_caches(tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True, timeout=60)
+    for name in SECRETS:
+        (clone / name).write_text("secret")
+    status = ["git", "-C", str(clone), "status", "--porcelain"]
+    assert not subprocess.run(status, check=True, capture_output=True, timeout=60).stdout
     packed = packed_by_ray(clone, tmp_path / "ray.zip")
     assert sum(packed.values()) < 2_000_000
     assert (tmp_path / "ray.zip").stat().st_size < packaging.MAX_UPLOAD_BYTES
@@ -55,6 +60,17 @@ def test_this_repository_goes_up_without_pictures_tests_and_caches(tmp_path: Pat
         packed
     )
     assert not [name for name in packed if name.startswith((".github/", ".git/", "tests/"))]
+    assert not set(SECRETS) & set(packed)
+
+
+def test_a_job_takes_no_secrets_along_from_a_folder_without_ignore_files(tmp_path: Path) -> None:
+    others = ("tokens.py", "token.py", "environment", "deep/x.env")
+    for name in (*SECRETS, *others):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    uploaded = packaging.job_upload("", tmp_path).sizes
+    assert not set(SECRETS) & set(uploaded)
+    assert set(others) <= set(uploaded)
 
 
 def test_a_job_s_upload_trains_by_itself_what_it_was_told(tmp_path: Path) -> None:
