@@ -59,6 +59,10 @@ def serve(
             parser=path_of("--token-file"),
         ),
     ] = None,
+    access_log: Annotated[
+        bool,
+        typer.Option("--access-log", help="Print a line of JSON for each request."),
+    ] = False,
     imports: Imports = None,
     ray: Annotated[
         bool, typer.Option("--ray", help="Serve on a Ray cluster, by Ray Serve.")
@@ -102,6 +106,7 @@ def serve(
             "imports": imports or (),
             "replicas": replicas or 1,
             "adapters": adapters,
+            "access_log": access_log,
             "token_file": None if token_file is None else escape_path(token_file.absolute()),
         }
     )

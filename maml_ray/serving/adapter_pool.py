@@ -130,7 +130,7 @@ class _Worker:
         self._process = context.Process(
             target=_work, args=(theirs, self._make_handle), name="maml-ray-adapter"
         )
-        with _sigint_blocked():
+        with _stop_signals_blocked():
             self._process.start()
         theirs.close()
         self._is_ready = False
@@ -203,9 +203,12 @@ def _work(connection: Connection, make_handle: Callable[[], Handle]) -> None:
 
 
 @contextmanager
-def _sigint_blocked() -> Iterator[None]:
-    """Let a process started meanwhile ignore Ctrl-C, which its terminal sends to it, too."""
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _stop_signals_blocked() -> Iterator[None]:
+    """Let a process started meanwhile ignore Ctrl-C and SIGTERM, which a whole group may receive.
+
+    The service ends it, once it has answered what is in progress.
+    """
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:

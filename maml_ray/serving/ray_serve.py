@@ -35,6 +35,7 @@ from maml_ray.serving.http.adapt_body import AdaptBody
 from maml_ray.serving.http.api import ApiBackend, make_app
 from maml_ray.serving.http.bodies import BASE_POLICY
 from maml_ray.serving.http.errors import ApiError
+from maml_ray.serving.http.instrumentation import AccessLog
 from maml_ray.serving.http.metrics import ServiceMetrics
 from maml_ray.serving.policy_store import LookupResult, PolicyStore, open_store
 from maml_ray.serving.served_policy import ServedPolicy, load_base_policy
@@ -155,7 +156,12 @@ class ApiDeployment:
             storage_warnings=self._storage_warnings,
             metrics=self._metrics,
         )
-        return make_app(backend, token_digest=self._token_digest, limits=self._settings.limits)
+        return make_app(
+            backend,
+            token_digest=self._token_digest,
+            limits=self._settings.limits,
+            access_log=AccessLog() if self._settings.access_log else None,
+        )
 
     # No wait for further requests: under load they are queued already.
     @serve.batch(max_batch_size=MAX_BATCH_SIZE, batch_wait_timeout_s=0.0)
@@ -213,6 +219,7 @@ def build_app(args: Mapping[str, Any]) -> serve.Application:
         name="Adapter",
         num_replicas=settings.adapters,
         ray_actor_options={"num_cpus": 1},
+        graceful_shutdown_timeout_s=settings.stop_timeout_s,
         max_ongoing_requests=1,
         max_queued_requests=settings.max_waiting,
     ).bind(settings)
@@ -221,6 +228,7 @@ def build_app(args: Mapping[str, Any]) -> serve.Application:
         name="PolicyApi",
         num_replicas=settings.replicas,
         ray_actor_options={"num_cpus": 1},
+        graceful_shutdown_timeout_s=settings.stop_timeout_s,
         max_ongoing_requests=_MAX_CONCURRENT_REQUESTS,
     ).bind(settings, token_digest, store, adapter)
     return app

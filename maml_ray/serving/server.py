@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import os
 import socket
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext, suppress
 from functools import partial
+from types import FrameType
 
 import numpy as np
 import torch
@@ -19,14 +24,19 @@ from maml_ray.serving.endpoint import Endpoint, listen, url_of
 from maml_ray.serving.http.access import load_token_digest
 from maml_ray.serving.http.api import ApiBackend, make_app
 from maml_ray.serving.http.errors import ApiError
+from maml_ray.serving.http.instrumentation import AccessLog
 from maml_ray.serving.http.metrics import POLICIES, STORAGE_FAILING, ServiceMetrics
 from maml_ray.serving.policy_store import LookupResult, open_store
 from maml_ray.serving.served_policy import ServedPolicy
 from maml_ray.serving.settings import ServeSettings
 from maml_ray.tasks.loading import import_modules
 
-STOP_TIMEOUT_S = 5.0
-"""Seconds that requests in progress have after a signal."""
+LINGER_S = 0.5
+"""Seconds after a signal in which requests on open connections are still answered: a client cannot
+know that they are about to be closed."""
+_POLL_S = 0.02
+
+_log = logging.getLogger(__name__)
 
 
 def serve_until_stopped(
@@ -39,6 +49,8 @@ def serve_until_stopped(
 ) -> None:
     """Serve until a signal arrives, which is raised again once requests in progress are answered.
 
+    A second signal ends the process at once.
+
     Args:
         settings: settings of the service.
         base: the policy that adaptations start from by default.
@@ -49,9 +61,19 @@ def serve_until_stopped(
         UserError: the port is taken, or the token cannot be read.
     """
     token_digest = load_token_digest(settings.token_file)
-    with listen(host, port) as bound, local_backend(settings, base) as backend:
-        app = make_app(backend, token_digest=token_digest, limits=settings.limits)
-        server = make_server(app, lambda: on_ready(Endpoint(url_of(host, port))))
+    with (
+        listen(host, port) as bound,
+        local_backend(settings, base) as backend,
+        closing(AccessLog()) if settings.access_log else nullcontext() as access_log,
+    ):
+        app = make_app(
+            backend, token_digest=token_digest, limits=settings.limits, access_log=access_log
+        )
+        server = make_server(
+            app,
+            lambda: on_ready(Endpoint(url_of(host, port))),
+            stop_timeout_s=settings.stop_timeout_s,
+        )
         server.run(sockets=[bound])
 
 
@@ -89,12 +111,15 @@ def local_backend(settings: ServeSettings, base: ServedPolicy) -> Iterator[ApiBa
         )
 
 
-def make_server(app: object, on_ready: Callable[[], None]) -> uvicorn.Server:
+def make_server(
+    app: object, on_ready: Callable[[], None], *, stop_timeout_s: float
+) -> uvicorn.Server:
     """Return a server of an ASGI application, to be run with a socket that listens.
 
     Args:
         app: the application.
         on_ready: called once the server accepts connections.
+        stop_timeout_s: maximum seconds after a signal in which requests in progress are answered.
     """
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
@@ -106,19 +131,77 @@ def make_server(app: object, on_ready: Callable[[], None]) -> uvicorn.Server:
         log_level="warning",
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=int(STOP_TIMEOUT_S),
     )
-    return _Server(config, on_ready)
+    return _Server(config, on_ready, stop_timeout_s)
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+    """uvicorn, which loses no request when it stops.
+
+    On its own it closes connections on which the next request is on its way already.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, on_ready: Callable[[], None], stop_timeout_s: float
+    ) -> None:
         super().__init__(config)
-        self._on_ready = on_ready
+        self._on_ready, self._stop_timeout_s = on_ready, stop_timeout_s
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._on_ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            os._exit(128 + sig)
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept no more connections, answer one more request on each, and close them."""
+        stop_at = time.monotonic() + self._stop_timeout_s
+        accepted = [each for listening in sockets or [] for each in _accept_all(listening)]
+        for server in self.servers:
+            server.close()
+        state = self.server_state
+        state.default_headers.append((b"connection", b"close"))  # the last in any answer
+        for each in accepted:
+            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, each)
+        await self._until_closed(min(LINGER_S, self._stop_timeout_s))
+        if state.tasks:
+            _log.warning(
+                "stopping: %d requests in progress are answered within %g s; a second signal ends "
+                "the service at once",
+                len(state.tasks),
+                self._stop_timeout_s,
+            )
+        for connection in list(state.connections):
+            connection.shutdown()  # at the end of the answer, if one is in progress
+        await self._until_closed(stop_at - time.monotonic())
+        for task in state.tasks:
+            task.cancel()  # answered with 503
+        await self._until_closed(LINGER_S if state.tasks else 0.0)
+
+    async def _until_closed(self, timeout_s: float) -> None:
+        """Wait until all connections are closed, for ``timeout_s`` at most."""
+        end = time.monotonic() + timeout_s
+        while self.server_state.connections and time.monotonic() < end:
+            await asyncio.sleep(_POLL_S)
+
+    def _protocol(self) -> asyncio.Protocol:
+        protocol: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return protocol
+
+
+def _accept_all(listening: socket.socket) -> Iterator[socket.socket]:
+    """Accept the connections that have been made and not been accepted."""
+    listening.setblocking(False)
+    with suppress(BlockingIOError):
+        while True:
+            connection, _ = listening.accept()
+            connection.setblocking(False)
+            yield connection
 
 
 def _make_handle(settings: ServeSettings) -> Handle:

@@ -40,6 +40,8 @@ class ServeSettings(BaseModel):
         max_env_steps: maximum environment steps simulated for one request to adapt.
         max_waiting: maximum number of requests waiting for an adapter; more are rejected.
         adapt_timeout_s: maximum seconds for a request to adapt, including its wait.
+        stop_timeout_s: maximum seconds in which a service that stops answers what it has begun.
+        access_log: write a line of JSON for each request to the standard output.
         token_file: file with the token that callers must present. The environment variable
             ``MAML_RAY_SERVE_TOKEN`` is the alternative; without either, no token is required.
     """
@@ -62,6 +64,8 @@ class ServeSettings(BaseModel):
     max_env_steps: Count = 500_000
     max_waiting: Count = 16
     adapt_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 120.0
+    stop_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 25.0
+    access_log: bool = False
     token_file: LocalPath | None = None
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -56,6 +57,9 @@ class ApiError(Exception):
         return orjson.dumps({"error": self.message})
 
 
+_STOPPING = ApiError(503, "the service stops: try again later")
+
+
 class ClientGone(Exception):
     """The caller has hung up, so there is nobody to answer."""
 
@@ -88,6 +92,9 @@ class ErrorMiddleware:
             await send_error(send, error)
         except ClientGone:
             pass
+        except asyncio.CancelledError:  # the service stops, and has waited for long enough
+            if not has_started:
+                await send_error(send, _STOPPING, close=True)
         except Exception:
             _log.exception("%s %s failed", scope["method"], scope["path"])
             if not has_started:

@@ -6,6 +6,7 @@ import json
 import logging
 import queue
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from maml_ray.serving.http.metrics import CLOSED_BY_CLIENT, ServiceMetrics, rout
 _MAX_PATH = 200
 """Longest path in a log, in characters."""
 _MAX_PENDING_LINES = 10_000
+_CLOSE_TIMEOUT_S = 1.0
 _SECRET = re.compile(r"(adapted-[0-9a-f]{12})[0-9a-f]+")
 
 _log = logging.getLogger(__name__)
@@ -70,11 +72,11 @@ class AccessLog:
     come faster than they are written, some are left out, and a line says how many.
 
     Args:
-        write: writes a line.
+        write: writes a line; by default to the standard output.
     """
 
-    def __init__(self, write: Callable[[str], object]) -> None:
-        self._write = write
+    def __init__(self, write: Callable[[str], object] | None = None) -> None:
+        self._write = _print_line if write is None else write
         self._lines: queue.Queue[tuple[float, dict[str, Any]]] = queue.Queue(_MAX_PENDING_LINES)
         self._num_left_out = 0
         threading.Thread(target=self._run, name="access-log", daemon=True).start()
@@ -102,11 +104,11 @@ class AccessLog:
         except queue.Full:
             self._num_left_out += 1
 
-    def close(self, timeout_s: float) -> None:
-        """Wait until what was added is written, for ``timeout_s`` seconds at most."""
+    def close(self) -> None:
+        """Wait until what was added is written, for a second at most."""
         done = threading.Thread(target=self._lines.join, daemon=True)
         done.start()
-        done.join(timeout_s)
+        done.join(_CLOSE_TIMEOUT_S)
 
     def _run(self) -> None:
         while True:
@@ -130,3 +132,8 @@ class AccessLog:
 def public_path(path: str) -> str:
     """Return a request's path as a log may contain it: nobody can use a policy who reads it."""
     return _SECRET.sub(r"\1...", path)[:_MAX_PATH]
+
+
+def _print_line(line: str) -> None:
+    sys.stdout.write(line)
+    sys.stdout.flush()
