@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,10 @@ class ActResponse:
     log_probs: NDArray[np.float32] | None
 
 
+OnAnswer = Callable[[ActResponse | Exception], None]
+"""Receives the response to a request; an :class:`ApiError` is what the caller is told."""
+
+
 class ActBatcher:
     """Answer all requests of one turn of the event loop with one call of :func:`act_batch`.
 
@@ -45,39 +50,48 @@ class ActBatcher:
     def __init__(self, on_batch: Callable[[int], None] = lambda num_requests: None) -> None:
         self._on_batch = on_batch
         self._requests: list[tuple[ServedPolicy, ActRequest]] = []
-        self._answers: list[asyncio.Future[ActResponse | ApiError]] = []
+        self._on_answer: list[OnAnswer] = []
+
+    def submit(self, policy: ServedPolicy, request: ActRequest, on_answer: OnAnswer) -> None:
+        """Have a request answered in this turn of the running event loop."""
+        if not self._requests:
+            asyncio.get_running_loop().call_soon(self._answer_all)
+        self._requests.append((policy, request))
+        self._on_answer.append(on_answer)
 
     async def act(self, policy: ServedPolicy, request: ActRequest) -> ActResponse | ApiError:
         """Return the response to a request."""
-        loop = asyncio.get_running_loop()
-        if not self._requests:
-            loop.call_soon(self._answer_all)
-        answer: asyncio.Future[ActResponse | ApiError] = loop.create_future()
-        self._requests.append((policy, request))
-        self._answers.append(answer)
-        return await answer
+        future: asyncio.Future[ActResponse | ApiError] = asyncio.get_running_loop().create_future()
+
+        def on_answer(answer: ActResponse | Exception) -> None:
+            if future.done():  # its caller has been cancelled
+                return
+            if isinstance(answer, ActResponse | ApiError):
+                future.set_result(answer)
+            else:
+                future.set_exception(answer)
+
+        self.submit(policy, request, on_answer)
+        return await future
 
     def _answer_all(self) -> None:
-        requests, answers = self._requests, self._answers
-        self._requests, self._answers = [], []
+        requests, on_answer = self._requests, self._on_answer
+        self._requests, self._on_answer = [], []
         self._on_batch(len(requests))
+        responses: Sequence[ActResponse | Exception]
         try:
             responses = act_batch(requests)
         except Exception as error:  # each caller's request fails and is logged
-            for answer in answers:
-                if not answer.done():
-                    answer.set_exception(error)
-            return
-        for answer, response in zip(answers, responses, strict=True):
-            if not answer.done():  # its caller may have been cancelled
-                answer.set_result(response)
+            responses = [error] * len(requests)
+        for receive, response in zip(on_answer, responses, strict=True):
+            receive(response)
 
 
 def act_batch(requests: Sequence[tuple[ServedPolicy, ActRequest]]) -> list[ActResponse | ApiError]:
     """Return a response to each request, in order.
 
-    Requests to the same policy share a forward pass, so the last bits of an action may depend on
-    the other requests in the batch; its noise does not.
+    Requests to the same policy share a forward pass, which computes each row on its own: the
+    actions are those of :meth:`maml_ray.Agent.act` to the last bit, whatever else is in the batch.
     """
     indices_by_policy: dict[str, list[int]] = {}
     for index, (policy, _) in enumerate(requests):
@@ -91,30 +105,81 @@ def act_batch(requests: Sequence[tuple[ServedPolicy, ActRequest]]) -> list[ActRe
 
 
 def _act(policy: ServedPolicy, requests: Sequence[ActRequest]) -> list[ActResponse | ApiError]:
-    batch = (
-        requests[0].observations
-        if len(requests) == 1
-        else np.concatenate([request.observations for request in requests])
-    )
+    """Return the responses of one policy."""
+    rows = _split([len(request.observations) for request in requests])
     with np.errstate(all="ignore"):  # overflow is reported to the caller that caused it
-        outputs = policy.numpy_policy.forward(batch)
-        ends = np.cumsum([len(request.observations) for request in requests])[:-1]
-        return [
-            _respond(policy, request, part)
-            for request, part in zip(requests, np.split(outputs, ends), strict=True)
-        ]
+        outputs = policy.numpy_policy.forward(
+            _concatenate([request.observations for request in requests])
+        )
+        is_finite = np.isfinite(outputs).all(axis=1)
+        responses: dict[int, ActResponse | ApiError] = {}
+        for members, rng in _by_noise(requests):
+            group = outputs
+            if len(members) < len(requests):
+                group = _concatenate([outputs[rows[member]] for member in members])
+            sizes = [len(requests[member].observations) for member in members]
+            sampled = _sample(policy, group, sizes, rng)
+            responses.update(zip(members, sampled, strict=True))
+    if not is_finite.all():
+        for index, part in enumerate(rows):
+            if not is_finite[part].all():
+                responses[index] = ApiError(
+                    422, "observations: the policy's outputs overflow at these values"
+                )
+    return [responses[index] for index in range(len(requests))]
 
 
-def _respond(
-    policy: ServedPolicy, request: ActRequest, outputs: NDArray[np.float32]
-) -> ActResponse | ApiError:
-    if not np.isfinite(outputs).all():
-        return ApiError(422, "observations: the policy's outputs overflow at these values")
-    rng = np.random.default_rng(request.seed) if request.explore else None
+def _by_noise(
+    requests: Sequence[ActRequest],
+) -> Iterator[tuple[list[int], np.random.Generator | None]]:
+    """Yield groups of requests and the generator of their noise: each seed has one of its own."""
+    greedy, unseeded = [], []
+    for index, request in enumerate(requests):
+        if not request.explore:
+            greedy.append(index)
+        elif request.seed is None:
+            unseeded.append(index)
+        else:
+            yield [index], np.random.default_rng(request.seed)
+    if greedy:
+        yield greedy, None
+    if unseeded:
+        yield unseeded, np.random.default_rng()
+
+
+def _sample(
+    policy: ServedPolicy,
+    outputs: NDArray[np.float32],
+    sizes: Sequence[int],
+    rng: np.random.Generator | None,
+) -> Iterator[ActResponse]:
+    """Yield the responses of requests with ``sizes`` observations each.
+
+    Args:
+        policy: the policy that acts.
+        outputs: (n, A) of all of the requests, may be overwritten.
+        sizes: numbers of observations, which sum up to n.
+        rng: source of the noise; None for mean or most probable actions.
+    """
+    spec = policy.agent.spec
     sampler = make_sampler(policy.numpy_policy, 1, len(outputs), rng)
-    spec, recorded = policy.agent.spec, sampler.act_on_outputs(0, outputs)
+    recorded = sampler.act_on_outputs(0, outputs)
     actions = to_env_actions(spec, recorded)
-    if not request.explore:
-        return ActResponse(policy.name, actions, None, None)
+    if rng is None:
+        for part in _split(sizes):
+            yield ActResponse(policy.name, actions[part], None, None)
+        return
     samples = actions if spec.discrete else recorded
-    return ActResponse(policy.name, actions, samples, sampler.log_probs()[0])
+    log_probs = sampler.log_probs()[0]
+    for part in _split(sizes):
+        yield ActResponse(policy.name, actions[part], samples[part], log_probs[part])
+
+
+def _split(sizes: Sequence[int]) -> list[slice]:
+    """Return the slices of consecutive parts of ``sizes``."""
+    ends = list(accumulate(sizes))
+    return [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+
+
+def _concatenate(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
