@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -12,27 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maml_ray.policies.action_sampler import make_sampler, to_env_actions
-from maml_ray.serving.http.act_body import ActRequest
+from maml_ray.serving.http.act_body import ActRequest, ActResponse
 from maml_ray.serving.http.errors import ApiError
 from maml_ray.serving.served_policy import ServedPolicy
-
-
-@dataclass(frozen=True, eq=False)
-class ActResponse:
-    """Actions of one request.
-
-    Attributes:
-        policy: name of the policy that acted.
-        actions: (n, A) float32, or (n,) integers, in the environment's units.
-        samples: if sampled: (n, A) float32 before scale and bounds, or (n,) integers.
-        log_probs: if sampled: (n,) of ``samples``; the caller sends both back to adapt.
-    """
-
-    policy: str
-    actions: NDArray[Any]
-    samples: NDArray[Any] | None
-    log_probs: NDArray[np.float32] | None
-
 
 OnAnswer = Callable[[ActResponse | Exception], None]
 """Receives the response to a request; an :class:`ApiError` is what the caller is told."""
@@ -111,7 +92,7 @@ def _act(policy: ServedPolicy, requests: Sequence[ActRequest]) -> list[ActRespon
         outputs = policy.numpy_policy.forward(
             _concatenate([request.observations for request in requests])
         )
-        is_finite = np.isfinite(outputs).all(axis=1)
+        is_finite: NDArray[np.bool_] = np.isfinite(outputs).all(axis=1)
         responses: dict[int, ActResponse | ApiError] = {}
         for members, rng in _by_noise(requests):
             group = outputs

@@ -51,15 +51,19 @@ class PolicyCache:
         Raises:
             ApiError: the store has no such policy.
         """
-        entry = self._entries.get(name)
-        if entry is not None and self._clock() < entry.expires_at:
-            return entry.policy
+        if (policy := self.get_cached(name)) is not None:
+            return policy
         if name not in self._lookups:  # concurrent requests share one lookup
             task = asyncio.ensure_future(self._refresh(name))
             self._lookups[name] = task
             task.add_done_callback(lambda done: self._lookups.pop(name, None))
         # Shielded: a caller that disconnects must not cancel the lookup of the others.
         return await asyncio.shield(self._lookups[name])
+
+    def get_cached(self, name: str) -> ServedPolicy | None:
+        """Return the policy called ``name`` if the store need not be asked; else None."""
+        entry = self._entries.get(name)
+        return entry.policy if entry is not None and self._clock() < entry.expires_at else None
 
     async def _refresh(self, name: str) -> ServedPolicy:
         entry = self._entries.pop(name, None)

@@ -27,10 +27,10 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from maml_ray.serving.adaptation import AdaptResponse, handle_adapt_request
-from maml_ray.serving.batching import ActResponse, act_batch
+from maml_ray.serving.batching import act_batch
 from maml_ray.serving.cache import PolicyCache
 from maml_ray.serving.http.access import load_token_digest
-from maml_ray.serving.http.act_body import ActRequest
+from maml_ray.serving.http.act_body import ActRequest, ActResponse
 from maml_ray.serving.http.adapt_body import AdaptBody
 from maml_ray.serving.http.api import ApiBackend, make_app
 from maml_ray.serving.http.bodies import BASE_POLICY

@@ -10,8 +10,8 @@ import pytest
 
 from maml_ray.evaluation.agent import Agent
 from maml_ray.policies.action_sampler import from_env_actions, make_sampler, to_env_actions
-from maml_ray.serving.batching import ActResponse, act_batch
-from maml_ray.serving.http.act_body import ActRequest
+from maml_ray.serving.batching import act_batch
+from maml_ray.serving.http.act_body import ActRequest, ActResponse
 from maml_ray.serving.http.errors import ApiError
 from maml_ray.serving.served_policy import ServedPolicy
 from tests.evaluation.test_agent import discrete_agent

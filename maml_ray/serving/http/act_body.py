@@ -1,10 +1,15 @@
-"""Parse and check the body of ``POST /act``: n observations of size D."""
+"""Parse the body of a request to ``POST /act``, and encode that of the answer.
+
+Axes: n observations, D observation size, A action size.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from maml_ray.policies.spec import PolicySpec
@@ -51,6 +56,23 @@ class ActRequest:
     seed: int | None
 
 
+@dataclass(frozen=True, eq=False)
+class ActResponse:
+    """Actions of one request.
+
+    Attributes:
+        policy: name of the policy that acted.
+        actions: (n, A) float32, or (n,) integers, in the environment's units.
+        samples: if sampled: (n, A) float32 before scale and bounds, or (n,) integers.
+        log_probs: if sampled: (n,) of ``samples``; the caller sends both back to adapt.
+    """
+
+    policy: str
+    actions: NDArray[Any]
+    samples: NDArray[Any] | None
+    log_probs: NDArray[np.float32] | None
+
+
 def act_limits(spec: PolicySpec, max_body_bytes: int) -> BodyLimits:
     """Return the limits of the body of ``POST /act``, which is parsed between other requests."""
     max_values = MAX_OBSERVATIONS * (spec.observation_size + 1) + _OTHER_VALUES
@@ -82,3 +104,14 @@ def parse_act(content: bytes | bytearray, spec: PolicySpec) -> ActRequest:
             f"{len(observations):,}",
         )
     return ActRequest(body.policy, observations, is_single, body.explore, body.seed)
+
+
+def encode_act(request: ActRequest, response: ActResponse) -> bytes:
+    """Return the body of the answer to a request."""
+    content: dict[str, Any] = {"policy": response.policy, "actions": response.actions}
+    if response.samples is not None:
+        content |= {"samples": response.samples, "log_probs": response.log_probs}
+    if request.single:
+        for name in content.keys() - {"policy"}:
+            content[name] = content[name][0]
+    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
