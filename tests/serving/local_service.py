@@ -12,23 +12,38 @@ import uvicorn
 
 from maml_ray.evaluation.agent import Agent
 from maml_ray.serving.adaptation import AdaptResponse, handle_adapt_request
-from maml_ray.serving.batching import ActResponse, act_batch
+from maml_ray.serving.batching import act_batch
 from maml_ray.serving.cache import PolicyCache
-from maml_ray.serving.http.act_body import ActRequest
-from maml_ray.serving.http.adapt_body import AdaptBody
+from maml_ray.serving.http.act_body import ActRequest, ActResponse
 from maml_ray.serving.http.api import ApiBackend, make_app
 from maml_ray.serving.http.errors import ApiError
+from maml_ray.serving.http.instrumentation import AccessLog
+from maml_ray.serving.http.limits import RequestLimits
 from maml_ray.serving.policy_store import LookupResult, PolicyStore
 from maml_ray.serving.served_policy import ServedPolicy
 from maml_ray.serving.settings import ServeSettings
 
 MAX_ENV_STEPS = 5_000
+LIMITS = ServeSettings(run="unused").limits
 
 
 def store_of(agent: Agent, max_policies: int = 50) -> PolicyStore:
     return PolicyStore(
         ServedPolicy("checkpoint-1", agent), max_policies=max_policies, max_age_s=1000.0
     )
+
+
+def adapt_locally(
+    content: bytes | bytearray, policies: PolicyStore, limits: RequestLimits = LIMITS
+) -> AdaptResponse | ApiError:
+    """Answer a request to adapt in this process."""
+
+    def find_policy(name: str) -> ServedPolicy:
+        policy = policies.get(name).policy
+        assert policy is not None
+        return policy
+
+    return handle_adapt_request(content, find_policy, limits=limits, max_env_steps=MAX_ENV_STEPS)
 
 
 def backend_of(agent: Agent, store: PolicyStore | None = None) -> ApiBackend:
@@ -43,8 +58,8 @@ def backend_of(agent: Agent, store: PolicyStore | None = None) -> ApiBackend:
     async def act(policy: ServedPolicy, request: ActRequest) -> ActResponse | ApiError:
         return act_batch([(policy, request)])[0]
 
-    async def adapt(policy: ServedPolicy, request: AdaptBody) -> AdaptResponse | ApiError:
-        return handle_adapt_request(policy, request, max_env_steps=MAX_ENV_STEPS)
+    async def adapt(content: bytes | bytearray) -> AdaptResponse | ApiError:
+        return adapt_locally(content, policies)
 
     async def add_policy(policy: ServedPolicy) -> float:
         return policies.add(policy)
@@ -66,11 +81,15 @@ def backend_of(agent: Agent, store: PolicyStore | None = None) -> ApiBackend:
 
 @contextmanager
 def served(
-    backend: ApiBackend, *, token_digest: bytes | None = None, **limits: Any
+    backend: ApiBackend,
+    *,
+    token_digest: bytes | None = None,
+    access_log: AccessLog | None = None,
+    **limits: Any,
 ) -> Iterator[str]:
     """Yield the URL of a server of ``backend``, with limits other than the defaults."""
-    chosen = replace(ServeSettings(run="unused").limits, **limits)
-    app = make_app(backend, token_digest=token_digest, limits=chosen)
+    chosen = replace(LIMITS, **limits)
+    app = make_app(backend, token_digest=token_digest, limits=chosen, access_log=access_log)
     with running(app) as url:
         yield url
 
