@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,10 +17,13 @@ from maml_ray.runs.adapt import (
     adapt_in_simulation,
     mean_return,
 )
-from maml_ray.serving.http.adapt_body import AdaptBody, to_trajectories
+from maml_ray.serving.http.adapt_body import AdaptBody, parse_adapt, to_trajectories
 from maml_ray.serving.http.errors import ApiError
+from maml_ray.serving.http.limits import RequestLimits
 from maml_ray.serving.served_policy import ServedPolicy, new_policy_name
 from maml_ray.tasks.task import Task
+
+FindPolicy = Callable[[str], ServedPolicy]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,18 +45,27 @@ class AdaptResponse:
 
 
 def handle_adapt_request(
-    policy: ServedPolicy, request: AdaptBody, *, max_env_steps: int
+    content: bytes | bytearray,
+    find_policy: FindPolicy,
+    *,
+    limits: RequestLimits,
+    max_env_steps: int,
 ) -> AdaptResponse | ApiError:
-    """Adapt ``policy`` as ``request`` asks, or return the error to answer with.
+    """Adapt a policy as a request asks, or return the error to answer with.
 
-    The error is returned, not raised: Ray would wrap an exception and log its traceback.
+    The body is parsed here, not where requests arrive: a large one takes a second, in which no
+    other request would be answered. The error is returned, not raised: Ray would wrap an exception
+    and log its traceback.
 
     Args:
-        policy: the policy to adapt; unchanged.
-        request: the parsed request.
+        content: the request's body.
+        find_policy: returns the policy of a name; raises ``ApiError`` if there is none.
+        limits: limits of requests.
         max_env_steps: maximum environment steps simulated for one request.
     """
     try:
+        request = parse_adapt(content, limits)
+        policy = find_policy(request.policy)
         _check_env_steps(policy.agent, request, max_env_steps)
         task = _find_task(policy, request)
         if request.trajectories is not None:

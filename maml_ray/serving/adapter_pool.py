@@ -14,20 +14,21 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from maml_ray.serving.adaptation import AdaptResponse
-from maml_ray.serving.http.adapt_body import AdaptBody
+from maml_ray.serving.adaptation import AdaptResponse, FindPolicy
 from maml_ray.serving.http.errors import ApiError
 from maml_ray.serving.served_policy import ServedPolicy
 
-Handle = Callable[[ServedPolicy, AdaptBody], AdaptResponse | ApiError]
-"""Answers a request to adapt, in a worker process."""
+Handle = Callable[[bytes, FindPolicy], AdaptResponse | ApiError]
+"""Answers a request to adapt, given its body, in a worker process."""
+
+_FIND_TIMEOUT_S = 10.0
 
 _log = logging.getLogger(__name__)
 
@@ -42,14 +43,22 @@ class AdapterPool:
     Args:
         make_handle: called in each new worker, to prepare it and return what answers requests;
             pickled.
+        find_policy: returns the policy of a name; raises ``ApiError`` if there is none.
         size: number of workers.
         max_waiting: maximum number of requests that wait for a worker; more are rejected.
         timeout_s: maximum seconds for a request, including its wait.
     """
 
     def __init__(
-        self, make_handle: Callable[[], Handle], *, size: int, max_waiting: int, timeout_s: float
+        self,
+        make_handle: Callable[[], Handle],
+        find_policy: Callable[[str], Awaitable[ServedPolicy]],
+        *,
+        size: int,
+        max_waiting: int,
+        timeout_s: float,
     ) -> None:
+        self._find_policy = find_policy
         self._max_pending, self._timeout_s = size + max_waiting, timeout_s
         self._num_pending = 0
         self._threads = ThreadPoolExecutor(size, thread_name_prefix="adapter")
@@ -69,8 +78,8 @@ class AdapterPool:
         for worker in self._workers:
             worker.stop()  # also a process that replaced another one meanwhile
 
-    async def adapt(self, policy: ServedPolicy, request: AdaptBody) -> AdaptResponse | ApiError:
-        """Adapt ``policy`` as ``request`` asks.
+    async def adapt(self, content: bytes | bytearray) -> AdaptResponse | ApiError:
+        """Adapt a policy as the body ``content`` of a request asks.
 
         Returns:
             The response, or the error to answer with: the request is not allowed, too many others
@@ -85,7 +94,7 @@ class AdapterPool:
         deadline = time.monotonic() + self._timeout_s
         loop = asyncio.get_running_loop()
         try:
-            answer = loop.run_in_executor(self._threads, self._adapt, policy, request, deadline)
+            answer = loop.run_in_executor(self._threads, self._adapt, content, loop, deadline)
             # Also here, for the requests that wait for a worker until their deadline.
             return await asyncio.wait_for(answer, self._timeout_s)
         except TimeoutError:
@@ -96,17 +105,31 @@ class AdapterPool:
             self._num_pending -= 1
 
     def _adapt(
-        self, policy: ServedPolicy, request: AdaptBody, deadline: float
+        self, content: bytes | bytearray, loop: asyncio.AbstractEventLoop, deadline: float
     ) -> AdaptResponse | ApiError:
+        async def find(name: str) -> ServedPolicy:
+            return await self._find_policy(name)
+
+        def find_policy(name: str) -> ServedPolicy:
+            found = asyncio.run_coroutine_threadsafe(find(name), loop)
+            return found.result(_FIND_TIMEOUT_S)
+
         worker = self._idle.get()
         try:
-            return worker.handle(policy, request, deadline)
+            return worker.handle(content, find_policy, deadline)
         finally:
             self._idle.put(worker)
 
 
 class _WorkerDied(Exception):
     """A worker died while it handled a request."""
+
+
+@dataclass(frozen=True)
+class _PolicyRequest:
+    """A worker asks for the policy that a request names."""
+
+    name: str
 
 
 @dataclass(frozen=True)
@@ -142,7 +165,7 @@ class _Worker:
         self._process.join()
 
     def handle(
-        self, policy: ServedPolicy, request: AdaptBody, deadline: float
+        self, content: bytes | bytearray, find_policy: FindPolicy, deadline: float
     ) -> AdaptResponse | ApiError:
         """Handle a request, until ``deadline`` of the monotonic clock.
 
@@ -158,9 +181,15 @@ class _Worker:
         try:
             if not self._is_ready:
                 self._is_ready = self._receive()
-            self._connection.send((policy, request))
-            answer: AdaptResponse | ApiError = self._receive()
-            return answer
+            self._connection.send_bytes(content)
+            while isinstance(answer := self._receive(), _PolicyRequest):
+                try:
+                    self._connection.send(find_policy(answer.name))
+                except ApiError as error:
+                    self._connection.send(error)
+            return answer  # type: ignore[no-any-return]
+        except WorkerFailed:
+            raise
         except (EOFError, OSError):
             if self._is_stopped:
                 raise _WorkerDied from None
@@ -169,6 +198,9 @@ class _Worker:
             if time.monotonic() >= deadline:
                 raise TimeoutError from None
             raise _WorkerDied from None
+        except Exception:  # the worker waits for a policy that was not found
+            self._replace()
+            raise
         finally:
             timer.cancel()
 
@@ -188,13 +220,21 @@ class _Worker:
 
 def _work(connection: Connection, make_handle: Callable[[], Handle]) -> None:
     """Handle requests until the service closes the connection or ends."""
+
+    def find_policy(name: str) -> ServedPolicy:
+        connection.send(_PolicyRequest(name))
+        found: ServedPolicy | ApiError = connection.recv()
+        if isinstance(found, ApiError):
+            raise found
+        return found
+
     try:
         handle = make_handle()
         connection.send(True)
         while True:
-            policy, request = connection.recv()
+            content = connection.recv_bytes()
             try:
-                reply: Any = handle(policy, request)
+                reply: Any = handle(content, find_policy)
             except Exception:
                 reply = _Failure(traceback.format_exc())
             connection.send(reply)

@@ -31,7 +31,6 @@ from maml_ray.serving.batching import act_batch
 from maml_ray.serving.cache import PolicyCache
 from maml_ray.serving.http.access import load_token_digest
 from maml_ray.serving.http.act_body import ActRequest, ActResponse
-from maml_ray.serving.http.adapt_body import AdaptBody
 from maml_ray.serving.http.api import ApiBackend, make_app
 from maml_ray.serving.http.bodies import BASE_POLICY
 from maml_ray.serving.http.errors import ApiError
@@ -103,19 +102,37 @@ class AdapterDeployment:
 
     Args:
         settings: settings of the service.
+        store: handle of the policy store.
     """
 
-    def __init__(self, settings: ServeSettings) -> None:
+    def __init__(self, settings: ServeSettings, store: DeploymentHandle[Any]) -> None:
         torch.set_num_threads(1)
         import_modules(settings.imports, settings.run)
-        self._max_env_steps = settings.max_env_steps
+        self._settings = settings
+        look_up = partial(_look_up, store)
+        self._policies = PolicyCache(look_up, max_policies=MAX_CACHED_POLICIES)
         # One thread: a request whose caller has given up still ends before the next one starts.
         self._thread = ThreadPoolExecutor(1)
 
-    async def adapt(self, policy: ServedPolicy, request: AdaptBody) -> AdaptResponse | ApiError:
-        """Adapt in a thread, so that the replica still answers Serve's health checks."""
-        adapt = partial(handle_adapt_request, policy, request, max_env_steps=self._max_env_steps)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, adapt)
+    async def adapt(self, content: bytes) -> AdaptResponse | ApiError:
+        """Adapt in a thread, so that the replica still answers Serve's health checks.
+
+        Args:
+            content: body of the request.
+        """
+        loop = asyncio.get_running_loop()
+
+        def find_policy(name: str) -> ServedPolicy:
+            return asyncio.run_coroutine_threadsafe(self._policies.get(name), loop).result()
+
+        adapt = partial(
+            handle_adapt_request,
+            content,
+            find_policy,
+            limits=self._settings.limits,
+            max_env_steps=self._settings.max_env_steps,
+        )
+        return await loop.run_in_executor(self._thread, adapt)
 
 
 class ApiDeployment:
@@ -139,7 +156,8 @@ class ApiDeployment:
         self._settings, self._token_digest = settings, token_digest
         self._store, self._adapter = store, adapter
         self._metrics = ServiceMetrics()
-        self._policies = PolicyCache(self._look_up, max_policies=MAX_CACHED_POLICIES)
+        look_up = partial(_look_up, store)
+        self._policies = PolicyCache(look_up, max_policies=MAX_CACHED_POLICIES)
 
     async def __serve_build_asgi_app__(self) -> Any:
         """Build the routes, once the store has sent the policy whose sizes they document."""
@@ -175,16 +193,11 @@ class ApiDeployment:
         response: ActResponse | ApiError = await self._act_batch((policy, request))
         return response
 
-    async def _adapt(self, policy: ServedPolicy, request: AdaptBody) -> AdaptResponse | ApiError:
-        reply = self._adapter.adapt.remote(policy, request)
+    async def _adapt(self, content: bytes | bytearray) -> AdaptResponse | ApiError:
+        reply = self._adapter.adapt.remote(bytes(content))
         timeout_s = self._settings.adapt_timeout_s
         response: AdaptResponse | ApiError = await _wait_for(reply, "adapter", timeout_s)
         return response
-
-    async def _look_up(self, name: str, cached_name: str | None) -> LookupResult | ApiError:
-        reply = self._store.get.remote(name, cached_name)
-        result: LookupResult | ApiError = await _wait_for(reply, "policy store", STORE_TIMEOUT_S)
-        return result
 
     async def _add_policy(self, policy: ServedPolicy) -> float:
         reply = self._store.add.remote(policy)
@@ -222,7 +235,7 @@ def build_app(args: Mapping[str, Any]) -> serve.Application:
         graceful_shutdown_timeout_s=settings.stop_timeout_s,
         max_ongoing_requests=1,
         max_queued_requests=settings.max_waiting,
-    ).bind(settings)
+    ).bind(settings, store)
     app: serve.Application = _deployment(
         serve.ingress()(ApiDeployment),
         name="PolicyApi",
@@ -236,6 +249,14 @@ def build_app(args: Mapping[str, Any]) -> serve.Application:
 
 def _deployment(cls: type, **options: Any) -> Any:
     return serve.deployment(**options)(cls)
+
+
+async def _look_up(
+    store: DeploymentHandle[Any], name: str, cached_name: str | None
+) -> LookupResult | ApiError:
+    reply = store.get.remote(name, cached_name)
+    result: LookupResult | ApiError = await _wait_for(reply, "policy store", STORE_TIMEOUT_S)
+    return result
 
 
 async def _wait_for(reply: Any, name: str, timeout_s: float) -> Any:

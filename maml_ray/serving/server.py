@@ -23,6 +23,7 @@ from maml_ray.serving.cache import PolicyCache
 from maml_ray.serving.endpoint import Endpoint, listen, url_of
 from maml_ray.serving.http.access import load_token_digest
 from maml_ray.serving.http.api import ApiBackend, make_app
+from maml_ray.serving.http.connections import limited_protocol
 from maml_ray.serving.http.errors import ApiError
 from maml_ray.serving.http.instrumentation import AccessLog
 from maml_ray.serving.http.metrics import POLICIES, STORAGE_FAILING, ServiceMetrics
@@ -69,11 +70,7 @@ def serve_until_stopped(
         app = make_app(
             backend, token_digest=token_digest, limits=settings.limits, access_log=access_log
         )
-        server = make_server(
-            app,
-            lambda: on_ready(Endpoint(url_of(host, port))),
-            stop_timeout_s=settings.stop_timeout_s,
-        )
+        server = make_server(app, lambda: on_ready(Endpoint(url_of(host, port))), settings)
         server.run(sockets=[bound])
 
 
@@ -93,8 +90,10 @@ def local_backend(settings: ServeSettings, base: ServedPolicy) -> Iterator[ApiBa
 
     # Load the compiled kernels now, so that no request waits for them.
     base.agent.act(np.zeros(base.agent.spec.observation_size))
+    policies = PolicyCache(look_up, max_policies=settings.max_policies)
     with AdapterPool(
         partial(_make_handle, settings),
+        policies.get,
         size=settings.adapters,
         max_waiting=settings.max_waiting,
         timeout_s=settings.adapt_timeout_s,
@@ -102,7 +101,7 @@ def local_backend(settings: ServeSettings, base: ServedPolicy) -> Iterator[ApiBa
         yield ApiBackend(
             base.agent.spec,
             base.example_task,
-            PolicyCache(look_up, max_policies=settings.max_policies),
+            policies,
             act=ActBatcher(metrics.batch_answered).act,
             adapt=adapters.adapt,
             add_policy=store.save,
@@ -112,27 +111,32 @@ def local_backend(settings: ServeSettings, base: ServedPolicy) -> Iterator[ApiBa
 
 
 def make_server(
-    app: object, on_ready: Callable[[], None], *, stop_timeout_s: float
+    app: object, on_ready: Callable[[], None], settings: ServeSettings
 ) -> uvicorn.Server:
     """Return a server of an ASGI application, to be run with a socket that listens.
 
     Args:
         app: the application.
         on_ready: called once the server accepts connections.
-        stop_timeout_s: maximum seconds after a signal in which requests in progress are answered.
+        settings: settings of the service.
+
+    Raises:
+        ResourceError: the process may not open as many files as ``max_connections`` needs.
     """
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
         loop="auto",  # uvloop where it is installed
-        http="auto",
+        http=limited_protocol(  # type: ignore[arg-type]
+            max_connections=settings.max_connections, timeout_s=settings.receive_timeout_s
+        ),
         ws="none",
         lifespan="off",
         log_config=None,
-        log_level="warning",
+        log_level="error",  # a warning for each invalid request would fill the disk
         access_log=False,
         server_header=False,
     )
-    return _Server(config, on_ready, stop_timeout_s)
+    return _Server(config, on_ready, settings.stop_timeout_s)
 
 
 class _Server(uvicorn.Server):
@@ -208,4 +212,6 @@ def _make_handle(settings: ServeSettings) -> Handle:
     """Prepare a worker process to adapt."""
     torch.set_num_threads(1)
     import_modules(settings.imports, settings.run)
-    return partial(handle_adapt_request, max_env_steps=settings.max_env_steps)
+    return partial(
+        handle_adapt_request, limits=settings.limits, max_env_steps=settings.max_env_steps
+    )

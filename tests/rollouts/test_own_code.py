@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import signal
 import sys
@@ -29,9 +30,9 @@ from maml_ray.rollouts.first_steps import try_first_steps
 from maml_ray.rollouts.task_check import check_tasks
 from maml_ray.runs.adapt import adapt_run
 from maml_ray.serving.adaptation import handle_adapt_request
-from maml_ray.serving.http.adapt_body import AdaptBody
 from maml_ray.serving.http.errors import ApiError
 from maml_ray.serving.served_policy import ServedPolicy
+from maml_ray.serving.settings import ServeSettings
 from maml_ray.tasks.loading import record_own_tasks
 from maml_ray.tasks.task import Task, TaskDistribution
 from tests.rollouts.lines import PLANE, Line, Lines, lines_of, sampling
@@ -210,7 +211,10 @@ USES: dict[str, Callable[[Any, Any], Any]] = {
     "adapt_run": lambda run, wanted: adapt_run(run.path, wanted),
     "served": lambda run, wanted: _raise(
         handle_adapt_request(
-            ServedPolicy("base", load(run)), AdaptBody(task=wanted), max_env_steps=10_000
+            json.dumps({"task": wanted}).encode(),
+            lambda name: ServedPolicy(name, load(run)),
+            limits=ServeSettings(run="unused").limits,
+            max_env_steps=10_000,
         )
     ),
 }

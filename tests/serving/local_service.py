@@ -34,7 +34,7 @@ def store_of(agent: Agent, max_policies: int = 50) -> PolicyStore:
 
 
 def adapt_locally(
-    content: bytes | bytearray, policies: PolicyStore, limits: RequestLimits = LIMITS
+    content: bytes | bytearray, policies: PolicyStore, limits: RequestLimits
 ) -> AdaptResponse | ApiError:
     """Answer a request to adapt in this process."""
 
@@ -46,7 +46,9 @@ def adapt_locally(
     return handle_adapt_request(content, find_policy, limits=limits, max_env_steps=MAX_ENV_STEPS)
 
 
-def backend_of(agent: Agent, store: PolicyStore | None = None) -> ApiBackend:
+def backend_of(
+    agent: Agent, store: PolicyStore | None = None, limits: RequestLimits = LIMITS
+) -> ApiBackend:
     policies = store_of(agent) if store is None else store
 
     async def look_up(name: str, cached_name: str | None) -> LookupResult | ApiError:
@@ -59,7 +61,7 @@ def backend_of(agent: Agent, store: PolicyStore | None = None) -> ApiBackend:
         return act_batch([(policy, request)])[0]
 
     async def adapt(content: bytes | bytearray) -> AdaptResponse | ApiError:
-        return adapt_locally(content, policies)
+        return adapt_locally(content, policies, limits)
 
     async def add_policy(policy: ServedPolicy) -> float:
         return policies.add(policy)

@@ -18,7 +18,7 @@ from maml_ray.policies.spec import PolicySpec
 from maml_ray.rollouts.trajectories import Trajectories
 from maml_ray.runs.adapt import adapt_run
 from maml_ray.serving.adaptation import AdaptResponse, handle_adapt_request
-from maml_ray.serving.http.adapt_body import SupportBody, parse_adapt, to_trajectories
+from maml_ray.serving.http.adapt_body import SupportBody, to_trajectories
 from maml_ray.serving.http.errors import ApiError
 from maml_ray.serving.served_policy import ServedPolicy, load_base_policy
 from maml_ray.serving.settings import ServeSettings
@@ -28,9 +28,12 @@ from tests.small_runs import agent_of, run_of, settings
 
 
 def respond(agent: Agent, **request: Any) -> AdaptResponse | ApiError:
-    limits = ServeSettings(run="unused").limits
-    body = parse_adapt(orjson.dumps(request), limits)
-    return handle_adapt_request(ServedPolicy("start", agent), body, max_env_steps=100_000)
+    return handle_adapt_request(
+        orjson.dumps(request),
+        lambda name: ServedPolicy("start", agent),
+        limits=ServeSettings(run="unused").limits,
+        max_env_steps=100_000,
+    )
 
 
 def adapt(agent: Agent, **request: Any) -> AdaptResponse:

@@ -13,11 +13,16 @@ from starlette.exceptions import HTTPException
 from maml_ray.common.versions import own_version
 from maml_ray.policies.spec import PolicySpec
 from maml_ray.serving.adaptation import AdaptResponse
-from maml_ray.serving.batching import ActResponse
 from maml_ray.serving.cache import PolicyCache
 from maml_ray.serving.http.access import AccessMiddleware
-from maml_ray.serving.http.act_body import ActRequest, act_limits, parse_act
-from maml_ray.serving.http.adapt_body import AdaptBody, adapt_limits, parse_adapt
+from maml_ray.serving.http.act_body import (
+    ActRequest,
+    ActResponse,
+    act_limits,
+    encode_act,
+    parse_act,
+)
+from maml_ray.serving.http.adapt_body import adapt_limits
 from maml_ray.serving.http.bodies import BASE_POLICY
 from maml_ray.serving.http.errors import ApiError, ErrorMiddleware
 from maml_ray.serving.http.instrumentation import AccessLog, InstrumentationMiddleware
@@ -38,7 +43,7 @@ class ApiBackend:
         example_task: parameters of a task, for the documentation; None if unknown.
         policies: looks up policies by name.
         act: answers a request to act, possibly batched with others.
-        adapt: answers a request to adapt, possibly in another process.
+        adapt: answers a request to adapt, given its body, possibly in another process.
         add_policy: stores an adapted policy where every replica finds it; returns its lifetime in
             seconds.
         storage_warnings: returns what operators should know of where policies are stored.
@@ -49,7 +54,7 @@ class ApiBackend:
     example_task: dict[str, float] | None
     policies: PolicyCache
     act: Callable[[ServedPolicy, ActRequest], Awaitable[ActResponse | ApiError]]
-    adapt: Callable[[ServedPolicy, AdaptBody], Awaitable[AdaptResponse | ApiError]]
+    adapt: Callable[[bytes | bytearray], Awaitable[AdaptResponse | ApiError]]
     add_policy: Callable[[ServedPolicy], Awaitable[float]]
     storage_warnings: Callable[[], Awaitable[list[str]]]
     metrics: ServiceMetrics = field(default_factory=ServiceMetrics)
@@ -102,21 +107,12 @@ def _add_routes(app: FastAPI, backend: ApiBackend, limits: RequestLimits, docs: 
             parsed = parse_act(body.content, backend.spec)
         policy = await backend.policies.get(parsed.policy)
         response = _or_raise(await backend.act(policy, parsed))
-        content: dict[str, Any] = {
-            "policy": response.policy,
-            "actions": response.actions[0] if parsed.single else response.actions,
-        }
-        for name in ("samples", "log_probs"):
-            if (values := getattr(response, name)) is not None:
-                content[name] = values[0] if parsed.single else values
-        return _json(content)
+        return Response(encode_act(parsed, response), media_type=JSON)
 
     @app.post("/adapt", **docs.adapt())
     async def adapt(request: Request) -> Response:
         async with bodies.receive(request.scope, request.receive, of_adapt, [JSON]) as body:
-            parsed = parse_adapt(body.content, limits)
-        policy = await backend.policies.get(parsed.policy)
-        response = _or_raise(await backend.adapt(policy, parsed))
+            response = _or_raise(await backend.adapt(body.content))
         task = response.policy.task
         return _json(
             {

@@ -24,8 +24,6 @@ from hypothesis import settings as hypothesis_settings
 import maml_ray
 from maml_ray.evaluation.agent import Agent
 from maml_ray.serving.http.act_body import MAX_OBSERVATIONS
-from maml_ray.serving.http.adapt_body import AdaptBody
-from maml_ray.serving.served_policy import ServedPolicy
 from tests.docs.pages import python_block
 from tests.serving.bodies import body_of
 from tests.serving.local_service import backend_of, served, store_of
@@ -286,7 +284,7 @@ def test_the_token_is_required_except_on_open_paths(agent: Agent) -> None:
 
 
 def test_an_internal_error_is_a_500_without_traceback(agent: Agent) -> None:
-    async def broken(policy: ServedPolicy, request: AdaptBody) -> Any:
+    async def broken(content: bytes | bytearray) -> Any:
         raise RuntimeError("a secret")
 
     backend = replace(backend_of(agent), adapt=broken)
