@@ -18,7 +18,7 @@ CONSTRAINTS := $(or $(if $(filter pinned,$(DEPENDENCIES)),constraints.txt),\
 # On a terminal pip shows its progress, since installing takes minutes.
 PIP := $(BIN)/python -m pip install $(if $(MAKE_TERMOUT),,--quiet) --disable-pip-version-check
 
-.PHONY: help install dev train demo test lint types pytest test-parallel test-alone settings docs wheel cluster test-cluster \
+.PHONY: help install dev train demo test lint types pytest test-parallel test-ray test-alone settings docs wheel cluster test-cluster \
 	verify-backward reproduce chaos fuzz peers bench clean
 
 help: ## Show this list.
@@ -56,12 +56,17 @@ SELECTED := not learning and not soak and not cluster
 
 test: lint ## Lint, types and tests: about 14 minutes on 2 cores.
 	$(MAKE) --jobs 2 types test-parallel
-	$(MAKE) test-alone
+	$(MAKE) test-ray test-alone
 
-pytest: test-parallel test-alone ## The tests without lint and types.
+pytest: test-parallel test-ray test-alone ## The tests without lint and types.
 
 test-parallel: dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m '$(SELECTED) and not runs_alone'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m '$(SELECTED) and not ray and not runs_alone'
+
+# In the order of the files: the longest, of tests/chaos, come first.
+test-ray: dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+		-m '$(SELECTED) and ray and not runs_alone'
 
 test-alone: dev
 	$(BIN)/python -m pytest -m '$(SELECTED) and runs_alone'
@@ -107,8 +112,8 @@ fuzz: dev ## Test ten times as many damaged settings, arguments and directories,
 peers: dev ## Also install EnvPool and TorchRL, which make bench then measures.
 	$(PIP) -c $(CONSTRAINTS) envpool==1.2.5 torchrl==0.14.1
 
-bench: dev ## Measure speed as ratios within one run (ARGS='--json FILE' to keep, '--against FILE' to compare).
-	$(BIN)/python -m tests.benchmarks $(ARGS)
+bench: dev ## Measure speed as ratios within one run (ARGS='--json FILE' to keep, '--against FILE' to compare; PART=recovery).
+	$(BIN)/python -m tests.benchmarks$(addprefix .,$(PART)) $(ARGS)
 
 clean: ## Remove the environment and caches; runs/ is kept.
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

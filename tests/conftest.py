@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes.util
 import os
-from pathlib import Path
+import sys
+from collections.abc import Iterator
 
 if "DISPLAY" not in os.environ and ctypes.util.find_library("EGL"):
     os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is first imported
@@ -18,7 +19,6 @@ from maml_ray.backends.base import Backend
 from maml_ray.backends.compiled import CompiledBackend
 from maml_ray.config.loading import validate_settings
 from maml_ray.config.settings import Settings
-from tests.test_layers import FIRST_LAYER_WITH, LAYERS
 
 torch.set_num_threads(1)
 # The first draw of a text strategy builds tables for a second or more: not a matter of health.
@@ -32,19 +32,21 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("tests")
 
 
-WITHOUT_RAY = {
-    *LAYERS[: LAYERS.index(FIRST_LAYER_WITH["ray"])],
-    *("bad_input", "benchmarks", "cluster", "docs", "packaging"),
-    *("test_layers.py", "test_public_api.py"),
-}
-"""Folders and files whose tests do not start Ray, unless they are marked one by one."""
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that may start Ray."""
+    """Mark the tests that use this process's Ray; others that start one are marked themselves."""
     for item in items:
-        if item.path.relative_to(Path(__file__).parent).parts[0] not in WITHOUT_RAY:
-            item.add_marker("runs_alone")
+        if "local_ray" in getattr(item, "fixturenames", ()):
+            item.add_marker("ray")
+
+
+@pytest.fixture(autouse=True)
+def _only_marked_tests_start_ray(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that has started Ray in this process without the mark."""
+    yield
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized() and "ray" not in request.keywords:
+        ray.shutdown()
+        pytest.fail("this test starts Ray: mark it with pytest.mark.ray")
 
 
 @pytest.fixture

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import ray
 
 from tests.chaos.machine import Machine, machine
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark all tests of this folder: they start Ray, most of them in other processes."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker("ray")
 
 
 @pytest.fixture

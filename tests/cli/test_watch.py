@@ -23,6 +23,7 @@ from maml_ray.persistence.run_dir import RunDir
 from maml_ray.persistence.storage import LocalStorage
 from tests.runtime.test_ray_cluster import BIN, Cluster, cluster  # noqa: F401  (a fixture)
 
+pytestmark = pytest.mark.ray
 SMALL = [
     part
     for setting in (

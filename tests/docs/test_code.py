@@ -65,7 +65,7 @@ def pages_with_code() -> Iterator[Any]:
         blocks = list(fences(page, "python"))
         if blocks and page.suffix == ".md" and page.name not in TESTED_ELSEWHERE:
             starts_ray = any(STARTS_RAY.search(block.code) for block in blocks)
-            marks = [pytest.mark.runs_alone] if starts_ray else []
+            marks = [pytest.mark.ray] if starts_ray else []
             yield pytest.param(blocks, id=page.name, marks=marks)
 
 

@@ -15,7 +15,7 @@ from tests.docs.pages import FOLDER
 NOTEBOOK = FOLDER / "tutorial.ipynb"
 
 
-@pytest.mark.runs_alone
+@pytest.mark.ray
 def test_the_tutorial_runs(tmp_path: Path) -> None:
     """A cell that fails raises; the policy that is trained adapts to held-out goals."""
     notebook: Any = nbformat.read(NOTEBOOK, as_version=4)

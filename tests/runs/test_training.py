@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,9 @@ from maml_ray.persistence.run_dir import RunDir
 from maml_ray.persistence.storage import LocalStorage
 from maml_ray.runs.training_loop import train_on_ray
 from maml_ray.tasks.loading import record_own_tasks, resolve_tasks
-from tests.small_ray import Recorder, small_ray
+from tests.small_ray import Recorder
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _ray() -> Iterator[None]:
-    with small_ray():
-        yield
+pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 def settings(actors: int = 2, run: dict[str, Any] | None = None) -> Settings:

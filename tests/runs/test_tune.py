@@ -31,6 +31,7 @@ def ray_of_two_cpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.cluster
+@pytest.mark.ray
 @pytest.mark.usefixtures("ray_of_two_cpus")
 def test_the_documented_sweep_stops_bad_trials_and_finds_the_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -22,6 +22,7 @@ from maml_ray.persistence.run_dir import RunDir
 from maml_ray.persistence.storage import LocalStorage
 from maml_ray.tasks.half_cheetah import HalfCheetahBackward
 
+pytestmark = pytest.mark.ray
 SMALL = {
     "run.iterations": "4",
     "run.checkpoint_every": "2",

@@ -22,6 +22,7 @@ import pytest
 from maml_ray.persistence.metrics_file import read_metrics
 from maml_ray.persistence.run_dir import RunDir
 
+pytestmark = pytest.mark.ray
 BIN = Path(sys.executable).parent
 SUBMIT = ["maml-ray", "submit", "--no-install"]
 SMALL = [

@@ -27,6 +27,7 @@ from maml_ray.serving.http.access import TOKEN_VARIABLE
 from tests.serving.bodies import body_of
 from tests.small_runs import run_of, settings
 
+pytestmark = pytest.mark.ray
 TOKEN = "0123456789abcdef0123456789abcdef"
 START_S, STOP_S = 180.0, 60.0
 
