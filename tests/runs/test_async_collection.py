@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,15 +26,10 @@ from maml_ray.runtime.learner_handle import LearnerHandle, RolloutsLost
 from maml_ray.runtime.rollout_pool import RolloutPool
 from maml_ray.tasks.loading import resolve_tasks
 from tests.learning_runs import same_state
-from tests.small_ray import Recorder, small_ray
+from tests.small_ray import Recorder
 
 ITERATIONS = 5
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _ray() -> Iterator[None]:
-    with small_ray():
-        yield
+pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 def settings(actors: int = 2) -> Settings:
