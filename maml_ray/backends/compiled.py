@@ -299,8 +299,8 @@ class CompiledBackend(Backend):
         leaf = log_probs.detach().requires_grad_()
         with torch.enable_grad():
             losses = outer_loss(self.outer, leaf, samples)
-            ones = torch.ones_like(losses)
-            (grads,) = torch.autograd.grad(losses, leaf, ones, materialize_grads=True)
+            # Of the sum, whose slope by each loss is 1: given slopes, PyTorch imports SymPy, 0.4 s.
+            (grads,) = torch.autograd.grad(losses.sum(), leaf, materialize_grads=True)
         return losses.detach().numpy(), grads.numpy()
 
     def _tasks(self, parameters: Parameters, batch: MetaBatch, order: Order) -> list[_Task]:

@@ -12,7 +12,6 @@ from typing import Annotated, NamedTuple
 import click
 import typer
 from rich.console import Console
-from rich.markdown import Markdown
 from rich.table import Table
 
 from maml_ray.cli.options import Panel
@@ -68,6 +67,8 @@ def docs(
         print(text)
         return
     with console.capture() as rendered:
+        from rich.markdown import Markdown  # no other command needs it, and each would load it
+
         console.print(Markdown(text))
     if rendered.get().count("\n") < console.height:
         print(rendered.get(), end="")
