@@ -6,6 +6,7 @@ import importlib
 import ipaddress
 import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -63,6 +64,15 @@ def serve(
         bool,
         typer.Option("--access-log", help="Print a line of JSON for each request."),
     ] = False,
+    limits: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="A limit of the service, such as max_age_s=3600 (repeatable); the page 'serving' "
+            "of 'maml-ray docs' lists them.",
+        ),
+    ] = None,
     imports: Imports = None,
     ray: Annotated[
         bool, typer.Option("--ray", help="Serve on a Ray cluster, by Ray Serve.")
@@ -108,6 +118,7 @@ def serve(
             "adapters": adapters,
             "access_log": access_log,
             "token_file": None if token_file is None else escape_path(token_file.absolute()),
+            **_parse_limits(limits or ()),
         }
     )
     token_required = load_token_digest(settings.token_file) is not None
@@ -131,6 +142,14 @@ def serve(
         from maml_ray.serving import server
 
         server.serve_until_stopped(settings, base, host=host, port=port, on_ready=on_ready)
+
+
+def _parse_limits(pairs: Sequence[str]) -> dict[str, str]:
+    for pair in pairs:
+        name, _, value = pair.partition("=")
+        if not name.isidentifier() or not value:
+            raise UserError(f"--set {pair!r:.80}: write NAME=VALUE, such as max_age_s=3600")
+    return dict(pair.split("=", 1) for pair in pairs)
 
 
 def _check_installed(*, ray: bool) -> None:

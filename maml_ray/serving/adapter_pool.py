@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -248,6 +249,7 @@ def _stop_signals_blocked() -> Iterator[None]:
 
     The service ends it, once it has answered what is in progress.
     """
+    resource_tracker.ensure_running()  # its start, within that of a process, unblocks them again
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
