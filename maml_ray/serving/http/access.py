@@ -24,7 +24,7 @@ from maml_ray.common.safe_files import UnreadableFile, read_text
 from maml_ray.serving.http.errors import ApiError, Application, Receive, Scope, Send
 
 TOKEN_VARIABLE = "MAML_RAY_SERVE_TOKEN"
-OPEN_PATHS = frozenset({"/healthz", "/docs", "/openapi.json"})
+OPEN_PATHS = frozenset({"/healthz", "/metrics", "/docs", "/openapi.json"})
 """Paths that need no token, for probes and readers: they reveal nothing of the policies."""
 _MAX_TOKEN_FILE_BYTES = 10_000
 _MIN_TOKEN_LENGTH = 16

@@ -136,6 +136,7 @@ class RouteDocs:
         """Document ``GET /metrics``."""
         description = "For Prometheus, in its text format. Of the process that answers."
         options = _route("Read the service's metrics", description, None)
+        del options["responses"][401]
         return {**options, "response_class": PlainTextResponse}
 
     def _trajectories(self) -> Schema:
