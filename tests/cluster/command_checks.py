@@ -16,9 +16,11 @@ from maml_ray.cli.main import app
 from maml_ray.config.loading import load_settings
 from maml_ray.config.presets import PRESETS
 from tests.cluster.commands import Command, in_line
-from tests.cluster.files import CLUSTER, ROOT, load
+from tests.cluster.files import ROOT, load, pin
+from tests.cluster.kubernetes import KUBERNETES
 
 SECRET = re.compile(r"secretKeyRef: {name: (\S+), key: (\S+)}")
+SECRET_FILE = re.compile(r"secret: {secretName: (\S+),")
 SETTINGS_FILES = (Path("deploy.yaml"), Path("/etc/maml-ray/deploy.yaml"))
 
 
@@ -36,7 +38,11 @@ def check_maml_ray(arguments: list[str], settings_files: Collection[Path] = SETT
     assert context.params.get("settings_file") in (None, *settings_files)
     assert context.params.get("preset") in (None, *PRESETS)
     overrides = context.params.get("overrides") or ()
-    real = [override for override in overrides if override != "key.path=value"]
+    real = [
+        re.sub(r"\$\w+$", "from-the-environment", override)
+        for override in overrides
+        if override != "key.path=value"
+    ]
     load_settings(ROOT / "deploy.yaml", overrides=real)
 
 
@@ -68,17 +74,17 @@ def check_pip(arguments: list[str]) -> None:
 
 
 def check_docker(arguments: list[str]) -> None:
-    images = {
-        image
-        for path in (CLUSTER / "kubernetes").glob("*.yaml")
-        for image in re.findall(r"registry\.example\.com/maml-ray:\S+", path.read_text("utf-8"))
-    }
+    """Check that images are built, pushed and looked up under the names that the manifests have."""
+    component = load(KUBERNETES / "images" / "kustomization.yaml")
+    repository = {each["name"]: each["newName"] for each in component["images"]}["maml-ray-cpu"]
+    tags = {f"{pin('ray')}-{device}": device for device in ("cpu", "gpu")}
+    images = {f"{repository}:{tag}" for tag in tags}
     name, *rest = arguments
-    assert name in ("build", "push")
-    if name == "push":
-        assert rest == [rest[0]]
-        assert rest[0] in images
+    if name in ("push", "buildx"):
+        assert rest[:-1] == {"push": [], "buildx": ["imagetools", "inspect"]}[name]
+        assert rest[-1] in images
         return
+    assert name == "build"
     options = dict(zip(rest[::2], rest[1::2], strict=False))
     assert set(options) == {"-f", "--build-arg", "-t", "."} - {"."}
     assert rest[-1] == "."
@@ -86,20 +92,30 @@ def check_docker(arguments: list[str]) -> None:
     argument, value = options["--build-arg"].split("=")
     assert re.search(rf"^ARG {argument}=", dockerfile, re.M)
     assert f" AS device-{value}\n" in dockerfile
-    tag = options["-t"].removeprefix("registry.example.com/")
-    assert f"registry.example.com/{tag}" in images
+    host = repository.rpartition("/")[0]
+    tag = options["-t"].removeprefix(f"{host}/")
+    assert f"{host}/{tag}" in images
     assert tag.endswith(f"-{value}")
 
 
 def check_kubectl(arguments: list[str]) -> None:
     """Check that files exist, and that services and jobs are those of the manifests."""
-    assert arguments[0] in ("apply", "create", "delete", "label", "logs", "port-forward")
+    known = ("apply", "create", "delete", "kustomize", "label", "logs", "port-forward")
+    assert arguments[0] in known
     check_files(arguments)
     names = {
         found["kind"]: found["metadata"]["name"]
-        for found in map(load, (CLUSTER / "kubernetes").glob("*.yaml"))
+        for found in map(load, KUBERNETES.glob("*/*.yaml"))
+        if "metadata" in found
     }
-    services = {f"{names['RayCluster']}-head-svc", f"{names['RayService']}-serve-svc"}
+    services = {
+        f"{names['RayCluster']}-head-svc",
+        f"{names['RayService']}-serve-svc",
+        names["Deployment"],  # whose service has its name
+    }
+    if "-k" in arguments:
+        folder = ROOT / arguments[arguments.index("-k") + 1]
+        assert load(folder / "kustomization.yaml")["kind"] == "Kustomization"
     for word in arguments:
         if word.startswith("service/"):
             assert word.removeprefix("service/") in services
@@ -111,13 +127,11 @@ def check_kubectl(arguments: list[str]) -> None:
 
 def secrets() -> set[tuple[str, str]]:
     """Return names and keys of the secrets in the manifests; KubeRay reads ``auth_token``."""
-    found = {
-        (name, key)
-        for path in (CLUSTER / "kubernetes").glob("*.yaml")
-        for name, key in SECRET.findall(path.read_text(encoding="utf-8"))
-    }
-    spec = load(CLUSTER / "kubernetes" / "raycluster.yaml")["spec"]
-    return {*found, (spec["authOptions"]["secretName"], "auth_token")}
+    texts = [path.read_text(encoding="utf-8") for path in KUBERNETES.glob("*/*.yaml")]
+    found = {pair for text in texts for pair in SECRET.findall(text)}
+    found |= {(name, "token") for text in texts for name in SECRET_FILE.findall(text)}
+    cluster = load(KUBERNETES / "raycluster" / "raycluster.yaml")["spec"]
+    return found | {(cluster["authOptions"]["secretName"], "auth_token")}
 
 
 def check_files(arguments: list[str]) -> None:

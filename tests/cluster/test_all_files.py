@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from tests.cluster.files import CLUSTER
+from typing import Any
+
+from tests.cluster.files import CLUSTER, load
+from tests.cluster.kubernetes import BUILT, KUBERNETES
 
 TESTED_HERE = {
     "README.md": "test_commands",
     "aws.yaml": "test_ray_up",
     "gcp.yaml": "test_ray_up",
     "on-premises.yaml": "test_ray_up",
-    "kubernetes/raycluster.yaml": "test_kubernetes",
-    "kubernetes/rayjob.yaml": "test_kubernetes",
-    "kubernetes/rayservice.yaml": "test_kubernetes",
-    "kubernetes/runs.yaml": "test_kubernetes",
     "Dockerfile": "test_dockerfile",
     "local.sh": "test_local",
 }
-TESTED_ELSEWHERE = ("grafana/", "prometheus/", "serve.yaml", "runtime-env.yaml")
-"""Validated by the tests of metrics, serving and jobs."""
+TESTED_ELSEWHERE = ("grafana/", "kubernetes/", "prometheus/", "serve.yaml", "runtime-env.yaml")
+"""Validated by the tests of metrics, serving and jobs; kubernetes/ below."""
 
 
 def test_every_file_is_validated_by_a_test() -> None:
@@ -27,3 +26,22 @@ def test_every_file_is_validated_by_a_test() -> None:
         if path.is_file() and not str(path.relative_to(CLUSTER)).startswith(TESTED_ELSEWHERE)
     }
     assert files == set(TESTED_HERE)
+
+
+def test_every_manifest_is_built_by_a_folder_that_is_tested() -> None:
+    built = {KUBERNETES / folder / "kustomization.yaml" for folder in BUILT}
+    kustomizations = {path: load(path) for path in KUBERNETES.rglob("kustomization.yaml")}
+    components = {path for path, found in kustomizations.items() if found["kind"] == "Component"}
+    assert set(kustomizations) == built | components
+    used = {
+        (path.parent / name).resolve()
+        for path, found in kustomizations.items()
+        for name in parts(found)
+    }
+    files = {path for path in KUBERNETES.rglob("*") if path.is_file()}
+    assert files == set(kustomizations) | {path for path in used if path.is_file()}
+    assert components == {path / "kustomization.yaml" for path in used if path.is_dir()} - built
+
+
+def parts(kustomization: dict[str, Any]) -> list[str]:
+    return [*kustomization.get("resources", ()), *kustomization.get("components", ())]

@@ -19,10 +19,11 @@ from tests.cluster.commands import (
     in_yaml,
 )
 from tests.cluster.files import CLUSTER
+from tests.cluster.kubernetes import KUBERNETES
 
 README = CLUSTER / "README.md"
 CHECKED_PROGRAMS = ("maml-ray", "ray", "pip")
-MANIFESTS = sorted(CLUSTER.glob("*.yaml")) + sorted((CLUSTER / "kubernetes").glob("*.yaml"))
+MANIFESTS = sorted(CLUSTER.glob("*.yaml")) + sorted(KUBERNETES.rglob("*.yaml"))
 
 
 def only_checked_programs(commands: Iterator[Command]) -> list[Command]:

@@ -51,7 +51,7 @@ def test_the_wheel_has_the_package_and_the_manifests_and_no_tests(wheel: zipfile
     assert names == files_of(ROOT / "maml_ray") | manifests
     assert names >= {
         "maml_ray/py.typed",
-        "maml_ray/cluster/kubernetes/rayjob.yaml",
+        "maml_ray/cluster/kubernetes/rayjob/rayjob.yaml",
         "maml_ray/config/settings.schema.json",
         "maml_ray/docs/index.md",
         "maml_ray/reporting/report.html.j2",
