@@ -13,11 +13,23 @@ import pytest
 import yaml
 
 from maml_ray.monitoring.prometheus import METRICS, TAGS
+from maml_ray.serving.http.metrics import METRICS as SERVICE_METRICS
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
 DASHBOARD: dict[str, Any] = json.loads((CLUSTER / "grafana" / "maml_ray.json").read_text())
 LABELS = {f"ray_{metric.name}": {*TAGS, *filter(None, [metric.tag])} for metric in METRICS}
-"""Labels by exported name, with Ray's prefix."""
+"""Labels of a run's metrics by exported name, with Ray's prefix."""
+SERIES: dict[str, dict[str, list[str]]] = {
+    "counter": {"": []},
+    "gauge": {"": []},
+    "histogram": {"_bucket": ["le"], "_sum": [], "_count": []},
+}
+SERVICE_LABELS = {
+    metric.name + suffix: {*metric.labels, *own}
+    for metric in SERVICE_METRICS
+    for suffix, own in SERIES[metric.kind].items()
+}
+"""Labels of a service's series by name; through Ray, they have Ray's prefix."""
 
 
 def queries() -> list[tuple[str, str]]:
@@ -25,7 +37,7 @@ def queries() -> list[tuple[str, str]]:
     values = {"$__rate_interval": "1m", "$run": ".*", "$job": ".*"}
     found = []
     for panel in DASHBOARD["panels"]:
-        for target in panel["targets"]:
+        for target in panel.get("targets", []):
             query = target["expr"]
             for variable, value in values.items():
                 query = query.replace(variable, value)
@@ -44,16 +56,28 @@ def selectors(node: Any) -> Iterator[promql_parser.VectorSelector]:
                 yield from selectors(one)
 
 
+def name_of(selector: promql_parser.VectorSelector) -> str:
+    """Return the name of the series; of a service's, without the prefix that they may have."""
+    names = [one.value for one in selector.matchers.matchers if one.name == "__name__"]
+    return names[0].removeprefix("(ray_)?") if names else str(selector.name)
+
+
 @pytest.mark.parametrize(("panel", "query"), queries(), ids=[panel for panel, _ in queries()])
-def test_a_panel_asks_in_promql_for_what_a_run_exports(panel: str, query: str) -> None:
+def test_a_panel_asks_in_promql_for_what_is_exported(panel: str, query: str) -> None:
     found = list(selectors(promql_parser.parse(query)))
     assert found
+    grouped = set(re.findall(r"\w+", " ".join(re.findall(r"(?:by|ignoring) \(([^)]*)\)", query))))
+    if name_of(found[0]) in SERVICE_LABELS:
+        assert len(found) == len(re.findall(r"maml_ray_\w+", query)), "a selector was not seen"
+        names = {name_of(selector) for selector in found}
+        assert names <= set(SERVICE_LABELS), "it is not exported"
+        assert grouped <= {label for name in names for label in SERVICE_LABELS[name]}
+        return
     assert len(found) == len(re.findall(r"ray_maml_ray_\w+", query)), "a selector was not seen"
     for selector in found:
         assert selector.name in LABELS, f"{selector.name} is not exported"
         matched = {matcher.name for matcher in selector.matchers.matchers}
         assert matched == set(TAGS), "a panel must be of the runs that are chosen"
-    grouped = set(re.findall(r"\w+", " ".join(re.findall(r"(?:by|ignoring) \(([^)]*)\)", query))))
     assert grouped <= {label for one in found for label in LABELS[str(one.name)]}
 
 
@@ -63,9 +87,17 @@ def test_counters_are_counters_and_every_metric_has_a_panel() -> None:
     for metric in METRICS:
         assert metric.name.endswith("_total") == (metric.kind == "counter")
         assert metric.name.startswith("maml_ray_")
+    of_service = {
+        name for _, query in queries() for name in re.findall(r"maml_ray_serve_\w+", query)
+    }
+    assert {re.sub("_(bucket|sum|count)$", "", name) for name in of_service} == {
+        metric.name for metric in SERVICE_METRICS
+    }
     for _, query in queries():
-        for name in re.findall(r"rate\((\w+)", query):
-            assert name.endswith("_total"), "only of a counter there is a rate"
+        for name in re.findall(r"rate\((?:{__name__=~\"\(ray_\)\?)?(\w+)", query):
+            assert name.endswith(("_total", "_bucket", "_sum", "_count")), (
+                "only counters have a rate"
+            )
 
 
 def test_panels_have_ids_of_their_own_and_do_not_overlap() -> None:
@@ -103,9 +135,11 @@ def test_prometheus_finds_the_nodes_where_ray_lists_them() -> None:
     from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
 
     written = yaml.safe_load((CLUSTER / "prometheus" / "prometheus.yaml").read_text())
-    (job,) = written["scrape_configs"]
-    (discovery,) = job["file_sd_configs"]
+    of_ray, of_service = written["scrape_configs"]
+    (discovery,) = of_ray["file_sd_configs"]
     assert discovery["files"] == [f"/tmp/ray/{PROMETHEUS_SERVICE_DISCOVERY_FILE}"]
+    (targets,) = of_service["static_configs"]
+    assert targets == {"targets": ["127.0.0.1:8000"]}  # the defaults of `maml-ray serve`
 
 
 def test_the_table_of_metrics_is_the_one_that_they_are_registered_from() -> None:
@@ -113,5 +147,9 @@ def test_the_table_of_metrics_is_the_one_that_they_are_registered_from() -> None
     rows = [
         f"| `ray_{metric.name}` | {metric.kind} | {metric.unit} | {metric.meaning} |"
         for metric in METRICS
+    ]
+    rows += [
+        f"| `{metric.name}` | {metric.kind} | {metric.unit} | {metric.meaning} |"
+        for metric in SERVICE_METRICS
     ]
     assert [line for line in page.splitlines() if line.startswith("| `")] == rows
