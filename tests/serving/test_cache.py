@@ -21,10 +21,11 @@ def agent() -> Agent:
 
 
 class RecordingStore:
-    """A store that records its lookups and can delay its replies."""
+    """A store that records its lookups, and can delay its replies or be out of reach."""
 
     def __init__(self, store: PolicyStore) -> None:
         self.store = store
+        self.is_reachable = True
         self.lookups: list[tuple[str, str | None]] = []
         self.may_reply = asyncio.Event()
         self.may_reply.set()
@@ -32,6 +33,8 @@ class RecordingStore:
     async def __call__(self, name: str, cached_name: str | None) -> LookupResult | ApiError:
         self.lookups.append((name, cached_name))
         await self.may_reply.wait()
+        if not self.is_reachable:
+            raise ApiError(503, "the policy store is unavailable: try again later")
         try:
             return self.store.get(name, cached_name)
         except ApiError as error:
@@ -83,6 +86,56 @@ def test_an_entry_does_not_outlive_its_policy(agent: Agent) -> None:
             await cache.get("a")
 
     asyncio.run(check())
+
+
+def test_cached_policies_are_used_until_they_expire_while_the_store_is_out_of_reach(
+    agent: Agent,
+) -> None:
+    async def check() -> None:
+        store, time = a_store(agent, age=10.0)
+        recorder = RecordingStore(store)
+        cache = PolicyCache(recorder, max_policies=5, clock=time)
+        adapted = ServedPolicy("a", agent)
+        store.add(adapted)
+        base = await cache.get("base")
+        assert await cache.get("a") is adapted
+        recorder.is_reachable = False
+        for now in (5.0, 9.9):
+            time.now = now
+            assert await cache.get("a") is adapted
+            assert await cache.get("base") is base
+        assert len(recorder.lookups) == 6  # the store is asked again, once per TTL
+        time.now = 10.0
+        assert await cache.get("base") is base
+        for name in ("a", "b"):  # expired, and never cached
+            with pytest.raises(ApiError, match="unavailable"):
+                await cache.get(name)
+        recorder.is_reachable = True
+        time.now = 20.0
+        store.replace_base(ServedPolicy("checkpoint-6", agent))
+        assert (await cache.get("base")).name == "checkpoint-6"
+
+    asyncio.run(check())
+
+
+def test_a_store_that_does_not_answer_delays_a_cached_policy_briefly(agent: Agent) -> None:
+    async def check() -> None:
+        recorder, clock = RecordingStore(a_store(agent)[0]), Clock()
+        cache = PolicyCache(recorder, max_policies=5, clock=clock, patience_s=0.0)
+        base = await cache.get("base")
+        recorder.may_reply.clear()
+        for now in (1.0, 1.9, 2.0):
+            clock.now = now
+            assert await cache.get("base") is base
+        assert len(recorder.lookups) == 2  # the second one is still waiting
+        recorder.store.replace_base(ServedPolicy("checkpoint-6", agent))
+        recorder.may_reply.set()
+        clock.now = 3.0
+        while (await cache.get("base")) is base:
+            await asyncio.sleep(0)
+        assert (await cache.get("base")).name == "checkpoint-6"
+
+    asyncio.run(asyncio.wait_for(check(), 60.0))
 
 
 def test_concurrent_requests_share_one_lookup(agent: Agent) -> None:
