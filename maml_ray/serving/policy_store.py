@@ -74,8 +74,8 @@ class PolicyStore:
         self._reads: dict[str, asyncio.Task[None]] = {}
 
     def __len__(self) -> int:
-        self._remove_expired()
-        return len(self._adapted)
+        oldest = self._clock() - self._max_age_s  # removes nothing: any thread may ask
+        return sum(created > oldest for _, created in list(self._adapted.values()))
 
     def replace_base(self, base: ServedPolicy) -> None:
         """Replace the base policy; the old one stays available by name until it expires."""

@@ -26,6 +26,8 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from maml_ray.monitoring.ray_export import export_in_background
+from maml_ray.monitoring.service_metrics import ServiceMetrics
 from maml_ray.serving.adaptation import AdaptResponse, handle_adapt_request
 from maml_ray.serving.batching import act_batch
 from maml_ray.serving.cache import PolicyCache
@@ -35,7 +37,6 @@ from maml_ray.serving.http.api import ApiBackend, make_app
 from maml_ray.serving.http.bodies import BASE_POLICY
 from maml_ray.serving.http.errors import ApiError
 from maml_ray.serving.http.instrumentation import AccessLog
-from maml_ray.serving.http.metrics import ServiceMetrics
 from maml_ray.serving.policy_store import LookupResult, PolicyStore, open_store
 from maml_ray.serving.served_policy import ServedPolicy, load_base_policy
 from maml_ray.serving.settings import ServeSettings, parse_serve_settings, parse_user_config
@@ -72,7 +73,10 @@ class StoreDeployment:
         settings = self._settings
         base = load_base_policy(settings.run, parse_user_config(user_config).checkpoint)
         if self._store is None:
-            self._store = open_store(settings, base)
+            self._store = store = open_store(settings, base)
+            metrics = ServiceMetrics()
+            metrics.measure_store(store.__len__, lambda: bool(store.warnings))
+            export_in_background(metrics.samples)
         else:
             self._store.replace_base(base)
 
@@ -156,6 +160,7 @@ class ApiDeployment:
         self._settings, self._token_digest = settings, token_digest
         self._store, self._adapter = store, adapter
         self._metrics = ServiceMetrics()
+        export_in_background(self._metrics.samples)
         look_up = partial(_look_up, store)
         self._policies = PolicyCache(look_up, max_policies=MAX_CACHED_POLICIES)
 

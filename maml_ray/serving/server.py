@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import uvicorn
 
+from maml_ray.monitoring.service_metrics import ServiceMetrics
 from maml_ray.serving.adaptation import handle_adapt_request
 from maml_ray.serving.adapter_pool import AdapterPool, Handle
 from maml_ray.serving.batching import ActBatcher
@@ -26,7 +27,6 @@ from maml_ray.serving.http.api import ApiBackend, make_app
 from maml_ray.serving.http.connections import limited_protocol
 from maml_ray.serving.http.errors import ApiError
 from maml_ray.serving.http.instrumentation import AccessLog
-from maml_ray.serving.http.metrics import POLICIES, STORAGE_FAILING, ServiceMetrics
 from maml_ray.serving.policy_store import LookupResult, open_store
 from maml_ray.serving.served_policy import ServedPolicy
 from maml_ray.serving.settings import ServeSettings
@@ -79,8 +79,7 @@ def local_backend(settings: ServeSettings, base: ServedPolicy) -> Iterator[ApiBa
     """Yield a backend that acts in this process and adapts in processes of its own."""
     torch.set_num_threads(1)
     store, metrics = open_store(settings, base), ServiceMetrics()
-    metrics.set_gauge(POLICIES, lambda: len(store))
-    metrics.set_gauge(STORAGE_FAILING, lambda: bool(store.warnings))
+    metrics.measure_store(store.__len__, lambda: bool(store.warnings))
 
     async def look_up(name: str, cached_name: str | None) -> LookupResult | ApiError:
         try:

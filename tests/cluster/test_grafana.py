@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from maml_ray.monitoring.prometheus import METRICS, TAGS
-from maml_ray.serving.http.metrics import METRICS as SERVICE_METRICS
+from maml_ray.monitoring.service_metrics import METRICS as SERVICE_METRICS
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
 DASHBOARD: dict[str, Any] = json.loads((CLUSTER / "grafana" / "maml_ray.json").read_text())

@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from maml_ray.common.versions import own_version
+from maml_ray.monitoring.service_metrics import CONTENT_TYPE, ServiceMetrics
 from maml_ray.policies.spec import PolicySpec
 from maml_ray.serving.adaptation import AdaptResponse
 from maml_ray.serving.cache import PolicyCache
@@ -27,7 +28,6 @@ from maml_ray.serving.http.bodies import BASE_POLICY
 from maml_ray.serving.http.errors import ApiError, ErrorMiddleware
 from maml_ray.serving.http.instrumentation import AccessLog, InstrumentationMiddleware
 from maml_ray.serving.http.limits import JSON, BodyReceiver, RequestLimits
-from maml_ray.serving.http.metrics import CONTENT_TYPE, ServiceMetrics
 from maml_ray.serving.http.openapi import RouteDocs, document_bearer_auth
 from maml_ray.serving.served_policy import ServedPolicy
 

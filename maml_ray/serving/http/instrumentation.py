@@ -13,9 +13,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from maml_ray.monitoring.service_metrics import ServiceMetrics
 from maml_ray.serving.http.errors import Message, Receive, Scope, Send
-from maml_ray.serving.http.metrics import CLOSED_BY_CLIENT, ServiceMetrics, route_of
 
+CLOSED_BY_CLIENT = 499
+"""Status counted for a request whose client hung up before the answer began, as in nginx."""
+_ROUTES = frozenset({"/act", "/adapt", "/healthz", "/metrics", "/docs", "/openapi.json"})
 _MAX_PATH = 200
 """Longest path in a log, in characters."""
 _MAX_PENDING_LINES = 10_000
@@ -127,6 +130,15 @@ class AccessLog:
     def _write_line(self, seconds: float, entry: dict[str, Any]) -> None:
         moment = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
         self._write(json.dumps({"time": moment, **entry}) + "\n")
+
+
+def route_of(path: str) -> str:
+    """Return the route of a path: one of a few, whatever callers ask for."""
+    if path in _ROUTES:
+        return path
+    if not path.startswith("/policy/"):
+        return "other"
+    return "/policy/NAME/policy.json" if path.endswith("/policy.json") else "/policy/NAME"
 
 
 def public_path(path: str) -> str:

@@ -16,9 +16,9 @@ import requests
 from prometheus_client.parser import text_string_to_metric_families
 
 from maml_ray.evaluation.agent import Agent
+from maml_ray.monitoring.service_metrics import BATCH_SIZE, METRICS, ServiceMetrics
 from maml_ray.serving.http.access import _digest
-from maml_ray.serving.http.instrumentation import AccessLog, public_path
-from maml_ray.serving.http.metrics import BATCH_SIZE, METRICS, ServiceMetrics, route_of
+from maml_ray.serving.http.instrumentation import AccessLog, public_path, route_of
 from maml_ray.serving.served_policy import new_policy_name
 from tests.serving.local_service import backend_of, served
 from tests.small_runs import agent_of, settings

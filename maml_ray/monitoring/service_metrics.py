@@ -1,4 +1,4 @@
-"""Measure the service, for ``GET /metrics`` in Prometheus's format.
+"""Measure the service of a policy, for ``GET /metrics`` in Prometheus's format.
 
 :data:`METRICS` defines all of them: their registration, the table in cluster/grafana/README.md and
 the test of the Grafana dashboard use it. None has the name of a policy, which is a secret.
@@ -19,11 +19,10 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.samples import Sample
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
-CLOSED_BY_CLIENT = 499
-"""Status counted for a request whose client hung up before the answer began, as in nginx."""
-_ROUTES = frozenset({"/act", "/adapt", "/healthz", "/metrics", "/docs", "/openapi.json"})
+_PREFIX = "maml_ray_serve_"
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 20.0, 120.0)
 _SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 
@@ -106,6 +105,15 @@ class ServiceMetrics:
         """All metrics in Prometheus's text format."""
         return generate_latest(self._registry)
 
+    def samples(self) -> list[Sample]:
+        """Return all series but those of the process, which Ray measures itself."""
+        return [
+            sample
+            for family in self._registry.collect()
+            for sample in family.samples
+            if sample.name.startswith(_PREFIX) and not sample.name.endswith("_created")
+        ]
+
     def request_started(self, route: str) -> None:
         """Count a request as open, until :meth:`request_ended`."""
         self._of_route(route)[0].inc()
@@ -125,9 +133,17 @@ class ServiceMetrics:
         """Count requests to act that were answered together."""
         self._metrics[BATCH_SIZE].observe(num_requests)
 
-    def set_gauge(self, metric: ServeMetric, read: Callable[[], float]) -> None:
-        """Let a gauge without labels have the value of ``read`` whenever it is scraped."""
-        self._metrics[metric].set_function(read)
+    def measure_store(
+        self, num_policies: Callable[[], int], is_failing: Callable[[], bool]
+    ) -> None:
+        """Measure a store of policies whenever the metrics are read.
+
+        Args:
+            num_policies: returns the number of adapted policies in memory.
+            is_failing: returns whether they cannot be kept in the run's storage.
+        """
+        self._metrics[POLICIES].set_function(num_policies)
+        self._metrics[STORAGE_FAILING].set_function(is_failing)
 
     def _of_route(self, route: str) -> tuple[Gauge, Histogram]:
         found = self._by_route.get(route)
@@ -135,15 +151,6 @@ class ServiceMetrics:
             gauge, histogram = self._metrics[OPEN_REQUESTS], self._metrics[REQUEST_SECONDS]
             found = self._by_route[route] = gauge.labels(route), histogram.labels(route)
         return found
-
-
-def route_of(path: str) -> str:
-    """Return the route of a path: one of a few, whatever callers ask for."""
-    if path in _ROUTES:
-        return path
-    if not path.startswith("/policy/"):
-        return "other"
-    return "/policy/NAME/policy.json" if path.endswith("/policy.json") else "/policy/NAME"
 
 
 def _register(metric: ServeMetric, registry: CollectorRegistry) -> Any:
