@@ -92,7 +92,7 @@ def _act(policy: ServedPolicy, requests: Sequence[ActRequest]) -> list[ActRespon
         outputs = policy.numpy_policy.forward(
             _concatenate([request.observations for request in requests])
         )
-        is_finite: NDArray[np.bool_] = np.isfinite(outputs).all(axis=1)
+        is_finite = np.logical_and.reduce(np.isfinite(outputs), axis=1)
         responses: dict[int, ActResponse | ApiError] = {}
         for members, rng in _by_noise(requests):
             group = outputs

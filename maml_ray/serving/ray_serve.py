@@ -29,10 +29,9 @@ from ray.serve.handle import DeploymentHandle
 from maml_ray.monitoring.ray_export import export_in_background
 from maml_ray.monitoring.service_metrics import ServiceMetrics
 from maml_ray.serving.adaptation import AdaptResponse, handle_adapt_request
-from maml_ray.serving.batching import act_batch
+from maml_ray.serving.batching import ActBatcher
 from maml_ray.serving.cache import PolicyCache
 from maml_ray.serving.http.access import load_token_digest
-from maml_ray.serving.http.act_body import ActRequest, ActResponse
 from maml_ray.serving.http.api import ApiBackend, make_app
 from maml_ray.serving.http.bodies import BASE_POLICY
 from maml_ray.serving.http.errors import ApiError
@@ -44,8 +43,6 @@ from maml_ray.tasks.loading import import_modules
 
 STORE_TIMEOUT_S = 10.0
 MAX_CACHED_POLICIES = 1000
-MAX_BATCH_SIZE = 64
-"""Maximum number of requests per forward pass."""
 _MAX_CONCURRENT_REQUESTS = 256
 """Per replica: requests wait for the store, and for others to be batched with."""
 
@@ -173,7 +170,7 @@ class ApiDeployment:
             base.agent.spec,
             base.example_task,
             self._policies,
-            act=self._act,
+            ActBatcher(self._metrics.batch_answered),
             adapt=self._adapt,
             add_policy=self._add_policy,
             storage_warnings=self._storage_warnings,
@@ -185,18 +182,6 @@ class ApiDeployment:
             limits=self._settings.limits,
             access_log=AccessLog() if self._settings.access_log else None,
         )
-
-    # No wait for further requests: under load they are queued already.
-    @serve.batch(max_batch_size=MAX_BATCH_SIZE, batch_wait_timeout_s=0.0)
-    async def _act_batch(
-        self, requests: list[tuple[ServedPolicy, ActRequest]]
-    ) -> list[ActResponse | ApiError]:
-        self._metrics.batch_answered(len(requests))
-        return act_batch(requests)
-
-    async def _act(self, policy: ServedPolicy, request: ActRequest) -> ActResponse | ApiError:
-        response: ActResponse | ApiError = await self._act_batch((policy, request))
-        return response
 
     async def _adapt(self, content: bytes | bytearray) -> AdaptResponse | ApiError:
         reply = self._adapter.adapt.remote(bytes(content))

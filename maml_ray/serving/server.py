@@ -23,8 +23,8 @@ from maml_ray.serving.batching import ActBatcher
 from maml_ray.serving.cache import PolicyCache
 from maml_ray.serving.endpoint import Endpoint, listen, url_of
 from maml_ray.serving.http.access import load_token_digest
+from maml_ray.serving.http.act_protocol import act_protocol
 from maml_ray.serving.http.api import ApiBackend, make_app
-from maml_ray.serving.http.connections import limited_protocol
 from maml_ray.serving.http.errors import ApiError
 from maml_ray.serving.http.instrumentation import AccessLog
 from maml_ray.serving.policy_store import LookupResult, open_store
@@ -60,6 +60,7 @@ def serve_until_stopped(
 
     Raises:
         UserError: the port is taken, or the token cannot be read.
+        ResourceError: the process may not open as many files as ``max_connections`` needs.
     """
     token_digest = load_token_digest(settings.token_file)
     with (
@@ -70,7 +71,15 @@ def serve_until_stopped(
         app = make_app(
             backend, token_digest=token_digest, limits=settings.limits, access_log=access_log
         )
-        server = make_server(app, lambda: on_ready(Endpoint(url_of(host, port))), settings)
+        protocol = act_protocol(
+            backend,
+            token_digest=token_digest,
+            access_log=access_log,
+            max_connections=settings.max_connections,
+            limits=settings.limits,
+        )
+        endpoint = Endpoint(url_of(host, port))
+        server = make_server(app, protocol, lambda: on_ready(endpoint), settings.stop_timeout_s)
         server.run(sockets=[bound])
 
 
@@ -101,7 +110,7 @@ def local_backend(settings: ServeSettings, base: ServedPolicy) -> Iterator[ApiBa
             base.agent.spec,
             base.example_task,
             policies,
-            act=ActBatcher(metrics.batch_answered).act,
+            ActBatcher(metrics.batch_answered),
             adapt=adapters.adapt,
             add_policy=store.save,
             storage_warnings=store.read_warnings,
@@ -110,24 +119,23 @@ def local_backend(settings: ServeSettings, base: ServedPolicy) -> Iterator[ApiBa
 
 
 def make_server(
-    app: object, on_ready: Callable[[], None], settings: ServeSettings
+    app: object,
+    protocol: Callable[..., asyncio.Protocol],
+    on_ready: Callable[[], None],
+    stop_timeout_s: float,
 ) -> uvicorn.Server:
     """Return a server of an ASGI application, to be run with a socket that listens.
 
     Args:
         app: the application.
+        protocol: uvicorn's ``http``.
         on_ready: called once the server accepts connections.
-        settings: settings of the service.
-
-    Raises:
-        ResourceError: the process may not open as many files as ``max_connections`` needs.
+        stop_timeout_s: maximum seconds after a signal in which requests in progress are answered.
     """
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
         loop="auto",  # uvloop where it is installed
-        http=limited_protocol(  # type: ignore[arg-type]
-            max_connections=settings.max_connections, timeout_s=settings.receive_timeout_s
-        ),
+        http=protocol,  # type: ignore[arg-type]
         ws="none",
         lifespan="off",
         log_config=None,
@@ -135,7 +143,7 @@ def make_server(
         access_log=False,
         server_header=False,
     )
-    return _Server(config, on_ready, settings.stop_timeout_s)
+    return _Server(config, on_ready, stop_timeout_s)
 
 
 class _Server(uvicorn.Server):

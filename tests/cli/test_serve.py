@@ -14,7 +14,7 @@ import maml_ray
 from maml_ray.cli.serve import _ready_message
 from maml_ray.learning.rollout_worker import policy_spec
 from maml_ray.serving.http.access import TOKEN_VARIABLE
-from maml_ray.serving.http.act_body import parse_act
+from maml_ray.serving.http.act_body import parse_act_json
 from maml_ray.serving.http.adapt_body import parse_adapt
 from maml_ray.serving.served_policy import load_base_policy
 from maml_ray.serving.settings import ServeSettings
@@ -106,6 +106,6 @@ def test_the_documented_requests_are_valid() -> None:
     bodies = re.findall(r"localhost:8000/(act|adapt) -d '(.*?)'", text)
     assert [route for route, _ in bodies] == ["act", "adapt", "act"]
     spec = policy_spec(settings("half-cheetah-direction"))
-    assert parse_act(bodies[0][1].encode(), spec).single
+    assert parse_act_json(bodies[0][1].encode(), spec).single
     limits = ServeSettings(run="unused").limits
     assert parse_adapt(bodies[1][1].encode(), limits).task == {"direction": -1.0}

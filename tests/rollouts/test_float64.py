@@ -27,7 +27,7 @@ from maml_ray.rollouts.advantages import compute_advantages
 from maml_ray.rollouts.collector import collect
 from maml_ray.rollouts.samples import make_samples
 from maml_ray.rollouts.trajectories import Trajectories
-from maml_ray.serving.http.act_body import parse_act
+from maml_ray.serving.http.act_body import parse_act_json
 from maml_ray.serving.http.adapt_body import SupportBody, policy_log_probs, to_trajectories
 from maml_ray.tasks.task import Task, TaskDistribution
 
@@ -181,7 +181,7 @@ def test_a_saved_policy_and_one_that_is_served_act_as_in_training(tmp_path: Path
     np.testing.assert_array_equal(agent.act(seen), acted)
     np.testing.assert_array_equal(loaded.act(seen), acted)
     body = f'{{"policy": "a", "observations": {seen.tolist()}}}'.encode()
-    np.testing.assert_array_equal(agent.act(parse_act(body, agent.spec).observations), acted)
+    np.testing.assert_array_equal(agent.act(parse_act_json(body, agent.spec).observations), acted)
     sent = SupportBody.model_validate(
         {
             "observations": support.observations.tolist(),

@@ -12,9 +12,9 @@ import uvicorn
 
 from maml_ray.evaluation.agent import Agent
 from maml_ray.serving.adaptation import AdaptResponse, handle_adapt_request
-from maml_ray.serving.batching import act_batch
+from maml_ray.serving.batching import ActBatcher
 from maml_ray.serving.cache import PolicyCache
-from maml_ray.serving.http.act_body import ActRequest, ActResponse
+from maml_ray.serving.http.act_protocol import act_protocol
 from maml_ray.serving.http.api import ApiBackend, make_app
 from maml_ray.serving.http.errors import ApiError
 from maml_ray.serving.http.instrumentation import AccessLog
@@ -57,9 +57,6 @@ def backend_of(
         except ApiError as error:
             return error
 
-    async def act(policy: ServedPolicy, request: ActRequest) -> ActResponse | ApiError:
-        return act_batch([(policy, request)])[0]
-
     async def adapt(content: bytes | bytearray) -> AdaptResponse | ApiError:
         return adapt_locally(content, policies, limits)
 
@@ -74,7 +71,7 @@ def backend_of(
         agent.spec,
         task,
         PolicyCache(look_up, max_policies=50),
-        act,
+        ActBatcher(),
         adapt,
         add_policy,
         storage_warnings,
@@ -87,12 +84,18 @@ def served(
     *,
     token_digest: bytes | None = None,
     access_log: AccessLog | None = None,
+    only_asgi: bool = False,
     **limits: Any,
 ) -> Iterator[str]:
-    """Yield the URL of a server of ``backend``, with limits other than the defaults."""
+    """Yield the URL of a server of ``backend``, with limits other than the defaults.
+
+    With ``only_asgi`` it is an ordinary server of the application, as in Ray Serve.
+    """
     chosen = replace(LIMITS, **limits)
-    app = make_app(backend, token_digest=token_digest, limits=chosen, access_log=access_log)
-    with running(app) as url:
+    options: dict[str, Any] = {"token_digest": token_digest, "access_log": access_log}
+    app = make_app(backend, limits=chosen, **options)
+    protocol = act_protocol(backend, limits=chosen, max_connections=500, **options)
+    with running(app, "auto" if only_asgi else protocol) as url:
         yield url
 
 

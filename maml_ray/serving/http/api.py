@@ -14,11 +14,11 @@ from maml_ray.common.versions import own_version
 from maml_ray.monitoring.service_metrics import CONTENT_TYPE, ServiceMetrics
 from maml_ray.policies.spec import PolicySpec
 from maml_ray.serving.adaptation import AdaptResponse
+from maml_ray.serving.batching import ActBatcher
 from maml_ray.serving.cache import PolicyCache
 from maml_ray.serving.http.access import AccessMiddleware
 from maml_ray.serving.http.act_body import (
-    ActRequest,
-    ActResponse,
+    ACT_MEDIA_TYPES,
     act_limits,
     encode_act,
     parse_act,
@@ -42,7 +42,7 @@ class ApiBackend:
         spec: sizes of every served policy.
         example_task: parameters of a task, for the documentation; None if unknown.
         policies: looks up policies by name.
-        act: answers a request to act, possibly batched with others.
+        batcher: answers requests to act.
         adapt: answers a request to adapt, given its body, possibly in another process.
         add_policy: stores an adapted policy where every replica finds it; returns its lifetime in
             seconds.
@@ -53,7 +53,7 @@ class ApiBackend:
     spec: PolicySpec
     example_task: dict[str, float] | None
     policies: PolicyCache
-    act: Callable[[ServedPolicy, ActRequest], Awaitable[ActResponse | ApiError]]
+    batcher: ActBatcher
     adapt: Callable[[bytes | bytearray], Awaitable[AdaptResponse | ApiError]]
     add_policy: Callable[[ServedPolicy], Awaitable[float]]
     storage_warnings: Callable[[], Awaitable[list[str]]]
@@ -103,11 +103,14 @@ def _add_routes(app: FastAPI, backend: ApiBackend, limits: RequestLimits, docs: 
     # The names of these functions are the operation ids in OpenAPI.
     @app.post("/act", **docs.act())
     async def act(request: Request) -> Response:
-        async with bodies.receive(request.scope, request.receive, of_act, [JSON]) as body:
-            parsed = parse_act(body.content, backend.spec)
+        scope = request.scope
+        async with bodies.receive(scope, request.receive, of_act, ACT_MEDIA_TYPES) as body:
+            parsed = parse_act(body.media_type, body.content, scope["query_string"], backend.spec)
         policy = await backend.policies.get(parsed.policy)
-        response = _or_raise(await backend.act(policy, parsed))
-        return Response(encode_act(parsed, response), media_type=JSON)
+        answer = encode_act(parsed, _or_raise(await backend.batcher.act(policy, parsed)))
+        response = Response(answer.content)
+        response.raw_headers.extend(answer.headers)
+        return response
 
     @app.post("/adapt", **docs.adapt())
     async def adapt(request: Request) -> Response:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any, TypeVar
+from urllib.parse import parse_qsl
 
 import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -48,13 +50,52 @@ def parse_body(
         data = orjson.loads(content)
     except orjson.JSONDecodeError as error:
         raise ApiError(400, f"the body is not JSON: {error!s:.120}") from None
+    return _validate(kind, data, "a field", nested)
+
+
+def parse_query(kind: type[Body], query: bytes, *, texts: Collection[str]) -> Body:
+    """Parse the query of a URL as ``kind``.
+
+    Args:
+        kind: type of its parameters.
+        query: such as ``policy=base&explore=true&seed=3``.
+        texts: parameters that are texts; the others are written as in JSON.
+
+    Raises:
+        ApiError: a parameter is not allowed (422).
+    """
+    if not query:
+        return kind()
+    data: dict[str, Any] = {}
+    try:
+        pairs = parse_qsl(query.decode(), keep_blank_values=True, max_num_fields=100)
+    except ValueError:
+        raise ApiError(422, "the query must be of the form name=value&name=value") from None
+    for name, value in pairs:
+        if name in data:
+            raise ApiError(422, f"the query has {name!r:.80} twice: give each parameter once")
+        data[name] = value if name in texts else _parse_literal(value)
+    return _validate(kind, data, "a parameter of the query", None)
+
+
+def _parse_literal(value: str) -> Any:
+    """Return the number, boolean or null of a query; other texts are reported by the caller."""
+    try:
+        return orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return value
+
+
+def _validate(kind: type[Body], data: Any, noun: str, nested: type[BaseModel] | None) -> Body:
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        raise ApiError(422, _describe(error, kind, nested or kind)) from None
+        raise ApiError(422, _describe(error, kind, noun, nested or kind)) from None
 
 
-def _describe(error: ValidationError, kind: type[BaseModel], nested: type[BaseModel]) -> str:
+def _describe(
+    error: ValidationError, kind: type[BaseModel], noun: str, nested: type[BaseModel]
+) -> str:
     first = error.errors(include_url=False)[0]
     if first["type"] == "value_error" and not first["loc"]:  # concerns several fields together
         return str(first["msg"]).removeprefix("Value error, ")
@@ -62,6 +103,6 @@ def _describe(error: ValidationError, kind: type[BaseModel], nested: type[BaseMo
         return "the body must be a JSON object"
     return describe_validation_error(
         error,
-        noun="a field",
+        noun=noun,
         allowed_keys=lambda location: list((nested if location else kind).model_fields),
     )

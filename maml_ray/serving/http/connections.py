@@ -63,15 +63,21 @@ class ConnectionTable:
         self._beyond_limit.pop(connection, None)
 
 
-def limited_protocol(*, max_connections: int, timeout_s: float) -> Callable[..., LimitedProtocol]:
+def limited_protocol(
+    kind: Callable[..., LimitedProtocol] | None = None, *, max_connections: int, timeout_s: float
+) -> Callable[..., LimitedProtocol]:
     """Return uvicorn's ``http`` for a server that limits its connections.
+
+    Args:
+        kind: the protocol; :class:`LimitedProtocol` by default.
+        max_connections, timeout_s: limits of :class:`ConnectionTable`.
 
     Raises:
         ResourceError: the process may not open as many files.
     """
     _raise_open_files(max_connections + RESERVED_CONNECTIONS + _OTHER_FILES)
     table = ConnectionTable(max_connections=max_connections, timeout_s=timeout_s)
-    return partial(LimitedProtocol, table=table)
+    return partial(kind or LimitedProtocol, table=table)
 
 
 def _raise_open_files(needed: int) -> None:

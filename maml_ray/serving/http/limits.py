@@ -90,7 +90,7 @@ class BodyReceiver:
             ClientGone: the caller hung up.
         """
         headers = dict(scope["headers"])
-        media_type = _media_type(headers, media_types)
+        media_type = media_type_of(headers, media_types)
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > limits.max_bytes:
             raise _too_large(limits)
@@ -152,7 +152,12 @@ class _GrowingBody:
         return self.counted_bytes - counted_before
 
 
-def _media_type(headers: Mapping[bytes, bytes], allowed: Sequence[str]) -> str:
+def media_type_of(headers: Mapping[bytes, bytes], allowed: Sequence[str]) -> str:
+    """Return the declared media type of a body, without parameters.
+
+    Raises:
+        ApiError: it is none of the ``allowed`` (415).
+    """
     header = headers.get(b"content-type", b"").decode("latin-1")
     declared = header.partition(";")[0].strip().lower()
     if declared not in allowed:
