@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes.util
+import functools
 import os
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ if "DISPLAY" not in os.environ and ctypes.util.find_library("EGL"):
 import hypothesis
 import pytest
 import torch
+import typer
 
 from maml_ray.backends.autograd import AutogradBackend
 from maml_ray.backends.base import Backend
@@ -30,6 +32,8 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("tests")
+# Typer makes all commands anew, in 30 ms, at each of the thousand command lines in one process.
+typer.main.get_command = functools.cache(typer.main.get_command)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
