@@ -15,7 +15,7 @@ os.environ.update({"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"})
 
 import torch
 
-from tests.benchmarks import arguments, collection, iteration, learner, table
+from tests.benchmarks import arguments, collection, iteration, learner, serving, table
 from tests.benchmarks.machine import machine, versions
 from tests.benchmarks.ratios import Ratio, compare, medians
 
@@ -37,19 +37,22 @@ def main() -> int:
     collected = tuple(collection.measure(*contest, chosen.rounds) for contest in CONTESTS)
     updates = learner.measure_both(threads=os.cpu_count() or 1)
     whole = iteration.measure(chosen.settings, chosen.iterations)
+    served = serving.measure(chosen.serving_rounds, serving.SECONDS)
     ratios: dict[str, Ratio] = {}
     measured = [one.ratios() for one in collected] + [one.ratios() for one in updates]
-    for some in (*measured, whole.ratios()):
+    for some in (*measured, whole.ratios(), served.ratios()):
         ratios |= some
     results = {
         "machine": machine_info,
         "versions": package_versions,
         "rounds": chosen.rounds,
         "iterations": chosen.iterations,
+        "serving_rounds": chosen.serving_rounds,
         "settings": chosen.settings,
         "collection": [asdict(result) for result in collected],
         "learner": [asdict(result) for result in updates],
         "iteration": asdict(whole),
+        "serving": asdict(served),
         "ratios": {name: asdict(ratio) for name, ratio in ratios.items()},
     }
     if chosen.json == "-":
@@ -59,6 +62,7 @@ def main() -> int:
         _print(table.collections(collected))
         _print(learner.describe(updates))
         _print(table.iteration(whole))
+        _print(serving.describe(served))
         if chosen.json is not None:
             Path(chosen.json).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     if kept is None:
@@ -82,6 +86,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=arguments.count, default=15, help="interleaved rounds")
     parser.add_argument(
         "--iterations", type=arguments.count, default=20, help="training iterations"
+    )
+    parser.add_argument(
+        "--serving-rounds", type=arguments.count, default=5, help="interleaved rounds of serving"
     )
     parser.add_argument("--settings", default="deploy.yaml", help="settings file to train")
     parser.add_argument(

@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -36,6 +35,7 @@ from tests.benchmarks.arguments import count
 from tests.benchmarks.http_load import Load, Payload, client_name, load
 from tests.benchmarks.machine import machine
 from tests.benchmarks.ratios import Ratio
+from tests.ports import free_port
 from tests.small_runs import run_of
 
 OBSERVATION = [round(0.1 * i - 0.8, 1) for i in range(17)]
@@ -53,6 +53,8 @@ TARGETS = {
     "one machine, 64 clients: requests/s, binary to JSON": 1.5,
 }
 """Least ratios that the service is built for."""
+SECONDS = 3
+"""Duration of each measurement."""
 _START_TIMEOUT_S = 180.0
 _STOP_TIMEOUT_S = 60.0
 
@@ -227,7 +229,7 @@ def _repeated_adaptation(url: str, body: bytes, durations_ms: list[float]) -> It
 @contextmanager
 def _echo(folder: Path) -> Iterator[str]:
     """Run the echo, on the server program and with the options of the service."""
-    port = _free_port()
+    port = free_port()
     options = ["--port", str(port), "--loop", "uvloop", "--http", "httptools"]
     command = ["uvicorn", "tests.benchmarks.echo:app", *options, "--no-access-log"]
     with _running([*command, "--log-level", "warning"], folder / "echo.log", {}, port) as url:
@@ -236,7 +238,7 @@ def _echo(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def _service(run: Path, folder: Path, *options: str, **variables: str) -> Iterator[str]:
-    port = _free_port()
+    port = free_port()
     command = ["maml_ray", "serve", str(run), "--port", str(port), *options]
     with _running(command, folder / "service.log", variables, port) as url:
         yield url
@@ -291,18 +293,13 @@ def _post(url: str, payload: Payload) -> bytes:
     return content
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.serving")
     parser.add_argument("--rounds", type=count, default=5, help="measurements of each row")
-    parser.add_argument("--seconds", type=count, default=3, help="duration of each measurement")
+    parser.add_argument(
+        "--seconds", type=count, default=SECONDS, help="duration of each measurement"
+    )
     parser.add_argument("--without-ray", action="store_true", help="do not measure Ray Serve")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     chosen = parser.parse_args()
