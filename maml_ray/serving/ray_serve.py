@@ -190,8 +190,12 @@ class ApiDeployment:
         return response
 
     async def _add_policy(self, policy: ServedPolicy) -> float:
-        reply = self._store.add.remote(policy)
-        return float(await _wait_for(reply, "policy store", STORE_TIMEOUT_S))
+        add = self._store.add.remote
+        try:
+            return float(await _wait_for(add(policy), "policy store", STORE_TIMEOUT_S))
+        except ApiError:  # its node may be lost: Serve starts it again on another
+            timeout_s = self._settings.adapt_timeout_s
+            return float(await _wait_for(add(policy), "policy store", timeout_s))
 
     async def _storage_warnings(self) -> list[str]:
         reply = self._store.read_warnings.remote()
