@@ -19,14 +19,16 @@ CONSTRAINTS := $(or $(if $(filter pinned,$(DEPENDENCIES)),constraints.txt),\
 PIP := $(BIN)/python -m pip install $(if $(MAKE_TERMOUT),,--quiet) --disable-pip-version-check
 
 .PHONY: help install dev train demo test lint types pytest test-parallel test-ray test-alone settings docs wheel cluster test-cluster \
-	verify-backward reproduce chaos fuzz peers bench clean
+	lock audit sbom image verify-backward reproduce chaos fuzz peers bench clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
-install: $(VENV)/.installed ## Make .venv with pinned dependencies, enough to train.
+install: $(VENV)/.precompiled ## Make .venv with pinned dependencies, enough to train.
 
-dev: $(VENV)/.installed-dev ## Add the extras and the tools that tests need.
+# The kernels are compiled while pip installs the rest.
+dev: $(VENV)/.installed ## Add the extras and the tools that tests need.
+	@$(MAKE) --no-print-directory --jobs 2 $(VENV)/.installed-dev $(VENV)/.precompiled
 
 $(BIN)/python:
 	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11 or newer is needed; name it with 'make PYTHON=...'" >&2; exit 2; fi
@@ -39,6 +41,9 @@ $(VENV)/lowest.txt: pyproject.toml | $(BIN)/python
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	$(PIP) -c $(CONSTRAINTS) -e .
+	@touch $@
+
+$(VENV)/.precompiled: $(VENV)/.installed
 	$(BIN)/python -m maml_ray.runs.precompile
 	@touch $@
 
@@ -54,7 +59,7 @@ train: install ## Train the default deploy.yaml to a policy, a video and a repor
 
 SELECTED := not learning and not soak and not cluster
 
-test: lint ## Lint, types and tests: about 14 minutes on 2 cores.
+test: lint ## Lint, types and tests: about 10 minutes on 2 cores.
 	$(MAKE) --jobs 2 types test-parallel
 	$(MAKE) test-ray test-alone
 
@@ -70,6 +75,36 @@ test-ray: dev
 
 test-alone: dev
 	$(BIN)/python -m pytest -m '$(SELECTED) and runs_alone'
+
+# The image's packages. Resolved for x86_64; aarch64 gets the same ones, and the hashes are of all files.
+LOCK := $(BIN)/uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	--generate-hashes --no-annotate --custom-compile-command 'make lock' --constraints constraints.txt
+# Needed by PyTorch without CUDA as well: in base.txt.
+TORCH_NEEDS := filelock fsspec jinja2 markupsafe mpmath networkx setuptools sympy typing-extensions
+
+lock: $(VENV)/.installed-audit ## Write cluster/locks/ from constraints.txt, with the hashes of every file.
+	$(LOCK) --extra s3 --extra serve --torch-backend cpu --no-emit-package torch \
+		--output-file cluster/locks/base.txt pyproject.toml
+	echo torch | $(LOCK) --no-deps --torch-backend cpu --output-file cluster/locks/cpu.txt -
+	echo torch | $(LOCK) $(addprefix --no-emit-package ,$(TORCH_NEEDS)) --output-file cluster/locks/gpu.txt -
+	echo hatchling | $(LOCK) --output-file cluster/locks/build.txt -
+
+audit: $(VENV)/.installed-audit ## Look the pinned versions up in the database of known vulnerabilities.
+	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
+	$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement cluster/locks/gpu.txt
+
+sbom: $(VENV)/.installed-audit ## Write dist/sbom.json: the image's packages and hashes (CycloneDX).
+	mkdir -p dist
+	cat cluster/locks/base.txt cluster/locks/gpu.txt | $(BIN)/cyclonedx-py requirements \
+		--pyproject pyproject.toml --mc-type application --output-reproducible --output-file dist/sbom.json -
+
+DEVICE ?= cpu
+IMAGE ?= maml-ray:2.60.0-$(DEVICE)
+
+image: ## Build the container image, and train in it with a read-only file system (DEVICE=cpu or gpu; needs Docker).
+	docker build -f cluster/Dockerfile --build-arg DEVICE=$(DEVICE) -t $(IMAGE) .
+	docker run --rm --read-only --tmpfs /tmp:exec --env HOME=/tmp --shm-size 1g $(IMAGE) \
+		maml-ray train --preset point-navigation --set run.iterations=3 --run-dir /tmp/run
 
 settings: dev ## Write deploy.yaml, docs/settings.md and the JSON schema from the settings' definitions.
 	$(BIN)/python -m tests.config.generated_files
