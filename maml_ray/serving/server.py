@@ -157,10 +157,31 @@ class _Server(uvicorn.Server):
     ) -> None:
         super().__init__(config)
         self._on_ready, self._stop_timeout_s = on_ready, stop_timeout_s
+        self._listening: list[socket.socket] = []
+        self._connecting: set[asyncio.Task[None]] = set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        loop = asyncio.get_running_loop()
+        for listening in sockets or []:
+            # libuv accepts one connection in a turn of the loop, which may answer many requests:
+            # when many connect, new ones would wait for seconds.
+            self._listening.append(listening.dup())
+            loop.add_reader(self._listening[-1], self._accept_waiting, self._listening[-1])
         self._on_ready()
+
+    def _accept_waiting(self, listening: socket.socket) -> None:
+        for accepted in _accept_all(listening):
+            task = asyncio.ensure_future(self._connect(accepted))
+            self._connecting.add(task)
+            task.add_done_callback(self._connecting.discard)
+
+    async def _connect(self, accepted: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.connect_accepted_socket(self._protocol, accepted)
+        except OSError:  # it is closed already
+            accepted.close()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
@@ -170,6 +191,9 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept no more connections, answer one more request on each, and close them."""
         stop_at = time.monotonic() + self._stop_timeout_s
+        for listening in self._listening:
+            asyncio.get_running_loop().remove_reader(listening)
+            listening.close()
         accepted = [each for listening in sockets or [] for each in _accept_all(listening)]
         for server in self.servers:
             server.close()
