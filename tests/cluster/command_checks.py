@@ -91,7 +91,7 @@ def check_docker(arguments: list[str]) -> None:
     dockerfile = (ROOT / options["-f"]).read_text(encoding="utf-8")
     argument, value = options["--build-arg"].split("=")
     assert re.search(rf"^ARG {argument}=", dockerfile, re.M)
-    assert f" AS device-{value}\n" in dockerfile
+    assert re.search(rf"^FROM .* AS \w+-{value}$", dockerfile, re.M)
     host = repository.rpartition("/")[0]
     tag = options["-t"].removeprefix(f"{host}/")
     assert f"{host}/{tag}" in images
