@@ -19,7 +19,7 @@ CONSTRAINTS := $(or $(if $(filter pinned,$(DEPENDENCIES)),constraints.txt),\
 PIP := $(BIN)/python -m pip install $(if $(MAKE_TERMOUT),,--quiet) --disable-pip-version-check
 
 .PHONY: help install dev train demo test lint types pytest test-parallel test-ray test-alone settings docs wheel cluster test-cluster \
-	lock audit sbom image verify-backward reproduce chaos fuzz peers bench clean
+	lock check-lock audit sbom image verify-backward reproduce chaos fuzz peers bench clean
 
 help: ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -88,6 +88,11 @@ lock: $(VENV)/.installed-audit ## Write cluster/locks/ from constraints.txt, wit
 	echo torch | $(LOCK) --no-deps --torch-backend cpu --output-file cluster/locks/cpu.txt -
 	echo torch | $(LOCK) $(addprefix --no-emit-package ,$(TORCH_NEEDS)) --output-file cluster/locks/gpu.txt -
 	echo hatchling | $(LOCK) --output-file cluster/locks/build.txt -
+
+check-lock: lock ## Fail if make lock changes a version or a hash of what is committed; further files may join.
+	@for lock in cluster/locks/*.txt; do \
+		comm -23 <(git show "HEAD:$$lock" | tr -d ' \\' | sort) <(tr -d ' \\' <"$$lock" | sort); \
+	done | if grep .; then echo "no longer what 'make lock' writes: see above" >&2; exit 1; fi
 
 audit: $(VENV)/.installed-audit ## Look the pinned versions up in the database of known vulnerabilities.
 	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt

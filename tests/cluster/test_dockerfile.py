@@ -1,4 +1,4 @@
-"""The image has our Ray and Python, the files it copies exist, and hadolint finds nothing."""
+"""The image is named by its content, has no tools, and hadolint finds nothing."""
 
 from __future__ import annotations
 
@@ -25,32 +25,48 @@ def instructions(name: str) -> list[str]:
     return [each["value"] for each in parser.structure if each["instruction"] == name]
 
 
-def sources() -> list[str]:
+def sources() -> set[str]:
     """Return the paths that the image copies from the repository."""
-    copies = [re.sub(r"--\S+ ", "", value).split()[:-1] for value in instructions("COPY")]
-    return [source for copy in copies for source in copy]
+    copies = [value for value in instructions("COPY") if "--from" not in value]
+    return {source for copy in copies for source in copy.split()[:-1]}
 
 
-def test_the_base_has_our_ray_and_python() -> None:
-    first, *stages = instructions("FROM")
-    assert first == f"rayproject/ray:{pin('ray')}-{python_tag()}-cpu AS base"
-    assert stages == ["base AS device-cpu", "base AS device-gpu", "device-${DEVICE}"]
-    assert instructions("ARG") == ["DEVICE=cpu"]  # the one argument
+def stages() -> dict[str, str]:
+    """Return what each stage of the build begins with, by its name."""
+    found = [value.split(" AS ") for value in instructions("FROM")]
+    return {name[0] if name else "": source for source, *name in found}
+
+
+def test_stages_begin_with_one_base_named_by_its_digest() -> None:
+    found = stages()
+    version = python_tag().removeprefix("py3")
+    base = found.pop("base")
+    assert re.fullmatch(rf"python:3\.{version}-slim-bookworm@sha256:[0-9a-f]{{64}}", base)
+    assert found == {
+        "builder-cpu": "base",
+        "builder-gpu": "base",
+        "builder": "builder-${DEVICE}",
+        "runtime-cpu": "base",
+        "runtime-gpu": "base",
+        "": "runtime-${DEVICE}",
+    }
+    assert instructions("ARG") == ["DEVICE=cpu", "DEVICE"]  # the one argument
+
+
+def test_names_of_the_image_have_the_locked_ray() -> None:
+    text = DOCKERFILE.read_text(encoding="utf-8") + (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert set(re.findall(r"maml-ray:([\d.]+)-", text)) == {pin("ray")}
 
 
 def test_copied_files_exist_and_are_not_ignored() -> None:
-    assert set(sources()) >= {"maml_ray", "pyproject.toml", "constraints.txt", "deploy.yaml"}
+    copied = sources()
+    assert copied >= {"maml_ray", "pyproject.toml", "cluster/locks/base.txt", "deploy.yaml"}
+    assert all((ROOT / source).exists() for source in copied)
     dockerignore = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
-    assert "*" in dockerignore
+    included = {line[1:] for line in dockerignore if line.startswith("!")}
     assert dockerignore.index("*") < dockerignore.index("!maml_ray")
-    for source in sources():
-        assert (ROOT / source).exists()
-        assert f"!{source}" in dockerignore
     # Nothing else goes to the builder: no token, no run, no environment.
-    assert {line[1:] for line in dockerignore if line.startswith("!")} == set(sources())
-    last_included = max(dockerignore.index(f"!{source}") for source in sources())
-    for secret in ("**/token", "**/.env", "**/.env.*"):  # also in the folders named above
-        assert dockerignore.index(secret) > last_included
+    assert included == {source.split("/")[0] for source in copied}
 
 
 def test_the_files_of_the_package_are_copied() -> None:
@@ -58,30 +74,37 @@ def test_the_files_of_the_package_are_copied() -> None:
     files = {project["project"]["readme"], *project["project"]["license-files"]}
     wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
     files |= {*wheel["packages"], *wheel["force-include"]}
-    assert files <= set(sources())
+    assert files <= sources()
 
 
-def test_every_install_keeps_to_the_pins() -> None:
-    installs = [run for run in instructions("RUN") if "pip install" in run]
-    assert len(installs) == 4
-    for run in installs:
-        assert "--no-cache-dir" in run
-        assert "-c constraints.txt" in run or "--no-deps" in run
+def test_every_package_is_a_wheel_of_a_lock() -> None:
+    text = "\n".join(instructions("RUN"))
+    installs = [each for each in re.split(r"&&|\n", text) if "pip install" in each]
+    own = [each for each in installs if each.split()[-1] == "."]
+    assert len(own) == 1
+    assert {"--no-index", "--no-deps", "--no-build-isolation"} <= set(own[0].split())
+    locks = set()
+    for install in installs:
+        if install in own:
+            continue
+        assert {"--require-hashes", "--no-deps", "--only-binary :all:"} <= {
+            *install.split(),
+            *re.findall(r"--only-binary \S+", install),
+        }
+        locks.add(install.split()[-1].strip('"'))
+    assert locks == {f"cluster/locks/{name}.txt" for name in ("$DEVICE", "base", "build")}
 
 
-def test_the_extras_are_the_packages() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    there = set(project["project"]["optional-dependencies"])
-    (named,) = re.findall(r"'\.\[([a-z0-9,]+)\]'", "\n".join(instructions("RUN")))
-    assert set(named.split(",")) <= there
-
-
-def test_egl_is_installed_and_the_user_is_not_root() -> None:
-    (packages,) = (run for run in instructions("RUN") if "apt-get" in run)
-    assert {"libegl1", "libgl1", "libgles2"} <= set(packages.split())
-    assert "rm -rf /var/lib/apt/lists/*" in packages
-    assert "MUJOCO_GL=egl" in instructions("ENV")
-    assert instructions("USER")[-1] == "1000"  # by number, as runAsNonRoot wants it
+def test_the_end_has_what_runs_need_and_no_tools() -> None:
+    final = DOCKERFILE.read_text(encoding="utf-8").rpartition("\nFROM ")[2]
+    assert {"libegl1", "libgl1", "libgles2", "wget"} <= set(final.split())
+    assert "rm -rf /var/lib/apt/lists/*" in final
+    assert "pip uninstall" in final
+    assert "pip install" not in final
+    assert "COPY --from=builder /install /usr/local" in final
+    assert "maml_ray.runs.precompile" in final
+    assert "MUJOCO_GL=egl" in final
+    assert instructions("USER") == ["1000:100"]  # by number, as runAsNonRoot wants it
 
 
 @pytest.mark.parametrize(

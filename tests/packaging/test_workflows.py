@@ -62,7 +62,8 @@ def test_steps_are_actions_or_targets_of_the_makefile(path: Path) -> None:
             assert target in makefile_targets()
             assert all(re.fullmatch(r"[A-Z]+=\S+", variable) for variable in variables)
         else:
-            assert re.fullmatch(r"[\w-]+/[\w-]+@(v\d+|release/v1)", step["uses"])
+            # By commit: a tag can be moved.
+            assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", step["uses"])
 
 
 @pytest.mark.parametrize(
@@ -81,13 +82,55 @@ def test_the_dependencies_tested_are_choices_of_the_makefile() -> None:
     assert set(matrix["dependencies"]) == set(choices)
 
 
-def test_only_publishing_jobs_may_write() -> None:
+def test_an_action_has_one_commit_and_names_its_version() -> None:
+    found: dict[str, set[str]] = {}
+    for path in WORKFLOWS:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if "uses:" in line:
+                (action, commit) = re.findall(r"uses: (\S+)@(\S+ # v\d+\.\d+\.\d+)$", line)[0]
+                found.setdefault(action, set()).add(commit)
+    assert {len(commits) for commits in found.values()} == {1}
+    ecosystems = {each["package-ecosystem"] for each in load(GITHUB / "dependabot.yml")["updates"]}
+    assert ecosystems == {"github-actions", "docker"}  # which renews them, and the image's base
+
+
+def test_only_jobs_that_publish_may_write_and_they_run_nothing_of_the_repository() -> None:
     for path in WORKFLOWS:
         workflow = load(path)
         assert workflow["permissions"] == {"contents": "read"}
         for name, job in workflow["jobs"].items():
-            assert ("permissions" in job) == (name == "publish")
+            assert ("permissions" in job) == (name in ("publish", "attest"))
             assert ("environment" in job) == (name == "publish")
+            if "permissions" in job:
+                assert not any("run" in step for step in job["steps"])
+                assert not any("checkout" in step["uses"] for step in job["steps"])
+            else:
+                for step in job["steps"]:
+                    if "checkout" in step.get("uses", ""):
+                        assert step["with"]["persist-credentials"] == "false"
+
+
+def test_what_is_released_is_what_is_attested() -> None:
+    jobs = load(GITHUB / "workflows" / "release.yml")["jobs"]
+    built = [step["run"] for step in jobs["build"]["steps"] if "run" in step]
+    assert built == ["make wheel", "make sbom"]  # the list is not among the files for PyPI
+    paths = [step["with"].get("path") for step in jobs["build"]["steps"] if "with" in step]
+    assert paths[-2:] == ["dist/", "dist/sbom.json"]
+    attested = [step["with"] for step in jobs["attest"]["steps"] if "attest@" in step["uses"]]
+    assert attested == [
+        {"subject-path": "dist/*"},
+        {"subject-path": "dist/*", "sbom-path": "sbom.json"},
+    ]
+    assert set(jobs["publish"]["needs"]) == {"build", "attest"}
+
+
+def test_vulnerabilities_are_looked_up_without_a_commit_too() -> None:
+    workflow = load(GITHUB / "workflows" / "supply-chain.yml")
+    assert {"pull_request", "push", "schedule"} == set(workflow["on"])
+    targets = {
+        step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step
+    }
+    assert targets == {"make audit", "make check-lock", "make sbom", "make image"}
 
 
 def test_actionlint_finds_nothing() -> None:
