@@ -16,7 +16,7 @@ from maml_ray.cli.main import app
 from maml_ray.config.loading import load_settings
 from maml_ray.config.presets import PRESETS
 from tests.cluster.commands import Command, in_line
-from tests.cluster.files import ROOT, load, pin
+from tests.cluster.files import CLUSTER, ROOT, load, pin
 from tests.cluster.kubernetes import KUBERNETES
 
 SECRET = re.compile(r"secretKeyRef: {name: (\S+), key: (\S+)}")
@@ -79,10 +79,15 @@ def check_docker(arguments: list[str]) -> None:
     repository = {each["name"]: each["newName"] for each in component["images"]}["maml-ray-cpu"]
     tags = {f"{pin('ray')}-{device}": device for device in ("cpu", "gpu")}
     images = {f"{repository}:{tag}" for tag in tags}
+    bases = re.findall(r"^FROM ([^\s@]+)", (CLUSTER / "Dockerfile").read_text("utf-8"), re.M)
     name, *rest = arguments
-    if name in ("push", "buildx"):
-        assert rest[:-1] == {"push": [], "buildx": ["imagetools", "inspect"]}[name]
-        assert rest[-1] in images
+    if name == "push":
+        assert rest == [rest[0]]
+        assert rest[0] in images
+        return
+    if name == "buildx":
+        assert rest[:-1] == ["imagetools", "inspect"]
+        assert rest[-1] in images.union(bases)
         return
     assert name == "build"
     options = dict(zip(rest[::2], rest[1::2], strict=False))
