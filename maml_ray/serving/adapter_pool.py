@@ -29,6 +29,8 @@ from maml_ray.serving.served_policy import ServedPolicy
 Handle = Callable[[bytes, FindPolicy], AdaptResponse | ApiError]
 """Answers a request to adapt, given its body, in a worker process."""
 
+START_TIMEOUT_S = 120.0
+"""Seconds in which a worker must be prepared, which imports torch and the user's modules."""
 _FIND_TIMEOUT_S = 10.0
 
 _log = logging.getLogger(__name__)
@@ -76,8 +78,6 @@ class AdapterPool:
         for worker in self._workers:
             worker.stop()
         self._threads.shutdown(cancel_futures=True)
-        for worker in self._workers:
-            worker.stop()  # also a process that replaced another one meanwhile
 
     async def adapt(self, content: bytes | bytearray) -> AdaptResponse | ApiError:
         """Adapt a policy as the body ``content`` of a request asks.
@@ -146,6 +146,7 @@ class _Worker:
     def __init__(self, make_handle: Callable[[], Handle]) -> None:
         self._make_handle = make_handle
         self._is_stopped = False
+        self._lock = threading.Lock()  # of a replacement, which another thread may stop
 
     def start(self) -> None:
         """Start a process, which prepares itself in the background."""
@@ -157,13 +158,14 @@ class _Worker:
         with _stop_signals_blocked():
             self._process.start()
         theirs.close()
-        self._is_ready = False
+        self._is_ready, self._started_at = False, time.monotonic()
 
     def stop(self) -> None:
         """Kill the process; a request that it handles fails."""
-        self._is_stopped = True
-        self._process.kill()
-        self._process.join()
+        with self._lock:
+            self._is_stopped = True
+            self._process.kill()
+            self._process.join()
 
     def handle(
         self, content: bytes | bytearray, find_policy: FindPolicy, deadline: float
@@ -177,11 +179,10 @@ class _Worker:
         """
         if not self._process.is_alive():
             self._replace()
+        self._wait_until_ready(deadline)
         timer = threading.Timer(max(0.0, deadline - time.monotonic()), self._process.kill)
         timer.start()
         try:
-            if not self._is_ready:
-                self._is_ready = self._receive()
             self._connection.send_bytes(content)
             while isinstance(answer := self._receive(), _PolicyRequest):
                 try:
@@ -192,8 +193,6 @@ class _Worker:
         except WorkerFailed:
             raise
         except (EOFError, OSError):
-            if self._is_stopped:
-                raise _WorkerDied from None
             timer.cancel()
             self._replace()
             if time.monotonic() >= deadline:
@@ -205,6 +204,26 @@ class _Worker:
         finally:
             timer.cancel()
 
+    def _wait_until_ready(self, deadline: float) -> None:
+        """Wait for a new process; it is not killed for a request that does not wait for so long.
+
+        Raises:
+            TimeoutError: the deadline has passed.
+            _WorkerDied: the process died, and is replaced.
+            WorkerFailed: its preparation has a defect.
+        """
+        if self._is_ready:
+            return
+        try:
+            if not self._connection.poll(max(0.0, deadline - time.monotonic())):
+                if time.monotonic() - self._started_at > START_TIMEOUT_S:
+                    self._replace()
+                raise TimeoutError
+            self._is_ready = self._receive()
+        except (EOFError, ConnectionError):
+            self._replace()
+            raise _WorkerDied from None
+
     def _receive(self) -> Any:
         reply = self._connection.recv()
         if isinstance(reply, _Failure):
@@ -212,11 +231,21 @@ class _Worker:
         return reply
 
     def _replace(self) -> None:
-        self._process.kill()
-        self._process.join()
-        _log.warning("an adapter ended with exit code %s: it is replaced", self._process.exitcode)
-        self._connection.close()
-        self.start()
+        """Kill the process and start another one, unless the worker is stopped.
+
+        Raises:
+            _WorkerDied: it is.
+        """
+        with self._lock:
+            if self._is_stopped:
+                raise _WorkerDied
+            self._process.kill()
+            self._process.join()
+            _log.warning(
+                "an adapter ended with exit code %s: it is replaced", self._process.exitcode
+            )
+            self._connection.close()
+            self.start()
 
 
 def _work(connection: Connection, make_handle: Callable[[], Handle]) -> None:

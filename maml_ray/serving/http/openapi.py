@@ -13,9 +13,14 @@ from starlette.responses import PlainTextResponse
 
 from maml_ray.policies.spec import PolicySpec
 from maml_ray.serving.http.access import OPEN_PATHS
-from maml_ray.serving.http.act_body import MAX_OBSERVATIONS, ActBody
+from maml_ray.serving.http.act_body import (
+    MAX_OBSERVATIONS,
+    POLICY_HEADER,
+    ActBody,
+    ActOptions,
+)
 from maml_ray.serving.http.adapt_body import AdaptBody, SupportBody
-from maml_ray.serving.http.limits import RequestLimits
+from maml_ray.serving.http.limits import BINARY, RequestLimits
 
 Schema = dict[str, Any]
 
@@ -23,6 +28,7 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _NUMBER: Schema = {"type": "number", "minimum": -_FLOAT32_MAX, "maximum": _FLOAT32_MAX}
 _NULLABLE_NUMBER: Schema = {"type": ["number", "null"]}
 _STRING: Schema = {"type": "string"}
+_BINARY: Schema = {"type": "string", "format": "binary"}
 _ERROR: Schema = {"type": "object", "properties": {"error": _STRING}, "required": ["error"]}
 _STATUS_DESCRIPTIONS = {
     400: "The body is not JSON.",
@@ -31,7 +37,7 @@ _STATUS_DESCRIPTIONS = {
     404: "The policy is unknown or has expired.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
-    415: "The body is not declared as JSON.",
+    415: "The body is declared as something else.",
     421: "The header Host is not an address of this service, which needs no token.",
     422: "A field is not allowed: the error names it.",
     500: "The service failed.",
@@ -76,9 +82,25 @@ class RouteDocs:
             "Returns actions as the environment takes them, scaled and within its bounds, for one "
             "observation or for many. With explore they are sampled, and returned with the samples "
             "before policy.action_scale and action_bounds and their log-probabilities, which POST "
-            "/adapt takes."
+            "/adapt takes. A body of float32 numbers, little-endian, is answered with such, a "
+            "row for each observation: its action, and with explore the sample and its "
+            "log-probability. The parameters of the query are for that body."
         )
-        return _route("Act", description, response, 404, 422, body=(body, example))
+        options = _route("Act", description, response, 404, 422, body=(body, example))
+        extra, answer = options["openapi_extra"], options["responses"][200]
+        extra["requestBody"]["content"][BINARY] = {"schema": _BINARY}
+        extra["parameters"] = [
+            {"name": name, "in": "query", "required": False, "schema": schema}
+            for name, schema in _body_schema(ActOptions)["properties"].items()
+        ]
+        answer["content"][BINARY] = {"schema": _BINARY}
+        answer["headers"] = {
+            POLICY_HEADER.decode(): {
+                "description": "With a binary body: the name of the policy that acted.",
+                "schema": _STRING,
+            }
+        }
+        return options
 
     def adapt(self) -> dict[str, Any]:
         """Document ``POST /adapt``."""
