@@ -28,8 +28,6 @@ from tests.serving.bodies import body_of
 from tests.small_runs import run_of, settings
 
 pytestmark = pytest.mark.ray
-pytestmark = pytest.mark.runs_alone
-
 TOKEN = "0123456789abcdef0123456789abcdef"
 START_S, STOP_S = 180.0, 60.0
 
