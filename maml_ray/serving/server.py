@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
 from functools import partial
+from itertools import islice
 from types import FrameType
 
 import numpy as np
@@ -35,6 +36,8 @@ from maml_ray.tasks.loading import import_modules
 LINGER_S = 0.5
 """Seconds after a signal in which requests on open connections are still answered: a client cannot
 know that they are about to be closed."""
+MAX_ACCEPTED = 16
+"""Connections accepted in a turn of the event loop."""
 _POLL_S = 0.02
 
 _log = logging.getLogger(__name__)
@@ -165,13 +168,14 @@ class _Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for listening in sockets or []:
             # libuv accepts one connection in a turn of the loop, which may answer many requests:
-            # when many connect, new ones would wait for seconds.
+            # when many connect, new ones would wait for seconds. Not all at once, either: the
+            # requests of the first ones are read before too many others come.
             self._listening.append(listening.dup())
             loop.add_reader(self._listening[-1], self._accept_waiting, self._listening[-1])
         self._on_ready()
 
     def _accept_waiting(self, listening: socket.socket) -> None:
-        for accepted in _accept_all(listening):
+        for accepted in islice(_accept_all(listening), MAX_ACCEPTED):
             task = asyncio.ensure_future(self._connect(accepted))
             self._connecting.add(task)
             task.add_done_callback(self._connecting.discard)

@@ -18,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from maml_ray.common.errors import ResourceError
 from maml_ray.serving.http.errors import ApiError, Application, Receive, Scope, Send, send_error
 
-RESERVED_CONNECTIONS = 32
+RESERVED_CONNECTIONS = 128
 """Connections beyond the limit, for probes of ``/healthz`` and for being told to come again."""
 MAX_HEAD_BYTES = 65_536
 MAX_PIPELINED = 32
@@ -44,15 +44,16 @@ class ConnectionTable:
     def add(self, connection: LimitedProtocol) -> bool:
         """Add a connection and return whether it is within the limit.
 
-        If too many are beyond it, the oldest of these is closed: a probe is never kept out by
-        connections that send nothing.
+        If too many are beyond it, the oldest of these is closed that is not being answered: a
+        probe is never kept out by connections that send nothing.
         """
         if len(self._within_limit) < self.max_connections:
             self._within_limit.add(connection)
             return True
         self._beyond_limit[connection] = None
         if len(self._beyond_limit) > RESERVED_CONNECTIONS:
-            oldest = next(iter(self._beyond_limit))
+            waiting = (each for each in self._beyond_limit if not each.is_answering)
+            oldest = next(waiting, connection)
             self.remove(oldest)
             oldest.reject(_BUSY)
         return False
@@ -103,6 +104,12 @@ class LimitedProtocol(HttpToolsProtocol):
         self._receiving_since: float | None = None
         self._blocked_since: float | None = None
         self._head_bytes: int | None = None
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether a request has arrived and its answer is not complete."""
+        cycle = self.cycle
+        return cycle is not None and not (cycle.more_body or cycle.response_complete)
 
     def connection_made(self, transport: Any) -> None:
         """Accept a connection."""

@@ -28,15 +28,15 @@ LARGE = b"x" * 50_000_000
 
 
 class App:
-    """An ASGI application whose ``/wait`` answers when it is released, and whose log is kept."""
+    """An ASGI application that answers some paths when it is released, and keeps all paths."""
 
-    def __init__(self) -> None:
-        self.release = threading.Event()
+    def __init__(self, waiting: str = "/wait") -> None:
+        self.waiting, self.release = waiting, threading.Event()
         self.paths: list[str] = []
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.paths.append(scope["path"])
-        while scope["path"] == "/wait" and not self.release.is_set():
+        while scope["path"] == self.waiting and not self.release.is_set():
             await asyncio.sleep(0.01)
         more = scope["path"] != "/unread"
         while more:
@@ -104,6 +104,21 @@ def test_probes_are_answered_among_hundreds_of_connections_that_never_ask(sent: 
             stack.enter_context(connect(port, sent))
         for _ in range(3):
             assert ask(port, PROBE).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_probe_that_is_being_answered_is_not_closed_for_others() -> None:
+    app = App(waiting="/healthz")
+    with limited(app) as port, ExitStack() as stack:
+        for _ in range(LIMIT):
+            stack.enter_context(connect(port))
+        probe = stack.enter_context(connect(port, PROBE))
+        while not app.paths:
+            pass
+        for _ in range(RESERVED_CONNECTIONS + 50):
+            stack.enter_context(connect(port))
+        assert ask(port, GET).startswith(b"HTTP/1.1 503 ")  # the server has seen all of them
+        app.release.set()
+        assert answer(probe).startswith(b"HTTP/1.1 200 ")
 
 
 @pytest.mark.parametrize(
