@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import random
 import re
 import socket
@@ -227,6 +228,7 @@ def _problem(status: int, content: bytes, expected: list[float]) -> str | None:
 
 def attack_for(port: int, seconds: float, kinds: Sequence[str]) -> Counter[tuple[str, str]]:
     """Attack in ways of :data:`ATTACKS`, and return the number of answers."""
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # of connections that the service closes
     statuses: Counter[tuple[str, str]] = Counter()
     rng = random.Random(0)
 
