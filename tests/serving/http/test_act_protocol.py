@@ -20,6 +20,7 @@ import requests
 
 import maml_ray
 from maml_ray.evaluation.agent import Agent
+from tests.docs.pages import python_block
 from tests.evaluation.test_agent import discrete_agent
 from tests.serving.local_service import backend_of, served
 from tests.small_runs import run_of, settings
@@ -137,6 +138,13 @@ def test_binary_actions_are_the_librarys_to_the_bit(url: str, agent: Agent) -> N
         np.testing.assert_array_equal(columns, np.float32(as_json[name]))
     expected = agent.act(seen, explore=True, rng=np.random.default_rng(3))
     np.testing.assert_array_equal(sampled[:, :6], expected)
+
+
+def test_the_documented_binary_client(url: str, agent: Agent) -> None:
+    names: dict[str, Any] = {}
+    exec(python_block("serving.md", "octet-stream"), names)
+    seen = observations(3)
+    np.testing.assert_array_equal(names["act"](seen, service=url), agent.act(seen))
 
 
 def test_binary_actions_of_a_discrete_policy_are_whole_numbers() -> None:
