@@ -92,13 +92,32 @@ class Machine:
             self._nodes.remove(node)
             self._cluster.remove_node(node, allow_graceful=False)
 
+    def crash_node(self, node_id: str) -> None:
+        """Kill all processes of a node at one moment, as a loss of power does."""
+        (node,) = (node for node in self._nodes if node.node_id == node_id)
+        for process in _raylet(node).children(recursive=True):
+            process.kill()
+        self.remove_nodes({node_id})
+
+    def crash(self) -> None:
+        """Kill all processes of the head, and then of the nodes."""
+        head = self._cluster.head_node
+        assert head is not None, "it has crashed already"
+        for process in _raylet(head).children(recursive=True):
+            process.kill()
+        self._cluster.remove_node(head, allow_graceful=False)
+        for node_id in self.ids:
+            self.crash_node(node_id)
+
     def workers(self, kind: tuple[str, str]) -> list[psutil.Process]:
         """Return the living processes of ``kind`` on all nodes."""
-        found = []
-        for node in (self._cluster.head_node, *self._nodes):
-            raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-            found += [child for child in raylet.children(recursive=True) if _is(child, kind)]
+        nodes = (self._cluster.head_node, *self._nodes)
+        found = [process for node in nodes for process in _workers(node, kind)]
         return sorted(found, key=lambda process: process.pid)
+
+    def ids_with(self, kind: tuple[str, str]) -> list[str]:
+        """Return the ids of the nodes, without the head, that have a living process of ``kind``."""
+        return [str(node.node_id) for node in self._nodes if _workers(node, kind)]
 
     def hit(self, kind: tuple[str, str], number: signal.Signals, rng: random.Random) -> int | None:
         """Send a signal to a random worker; return its process id, or None if there is none."""
@@ -111,6 +130,16 @@ class Machine:
         except psutil.NoSuchProcess:
             return None
         return int(chosen.pid)
+
+    def node_of(self, pid: int) -> str:
+        """Return the id of the node on which a worker process runs."""
+        parents = {parent.pid for parent in psutil.Process(pid).parents()}
+        (found,) = (
+            node
+            for node in (self._cluster.head_node, *self._nodes)
+            if node.all_processes["raylet"][0].process.pid in parents
+        )
+        return str(found.node_id)
 
     def close(self) -> None:
         """Stop the cluster."""
@@ -129,6 +158,14 @@ def machine(nodes: int = NODES) -> Iterator[Machine]:
         made.close()
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _raylet(node: Any) -> psutil.Process:
+    return psutil.Process(node.all_processes["raylet"][0].process.pid)
+
+
+def _workers(node: Any, kind: tuple[str, str]) -> list[psutil.Process]:
+    return [child for child in _raylet(node).children(recursive=True) if _is(child, kind)]
 
 
 def _is(process: psutil.Process, kind: tuple[str, str]) -> bool:
