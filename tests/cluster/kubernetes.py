@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -47,12 +48,13 @@ def _build(folder: str) -> str:
         [KUBECTL, "kustomize", str(KUBERNETES / folder)], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return json.dumps(list(yaml.safe_load_all(done.stdout)))
 
 
 def build(folder: str) -> list[Manifest]:
-    """Return the objects that ``kubectl apply -k`` would send."""
-    return list(yaml.safe_load_all(_build(folder)))
+    """Return the objects that ``kubectl apply -k`` would send; the caller may change them."""
+    found: list[Manifest] = json.loads(_build(folder))
+    return found
 
 
 def build_one(folder: str, kind: str) -> Manifest:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 import shlex
@@ -106,7 +105,7 @@ def test_a_misspelt_key_is_caught_however_deep_it_is(kind: str) -> None:
         ("headGroupSpec", "template", "spec", "containers", 0),
         ("headGroupSpec", "template", "spec", "securityContext", "seccompProfile"),
     ):
-        wrong = copy.deepcopy(build_one(KUBERAY[kind], kind))
+        wrong = build_one(KUBERAY[kind], kind)
         place: Any = ray_cluster(wrong)
         for key in path:
             place = place[key]
@@ -143,7 +142,7 @@ def test_kubernetes_knows_every_key_of_the_pods(folder: str) -> None:
     ],
 )
 def test_kubernetes_schemas_catch_a_misspelt_key(path: tuple[Any, ...]) -> None:
-    wrong = copy.deepcopy(build_one("serve", "Deployment"))
+    wrong = build_one("serve", "Deployment")
     place: Any = wrong
     for key in path[:-1]:
         place = place[key]
@@ -344,7 +343,7 @@ def test_the_head_of_the_service_keeps_its_state_in_redis() -> None:
 
 
 def test_upgrades_in_steps_change_nothing_else() -> None:
-    steps = copy.deepcopy(build("incremental-upgrade"))
+    steps = build("incremental-upgrade")
     for manifest in steps:
         if manifest["kind"] == "RayService":
             manifest["spec"]["upgradeStrategy"] = {"type": "NewCluster"}

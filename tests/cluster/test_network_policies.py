@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -113,7 +112,7 @@ def test_every_rule_is_needed() -> None:
     for index, policy in enumerate(policies()):
         for direction in ("ingress", "egress"):
             for rule in range(len(policy["spec"].get(direction, ()))):
-                changed = copy.deepcopy(policies())
+                changed = policies()
                 del changed[index]["spec"][direction][rule]
                 name = (policy["metadata"]["name"], direction, rule)
                 assert not all(reaches(changed, *each) for each in connections), name
