@@ -26,9 +26,7 @@ help: ## Show this list.
 
 install: $(VENV)/.precompiled ## Make .venv with pinned dependencies, enough to train.
 
-# The kernels are compiled while pip installs the rest.
-dev: $(VENV)/.installed ## Add the extras and the tools that tests need.
-	@$(MAKE) --no-print-directory --jobs 2 $(VENV)/.installed-dev $(VENV)/.precompiled
+dev: $(VENV)/.installed-dev $(VENV)/.precompiled ## Add the extras and the tools that tests need.
 
 $(BIN)/python:
 	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11 or newer is needed; name it with 'make PYTHON=...'" >&2; exit 2; fi
@@ -59,7 +57,10 @@ train: install ## Train the default deploy.yaml to a policy, a video and a repor
 
 SELECTED := not learning and not soak and not cluster
 
-test: lint ## Lint, types and tests: about 10 minutes on 2 cores.
+# With two jobs the kernels are compiled while pip installs the extras.
+test: ## Lint, types and tests: about 10 minutes on 2 cores.
+	@$(MAKE) --no-print-directory --jobs 2 dev
+	$(MAKE) lint
 	$(MAKE) --jobs 2 types test-parallel
 	$(MAKE) test-ray test-alone
 
