@@ -45,6 +45,7 @@ class FaultyStorage:
         self.may_write = threading.Event()
         self.may_write.set()
         self.written: list[str] = []
+        self.num_failures = 0
 
     def __str__(self) -> str:
         return str(self.storage)
@@ -69,6 +70,7 @@ class FaultyStorage:
 
     def _check(self) -> None:
         if self.failure is not None:
+            self.num_failures += 1
             raise self.failure
 
 
@@ -346,16 +348,28 @@ def test_without_its_storage_the_service_goes_on_and_says_so_once(
     assert raised.value.status == 503, "it may be there: a client must not drop it"
 
 
-def test_what_could_not_be_written_is_written_later(agent: Agent, tmp_path: Path) -> None:
+def test_what_could_not_be_written_is_written_later_and_both_are_logged_once(
+    agent: Agent, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     storage = FaultyStorage(LocalStorage(tmp_path))
     policy = adapted(agent)
     storage.failure = OSError("unreachable")
     writer = ArchiveWriter(archive_at(storage), lambda: [policy.name], retry_s=0.01)
     writer.submit(policy).result(DEADLINE_S)
+    until(lambda: storage.num_failures > 3)
     assert writer.is_failing
     storage.failure = None
     until(lambda: not writer.is_failing)
     assert archive_at(tmp_path).read(policy.name) is not None
+    failed, recovered = [record.getMessage() for record in caplog.records]
+    assert "(unreachable)" in failed
+    assert "can be used again" in recovered
+
+
+def test_a_failure_to_read_is_over_once_the_storage_answers(tmp_path: Path) -> None:
+    writer = ArchiveWriter(archive_at(tmp_path), list, retry_s=0.01)
+    writer.note_failure("no answer")
+    until(lambda: not writer.is_failing)
 
 
 def test_what_is_no_longer_in_memory_is_not_tried_for_ever(agent: Agent, tmp_path: Path) -> None:
