@@ -34,7 +34,7 @@ def to_float64_array(value: Any) -> NDArray[np.float64]:
         array = _to_array(value, frozenset({int, float}), "numbers", np.float64)
     except OverflowError:  # an integer beyond the range of float64
         raise ValueError("must be finite in single precision") from None
-    if not (np.abs(array) < _FLOAT32_END).all():
+    if not np.maximum.reduce(np.abs(array), axis=None) < _FLOAT32_END:
         raise ValueError("must be finite in single precision")
     return array
 
@@ -56,8 +56,7 @@ def _to_array(value: Any, types: frozenset[type], noun: str, dtype: DTypeLike) -
     if axes > MAX_AXES or not (is_empty or (axes and _contains_only(value, axes, types))):
         raise ValueError(f"must be an array of {noun}, with at most {MAX_AXES} axes")
     try:
-        with np.errstate(over="ignore"):  # infinities are reported by the caller
-            array = np.array(value, dtype=dtype)
+        array = np.array(value, dtype=dtype)
     except ValueError:
         raise ValueError("must have rows of equal length") from None
     if array.size == 0:

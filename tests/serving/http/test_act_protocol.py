@@ -70,6 +70,7 @@ def test_small_requests_do_not_reach_the_application(
         raise RuntimeError("the application was asked")
 
     monkeypatch.setattr("maml_ray.serving.http.api.parse_act", unreachable)
+    monkeypatch.setattr("maml_ray.serving.cache.CACHE_TTL_S", 1000.0)
     with served(backend_of(agent)) as url:
         assert requests.get(url + "/healthz", timeout=30).status_code == 200  # caches the policy
         assert post(url, {"observations": OBSERVATION}).status_code == 200
@@ -78,42 +79,42 @@ def test_small_requests_do_not_reach_the_application(
 
 
 @pytest.mark.parametrize(
-    ("body", "headers", "query"),
+    ("body", "headers", "query", "status"),
     [
-        ({"observations": OBSERVATION}, JSON, ""),
-        ({"observations": [OBSERVATION] * 3}, JSON, ""),
-        ({"observations": OBSERVATION, "explore": True, "seed": 3}, JSON, ""),
-        ({"observations": OBSERVATION, "policy": "checkpoint-1"}, JSON, ""),
-        ({"observations": OBSERVATION, "policy": "nobody"}, JSON, ""),
-        ({"observations": OBSERVATION[1:]}, JSON, ""),
-        ({"observations": [1e39] * 17}, JSON, ""),
-        ({"observations": [3e38] * 17}, JSON, ""),
-        ({"observations": OBSERVATION, "polcy": "x"}, JSON, ""),
-        ({"observations": OBSERVATION}, JSON, "?seed=3"),
-        ({"observations": OBSERVATION}, {"content-type": "text/plain"}, ""),
-        ({"observations": OBSERVATION}, {**JSON, "origin": "http://stranger.example"}, ""),
-        ({"observations": OBSERVATION}, {**JSON, "host": "stranger.example"}, ""),
-        (b"{", JSON, ""),
-        (b"", JSON, ""),
-        (packed(OBSERVATION), BINARY, ""),
-        (packed(OBSERVATION * 2), BINARY, "?explore=true&seed=5"),
-        (packed(OBSERVATION)[:-1], BINARY, ""),
-        (b"", BINARY, ""),
-        (packed([np.nan] * 17), BINARY, ""),
-        (packed(OBSERVATION), BINARY, "?explore=yes"),
-        (packed(OBSERVATION), BINARY, "?seed=-1"),
-        (packed(OBSERVATION), BINARY, "?sed=1"),
-        (packed(OBSERVATION), BINARY, "?seed=1&seed=2"),
-        (packed(OBSERVATION), BINARY, "?policy=nobody"),
+        ({"observations": OBSERVATION}, JSON, "", 200),
+        ({"observations": [OBSERVATION] * 3}, JSON, "", 200),
+        ({"observations": OBSERVATION, "explore": True, "seed": 3}, JSON, "", 200),
+        ({"observations": OBSERVATION, "policy": "checkpoint-1"}, JSON, "", 200),
+        ({"observations": OBSERVATION, "policy": "nobody"}, JSON, "", 404),
+        ({"observations": OBSERVATION[1:]}, JSON, "", 422),
+        ({"observations": [1e39] * 17}, JSON, "", 422),
+        ({"observations": [3e38] * 17}, JSON, "", 200),
+        ({"observations": OBSERVATION, "polcy": "x"}, JSON, "", 422),
+        ({"observations": OBSERVATION}, JSON, "?seed=3", 422),
+        ({"observations": OBSERVATION}, {"content-type": "text/plain"}, "", 415),
+        ({"observations": OBSERVATION}, {**JSON, "origin": "http://stranger.example"}, "", 403),
+        ({"observations": OBSERVATION}, {**JSON, "host": "stranger.example"}, "", 421),
+        (b"{", JSON, "", 400),
+        (b"", JSON, "", 400),
+        (packed(OBSERVATION), BINARY, "", 200),
+        (packed(OBSERVATION * 2), BINARY, "?explore=true&seed=5", 200),
+        (packed(OBSERVATION)[:-1], BINARY, "", 422),
+        (b"", BINARY, "", 422),
+        (packed([np.nan] * 17), BINARY, "", 422),
+        (packed(OBSERVATION), BINARY, "?explore=yes", 422),
+        (packed(OBSERVATION), BINARY, "?seed=-1", 422),
+        (packed(OBSERVATION), BINARY, "?sed=1", 422),
+        (packed(OBSERVATION), BINARY, "?seed=1&seed=2", 422),
+        (packed(OBSERVATION), BINARY, "?policy=nobody", 404),
     ],
 )
 def test_the_answers_are_those_of_the_application(
-    url: str, asgi_url: str, body: Any, headers: dict[str, str], query: str
+    url: str, asgi_url: str, body: Any, headers: dict[str, str], query: str, status: int
 ) -> None:
     answer, expected = (post(each, body, headers, query) for each in (url, asgi_url))
     varying = {"date", "server"}
     port, other = (urlsplit(each).netloc for each in (url, asgi_url))
-    assert answer.status_code == expected.status_code, answer.text
+    assert (answer.status_code, expected.status_code) == (status, status), answer.text
     assert answer.content == expected.content.replace(other.encode(), port.encode())
     assert {name for name in answer.headers if name.lower() not in varying} == {
         name for name in expected.headers if name.lower() not in varying
@@ -204,8 +205,11 @@ def head(content: bytes, *lines: str, version: str = "1.1") -> bytes:
     return (text + "".join(f"{line}\r\n" for line in lines) + "\r\n").encode()
 
 
-def exchange(url: str, *parts: bytes, answers: int = 1) -> list[Any]:
-    """Send parts of requests over one connection, and return the status and body of each answer."""
+def exchange(url: str, *parts: bytes, answers: int = 1, ends: bool = False) -> list[Any]:
+    """Send parts of requests over one connection, and return what is answered.
+
+    With ``ends`` the service must close the connection after the last answer.
+    """
     address = urlsplit(url)
     with socket.create_connection((address.hostname or "", address.port or 0), timeout=30) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -217,6 +221,7 @@ def exchange(url: str, *parts: bytes, answers: int = 1) -> list[Any]:
             response = http.client.HTTPResponse(_Reading(stream))  # type: ignore[arg-type]
             response.begin()
             received.append((response.status, response.read(), dict(response.getheaders())))
+        assert not ends or stream.read() == b""
     return received
 
 
@@ -272,7 +277,7 @@ def test_a_request_may_arrive_byte_by_byte(url: str, agent: Agent) -> None:
 
 def test_old_and_closing_clients(url: str, agent: Agent) -> None:
     for sent in (request(6, version="1.0"), request(6, "connection: close")):
-        ((status, body, headers),) = exchange(url, sent)
+        ((status, body, headers),) = exchange(url, sent, ends=True)
         assert (status, body) == (200, expected(agent, 6))
         assert headers["connection"] == "close"
     content = request(7)[request(7).index(b"\r\n\r\n") + 4 :]
