@@ -366,9 +366,14 @@ def test_what_could_not_be_written_is_written_later_and_both_are_logged_once(
     assert "can be used again" in recovered
 
 
-def test_a_failure_to_read_is_over_once_the_storage_answers(tmp_path: Path) -> None:
-    writer = ArchiveWriter(archive_at(tmp_path), list, retry_s=0.01)
-    writer.note_failure("no answer")
+def test_a_failure_is_over_once_the_storage_answers_although_nothing_is_to_be_written(
+    tmp_path: Path,
+) -> None:
+    storage = FaultyStorage(LocalStorage(tmp_path))
+    storage.failure = OSError("unreachable")
+    writer = ArchiveWriter(archive_at(storage), list, retry_s=0.01)
+    until(lambda: writer.is_failing)
+    storage.failure = None
     until(lambda: not writer.is_failing)
 
 
