@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
@@ -80,12 +81,25 @@ def test_an_invalid_token_in_the_environment_is_rejected(
     assert_refused(run("serve", folder), TOKEN_VARIABLE)
 
 
-@pytest.mark.parametrize("module", ["fastapi", "orjson"])
+@pytest.mark.parametrize(
+    ("module", "options", "extra"),
+    [
+        ("fastapi", [], "serve"),
+        ("orjson", [], "serve"),
+        ("uvicorn", [], "serve"),
+        ("ray.serve", ["--ray"], "serve-ray"),
+    ],
+)
 def test_a_missing_extra_is_reported_with_the_command_to_install_it(
-    folder: str, monkeypatch: pytest.MonkeyPatch, module: str
+    folder: str, monkeypatch: pytest.MonkeyPatch, module: str, options: list[str], extra: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    assert_refused(run("serve", folder), module, "pip install 'maml-ray[serve]'")
+    assert_refused(run("serve", folder, *options), module, f"pip install 'maml-ray[{extra}]'")
+
+
+def test_one_process_needs_no_ray() -> None:
+    code = "import sys, maml_ray.serving.server; sys.exit('ray' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_the_printed_commands_are_valid(folder: str) -> None:
