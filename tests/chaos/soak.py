@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -32,7 +33,7 @@ class Outcome:
 
     Attributes:
         faults: how often each kind was injected.
-        iterations: finished, of how many.
+        iterations: how many the run finished.
         failures: that the run counted itself, since it was last resumed.
         fingerprint, undisturbed: SHA-256 of the final parameters, and of an undisturbed run's.
         resumes: seconds from the command to the first iteration after it.
@@ -41,7 +42,7 @@ class Outcome:
     """
 
     faults: Counter[str]
-    iterations: tuple[int, int]
+    iterations: int
     failures: int
     fingerprint: str
     undisturbed: str
@@ -51,11 +52,10 @@ class Outcome:
 
     def table(self) -> str:
         """Return the outcome as text."""
-        finished, planned = self.iterations
         lines = [f"{count:4d}  {kind}" for kind, count in sorted(self.faults.items())]
         lines += [
             f"{self.faults.total():4d}  faults in all, in {self.wall_s:.0f} s",
-            f"{planned - finished:4d}  iterations lost, of {planned}",
+            f"{self.iterations:4d}  iterations",
             f"SHA-256 of the parameters      {self.fingerprint}",
             f"the same of an undisturbed run {self.undisturbed}",
             _seconds("from a resume to its first iteration", self.resumes),
@@ -64,21 +64,22 @@ class Outcome:
         return "\n".join(lines)
 
 
-def settings_for(faults: int) -> Settings:
-    """Return settings of a run long enough for the faults, on three one-CPU nodes."""
+def settings_of_the_run() -> Settings:
+    """Return settings of a run on three one-CPU nodes, which goes on until it is stopped."""
     return validate_settings(
         {
             "run": {
                 "name": "soak",
                 "seed": 7,
-                "iterations": 60 + 25 * faults,  # it goes on while a node starts
+                "iterations": 1_000_000,
                 "checkpoint_every": 1,
                 "keep_checkpoints": 3,
             },
-            "task": {"horizon": 60},
+            "task": {"horizon": 20},
             "policy": {"hidden_sizes": [16]},
-            "meta_batch": {"tasks": 6, "episodes": 5},
-            "outer": {"epochs": 2},
+            "meta_batch": {"tasks": 6, "episodes": 3},
+            # Nothing that depends on the number of iterations, which is known only at the end.
+            "outer": {"epochs": 2, "final_learning_rate": None},
             "evaluation": {"tasks": 1, "episodes": 1, "video": False},
             "cluster": {
                 "learner_threads": 1,
@@ -94,12 +95,12 @@ def settings_for(faults: int) -> Settings:
 def soak(
     faults: Sequence[Fault], seed: int, folder: Path, told: Callable[[str], None] = print
 ) -> Outcome:
-    """Inject ``faults`` into a run, one after the other, and wait for its end.
+    """Inject ``faults`` into a run, one after the other, and then stop it.
 
     Raises:
         RunDied: the run did not get over one of them.
     """
-    settings, rng, began = settings_for(len(faults)), random.Random(seed), time.monotonic()
+    settings, rng, began = settings_of_the_run(), random.Random(seed), time.monotonic()
     done: Counter[str] = Counter()
     with machine() as nodes:
         victim = Victim(nodes, settings, folder)
@@ -111,19 +112,20 @@ def soak(
                 fault.do(victim, rng)
                 done[fault.kind] += 1
                 victim.wait_for_progress(iterations=APART)
-            victim.finish()
+            victim.end(signal.SIGTERM)
         except RunDied as died:
             raise RunDied(f"after {dict(done)}: {died}") from None
         finally:
             victim.close()
     rows = read_metrics(RunDir(folder).metrics)
     assert [row["iteration"] for row in rows] == list(range(len(rows)))
+    as_long = settings.replace({"run.iterations": len(rows)})
     return Outcome(
         faults=done,
-        iterations=(len(rows), settings.run.iterations),
+        iterations=len(rows),
         failures=rows[-1]["failures"],
         fingerprint=fingerprint(_final_parameters(RunDir(folder))),
-        undisturbed=fingerprint(undisturbed(settings).parameters),
+        undisturbed=fingerprint(undisturbed(as_long).parameters),
         resumes=tuple(victim.resumes),
         farewells=tuple(victim.farewells),
         wall_s=time.monotonic() - began,

@@ -22,7 +22,6 @@ def test_five_different_faults_do_not_change_the_result(tmp_path: Path) -> None:
     faults = [fault for kind in SHORT for fault in KINDS if fault.kind == kind]
     outcome = soak(faults, 1, tmp_path / "run")
     assert outcome.faults.total() == len(SHORT)
-    assert outcome.iterations[0] == outcome.iterations[1]
     assert outcome.fingerprint == outcome.undisturbed
 
 
@@ -34,7 +33,6 @@ def test_a_soak_of_all_faults_does_not_change_the_result(tmp_path: Path) -> None
     outcome = soak(faults, 0, tmp_path / "run")
     print(f"\n{outcome.table()}")
     assert outcome.faults.total() >= 50
-    assert outcome.iterations[0] == outcome.iterations[1]
     assert outcome.fingerprint == outcome.undisturbed
 
 

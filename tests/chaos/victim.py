@@ -111,15 +111,6 @@ class Victim:
             lambda: self.iterations() >= goal or self._driver.poll() is not None, "no progress"
         )
 
-    def finish(self) -> None:
-        """Wait for the end of the run, which must succeed."""
-        try:
-            code = self._driver.wait(timeout=4 * PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            raise RunDied(f"the run does not end:\n{self.last_words()}") from None
-        if code != 0:
-            raise RunDied(f"the run ended with {code}:\n{self.last_words()}")
-
     def damage_newest_checkpoint(self, rng: random.Random) -> None:
         """Truncate or alter a file of the newest checkpoint, unless it is the only one."""
         folders = sorted(path for path in self.folder.checkpoints.iterdir() if path.name.isdigit())

@@ -288,15 +288,15 @@ def test_a_late_start_is_reported_and_fails_after_its_deadline(
 ) -> None:
     monkeypatch.setattr("maml_ray.runtime.rollout_pool.PROGRESS_INTERVAL_S", 0.1)
     events: list[str] = []
-    chosen = settings(autoscaler=True, min_rollout_actors=3, start_timeout_s=8.0)
+    chosen = settings(autoscaler=True, min_rollout_actors=3, start_timeout_s=16.0)
     pool = open_pool(3, chosen, on_event=events.append)
     with pytest.raises(ResourceError) as caught:
         pool.wait_until_ready()
     message = str(caught.value)
-    assert "rollout-2 did not start within 8 s" in message
+    assert "rollout-2 did not start within 16 s" in message
     assert "of at least 3 rollout actors are up" in message
     assert "of 2 CPUs are free on 1 node" in message
-    assert "of 8 s, cluster.start_timeout_s); " in events[-1]
+    assert "of 16 s, cluster.start_timeout_s); " in events[-1]
     assert events[-1].startswith("waiting for a free CPU for rollout-2 (")
 
 
