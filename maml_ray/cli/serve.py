@@ -17,7 +17,6 @@ from maml_ray.cli.options import (
     Checkpoint,
     Imports,
     Panel,
-    StartAddress,
     path_of,
 )
 from maml_ray.cli.tables import print_line
@@ -77,7 +76,13 @@ def serve(
     ray: Annotated[
         bool, typer.Option("--ray", help="Serve on a Ray cluster, by Ray Serve.")
     ] = False,
-    address: StartAddress = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="With --ray: cluster, as 'auto', host:port or ray://host:port. If omitted, Ray "
+            "starts on this machine; a submitted job uses its own cluster."
+        ),
+    ] = None,
     replicas: Annotated[
         int | None, typer.Option(min=1, help="With --ray: processes that act, one CPU each.")
     ] = None,
