@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Run a three-node cluster on one machine: start a head and two more nodes with one CPU each and
 # Ray's token authentication, train briefly on all three, and print which nodes the actors ran on.
+# All of it listens on this machine's loopback only: without that, Ray opens some 15 ports per node
+# to the network, of which those of its metrics ask for no token (maml_ray/docs/cluster.md, Ports).
 # Everything it started is stopped again in any case, and no other Ray is touched.
 #
 #   cluster/local.sh [--set KEY.PATH=VALUE | --run-dir FOLDER | ...]    as for `maml-ray train`
@@ -26,6 +28,9 @@ folder="$(mktemp -d /tmp/mr.XXXXXX)"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$folder/token"
 export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # no draining: no other work runs here
 export RAY_USAGE_STATS_ENABLED=0
+# For the head and the programs that join it: 127.0.0.1 stays that, as on macOS, and is not replaced
+# by the machine's address.
+export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0
 groups=()
 
 is_up() { kill -0 -- "-$1" 2>/dev/null; }
@@ -80,7 +85,7 @@ start_node() {
   local name="$1" deadline=$((SECONDS + START_S))
   shift
   ray start --block --node-name="$name" --num-cpus=1 --num-gpus=0 \
-    --node-ip-address=127.0.0.1 --object-store-memory=100000000 \
+    --object-store-memory=100000000 \
     --min-worker-port=0 --max-worker-port=0 "$@" >"$folder/$name.log" 2>&1 &
   groups+=("$!")
   until grep -qs "Ray runtime started" "$folder/$name.log"; do
@@ -94,11 +99,15 @@ start_node() {
   echo "node $name is up"
 }
 
-start_node head --head --port="$port" --dashboard-host=127.0.0.1 \
+start_node head --head --port="$port" --node-ip-address=127.0.0.1 --dashboard-host=127.0.0.1 \
   --dashboard-port="$dashboard" --ray-client-server-port="$client" \
   --dashboard-agent-listen-port="$agent_1" --temp-dir="$folder/ray"
-start_node node-1 --address="127.0.0.1:$port" --dashboard-agent-listen-port="$agent_2"
-start_node node-2 --address="127.0.0.1:$port" --dashboard-agent-listen-port="$agent_3"
+# Further nodes refuse that setting, and take the address from which they reach the head: by 0.0.0.0,
+# which is this machine too and which Ray leaves alone, that is 127.0.0.1.
+RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=1 start_node node-1 --address="0.0.0.0:$port" \
+  --dashboard-agent-listen-port="$agent_2"
+RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=1 start_node node-2 --address="0.0.0.0:$port" \
+  --dashboard-agent-listen-port="$agent_3"
 echo "dashboard http://127.0.0.1:$dashboard (its token: $(cat "$folder/token"))"
 
 # In the background with wait, so that a signal is handled immediately.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ DEFAULT_EXCLUDES = "ray._private.ray_constants.get_runtime_env_default_excludes"
 COMPILE_EXCLUDES = "ray._private.runtime_env.packaging._get_excludes"
 TRAVEL_DIRECTORY = "ray._private.runtime_env.packaging._dir_travel"
 TOKEN_SETUP = "ray._private.authentication.authentication_token_setup"
+HAS_NODES = "ray._private.ray_constants.ENABLE_RAY_CLUSTER"
 
 _SILENT = logging.Logger("ray_internals", level=logging.CRITICAL + 1)
 
@@ -122,6 +124,24 @@ def owns_cluster() -> bool:
     """
     node = find_internal(GLOBAL_NODE)
     return node is not None and bool(node.head)
+
+
+@contextmanager
+def listening_on_loopback() -> Iterator[None]:
+    """Let the Ray that is started inside the block listen on this machine's loopback only.
+
+    Stands in for a public option: ``ray.init`` replaces 127.0.0.1 by the machine's address on
+    Linux, and then opens some 15 ports to whoever reaches that; on macOS and Windows it never does.
+    """
+    find_internal(HAS_NODES)
+    module, _, name = HAS_NODES.rpartition(".")
+    constants = find_internal(module)
+    original = getattr(constants, name)
+    setattr(constants, name, False)
+    try:
+        yield
+    finally:
+        setattr(constants, name, original)
 
 
 def for_each_uploaded_path(root: Path, visit: Callable[[Path], None]) -> None:

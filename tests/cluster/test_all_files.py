@@ -15,8 +15,15 @@ TESTED_HERE = {
     "Dockerfile": "test_dockerfile",
     "local.sh": "test_local",
 }
-TESTED_ELSEWHERE = ("grafana/", "kubernetes/", "prometheus/", "serve.yaml", "runtime-env.yaml")
-"""Validated by the tests of metrics, serving and jobs; kubernetes/ below."""
+TESTED_ELSEWHERE = (
+    "grafana/",
+    "kubernetes/",
+    "locks/",
+    "prometheus/",
+    "serve.yaml",
+    "runtime-env.yaml",
+)
+"""Validated by the tests of metrics, packaging, serving and jobs; kubernetes/ below."""
 
 
 def test_every_file_is_validated_by_a_test() -> None:

@@ -21,7 +21,11 @@ from maml_ray.runtime.connection.address import (
     find_address,
 )
 from maml_ray.runtime.connection.session import RaySession, watched
-from maml_ray.runtime.ray_internals import get_token_logger, owns_cluster
+from maml_ray.runtime.ray_internals import (
+    get_token_logger,
+    listening_on_loopback,
+    owns_cluster,
+)
 
 _VERSIONS = re.compile(
     r"cluster was started with:\s*Ray: (\S+)\s*Python: (\S+)\s*"
@@ -73,8 +77,10 @@ def connected(
     check_address(found)
     # Ray reads RAY_ADDRESS itself, and finds this machine's cluster with its token.
     target = address if found.source == ADDRESS_VARIABLE else found.value
+    # No other machine has business with a cluster of this machine alone.
+    reachable = listening_on_loopback() if found.value == "local" else nullcontext()
     try:
-        with _interrupted_by_sigterm(), _without_advice():
+        with _interrupted_by_sigterm(), _without_advice(), reachable:
             ray.init(address=target, logging_level=logging.WARNING)
     except Interrupted:
         raise
