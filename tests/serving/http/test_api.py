@@ -114,7 +114,7 @@ def test_a_robots_own_loop_collect_adapt_act(url: str, agent: Agent) -> None:
 def test_the_documented_client_adapts_to_an_environment_of_its_own() -> None:
     """One request is one step on its episodes, which end early and are padded."""
     names: dict[str, Any] = {}
-    exec(python_block("serving.md", "urllib.request"), names)
+    exec(python_block("serving.md", "collect_episode"), names)
     sent: dict[str, Any] = {}
     agent, unrecorded = agent_of(settings()), names["post"]
 
