@@ -455,6 +455,11 @@ class ClusterSettings(Section):
     learner_memory_gib: Annotated[float, Field(gt=0.0, le=4096.0)] | None = Field(
         None, description="GPU memory per chunk of tasks (GiB); null: half of the free memory."
     )
+    standby_learner: bool = Field(
+        False,
+        description="Keep a second learner ready to take over: 0.5 GB, and a GPU if the learner "
+        "has one.",
+    )
     autoscaler: bool = Field(
         False, description="Request nodes for rollout_actors, or for one actor per task."
     )

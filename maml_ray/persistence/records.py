@@ -134,6 +134,8 @@ class StartReport:
         ray_address: address of the Ray cluster.
         dashboard_url: URL of Ray's dashboard; None if there is none.
         attempt: number of processes that have carried on the run, this one included.
+        connect_s: seconds that starting or joining Ray took.
+        actors_s: seconds from then until actors, learner and storage were ready.
     """
 
     run_directory: str
@@ -143,6 +145,8 @@ class StartReport:
     ray_address: str
     dashboard_url: str | None
     attempt: int = 1
+    connect_s: float = 0.0
+    actors_s: float = 0.0
 
 
 class Observer:

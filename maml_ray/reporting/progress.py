@@ -344,7 +344,8 @@ def format_start(report: StartReport) -> list[str]:
     if report.dashboard_url:
         lines.append(f"dashboard   {report.dashboard_url} (its token: ray get-auth-token)")
     if report.first_iteration:
-        lines.append(f"resuming    at iteration {report.first_iteration}")
+        took = f"{report.connect_s:.1f} s for Ray and {report.actors_s:.1f} s for the actors"
+        lines.append(f"resuming    at iteration {report.first_iteration}, after {took}")
     if report.attempt > 1:
         lines.append(f"attempt     {report.attempt} at this run; earlier ones can no longer write")
     return lines

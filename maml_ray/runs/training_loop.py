@@ -113,8 +113,10 @@ def train_on_ray(
         module = recorded_module(settings.task)
         return resume_hint(str(run_dir.path), module) if run_dir.settings.exists() else ""
 
+    began = time.perf_counter()
     with (
         connected(address, on_event=observer_list.on_event, exit_note=exit_note) as session,
+        nullcontext(time.perf_counter()) as connected_at,
         StopRequest(session.check) as stop,
         start_actors(
             settings,
@@ -131,7 +133,8 @@ def train_on_ray(
         observer_list.add(RayMetrics(settings.run.name), publisher)
         storage = open_session(run_dir, settings, resume, new=new)
         attempt = storage.lease.attempt
-        observer_list.on_start(_start_report(run_dir, actors, resume, attempt))
+        seconds = (connected_at - began, time.perf_counter() - connected_at)
+        observer_list.on_start(_start_report(run_dir, actors, resume, attempt, seconds))
         with open_checkpoint_writer(settings, run_dir, storage, stop.supersede) as writer:
             _TrainingLoop(
                 settings,
@@ -299,7 +302,11 @@ def _assignments(settings: Settings, tasks: TaskDistribution, iteration: int) ->
 
 
 def _start_report(
-    run_dir: RunDir, actors: ActorSystem, resume: Checkpoint | None, attempt: int
+    run_dir: RunDir,
+    actors: ActorSystem,
+    resume: Checkpoint | None,
+    attempt: int,
+    seconds: tuple[float, float],
 ) -> StartReport:
     return StartReport(
         run_directory=str(run_dir.path),
@@ -309,4 +316,6 @@ def _start_report(
         ray_address=ray.get_runtime_context().gcs_address,
         dashboard_url=get_dashboard_url(),
         attempt=attempt,
+        connect_s=seconds[0],
+        actors_s=seconds[1],
     )

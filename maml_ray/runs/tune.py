@@ -75,6 +75,7 @@ def _with_fixed_resources(settings: Settings) -> Settings:
     device = "cuda" if cluster.learner_device == "cuda" else "cpu"
     threads = cluster.learner_threads or actors
     resources = {"rollout_actors": actors, "learner_device": device, "learner_threads": threads}
+    resources["standby_learner"] = False  # a trial reserves no GPU for it
     check_locations(settings)
     places = {"directory": escape_path(expand_path(run.directory, "run.directory").absolute())}
     if (storage := storage_location(run)) is not None and not is_url(storage):

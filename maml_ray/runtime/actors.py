@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import platform
@@ -27,6 +28,8 @@ from maml_ray.rollouts.trajectories import TaskRollouts
 from maml_ray.tasks.loading import PickledTasks
 
 _STACK_DEPTH = 8
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Parameters of mallopt(3), from malloc.h."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,7 @@ class LearnerActor:
         state: LearnerState,
     ) -> None:
         self._outer, self._device_name = settings.outer, "a machine that it cannot start on"
+        _keep_freed_memory()
         # Imported here and not above: without PyTorch the driver and the rollout actors start
         # sooner and take half the memory.
         import torch
@@ -218,6 +222,10 @@ class LearnerActor:
         """Return where this actor runs, once it is up."""
         return _own_location()
 
+    def load(self, state: LearnerState) -> None:
+        """Continue from ``state``: a standby takes over from a learner that died."""
+        self._learner.load(state)
+
     def prefetch(self, *rollouts: TaskRollouts) -> None:
         """Prepare some rollouts of the next update in advance."""
         with self._heartbeat.working_on(f"rollouts of version {self._learner.version}"):
@@ -237,6 +245,19 @@ class LearnerActor:
 
 def _own_location() -> ActorLocation:
     return ActorLocation(ray.get_runtime_context().get_node_id(), platform.node(), os.getpid())
+
+
+def _keep_freed_memory() -> None:
+    """Make this process keep the memory that it frees (mallopt(3), glibc only).
+
+    Getting some tens of thousands of pages again in each update, zeroed by the kernel, takes up to
+    a third of its time. Set here and not in the actor's environment, with which Ray could not use
+    a process that it has started ahead.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 2**30)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _usable_cpus() -> int:

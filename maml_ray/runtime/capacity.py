@@ -25,12 +25,13 @@ class ResourcePlan:
 
     Attributes:
         rollout_actors: number of rollout actors that fit now, one CPU each.
-        learner_gpus: 1 if the learner takes a GPU, else 0.
+        learner_gpus: share of a GPU that each learner takes: 0 on a CPU; 0.5 if it shares the
+            cluster's only GPU with its standby, else 1.
         learner_device: ``"cuda"`` or ``"cpu"``.
     """
 
     rollout_actors: int
-    learner_gpus: int
+    learner_gpus: float
     learner_device: str
 
 
@@ -38,9 +39,10 @@ def plan_resources(settings: ClusterSettings, available: Mapping[str, float]) ->
     """Plan a run's resources from the settings and the cluster's.
 
     The learner requests no CPU: it and the actors take turns. (With ``meta_batch.async_collection``
-    they do not; then ``cluster.rollout_actors`` determines how many CPUs are left for it.) With
-    ``cluster.autoscaler`` missing resources are waited for; ``cluster.learner_device: auto`` uses a
-    GPU only if the cluster has one now.
+    they do not; then ``cluster.rollout_actors`` determines how many CPUs are left for it.) Nor does
+    a standby learner, which is idle; on a GPU it takes one of its own, so that it survives the
+    learner's node, or half of the only one. With ``cluster.autoscaler`` missing resources are
+    waited for; ``cluster.learner_device: auto`` uses a GPU only if the cluster has one now.
 
     Args:
         settings: limits of the number of actors, and the learner's device.
@@ -65,9 +67,10 @@ def plan_resources(settings: ClusterSettings, available: Mapping[str, float]) ->
             f"or set cluster.learner_device to auto or cpu{growing}"
         )
     on_gpu = settings.learner_device == "cuda" or (settings.learner_device == "auto" and gpus > 0)
+    shared = settings.standby_learner and gpus == 1 and not settings.autoscaler
     return ResourcePlan(
         rollout_actors=cpus if most is None else min(most, cpus),
-        learner_gpus=int(on_gpu),
+        learner_gpus=(0.5 if shared else 1) if on_gpu else 0,
         learner_device="cuda" if on_gpu else "cpu",
     )
 

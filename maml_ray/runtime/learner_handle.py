@@ -1,4 +1,4 @@
-"""Start the learner actor from the driver, watch it, and restart it if it dies.
+"""Call the learner actor from the driver, watch it, and replace it if it dies.
 
 The driver keeps the learner's latest state in its own memory, so neither the learner's death nor
 its node's loses it.
@@ -19,16 +19,13 @@ from maml_ray.learning.state import LearnerState, UpdateMetrics
 from maml_ray.policies.spec import PolicySpec
 from maml_ray.runtime.actor_group import FETCH_TIMEOUT_S, PROGRESS_INTERVAL_S
 from maml_ray.runtime.actor_handle import describe_error, describe_heartbeats
-from maml_ray.runtime.actors import ActorLocation, LearnerActor, as_actor
 from maml_ray.runtime.capacity import ResourcePlan, describe_free_resources
-from maml_ray.runtime.fault_policy import REPLACEMENT, Failure, FailureReport
+from maml_ray.runtime.fault_policy import Failure, FailureReport
+from maml_ray.runtime.learner_process import LearnerFactory, StandbyLearner
 from maml_ray.runtime.ray_internals import get_unplaced_actors
 from maml_ray.runtime.rollout_pool import POLL_S
 from maml_ray.runtime.run_context import RunContext
 
-MALLOC_ENV = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
-"""Makes the learner's process keep memory that it frees (glibc, mallopt(3)): getting some tens of
-thousands of pages again in each update, zeroed by the kernel, takes up to a third of its time."""
 PollFn = Callable[[Sequence[ray.ObjectRef[Any]]], None]
 """Called while the learner is waited for; returns soon, or once one of the references is ready."""
 STOP_GRACE_S = 3.0
@@ -41,6 +38,8 @@ class RolloutsLost(Exception):
 
 class LearnerHandle:
     """Start the learner actor, call it, and replace it if it dies.
+
+    With ``cluster.standby_learner`` a second actor is kept ready, which then takes its place.
 
     Args:
         settings: of the run.
@@ -58,11 +57,14 @@ class LearnerHandle:
         context: RunContext,
         state: LearnerState,
     ) -> None:
-        self._settings, self._spec, self._plan = settings, spec, plan
+        self._limits, self._plan = settings.cluster, plan
         self._context = context
         self._state = state
-        self._generation = 0
-        self._actor: Any = self._start()
+        self._restarts = 0
+        self._factory = LearnerFactory(settings, spec, plan, context.namespace)
+        self._active = self._factory.start(state)
+        attempts = settings.cluster.max_task_attempts
+        self._standby = StandbyLearner(self._factory, context, attempts)
 
     @property
     def state(self) -> LearnerState:
@@ -72,7 +74,7 @@ class LearnerHandle:
     @property
     def restarts(self) -> int:
         """Number of times the learner has been restarted."""
-        return self._generation
+        return self._restarts
 
     def wait_until_ready(self, poll_fn: PollFn | None = None) -> str:
         """Wait for the learner to start; restart it if its process or its node dies meanwhile.
@@ -89,7 +91,7 @@ class LearnerHandle:
         """
         attempts = 0
         while True:
-            ref = self._actor.describe.remote()
+            ref = self._active.description_ref
             self._wait_for_start(ref, poll_fn)
             try:
                 description: str = ray.get(ref, timeout=FETCH_TIMEOUT_S)
@@ -100,12 +102,12 @@ class LearnerHandle:
                     raise ResourceError(f"the learner could not start: {message}") from None
                 attempts += 1
                 failure = self._classify_death(error, Failure.START_FAILED)
-                self._restart(FailureReport(failure, "the start", self._name(), attempts, message))
+                self._restart(failure, "the start", attempts, message)
             else:
                 return description
 
     def _wait_for_start(self, ref: ray.ObjectRef[Any], poll_fn: PollFn | None) -> None:
-        timeout = self._settings.cluster.start_timeout_s
+        timeout = self._limits.start_timeout_s
         started_at = reported_at = time.monotonic()
         while not _all_ready([ref], poll_fn):
             self._context.check_stop()
@@ -120,7 +122,7 @@ class LearnerHandle:
             if now - reported_at > PROGRESS_INTERVAL_S:
                 reported_at = now
                 # It requests no CPU: only a GPU may be what it waits for.
-                if self._plan.learner_gpus and self._name() in get_unplaced_actors():
+                if self._plan.learner_gpus and self._active.name in get_unplaced_actors():
                     self._context.on_event(
                         f"waiting for a free GPU for the learner ({now - started_at:.0f} s of "
                         f"{timeout:.0f} s, cluster.start_timeout_s); {describe_free_resources()}"
@@ -131,7 +133,8 @@ class LearnerHandle:
 
         Errors surface in :meth:`update`, which receives the same rollouts again.
         """
-        self._actor.prefetch.options(name="prefetch rollouts", num_returns=0).remote(*rollouts)
+        prefetch = self._active.actor.prefetch.options(name="prefetch rollouts", num_returns=0)
+        prefetch.remote(*rollouts)
 
     def update(
         self, rollouts: Sequence[ray.ObjectRef[Any]], poll_fn: PollFn | None = None
@@ -149,11 +152,13 @@ class LearnerHandle:
             TrainingFailed: the update raised, or failed too often.
             Interrupted: a stop was requested, and the update did not end soon after.
         """
+        # Only here: after a death, starting another standby must not delay the repeated update.
+        if self._limits.standby_learner:
+            self._standby.maintain(self._state, self._active)
         work, attempts = f"the meta-update of version {self.state.version}", 0
         while True:
-            metrics, state = self._actor.update.options(name="meta-update", num_returns=2).remote(
-                *rollouts
-            )
+            update = self._active.actor.update.options(name="meta-update", num_returns=2)
+            metrics, state = update.remote(*rollouts)
             try:
                 failed = self._wait_for_update([metrics, state], poll_fn)
                 if failed is None:
@@ -170,60 +175,35 @@ class LearnerHandle:
             except RayError as error:
                 failed = self._classify_death(error, Failure.ACTOR_DIED), describe_error(error)
             attempts += 1
-            self._restart(FailureReport(failed[0], work, self._name(), attempts, failed[1]))
+            self._restart(failed[0], work, attempts, failed[1])
 
     def close(self) -> None:
-        """Kill the learner."""
-        ray.kill(self._actor)
+        """Kill the learner and its standby."""
+        ray.kill(self._active.actor)
+        self._standby.close()
 
-    def _start(self) -> Any:
-        actor = (
-            as_actor(LearnerActor)
-            .options(
-                name=self._name(),
-                namespace=self._context.namespace,
-                num_cpus=0,
-                num_gpus=self._plan.learner_gpus,
-                runtime_env={"env_vars": MALLOC_ENV},
-            )
-            .remote(
-                self._settings,
-                self._spec,
-                self._plan.learner_device,
-                self._settings.cluster.learner_threads,
-                self._state,
-            )
-        )
-        self._location_ref = actor.location.remote()  # requested now, while the actor is alive
-        return actor
-
-    def _name(self) -> str:
-        return "learner" + (f"{REPLACEMENT}{self._generation}" if self._generation else "")
-
-    def _restart(self, report: FailureReport) -> None:
-        """Start a new learner from the latest state, if the fault budgets allow it."""
+    def _restart(self, failure: Failure, work: str, attempts: int, message: str) -> None:
+        """Replace the learner by the standby or a new one, if the fault budgets allow it."""
+        report = FailureReport(failure, work, self._active.name, attempts, message)
         self._context.handle_failure(report)
-        ray.kill(self._actor)
-        self._generation += 1
-        self._actor = self._start()
+        ray.kill(self._active.actor)
+        self._restarts += 1
+        standby = self._standby.take()
+        if standby is None:
+            self._active = self._factory.start(self._state)
+            return
+        self._context.on_event(f"{standby.name}, the standby learner, takes over")
+        standby.actor.load.options(num_returns=0).remote(self._state)  # precedes all later calls
+        self._active = standby
 
     def _classify_death(self, error: RayError, default: Failure) -> Failure:
-        preempted = isinstance(error, RayActorError) and error.preempted
-        return Failure.PREEMPTED if preempted or self._is_draining() else default
-
-    def _is_draining(self) -> bool:
-        """Return whether the learner's node is being drained, or was before it went away."""
-        try:
-            location: ActorLocation = ray.get(self._location_ref, timeout=0)
-        except RayError:  # the learner never came up
-            return False
-        return self._context.capacity.is_draining(location.node_id)
+        return self._active.classify_death(error, default, self._context.capacity)
 
     def _wait_for_update(
         self, refs: Sequence[ray.ObjectRef[Any]], poll_fn: PollFn | None
     ) -> tuple[Failure, str] | None:
         """Wait for an update; return None once it is done, or why it is abandoned."""
-        limits, started_at = self._settings.cluster, time.monotonic()
+        limits, started_at = self._limits, time.monotonic()
         reported_at, stop_by = started_at, None
         while not _all_ready(refs, poll_fn):
             now = time.monotonic()
@@ -238,7 +218,7 @@ class LearnerHandle:
                 reported_at = now
                 self._context.on_event(
                     f"the meta-update has taken {now - started_at:.0f} s so far:\n"
-                    f"{describe_heartbeats({self._name(): self._actor})}"
+                    f"{describe_heartbeats({self._active.name: self._active.actor})}"
                 )
             if now - started_at > limits.task_timeout_s:
                 return Failure.TIMED_OUT, f"cluster.task_timeout_s is {limits.task_timeout_s:.0f}"

@@ -20,7 +20,7 @@ from tests.chaos.watched import Watcher, assert_undisturbed, settings
 def wait_until_in_the_middle(learner: LearnerHandle) -> None:
     """Wait until the learner's heartbeat shows that an update is in progress."""
     while True:
-        heartbeat = ray.get(learner._actor.heartbeat.remote(), timeout=60)
+        heartbeat = ray.get(learner._active.actor.heartbeat.remote(), timeout=60)
         if heartbeat.work is not None:
             return
 
@@ -39,7 +39,7 @@ def test_a_learner_that_dies_in_an_update_costs_that_update_and_nothing_else(
         version = learner.state.version
         if version in (1, 2) and version not in hit:
             hit.append(version)
-            location = ray.get(learner._location_ref, timeout=60)
+            location = ray.get(learner._active.location_ref, timeout=60)
             assert location.node_id == nodes[-1]
             wait_until_in_the_middle(learner)
             if version == 1:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -44,7 +45,7 @@ def test_a_terminal_gets_a_display_and_a_file_gets_lines() -> None:
 def test_a_log_gets_one_line_per_iteration_with_all_metrics(record: MakeRecord) -> None:
     console, _ = consoles()
     progress = PlainProgress(console)
-    progress.on_start(START)
+    progress.on_start(replace(START, connect_s=4.21, actors_s=3.9))
     for iteration in range(3):
         progress.on_iteration(record(iteration))
     progress.on_event("rollout-1 was replaced")
@@ -55,6 +56,7 @@ def test_a_log_gets_one_line_per_iteration_with_all_metrics(record: MakeRecord) 
         "  collect 50% adapt 12% learn 25% rest 12%  elapsed 0:06 left 0:34"
     )
     assert lines[-1] == "rollout-1 was replaced"
+    assert "resuming    at iteration 3, after 4.2 s for Ray and 3.9 s for the actors" in lines
     for word in ("runs/x", "2 rollout actors", "CPU, 2 threads", "http://127.0.0.1:8265", "at 3"):
         assert any(word in line.replace("iteration 3", "at 3") for line in lines), word
 

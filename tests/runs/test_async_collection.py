@@ -111,7 +111,7 @@ def test_failures_during_two_meta_batches_change_no_bit(
 
     def waiting(learner: LearnerHandle, *refs: Any, **others: Any) -> Any:
         if learner.state.version == 1 and once("learner"):
-            os.kill(ray.get(learner._location_ref, timeout=60).pid, signal.SIGKILL)
+            os.kill(ray.get(learner._active.location_ref, timeout=60).pid, signal.SIGKILL)
         return wait(learner, *refs, **others)
 
     def updating(learner: LearnerHandle, rollouts: Sequence[Any], poll_fn: Any = None) -> Any:

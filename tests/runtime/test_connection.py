@@ -34,6 +34,14 @@ def not_connected(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"rollout_actors": 5}, {"CPU": 4.0}, ResourcePlan(4, 0, "cpu")),
         ({"learner_device": "cpu"}, {"CPU": 4.0, "GPU": 2.0}, ResourcePlan(4, 0, "cpu")),
         ({"learner_device": "cuda"}, {"CPU": 1.0, "GPU": 1.0}, ResourcePlan(1, 1, "cuda")),
+        ({"standby_learner": True}, {"CPU": 2.0}, ResourcePlan(2, 0, "cpu")),
+        ({"standby_learner": True}, {"CPU": 2.0, "GPU": 1.0}, ResourcePlan(2, 0.5, "cuda")),
+        ({"standby_learner": True}, {"CPU": 2.0, "GPU": 2.0}, ResourcePlan(2, 1, "cuda")),
+        (
+            {"standby_learner": True, "autoscaler": True},
+            {"CPU": 2.0, "GPU": 1.0},
+            ResourcePlan(2, 1, "cuda"),
+        ),
     ],
 )
 def test_a_plan_has_a_cpu_per_actor_and_a_gpu_if_there_is_one(

@@ -68,7 +68,7 @@ def chosen(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def start_learner(chosen: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Starter]:
-    monkeypatch.setattr("maml_ray.runtime.learner_handle.LearnerActor", FlawedLearner)
+    monkeypatch.setattr("maml_ray.runtime.learner_process.LearnerActor", FlawedLearner)
     handles: list[LearnerHandle] = []
 
     def start(on_event: Callable[[str], None] = lambda message: None) -> LearnerHandle:
