@@ -33,6 +33,8 @@ from maml_ray.persistence.run_storage import (
     write_settings,
 )
 from maml_ray.persistence.storage import open_storage
+from maml_ray.serving.policy_archive import PolicyArchive
+from maml_ray.serving.served_policy import ServedPolicy, new_policy_name
 from tests.persistence.test_checkpoint_store import assert_equal, checkpoint
 from tests.small_runs import agent_of, run_of, settings
 
@@ -179,3 +181,22 @@ def test_a_run_killed_on_one_machine_goes_on_from_the_bucket_on_another(
     assert [row["iteration"] for row in read_metrics(run.metrics)] == [0, 1, 2, 3]
     assert load_newest_checkpoint(open_storage(url))[0].iteration == 4
     assert load(run.path).spec == agent_of(load(run.path).settings).spec
+
+
+def test_policies_of_a_service_are_kept_and_the_oldest_removed(bucket: str) -> None:
+    storage = open_storage(f"{bucket}/run")
+    archive = PolicyArchive(storage, max_policies=2, max_age_s=1e9)
+    policies = [ServedPolicy(new_policy_name(), agent_of(settings())) for _ in range(3)]
+    for policy in policies:
+        archive.write(policy)
+        found = archive.read(policy.name)
+        assert found is not None
+        assert found.parameters_file == policy.parameters_file
+        assert found.description_file == policy.description_file
+    assert archive.read(new_policy_name()) is None
+    archive.remove_old()
+    kept = sorted(policy.name for policy in policies)[1:]
+    assert storage.names("served") == kept
+    assert [archive.read(policy.name) is not None for policy in policies] == [
+        policy.name in kept for policy in policies
+    ]

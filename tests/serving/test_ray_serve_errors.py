@@ -19,7 +19,7 @@ from maml_ray.persistence.storage import LocalStorage
 from maml_ray.serving.http.errors import ApiError
 from maml_ray.serving.policy_store import LookupResult
 from maml_ray.serving.ray_serve import StoreDeployment, _wait_for
-from maml_ray.serving.served_policy import ServedPolicy
+from maml_ray.serving.served_policy import ServedPolicy, new_policy_name
 from maml_ray.serving.settings import parse_serve_settings
 from tests.small_runs import agent_of, run_of, settings
 
@@ -85,3 +85,22 @@ def test_another_checkpoint_goes_live_and_adapted_policies_stay(tmp_path: Path) 
         with pytest.raises(UserError):
             store.reconfigure(wrong)
     assert found("base").name == "checkpoint-1"
+
+
+def test_a_store_that_takes_the_place_of_a_dead_one_has_its_policies(tmp_path: Path) -> None:
+    run = run_of(settings(), tmp_path / "run")
+    chosen = parse_serve_settings({"run": str(run.path)})
+    adapted = ServedPolicy(new_policy_name(), agent_of(settings()))
+
+    def started() -> StoreDeployment:
+        store = StoreDeployment(chosen)
+        store.reconfigure({"checkpoint": "newest"})
+        return store
+
+    assert asyncio.run(started().add(adapted)) > 0.0
+    store = started()
+    found = asyncio.run(store.get(adapted.name, None))
+    assert isinstance(found, LookupResult), found
+    assert found.policy is not None
+    assert found.policy.parameters_file == adapted.parameters_file
+    assert asyncio.run(store.read_warnings()) == []
