@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import re
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -18,14 +21,16 @@ from matplotlib import pyplot
 import maml_ray
 from maml_ray.config.settings import Settings
 from maml_ray.maml.losses import OUTER_OBJECTIVES
-from tests.docs.pages import Fence, all_pages, fences
+from tests.docs.pages import FOLDER, Fence, all_pages, fences
 from tests.small_runs import trained_run
 
-STARTS_RAY = re.compile(r"maml_ray\.train\(|\.fit\(")
 TESTED_ELSEWHERE = (
     "observers.md",  # test_observers.py, without training and with stand-ins
     "sweeps.md",  # tests/runs/test_tune.py: it takes a minute
 )
+NOTEBOOK = FOLDER / "tutorial.ipynb"
+TRAINING = 'maml_ray.train("point-navigation", iterations=10, seed=1)'
+"""The call of the README, which the tutorial has too."""
 FILE_NAME = re.compile(r"# (\w+)\.py\n")
 
 
@@ -60,16 +65,29 @@ def in_folder_with_demo(
 
 
 def pages_with_code() -> Iterator[Any]:
-    """Yield each page that has Python code, marked by what running it takes."""
+    """Yield the blocks of each page that has Python code."""
     for page in all_pages():
         blocks = list(fences(page, "python"))
         if blocks and page.suffix == ".md" and page.name not in TESTED_ELSEWHERE:
-            starts_ray = any(STARTS_RAY.search(block.code) for block in blocks)
-            marks = [pytest.mark.ray] if starts_ray else []
-            yield pytest.param(blocks, id=page.name, marks=marks)
+            yield pytest.param(blocks, id=page.name)
 
 
-@pytest.mark.usefixtures("in_folder_with_demo")
+@pytest.fixture
+def trained_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ``maml_ray.train`` return the run in ``runs/demo``, without starting Ray.
+
+    The tutorial, which has the same call, trains (test_tutorial.py).
+    """
+    called = inspect.signature(maml_ray.train)
+
+    def train(*arguments: Any, **keywords: Any) -> Any:
+        called.bind(*arguments, **keywords)
+        return SimpleNamespace(load=lambda: maml_ray.load("runs/demo"))
+
+    monkeypatch.setattr(maml_ray, "train", train)
+
+
+@pytest.mark.usefixtures("in_folder_with_demo", "trained_before")
 @pytest.mark.parametrize("blocks", list(pages_with_code()))
 def test_the_code_of_a_page_runs(blocks: list[Fence], monkeypatch: pytest.MonkeyPatch) -> None:
     """In order and in one namespace; a block that begins with ``# name.py`` is that file too."""
@@ -81,6 +99,13 @@ def test_the_code_of_a_page_runs(blocks: list[Fence], monkeypatch: pytest.Monkey
         # Tracebacks show the page and its line.
         code = "\n" * (block.line - 1) + block.code
         exec(compile(code, str(block.page), "exec"), names)
+
+
+def test_the_training_of_the_readme_is_that_of_the_tutorial() -> None:
+    (readme,) = (page for page in all_pages() if page.name == "README.md")
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    assert any(TRAINING in block.code for block in fences(readme, "python"))
+    assert any(TRAINING in "".join(cell["source"]) for cell in cells)
 
 
 def yaml_blocks() -> list[Fence]:
