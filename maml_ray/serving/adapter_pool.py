@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import multiprocessing
+import os
 import queue
 import signal
 import threading
@@ -258,6 +259,7 @@ def _work(connection: Connection, make_handle: Callable[[], Handle]) -> None:
             raise found
         return found
 
+    threading.Thread(target=_end_with_service, daemon=True).start()
     try:
         handle = make_handle()
         connection.send(True)
@@ -270,6 +272,14 @@ def _work(connection: Connection, make_handle: Callable[[], Handle]) -> None:
             connection.send(reply)
     except (EOFError, OSError):
         return
+
+
+def _end_with_service() -> None:
+    """End this process when the service is gone, however it ended and whatever is in progress."""
+    service = multiprocessing.parent_process()
+    if service is not None:
+        service.join()
+        os._exit(1)
 
 
 @contextmanager

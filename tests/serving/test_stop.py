@@ -50,6 +50,11 @@ class Service:
             if words in line:
                 return line
 
+    def workers(self) -> list[int]:
+        """Return the ids of the service's processes besides its own."""
+        pid = self.process.pid
+        return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
     def connect(self) -> HTTPConnection:
         host, port = self.url.removeprefix("http://").split(":")
         return HTTPConnection(host, int(port), timeout=DEADLINE_S)
@@ -115,6 +120,23 @@ def policy_files(service: Service, name: str) -> list[bytes]:
     return [each.content for each in answers]
 
 
+def assert_gone(pids: list[int]) -> None:
+    """Wait until processes have ended."""
+    pause = threading.Event()
+    for _ in range(round(DEADLINE_S / 4 / 0.02)):
+        if not any(_is_running(pid) for pid in pids):
+            return
+        pause.wait(0.02)
+    raise AssertionError(f"of {pids} some still run")
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+
+
 class Caller(threading.Thread):
     """Sends a request after each answer, until an answer says that the connection closes."""
 
@@ -177,8 +199,11 @@ def test_a_second_signal_ends_it_at_once(run: Path) -> None:
         service.wait_until_open("/adapt")
         os.killpg(service.process.pid, signal.SIGINT)  # as Ctrl-C does
         assert "stopping: 1 requests in progress" in service.wait_for("stopping")
+        workers = service.workers()
+        assert workers
         os.killpg(service.process.pid, signal.SIGINT)
         assert service.process.wait(DEADLINE_S / 4) == 128 + signal.SIGINT
+    assert_gone(workers)
 
 
 def test_what_takes_too_long_is_told_to_try_again(run: Path) -> None:
