@@ -6,6 +6,7 @@ Attackers, clients and probes are three processes, so that none waits for anothe
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import random
@@ -331,10 +332,10 @@ async def _hang_up(port: int, rng: random.Random) -> str:
     return "hung up"
 
 
-async def _invalid(port: int, rng: random.Random) -> str:
+async def _invalid(port: int, _: random.Random) -> str:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
-        writer.write(rng.choice(_INVALID))
+        writer.write(next(_INVALID))
         return await _status(reader)
     finally:
         writer.transport.abort()
@@ -358,16 +359,18 @@ _LARGE_BODIES = [
     _filled(pattern) for pattern in (b"0,", b"0.123456789,", b"[],", b'{"a":0},', b"[0,0,0],")
 ]
 _LARGE_BODIES.append(b'{"policy": "' + b"x" * (LARGE_BYTES - 20) + b'"}')
-_INVALID = [
-    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(256)),
-    b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 100_000,
-    b"GET /" + b"a" * 1_000_000,
-    b"POST /act HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
-    b"POST /act HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
-    b"GET /docs HTTP/1.1\r\nHost: localhost\r\n\r\n" * 5000,
-    _request("/act", b'{"observations": [0]}'),
-    _request("/adapt", b'{"task": {"direction": 7}}'),
-    _request("/act", b"[" * 10_000),
-    _request("/act", b"{}").replace(b"localhost", b"evil.example"),
-    _request("/act", b"{}").replace(b"application/json", b"text/plain"),
-]
+_INVALID = itertools.cycle(
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(256)),
+        b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 100_000,
+        b"GET /" + b"a" * 1_000_000,
+        b"POST /act HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+        b"POST /act HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
+        b"GET /docs HTTP/1.1\r\nHost: localhost\r\n\r\n" * 5000,
+        _request("/act", b'{"observations": [0]}'),
+        _request("/adapt", b'{"task": {"direction": 7}}'),
+        _request("/act", b"[" * 10_000),
+        _request("/act", b"{}").replace(b"localhost", b"evil.example"),
+        _request("/act", b"{}").replace(b"application/json", b"text/plain"),
+    ]
+)

@@ -93,7 +93,7 @@ def attacked(folder: Path, log: Path, seconds: float) -> None:
 
 @pytest.mark.runs_alone
 def test_a_service_under_attack_serves_its_clients(folder: Path, tmp_path: Path) -> None:
-    attacked(folder, tmp_path / "log", 30.0)
+    attacked(folder, tmp_path / "log", 20.0)
 
 
 @pytest.mark.soak

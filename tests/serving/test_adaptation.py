@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,8 +22,9 @@ from maml_ray.runs.adapt import adapt_run
 from maml_ray.serving.adaptation import AdaptResponse, handle_adapt_request
 from maml_ray.serving.http.adapt_body import SupportBody, to_trajectories
 from maml_ray.serving.http.errors import ApiError
+from maml_ray.serving.ray_serve import AdapterDeployment, StoreDeployment
 from maml_ray.serving.served_policy import ServedPolicy, load_base_policy
-from maml_ray.serving.settings import ServeSettings
+from maml_ray.serving.settings import ServeSettings, parse_serve_settings
 from tests.oracles import naive as oracles
 from tests.serving.bodies import body_of
 from tests.small_runs import agent_of, run_of, settings
@@ -285,3 +288,32 @@ def test_a_family_that_is_not_installed_adapts_to_callers_data_alone() -> None:
     error = respond(there, task={"x": 0.0})
     assert isinstance(error, ApiError)
     assert "cannot simulate it" in error.message
+
+
+class Handle:
+    """Stands in for Ray Serve's handle of a deployment: calls it in this process."""
+
+    def __init__(self, deployment: Any) -> None:
+        self._deployment = deployment
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=getattr(self._deployment, name))
+
+
+def test_the_adapter_of_ray_serve_parses_looks_up_and_adapts(tmp_path: Path) -> None:
+    chosen = unscaled_settings()
+    run = run_of(chosen, tmp_path / "run")
+    agent = maml_ray.load(run.path)
+    settings = parse_serve_settings({"run": str(run.path)})
+    store = StoreDeployment(settings)
+    store.reconfigure({"checkpoint": "newest"})
+    adapter = AdapterDeployment(settings, Handle(store))  # type: ignore[arg-type]
+    support = agent.collect(seed=1)
+    body: dict[str, Any] = {"trajectories": body_of(agent, support)}
+    response = asyncio.run(adapter.adapt(orjson.dumps(body)))
+    assert isinstance(response, AdaptResponse), response
+    assert_same(agent.adapt(support), response.policy.agent)
+    for changes, status in (({"policy": "adapted-x"}, 404), ({"steps": 0}, 422)):
+        error = asyncio.run(adapter.adapt(orjson.dumps(body | changes)))
+        assert isinstance(error, ApiError)
+        assert error.status == status

@@ -21,6 +21,7 @@ from maml_ray.serving.http.errors import ApiError, Application, Receive, Scope, 
 RESERVED_CONNECTIONS = 128
 """Connections beyond the limit, for probes of ``/healthz`` and for being told to come again."""
 MAX_HEAD_BYTES = 65_536
+MAX_HEADERS = 100
 MAX_PIPELINED = 32
 """Requests of a connection that wait for the answer to the one before."""
 _OTHER_FILES = 128
@@ -143,11 +144,21 @@ class LimitedProtocol(HttpToolsProtocol):
             self._receiving_since = self.loop.time()
         super().on_message_begin()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Add a header.
+
+        Raises:
+            ValueError: there are too many; the connection ends.
+        """
+        if len(self.headers) >= MAX_HEADERS:
+            raise ValueError("too many headers")
+        super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """Start to answer a request.
 
         Raises:
-            httptools.HttpParserError: too many requests wait for an answer; the connection ends.
+            ValueError: too many requests wait for an answer; the connection ends.
         """
         self._head_bytes = None
         if len(self.pipeline) >= MAX_PIPELINED:

@@ -13,6 +13,7 @@ import pytest
 
 from maml_ray.serving.http.connections import (
     MAX_HEAD_BYTES,
+    MAX_HEADERS,
     MAX_PIPELINED,
     RESERVED_CONNECTIONS,
     limited_protocol,
@@ -181,6 +182,13 @@ def test_headers_without_end_are_refused() -> None:
         assert not received or received.startswith(b"HTTP/1.1 431 ")
         assert ask(port, PROBE).startswith(b"HTTP/1.1 200 ")
         assert MAX_HEAD_BYTES < 200_000
+
+
+@pytest.mark.parametrize(("number", "status"), [(MAX_HEADERS, b"200"), (MAX_HEADERS + 1, b"400")])
+def test_the_number_of_headers_is_limited(number: int, status: bytes) -> None:
+    with limited(App()) as port:
+        received = ask(port, b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * number + b"\r\n")
+        assert received.startswith(b"HTTP/1.1 " + status)
 
 
 def test_a_flood_of_pipelined_requests_ends_the_connection() -> None:
