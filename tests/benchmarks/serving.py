@@ -199,6 +199,7 @@ def _measure_adapting(run: Path, url: str, rounds: int, seconds: int) -> tuple[S
     payload, series = PAYLOADS["JSON"], Series(ADAPTING, "JSON", 1, [], [])
     adaptations_ms: list[float] = []
     body = json.dumps({"task": load_base_policy(str(run)).example_task}).encode()
+    _post(f"{url}/adapt", Payload("application/json", body))  # its process has started by then
     for _ in range(rounds):
         series.reference.append(load(f"{url}/act", payload, clients=1, seconds=seconds))
         with _repeated_adaptation(url, body, adaptations_ms):
