@@ -144,7 +144,7 @@ verify-backward: dev ## Train seeds 0 to 2 in full and check the returns: about 
 reproduce: install ## Train and evaluate the papers' experiments: about three hours on 2 cores (QUICK=1: half of it).
 	$(BIN)/python -m tests.reproduction $(if $(QUICK),--quick) $(ARGS)
 
-chaos: dev ## Inject 56 faults into a run and check that it ends with the same bits (20 minutes).
+chaos: dev ## Inject 56 faults into a run, which must end with the same bits, and attack a service (35 minutes).
 	$(BIN)/python -m pytest -m soak -s tests/chaos
 
 fuzz: dev ## Test ten times as many damaged settings, arguments and directories, newly drawn (FACTOR=).

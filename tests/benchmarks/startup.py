@@ -65,7 +65,7 @@ def _start(checkout: Path, settings: Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="st") as folder:
         processes = _traced_run(checkout, settings, Path(folder))
     driver = next(each for each in processes if ("end", "LearnerHandle.update") in each)
-    parts = dict(_driver_parts(driver))
+    parts = dict(driver_parts(driver))
     parts["total"] = driver["end", "LearnerHandle.update"]
     for kind in ("LearnerActor", "RolloutActor"):
         those = [each for each in processes if ("end", f"{kind}.__init__") in each]
@@ -77,13 +77,13 @@ def _start(checkout: Path, settings: Path) -> dict[str, float]:
     return parts
 
 
-def _driver_parts(driver: Moments) -> Iterator[tuple[str, float]]:
-    """One after the other; together they are the whole."""
-    moments = {
+def driver_parts(driver: Mapping[tuple[str, str], float]) -> Iterator[tuple[str, float]]:
+    """Yield the parts of a driver's start; together they are the whole."""
+    ends = {
         "Python starts": driver["begin", "import maml_ray.cli.main"],
         "imports of the command line": driver["end", "import maml_ray.cli.main"],
         "imports of training (ray, numba)": driver["end", "import maml_ray.runs.train"],
-        "settings, run folder": driver["begin", "init"],
+        "settings, checkpoint, run directory": driver["begin", "init"],
         "ray.init": driver["end", "init"],
         "until the rollout actors are up": driver["end", "RolloutPool.wait_until_ready"],
         "until the learner is up": driver["end", "LearnerHandle.wait_until_ready"],
@@ -92,7 +92,7 @@ def _driver_parts(driver: Moments) -> Iterator[tuple[str, float]]:
         "first iteration: learn": driver["end", "LearnerHandle.update"],
     }
     before = 0.0
-    for name, moment in moments.items():
+    for name, moment in ends.items():
         yield name, moment - before
         before = moment
 
@@ -135,10 +135,11 @@ def _traced_run(checkout: Path, settings: Path, folder: Path) -> list[Moments]:
         finally:
             program.send_signal(signal.SIGTERM)
             program.wait(60)
-    return [_moments(file, began) for file in trace.iterdir()]
+    return [moments(file, began) for file in trace.iterdir()]
 
 
-def _moments(file: Path, began: float) -> Moments:
+def moments(file: Path, began: float) -> Moments:
+    """Return the first moments of a trace, in seconds after ``began``."""
     first: Moments = {}
     for line in file.read_text(encoding="utf-8").splitlines():
         at, edge, what = json.loads(line)

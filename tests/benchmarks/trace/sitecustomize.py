@@ -20,10 +20,15 @@ from types import ModuleType
 from typing import Any
 
 CALLS = {
-    "maml_ray.runtime.actors": ("RolloutActor.__init__", "LearnerActor.__init__"),
+    "maml_ray.runtime.actors": (
+        "RolloutActor.__init__",
+        "LearnerActor.__init__",
+        "LearnerActor.update",
+    ),
     "maml_ray.runtime.learner_handle": (
         "LearnerHandle.wait_until_ready",
         "LearnerHandle.update",
+        "LearnerHandle._restart",
     ),
     "maml_ray.runtime.actor_system": ("ActorSystem.run_iteration",),
     "maml_ray.runtime.rollout_pool": ("RolloutPool.wait_until_ready",),
