@@ -126,12 +126,16 @@ class ActProtocol(LimitedProtocol):
     ) -> None:
         if cycle.disconnected or self.transport.is_closing():
             self._acting.record(cycle.scope, CLOSED_BY_CLIENT, start, 0)
-        elif isinstance(answer, ActResponse):
-            encoded = encode_act(request, answer)
-            self._respond(cycle, encoded)
-            self._acting.record(cycle.scope, _STATUS, start, len(encoded.content))
-        else:
-            super()._start_asgi_task(cycle, self._whole_app)
+            return
+        try:
+            encoded = encode_act(request, answer) if isinstance(answer, ActResponse) else None
+        except Exception:  # a defect must not keep the others of its batch from their answers
+            encoded = None
+        if encoded is None:
+            super()._start_asgi_task(cycle, self._whole_app)  # which reports the error
+            return
+        self._respond(cycle, encoded)
+        self._acting.record(cycle.scope, _STATUS, start, len(encoded.content))
 
     def _respond(self, cycle: Any, answer: EncodedAnswer) -> None:
         """Send an answer with one write, and begin with the connection's next request."""

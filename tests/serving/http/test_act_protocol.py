@@ -299,11 +299,17 @@ def test_hanging_up_leaves_the_service_as_it_was(url: str, agent: Agent) -> None
     assert (status, body) == (200, expected(agent, 9))
 
 
-def test_a_defect_is_a_500(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(requests: Any) -> Any:
+@pytest.mark.parametrize(
+    "functions", [["batching.act_batch"], ["http.act_protocol.encode_act", "http.api.encode_act"]]
+)
+def test_a_defect_is_a_500(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch, functions: list[str]
+) -> None:
+    def broken(*arguments: Any, **options: Any) -> Any:
         raise RuntimeError("a secret")
 
-    monkeypatch.setattr("maml_ray.serving.batching.act_batch", broken)
+    for function in functions:
+        monkeypatch.setattr(f"maml_ray.serving.{function}", broken)
     with served(backend_of(agent)) as url:
         for _ in range(2):
             answer = post(url, {"observations": OBSERVATION})
