@@ -43,8 +43,9 @@ from maml_ray.tasks.loading import import_modules
 
 STORE_TIMEOUT_S = 10.0
 MAX_CACHED_POLICIES = 1000
-_MAX_CONCURRENT_REQUESTS = 256
-"""Per replica: requests wait for the store, and for others to be batched with."""
+_MAX_CONCURRENT_REQUESTS = 1000
+"""Per replica: requests wait for their bodies, for the store, and for others to be batched with. A
+few hundred half-sent ones must not keep out probes until their deadline."""
 
 
 class StoreDeployment:
