@@ -69,9 +69,11 @@ pytest: test-parallel test-ray test-alone ## The tests without lint and types.
 test-parallel: dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m '$(SELECTED) and not ray and not runs_alone'
 
-# In the order of the files: the longest, of tests/chaos, come first.
+# Each of the processes has a Ray of its own. The longest files, of tests/chaos, come first.
+RAY_WORKERS ?= 2
+
 test-ray: dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+	$(BIN)/python -m pytest -n $(RAY_WORKERS) --dist loadfile --no-loadscope-reorder \
 		-m '$(SELECTED) and ray and not runs_alone'
 
 test-alone: dev
