@@ -194,6 +194,7 @@ def test_a_killed_service_keeps_its_policies_and_a_stopped_one_answers_what_it_h
 
 def test_a_second_signal_ends_it_at_once(run: Path) -> None:
     with serving(run) as service:
+        requests.post(f"{service.url}/adapt", json=SHORT, timeout=DEADLINE_S)  # the worker is ready
         adapting = service.connect()
         send(adapting, "/adapt", LONG)
         service.wait_until_open("/adapt")
