@@ -59,6 +59,10 @@ _START_TIMEOUT_S = 180.0
 _STOP_TIMEOUT_S = 60.0
 
 
+class ServiceError(Exception):
+    """A contender does not start, or refuses what it is to be measured with."""
+
+
 @dataclass(frozen=True)
 class Series:
     """Loads of a contender and of what it was measured in alternation with, one per round."""
@@ -85,6 +89,7 @@ class ServingResult:
         series: measured in alternation with the echo.
         adapting: measured in alternation with the same service while it does not adapt.
         adaptations_ms: duration of each adaptation during ``adapting``.
+        absent: contenders that could not be measured, and why.
     """
 
     client: str
@@ -92,6 +97,7 @@ class ServingResult:
     series: list[Series]
     adapting: Series
     adaptations_ms: list[float]
+    absent: dict[str, str]
 
     def ratios(self) -> dict[str, Ratio]:
         """Return ratios by name; more is better."""
@@ -123,6 +129,9 @@ def measure(rounds: int, seconds: int, *, with_ray: bool = True) -> ServingResul
         rounds: number of measurements of each row.
         seconds: duration of each measurement.
         with_ray: whether to measure the service through Ray Serve too.
+
+    Raises:
+        ServiceError: the echo or the service on one machine cannot be measured.
     """
     with tempfile.TemporaryDirectory() as directory:
         folder = Path(directory)
@@ -133,10 +142,14 @@ def measure(rounds: int, seconds: int, *, with_ray: bool = True) -> ServingResul
             with _service(run.path, folder) as url:
                 series = _measure_beside(echo, OURS, url, rounds, seconds)
                 adapting, adaptations_ms = _measure_adapting(run.path, url, rounds, seconds)
+            absent = {}
             for contender, variables in WITH_RAY.items() if with_ray else ():
-                with _service(run.path, folder, "--ray", **variables) as url:
-                    series += _measure_beside(echo, contender, url, rounds, seconds)
-    return ServingResult(client_name(), seconds, series, adapting, adaptations_ms)
+                try:
+                    with _service(run.path, folder, "--ray", **variables) as url:
+                        series += _measure_beside(echo, contender, url, rounds, seconds)
+                except ServiceError as error:
+                    absent[contender] = str(error)
+    return ServingResult(client_name(), seconds, series, adapting, adaptations_ms, absent)
 
 
 def describe(result: ServingResult) -> Iterator[str]:
@@ -156,6 +169,8 @@ def describe(result: ServingResult) -> Iterator[str]:
         f"  {len(result.adaptations_ms)} adaptations meanwhile, median "
         f"{np.median(result.adaptations_ms):,.0f} ms each"
     )
+    for contender, reason in result.absent.items():
+        yield f"  {contender}: not measured: {reason}"
     yield f"{'':<70}ratio   10% - 90% of rounds"
     for name, ratio in result.ratios().items():
         target = f"   target {TARGETS[name]:.2f}" if name in TARGETS else ""
@@ -258,7 +273,7 @@ def _running(command: list[str], log: Path, variables: dict[str, str], port: int
     try:
         while not _is_ready(url):
             if server.poll() is not None or time.monotonic() > deadline:
-                sys.exit(f"{' '.join(command)} does not answer:\n{log.read_text()[-2000:]}")
+                raise ServiceError(f"it does not answer: {log.read_text()[-2000:]}")
             time.sleep(0.1)
         yield url
     finally:
@@ -267,7 +282,7 @@ def _running(command: list[str], log: Path, variables: dict[str, str], port: int
             server.wait(_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             server.kill()
-            raise
+            server.wait()
 
 
 def _is_ready(url: str) -> bool:
@@ -279,11 +294,10 @@ def _is_ready(url: str) -> bool:
 
 
 def _check_answer(url: str, payload: Payload) -> None:
-    """End the benchmark with one sentence if the service refuses what it is to be measured with."""
     try:
         _post(f"{url}/act", payload)
     except urllib.error.HTTPError as error:
-        sys.exit(f"POST {url}/act, {payload.content_type}: {error}: {error.read().decode()}")
+        raise ServiceError(f"{payload.content_type}: {error}: {error.read().decode()}") from None
 
 
 def _post(url: str, payload: Payload) -> bytes:
@@ -305,7 +319,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     chosen = parser.parse_args()
     info = machine()
-    result = measure(chosen.rounds, chosen.seconds, with_ray=not chosen.without_ray)
+    try:
+        result = measure(chosen.rounds, chosen.seconds, with_ray=not chosen.without_ray)
+    except ServiceError as error:
+        sys.exit(f"the service cannot be measured: {error}")
     if chosen.json:
         ratios = {name: asdict(ratio) for name, ratio in result.ratios().items()}
         print(json.dumps({"machine": info, "serving": asdict(result), "ratios": ratios}, indent=2))

@@ -58,7 +58,7 @@ def test_ratios_are_of_the_loads_of_one_round() -> None:
         for clients in (1, 64)
     ]
     adapting = Series("one machine, adapting", "JSON", 1, loads(25.0, 50.0), loads(50.0, 100.0))
-    result = ServingResult("wrk", 3, series, adapting, [700.0])
+    result = ServingResult("wrk", 3, series, adapting, [700.0], {"Ray Serve": "no"})
     medians = {name: ratio.median for name, ratio in result.ratios().items()}
     assert medians["one machine, 64 clients, JSON: requests/s, of the echo's"] == 0.5
     assert medians["one machine, 64 clients: requests/s, binary to JSON"] == 1.5
@@ -66,3 +66,4 @@ def test_ratios_are_of_the_loads_of_one_round() -> None:
     lines = list(describe(result))
     assert any("bare echo, 64 clients, JSON" in line and " 150 " in line for line in lines)
     assert any("target 0.67" in line for line in lines)
+    assert "  Ray Serve: not measured: no" in lines
