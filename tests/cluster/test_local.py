@@ -59,6 +59,19 @@ def start(home: Path, mark: Mark, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
+def listening(script: subprocess.Popen[str]) -> set[str]:
+    """Return the addresses at which a script's processes listen."""
+    found = set()
+    for process in psutil.Process(script.pid).children(recursive=True):
+        try:
+            for connection in process.net_connections("tcp"):
+                if connection.status == psutil.CONN_LISTEN:
+                    found.add(connection.laddr.ip.removeprefix("::ffff:"))
+        except psutil.Error:
+            continue  # it has ended
+    return found
+
+
 def folders() -> set[Path]:
     return set(Path("/tmp").glob("mr.*"))
 
@@ -103,6 +116,7 @@ def test_a_signal_during_training_leaves_nothing(tmp_path: Path) -> None:
         assert lines[-1], "".join(lines)
         assert time.monotonic() - began < DEADLINE_S
     assert len(mark.processes()) > 10
+    assert listening(script) == {"127.0.0.1"}
     script.send_signal(signal.SIGTERM)
     output, _ = script.communicate(timeout=DEADLINE_S)
     assert script.returncode == 128 + signal.SIGTERM, output
