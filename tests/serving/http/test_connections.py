@@ -101,10 +101,11 @@ def test_beyond_the_limit_is_503_at_once_and_probes_are_answered() -> None:
 def test_probes_are_answered_among_hundreds_of_connections_that_never_ask(sent: bytes) -> None:
     app = App()
     with limited(app) as port, ExitStack() as stack:
-        for _ in range(LIMIT + RESERVED_CONNECTIONS + 100):
-            stack.enter_context(connect(port, sent))
+        count = LIMIT + RESERVED_CONNECTIONS + 100
+        silent = [stack.enter_context(connect(port, sent)) for _ in range(count)]
         for _ in range(3):
             assert ask(port, PROBE).startswith(b"HTTP/1.1 200 ")
+        assert silent[LIMIT].recv(100).startswith(b"HTTP/1.1 503 ")  # the first beyond the limit
 
 
 def test_a_probe_that_is_being_answered_is_not_closed_for_others() -> None:
@@ -157,15 +158,17 @@ def test_a_body_that_nobody_reads_must_still_arrive() -> None:
 
 
 def test_an_answer_that_is_not_taken_ends_the_connection() -> None:
-    with limited(App(), timeout_s=0.2) as port, socket.socket() as connection:
+    app = App()
+    with limited(app, timeout_s=0.2) as port, socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.settimeout(WAIT_S)
         connection.connect(("127.0.0.1", port))
         connection.sendall(GET.replace(b"work", b"large"))
-        others = [connect(port, GET) for _ in "12"]
+        others = [connect(port, GET.replace(b"work", b"wait")) for _ in "12"]
         # Its place is free again only once it has ended.
         while not (last := ask(port, GET)).startswith(b"HTTP/1.1 200 "):
             assert last.startswith(b"HTTP/1.1 503 ")
+        app.release.set()
         for other in others:
             other.close()
 
