@@ -21,11 +21,12 @@ ACTOR_TABLE = "ray._private.state.state.actor_table"
 DASHBOARD_URL = "ray._private.worker.get_dashboard_url"
 GLOBAL_NODE = "ray._private.worker._global_node"
 FIND_ADDRESS = "ray._private.services.get_ray_address_from_environment"
+FIND_CLUSTERS = "ray._private.services.find_gcs_addresses"
 DEFAULT_EXCLUDES = "ray._private.ray_constants.get_runtime_env_default_excludes"
 COMPILE_EXCLUDES = "ray._private.runtime_env.packaging._get_excludes"
 TRAVEL_DIRECTORY = "ray._private.runtime_env.packaging._dir_travel"
 TOKEN_SETUP = "ray._private.authentication.authentication_token_setup"
-HAS_NODES = "ray._private.ray_constants.ENABLE_RAY_CLUSTER"
+ENABLE_CLUSTER = "ray._private.ray_constants.ENABLE_RAY_CLUSTER"
 
 _SILENT = logging.Logger("ray_internals", level=logging.CRITICAL + 1)
 
@@ -126,15 +127,25 @@ def owns_cluster() -> bool:
     return node is not None and bool(node.head)
 
 
+def is_loopback_cluster(address: str) -> bool:
+    """Return whether a Ray of this machine has this very host:port, on the loopback interface.
+
+    Stands in for a public way to tell it from one that has the machine's address and listens on the
+    loopback interface as well.
+    """
+    exact = address.replace("localhost", "127.0.0.1")
+    return exact.startswith(("127.0.0.1:", "[::1]:")) and exact in find_internal(FIND_CLUSTERS)()
+
+
 @contextmanager
-def listening_on_loopback() -> Iterator[None]:
-    """Let the Ray that is started inside the block listen on this machine's loopback only.
+def loopback_kept() -> Iterator[None]:
+    """Let the Ray that is started or joined inside the block keep its loopback address.
 
     Stands in for a public option: ``ray.init`` replaces 127.0.0.1 by the machine's address on
     Linux, and then opens some 15 ports to whoever reaches that; on macOS and Windows it never does.
     """
-    find_internal(HAS_NODES)
-    module, _, name = HAS_NODES.rpartition(".")
+    find_internal(ENABLE_CLUSTER)
+    module, _, name = ENABLE_CLUSTER.rpartition(".")
     constants = find_internal(module)
     original = getattr(constants, name)
     setattr(constants, name, False)

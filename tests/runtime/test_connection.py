@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray._private.services import canonicalize_bootstrap_address
 from ray._private.utils import check_version_info
 
 from maml_ray.common.errors import ClusterLost, Interrupted, ResourceError, TrainingFailed
@@ -161,6 +162,39 @@ def test_different_versions_are_reported_in_one_sentence(
     assert "maml-ray submit" in message
     assert "\n" not in message
     assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    ("address", "running", "host"),
+    [
+        ("127.0.0.1:6001", "127.0.0.1:6001", "127.0.0.1"),
+        ("localhost:6001", "127.0.0.1:6001", "127.0.0.1"),
+        ("auto", "127.0.0.1:6001", "127.0.0.1"),
+        ("127.0.0.1:6001", "192.0.2.7:6001", "192.0.2.7"),
+        ("auto", "192.0.2.7:6001", "192.0.2.7"),
+        ("192.0.2.7:6001", "127.0.0.1:6001", "192.0.2.7"),
+    ],
+)
+def test_a_ray_that_listens_on_loopback_only_is_joined_there_and_no_other(
+    monkeypatch: pytest.MonkeyPatch, address: str, running: str, host: str
+) -> None:
+    """Such is the Ray of ``maml-ray train``; all others are where this machine's address is."""
+    joined: list[str | None] = []
+
+    def refuse(address: str, **options: object) -> None:  # ray.init begins with this
+        joined.append(canonicalize_bootstrap_address(address))
+        raise ConnectionError
+
+    monkeypatch.setattr(ray, "init", refuse)
+    services = "ray._private.services"
+    monkeypatch.setattr(f"{services}.find_gcs_addresses", lambda: frozenset({running}))
+    monkeypatch.setattr(f"{services}.find_bootstrap_address", lambda folder: None)
+    monkeypatch.setattr(f"{services}.node_ip_address_from_perspective", lambda peer: "192.0.2.7")
+    monkeypatch.setattr("ray._private.worker._global_node", None)
+    monkeypatch.setattr("maml_ray.runtime.connection.address.check_reachable", lambda address: None)
+    with pytest.raises(ResourceError), connected(address):
+        pass
+    assert joined == [f"{host}:6001"]
 
 
 def test_a_start_that_times_out_is_reported_in_one_sentence(

@@ -22,8 +22,10 @@ from maml_ray.runtime.connection.address import (
 )
 from maml_ray.runtime.connection.session import RaySession, watched
 from maml_ray.runtime.ray_internals import (
+    find_running_cluster,
     get_token_logger,
-    listening_on_loopback,
+    is_loopback_cluster,
+    loopback_kept,
     owns_cluster,
 )
 
@@ -77,10 +79,9 @@ def connected(
     check_address(found)
     # Ray reads RAY_ADDRESS itself, and finds this machine's cluster with its token.
     target = address if found.source == ADDRESS_VARIABLE else found.value
-    # No other machine has business with a cluster of this machine alone.
-    reachable = listening_on_loopback() if found.value == "local" else nullcontext()
+    loopback = loopback_kept() if _is_for_this_machine(found) else nullcontext()
     try:
-        with _interrupted_by_sigterm(), _without_advice(), reachable:
+        with _interrupted_by_sigterm(), _without_advice(), loopback:
             ray.init(address=target, logging_level=logging.WARNING)
     except Interrupted:
         raise
@@ -97,6 +98,14 @@ def connected(
             lost = nullcontext() if session.lost is None else suppress(Exception)
             with _sigterm_handler_restored(), lost:
                 ray.shutdown()
+
+
+def _is_for_this_machine(address: ClusterAddress) -> bool:
+    """Return whether Ray is to be started on this machine alone, or was, and listens to it only."""
+    if address.value == "local":
+        return True
+    running = find_running_cluster() if address.value == "auto" else address.value
+    return running is not None and is_loopback_cluster(running)
 
 
 @contextmanager
