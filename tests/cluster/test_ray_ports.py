@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import secrets
 import socket
@@ -20,6 +19,7 @@ import pytest
 from tests.cluster.kubernetes import KUBECTL, build_one, ray_cluster
 from tests.cluster.network_rules import reaches
 from tests.cluster.test_network_policies import CLIENT, HEAD, OTHERS, ROLLOUTS, endpoint, policies
+from tests.ports import listening_ports
 
 pytestmark = [
     pytest.mark.runs_alone,
@@ -90,16 +90,10 @@ def head(shift: int) -> Iterator[tuple[psutil.Process, dict[str, str]]]:
             started.wait(timeout=30)
 
 
-def listening(process: psutil.Process) -> set[int]:
-    """Return the ports of a process and its children that other machines reach."""
-    found = set()
-    for each in (process, *process.children(recursive=True)):
-        for connection in each.net_connections("tcp"):
-            address = ipaddress.ip_address(connection.laddr.ip)
-            mapped = getattr(address, "ipv4_mapped", None) or address
-            if connection.status == psutil.CONN_LISTEN and not mapped.is_loopback:
-                found.add(connection.laddr.port)
-    return found
+def open_ports(process: psutil.Process, shift: int) -> set[int]:
+    """Return the ports that other machines reach, as they were before the shift."""
+    ports = listening_ports(process.pid)
+    return {port - shift for port, is_reachable in ports.items() if is_reachable}
 
 
 def test_a_head_opens_only_ports_that_the_policies_know() -> None:
@@ -112,14 +106,14 @@ def test_a_head_opens_only_ports_that_the_policies_know() -> None:
         while not named <= found and time.monotonic() < deadline:
             assert process.status() != psutil.STATUS_ZOMBIE
             time.sleep(0.5)
-            found = {port - shift for port in listening(process)}
+            found = open_ports(process, shift)
         assert named <= found
         driver = [sys.executable, "-c", TASK]
         done = subprocess.run(
             driver, env=environment, capture_output=True, text=True, timeout=DEADLINE_S
         )
         assert done.stdout == "1\n", done.stderr
-        found = {port - shift for port in listening(process)}
+        found = open_ports(process, shift)
     others = found - named
     assert all(10002 <= port <= 19999 for port in others)  # those of the workers
     there, node = endpoint(HEAD), endpoint(ROLLOUTS)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
+
+from tests.ports import listening_ports
 
 pytestmark = pytest.mark.ray
 DEADLINE_S = 150.0
@@ -22,21 +22,6 @@ with connected(None):
     print("ready", flush=True)
     input()
 """
-
-
-def listening(process: psutil.Process) -> dict[int, set[bool]]:
-    """Return the ports at which a process and its children listen, and whether on loopback."""
-    found: dict[int, set[bool]] = {}
-    for each in (process, *process.children(recursive=True)):
-        try:
-            for connection in each.net_connections("tcp"):
-                if connection.status == psutil.CONN_LISTEN:
-                    address = ipaddress.ip_address(connection.laddr.ip)
-                    mapped = getattr(address, "ipv4_mapped", None) or address
-                    found.setdefault(connection.laddr.port, set()).add(mapped.is_loopback)
-        except psutil.NoSuchProcess:
-            continue
-    return found
 
 
 def test_the_ray_of_one_machine_listens_on_loopback_only(tmp_path: Path) -> None:
@@ -53,11 +38,11 @@ def test_the_ray_of_one_machine_listens_on_loopback_only(tmp_path: Path) -> None
             assert program.stdout is not None
             assert program.stdout.readline() == b"ready\n", (tmp_path / "log").read_text()
             deadline = time.monotonic() + DEADLINE_S
-            found: dict[int, set[bool]] = {}
+            found: dict[int, bool] = {}
             while len(found) < PORTS:
                 assert time.monotonic() < deadline, found
                 time.sleep(0.5)
-                found = listening(psutil.Process(program.pid))
-            assert set.union(*found.values()) == {True}
+                found = listening_ports(program.pid)
+            assert not any(found.values()), found
         finally:
             program.communicate(b"\n", timeout=60)
