@@ -71,9 +71,8 @@ def _container(container: dict[str, Any]) -> Iterator[str]:
 
 def _volumes(pod: Pod) -> Iterator[str]:
     volumes = {each["name"]: each for each in pod.spec.get("volumes", ())}
-    claimed = (
-        {"data"} if "redis" in pod.owner else set()
-    )  # of the StatefulSet's volumeClaimTemplates
+    # Of the StatefulSet's volumeClaimTemplates.
+    claimed = {"data"} if "redis" in pod.owner else set()
     mounted = {mount["name"] for each in _containers(pod) for mount in each.get("volumeMounts", ())}
     if mounted != set(volumes) | claimed:
         yield "mounts a volume that is not there, or the other way round"
