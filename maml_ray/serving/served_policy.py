@@ -22,7 +22,7 @@ from maml_ray.tasks.task import Task
 
 _ADAPTED = re.compile(r"adapted-([0-9a-f]{12})[0-9a-f]{32}")
 """Milliseconds of Unix time, and 128 random bits."""
-_PUBLIC_LENGTH = len("adapted-") + 12
+_SECRET = re.compile(r"(?<=adapted-[0-9a-f]{12})[0-9a-f]+")
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +79,9 @@ def creation_time(name: str) -> float | None:
     return int(match[1], 16) / 1000 if match else None
 
 
-def without_secret(name: str) -> str:
-    """Return the part of a policy's name that a log may contain: not enough to use the policy."""
-    return name if len(name) <= _PUBLIC_LENGTH else f"{name[:_PUBLIC_LENGTH]}..."
+def without_secret(text: str) -> str:
+    """Return a text as a log may contain it: the names in it are not enough to use a policy."""
+    return _SECRET.sub("...", text)
 
 
 def load_base_policy(run: str, checkpoint: str = "newest") -> ServedPolicy:

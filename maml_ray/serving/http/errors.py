@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from maml_ray.common.errors import escape_unprintable
+from maml_ray.serving.served_policy import without_secret
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -19,6 +20,8 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 RETRY_AFTER_S = 1
 """Seconds after which to try again what was refused because the service is busy."""
+_MAX_PATH = 200
+"""Longest path in a log, in characters."""
 _BUSY = frozenset({429, 503})
 _UNREAD = frozenset({408, 431})
 """Statuses after which the rest of the request is not waited for: the connection is closed."""
@@ -96,9 +99,15 @@ class ErrorMiddleware:
             if not has_started:
                 await send_error(send, _STOPPING, close=True)
         except Exception:
-            _log.exception("%s %s failed", scope["method"], scope["path"])
+            path = escape_unprintable(public_path(scope["path"]))
+            _log.exception("%s %s failed", scope["method"], path)
             if not has_started:
                 await send_error(send, ApiError(500, "the service failed: see its log"))
+
+
+def public_path(path: str) -> str:
+    """Return a request's path as a log may contain it: nobody can use a policy who reads it."""
+    return without_secret(path)[:_MAX_PATH]
 
 
 async def send_error(send: Send, error: ApiError, *, close: bool = False) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import queue
-import re
 import sys
 import threading
 import time
@@ -14,16 +13,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from maml_ray.monitoring.service_metrics import ServiceMetrics
-from maml_ray.serving.http.errors import Message, Receive, Scope, Send
+from maml_ray.serving.http.errors import Message, Receive, Scope, Send, public_path
 
 CLOSED_BY_CLIENT = 499
 """Status counted for a request whose client hung up before the answer began, as in nginx."""
 _ROUTES = frozenset({"/act", "/adapt", "/healthz", "/metrics", "/docs", "/openapi.json"})
-_MAX_PATH = 200
-"""Longest path in a log, in characters."""
 _MAX_PENDING_LINES = 10_000
 _CLOSE_TIMEOUT_S = 1.0
-_SECRET = re.compile(r"(adapted-[0-9a-f]{12})[0-9a-f]+")
 
 _log = logging.getLogger(__name__)
 
@@ -139,11 +135,6 @@ def route_of(path: str) -> str:
     if not path.startswith("/policy/"):
         return "other"
     return "/policy/NAME/policy.json" if path.endswith("/policy.json") else "/policy/NAME"
-
-
-def public_path(path: str) -> str:
-    """Return a request's path as a log may contain it: nobody can use a policy who reads it."""
-    return _SECRET.sub(r"\1...", path)[:_MAX_PATH]
 
 
 def _print_line(line: str) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -173,18 +173,61 @@ def test_an_answer_that_is_not_taken_ends_the_connection() -> None:
             other.close()
 
 
-def test_headers_without_end_are_refused() -> None:
-    with limited(App()) as port, connect(port, b"GET / HTTP/1.1\r\n") as connection:
-        received = b""
-        try:
-            for _ in range(100):
-                connection.sendall(b"x: " + b"y" * 2000 + b"\r\n")
+CHUNKED = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "endless"),
+    [
+        (b"GET / HTTP/1.1\r\n", b"x: " + b"y" * 2000 + b"\r\n"),
+        (b"GET / HTTP/1.1\r\nx: ", b"y" * 2000),
+        (CHUNKED + b"2\r\n{}\r\n0\r\nx: ", b"y" * 2000),
+        (CHUNKED + b"2;", b"y" * 2000),
+    ],
+)
+def test_headers_and_trailers_without_end_are_refused(head: bytes, endless: bytes) -> None:
+    with limited(App(waiting="/")) as port, connect(port, head) as connection:
+        received, num_sent = b"", 0
+        with suppress(ConnectionError):
+            while num_sent < 20_000_000:
+                connection.sendall(endless)
+                num_sent += len(endless)
+        assert num_sent < 20_000_000
+        with suppress(ConnectionError):
             received = answer(connection)
-        except ConnectionError:
-            pass
         assert not received or received.startswith(b"HTTP/1.1 431 ")
         assert ask(port, PROBE).startswith(b"HTTP/1.1 200 ")
         assert MAX_HEAD_BYTES < 200_000
+
+
+def test_a_body_much_longer_than_the_headers_may_be_is_received() -> None:
+    with limited(App()) as port:
+        length = b"Content-Length: %d\r\n\r\n" % len(LARGE)
+        with connect(port, b"POST / HTTP/1.1\r\n" + length) as connection:
+            for start in range(0, len(LARGE), 1_000_000):
+                connection.sendall(LARGE[start : start + 1_000_000])
+            connection.sendall(GET[:10])  # the begin of another request after a body
+            assert answer(connection).startswith(b"HTTP/1.1 200 ")
+            connection.sendall(GET[10:])
+            assert answer(connection).startswith(b"HTTP/1.1 200 ")
+
+
+def test_trailers_are_no_headers() -> None:
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["more_body"]:
+            pass
+        seen.extend(scope["headers"])
+        await send(
+            {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]}
+        )
+        await send({"type": "http.response.body", "body": b"done"})
+
+    sent = CHUNKED + b"2\r\n{}\r\n0\r\nauthorization: Bearer x\r\n\r\n"
+    with running(app, http=limited_protocol(max_connections=LIMIT, timeout_s=WAIT_S)) as url:
+        ask(int(url.rpartition(":")[2]), sent)
+    assert seen == [(b"transfer-encoding", b"chunked")]
 
 
 @pytest.mark.parametrize(("number", "status"), [(MAX_HEADERS, b"200"), (MAX_HEADERS + 1, b"400")])

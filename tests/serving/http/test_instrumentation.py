@@ -18,7 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from maml_ray.evaluation.agent import Agent
 from maml_ray.monitoring.service_metrics import BATCH_SIZE, METRICS, ServiceMetrics
 from maml_ray.serving.http.access import _digest
-from maml_ray.serving.http.instrumentation import AccessLog, public_path, route_of
+from maml_ray.serving.http.errors import ErrorMiddleware, public_path
+from maml_ray.serving.http.instrumentation import AccessLog, route_of
 from maml_ray.serving.served_policy import new_policy_name
 from tests.serving.local_service import backend_of, served
 from tests.small_runs import agent_of, settings
@@ -182,6 +183,22 @@ def test_what_is_logged_of_a_path_is_short_and_no_capability() -> None:
     assert public_path(f"/policy/{name}") == f"/policy/{name[:20]}..."
     assert name[20:30] not in public_path(f"/{name}/{name}")
     assert len(public_path("/" + "a" * 10_000)) == 200
+
+
+def test_the_log_of_a_defect_has_one_line_and_no_capability(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def broken(scope: Any, receive: Any, send: Any) -> None:
+        raise RuntimeError("a defect")
+
+    async def send(message: Any) -> None:
+        pass
+
+    name = new_policy_name()
+    scope = {"type": "http", "method": "GET", "path": f"/policy/{name}\nGET /forged"}
+    asyncio.run(ErrorMiddleware(broken)(scope, lambda: None, send))  # type: ignore[arg-type]
+    (record,) = caplog.records
+    assert record.getMessage() == f"GET /policy/{name[:20]}...\\nGET /forged failed"
 
 
 def test_a_log_that_is_not_taken_delays_no_request_and_says_what_it_left_out() -> None:
