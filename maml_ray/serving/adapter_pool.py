@@ -23,6 +23,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
+from maml_ray.common.errors import error_reason
 from maml_ray.serving.adaptation import AdaptResponse, FindPolicy
 from maml_ray.serving.http.errors import ApiError
 from maml_ray.serving.served_policy import ServedPolicy
@@ -150,15 +151,19 @@ class _Worker:
         self._lock = threading.Lock()  # of a replacement, which another thread may stop
 
     def start(self) -> None:
-        """Start a process, which prepares itself in the background."""
+        """Start a process, which prepares itself in the background.
+
+        Raises:
+            OSError: the machine has no memory or no process left.
+        """
         context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(
+        connection, theirs = context.Pipe()
+        process = context.Process(
             target=_work, args=(theirs, self._make_handle), name="maml-ray-adapter"
         )
-        with _stop_signals_blocked():
-            self._process.start()
-        theirs.close()
+        with theirs, _stop_signals_blocked():
+            process.start()
+        self._connection, self._process = connection, process
         self._is_ready, self._started_at = False, time.monotonic()
 
     def stop(self) -> None:
@@ -211,7 +216,6 @@ class _Worker:
         Raises:
             TimeoutError: the deadline has passed.
             _WorkerDied: the process died, and is replaced.
-            WorkerFailed: its preparation has a defect.
         """
         if self._is_ready:
             return
@@ -235,7 +239,7 @@ class _Worker:
         """Kill the process and start another one, unless the worker is stopped.
 
         Raises:
-            _WorkerDied: it is.
+            _WorkerDied: it is, or no process can be started now; the next request tries again.
         """
         with self._lock:
             if self._is_stopped:
@@ -246,7 +250,11 @@ class _Worker:
                 "an adapter ended with exit code %s: it is replaced", self._process.exitcode
             )
             self._connection.close()
-            self.start()
+            try:
+                self.start()
+            except OSError as error:
+                _log.warning("no adapter can be started: %s", error_reason(error))
+                raise _WorkerDied from None
 
 
 def _work(connection: Connection, make_handle: Callable[[], Handle]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import time
@@ -91,6 +92,27 @@ def test_a_worker_that_dies_or_fails_does_not_take_the_service_with_it(tmp_path:
         assert unknown.status == 404
 
     asyncio.run(check())
+
+
+def test_a_worker_that_cannot_be_replaced_now_is_replaced_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_memory(self: Any) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    async def check() -> None:
+        with pool(partial(make_handle, tmp_path)) as adapters:
+            first: Any = await adapters.adapt(b"pid")
+            with monkeypatch.context() as patched:
+                patched.setattr("multiprocessing.context.SpawnProcess.start", no_memory)
+                for _ in range(2):
+                    died = await adapters.adapt(b"die")
+                    assert isinstance(died, ApiError)
+                    assert died.status == 503
+            assert await adapters.adapt(b"pid") != first
+
+    asyncio.run(check())
+    assert "Cannot allocate memory" in caplog.text
 
 
 def _is_running(pid: int) -> bool:
