@@ -21,6 +21,7 @@ from maml_ray.serving.http.errors import ApiError, Application, Receive, Scope, 
 RESERVED_CONNECTIONS = 128
 """Connections beyond the limit, for probes of ``/healthz`` and for being told to come again."""
 MAX_HEAD_BYTES = 65_536
+"""Bytes after which a request's headers, or the trailers of its body, must end."""
 MAX_HEADERS = 100
 MAX_PIPELINED = 32
 """Requests of a connection that wait for the answer to the one before."""
@@ -104,7 +105,10 @@ class LimitedProtocol(HttpToolsProtocol):
         # Since when a request is incomplete, and since when the client does not take an answer.
         self._receiving_since: float | None = None
         self._blocked_since: float | None = None
-        self._head_bytes: int | None = None
+        # Bytes since the last part of an incomplete request: the parser keeps a header, or a
+        # trailer, until it ends.
+        self._unparsed_bytes: int | None = None
+        self._part_ended = False
 
     @property
     def is_answering(self) -> bool:
@@ -131,25 +135,30 @@ class LimitedProtocol(HttpToolsProtocol):
         """Parse a part of a request."""
         if self._receiving_since is None:
             self._receiving_since = self.loop.time()
+        self._part_ended = False
         super().data_received(data)
-        if self._head_bytes is not None:  # still, after these data
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self.reject(ApiError(431, f"the headers exceed {MAX_HEAD_BYTES:,} bytes"))
+        if self._unparsed_bytes is not None and not self._part_ended:
+            self._unparsed_bytes += len(data)
+            if self._unparsed_bytes > MAX_HEAD_BYTES:
+                self.reject(
+                    ApiError(431, f"the headers or trailers exceed {MAX_HEAD_BYTES:,} bytes")
+                )
 
     def on_message_begin(self) -> None:
         """Begin a request."""
-        self._head_bytes = 0
+        self._part_ends()
         if self._receiving_since is None:  # it follows another one in the same data
             self._receiving_since = self.loop.time()
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Add a header.
+        """Add a header; trailers are dropped, which must not count as headers.
 
         Raises:
             ValueError: there are too many; the connection ends.
         """
+        if "method" in self.scope:  # the headers are complete
+            return
         if len(self.headers) >= MAX_HEADERS:
             raise ValueError("too many headers")
         super().on_header(name, value)
@@ -160,14 +169,19 @@ class LimitedProtocol(HttpToolsProtocol):
         Raises:
             ValueError: too many requests wait for an answer; the connection ends.
         """
-        self._head_bytes = None
+        self._part_ends()
         if len(self.pipeline) >= MAX_PIPELINED:
             raise ValueError("too many pipelined requests")
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        """Add a part of a body."""
+        self._part_ends()
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
         """End a request."""
-        self._receiving_since = None
+        self._receiving_since = self._unparsed_bytes = None
         super().on_message_complete()
 
     def pause_writing(self) -> None:
@@ -184,9 +198,13 @@ class LimitedProtocol(HttpToolsProtocol):
         """Send an error, unless an answer has begun, and close the connection."""
         if self.transport.is_closing():
             return
-        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+        is_answered = self.cycle is not None and self.cycle.response_started
+        if not self.pipeline and (not is_answered or self.cycle.response_complete):
             self.transport.write(_encode(error))
         self.transport.close()
+
+    def _part_ends(self) -> None:
+        self._unparsed_bytes, self._part_ended = 0, True
 
     def _check_time(self) -> None:
         """Close the connection if it has waited too long, or else look again when it will have."""
@@ -195,7 +213,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.abort()
             return
         if self._receiving_since is not None and now - self._receiving_since >= timeout_s:
-            if self._head_bytes is None and self.cycle is None:
+            if self._unparsed_bytes is None and self.cycle is None:
                 self.transport.close()  # nothing was asked
             else:
                 self.reject(ApiError(408, f"the request did not arrive within {timeout_s:g} s"))
