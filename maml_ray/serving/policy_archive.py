@@ -16,7 +16,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -183,13 +184,15 @@ class ArchiveWriter:
         return self._failure is not None
 
     def submit(self, policy: ServedPolicy) -> Future[None]:
-        """Write a policy soon; the future is done once it has been written or has failed."""
+        """Write a policy soon; the future ends once it is written, has failed or is out of use."""
         attempt: Future[None] = Future()
         with self._changed:
-            in_use = frozenset(self._in_use())
-            self._unsaved = {name: each for name, each in self._unsaved.items() if name in in_use}
+            unused = self._unsaved.keys() - frozenset(self._in_use())
+            dropped = [self._unsaved.pop(name)[1] for name in unused]
             self._unsaved[policy.name] = policy, attempt
             self._changed.notify()
+        for each in dropped:
+            _end(each)
         return attempt
 
     def note_failure(self, reason: str) -> None:
@@ -225,16 +228,14 @@ class ArchiveWriter:
         else:
             self._note_success()
         for _, attempt in attempts.values():
-            if not attempt.done():
-                attempt.set_result(None)
+            _end(attempt)
 
     def _write(self, attempts: dict[str, tuple[ServedPolicy, Future[None]]]) -> None:
         for name, (policy, attempt) in attempts.items():
             self._archive.write(policy)
             with self._changed:
                 self._unsaved.pop(name, None)
-            if not attempt.done():
-                attempt.set_result(None)
+            _end(attempt)
         self._archive.remove_old(frozenset(self._in_use()))
 
     def _has_new(self) -> bool:
@@ -244,6 +245,12 @@ class ArchiveWriter:
         if self._failure is not None:
             _log.warning("%s can be used again: adapted policies are kept there", self._archive)
         self._failure = None
+
+
+def _end(attempt: Future[None]) -> None:
+    """End an attempt, which another thread may end at the same time."""
+    with suppress(InvalidStateError):
+        attempt.set_result(None)
 
 
 def open_archive(run: str, *, max_policies: int, max_age_s: float) -> PolicyArchive | None:

@@ -391,6 +391,24 @@ def test_what_is_no_longer_in_memory_is_not_tried_for_ever(agent: Agent, tmp_pat
     assert entries(tmp_path) == {kept.name}
 
 
+def test_nothing_waits_for_a_policy_that_is_no_longer_in_memory(
+    agent: Agent, tmp_path: Path
+) -> None:
+    storage = FaultyStorage(LocalStorage(tmp_path))
+    storage.may_write.clear()
+    first, dropped, last = adapted(agent), adapted(agent), adapted(agent)
+    in_use = [first.name, dropped.name, last.name]
+    writer = ArchiveWriter(archive_at(storage), lambda: in_use)
+    writer.submit(first)
+    attempt = writer.submit(dropped)
+    in_use.remove(dropped.name)
+    writer.submit(last)
+    attempt.result(DEADLINE_S)  # although nothing has been written
+    assert not storage.written
+    storage.may_write.set()
+    until(lambda: last.name in entries(tmp_path))
+
+
 def test_a_storage_that_hangs_delays_one_answer_at_most(
     agent: Agent, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
