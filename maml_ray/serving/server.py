@@ -234,9 +234,12 @@ class _Server(uvicorn.Server):
 
 
 def _accept_all(listening: socket.socket) -> Iterator[socket.socket]:
-    """Accept the connections that have been made and not been accepted."""
+    """Accept the connections that have been made and not been accepted.
+
+    What cannot be accepted, while too many files are open, is left to libuv, which closes it.
+    """
     listening.setblocking(False)
-    with suppress(BlockingIOError):
+    with suppress(OSError):
         while True:
             connection, _ = listening.accept()
             connection.setblocking(False)
