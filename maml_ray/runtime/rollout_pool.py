@@ -265,12 +265,22 @@ class RolloutPool:
         for batch in self._queue:
             for depth in (1, 2) if batch.num_queued else ():
                 for handle in available:
-                    enough = depth == 1 or batch.num_queued > len(available)
-                    if len(handle.work) < depth and batch.num_queued and enough:
+                    may_take = depth == 1 or self._may_take_second(handle, batch)
+                    if len(handle.work) < depth and batch.num_queued and may_take:
                         handle.submit(batch.parameters, batch.next_item())
             self._duplicate(batch, [handle for handle in available if not handle.work])
             if batch.num_queued:  # the rest of it precedes all later batches
                 return
+
+    def _may_take_second(self, handle: ActorHandle, batch: WorkBatch[RolloutRef]) -> bool:
+        """Return whether an actor that has work may be given the next piece as well.
+
+        Work that was lost before has an actor to itself: of two pieces, the actor may have died at
+        the second before the reply to the first was sent, and the first would be blamed.
+        """
+        if batch.num_queued <= len(self._actors.available) or batch.next_is_repeated:
+            return False
+        return not any(self._queue.is_repeated(item.assignment) for item in handle.work)
 
     def _duplicate(self, batch: WorkBatch[RolloutRef], idle: list[ActorHandle]) -> None:
         """Give the work of stragglers to idle actors as well."""

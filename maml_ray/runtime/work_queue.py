@@ -113,6 +113,15 @@ class WorkBatch(Generic[Result]):
         """Return the results in order of arrival, without the first ``count``."""
         return list(islice(self._results.values(), count, None))
 
+    @property
+    def next_is_repeated(self) -> bool:
+        """Whether the next queued piece was lost with an actor before."""
+        return bool(self._queue) and self._queue[0].task_index in self._requeued
+
+    def is_repeated(self, work: Assignment) -> bool:
+        """Return whether ``work`` belongs to this batch and was lost with an actor before."""
+        return self.contains(work) and work.task_index in self._requeued
+
     def next_item(self) -> Assignment:
         """Remove and return the next queued piece."""
         work = self._queue.popleft()
@@ -205,6 +214,10 @@ class WorkQueue(Generic[Result]):
     def needs(self, work: Assignment) -> bool:
         """Return whether ``work`` belongs to a batch in progress and is not done."""
         return any(batch.needs(work) for batch in self._batches)
+
+    def is_repeated(self, work: Assignment) -> bool:
+        """Return whether ``work`` belongs to a batch in progress and was lost before."""
+        return any(batch.is_repeated(work) for batch in self._batches)
 
     def finish(self, work: Assignment, result: Result) -> None:
         """Record a result."""
