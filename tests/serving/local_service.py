@@ -103,7 +103,13 @@ def served(
 def running(app: Any, http: Any = "auto") -> Iterator[str]:
     """Yield the URL of a server of an ASGI application."""
     config = uvicorn.Config(
-        app, http=http, host="127.0.0.1", port=0, log_level="error", lifespan="off"
+        app,
+        http=http,
+        host="127.0.0.1",
+        port=0,
+        log_level="error",
+        lifespan="off",
+        timeout_keep_alive=3600,  # a connection that ends was ended by what is tested
     )
     server = uvicorn.Server(config)
     bound = config.bind_socket()

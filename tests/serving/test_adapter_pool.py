@@ -85,6 +85,7 @@ def test_a_worker_that_dies_or_fails_does_not_take_the_service_with_it(tmp_path:
             os.kill(second, signal.SIGKILL)  # while it is idle
             await until(lambda: not _is_running(second))
             third = await adapters.adapt(b"pid")
+        assert all(isinstance(pid, int) for pid in (first, second, third))
         assert len({first, second, third}) == 3
         assert isinstance(died, ApiError)
         assert (died.status, died.headers["retry-after"]) == (503, "1")
@@ -109,7 +110,9 @@ def test_a_worker_that_cannot_be_replaced_now_is_replaced_later(
                     died = await adapters.adapt(b"die")
                     assert isinstance(died, ApiError)
                     assert died.status == 503
-            assert await adapters.adapt(b"pid") != first
+            second: Any = await adapters.adapt(b"pid")
+            assert isinstance(second, int)
+            assert second != first
 
     asyncio.run(check())
     assert "Cannot allocate memory" in caplog.text
