@@ -119,9 +119,10 @@ def test_a_worker_that_cannot_be_replaced_now_is_replaced_later(
 
 
 def _is_running(pid: int) -> bool:
-    """Return whether a child is neither gone nor dead and not waited for."""
+    """Return whether a child is neither gone nor dead, with all of its threads."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        return state != "Z" or len(os.listdir(f"/proc/{pid}/task")) > 1
     except FileNotFoundError:
         return False
 
