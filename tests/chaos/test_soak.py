@@ -18,6 +18,7 @@ SHORT = (
 )
 
 
+@pytest.mark.cluster
 def test_five_different_faults_do_not_change_the_result(tmp_path: Path) -> None:
     faults = [fault for kind in SHORT for fault in KINDS if fault.kind == kind]
     outcome = soak(faults, 1, tmp_path / "run")
