@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import ipaddress
 import json
 import shlex
 from collections.abc import Sequence
@@ -108,7 +107,7 @@ def serve(
             if value is not None:
                 raise UserError(f"{option} applies to Ray Serve only: add --ray, or omit {option}")
     _check_installed(ray=ray)
-    from maml_ray.serving.http.access import load_token_digest
+    from maml_ray.serving.http.access import is_loopback, load_token_digest
     from maml_ray.serving.served_policy import load_base_policy
     from maml_ray.serving.settings import parse_serve_settings
     from maml_ray.tasks.loading import import_modules
@@ -133,7 +132,11 @@ def serve(
 
     def on_ready(endpoint: Endpoint) -> None:
         for line in _ready_message(
-            base, run, endpoint, token_required=token_required, loopback=_is_loopback(host)
+            base,
+            run,
+            endpoint,
+            token_required=token_required,
+            loopback=host == "localhost" or is_loopback(host),
         ):
             print_line(console, line)
 
@@ -194,10 +197,3 @@ def _ready_message(
         body = shlex.quote(json.dumps({"task": task}))
         lines.append(f"  {curl} {endpoint.url}/adapt -d {body}")
     return [*lines, "stop with Ctrl-C"]
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -18,9 +18,9 @@ EXPORT_EVERY_S = 10.0
 
 
 class RayExporter:
-    """Copies samples to Ray.
+    """Copy samples to Ray.
 
-    As gauges, counters too: Ray's counters take increases, and what was counted is a total.
+    Counters become gauges too: Ray's counters take increases, and what was counted is a total.
     """
 
     def __init__(self) -> None:

@@ -59,7 +59,7 @@ REQUEST_SECONDS = ServeMetric(
     "maml_ray_serve_request_seconds",
     "histogram",
     "s",
-    "time from a request's headers to the end of its answer",
+    "time from a request's arrival to the end of its answer",
     ("route",),
     _SECONDS,
 )

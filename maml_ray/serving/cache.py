@@ -37,7 +37,7 @@ class _Entry:
 
 
 class PolicyCache:
-    """Policies by the name under which they were requested.
+    """Cache policies by the name under which they were requested.
 
     Args:
         lookup: asks the store.

@@ -59,7 +59,7 @@ _log = logging.getLogger(__name__)
 
 
 class PolicyArchive:
-    """Adapted policies in a storage. Its methods block.
+    """Keep adapted policies in a storage; the methods block.
 
     Args:
         storage: storage of the run.

@@ -42,7 +42,7 @@ class LookupResult:
 
 
 class PolicyStore:
-    """The base policy and a bounded number of adapted ones, least recently used removed first.
+    """Keep the base policy and a bounded number of adapted ones; the least recently used go first.
 
     :meth:`add` and :meth:`get` use the memory only; :meth:`save` and :meth:`find` the archive too.
 

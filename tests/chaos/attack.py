@@ -366,6 +366,7 @@ _INVALID = itertools.cycle(
         b"GET /" + b"a" * 1_000_000,
         b"POST /act HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
         b"POST /act HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
+        b"POST /act HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nx: " + b"y" * 1_000_000,
         b"GET /docs HTTP/1.1\r\nHost: localhost\r\n\r\n" * 5000,
         _request("/act", b'{"observations": [0]}'),
         _request("/adapt", b'{"task": {"direction": 7}}'),

@@ -163,13 +163,13 @@ def _is_own_host(host: str, address: str) -> bool:
     name = _host_name(host)
     if name == "localhost":
         return True
-    if _is_loopback(address):
-        return _is_loopback(name)
+    if is_loopback(address):
+        return is_loopback(name)
     return _is_address(name) or name == socket.gethostname().lower()
 
 
 def _allowed_hosts(address: str) -> str:
-    return "localhost" if _is_loopback(address) else "its IP address"
+    return "localhost" if is_loopback(address) else "its IP address"
 
 
 def _is_same_server(origin: bytes, host: bytes | None) -> bool:
@@ -195,7 +195,8 @@ def _is_address(text: str) -> bool:
     return True
 
 
-def _is_loopback(text: str) -> bool:
+def is_loopback(text: str) -> bool:
+    """Return whether a text is a loopback address; a name such as ``localhost`` is none."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:

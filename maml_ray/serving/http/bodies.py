@@ -24,7 +24,7 @@ def _to_int(value: Any) -> Any:
 INTEGER = BeforeValidator(_to_int)
 Name = Annotated[str, Field(min_length=1, max_length=80)]
 Seed = Annotated[int, Field(ge=0, lt=2**63), INTEGER]
-Body = TypeVar("Body", bound=BaseModel)
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class StrictBody(BaseModel):
@@ -34,8 +34,8 @@ class StrictBody(BaseModel):
 
 
 def parse_body(
-    kind: type[Body], content: bytes | bytearray, nested: type[BaseModel] | None = None
-) -> Body:
+    kind: type[Model], content: bytes | bytearray, nested: type[BaseModel] | None = None
+) -> Model:
     """Parse a body as ``kind``.
 
     Args:
@@ -53,7 +53,7 @@ def parse_body(
     return _validate(kind, data, "a field", nested)
 
 
-def parse_query(kind: type[Body], query: bytes, *, texts: Collection[str]) -> Body:
+def parse_query(kind: type[Model], query: bytes, *, texts: Collection[str]) -> Model:
     """Parse the query of a URL as ``kind``.
 
     Args:
@@ -86,7 +86,7 @@ def _parse_literal(value: str) -> Any:
         return value
 
 
-def _validate(kind: type[Body], data: Any, noun: str, nested: type[BaseModel] | None) -> Body:
+def _validate(kind: type[Model], data: Any, noun: str, nested: type[BaseModel] | None) -> Model:
     try:
         return kind.model_validate(data)
     except ValidationError as error:

@@ -31,7 +31,7 @@ _BUSY = ApiError(503, "too many connections: try again later")
 
 
 class ConnectionTable:
-    """The connections of a server.
+    """Keep the connections of a server, and limit their number.
 
     Args:
         max_connections: connections beyond it may only ask for ``/healthz``.

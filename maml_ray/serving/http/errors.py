@@ -1,4 +1,4 @@
-"""Errors that a caller receives, and what becomes of all others."""
+"""Answer errors: those that a caller receives as they are, and all others, which are logged."""
 
 from __future__ import annotations
 

@@ -15,9 +15,7 @@ SMALL_BODY_BYTES = 16_384
 """Bodies up to this size are not counted in the total: the number of connections limits them."""
 LARGE_BODIES = 2
 """How many bodies of the maximum size all requests together may hold."""
-
-
-OBJECT_WEIGHT = 8
+_OBJECT_WEIGHT = 8
 """How many numbers take as much memory as a JSON object."""
 
 
@@ -38,7 +36,7 @@ class BodyLimits:
     Attributes:
         max_bytes: maximum size.
         max_values: maximum number of JSON values. Parsed, each takes about 32 bytes, which may be
-            16 times its text; an object counts as ``OBJECT_WEIGHT`` values.
+            16 times its text; an object counts as eight.
         too_many_values: the error for more than ``max_values``.
     """
 
@@ -140,7 +138,7 @@ class _GrowingBody:
         if self._is_json:
             # Each value but the outermost is the first of an array or object, or follows a comma.
             self._num_values += part.count(b",") + part.count(b"[")
-            self._num_values += OBJECT_WEIGHT * part.count(b"{")
+            self._num_values += _OBJECT_WEIGHT * part.count(b"{")
             if self._num_values > self._limits.max_values:
                 raise ApiError(413, self._limits.too_many_values)
         if not self.content:

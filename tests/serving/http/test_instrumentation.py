@@ -191,12 +191,15 @@ def test_the_log_of_a_defect_has_one_line_and_no_capability(
     async def broken(scope: Any, receive: Any, send: Any) -> None:
         raise RuntimeError("a defect")
 
+    async def receive() -> Any:
+        raise AssertionError("nothing is read")
+
     async def send(message: Any) -> None:
         pass
 
     name = new_policy_name()
     scope = {"type": "http", "method": "GET", "path": f"/policy/{name}\nGET /forged"}
-    asyncio.run(ErrorMiddleware(broken)(scope, lambda: None, send))  # type: ignore[arg-type]
+    asyncio.run(ErrorMiddleware(broken)(scope, receive, send))
     (record,) = caplog.records
     assert record.getMessage() == f"GET /policy/{name[:20]}...\\nGET /forged failed"
 
