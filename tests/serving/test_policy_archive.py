@@ -406,7 +406,7 @@ def test_nothing_waits_for_a_policy_that_is_no_longer_in_memory(
     attempt.result(DEADLINE_S)  # although nothing has been written
     assert not storage.written
     storage.may_write.set()
-    until(lambda: last.name in entries(tmp_path))
+    until(lambda: archive_at(tmp_path).read(last.name) is not None)
 
 
 def test_a_storage_that_hangs_delays_one_answer_at_most(
