@@ -38,7 +38,10 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Agent:
 
 @pytest.fixture(scope="module")
 def url(agent: Agent) -> Iterator[str]:
-    with served(backend_of(agent)) as found:
+    """The URL of a service whose protocol has the base policy at hand, however long tests take."""
+    with pytest.MonkeyPatch.context() as patched, served(backend_of(agent)) as found:
+        patched.setattr("maml_ray.serving.cache.CACHE_TTL_S", 1000.0)
+        assert requests.get(found + "/healthz", timeout=30).status_code == 200
         yield found
 
 
