@@ -23,7 +23,8 @@ from maml_ray.persistence.run_dir import RunDir
 from maml_ray.persistence.storage import LocalStorage
 from tests.runtime.test_ray_cluster import BIN, Cluster, cluster  # noqa: F401  (a fixture)
 
-pytestmark = pytest.mark.ray
+# Alone: the ports of Ray's metrics are fixed, so that only one Ray of a machine has them.
+pytestmark = [pytest.mark.ray, pytest.mark.runs_alone]
 SMALL = [
     part
     for setting in (

@@ -12,7 +12,8 @@ import pytest
 
 from tests.ports import listening_ports
 
-pytestmark = pytest.mark.ray
+# Alone: some of the ports are fixed, so that only one Ray of a machine has them.
+pytestmark = [pytest.mark.ray, pytest.mark.runs_alone]
 DEADLINE_S = 150.0
 PORTS = 12
 """As many as a head opens before any actor runs; see the table in docs/cluster.md."""
