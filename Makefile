@@ -58,7 +58,7 @@ train: install ## Train the default deploy.yaml to a policy, a video and a repor
 SELECTED := not learning and not soak and not cluster
 
 # With two jobs the kernels are compiled while pip installs the extras.
-test: ## Lint, types and tests: about 10 minutes on 2 cores.
+test: ## Lint, types and tests: about 15 minutes on 2 cores.
 	@$(MAKE) --no-print-directory --jobs 2 dev
 	$(MAKE) lint
 	$(MAKE) --jobs 2 types test-parallel
