@@ -28,6 +28,16 @@ if TYPE_CHECKING:
 
 _MAX_EXAMPLE_SIZE = 40
 """Largest observation for which an example request is printed."""
+_WITH_OPTION = {
+    "run": "the argument RUN",
+    "checkpoint": "--checkpoint",
+    "imports": "--import",
+    "replicas": "--ray --replicas",
+    "adapters": "--adapters",
+    "access_log": "--access-log",
+    "token_file": "--token-file",
+}
+"""Arguments of the service that ``--set`` may not give a second time."""
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -157,6 +167,8 @@ def _parse_limits(pairs: Sequence[str]) -> dict[str, str]:
         name, _, value = pair.partition("=")
         if not name.isidentifier() or not value:
             raise UserError(f"--set {pair!r:.80}: write NAME=VALUE, such as max_age_s=3600")
+        if name in _WITH_OPTION:
+            raise UserError(f"--set {pair!r:.80}: use {_WITH_OPTION[name]} instead")
     return dict(pair.split("=", 1) for pair in pairs)
 
 

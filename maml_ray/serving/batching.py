@@ -16,7 +16,7 @@ from maml_ray.serving.http.errors import ApiError
 from maml_ray.serving.served_policy import ServedPolicy
 
 OnAnswer = Callable[[ActResponse | Exception], None]
-"""Receives the response to a request; an :class:`ApiError` is what the caller is told."""
+"""Receives the response to a request; an :class:`ApiError` is the caller's answer."""
 
 
 class ActBatcher:

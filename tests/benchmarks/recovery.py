@@ -25,9 +25,9 @@ from unittest import mock
 
 import psutil
 
-from tests.benchmarks.arguments import count
+from tests.benchmarks.arguments import HERE, count, parse_checkouts
 from tests.benchmarks.machine import machine, versions
-from tests.benchmarks.startup import HERE, PATIENCE_S, SCRIPT, TRACE, driver_parts, moments
+from tests.benchmarks.startup import PATIENCE_S, SCRIPT, TRACE, driver_parts, moments
 from tests.chaos.machine import Machine
 
 CASES = ("learner", "driver", "node")
@@ -265,14 +265,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.recovery")
     parser.add_argument("--repetitions", type=count, default=3, help="kills of each kind")
     parser.add_argument("--only", nargs="+", choices=CASES, default=CASES, help="what to kill")
-    parser.add_argument("--beside", type=Path, help="another checkout to measure as well")
-    parser.add_argument("--settings", type=Path, default=HERE / "deploy.yaml", help="settings file")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    chosen = parser.parse_args()
-    if chosen.beside and not (chosen.beside / "maml_ray").is_dir():
-        parser.error(f"{chosen.beside} is no checkout: it has no folder maml_ray")
-    if not chosen.settings.is_file():
-        parser.error(f"there is no settings file {chosen.settings}")
+    chosen = parse_checkouts(parser)
     settings = chosen.settings.resolve()
     info = {"machine": machine(), "versions": versions()}
     rounds, only = chosen.repetitions, chosen.only

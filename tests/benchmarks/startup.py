@@ -19,10 +19,9 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tests.benchmarks.arguments import count
+from tests.benchmarks.arguments import HERE, count, parse_checkouts
 from tests.benchmarks.machine import machine, versions
 
-HERE = Path(__file__).resolve().parents[2]
 TRACE = Path(__file__).parent / "trace"
 PATIENCE_S = 120.0
 SCRIPT = "import sys; from maml_ray.cli.main import main; sys.exit(main())"
@@ -37,14 +36,7 @@ def main() -> None:
     """Measure in alternation, and print medians."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.startup")
     parser.add_argument("--repetitions", type=count, default=3, help="number of starts")
-    parser.add_argument("--beside", type=Path, help="another checkout to measure as well")
-    parser.add_argument("--settings", type=Path, default=HERE / "deploy.yaml", help="settings file")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    chosen = parser.parse_args()
-    if chosen.beside and not (chosen.beside / "maml_ray").is_dir():
-        parser.error(f"{chosen.beside} is no checkout: it has no folder maml_ray")
-    if not chosen.settings.is_file():
-        parser.error(f"there is no settings file {chosen.settings}")
+    chosen = parse_checkouts(parser)
     checkouts = {"here": HERE} | ({"beside": chosen.beside.resolve()} if chosen.beside else {})
     info = {"machine": machine(), "versions": versions()}
     measured: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}

@@ -52,6 +52,8 @@ def no_ray() -> object:
         (["RUN", "--set", "max_age_s"], ["--set", "NAME=VALUE"]),
         (["RUN", "--set", "max_age_s="], ["--set", "NAME=VALUE"]),
         (["RUN", "--set", "max_age=60"], ["max_age", "max_age_s"]),
+        (["RUN", "--set", "replicas=3"], ["--ray --replicas"]),
+        (["RUN", "--set", "checkpoint=3"], ["use --checkpoint"]),
         (["RUN", "--set", "max_age_s=old"], ["max_age_s", "old"]),
         (["RUN", "--host", "no such host"], ["no such host", "--host"]),
         (["RUN", "--host", "192.0.2.1"], ["192.0.2.1", "--host"]),

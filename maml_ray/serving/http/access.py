@@ -1,4 +1,4 @@
-"""Decide who may call: whoever has the token, or without one, no web page of a stranger.
+"""Decide who may call: whoever has the token, or without one, no page of another web server.
 
 A page that a browser has loaded from elsewhere can send requests to a service on the same machine
 or network. It does not know the token. Without a token, the headers that its browser adds give it
@@ -122,7 +122,7 @@ def check_access(scope: Scope, token_digest: bytes | None) -> None:
 
     Raises:
         ApiError: the token is missing or wrong (401); or without a token, ``Host`` is a name that
-            may be a stranger's (421), or ``Origin`` is another server's page (403).
+            may not name this machine (421), or ``Origin`` is another server's page (403).
     """
     headers = dict(scope["headers"])
     if token_digest is not None:
@@ -139,7 +139,7 @@ def check_access(scope: Scope, token_digest: bytes | None) -> None:
     if host is not None and not _is_own_host(host.decode("latin-1"), address):
         raise ApiError(
             421,
-            f"Host: {host.decode('latin-1'):.80} may be a stranger's name for this machine: call "
+            f"Host: {host.decode('latin-1'):.80} is not a known name of this machine: call "
             f"the service as {_allowed_hosts(address)}, or start it with a token (--token-file)",
         )
     if origin is not None and not _is_same_server(origin, host):
@@ -152,9 +152,10 @@ def check_access(scope: Scope, token_digest: bytes | None) -> None:
 
 @functools.lru_cache(maxsize=1024)
 def _is_own_host(host: str, address: str) -> bool:
-    """Return whether a ``Host`` header names this machine in a way that no stranger can claim.
+    """Return whether a ``Host`` header certainly names this machine.
 
-    A stranger's DNS server can give any address to its names, but not to addresses themselves.
+    Any DNS server can give this machine's address to a name, but a name in form of an address is
+    used as it stands.
 
     Args:
         host: the header, with or without a port.

@@ -19,7 +19,7 @@ from maml_ray.common.errors import ResourceError
 from maml_ray.serving.http.errors import ApiError, Application, Receive, Scope, Send, send_error
 
 RESERVED_CONNECTIONS = 128
-"""Connections beyond the limit, for probes of ``/healthz`` and for being told to come again."""
+"""Connections beyond the limit, for probes of ``/healthz`` and for answers of 503."""
 MAX_HEAD_BYTES = 65_536
 """Bytes after which a request's headers, or the trailers of its body, must end."""
 MAX_HEADERS = 100
@@ -214,7 +214,7 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         if self._receiving_since is not None and now - self._receiving_since >= timeout_s:
             if self._unparsed_bytes is None and self.cycle is None:
-                self.transport.close()  # nothing was asked
+                self.transport.close()  # no request has begun
             else:
                 self.reject(ApiError(408, f"the request did not arrive within {timeout_s:g} s"))
             return

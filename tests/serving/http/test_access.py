@@ -1,4 +1,4 @@
-"""No web page of a stranger drives the service: Host, Origin and the declared type of a body."""
+"""No page of another server drives the service: Host, Origin and the declared type of a body."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_addresses_of_the_machine_itself_are_served(url: str, host: str) -> None
         *("evil@localhost", "", ":8000", "[", "127.1", "2130706433", "localhost:8000:evil.example"),
     ],
 )
-def test_a_name_that_a_stranger_can_give_to_this_machine_is_not(url: str, host: str) -> None:
+def test_a_name_that_anyone_can_give_to_this_machine_is_not(url: str, host: str) -> None:
     """DNS rebinding: a page's own name begins to mean 127.0.0.1."""
     for method, path, body in (("POST", "/act", BODY), ("GET", "/healthz", None)):
         status, text = ask(url, {"Host": host, **JSON}, method, path, body)
