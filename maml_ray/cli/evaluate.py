@@ -39,6 +39,15 @@ Episodes = Annotated[
     int | None,
     typer.Option(min=1, help="Episodes per task and number of steps.", show_default="the run's"),
 ]
+AdaptationEpisodes = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Episodes that each adaptation step learns from.",
+        show_default="as in training",
+    ),
+]
 InnerRate = Annotated[
     float | None,
     typer.Option(help="Inner learning rate, for example to fine-tune a pre-trained run."),
@@ -88,6 +97,7 @@ def evaluate(
     steps: Steps = None,
     tasks: Tasks = None,
     episodes: Episodes = None,
+    adaptation_episodes: AdaptationEpisodes = None,
     seed: Seed = 0,
     inner_rate: InnerRate = None,
     baselines: Baselines = None,
@@ -135,6 +145,7 @@ def evaluate(
         tasks=tasks,
         episodes=episodes,
         steps=None if steps is None else _parse_steps(steps),
+        adaptation_episodes=adaptation_episodes,
         seed=seed,
         inner_rate=inner_rate,
         baselines=tuple(baselines or ()),

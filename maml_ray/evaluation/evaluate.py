@@ -28,14 +28,14 @@ def evaluate(
     tasks: int | None = None,
     episodes: int | None = None,
     steps: int | None = None,
+    adaptation_episodes: int | None = None,
     seed: int = 0,
     on_task: Callable[[int, int], None] = lambda task, tasks: None,
 ) -> Evaluation:
     """Evaluate an agent on held-out tasks, with random numbers not used in training.
 
-    For each task the agent repeatedly collects a support set, of the size used in training, and
-    takes an inner step. Before the first step and after each one, its return is measured on
-    separate episodes.
+    For each task the agent repeatedly collects a support set and takes an inner step. Before the
+    first step and after each one, its return is measured on separate episodes.
 
     Args:
         agent: agent to evaluate, for example from :func:`maml_ray.load`.
@@ -44,6 +44,8 @@ def evaluate(
             ``evaluation.episodes``.
         steps: adaptation steps; default ``evaluation.steps`` if set, else ``inner.steps`` but at
             least 1.
+        adaptation_episodes: episodes in the support set of each step; default
+            ``meta_batch.episodes``, the size used in training.
         seed: random seed.
         on_task: called at the start of each adaptation with its index and the number of
             adaptations.
@@ -60,10 +62,13 @@ def evaluate(
         steps = settings.evaluation.steps
     if steps is None:
         steps = max(1, settings.inner.steps)
+    if adaptation_episodes is None:
+        adaptation_episodes = settings.meta_batch.episodes
     for name, number, least in (
         ("tasks", tasks, 1),
         ("episodes", episodes, 1),
         ("steps", steps, 0),
+        ("adaptation_episodes", adaptation_episodes, 1),
         ("seed", seed, 0),
     ):
         check_whole_number(name, number, least=least)
@@ -75,7 +80,9 @@ def evaluate(
         for index, task in enumerate(held_out):
             on_task(index, tasks)
             key = (seed, index)
-            for adapted, step in _adaptations(agent, task, steps, key, simulations):
+            for adapted, step in _adaptations(
+                agent, task, steps, adaptation_episodes, key, simulations
+            ):
                 for actions, trajectories, stream in _rollouts(
                     adapted, task, episodes, step, key, simulations
                 ):
@@ -86,18 +93,24 @@ def evaluate(
                         reset_seed = reset_seeds(stream, episodes)[0]
                         replays[index].append(_episode(task, step, reset_seed, trajectories))
     pairs = tuple((pair[0], pair[-1]) for pair in replays.values())
-    return Evaluation(tasks, episodes, seed, tuple(measurements), pairs)
+    return Evaluation(tasks, episodes, seed, tuple(measurements), pairs, adaptation_episodes)
 
 
 def _adaptations(
-    agent: Agent, task: Task, steps: int, key: tuple[int, int], simulations: EnvCache
+    agent: Agent,
+    task: Task,
+    steps: int,
+    episodes: int,
+    key: tuple[int, int],
+    simulations: EnvCache,
 ) -> Iterator[tuple[Agent, int]]:
-    """Yield the agent after 0, 1, ..., ``steps`` inner steps, each on a new support set."""
+    """Yield the agent after 0 to ``steps`` inner steps, each on ``episodes`` new episodes."""
     for step in range(steps + 1):
         yield agent, step
         if step < steps:
             stream = _stream(key, step, _SUPPORT)
-            agent = agent.adapt(agent.collect(task, seed=stream, simulations=simulations))
+            support = agent.collect(task, episodes=episodes, seed=stream, simulations=simulations)
+            agent = agent.adapt(support)
 
 
 def _rollouts(

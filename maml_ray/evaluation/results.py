@@ -121,6 +121,8 @@ class Evaluation:
         replays: pairs of mean-action episodes before and after adaptation, from the same initial
             state, of the two tasks that differ most (of one if all are equal); empty if the
             evaluation was read from files, which do not hold the actions.
+        adaptation_episodes: episodes in the support set of each step; None if the files that it
+            was read from do not say.
     """
 
     tasks: int
@@ -128,6 +130,7 @@ class Evaluation:
     seed: int
     measurements: tuple[Measurement, ...]
     replays: tuple[tuple[Episode, Episode], ...]
+    adaptation_episodes: int | None = None
 
     def __repr__(self) -> str:
         return (

@@ -48,6 +48,7 @@ def evaluation_to_dict(
         "inner_steps_in_training": settings.inner.steps,
         "tasks": evaluation.tasks,
         "episodes": evaluation.episodes,
+        "adaptation_episodes": evaluation.adaptation_episodes,
         "seed": evaluation.seed,
         "rows": [asdict(row) for row in evaluation.rows],
         "rows_by_task": [asdict(row) for row in evaluation.rows_by_task],
@@ -114,7 +115,14 @@ def read_episodes(json_path: Path, csv_path: Path) -> Evaluation:
             f"{csv_path} does not hold the episodes of an evaluation ({error}); do it again: "
             f"maml-ray evaluate {quote_location(csv_path.parent)}"
         ) from None
-    return Evaluation(results["tasks"], results["episodes"], results["seed"], measurements, ())
+    return Evaluation(
+        tasks=results["tasks"],
+        episodes=results["episodes"],
+        seed=results["seed"],
+        measurements=measurements,
+        replays=(),
+        adaptation_episodes=results["adaptation_episodes"],
+    )
 
 
 def _parse_measurements(text: str) -> tuple[Measurement, ...]:
@@ -244,6 +252,7 @@ class _Gain(_Model):
 class _Results(_Model):
     tasks: _Count
     episodes: _Count
+    adaptation_episodes: _Count | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     rows: Annotated[list[_Row], Field(min_length=1)]
     rows_by_task: list[_TaskRow]

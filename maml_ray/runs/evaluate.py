@@ -39,6 +39,7 @@ class EvaluationConfig:
         tasks: number of held-out tasks.
         episodes: episodes per task, number of adaptation steps and action mode.
         steps: adaptation steps.
+        adaptation_episodes: episodes in the support set of each step.
         seed: random seed.
         inner_rate: replaces the run's inner learning rate.
         baselines: run directories whose policies are evaluated on the same tasks.
@@ -52,6 +53,7 @@ class EvaluationConfig:
     tasks: int | None = None
     episodes: int | None = None
     steps: int | None = None
+    adaptation_episodes: int | None = None
     seed: int = 0
     inner_rate: float | None = None
     baselines: tuple[Path, ...] = ()
@@ -177,6 +179,7 @@ def evaluate_agent(
         tasks=config.tasks,
         episodes=config.episodes,
         steps=config.steps,
+        adaptation_episodes=config.adaptation_episodes,
         seed=config.seed,
         on_task=on_task,
     )
@@ -211,7 +214,9 @@ def check_evaluation_size(agent: Agent, config: EvaluationConfig) -> None:
     """
     defaults, horizon = agent.settings.evaluation, agent.settings.task.horizon
     tasks, episodes = config.tasks or defaults.tasks, config.episodes or defaults.episodes
-    problem = limits.evaluation_problem(tasks, episodes, config.steps or 0, horizon, prefix="--")
+    problem = limits.evaluation_problem(
+        tasks, episodes, config.steps or 0, horizon, prefix="--"
+    ) or limits.episodes_problem(config.adaptation_episodes or 1, horizon, "--adaptation-episodes")
     if problem:
         raise SettingsError(problem)
 

@@ -63,6 +63,7 @@ def assert_refused(outcome: Outcome, *words: str) -> None:
         (["report", "nowhere"], ["nowhere"]),
         (["check", "--set", "run.seed=-1"], ["run.seed", "-1"]),
         (["evaluate", "x", "--episodes", "0"], ["--episodes"]),
+        (["evaluate", "x", "--adaptation-episodes", "0"], ["--adaptation-episodes"]),
         (["evaluate", "x", "--steps", "1..3"], ["--steps 1..3", "0..3"]),
         (["evaluate", "x", "--steps", "-1"], ["--steps -1"]),
         (["evaluate", "x", "--steps", "1000"], ["up to 100"]),

@@ -85,6 +85,28 @@ def test_it_equals_collecting_and_adapting_step_by_step_in_fresh_environments(
         assert returns == list(by_hand(agent, index))
 
 
+def test_support_sets_have_the_size_asked_for_and_the_one_of_training_by_default(
+    agent: Agent, evaluation: Evaluation, tmp_path: Path
+) -> None:
+    assert evaluation.adaptation_episodes == agent.settings.meta_batch.episodes == 3
+    (task,) = agent.sample_tasks(1, seed=5)
+    support, measured = (seed_sequence(5, Purpose.EVALUATION, 0, *key) for key in ((0, 0), (1, 1)))
+    adapted = agent.adapt(agent.collect(task, episodes=2, seed=support))
+    expected = adapted.collect(task, episodes=4, seed=measured).returns.tolist()
+
+    folder = run_of(agent.settings, tmp_path / "run")
+    config = EvaluationConfig(
+        tasks=1, episodes=4, steps=1, adaptation_episodes=2, seed=5, untrained=False, video=False
+    )
+    with quick_pictures():
+        result = evaluate_run(folder, config)
+    assert list(result.evaluation.measurements[2].returns) == expected
+    assert result.results["adaptation_episodes"] == 2
+    assert read_result(folder).evaluation.adaptation_episodes == 2
+    with pytest.raises(SettingsError, match="--adaptation-episodes = 10001 is not allowed"):
+        evaluate_run(folder, EvaluationConfig(adaptation_episodes=10001))
+
+
 def test_rows_summarize_the_measurements(evaluation: Evaluation) -> None:
     row = evaluation.row(1, "mean")
     returns = [
