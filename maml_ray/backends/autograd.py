@@ -21,6 +21,7 @@ from maml_ray.backends.tensor_tree import ravel, unravel
 from maml_ray.config.settings import InnerSettings, OuterSettings
 from maml_ray.kernels.types import Samples
 from maml_ray.maml import inner_loop
+from maml_ray.maml.adaptation import adapt_to_task
 from maml_ray.maml.distributions import (
     ActionDistribution,
     Parameters,
@@ -30,7 +31,7 @@ from maml_ray.maml.distributions import (
     to_numpy,
     to_torch,
 )
-from maml_ray.maml.inner_loop import Order, adapt, plain_gradient
+from maml_ray.maml.inner_loop import Order, plain_gradient
 from maml_ray.maml.meta_objective import (
     Diagnostics,
     MetaBatch,
@@ -38,8 +39,6 @@ from maml_ray.maml.meta_objective import (
     adapted_query_policy,
     meta_loss,
 )
-from maml_ray.maml.meta_parameters import inner_rates, policy_part
-from maml_ray.maml.policy_losses import inner_losses
 from maml_ray.policies.spec import NumpyParameters, PolicySpec
 
 ChunkResult = tuple[int, Tensor, Diagnostics, Parameters]
@@ -115,13 +114,11 @@ class AutogradBackend(Backend):
     ) -> tuple[tuple[ActionDistribution, ...], ActionDistribution]:
         """Return the action distributions, without a graph, that ``parameters`` lead to."""
         frozen = {name: value.detach() for name, value in parameters.items()}
-        rates = inner_rates(self.inner, frozen, torch.exp)
 
         def of_task(
             support: tuple[Samples[Tensor], ...], query: Samples[Tensor]
         ) -> tuple[tuple[ActionDistribution, ...], ActionDistribution]:
-            losses = inner_losses(self.spec, self.inner, support)
-            adapted, before = adapt(policy_part(frozen), losses, rates, order="first")
+            adapted, before = adapt_to_task(self.inner, self.spec, frozen, support, order="first")
             return before, distribution(self.spec, adapted, query.observations)
 
         @torch.no_grad()
@@ -228,11 +225,10 @@ def autograd_inner_step(
         samples: of the support data.
     """
     theta = to_torch(parameters)
-    losses = inner_losses(spec, inner, (samples_to_torch(samples),))
-    rates = inner_rates(inner, theta, torch.exp)
+    support = (samples_to_torch(samples),)
     with _one_thread():
-        adapted, _ = adapt(
-            policy_part(theta), losses, rates, order="first", gradient_of=plain_gradient
+        adapted, _ = adapt_to_task(
+            inner, spec, theta, support, order="first", gradient_of=plain_gradient
         )
     return to_numpy(adapted)
 

@@ -20,8 +20,9 @@ from maml_ray.backends.base import Backend, FisherProduct
 from maml_ray.backends.compiled_inner import (
     Array,
     kernel_config,
+    make_preconditioner,
+    preconditioner_tangent,
     ravel,
-    ravel_rates,
     single_threaded_blas,
     supports_inner,
     unravel,
@@ -32,7 +33,7 @@ from maml_ray.backends.tensor_tree import unravel as unravel_tensors
 from maml_ray.config.settings import InnerSettings, OuterSettings
 from maml_ray.kernels import fisher, inner_step
 from maml_ray.kernels import meta_gradient as kernels
-from maml_ray.kernels.inner_step import InnerStep, KernelConfig
+from maml_ray.kernels.inner_step import InnerStep, KernelConfig, Preconditioner
 from maml_ray.kernels.meta_gradient import QueryPass
 from maml_ray.kernels.types import Gaussian, Samples
 from maml_ray.maml.distributions import ActionDistribution, Parameters, to_torch
@@ -43,7 +44,7 @@ from maml_ray.maml.meta_objective import (
     MetaBatch,
     mean_diagnostics,
 )
-from maml_ray.maml.meta_parameters import LOG_RATE, initial_meta_parameters
+from maml_ray.maml.meta_parameters import CONTEXT_WEIGHT, LOG_RATE, initial_meta_parameters
 from maml_ray.policies.spec import PolicySpec
 
 Arrays = TypeVar("Arrays", Samples[Array], Gaussian[Array])
@@ -60,20 +61,48 @@ class _ForwardPass(NamedTuple):
     query: QueryPass
 
 
+class _Gradients(NamedTuple):
+    """Gradients of N tasks with respect to what the kernels take for the meta-parameters.
+
+    Attributes:
+        params: (N, Q) by the policy's parameters.
+        rates: (N, Q) by the inner rates, or by their logarithms.
+        context_weight: (N, U, C) by the context's weights.
+    """
+
+    params: Array
+    rates: Array
+    context_weight: Array
+
+    @classmethod
+    def zeros(cls, tasks: int, params: Array, preconditioner: Preconditioner) -> _Gradients:
+        """Return gradients to be filled in."""
+        shapes = (params.shape, *(part.shape for part in preconditioner))
+        return cls(*(np.zeros((tasks, *shape), params.dtype) for shape in shapes))
+
+    def of_task(self, n: int) -> _Gradients:
+        """Return one task's gradients, with an axis of 1."""
+        return _Gradients(*(part[n : n + 1] for part in self))
+
+    def by_log_rates(self, rates: Array) -> _Gradients:
+        """Return these with the gradients by the logarithms of ``rates`` (Q,)."""
+        return self._replace(rates=self.rates * rates)
+
+
 class _Task(NamedTuple):
     """One task's data and the parameters as the kernels take them: arrays that share the tensors.
 
     Attributes:
         config: sizes, inner objective and order.
         params: (Q,) of the policy.
-        rates: (Q,) inner rates.
+        preconditioner: of the inner steps.
         support, support_behavior: samples and behavior policy of each inner step.
         query, query_behavior: of the query phase.
     """
 
     config: KernelConfig
     params: Array
-    rates: Array
+    preconditioner: Preconditioner
     support: Sequence[Samples[Array]]
     support_behavior: Sequence[Gaussian[Array]]
     query: Samples[Array]
@@ -81,7 +110,7 @@ class _Task(NamedTuple):
 
     def adapt(self) -> tuple[list[InnerStep], Array]:
         """Return the inner steps, and the adapted parameters (Q,)."""
-        return _adapt(self.config, self.params, self.rates, self.support)
+        return _adapt(self.config, self.params, self.preconditioner, self.support)
 
     def forward(self) -> _ForwardPass:
         """Adapt, and evaluate the query samples."""
@@ -97,38 +126,44 @@ class _Task(NamedTuple):
         return sum(kls) / max(len(kls), 1), *query
 
     def backward(
-        self, run: _ForwardPass, log_prob_grads: Array, kl_coefficient: float
-    ) -> tuple[Array, Array]:
+        self,
+        run: _ForwardPass,
+        log_prob_grads: Array,
+        kl_coefficient: float,
+        grads: _Gradients,
+    ) -> None:
         """Pull the loss's gradient (S,) by query log-probabilities back to the meta-parameters.
 
-        Returns:
-            Gradients (Q,) with respect to the policy's parameters, and to the inner rates.
+        Adds to ``grads``, of this task alone.
         """
         adjoint = kernels.query_vjp(self.config, run.adapted, self.query, run.query, log_prob_grads)
-        return self.pull_back(run.steps, adjoint, kl_coefficient)
+        self.pull_back(run.steps, adjoint, kl_coefficient, grads)
 
     def pull_back(
-        self, steps: Sequence[InnerStep], adjoint: Array, kl_coefficient: float = 0.0
-    ) -> tuple[Array, Array]:
+        self,
+        steps: Sequence[InnerStep],
+        adjoint: Array,
+        kl_coefficient: float,
+        grads: _Gradients,
+    ) -> None:
         """Pull the gradient (Q,) at the adapted parameters back through the inner steps.
 
-        Returns:
-            Gradients (Q,) with respect to the policy's parameters, and to the inner rates.
+        Adds to ``grads``, of this task alone.
         """
-        rate_grads = np.zeros_like(self.rates)
         per_step = kl_coefficient / max(len(steps), 1)
         for k in range(len(steps) - 1, -1, -1):
-            adjoint, by_rates = inner_step.step_vjp(
+            adjoint, by_preconditioner = inner_step.step_vjp(
                 self.config,
                 steps[k],
                 self.support[k],
-                self.rates,
+                self.preconditioner,
                 adjoint,
                 per_step,
                 self.support_behavior[k],
             )
-            rate_grads += by_rates
-        return adjoint, rate_grads
+            grads.rates[0] += by_preconditioner.rates
+            grads.context_weight[0] += by_preconditioner.context_weight
+        grads.params[0] += adjoint
 
 
 class CompiledBackend(Backend):
@@ -153,13 +188,13 @@ class CompiledBackend(Backend):
     ) -> tuple[Tensor, Diagnostics, Parameters]:
         """Return the meta-loss (), its diagnostics and its gradient by name."""
         loss, diagnostics, grads = self._evaluate(parameters, batch, order)
-        return loss, diagnostics, self._mean_by_name(parameters, *grads)
+        return loss, diagnostics, self._mean_by_name(parameters, grads)
 
     def per_task_grads(self, parameters: Parameters, batch: MetaBatch, order: Order) -> Tensor:
         """Return the meta-gradient (N, P) of every task."""
         *_, grads = self._evaluate(parameters, batch, order)
         tasks = range(len(batch.task_advantage))
-        rows = [self._mean_by_name(parameters, *(part[n : n + 1] for part in grads)) for n in tasks]
+        rows = [self._mean_by_name(parameters, grads.of_task(n)) for n in tasks]
         return torch.stack([ravel_tensors(row.values()) for row in rows])
 
     def fisher_product(
@@ -167,7 +202,7 @@ class CompiledBackend(Backend):
     ) -> FisherProduct:
         """Return the product with the Hessian of the adapted policies' mean KL at zero."""
         tasks = self._tasks(parameters, batch, order)
-        rates = tasks[0].rates
+        preconditioner = tasks[0].preconditioner
         paths: dict[int, tuple[list[InnerStep], Array]] = {}
 
         def adapt(n: int) -> None:
@@ -178,24 +213,23 @@ class CompiledBackend(Backend):
 
         def product(vector: Tensor) -> Tensor:
             by_name = _arrays(unravel_tensors(vector, parameters))
-            tangent, rate_tangent = ravel(self.spec, by_name), np.zeros_like(rates)
-            if self.inner.learn_inner_rates:
-                log_rates = {name: by_name[LOG_RATE + name] for name in self.spec.shapes()}
-                rate_tangent = rates * ravel(self.spec, log_rates)
-            grads, rate_grads = np.empty((2, len(tasks), len(tangent)), tangent.dtype)
+            tangent = ravel(self.spec, by_name)
+            step_tangent = preconditioner_tangent(self.spec, preconditioner, by_name)
+            grads = _Gradients.zeros(len(tasks), tangent, preconditioner)
 
             def multiply(n: int) -> None:
                 (steps, adapted), task, pushed = paths[n], tasks[n], tangent
                 for step, samples in zip(steps, task.support, strict=True):
                     pushed = inner_step.step_jvp(
-                        task.config, step, samples, rates, pushed, rate_tangent
+                        task.config, step, samples, preconditioner, pushed, step_tangent
                     )
                 adjoint = fisher.fisher_product(task.config, adapted, task.query, pushed)
-                grads[n], rate_grads[n] = task.pull_back(steps, adjoint)
+                task.pull_back(steps, adjoint, 0.0, grads.of_task(n))
 
             with single_threaded_blas():
                 self.microbatcher.for_each_task(range(len(tasks)), multiply)
-            return ravel_tensors(self._mean_by_name(parameters, grads, rate_grads * rates).values())
+            by_log_rates = grads.by_log_rates(preconditioner.rates)
+            return ravel_tensors(self._mean_by_name(parameters, by_log_rates).values())
 
         return product
 
@@ -206,7 +240,7 @@ class CompiledBackend(Backend):
         query: Samples[Tensor],
     ) -> tuple[tuple[ActionDistribution, ...], ActionDistribution]:
         """Return the action distributions, without a graph, that ``parameters`` lead to."""
-        config, params, rates = self._kernel_arguments(parameters, "first")
+        config, params, preconditioner = self._kernel_arguments(parameters, "first")
         (tasks, size, _), steps = query.observations.shape, len(support)
         means = np.empty((steps + 1, tasks, size, self.spec.action_size), params.dtype)
         log_stds = np.empty((steps + 1, tasks, self.spec.action_size), params.dtype)
@@ -214,7 +248,7 @@ class CompiledBackend(Backend):
         query_arrays = _samples_arrays(query)
 
         def evaluate(n: int) -> None:
-            path, adapted = _adapt(config, params, rates, _rows(support_arrays, n))
+            path, adapted = _adapt(config, params, preconditioner, _rows(support_arrays, n))
             last = kernels.evaluate_query(config, adapted, _row(query_arrays, n))
             for k, step in enumerate(path):
                 means[k, n] = step.mean.reshape(size, -1)
@@ -251,8 +285,8 @@ class CompiledBackend(Backend):
 
     def _evaluate(
         self, parameters: Parameters, batch: MetaBatch, order: Order, *, with_grads: bool = True
-    ) -> tuple[Tensor, Diagnostics, tuple[Array, Array]]:
-        """Return loss, diagnostics, and the gradients (N, Q) by the policy and by log rates.
+    ) -> tuple[Tensor, Diagnostics, _Gradients]:
+        """Return loss, diagnostics, and the gradients by the policy and by log rates.
 
         Without ``with_grads`` the gradients are zero.
         """
@@ -263,7 +297,7 @@ class CompiledBackend(Backend):
         log_probs = np.empty(batch.query.log_probs.shape, params.dtype)
         losses = np.empty(len(tasks), params.dtype)
         stats = np.empty((len(tasks), len(Diagnostics._fields)), params.dtype)
-        grads, rate_grads = np.zeros((2, len(tasks), len(params)), params.dtype)
+        grads = _Gradients.zeros(len(tasks), params, tasks[0].preconditioner)
 
         def evaluate_group(group: range) -> None:
             passes: dict[int, _ForwardPass] = {}
@@ -275,7 +309,7 @@ class CompiledBackend(Backend):
 
             def backward(n: int) -> None:
                 slopes = log_prob_grads[n - group.start].reshape(-1)
-                grads[n], rate_grads[n] = tasks[n].backward(passes[n], slopes, coefficient)
+                tasks[n].backward(passes[n], slopes, coefficient, grads.of_task(n))
 
             self.microbatcher.for_each_task(group, forward)
             rows = slice(group.start, group.stop)
@@ -292,7 +326,7 @@ class CompiledBackend(Backend):
                 evaluate_group(range(start, min(start + size, len(tasks))))
         diagnostics = mean_diagnostics(Diagnostics(*torch.from_numpy(stats).unbind(1)))
         loss = torch.from_numpy(losses).mean() + coefficient * diagnostics.inner_kl
-        return loss, diagnostics, (grads, rate_grads * tasks[0].rates)
+        return loss, diagnostics, grads.by_log_rates(tasks[0].preconditioner.rates)
 
     def _loss_and_grad(self, log_probs: Tensor, samples: Samples[Tensor]) -> tuple[Array, Array]:
         """Return outer losses (N,), and their gradient (N, K, T) by log-probabilities."""
@@ -321,30 +355,31 @@ class CompiledBackend(Backend):
 
     def _kernel_arguments(
         self, parameters: Parameters, order: Order
-    ) -> tuple[KernelConfig, Array, Array]:
+    ) -> tuple[KernelConfig, Array, Preconditioner]:
         values = _arrays(parameters)
         config = kernel_config(self.inner, self.spec, second_order=order == "second")
-        rates = ravel_rates(self.inner, self.spec, values)
-        return config, ravel(self.spec, values), rates
+        preconditioner = make_preconditioner(self.inner, self.spec, values)
+        return config, ravel(self.spec, values), preconditioner
 
-    def _mean_by_name(
-        self, parameters: Parameters, grads: Array, log_rate_grads: Array
-    ) -> Parameters:
-        """Average gradients (N, Q) over tasks, by name in the order of ``parameters``."""
-        mean: dict[str, Array] = unravel(self.spec, grads.mean(axis=0))
-        if self.inner.learn_inner_rates:
-            rates = unravel(self.spec, log_rate_grads.mean(axis=0))
-            mean |= {LOG_RATE + name: value for name, value in rates.items()}
+    def _mean_by_name(self, parameters: Parameters, grads: _Gradients) -> Parameters:
+        """Average gradients over tasks, by name in the order of ``parameters``."""
+        params, log_rates, context_weight = (part.mean(axis=0) for part in grads)
+        mean: dict[str, Array] = {CONTEXT_WEIGHT: context_weight, **unravel(self.spec, params)}
+        for name, value in unravel(self.spec, log_rates).items():
+            mean[LOG_RATE + name] = value
         return {name: torch.from_numpy(mean[name]) for name in parameters}
 
 
 def _adapt(
-    config: KernelConfig, params: Array, rates: Array, support: Sequence[Samples[Array]]
+    config: KernelConfig,
+    params: Array,
+    preconditioner: Preconditioner,
+    support: Sequence[Samples[Array]],
 ) -> tuple[list[InnerStep], Array]:
     """Return a task's inner steps, and its adapted parameters (Q,)."""
     steps: list[InnerStep] = []
     for samples in support:
-        steps.append(inner_step.take_step(config, params, rates, samples))
+        steps.append(inner_step.take_step(config, params, preconditioner, samples))
         params = steps[-1].adapted
     return steps, params
 

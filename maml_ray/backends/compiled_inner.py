@@ -16,9 +16,9 @@ from threadpoolctl import ThreadpoolController
 
 from maml_ray.config.settings import InnerSettings
 from maml_ray.kernels import inner_step
-from maml_ray.kernels.inner_step import KernelConfig
+from maml_ray.kernels.inner_step import KernelConfig, Preconditioner
 from maml_ray.kernels.types import Samples
-from maml_ray.maml.meta_parameters import inner_rates
+from maml_ray.maml.meta_parameters import CONTEXT_WEIGHT, LOG_RATE, inner_rates
 from maml_ray.policies.spec import PolicySpec
 
 Array = NDArray[Any]
@@ -47,12 +47,13 @@ def compiled_inner_step(
         parameters: meta-parameters.
         samples: of the support data.
     """
-    theta, rates = ravel(spec, parameters), ravel_rates(inner, spec, parameters)
+    theta, preconditioner = ravel(spec, parameters), make_preconditioner(inner, spec, parameters)
     # Copies: Ray's arrays are read-only, and the kernels would be compiled once more for these.
     support = Samples(*(np.array(field) for field in samples))
     config = kernel_config(inner, spec, second_order=False)
     with single_threaded_blas():
-        return unravel(spec, inner_step.take_step(config, theta, rates, support).adapted)
+        step = inner_step.take_step(config, theta, preconditioner, support)
+    return unravel(spec, step.adapted)
 
 
 def kernel_config(inner: InnerSettings, spec: PolicySpec, *, second_order: bool) -> KernelConfig:
@@ -67,17 +68,51 @@ def kernel_config(inner: InnerSettings, spec: PolicySpec, *, second_order: bool)
         min_log_std=spec.min_log_std,
         ratio=_RATIO[inner.objective],
         l2=inner.l2,
+        context_rate=inner.learning_rate,
         second_order=second_order,
     )
 
 
-def ravel_rates(inner: InnerSettings, spec: PolicySpec, parameters: Mapping[str, Array]) -> Array:
-    """Return the inner rates (Q,)."""
+def make_preconditioner(
+    inner: InnerSettings, spec: PolicySpec, parameters: Mapping[str, Array]
+) -> Preconditioner:
+    """Return the preconditioner of the inner steps, which the kernels may keep."""
     with np.errstate(over="ignore"):  # a rate that overflows is detected by the update's result
-        rates = inner_rates(inner, parameters, np.exp)
-        if not isinstance(rates, float):
-            return ravel(spec, rates)
-        return np.full_like(ravel(spec, parameters), rates)
+        rates = _ravel_rates(spec, parameters, inner_rates(inner, spec, parameters, np.exp))
+    return Preconditioner(rates, _context_weight(spec, parameters))
+
+
+def preconditioner_tangent(
+    spec: PolicySpec, preconditioner: Preconditioner, tangent: Mapping[str, Array]
+) -> Preconditioner:
+    """Return the derivative of the preconditioner along a tangent of the meta-parameters."""
+    log_rates = {
+        name.removeprefix(LOG_RATE): value
+        for name, value in tangent.items()
+        if name.startswith(LOG_RATE)
+    }
+    return Preconditioner(
+        preconditioner.rates * _ravel_rates(spec, tangent, log_rates),
+        _context_weight(spec, tangent),
+    )
+
+
+def _ravel_rates(
+    spec: PolicySpec, like: Mapping[str, Array], rates: Mapping[str, float | Array]
+) -> Array:
+    """Return rates (Q,), of the type of ``like``; 0 where there is none."""
+    values = np.zeros_like(ravel(spec, like))
+    for name, part in unravel(spec, values).items():
+        part[...] = rates.get(name, 0.0)
+    return values
+
+
+def _context_weight(spec: PolicySpec, parameters: Mapping[str, Array]) -> Array:
+    """Return the context's weights (U, C), copied; (U, 0) without a context."""
+    if CONTEXT_WEIGHT in parameters:
+        return np.array(parameters[CONTEXT_WEIGHT])
+    first = next(iter(spec.shapes()))
+    return np.empty((spec.shapes()[first][0], 0), parameters[first].dtype)
 
 
 def ravel(spec: PolicySpec, parameters: Mapping[str, Array]) -> Array:

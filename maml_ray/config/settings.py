@@ -322,7 +322,15 @@ class InnerSettings(Section):
     learning_rate: Positive = Field(
         0.01,
         description="Learning rate of the gradient steps. The default suits a single task; "
-        "families of several tasks want about 0.1, as the presets have.",
+        "families of several tasks want about 0.1, as the presets have, and a context 1 to 10.",
+    )
+    parameters: Literal["all", "head", "context"] = Field(
+        "all",
+        description="What the gradient steps change: all parameters, the last layer (head: ANIL), "
+        "or a vector that the first layer has as a further input (context: CAVIA).",
+    )
+    context_size: Annotated[int, Field(ge=1, le=1000)] = Field(
+        8, description="Numbers in that vector."
     )
     learn_inner_rates: bool = Field(
         False, description="Meta-SGD: learn one rate per parameter, from learning_rate on."
@@ -335,6 +343,15 @@ class InnerSettings(Section):
     l2: NonNegative = Field(
         0.0, description="Weight of the sum of squared parameters in the inner loss."
     )
+
+    @field_validator("learn_inner_rates")
+    @classmethod
+    def _context_has_one_rate(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("parameters") == "context":
+            raise ValueError(
+                "with inner.parameters = context the context's learned weights scale the step"
+            )
+        return value
 
 
 class TrustRegionSettings(Section):
@@ -535,7 +552,7 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Self:
-        problem = _size_problem(self)
+        problem = _context_problem(self) or _size_problem(self)
         if problem:
             raise SettingsError(problem)
         return self
@@ -631,6 +648,13 @@ def without_other_tasks(task: Mapping[str, Any], new: Mapping[str, Any]) -> dict
 
 def _value(settings: Settings, key: str) -> Any:
     return attrgetter(key)(settings)
+
+
+def _context_problem(settings: Settings) -> str | None:
+    """Return why the policy has no place for a context vector, or None."""
+    if settings.inner.parameters == "context" and not settings.policy.hidden_sizes:
+        return "inner.parameters = context needs a hidden layer, and policy.hidden_sizes is empty"
+    return None
 
 
 def _size_problem(settings: Settings) -> str | None:

@@ -1,11 +1,12 @@
 """Take one inner gradient step on one task, and differentiate through it.
 
-The derivatives of the step ``adapted = params - rates * grad L(params)`` are products with the
-Hessian of the inner loss L: forward over reverse mode (Pearlmutter 1994,
-https://doi.org/10.1162/neco.1994.6.1.147).
+The derivatives of the step ``adapted = params - M grad L(params)``, with M a symmetric matrix (see
+:class:`Preconditioner`), are products with the Hessian of the inner loss L: forward over reverse
+mode (Pearlmutter 1994, https://doi.org/10.1162/neco.1994.6.1.147).
 
 Axes: S samples, A action size, H sum of the hidden layers' sizes, Q = P + A parameters of the
-policy: P of the network, then A log standard deviations.
+policy: P of the network, then A log standard deviations; U units of the first hidden layer, C
+numbers in a context vector.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class KernelConfig(NamedTuple):
         min_log_std: floor of the log standard deviations.
         ratio: the inner objective is the likelihood ratio; otherwise the log-probability.
         l2: weight of the sum of squared parameters in the inner loss.
+        context_rate: inner rate of the context vector.
         second_order: differentiate through the gradients of the inner steps.
     """
 
@@ -37,7 +39,24 @@ class KernelConfig(NamedTuple):
     min_log_std: float
     ratio: bool
     l2: float
+    context_rate: float
     second_order: bool
+
+
+class Preconditioner(NamedTuple):
+    """The matrix M (Q, Q) that multiplies the gradient in an inner step, or a derivative of it.
+
+    ``M = diag(rates)``, plus ``context_rate * W W^T`` among the biases of the first hidden layer.
+    With an input ``W z`` to that layer beside its bias, a step on ``z`` changes the policy exactly
+    as this step on the bias does (CAVIA, Zintgraf et al. 2019, https://arxiv.org/abs/1810.03642).
+
+    Attributes:
+        rates: (Q,) inner rates; 0 for what inner steps leave as it is.
+        context_weight: W (U, C), the weights of the context vector; C is 0 if there is none.
+    """
+
+    rates: Floats
+    context_weight: Floats
 
 
 class InnerStep(NamedTuple):
@@ -66,9 +85,12 @@ class InnerStep(NamedTuple):
 
 @jit
 def take_step(
-    config: KernelConfig, params: Floats, rates: Floats, samples: Samples[Floats]
+    config: KernelConfig,
+    params: Floats,
+    preconditioner: Preconditioner,
+    samples: Samples[Floats],
 ) -> InnerStep:
-    """Return the inner step on ``samples`` from ``params`` (Q,) at inner rates ``rates`` (Q,)."""
+    """Return the inner step on ``samples`` from ``params`` (Q,)."""
     observations, actions = samples.observations.reshape(-1), samples.actions.reshape(-1)
     weights = samples.weights.reshape(-1)
     dtype, size = params.dtype, samples.weights.size
@@ -91,7 +113,9 @@ def take_step(
     pull_back_policy(config, params, observations, activations, mean_grads, activation_grads, grads)
     for i in range(len(params)):
         grads[i] += 2.0 * config.l2 * params[i]
-        adapted[i] = params[i] - rates[i] * grads[i]
+        adapted[i] = params[i] - preconditioner.rates[i] * grads[i]
+    weight = preconditioner.context_weight
+    _add_context_product(config, -config.context_rate, weight, weight, grads, adapted)
     return InnerStep(
         params, adapted, grads, activations, activation_grads, mean, mean_grads, log_prob_grads
     )
@@ -102,14 +126,22 @@ def step_jvp(
     config: KernelConfig,
     step: InnerStep,
     samples: Samples[Floats],
-    rates: Floats,
+    preconditioner: Preconditioner,
     tangent: Floats,
-    rate_tangent: Floats,
+    preconditioner_tangent: Preconditioner,
 ) -> Floats:
-    """Push tangents (Q,) of the parameters and of the rates forward through an inner step: (Q,)."""
-    change = rate_tangent * step.grads
+    """Push tangents of the parameters (Q,) and of the preconditioner through an inner step: (Q,).
+
+    The step on a context vector ``z`` has the gradient ``W^T g`` for it, with ``g`` that of the
+    biases: first order takes all of it as a constant, and then only the W of ``W z`` has a tangent.
+    """
+    rate, weight = config.context_rate, preconditioner.context_weight
+    change = preconditioner_tangent.rates * step.grads
+    weight_tangent = preconditioner_tangent.context_weight
+    _add_context_product(config, rate, weight_tangent, weight, step.grads, change)
     if config.second_order:
-        change += rates * hvp(config, step, samples, tangent)
+        _add_context_product(config, rate, weight, weight_tangent, step.grads, change)
+        change += _precondition(config, preconditioner, hvp(config, step, samples, tangent))
     return tangent - change
 
 
@@ -118,30 +150,34 @@ def step_vjp(
     config: KernelConfig,
     step: InnerStep,
     samples: Samples[Floats],
-    rates: Floats,
+    preconditioner: Preconditioner,
     adjoint: Floats,
     kl_coefficient: float,
     behavior: Gaussian[Floats],
-) -> tuple[Floats, Floats]:
+) -> tuple[Floats, Preconditioner]:
     """Pull an adjoint (Q,) of the adapted parameters back through an inner step.
 
     Args:
         config: sizes, inner objective and order.
         step: from :func:`take_step` on ``samples``.
         samples: of the task and phase.
-        rates: (Q,) inner rates.
+        preconditioner: of the step.
         adjoint: (Q,) of the adapted parameters.
         kl_coefficient: weight in the loss of KL(behavior || policy before the step).
         behavior: the policy that collected the samples: mean (S, A), log_std (A,).
 
     Returns:
-        The gradients (Q,) with respect to the parameters before the step and to the rates.
+        The gradients with respect to the parameters (Q,) before the step, and to the numbers of
+        the preconditioner.
     """
     network = len(adjoint) - config.sizes[-1]
-    rate_grads = -(adjoint * step.grads)
+    preconditioner_grads = Preconditioner(
+        -(adjoint * step.grads),
+        _context_weight_grads(config, preconditioner.context_weight, adjoint, step.grads),
+    )
     if not config.second_order and kl_coefficient == 0.0:
-        return adjoint.copy(), rate_grads
-    tangent = -(rates * adjoint)
+        return adjoint.copy(), preconditioner_grads
+    tangent = -_precondition(config, preconditioner, adjoint)
     if config.second_order:
         activation_tangents, mean_grads, change = _policy_grad_jvp(config, step, samples, tangent)
     else:
@@ -171,7 +207,65 @@ def step_vjp(
             np.empty_like(step.activations),
             change,
         )
-    return adjoint + change, rate_grads
+    return adjoint + change, preconditioner_grads
+
+
+@jit
+def _precondition(config: KernelConfig, preconditioner: Preconditioner, vector: Floats) -> Floats:
+    """Return the product (Q,) of the preconditioner with a vector (Q,)."""
+    product = preconditioner.rates * vector
+    weight = preconditioner.context_weight
+    _add_context_product(config, config.context_rate, weight, weight, vector, product)
+    return product
+
+
+@jit
+def _add_context_product(
+    config: KernelConfig,
+    factor: float,
+    left: Floats,
+    right: Floats,
+    vector: Floats,
+    values: Floats,
+) -> None:
+    """Add ``factor * left right^T vector`` among the first layer's biases to ``values`` (Q,).
+
+    ``left`` and ``right`` are (U, C); only the biases of ``vector`` (Q,) count.
+    """
+    units, contexts = left.shape
+    start = config.sizes[0] * units  # the biases come after the weights of the first layer
+    for k in range(contexts):
+        dot = 0.0
+        for i in range(units):
+            dot += right[i, k] * vector[start + i]
+        for i in range(units):
+            values[start + i] += factor * left[i, k] * dot
+
+
+@jit
+def _context_weight_grads(
+    config: KernelConfig, weight: Floats, adjoint: Floats, grads: Floats
+) -> Floats:
+    """Return the gradient (U, C) with respect to the context's weights (U, C).
+
+    ``-rate (a (W^T g)^T + g (W^T a)^T)`` with ``a`` and ``g`` the first layer's biases in
+    ``adjoint`` (Q,) and ``grads`` (Q,); without the second term in first order.
+    """
+    units, contexts = weight.shape
+    start = config.sizes[0] * units
+    result = np.zeros_like(weight)
+    for k in range(contexts):
+        by_grads, by_adjoint = 0.0, 0.0
+        for i in range(units):
+            by_grads += weight[i, k] * grads[start + i]
+            by_adjoint += weight[i, k] * adjoint[start + i]
+        if not config.second_order:
+            by_adjoint = 0.0
+        for i in range(units):
+            result[i, k] = -config.context_rate * (
+                adjoint[start + i] * by_grads + grads[start + i] * by_adjoint
+            )
+    return result
 
 
 @jit

@@ -17,6 +17,7 @@ Parameters = dict[str, Tensor]
 Aux = TypeVar("Aux")
 Order = Literal["second", "first"]
 Loss = Callable[[Parameters], tuple[Tensor, Aux]]
+GradientOf = Callable[[Loss[Aux], Parameters], tuple[Parameters, Aux]]
 
 
 def differentiable_gradient(loss: Loss[Aux], parameters: Parameters) -> tuple[Parameters, Aux]:
@@ -41,12 +42,10 @@ def plain_gradient(loss: Loss[Aux], parameters: Parameters) -> tuple[Parameters,
 def adapt(
     parameters: Parameters,
     losses: Sequence[Loss[Aux]],
-    learning_rate: float | Mapping[str, Tensor],
+    learning_rate: float | Mapping[str, float | Tensor],
     *,
     order: Order = "second",
-    gradient_of: Callable[
-        [Loss[Aux], Parameters], tuple[Parameters, Aux]
-    ] = differentiable_gradient,
+    gradient_of: GradientOf[Aux] = differentiable_gradient,
 ) -> tuple[Parameters, tuple[Aux, ...]]:
     """Take one gradient step per element of ``losses``: ``theta <- theta - rate * grad loss``.
 
@@ -55,9 +54,9 @@ def adapt(
             dictionary here would cut the meta-gradient, as in the source notebook.
         losses: one function per step, from parameters to ``(scalar loss, aux)``; each step has
             support data of its own.
-        learning_rate: the inner rate, alpha: one number, or one tensor per parameter of its shape,
-            which the outer loop can differentiate too (Meta-SGD, Li et al. 2017,
-            https://arxiv.org/abs/1707.09835).
+        learning_rate: the inner rate, alpha: one number, or one per parameter, which may be a
+            tensor of its shape that the outer loop can differentiate too (Meta-SGD, Li et al.
+            2017, https://arxiv.org/abs/1707.09835).
         order: ``"second"`` keeps the derivative of each step's gradient; ``"first"`` drops it,
             so that the step's Jacobian is the identity (first-order MAML).
         gradient_of: computes the gradient; :func:`plain_gradient` if there is no outer loop.

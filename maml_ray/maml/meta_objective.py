@@ -15,6 +15,7 @@ from torch import Tensor
 
 from maml_ray.config.settings import InnerSettings, OuterSettings
 from maml_ray.kernels.types import Samples
+from maml_ray.maml.adaptation import adapt_to_task
 from maml_ray.maml.distributions import (
     ActionDistribution,
     Parameters,
@@ -22,10 +23,9 @@ from maml_ray.maml.distributions import (
     entropy,
     kl_divergence,
 )
-from maml_ray.maml.inner_loop import Order, adapt
+from maml_ray.maml.inner_loop import Order
 from maml_ray.maml.losses import e_maml_loss, outer_loss, outer_objective
-from maml_ray.maml.meta_parameters import inner_rates, policy_part
-from maml_ray.maml.policy_losses import inner_losses, sample_log_probs
+from maml_ray.maml.policy_losses import sample_log_probs
 from maml_ray.policies.spec import PolicySpec
 
 
@@ -113,10 +113,9 @@ def adapted_query_policy(
         The adapted policy's action distribution at the query samples, and those of the policies
         before each inner step at its support samples.
     """
-    losses = inner_losses(objective.spec, objective.inner, batch.support)
-    rates = inner_rates(objective.inner, parameters, torch.exp)
-    adapted, support_policies = adapt(policy_part(parameters), losses, rates, order=objective.order)
-    return distribution(objective.spec, adapted, batch.query.observations), support_policies
+    inner, spec, order = objective.inner, objective.spec, objective.order
+    adapted, support_policies = adapt_to_task(inner, spec, parameters, batch.support, order=order)
+    return distribution(spec, adapted, batch.query.observations), support_policies
 
 
 def task_loss(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 
 from torch import Tensor
 
 from maml_ray.config.settings import InnerSettings
 from maml_ray.kernels.types import Samples
-from maml_ray.maml.distributions import ActionDistribution, Parameters, distribution, log_prob
+from maml_ray.maml.distributions import ActionDistribution, distribution, log_prob
 from maml_ray.maml.losses import INNER_LOSSES
 from maml_ray.policies.spec import PolicySpec
 
@@ -39,10 +38,3 @@ def inner_loss(
     if inner.l2 > 0.0:
         loss = loss + inner.l2 * sum(value.square().sum() for value in parameters.values())
     return loss, policy
-
-
-def inner_losses(
-    spec: PolicySpec, inner: InnerSettings, support: Sequence[Samples[Tensor]]
-) -> list[Callable[[Parameters], tuple[Tensor, ActionDistribution]]]:
-    """Return one loss per inner step, as :func:`~maml_ray.maml.inner_loop.adapt` takes them."""
-    return [partial(inner_loss, spec, inner, samples) for samples in support]

@@ -42,6 +42,8 @@ def settings_of(outer: str = "ppo", inner: str = "ratio", steps: int = 1, **more
                 "learning_rate": 0.3,
                 "l2": more.pop("l2", 0.01),
                 "learn_inner_rates": more.pop("learn_inner_rates", False),
+                "parameters": more.pop("parameters", "all"),
+                "context_size": 3,
             },
             "outer": {"objective": outer, "inner_kl_coefficient": 0.5, **more},
         }
@@ -52,9 +54,7 @@ def problem(settings: Settings, spec: PolicySpec, length: int = 5) -> tuple[Para
     rng = np.random.default_rng(0)
     parameters = oracles.random_parameters(spec, rng)
     batch = oracles.random_meta_batch(settings, spec, parameters, rng, length)
-    return oracles.with_rates(
-        parameters, rng
-    ) if settings.inner.learn_inner_rates else parameters, batch
+    return oracles.meta_parameters(settings, parameters, rng), batch
 
 
 def backend(kind: type[Backend], settings: Settings, spec: PolicySpec) -> Backend:
@@ -95,6 +95,29 @@ def test_it_is_what_autograd_finds(
 def test_learned_rates(steps: int, order: Order) -> None:
     settings = settings_of(steps=steps, learn_inner_rates=True)
     check(settings, SPECS["tanh"], *problem(settings, SPECS["tanh"]), order)
+
+
+@pytest.mark.parametrize("order", ["second", "first"])
+@pytest.mark.parametrize("steps", [0, 1, 3])
+@pytest.mark.parametrize("inner", ["ratio", "log_prob"])
+@pytest.mark.parametrize("outer", ["ppo", "trpo"])
+@pytest.mark.parametrize("spec", ["tanh", "relu"])
+@pytest.mark.parametrize(
+    ("parameters", "learn_inner_rates"), [("head", False), ("head", True), ("context", False)]
+)
+def test_inner_steps_on_a_part(
+    parameters: str,
+    learn_inner_rates: bool,
+    spec: str,
+    outer: str,
+    inner: str,
+    steps: int,
+    order: Order,
+) -> None:
+    settings = settings_of(
+        outer, inner, steps, parameters=parameters, learn_inner_rates=learn_inner_rates
+    )
+    check(settings, SPECS[spec], *problem(settings, SPECS[spec]), order)
 
 
 @pytest.mark.parametrize("steps", [1, 2])

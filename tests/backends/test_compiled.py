@@ -16,12 +16,11 @@ from maml_ray.config.settings import OuterSettings, Settings
 from maml_ray.kernels import fisher, inner_step, meta_gradient
 from maml_ray.kernels.mlp import BLOCK
 from maml_ray.kernels.types import Samples
+from maml_ray.maml.adaptation import adapt_to_task
 from maml_ray.maml.distributions import Parameters
-from maml_ray.maml.inner_loop import Order, adapt
+from maml_ray.maml.inner_loop import Order
 from maml_ray.maml.losses import OUTER_OBJECTIVES, OuterObjective
 from maml_ray.maml.meta_objective import Diagnostics, MetaBatch
-from maml_ray.maml.meta_parameters import inner_rates, policy_part
-from maml_ray.maml.policy_losses import inner_losses
 from maml_ray.policies.spec import PolicySpec
 from tests.backends.test_agreement import SPECS, backend, problem, settings_of
 
@@ -65,16 +64,18 @@ def stepped(
 
 
 @pytest.mark.parametrize("learn_inner_rates", [False, True])
+@pytest.mark.parametrize("part", ["all", "head", "context"])
 @pytest.mark.parametrize("inner", ["ratio", "log_prob"])
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
-def test_an_inner_step_is_autograds(spec: PolicySpec, inner: str, learn_inner_rates: bool) -> None:
-    settings = settings_of(inner=inner, learn_inner_rates=learn_inner_rates)
+def test_an_inner_step_is_autograds(
+    spec: PolicySpec, inner: str, part: str, learn_inner_rates: bool
+) -> None:
+    if part == "context" and (learn_inner_rates or not spec.hidden_sizes):
+        pytest.skip("refused by the settings")
+    settings = settings_of(inner=inner, parameters=part, learn_inner_rates=learn_inner_rates)
     parameters, batch = problem(settings, spec)
     samples = tree_map(lambda tensor: tensor[1], batch.support[0])
-    losses = inner_losses(spec, settings.inner, (samples,))
-    expected, _ = adapt(
-        policy_part(parameters), losses, inner_rates(settings.inner, parameters, torch.exp)
-    )
+    expected, _ = adapt_to_task(settings.inner, spec, parameters, (samples,))
     found = stepped(settings, spec, parameters, samples)
     assert list(found) == list(expected)
     torch.testing.assert_close(found, dict(expected), rtol=1e-11, atol=1e-12)
@@ -162,8 +163,9 @@ def test_a_ratio_that_is_no_number_is_the_largest_error() -> None:
     assert diagnostics.max_ratio_error.isnan()
 
 
+@pytest.mark.parametrize("part", ["all", "context"])
 @pytest.mark.parametrize("steps", [0, 1, 2])
-def test_a_warm_up_compiles_all_that_an_update_needs(steps: int) -> None:
+def test_a_warm_up_compiles_all_that_an_update_needs(steps: int, part: str) -> None:
     # Another compilation in the middle of the first update is what a warm-up is to prevent.
     kernels: list[Any] = [
         inner_step.take_step,
@@ -173,9 +175,9 @@ def test_a_warm_up_compiles_all_that_an_update_needs(steps: int) -> None:
         meta_gradient.query_vjp,
         fisher.fisher_product,
     ]
-    settings, spec = settings_of("trpo", steps=steps), SPECS["tanh"]
+    settings, spec = settings_of("trpo", steps=steps, parameters=part), SPECS["tanh"]
     compiled = backend(CompiledBackend, settings, spec)
-    compiled.warm_up()
+    backend(CompiledBackend, settings_of("trpo", steps=steps), spec).warm_up()
     kinds = [len(kernel.signatures) for kernel in kernels]
     parameters, batch = problem(settings, spec)
     single = {name: value.float() for name, value in parameters.items()}

@@ -40,7 +40,7 @@ CHOICES: Mapping[str, Sequence[Any]] = {
     "outer": ("ppo", "trpo", "reinforce"),
     "steps": (1, 2, 3, 0),
     "order": ("second", "first"),
-    "learned_rates": (False, True),
+    "part": ("all", "all, learned rates", "head", "head, learned rates", "context"),
     "e_maml": (0.0, 0.7),
     "normalized": ("nothing", "observations", "advantages", "both"),
     "baseline": ("linear", "zero"),
@@ -93,7 +93,8 @@ def settings_of(chosen: Combination) -> Settings:
                 "objective": chosen["inner"],
                 "learning_rate": 0.3,
                 "l2": 0.01,
-                "learn_inner_rates": chosen["learned_rates"],
+                "parameters": chosen["part"].split(",")[0],
+                "learn_inner_rates": "learned rates" in chosen["part"],
             },
             "outer": {
                 "objective": chosen["outer"],
@@ -248,8 +249,7 @@ def errors(chosen: Combination) -> dict[str, tuple[float, float]]:
     settings, spec, order = settings_of(chosen), spec_of(chosen), chosen["order"]
     rng = np.random.default_rng(0)
     collecting = oracles.random_parameters(spec, rng)
-    if chosen["learned_rates"]:
-        collecting = oracles.with_rates(collecting, rng)
+    collecting = oracles.meta_parameters(settings, collecting, rng)
     collecting = rounded(collecting)
     theta, rollouts = moved(collecting, rng), roll_out(chosen, settings, collecting, rng)
     leaves = {name: value.clone().requires_grad_() for name, value in theta.items()}

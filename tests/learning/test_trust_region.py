@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,14 @@ from maml_ray.learning.trust_region import conjugate_gradient, natural_step
 from maml_ray.maml.inner_loop import Order
 from maml_ray.maml.meta_objective import MetaBatch
 from maml_ray.policies.spec import PolicySpec
-from tests.backends.test_meta_gradient import GAUSSIAN, ORDERS, POLICIES, make_settings, problem
+from tests.backends.test_meta_gradient import (
+    GAUSSIAN,
+    ORDERS,
+    PARTS,
+    POLICIES,
+    make_settings,
+    problem,
+)
 from tests.oracles import meta as meta_oracles
 from tests.oracles import naive as oracles
 from tests.oracles.meta import Parameters
@@ -186,9 +194,25 @@ def test_the_fisher_product_is_the_hessian_of_the_kl_after_adaptation(
     spec: PolicySpec, inner: str, steps: int, sampling: float, order: Order
 ) -> None:
     """With learned rates: with respect to their logarithms, too."""
-    settings = make_settings(
-        "trpo", inner, steps, learn_inner_rates=True, e_maml_coefficient=sampling
+    check_fisher_product(
+        make_settings("trpo", inner, steps, learn_inner_rates=True, e_maml_coefficient=sampling),
+        spec,
+        order,
     )
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("part", PARTS.values(), ids=PARTS.keys())
+@pytest.mark.usefixtures("backend_kind")
+@pytest.mark.parametrize("spec", POLICIES)
+def test_the_fisher_product_with_inner_steps_on_a_part(
+    spec: PolicySpec, part: dict[str, Any], steps: int, order: Order
+) -> None:
+    check_fisher_product(make_settings("trpo", "ratio", steps, **part), spec, order)
+
+
+def check_fisher_product(settings: Settings, spec: PolicySpec, order: Order) -> None:
     parameters, batch = problem(settings, spec)
     product = fisher_product(settings, spec, parameters, batch, order)
     rng = np.random.default_rng(3)

@@ -1,10 +1,11 @@
-"""Inner rates that are learned: where they start, what they do, what keeps them."""
+"""Meta-parameters of the inner steps: where they start, what they do, what keeps them."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,10 +41,11 @@ def learned(settings: Settings, **more: object) -> Settings:
     return change(settings, "inner", learn_inner_rates=True, **more)
 
 
-def rates_of(inner: InnerSettings, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
-    rates = inner_rates(inner, parameters, torch.exp)
-    assert isinstance(rates, dict)
-    return rates
+def rates_of(
+    inner: InnerSettings, parameters: dict[str, Tensor], spec: PolicySpec
+) -> dict[str, Tensor]:
+    rates = inner_rates(inner, spec, parameters, torch.exp)
+    return {name: rate for name, rate in rates.items() if isinstance(rate, Tensor)}
 
 
 @pytest.mark.parametrize("discrete", [False, True])
@@ -55,7 +57,7 @@ def test_rates_start_at_the_setting_one_for_each_number(rate: float, discrete: b
     shapes = {name: tuple(value.shape) for name, value in parameters.items()}
     assert shapes == meta_parameter_shapes(spec, inner)
     assert list(shapes) == list(meta_parameter_shapes(spec, inner))
-    rates = rates_of(inner, to_torch(parameters))
+    rates = rates_of(inner, to_torch(parameters), spec)
     assert {name: tuple(value.shape) for name, value in rates.items()} == spec.shapes()
     for value in rates.values():
         torch.testing.assert_close(value, torch.full_like(value, rate), rtol=1e-6, atol=0)
@@ -68,7 +70,8 @@ def test_the_policys_own_parameters_do_not_depend_on_it() -> None:
     assert same(policy_part(with_rates), plain)
     fixed = initial_meta_parameters(SPEC, InnerSettings(), np.random.default_rng(0))
     assert same(fixed, plain)
-    assert inner_rates(InnerSettings(learning_rate=0.3), fixed, np.exp) == 0.3
+    rates = inner_rates(InnerSettings(learning_rate=0.3), SPEC, fixed, np.exp)
+    assert rates == dict.fromkeys(SPEC.shapes(), 0.3)
     assert meta_parameter_shapes(SPEC, InnerSettings()) == SPEC.shapes()
 
 
@@ -122,23 +125,33 @@ def test_rates_learn_and_stay_positive_however_large_the_update(
     run = Run(change(settings, "outer", objective=objective, learning_rate=0.5, max_query_kl=None))
     for _ in range(3):
         run.learner.update(run.collect())
-    rates = rates_of(run.settings.inner, run.learner.parameters)
+    rates = rates_of(run.settings.inner, run.learner.parameters, run.learner.spec)
     for name, value in rates.items():
         assert (value > 0).all(), name
         assert torch.isfinite(value).all(), name
     assert float((oracles.flat(rates).log() - math.log(0.1)).abs().max()) > 1e-3
 
 
-def test_the_learners_adapted_policies_are_the_actors_with_learned_rates(
-    small_settings: Settings,
+KINDS: dict[str, dict[str, Any]] = {
+    "learned rates": {"learn_inner_rates": True},
+    "learned rates of the head": {"learn_inner_rates": True, "parameters": "head"},
+    "context": {"parameters": "context", "learning_rate": 2.0},
+}
+"""Settings with meta-parameters beside the policy's."""
+kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
+
+
+@kinds
+def test_the_learners_adapted_policies_are_the_actors(
+    small_settings: Settings, kind: dict[str, Any]
 ) -> None:
-    settings = change(learned(small_settings), "outer", learning_rate=0.02)
+    settings = change(small_settings, "inner", **kind)
+    settings = change(settings, "outer", learning_rate=0.02)
     run = Run(settings)
     for _ in range(4):
         assert run.learner.update(run.collect()).collector_ratio_error < 2e-4
     published = to_torch(run.learner.publish().values)
-    rates = rates_of(settings.inner, published)
-    assert float(oracles.flat(rates).std()) > 1e-3  # no longer all the same
+    assert not same(published, to_torch(Run(settings).learner.publish().values))
     rollouts = run.collect()
     batch = run.learner.prepare(rollouts)
     for index, task in enumerate(meta_oracles.tasks_of(batch)):
@@ -152,10 +165,11 @@ def test_the_learners_adapted_policies_are_the_actors_with_learned_rates(
         assert oracles.relative_error(found, expected) < 1e-5
 
 
-def test_rates_are_published_saved_and_restored_to_the_bit(
-    small_settings: Settings, tmp_path: Path
+@kinds
+def test_they_are_published_saved_and_restored_to_the_bit(
+    small_settings: Settings, tmp_path: Path, kind: dict[str, Any]
 ) -> None:
-    run = Run(learned(small_settings))
+    run = Run(change(small_settings, "inner", **kind))
     run.learner.update(run.collect())
     state = run.learner.state()
     assert set(state.parameters) == set(meta_parameter_shapes(run.learner.spec, run.settings.inner))
@@ -168,16 +182,21 @@ def test_rates_are_published_saved_and_restored_to_the_bit(
     assert list(restored.parameters) == list(run.learner.parameters)
 
 
-def test_a_state_without_rates_is_refused_where_they_are_learned(small_settings: Settings) -> None:
-    plain, rated = Run(small_settings), Run(learned(small_settings))
-    with pytest.raises(ValueError, match="log_inner_rate"):
-        rated.learner.load(plain.learner.state())
-    with pytest.raises(ValueError, match="log_inner_rate"):
-        plain.learner.load(rated.learner.state())
+@kinds
+def test_a_state_without_them_is_refused_where_they_are_learned(
+    small_settings: Settings, kind: dict[str, Any]
+) -> None:
+    plain, more = Run(small_settings), Run(change(small_settings, "inner", **kind))
+    with pytest.raises(ValueError, match=r"log_inner_rate|context_weight"):
+        more.learner.load(plain.learner.state())
+    with pytest.raises(ValueError, match=r"log_inner_rate|context_weight"):
+        plain.learner.load(more.learner.state())
 
 
-def test_an_agent_adapts_with_the_learned_rates(small_settings: Settings) -> None:
-    run = Run(change(learned(small_settings), "outer", learning_rate=0.1))
+@kinds
+def test_an_agent_adapts_with_them(small_settings: Settings, kind: dict[str, Any]) -> None:
+    settings = change(small_settings, "inner", **kind)
+    run = Run(change(settings, "outer", learning_rate=0.1))
     run.learner.update(run.collect())
     published = run.learner.publish()
     agent = Agent(run.settings, run.learner.spec, dict(published.values), published.normalizer)

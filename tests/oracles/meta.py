@@ -109,6 +109,8 @@ def adapted(
 ) -> tuple[Parameters, list[Any]]:
     """One task's parameters after ``torch.autograd.grad(create_graph=True)``; policies before."""
     inner, policies = settings.inner, []
+    if inner.parameters == "context":
+        return _adapted_context(settings, spec, parameters, task, order, stop)
     theta = {name: value for name, value in parameters.items() if "/" not in name}
     theta = {k: v if v.requires_grad else v.clone().requires_grad_() for k, v in theta.items()}
     for support in task.support:
@@ -122,12 +124,45 @@ def adapted(
             slopes = tuple(stop(slope) for slope in slopes)
         moved = {}
         for (name, value), slope in zip(theta.items(), slopes, strict=True):
+            if inner.parameters == "head" and not name.startswith(("mean.", "logits.")):
+                moved[name] = value
+                continue
             rate = inner.learning_rate
             if inner.learn_inner_rates:
                 rate = torch.exp(parameters[f"log_inner_rate/{name}"])  # type: ignore[assignment]
             moved[name] = value - rate * slope
         theta = moved
     return theta, policies
+
+
+def _adapted_context(
+    settings: Settings,
+    spec: PolicySpec,
+    parameters: Parameters,
+    task: MetaBatch,
+    order: str,
+    stop: Stop,
+) -> tuple[Parameters, list[Any]]:
+    """The same for CAVIA: the context is a further input, and only it takes steps."""
+    inner, policies = settings.inner, []
+    weight = parameters["context_weight"]
+    policy = {name: value for name, value in parameters.items() if name != "context_weight"}
+    context = torch.zeros(weight.shape[1], dtype=weight.dtype, requires_grad=True)
+
+    def with_input(context: Tensor) -> Parameters:
+        moved = (weight * context).sum(1)
+        return {**policy, "hidden_0.bias": policy["hidden_0.bias"] + moved}
+
+    for support in task.support:
+        theta = with_input(context)
+        policies.append(action_distribution(spec, theta, support.observations))
+        kept = score(inner.objective, log_probs(policies[-1], support), support, stop)
+        loss = -(kept * support.advantages * support.weights).sum()
+        for value in theta.values():
+            loss = loss + inner.l2 * (value**2).sum()
+        (slope,) = torch.autograd.grad(loss, context, create_graph=True)
+        context = context - inner.learning_rate * (stop(slope) if order == "first" else slope)
+    return with_input(context), policies
 
 
 def meta_loss(

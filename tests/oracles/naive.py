@@ -168,6 +168,24 @@ def with_rates(parameters: Parameters, rng: np.random.Generator) -> Parameters:
     return {**parameters, **rates}
 
 
+def meta_parameters(
+    settings: Settings, parameters: Parameters, rng: np.random.Generator
+) -> Parameters:
+    """``parameters`` and those of the inner steps that the settings ask for."""
+    inner = settings.inner
+    if inner.parameters == "context":
+        shape = (len(parameters["hidden_0.bias"]), inner.context_size)
+        return {**parameters, "context_weight": torch.from_numpy(rng.standard_normal(shape))}
+    if not inner.learn_inner_rates:
+        return parameters
+    adapted = {
+        name: value
+        for name, value in parameters.items()
+        if inner.parameters == "all" or name.startswith(("mean.", "logits."))
+    }
+    return {**parameters, **with_rates(adapted, rng)}
+
+
 def random_meta_batch(
     settings: Settings,
     spec: PolicySpec,
