@@ -143,7 +143,7 @@ test-cluster: dev ## Test jobs, and nodes that come and go: about a quarter of a
 verify-backward: dev ## Train seeds 0 to 2 in full and check the returns: about 10 minutes.
 	$(BIN)/python -m pytest -m learning -s tests/runs/test_learning.py
 
-reproduce: install ## Train and evaluate the papers' experiments: about three hours on 2 cores (QUICK=1: half of it).
+reproduce: install ## Train, evaluate and draw the experiments of docs/results.md, for hours; resumes (QUICK=1: one seed; ARGS="--only NAME").
 	$(BIN)/python -m tests.reproduction $(if $(QUICK),--quick) $(ARGS)
 
 chaos: dev ## Inject 56 faults into a run, which must end with the same bits, and attack a service (35 minutes).

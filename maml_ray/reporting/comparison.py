@@ -248,8 +248,8 @@ def comparison_figure(groups: Sequence[Group], by: str = "steps") -> Figure:
     )
     for index, group in enumerate(groups):
         color = COLORS[index % len(COLORS)]
-        positions, after = _curves(group, "return_after", by, end)
-        _, before = _curves(group, "return_before", by, end)
+        positions, after = mean_curves(group, "return_after", by, end)
+        _, before = mean_curves(group, "return_before", by, end)
         name = literal(textwrap.fill(group.label, 40), max_length=200)
         axes.plot(positions, after.mean(axis=0), color=color, linewidth=2, label=name)
         if any(run.settings.inner.steps for run in group.runs):
@@ -260,6 +260,31 @@ def comparison_figure(groups: Sequence[Group], by: str = "steps") -> Figure:
             )
     style_legend(axes)
     return figure
+
+
+def mean_curves(
+    group: Group, key: str, by: str, end: float, *, logarithmic: bool = False
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return positions (n,), means over seeds, and smoothed curves (seeds, n).
+
+    Seeds are compared at equal environment steps: at equal times, one that ran on a busy machine
+    would be compared with others that had trained for longer.
+
+    Args:
+        group: runs of the same settings.
+        key: key of the rows of ``metrics.jsonl``.
+        by: horizontal axis, one of :data:`maml_ray.reporting.plots.X_AXES`.
+        end: environment steps or seconds, which decide the unit of the positions.
+        logarithmic: space the points evenly on a logarithmic axis of environment steps.
+    """
+    steps = [column(run.rows, "total_env_steps") for run in group.runs]
+    first, last = max(each[0] for each in steps), min(each[-1] for each in steps)
+    common = (np.geomspace if logarithmic else np.linspace)(first, last, _CURVE_POINTS)
+    positions, curves = [], []
+    for run, own in zip(group.runs, steps, strict=True):
+        positions.append(np.interp(common, own, x_axis(run.rows, by, end)[0]))
+        curves.append(np.interp(common, own, smooth(column(run.rows, key))))
+    return np.mean(positions, axis=0), np.stack(curves)
 
 
 def write_comparison(groups: Sequence[Group], output: Path, by: str = "steps") -> list[Path]:
@@ -400,22 +425,3 @@ def _training_results(run: Run) -> tuple[dict[int, float], dict[int, float | Non
         steps: float(np.mean(column(last, "speed_after"))),
     }
     return returns, {step: None if np.isnan(speed) else speed for step, speed in speeds.items()}
-
-
-def _curves(
-    group: Group, key: str, by: str, end: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return positions (n,), means over seeds, and smoothed curves (seeds, n).
-
-    Seeds are compared at equal environment steps: at equal times, one that ran on a busy machine
-    would be compared with others that had trained for longer.
-    """
-    steps = [column(run.rows, "total_env_steps") for run in group.runs]
-    common = np.linspace(
-        max(each[0] for each in steps), min(each[-1] for each in steps), _CURVE_POINTS
-    )
-    positions, curves = [], []
-    for run, own in zip(group.runs, steps, strict=True):
-        positions.append(np.interp(common, own, x_axis(run.rows, by, end)[0]))
-        curves.append(np.interp(common, own, smooth(column(run.rows, key))))
-    return np.mean(positions, axis=0), np.stack(curves)

@@ -1,11 +1,23 @@
-"""The experiments: one per row of the table, with its budget in environment steps."""
+"""List the experiments of ``make reproduce``: one entry each, with its budget, seeds and plots."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from maml_ray.config.loading import load_settings
 from maml_ray.config.settings import Settings
+
+PLOTS: Mapping[str, str] = {
+    "direction": "Half-cheetah, two directions",
+    "direction-100": "Half-cheetah, two directions, episodes of 100 steps",
+    "velocity": "Half-cheetah, target speeds",
+    "backward": "Half-cheetah, backward only",
+    "ant": "Ant, two directions",
+    "walker": "Walker, random dynamics",
+    "ablation": "Ablation at equal budget: half-cheetah, two directions",
+}
+"""Titles of the groups of plots, by name."""
 
 
 @dataclass(frozen=True)
@@ -13,34 +25,72 @@ class Experiment:
     """An experiment: one run for each seed.
 
     Attributes:
-        name: prefix of its run directories, and name in the table.
+        name: prefix of its run directories, and name in the table and the plots.
         preset: preset that its settings start from.
-        env_steps: budget in environment steps, support and query together.
+        plots: keys of :data:`PLOTS` whose plots show it.
+        env_steps: budget in environment steps, support and query together; by default the preset's
+            number of iterations.
         overrides: changes to the preset.
+        seeds: random seeds, one run each.
         steps: maximum number of gradient steps in the evaluation.
+        animated: record animations of its first finished seed.
     """
 
     name: str
     preset: str
-    env_steps: int
+    plots: tuple[str, ...]
+    env_steps: int | None = None
     overrides: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0, 1, 2)
     steps: int = 3
+    animated: bool = False
 
     def settings(self, seed: int) -> Settings:
-        """Return the run's settings, with as many iterations as the budget allows."""
-        changes = [f"run.name={self.name}", f"run.seed={seed}", *self.overrides]
-        once = load_settings(preset=self.preset, overrides=changes)
-        batch, phases = once.meta_batch, once.inner.steps + 1
-        per_iteration = batch.tasks * batch.episodes * once.task.horizon * phases
-        changes += [
-            f"run.iterations={self.env_steps // per_iteration}",
+        """Return the run's settings, with as many iterations as the budget allows.
+
+        Raises:
+            SettingsError: there is no such preset or setting.
+        """
+        changes = [
+            f"run.name={self.name}",
+            f"run.seed={seed}",
+            *self.overrides,
             "run.checkpoint_every=25",
             # All are evaluated by the protocol afterwards; the evaluation in the run can be short.
             "evaluation.tasks=2",
             "evaluation.episodes=2",
             "evaluation.video=false",
         ]
+        settings = load_settings(preset=self.preset, overrides=changes)
+        if self.env_steps is None:
+            return settings
+        batch, phases = settings.meta_batch, settings.inner.steps + 1
+        per_iteration = batch.tasks * batch.episodes * settings.task.horizon * phases
+        changes.append(f"run.iterations={self.env_steps // per_iteration}")
         return load_settings(preset=self.preset, overrides=changes)
+
+
+def select(names: Sequence[str], seeds: Sequence[int] | None) -> list[tuple[Experiment, int]]:
+    """Return the runs of the experiments ``names``, all if empty: the first seed of each first.
+
+    Args:
+        names: names of experiments.
+        seeds: seeds in place of those of each experiment; None for its own.
+
+    Raises:
+        ValueError: there is no such experiment.
+    """
+    known = [experiment.name for experiment in EXPERIMENTS]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{name!r} is not an experiment: choose from {', '.join(known)}")
+    chosen = [each for each in EXPERIMENTS if not names or each.name in names]
+    runs = [
+        (place, experiment, seed)
+        for experiment in chosen
+        for place, seed in enumerate(experiment.seeds if seeds is None else seeds)
+    ]
+    return [(experiment, seed) for _, experiment, seed in sorted(runs, key=lambda run: run[0])]
 
 
 _TRPO = ("outer.objective=trpo",)
@@ -56,29 +106,62 @@ _THREE_STEPS = (
     "outer.final_learning_rate=2e-4",
     "outer.max_gradient_norm=0.5",
 )
+_CAVIA = ("inner.parameters=context", "inner.learning_rate=2")
 
-DIRECTION, VELOCITY = 5_000_000, 12_000_000
+_BUDGET = 6_000_000
+"""Environment steps of the ablation, those of the preset ``direction``."""
+_VELOCITY_BUDGET = 12_000_000
+_ONE_SEED = (0,)
+"""Baselines of one seed show the size of an effect, not its spread."""
 
-MAIN = (
-    Experiment("direction-ppo", "direction", DIRECTION),
-    Experiment("direction-trpo", "direction", DIRECTION, _TRPO),
-    Experiment("velocity-ppo", "velocity", VELOCITY),
-    Experiment("velocity-trpo", "velocity", VELOCITY, _TRPO),
-)
-"""Three seeds each."""
 
-SHORT = (
-    Experiment("direction-100", "direction", 6_000_000, _SHORT),
-    Experiment("direction-100-three-steps", "direction", 24_000_000, (*_SHORT, *_THREE_STEPS)),
-)
-"""A horizon of 100 steps, as ProMP, RLlib and learn2learn."""
+def _ablation(name: str, *overrides: str) -> Experiment:
+    return Experiment(f"direction-{name}", "direction", ("ablation",), _BUDGET, overrides)
 
-COMPARED = (
-    Experiment("direction-first-order", "direction", DIRECTION, ("outer.order=first",)),
-    Experiment("direction-no-adaptation", "direction", DIRECTION, _NO_ADAPTATION),
-    Experiment("direction-oracle", "direction", DIRECTION, _ORACLE),
+
+EXPERIMENTS: tuple[Experiment, ...] = (
+    # The first is also the ablation's second-order meta-gradient.
+    Experiment("direction", "direction", ("direction", "ablation"), _BUDGET),
+    Experiment("direction-long", "direction-long", ("direction",), animated=True),
+    Experiment("velocity-long", "velocity-long", ("velocity",)),
+    Experiment("backward-long", "backward-long", ("backward",)),
+    _ablation("first-order", "outer.order=first"),
+    _ablation("anil", "inner.parameters=head"),
+    _ablation("cavia", *_CAVIA),
+    _ablation("reptile", "outer.objective=reptile"),
+    _ablation("learned-rates", "inner.learn_inner_rates=true"),
+    _ablation("no-adaptation", *_NO_ADAPTATION),
+    Experiment("direction-oracle", "direction", ("direction",), _BUDGET, _ORACLE, _ONE_SEED),
+    Experiment("direction-trpo", "direction", ("direction",), _BUDGET, _TRPO),
+    Experiment("velocity", "velocity", ("velocity",), _VELOCITY_BUDGET),
+    Experiment("velocity-trpo", "velocity", ("velocity",), _VELOCITY_BUDGET, _TRPO),
     # These two have learned no inner rates, and 0.1 is too large for more than one step.
-    Experiment("velocity-no-adaptation", "velocity", VELOCITY, _NO_ADAPTATION, steps=1),
-    Experiment("velocity-oracle", "velocity", VELOCITY, _ORACLE, steps=1),
+    Experiment(
+        "velocity-no-adaptation",
+        "velocity",
+        ("velocity",),
+        _VELOCITY_BUDGET,
+        _NO_ADAPTATION,
+        _ONE_SEED,
+        steps=1,
+    ),
+    Experiment(
+        "velocity-oracle",
+        "velocity",
+        ("velocity",),
+        _VELOCITY_BUDGET,
+        _ORACLE,
+        _ONE_SEED,
+        steps=1,
+    ),
+    # A horizon of 100 steps, as ProMP, RLlib and learn2learn.
+    Experiment("direction-100", "direction", ("direction-100",), 6_000_000, _SHORT, _ONE_SEED),
+    Experiment(
+        "direction-100-three-steps",
+        "direction",
+        ("direction-100",),
+        24_000_000,
+        (*_SHORT, *_THREE_STEPS),
+        _ONE_SEED,
+    ),
 )
-"""Baselines: first order, pre-training, and a policy that observes its task."""

@@ -1,134 +1,126 @@
-"""Write the table and the plots of maml_ray/docs/results.md from finished runs."""
+"""Write the table and the plots of the finished runs, and say which runs are missing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from maml_ray.reporting.comparison import (
-    Group,
-    Run,
-    Summary,
-    comparison_figure,
-    read_runs,
-    summarize,
+from maml_ray.common.safe_files import write_atomic
+from maml_ray.config.settings import SettingsError
+from maml_ray.persistence.run_dir import RunDir
+from maml_ray.reporting.plots import save_figure
+from tests.reproduction.captions import animation_caption, caption
+from tests.reproduction.experiments import PLOTS, Experiment
+from tests.reproduction.measurements import Result, read_result
+from tests.reproduction.plots import (
+    directions_figure,
+    gradient_steps_figure,
+    returns_figure,
+    speeds_figure,
 )
-from maml_ray.reporting.plots import COLORS, style_axes
-
-CURVES: Mapping[str, tuple[str, ...]] = {
-    "direction.png": ("direction-ppo", "direction-trpo"),
-    "velocity.png": ("velocity-ppo", "velocity-trpo"),
-    "orders.png": ("direction-ppo", "direction-first-order", "direction-no-adaptation"),
-}
-"""Return against environment steps; the last is the ablation at equal budget."""
-
-STEPS: Mapping[str, tuple[str, ...]] = {
-    "direction-steps.png": (
-        "direction-ppo",
-        "direction-trpo",
-        "direction-no-adaptation",
-        "direction-oracle",
-    ),
-    "velocity-steps.png": (
-        "velocity-ppo",
-        "velocity-trpo",
-        "velocity-no-adaptation",
-        "velocity-oracle",
-    ),
-}
-"""Return against gradient steps, as figure 5 of Finn et al. 2017."""
+from tests.reproduction.published_results import (
+    CURVES,
+    RETURNS,
+    PublishedCurve,
+    PublishedReturns,
+)
+from tests.reproduction.runs import describe_missing, describe_other_settings, run_folder
+from tests.reproduction.table import table
 
 
-def write_results(runs: Mapping[str, Sequence[Path]], output: Path) -> Path:
-    """Write the table and the plots of the experiments that have runs.
+def write_results(base: Path, runs: Sequence[tuple[Experiment, int]], output: Path) -> str:
+    """Write ``table.md``, the plots, and ``plots.md`` with their captions, from finished runs.
 
     Args:
-        runs: evaluated run directories, one per seed, by name of the experiment.
+        base: folder of the run directories.
+        runs: experiments and seeds; those that are not finished are named in the table.
         output: folder to write to.
 
     Returns:
-        Path of the table.
+        Content of ``table.md``.
     """
+    results, missing = read_finished(base, runs)
     output.mkdir(parents=True, exist_ok=True)
-    groups = {name: Group(name, tuple(read_runs(paths))) for name, paths in runs.items()}
-    for file, names in CURVES.items():
-        shown = [groups[name] for name in names if name in groups]
-        if shown:
-            comparison_figure(shown).savefig(output / file, dpi=100)
-    for file, names in STEPS.items():
-        shown = [groups[name] for name in names if name in groups]
-        if shown:
-            steps_figure(shown).savefig(output / file, dpi=100)
-    table = output / "table.md"
-    lines = [*_HEAD, *(_line(summarize(group)) for group in groups.values())]
-    random = _random_lines(groups)
-    table.write_text("\n".join([*lines, *random]) + "\n", encoding="utf-8")
-    return table
+    text = table(results, missing)
+    write_atomic(output / "table.md", text)
+    sections = [
+        section
+        for plots, title in PLOTS.items()
+        if (shown := [result for result in results if plots in result.experiment.plots])
+        for section in _write_plots(plots, title, shown, output)
+    ]
+    sections += _animations(output)
+    write_atomic(output / "plots.md", "\n".join(["# Plots", *sections]))
+    return text
 
 
-def steps_figure(groups: Sequence[Group]) -> Figure:
-    """Plot return against gradient steps: mean over seeds, bars from lowest to highest seed."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for place, group in enumerate(groups):
-        returns = summarize(group).returns
-        means = np.array([values.mean for values in returns.values()])
-        ends = np.array([(values.lowest, values.highest) for values in returns.values()]).T
-        axes.errorbar(
-            list(returns),
-            means,
-            yerr=np.abs(ends - means),
-            label=group.label,
-            color=COLORS[place % len(COLORS)],
-            marker="o",
-            capsize=4,
-        )
-    axes.set_xlabel("gradient steps")
-    axes.set_ylabel("mean return of an episode")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(frameon=False)
-    style_axes(axes)
-    return figure
+def read_finished(
+    base: Path, runs: Sequence[tuple[Experiment, int]]
+) -> tuple[list[Result], list[str]]:
+    """Return the results of finished runs, and a line on each run that is missing or differs."""
+    finished: dict[str, list[Path]] = {}
+    experiments = {experiment.name: experiment for experiment, _ in runs}
+    notes = []
+    for experiment, seed in sorted(runs, key=lambda run: list(experiments).index(run[0].name)):
+        folder = run_folder(base, experiment, seed)
+        missing = describe_missing(folder, experiment.steps)
+        if missing is None:
+            finished.setdefault(experiment.name, []).append(folder.path)
+        note = _note(folder, experiment, seed, missing)
+        if note is not None:
+            notes.append(note)
+    return [read_result(experiments[name], paths) for name, paths in finished.items()], notes
 
 
-_HEAD = (
-    "| experiment | seeds | env steps | minutes | before | after 1 step | after 2 | after 3 |",
-    "|---|---|---|---|---|---|---|---|",
-)
+def _note(folder: RunDir, experiment: Experiment, seed: int, missing: str | None) -> str | None:
+    """Return a line about a run that is missing, or was trained with other settings."""
+    name = f"{experiment.name}, seed {seed}"
+    try:
+        settings = experiment.settings(seed)
+        other = None if missing else describe_other_settings(folder, settings)
+    except SettingsError as error:
+        other = str(error)
+    if missing is not None:
+        return f"{name}: {missing}" + ("" if other is None else f" ({other})")
+    return None if other is None else f"{name} is in the table, but {other}"
 
 
-def _line(summary: Summary) -> str:
-    cells = [_cell(summary, step) for step in range(4)]
-    return (
-        f"| {summary.label} | {summary.seeds} | {summary.env_steps / 1e6:.1f} M "
-        f"| {summary.minutes:.1f} | {' | '.join(cells)} |"
-    )
-
-
-def _cell(summary: Summary, step: int) -> str:
-    if step not in summary.returns:
-        return ""
-    values = summary.returns[step]
-    mean = values.mean
-    spread = f" ({values.lowest:.0f} to {values.highest:.0f})" if summary.seeds > 1 else ""
-    speed = f", {summary.speeds[step]:.2f} m/s" if step in summary.speeds else ""
-    return f"{mean:.0f}{spread}{speed}"
-
-
-def _random_lines(groups: Mapping[str, Group]) -> list[str]:
-    """Return one row per family: the untrained policy, evaluated by the same protocol."""
-    lines = []
-    for family in ("direction", "velocity"):
-        run: Run | None = next(
-            (group.runs[0] for name, group in groups.items() if name == f"{family}-ppo"), None
-        )
-        if run is None or run.evaluation is None or "random" not in run.evaluation["beside"]:
+def _write_plots(plots: str, title: str, results: Sequence[Result], output: Path) -> list[str]:
+    """Write the plots of a group, and return their Markdown."""
+    curves = [curve for curve in CURVES if curve.plots == plots]
+    returns = [each for each in RETURNS if each.plots == plots]
+    draw: Mapping[
+        str,
+        tuple[Callable[[], Figure | None], Sequence[PublishedCurve], Sequence[PublishedReturns]],
+    ] = {
+        "steps": (
+            lambda: returns_figure(results, curves, returns, title, "steps"),
+            curves,
+            returns,
+        ),
+        "time": (lambda: returns_figure(results, curves, returns, title, "time"), curves, returns),
+        "gradient-steps": (lambda: gradient_steps_figure(results, returns, title), (), returns),
+        "directions": (lambda: directions_figure(results, f"{title}: return in each"), (), ()),
+        "speeds": (lambda: speeds_figure(results, title), (), ()),
+    }
+    sections = [f"\n## {title}\n"]
+    for kind, (make, shown_curves, shown_returns) in draw.items():
+        figure = make()
+        if figure is None:
             continue
-        rows = [row for row in run.evaluation["beside"]["random"] if row["actions"] == "stochastic"]
-        cells = [f"{row['mean']:.0f}, {row['speed']:.2f} m/s" for row in rows]
-        lines.append(f"| {family}-random | 1 | 0 | | {' | '.join(cells)} |")
-    return lines
+        file = f"{plots}-{kind}.png"
+        save_figure(figure, output / file)
+        text = caption(kind, results, shown_curves, shown_returns)
+        sections.append(f"![{title}: {kind.replace('-', ' ')}]({file})\n\n*{text}*\n")
+    return sections
+
+
+def _animations(output: Path) -> list[str]:
+    """Return the Markdown of the animations in a folder."""
+    sections = ["\n## Animations\n"]
+    for path in sorted(output.glob("*.webp")):
+        text = animation_caption(*path.stem.split("--", 1))
+        sections.append(f"![{path.stem}]({path.name})\n\n*{text}*\n")
+    return sections if len(sections) > 1 else []
