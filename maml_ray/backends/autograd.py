@@ -180,7 +180,7 @@ def _fisher_product(
     """
     tensors = list(leaves.values())
     weights = batch.query.weights.flatten(start_dim=1) / len(batch.task_advantage)
-    outputs = torch.func.vmap(lambda task: adapted_query_policy(objective, leaves, task)[0])(batch)
+    outputs = torch.func.vmap(lambda task: adapted_query_policy(objective, leaves, task))(batch)
     kind = type(outputs)
     probes = [torch.zeros_like(output, requires_grad=True) for output in outputs]
     pulled = torch.autograd.grad(

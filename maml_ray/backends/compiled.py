@@ -291,8 +291,8 @@ class CompiledBackend(Backend):
         Without ``with_grads`` the gradients are zero.
         """
         tasks = self._tasks(parameters, batch, order)
-        penalized = outer_objective(self.outer.objective).penalizes_inner_kl
-        coefficient = self.outer.inner_kl_coefficient if penalized else 0.0
+        objective = outer_objective(self.outer.objective)
+        coefficient = self.outer.inner_kl_coefficient if objective.penalizes_inner_kl else 0.0
         params, clip = tasks[0].params, self.outer.clip
         log_probs = np.empty(batch.query.log_probs.shape, params.dtype)
         losses = np.empty(len(tasks), params.dtype)
@@ -308,6 +308,9 @@ class CompiledBackend(Backend):
                 stats[n] = tasks[n].stats(run, clip)
 
             def backward(n: int) -> None:
+                if objective.toward_adapted:
+                    grads.params[n] = params - passes[n].adapted
+                    return
                 slopes = log_prob_grads[n - group.start].reshape(-1)
                 tasks[n].backward(passes[n], slopes, coefficient, grads.of_task(n))
 

@@ -375,7 +375,8 @@ class OuterSettings(Section):
 
     objective: Annotated[str, Field(min_length=1)] = Field(
         "ppo",
-        description="Loss: ppo (ProMP's clipped ratio on query data), trpo or reinforce.",
+        description="Loss: ppo (ProMP's clipped ratio on query data), trpo or reinforce; or "
+        "reptile (towards the adapted parameters).",
     )
     order: Literal["second", "first", "hybrid"] = Field(
         "second",
@@ -552,7 +553,7 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Self:
-        problem = _context_problem(self) or _size_problem(self)
+        problem = _context_problem(self) or _reptile_problem(self) or _size_problem(self)
         if problem:
             raise SettingsError(problem)
         return self
@@ -654,6 +655,27 @@ def _context_problem(settings: Settings) -> str | None:
     """Return why the policy has no place for a context vector, or None."""
     if settings.inner.parameters == "context" and not settings.policy.hidden_sizes:
         return "inner.parameters = context needs a hidden layer, and policy.hidden_sizes is empty"
+    return None
+
+
+def _reptile_problem(settings: Settings) -> str | None:
+    """Return why there is no mean of adapted parameters to approach, or None."""
+    inner, outer = settings.inner, settings.outer
+    if outer.objective != "reptile":
+        return None
+    if inner.steps == 0:
+        return (
+            "outer.objective = reptile needs inner.steps of 1 or more: it follows the inner steps"
+        )
+    if inner.learn_inner_rates or inner.parameters != "all":
+        return (
+            "outer.objective = reptile trains only what the inner steps change: it needs "
+            "inner.parameters = all and inner.learn_inner_rates = false"
+        )
+    if outer.e_maml_coefficient > 0.0:
+        return (
+            "outer.objective = reptile has no place for E-MAML's term: outer.e_maml_coefficient = 0"
+        )
     return None
 
 

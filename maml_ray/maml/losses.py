@@ -50,11 +50,15 @@ class OuterObjective:
             (...) of each task.
         penalizes_inner_kl: add ``outer.inner_kl_coefficient`` times the inner KL to the loss.
         uses_trust_region: optimized by a natural-gradient step; otherwise by Adam.
+        toward_adapted: the meta-gradient is the mean over tasks of ``theta - theta'``, where
+            ``theta'`` are the adapted parameters, instead of the loss's: a step of Adam then
+            approaches them (Reptile, Nichol et al. 2018, https://arxiv.org/abs/1803.02999).
     """
 
     loss: LogProbLoss
     penalizes_inner_kl: bool = False
     uses_trust_region: bool = False
+    toward_adapted: bool = False
 
 
 def outer_objective(name: str) -> OuterObjective:
@@ -180,6 +184,9 @@ OUTER_OBJECTIVES: dict[str, OuterObjective] = {
     ),
     "reinforce": OuterObjective(
         lambda log_probs, samples, outer: log_prob_loss(log_probs, samples)
+    ),
+    "reptile": OuterObjective(
+        lambda log_probs, samples, outer: ratio_loss(log_probs, samples), toward_adapted=True
     ),
 }
 """Outer objectives by name (``outer.objective``)."""

@@ -106,16 +106,13 @@ def mean_diagnostics(diagnostics: Diagnostics) -> Diagnostics:
 
 def adapted_query_policy(
     objective: MetaObjective, parameters: Parameters, batch: MetaBatch
-) -> tuple[ActionDistribution, tuple[ActionDistribution, ...]]:
-    """Adapt to one task; ``batch`` has no task axis.
+) -> ActionDistribution:
+    """Adapt to one task, and return the adapted policy's action distribution at its query samples.
 
-    Returns:
-        The adapted policy's action distribution at the query samples, and those of the policies
-        before each inner step at its support samples.
+    ``batch`` has no task axis.
     """
-    inner, spec, order = objective.inner, objective.spec, objective.order
-    adapted, support_policies = adapt_to_task(inner, spec, parameters, batch.support, order=order)
-    return distribution(spec, adapted, batch.query.observations), support_policies
+    adapted, _ = _adapt(objective, parameters, batch)
+    return distribution(objective.spec, adapted, batch.query.observations)
 
 
 def task_loss(
@@ -123,7 +120,8 @@ def task_loss(
 ) -> tuple[Tensor, Diagnostics]:
     """Return the outer loss of one task, and its diagnostics; ``batch`` has no task axis."""
     outer = objective.outer
-    query_policy, support_policies = adapted_query_policy(objective, parameters, batch)
+    adapted, support_policies = _adapt(objective, parameters, batch)
+    query_policy = distribution(objective.spec, adapted, batch.query.observations)
     log_probs = sample_log_probs(query_policy, batch.query)
     inner_kl = mean_inner_kl(support_policies, batch)
     loss = outer_loss(outer, log_probs, batch.query)
@@ -133,6 +131,8 @@ def task_loss(
         for policy, samples in zip(support_policies, batch.support, strict=True):
             term = e_maml_loss(sample_log_probs(policy, samples), samples, batch.task_advantage)
             loss = loss + outer.e_maml_coefficient * term
+    if outer_objective(outer.objective).toward_adapted:
+        loss = _with_gradient_from(adapted, parameters, loss)
     clip_fraction, max_ratio_error = ratio_stats(log_probs.detach(), batch.query, outer.clip)
     return loss, Diagnostics(
         inner_kl=inner_kl.detach(),
@@ -141,6 +141,22 @@ def task_loss(
         max_ratio_error=max_ratio_error,
         entropy=mean_entropy(query_policy, batch.query).detach(),
     )
+
+
+def _adapt(
+    objective: MetaObjective, parameters: Parameters, batch: MetaBatch
+) -> tuple[Parameters, tuple[ActionDistribution, ...]]:
+    inner, spec, order = objective.inner, objective.spec, objective.order
+    return adapt_to_task(inner, spec, parameters, batch.support, order=order)
+
+
+def _with_gradient_from(adapted: Parameters, parameters: Parameters, loss: Tensor) -> Tensor:
+    """Return a number equal to ``loss`` whose gradient is ``parameters - adapted``."""
+    products = [
+        ((value - adapted[name]).detach() * (value - value.detach())).sum()
+        for name, value in parameters.items()
+    ]
+    return loss.detach() + torch.stack(products).sum()
 
 
 def mean_inner_kl(policies: Sequence[ActionDistribution], batch: MetaBatch) -> Tensor:

@@ -47,6 +47,25 @@ from maml_ray.config.settings import Settings, SettingsError
             {"inner": {"parameters": "context"}, "policy": {"hidden_sizes": []}},
             ["inner.parameters = context needs a hidden layer", "policy.hidden_sizes"],
         ),
+        (
+            {"inner": {"steps": 0}, "outer": {"objective": "reptile"}},
+            ["outer.objective = reptile needs inner.steps of 1 or more"],
+        ),
+        *(
+            (
+                {"inner": inner, "outer": {"objective": "reptile"}},
+                ["outer.objective = reptile", "needs inner.parameters = all"],
+            )
+            for inner in (
+                {"learn_inner_rates": True},
+                {"parameters": "head"},
+                {"parameters": "context"},
+            )
+        ),
+        (
+            {"outer": {"objective": "reptile", "e_maml_coefficient": 0.1}},
+            ["outer.objective = reptile", "outer.e_maml_coefficient = 0"],
+        ),
         ({"outer": {"order": "third"}}, ["outer.order", "'second', 'first' or 'hybrid'"]),
         ({"outer": {"e_maml_coefficient": -0.1}}, ["outer.e_maml_coefficient"]),
         ({"outer": {"e_maml_coefficient": float("inf")}}, ["outer.e_maml_coefficient"]),
@@ -86,6 +105,7 @@ def test_what_does_not_go_together_is_refused_in_a_sentence(
         {"inner": {"parameters": "context", "context_size": 2, "learning_rate": 3.0}},
         {"inner": {"context_size": 2}},
         {"outer": {"objective": "trpo", "trust_region": {"max_kl": 1e-3, "damping": 0}}},
+        {"outer": {"objective": "reptile"}, "inner": {"steps": 3}},
         {"outer": {"diagnose_every": None, "e_maml_coefficient": 0.3}},
         {"policy": {"action_scale": 0.3}},
     ],
