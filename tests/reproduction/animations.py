@@ -1,4 +1,4 @@
-"""Write short animations of finished runs, before adaptation beside after it."""
+"""Record short animations of finished runs, before and after adaptation side by side."""
 
 from __future__ import annotations
 

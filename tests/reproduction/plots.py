@@ -1,4 +1,4 @@
-"""Plot finished runs beside published results: learning curves, gradient steps, tasks."""
+"""Plot finished runs with published results: learning curves, gradient steps, tasks."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def returns_figure(
     title: str,
     by: By,
 ) -> Figure:
-    """Plot returns in training beside published ones.
+    """Plot returns in training together with published ones.
 
     Ours after adaptation are solid and before it dashed, with the range over seeds as a band.
-    Beside a published curve, which is of few episodes and mean actions, a star at the end of
+    Next to a published curve, which is of few episodes and mean actions, a star at the end of
     training shows ours under the same conditions. Published returns of which there is no curve
     are horizontal lines, with a mark where training ended if that is known.
 

@@ -166,7 +166,7 @@ def _finished_iterations(folder: RunDir) -> int:
 
 
 def _maml_ray(folder: RunDir, *arguments: str) -> None:
-    """Run the command line, with its output in a log file beside the run directory.
+    """Run the command line, with its output in a log file next to the run directory.
 
     Raises:
         CommandFailed: it failed.

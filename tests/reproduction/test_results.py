@@ -119,7 +119,7 @@ def test_the_command_of_a_part_of_the_seeds_names_them(make_run: MakeRun) -> Non
 @pytest.mark.parametrize(
     ("by", "end", "our_end"), [("steps", 1.444, 0.016), ("time", 10.6979 * 60, 2.0)]
 )
-def test_published_results_are_drawn_beside_ours_on_a_logarithmic_axis(
+def test_published_results_are_drawn_with_ours_on_a_logarithmic_axis(
     make_run: MakeRun, by: By, end: float, our_end: float
 ) -> None:
     result = read_result(EXPERIMENT, [make_run(seed=0).path, make_run(seed=1).path])
