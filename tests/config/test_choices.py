@@ -93,6 +93,8 @@ def trained(settings: Settings, iterations: int) -> list[UpdateMetrics]:
         pytest.param({}, id="promp"),
         pytest.param({"inner": {"learn_inner_rates": True}}, id="learned rates"),
         pytest.param({"inner": {"objective": "dice"}}, id="dice"),
+        pytest.param({"inner": {"parameters": "head"}}, id="head"),
+        pytest.param({"inner": {"parameters": "context", "learning_rate": 3.0}}, id="context"),
         pytest.param(
             {"outer": {"objective": "trpo", "trust_region": {"max_kl": 0.005}}}, id="trpo"
         ),
