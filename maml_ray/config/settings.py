@@ -653,16 +653,8 @@ def _value(settings: Settings, key: str) -> Any:
 
 def _context_problem(settings: Settings) -> str | None:
     """Return why the policy has no place for a context vector, or None."""
-    sizes, count = settings.policy.hidden_sizes, settings.inner.context_size
-    if settings.inner.parameters != "context":
-        return None
-    if not sizes:
+    if settings.inner.parameters == "context" and not settings.policy.hidden_sizes:
         return "inner.parameters = context needs a hidden layer, and policy.hidden_sizes is empty"
-    if sizes[0] * count > limits.MAX_WEIGHTS:
-        return (
-            f"inner.context_size = {count} is not allowed with a first hidden layer of {sizes[0]} "
-            f"units: more than {limits.MAX_WEIGHTS:,} weights"
-        )
     return None
 
 

@@ -48,13 +48,6 @@ from maml_ray.config.settings import Settings, SettingsError
             ["inner.parameters = context needs a hidden layer", "policy.hidden_sizes"],
         ),
         (
-            {
-                "inner": {"parameters": "context", "context_size": 1000},
-                "policy": {"hidden_sizes": [100_000]},
-            },
-            ["inner.context_size = 1000", "100000 units", "weights"],
-        ),
-        (
             {"inner": {"steps": 0}, "outer": {"objective": "reptile"}},
             ["outer.objective = reptile needs inner.steps of 1 or more"],
         ),
