@@ -216,13 +216,13 @@ def autograd_inner_step(
     parameters: Mapping[str, NDArray[np.float32]],
     samples: Samples[NDArray[np.float32]],
 ) -> NumpyParameters:
-    """Return the policy's parameters after one inner step on one task, as rollout workers take it.
+    """Return the policy's parameters, and the context if there is one, after one inner step.
 
     Args:
         inner: settings of the inner loop.
         spec: the policy's sizes.
-        parameters: meta-parameters.
-        samples: of the support data.
+        parameters: meta-parameters; after earlier inner steps also the context, if there is one.
+        samples: of one task's support data.
     """
     theta = to_torch(parameters)
     support = (samples_to_torch(samples),)

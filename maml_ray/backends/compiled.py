@@ -20,11 +20,11 @@ from maml_ray.backends.base import Backend, FisherProduct
 from maml_ray.backends.compiled_inner import (
     Array,
     kernel_config,
-    make_preconditioner,
-    preconditioner_tangent,
-    ravel,
+    make_rule,
+    rule_tangent,
     single_threaded_blas,
     supports_inner,
+    task_state,
     unravel,
 )
 from maml_ray.backends.tensor_tree import ravel as ravel_tensors
@@ -33,9 +33,9 @@ from maml_ray.backends.tensor_tree import unravel as unravel_tensors
 from maml_ray.config.settings import InnerSettings, OuterSettings
 from maml_ray.kernels import fisher, inner_step
 from maml_ray.kernels import meta_gradient as kernels
-from maml_ray.kernels.inner_step import InnerStep, KernelConfig, Preconditioner
+from maml_ray.kernels.inner_step import InnerStep, KernelConfig
 from maml_ray.kernels.meta_gradient import QueryPass
-from maml_ray.kernels.types import Gaussian, Samples
+from maml_ray.kernels.types import Gaussian, InnerRule, Samples, TaskState
 from maml_ray.maml.distributions import ActionDistribution, Parameters, to_torch
 from maml_ray.maml.inner_loop import Order
 from maml_ray.maml.losses import outer_loss, outer_objective
@@ -44,7 +44,12 @@ from maml_ray.maml.meta_objective import (
     MetaBatch,
     mean_diagnostics,
 )
-from maml_ray.maml.meta_parameters import CONTEXT_WEIGHT, LOG_RATE, initial_meta_parameters
+from maml_ray.maml.meta_parameters import (
+    CONTEXT,
+    CONTEXT_WEIGHT,
+    LOG_RATE,
+    initial_meta_parameters,
+)
 from maml_ray.policies.spec import PolicySpec
 
 Arrays = TypeVar("Arrays", Samples[Array], Gaussian[Array])
@@ -54,10 +59,10 @@ _MIN_GROUP = 8
 
 
 class _ForwardPass(NamedTuple):
-    """A task's inner steps, its adapted parameters (Q,), and their pass over its query samples."""
+    """A task's inner steps, its adapted state, and the policy's pass over its query samples."""
 
     steps: Sequence[InnerStep]
-    adapted: Array
+    adapted: TaskState
     query: QueryPass
 
 
@@ -66,27 +71,31 @@ class _Gradients(NamedTuple):
 
     Attributes:
         params: (N, Q) by the policy's parameters.
-        rates: (N, Q) by the inner rates, or by their logarithms.
+        rates, context_rates: (N, Q), (N, C) by the inner rates, or by their logarithms.
         context_weight: (N, U, C) by the context's weights.
     """
 
     params: Array
     rates: Array
+    context_rates: Array
     context_weight: Array
 
     @classmethod
-    def zeros(cls, tasks: int, params: Array, preconditioner: Preconditioner) -> _Gradients:
+    def zeros(cls, tasks: int, params: Array, rule: InnerRule) -> _Gradients:
         """Return gradients to be filled in."""
-        shapes = (params.shape, *(part.shape for part in preconditioner))
+        shapes = (params.shape, *(part.shape for part in rule))
         return cls(*(np.zeros((tasks, *shape), params.dtype) for shape in shapes))
 
     def of_task(self, n: int) -> _Gradients:
         """Return one task's gradients, with an axis of 1."""
         return _Gradients(*(part[n : n + 1] for part in self))
 
-    def by_log_rates(self, rates: Array) -> _Gradients:
-        """Return these with the gradients by the logarithms of ``rates`` (Q,)."""
-        return self._replace(rates=self.rates * rates)
+    def by_log_rates(self, rule: InnerRule) -> _Gradients:
+        """Return these with the gradients by the logarithms of the rule's rates."""
+        return self._replace(
+            rates=self.rates * rule.rates,
+            context_rates=self.context_rates * rule.context_rates,
+        )
 
 
 class _Task(NamedTuple):
@@ -94,28 +103,28 @@ class _Task(NamedTuple):
 
     Attributes:
         config: sizes, inner objective and order.
-        params: (Q,) of the policy.
-        preconditioner: of the inner steps.
+        initial: the policy's parameters and the context before the first step.
+        rule: of the inner steps.
         support, support_behavior: samples and behavior policy of each inner step.
         query, query_behavior: of the query phase.
     """
 
     config: KernelConfig
-    params: Array
-    preconditioner: Preconditioner
+    initial: TaskState
+    rule: InnerRule
     support: Sequence[Samples[Array]]
     support_behavior: Sequence[Gaussian[Array]]
     query: Samples[Array]
     query_behavior: Gaussian[Array]
 
-    def adapt(self) -> tuple[list[InnerStep], Array]:
-        """Return the inner steps, and the adapted parameters (Q,)."""
-        return _adapt(self.config, self.params, self.preconditioner, self.support)
+    def adapt(self) -> tuple[list[InnerStep], TaskState]:
+        """Return the inner steps, and the state after them."""
+        return _adapt(self.config, self.initial, self.rule, self.support)
 
     def forward(self) -> _ForwardPass:
         """Adapt, and evaluate the query samples."""
         steps, adapted = self.adapt()
-        query = kernels.evaluate_query(self.config, adapted, self.query)
+        query = kernels.evaluate_query(self.config, adapted.params, self.query)
         return _ForwardPass(steps, adapted, query)
 
     def stats(self, run: _ForwardPass, clip: float) -> tuple[float, ...]:
@@ -136,7 +145,8 @@ class _Task(NamedTuple):
 
         Adds to ``grads``, of this task alone.
         """
-        adjoint = kernels.query_vjp(self.config, run.adapted, self.query, run.query, log_prob_grads)
+        adapted = run.adapted.params
+        adjoint = kernels.query_vjp(self.config, adapted, self.query, run.query, log_prob_grads)
         self.pull_back(run.steps, adjoint, kl_coefficient, grads)
 
     def pull_back(
@@ -151,19 +161,21 @@ class _Task(NamedTuple):
         Adds to ``grads``, of this task alone.
         """
         per_step = kl_coefficient / max(len(steps), 1)
+        state = TaskState(adjoint, np.zeros_like(self.initial.context))
         for k in range(len(steps) - 1, -1, -1):
-            adjoint, by_preconditioner = inner_step.step_vjp(
+            state, by_rule = inner_step.step_vjp(
                 self.config,
                 steps[k],
                 self.support[k],
-                self.preconditioner,
-                adjoint,
+                self.rule,
+                state,
                 per_step,
                 self.support_behavior[k],
             )
-            grads.rates[0] += by_preconditioner.rates
-            grads.context_weight[0] += by_preconditioner.context_weight
-        grads.params[0] += adjoint
+            grads.rates[0] += by_rule.rates
+            grads.context_rates[0] += by_rule.context_rates
+            grads.context_weight[0] += by_rule.context_weight
+        grads.params[0] += state.params
 
 
 class CompiledBackend(Backend):
@@ -202,8 +214,8 @@ class CompiledBackend(Backend):
     ) -> FisherProduct:
         """Return the product with the Hessian of the adapted policies' mean KL at zero."""
         tasks = self._tasks(parameters, batch, order)
-        preconditioner = tasks[0].preconditioner
-        paths: dict[int, tuple[list[InnerStep], Array]] = {}
+        rule = tasks[0].rule
+        paths: dict[int, tuple[list[InnerStep], TaskState]] = {}
 
         def adapt(n: int) -> None:
             paths[n] = tasks[n].adapt()
@@ -213,22 +225,22 @@ class CompiledBackend(Backend):
 
         def product(vector: Tensor) -> Tensor:
             by_name = _arrays(unravel_tensors(vector, parameters))
-            tangent = ravel(self.spec, by_name)
-            step_tangent = preconditioner_tangent(self.spec, preconditioner, by_name)
-            grads = _Gradients.zeros(len(tasks), tangent, preconditioner)
+            tangent = task_state(self.spec, by_name)
+            by_rule = rule_tangent(self.spec, rule, by_name)
+            grads = _Gradients.zeros(len(tasks), tangent.params, rule)
 
             def multiply(n: int) -> None:
                 (steps, adapted), task, pushed = paths[n], tasks[n], tangent
                 for step, samples in zip(steps, task.support, strict=True):
-                    pushed = inner_step.step_jvp(
-                        task.config, step, samples, preconditioner, pushed, step_tangent
-                    )
-                adjoint = fisher.fisher_product(task.config, adapted, task.query, pushed)
+                    pushed = inner_step.step_jvp(task.config, step, samples, rule, pushed, by_rule)
+                adjoint = fisher.fisher_product(
+                    task.config, adapted.params, task.query, pushed.params
+                )
                 task.pull_back(steps, adjoint, 0.0, grads.of_task(n))
 
             with single_threaded_blas():
                 self.microbatcher.for_each_task(range(len(tasks)), multiply)
-            by_log_rates = grads.by_log_rates(preconditioner.rates)
+            by_log_rates = grads.by_log_rates(rule)
             return ravel_tensors(self._mean_by_name(parameters, by_log_rates).values())
 
         return product
@@ -240,19 +252,20 @@ class CompiledBackend(Backend):
         query: Samples[Tensor],
     ) -> tuple[tuple[ActionDistribution, ...], ActionDistribution]:
         """Return the action distributions, without a graph, that ``parameters`` lead to."""
-        config, params, preconditioner = self._kernel_arguments(parameters, "first")
+        config, initial, rule = self._kernel_arguments(parameters, "first")
+        dtype = initial.params.dtype
         (tasks, size, _), steps = query.observations.shape, len(support)
-        means = np.empty((steps + 1, tasks, size, self.spec.action_size), params.dtype)
-        log_stds = np.empty((steps + 1, tasks, self.spec.action_size), params.dtype)
+        means = np.empty((steps + 1, tasks, size, self.spec.action_size), dtype)
+        log_stds = np.empty((steps + 1, tasks, self.spec.action_size), dtype)
         support_arrays = tuple(_samples_arrays(samples) for samples in support)
         query_arrays = _samples_arrays(query)
 
         def evaluate(n: int) -> None:
-            path, adapted = _adapt(config, params, preconditioner, _rows(support_arrays, n))
-            last = kernels.evaluate_query(config, adapted, _row(query_arrays, n))
+            path, adapted = _adapt(config, initial, rule, _rows(support_arrays, n))
+            last = kernels.evaluate_query(config, adapted.params, _row(query_arrays, n))
             for k, step in enumerate(path):
                 means[k, n] = step.mean.reshape(size, -1)
-                log_stds[k, n] = inner_step.clamped_log_std(config, step.params)
+                log_stds[k, n] = inner_step.clamped_log_std(config, step.before.params)
             means[steps, n], log_stds[steps, n] = last.mean.reshape(size, -1), last.log_std
 
         with single_threaded_blas():
@@ -293,11 +306,11 @@ class CompiledBackend(Backend):
         tasks = self._tasks(parameters, batch, order)
         objective = outer_objective(self.outer.objective)
         coefficient = self.outer.inner_kl_coefficient if objective.penalizes_inner_kl else 0.0
-        params, clip = tasks[0].params, self.outer.clip
+        params, clip = tasks[0].initial.params, self.outer.clip
         log_probs = np.empty(batch.query.log_probs.shape, params.dtype)
         losses = np.empty(len(tasks), params.dtype)
         stats = np.empty((len(tasks), len(Diagnostics._fields)), params.dtype)
-        grads = _Gradients.zeros(len(tasks), params, tasks[0].preconditioner)
+        grads = _Gradients.zeros(len(tasks), params, tasks[0].rule)
 
         def evaluate_group(group: range) -> None:
             passes: dict[int, _ForwardPass] = {}
@@ -309,7 +322,7 @@ class CompiledBackend(Backend):
 
             def backward(n: int) -> None:
                 if objective.toward_adapted:
-                    grads.params[n] = params - passes[n].adapted
+                    grads.params[n] = params - passes[n].adapted.params
                     return
                 slopes = log_prob_grads[n - group.start].reshape(-1)
                 tasks[n].backward(passes[n], slopes, coefficient, grads.of_task(n))
@@ -329,7 +342,7 @@ class CompiledBackend(Backend):
                 evaluate_group(range(start, min(start + size, len(tasks))))
         diagnostics = mean_diagnostics(Diagnostics(*torch.from_numpy(stats).unbind(1)))
         loss = torch.from_numpy(losses).mean() + coefficient * diagnostics.inner_kl
-        return loss, diagnostics, grads.by_log_rates(tasks[0].preconditioner.rates)
+        return loss, diagnostics, grads.by_log_rates(tasks[0].rule)
 
     def _loss_and_grad(self, log_probs: Tensor, samples: Samples[Tensor]) -> tuple[Array, Array]:
         """Return outer losses (N,), and their gradient (N, K, T) by log-probabilities."""
@@ -358,16 +371,17 @@ class CompiledBackend(Backend):
 
     def _kernel_arguments(
         self, parameters: Parameters, order: Order
-    ) -> tuple[KernelConfig, Array, Preconditioner]:
+    ) -> tuple[KernelConfig, TaskState, InnerRule]:
         values = _arrays(parameters)
         config = kernel_config(self.inner, self.spec, second_order=order == "second")
-        preconditioner = make_preconditioner(self.inner, self.spec, values)
-        return config, ravel(self.spec, values), preconditioner
+        rule = make_rule(self.inner, self.spec, values)
+        return config, task_state(self.spec, values), rule
 
     def _mean_by_name(self, parameters: Parameters, grads: _Gradients) -> Parameters:
         """Average gradients over tasks, by name in the order of ``parameters``."""
-        params, log_rates, context_weight = (part.mean(axis=0) for part in grads)
-        mean: dict[str, Array] = {CONTEXT_WEIGHT: context_weight, **unravel(self.spec, params)}
+        params, log_rates, context_log_rates, weight = (part.mean(axis=0) for part in grads)
+        mean: dict[str, Array] = unravel(self.spec, params)
+        mean |= {LOG_RATE + CONTEXT: context_log_rates, CONTEXT_WEIGHT: weight}
         for name, value in unravel(self.spec, log_rates).items():
             mean[LOG_RATE + name] = value
         return {name: torch.from_numpy(mean[name]) for name in parameters}
@@ -375,16 +389,16 @@ class CompiledBackend(Backend):
 
 def _adapt(
     config: KernelConfig,
-    params: Array,
-    preconditioner: Preconditioner,
+    state: TaskState,
+    rule: InnerRule,
     support: Sequence[Samples[Array]],
-) -> tuple[list[InnerStep], Array]:
-    """Return a task's inner steps, and its adapted parameters (Q,)."""
+) -> tuple[list[InnerStep], TaskState]:
+    """Return a task's inner steps from ``state``, and the state after them."""
     steps: list[InnerStep] = []
     for samples in support:
-        steps.append(inner_step.take_step(config, params, preconditioner, samples))
-        params = steps[-1].adapted
-    return steps, params
+        steps.append(inner_step.take_step(config, state, rule, samples))
+        state = steps[-1].after
+    return steps, state
 
 
 def _arrays(parameters: Parameters) -> dict[str, Array]:

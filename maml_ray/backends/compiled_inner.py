@@ -16,9 +16,9 @@ from threadpoolctl import ThreadpoolController
 
 from maml_ray.config.settings import InnerSettings
 from maml_ray.kernels import inner_step
-from maml_ray.kernels.inner_step import KernelConfig, Preconditioner
-from maml_ray.kernels.types import Samples
-from maml_ray.maml.meta_parameters import CONTEXT_WEIGHT, LOG_RATE, inner_rates
+from maml_ray.kernels.inner_step import KernelConfig
+from maml_ray.kernels.types import InnerRule, Samples, TaskState
+from maml_ray.maml.meta_parameters import CONTEXT, CONTEXT_WEIGHT, LOG_RATE, inner_rates
 from maml_ray.policies.spec import PolicySpec
 
 Array = NDArray[Any]
@@ -39,21 +39,22 @@ def compiled_inner_step(
     parameters: Mapping[str, Array],
     samples: Samples[Array],
 ) -> dict[str, Array]:
-    """Return the policy's parameters after one inner step on one task.
+    """Return the policy's parameters, and the context if there is one, after one inner step.
 
     Args:
         inner: settings of the inner loop.
         spec: the policy's sizes.
-        parameters: meta-parameters.
-        samples: of the support data.
+        parameters: meta-parameters; after earlier inner steps also the context, if there is one.
+        samples: of one task's support data.
     """
-    theta, preconditioner = ravel(spec, parameters), make_preconditioner(inner, spec, parameters)
+    before, rule = task_state(spec, parameters), make_rule(inner, spec, parameters)
     # Copies: Ray's arrays are read-only, and the kernels would be compiled once more for these.
     support = Samples(*(np.array(field) for field in samples))
     config = kernel_config(inner, spec, second_order=False)
     with single_threaded_blas():
-        step = inner_step.take_step(config, theta, preconditioner, support)
-    return unravel(spec, step.adapted)
+        after = inner_step.take_step(config, before, rule, support).after
+    context = {CONTEXT: after.context} if inner.parameters == "context" else {}
+    return {**unravel(spec, after.params), **context}
 
 
 def kernel_config(inner: InnerSettings, spec: PolicySpec, *, second_order: bool) -> KernelConfig:
@@ -68,43 +69,47 @@ def kernel_config(inner: InnerSettings, spec: PolicySpec, *, second_order: bool)
         min_log_std=spec.min_log_std,
         ratio=_RATIO[inner.objective],
         l2=inner.l2,
-        context_rate=inner.learning_rate,
         second_order=second_order,
     )
 
 
-def make_preconditioner(
-    inner: InnerSettings, spec: PolicySpec, parameters: Mapping[str, Array]
-) -> Preconditioner:
-    """Return the preconditioner of the inner steps, which the kernels may keep."""
+def task_state(spec: PolicySpec, parameters: Mapping[str, Array]) -> TaskState:
+    """Return what inner steps on ``parameters``, or on a tangent of them, move: copies."""
+    weight = _context_weight(spec, parameters)
+    context = np.array(parameters.get(CONTEXT, np.zeros(weight.shape[1], weight.dtype)))
+    return TaskState(ravel(spec, parameters), context)
+
+
+def make_rule(inner: InnerSettings, spec: PolicySpec, parameters: Mapping[str, Array]) -> InnerRule:
+    """Return the rule of the inner steps, which the kernels may keep."""
     with np.errstate(over="ignore"):  # a rate that overflows is detected by the update's result
-        rates = _ravel_rates(spec, parameters, inner_rates(inner, spec, parameters, np.exp))
-    return Preconditioner(rates, _context_weight(spec, parameters))
+        return _rule(spec, parameters, inner_rates(inner, spec, parameters, np.exp))
 
 
-def preconditioner_tangent(
-    spec: PolicySpec, preconditioner: Preconditioner, tangent: Mapping[str, Array]
-) -> Preconditioner:
-    """Return the derivative of the preconditioner along a tangent of the meta-parameters."""
+def rule_tangent(spec: PolicySpec, rule: InnerRule, tangent: Mapping[str, Array]) -> InnerRule:
+    """Return the derivative of the rule along a tangent of the meta-parameters."""
     log_rates = {
         name.removeprefix(LOG_RATE): value
         for name, value in tangent.items()
         if name.startswith(LOG_RATE)
     }
-    return Preconditioner(
-        preconditioner.rates * _ravel_rates(spec, tangent, log_rates),
-        _context_weight(spec, tangent),
+    by_log_rates = _rule(spec, tangent, log_rates)
+    return by_log_rates._replace(
+        rates=rule.rates * by_log_rates.rates,
+        context_rates=rule.context_rates * by_log_rates.context_rates,
     )
 
 
-def _ravel_rates(
-    spec: PolicySpec, like: Mapping[str, Array], rates: Mapping[str, float | Array]
-) -> Array:
-    """Return rates (Q,), of the type of ``like``; 0 where there is none."""
-    values = np.zeros_like(ravel(spec, like))
+def _rule(
+    spec: PolicySpec, parameters: Mapping[str, Array], rates: Mapping[str, float | Array]
+) -> InnerRule:
+    """Return the rule of these rates, 0 where there is none, and of the context's weights."""
+    zero = task_state(spec, parameters)
+    values = np.zeros_like(zero.params)
     for name, part in unravel(spec, values).items():
         part[...] = rates.get(name, 0.0)
-    return values
+    context_rates = np.full_like(zero.context, rates.get(CONTEXT, 0.0))
+    return InnerRule(values, context_rates, _context_weight(spec, parameters))
 
 
 def _context_weight(spec: PolicySpec, parameters: Mapping[str, Array]) -> Array:

@@ -23,7 +23,7 @@ from maml_ray.rollouts.trajectories import Trajectories
 InnerStep = Callable[
     [Mapping[str, NDArray[np.float32]], Samples[NDArray[np.float32]]], NumpyParameters
 ]
-"""From meta-parameters and one task's samples to meta-parameters; learned rates stay."""
+"""From meta-parameters and one task's samples to these after a step, with the context if any."""
 
 
 def make_inner_step(inner: InnerSettings, spec: PolicySpec) -> InnerStep:
@@ -49,13 +49,14 @@ def adapt_policy(
     support: Trajectories,
     normalizer: Normalizer | None,
 ) -> NumpyParameters:
-    """Return meta-parameters after one inner step on ``support``.
+    """Return meta-parameters after one inner step on ``support``, with the context if any.
 
     Args:
         inner: settings of the inner loop.
         advantages: how advantages are computed from rewards.
         spec: the policy's sizes.
-        parameters: meta-parameters, with whose policy ``support`` was collected.
+        parameters: meta-parameters, with whose policy ``support`` was collected; after earlier
+            inner steps also the context, if there is one.
         support: trajectories of one task.
         normalizer: of observations, as the policy used it.
     """

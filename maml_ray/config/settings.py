@@ -322,7 +322,7 @@ class InnerSettings(Section):
     learning_rate: Positive = Field(
         0.01,
         description="Learning rate of the gradient steps. The default suits a single task; "
-        "families of several tasks want about 0.1, as the presets have, and a context 1 to 10.",
+        "families of several tasks want about 0.1, as the presets have, and a context about 5.",
     )
     parameters: Literal["all", "head", "context"] = Field(
         "all",
@@ -330,10 +330,12 @@ class InnerSettings(Section):
         "or a vector that the first layer has as a further input (context: CAVIA).",
     )
     context_size: Annotated[int, Field(ge=1, le=1000)] = Field(
-        8, description="Numbers in that vector."
+        4, description="Numbers in that vector."
     )
     learn_inner_rates: bool = Field(
-        False, description="Meta-SGD: learn one rate per parameter, from learning_rate on."
+        False,
+        description="Meta-SGD: learn one rate for each number that the gradient steps "
+        "change, from learning_rate on.",
     )
     objective: Literal["ratio", "dice", "log_prob"] = Field(
         "ratio",
@@ -343,15 +345,6 @@ class InnerSettings(Section):
     l2: NonNegative = Field(
         0.0, description="Weight of the sum of squared parameters in the inner loss."
     )
-
-    @field_validator("learn_inner_rates")
-    @classmethod
-    def _context_has_one_rate(cls, value: bool, info: ValidationInfo) -> bool:
-        if value and info.data.get("parameters") == "context":
-            raise ValueError(
-                "with inner.parameters = context the context's learned weights scale the step"
-            )
-        return value
 
 
 class TrustRegionSettings(Section):

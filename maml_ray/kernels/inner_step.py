@@ -1,12 +1,12 @@
 """Take one inner gradient step on one task, and differentiate through it.
 
-The derivatives of the step ``adapted = params - M grad L(params)``, with M a symmetric matrix (see
-:class:`Preconditioner`), are products with the Hessian of the inner loss L: forward over reverse
-mode (Pearlmutter 1994, https://doi.org/10.1162/neco.1994.6.1.147).
+The derivatives of the step ``params - rates * grad L(params)`` are products with the Hessian of the
+inner loss L: forward over reverse mode (Pearlmutter 1994,
+https://doi.org/10.1162/neco.1994.6.1.147). A context vector takes its step in
+:mod:`~maml_ray.kernels.context`.
 
 Axes: S samples, A action size, H sum of the hidden layers' sizes, Q = P + A parameters of the
-policy: P of the network, then A log standard deviations; U units of the first hidden layer, C
-numbers in a context vector.
+policy: P of the network, then A log standard deviations; C numbers in a context vector.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from maml_ray.kernels import gaussian, mlp
+from maml_ray.kernels import context, gaussian, mlp
 from maml_ray.kernels.jit import jit
 from maml_ray.kernels.mlp import Sizes
-from maml_ray.kernels.types import Floats, Gaussian, Samples
+from maml_ray.kernels.types import Floats, Gaussian, InnerRule, Samples, TaskState
 
 
 class KernelConfig(NamedTuple):
@@ -30,7 +30,6 @@ class KernelConfig(NamedTuple):
         min_log_std: floor of the log standard deviations.
         ratio: the inner objective is the likelihood ratio; otherwise the log-probability.
         l2: weight of the sum of squared parameters in the inner loss.
-        context_rate: inner rate of the context vector.
         second_order: differentiate through the gradients of the inner steps.
     """
 
@@ -39,32 +38,15 @@ class KernelConfig(NamedTuple):
     min_log_std: float
     ratio: bool
     l2: float
-    context_rate: float
     second_order: bool
-
-
-class Preconditioner(NamedTuple):
-    """The matrix M (Q, Q) that multiplies the gradient in an inner step, or a derivative of it.
-
-    ``M = diag(rates)``, plus ``context_rate * W W^T`` among the biases of the first hidden layer.
-    With an input ``W z`` to that layer beside its bias, a step on ``z`` changes the policy exactly
-    as this step on the bias does (CAVIA, Zintgraf et al. 2019, https://arxiv.org/abs/1810.03642).
-
-    Attributes:
-        rates: (Q,) inner rates; 0 for what inner steps leave as it is.
-        context_weight: W (U, C), the weights of the context vector; C is 0 if there is none.
-    """
-
-    rates: Floats
-    context_weight: Floats
 
 
 class InnerStep(NamedTuple):
     """One inner step, with what its derivatives need.
 
     Attributes:
-        params: (Q,) before the step.
-        adapted: (Q,) after it.
+        before: parameters and context before the step.
+        after: the same after it.
         grads: (Q,) of the inner loss.
         activations: (S * H,) of the hidden layers.
         activation_grads: (S * H,) of the loss with respect to their inputs.
@@ -73,8 +55,8 @@ class InnerStep(NamedTuple):
         log_prob_grads: (S,) of the loss.
     """
 
-    params: Floats
-    adapted: Floats
+    before: TaskState
+    after: TaskState
     grads: Floats
     activations: Floats
     activation_grads: Floats
@@ -86,11 +68,12 @@ class InnerStep(NamedTuple):
 @jit
 def take_step(
     config: KernelConfig,
-    params: Floats,
-    preconditioner: Preconditioner,
+    before: TaskState,
+    rule: InnerRule,
     samples: Samples[Floats],
 ) -> InnerStep:
-    """Return the inner step on ``samples`` from ``params`` (Q,)."""
+    """Return the inner step on ``samples`` from the state ``before``."""
+    params = before.params
     observations, actions = samples.observations.reshape(-1), samples.actions.reshape(-1)
     weights = samples.weights.reshape(-1)
     dtype, size = params.dtype, samples.weights.size
@@ -113,11 +96,19 @@ def take_step(
     pull_back_policy(config, params, observations, activations, mean_grads, activation_grads, grads)
     for i in range(len(params)):
         grads[i] += 2.0 * config.l2 * params[i]
-        adapted[i] = params[i] - preconditioner.rates[i] * grads[i]
-    weight = preconditioner.context_weight
-    _add_context_product(config, -config.context_rate, weight, weight, grads, adapted)
+        adapted[i] = params[i] - rule.rates[i] * grads[i]
+    moved = context.move(
+        rule, before.context, _first_bias(config, rule, grads), _first_bias(config, rule, adapted)
+    )
     return InnerStep(
-        params, adapted, grads, activations, activation_grads, mean, mean_grads, log_prob_grads
+        before,
+        TaskState(adapted, moved),
+        grads,
+        activations,
+        activation_grads,
+        mean,
+        mean_grads,
+        log_prob_grads,
     )
 
 
@@ -126,23 +117,30 @@ def step_jvp(
     config: KernelConfig,
     step: InnerStep,
     samples: Samples[Floats],
-    preconditioner: Preconditioner,
-    tangent: Floats,
-    preconditioner_tangent: Preconditioner,
-) -> Floats:
-    """Push tangents of the parameters (Q,) and of the preconditioner through an inner step: (Q,).
-
-    The step on a context vector ``z`` has the gradient ``W^T g`` for it, with ``g`` that of the
-    biases: first order takes all of it as a constant, and then only the W of ``W z`` has a tangent.
-    """
-    rate, weight = config.context_rate, preconditioner.context_weight
-    change = preconditioner_tangent.rates * step.grads
-    weight_tangent = preconditioner_tangent.context_weight
-    _add_context_product(config, rate, weight_tangent, weight, step.grads, change)
+    rule: InnerRule,
+    tangent: TaskState,
+    rule_tangent: InnerRule,
+) -> TaskState:
+    """Push tangents of the state before an inner step and of its rule to the state after it."""
+    change = rule_tangent.rates * step.grads
+    grads_tangent = np.zeros_like(step.grads)  # in first order the gradients are constants
     if config.second_order:
-        _add_context_product(config, rate, weight, weight_tangent, step.grads, change)
-        change += _precondition(config, preconditioner, hvp(config, step, samples, tangent))
-    return tangent - change
+        grads_tangent = hvp(config, step, samples, tangent.params)
+        product = rule.rates * grads_tangent
+        change += product
+    adapted = tangent.params - change
+    moved = context.move_jvp(
+        rule,
+        step.before.context,
+        step.after.context,
+        _first_bias(config, rule, step.grads),
+        config.second_order,
+        rule_tangent,
+        tangent.context,
+        _first_bias(config, rule, grads_tangent),
+        _first_bias(config, rule, adapted),
+    )
+    return TaskState(adapted, moved)
 
 
 @jit
@@ -150,46 +148,53 @@ def step_vjp(
     config: KernelConfig,
     step: InnerStep,
     samples: Samples[Floats],
-    preconditioner: Preconditioner,
-    adjoint: Floats,
+    rule: InnerRule,
+    adjoint: TaskState,
     kl_coefficient: float,
     behavior: Gaussian[Floats],
-) -> tuple[Floats, Preconditioner]:
-    """Pull an adjoint (Q,) of the adapted parameters back through an inner step.
+) -> tuple[TaskState, InnerRule]:
+    """Pull an adjoint of the state after an inner step back through it.
 
     Args:
         config: sizes, inner objective and order.
         step: from :func:`take_step` on ``samples``.
         samples: of the task and phase.
-        preconditioner: of the step.
-        adjoint: (Q,) of the adapted parameters.
+        rule: of the step.
+        adjoint: of the adapted parameters and the context after the step.
         kl_coefficient: weight in the loss of KL(behavior || policy before the step).
         behavior: the policy that collected the samples: mean (S, A), log_std (A,).
 
     Returns:
-        The gradients with respect to the parameters (Q,) before the step, and to the numbers of
-        the preconditioner.
+        The gradients with respect to the state before the step, and to its rule.
     """
-    network = len(adjoint) - config.sizes[-1]
-    preconditioner_grads = Preconditioner(
-        -(adjoint * step.grads),
-        _context_weight_grads(config, preconditioner.context_weight, adjoint, step.grads),
+    params = step.before.params
+    network = len(params) - config.sizes[-1]
+    tangent = -(rule.rates * adjoint.params)  # the adjoint of the gradients
+    context_adjoint, context_rate_grads, weight_grads = context.move_vjp(
+        rule,
+        step.before.context,
+        step.after.context,
+        _first_bias(config, rule, step.grads),
+        config.second_order,
+        _first_bias(config, rule, adjoint.params),
+        adjoint.context,
+        _first_bias(config, rule, tangent),
     )
+    rule_grads = InnerRule(-(adjoint.params * step.grads), context_rate_grads, weight_grads)
     if not config.second_order and kl_coefficient == 0.0:
-        return adjoint.copy(), preconditioner_grads
-    tangent = -_precondition(config, preconditioner, adjoint)
+        return TaskState(adjoint.params.copy(), context_adjoint), rule_grads
     if config.second_order:
         activation_tangents, mean_grads, change = _policy_grad_jvp(config, step, samples, tangent)
     else:
         activation_tangents = np.empty_like(step.activations)
-        mean_grads, change = np.zeros_like(step.mean), np.zeros_like(adjoint)
+        mean_grads, change = np.zeros_like(step.mean), np.zeros_like(params)
     if kl_coefficient > 0.0:
         gaussian.add_kl_grads(
             kl_coefficient,
             behavior.mean.reshape(-1),
             behavior.log_std,
             step.mean,
-            clamped_log_std(config, step.params),
+            clamped_log_std(config, step.before.params),
             samples.weights.reshape(-1),
             mean_grads,
             change[network:],
@@ -200,72 +205,22 @@ def step_vjp(
         observations = samples.observations.reshape(-1)
         pull_back_policy(
             config,
-            step.params,
+            step.before.params,
             observations,
             step.activations,
             mean_grads,
             np.empty_like(step.activations),
             change,
         )
-    return adjoint + change, preconditioner_grads
+    return TaskState(adjoint.params + change, context_adjoint), rule_grads
 
 
 @jit
-def _precondition(config: KernelConfig, preconditioner: Preconditioner, vector: Floats) -> Floats:
-    """Return the product (Q,) of the preconditioner with a vector (Q,)."""
-    product = preconditioner.rates * vector
-    weight = preconditioner.context_weight
-    _add_context_product(config, config.context_rate, weight, weight, vector, product)
-    return product
-
-
-@jit
-def _add_context_product(
-    config: KernelConfig,
-    factor: float,
-    left: Floats,
-    right: Floats,
-    vector: Floats,
-    values: Floats,
-) -> None:
-    """Add ``factor * left right^T vector`` among the first layer's biases to ``values`` (Q,).
-
-    ``left`` and ``right`` are (U, C); only the biases of ``vector`` (Q,) count.
-    """
-    units, contexts = left.shape
-    start = config.sizes[0] * units  # the biases come after the weights of the first layer
-    for k in range(contexts):
-        dot = 0.0
-        for i in range(units):
-            dot += right[i, k] * vector[start + i]
-        for i in range(units):
-            values[start + i] += factor * left[i, k] * dot
-
-
-@jit
-def _context_weight_grads(
-    config: KernelConfig, weight: Floats, adjoint: Floats, grads: Floats
-) -> Floats:
-    """Return the gradient (U, C) with respect to the context's weights (U, C).
-
-    ``-rate (a (W^T g)^T + g (W^T a)^T)`` with ``a`` and ``g`` the first layer's biases in
-    ``adjoint`` (Q,) and ``grads`` (Q,); without the second term in first order.
-    """
-    units, contexts = weight.shape
+def _first_bias(config: KernelConfig, rule: InnerRule, values: Floats) -> Floats:
+    """Return a view of the first layer's biases among ``values`` (Q,), after its weights."""
+    units = len(rule.context_weight)
     start = config.sizes[0] * units
-    result = np.zeros_like(weight)
-    for k in range(contexts):
-        by_grads, by_adjoint = 0.0, 0.0
-        for i in range(units):
-            by_grads += weight[i, k] * grads[start + i]
-            by_adjoint += weight[i, k] * adjoint[start + i]
-        if not config.second_order:
-            by_adjoint = 0.0
-        for i in range(units):
-            result[i, k] = -config.context_rate * (
-                adjoint[start + i] * by_grads + grads[start + i] * by_adjoint
-            )
-    return result
+    return values[start : start + units]
 
 
 @jit
@@ -286,13 +241,13 @@ def _policy_grad_jvp(
         Tangents of the hidden layers' inputs (S * H,), of the gradients of means (S * A,), and (Q,)
         whose last A are those of the gradients of the log standard deviations.
     """
-    network = len(step.params) - config.sizes[-1]
+    network = len(step.before.params) - config.sizes[-1]
     activation_tangents, mean_tangents = np.empty_like(step.activations), np.empty_like(step.mean)
-    mean_grads, change = np.empty_like(step.mean), np.empty_like(step.params)
+    mean_grads, change = np.empty_like(step.mean), np.empty_like(step.before.params)
     mlp.forward_jvp(
         config.sizes,
         config.relu,
-        step.params[:network],
+        step.before.params[:network],
         samples.observations.reshape(-1),
         step.activations,
         tangent[:network],
@@ -300,11 +255,11 @@ def _policy_grad_jvp(
         mean_tangents,
     )
     masked = tangent.copy()
-    mask_clamped(config, step.params, masked)
+    mask_clamped(config, step.before.params, masked)
     gaussian.inner_loss_hvp(
         config.ratio,
         step.mean,
-        clamped_log_std(config, step.params),
+        clamped_log_std(config, step.before.params),
         samples.actions.reshape(-1),
         step.log_prob_grads,
         mean_tangents,
@@ -326,11 +281,11 @@ def _params_grad_jvp(
     change: Floats,
 ) -> None:
     """Complete ``change`` (Q,) to the tangent of the gradient, from :func:`_policy_grad_jvp`."""
-    network = len(step.params) - config.sizes[-1]
+    network = len(step.before.params) - config.sizes[-1]
     mlp.backward_jvp(
         config.sizes,
         config.relu,
-        step.params[:network],
+        step.before.params[:network],
         samples.observations.reshape(-1),
         step.activations,
         step.mean_grads,
@@ -340,7 +295,7 @@ def _params_grad_jvp(
         mean_grads,
         change[:network],
     )
-    mask_clamped(config, step.params, change)
+    mask_clamped(config, step.before.params, change)
     for i in range(len(change)):
         change[i] += 2.0 * config.l2 * tangent[i]
 

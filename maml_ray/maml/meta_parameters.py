@@ -1,12 +1,16 @@
 """Name and initialize the meta-parameters: the policy's, and those of the inner steps.
 
 All are in one dictionary, so that they are optimized, published and saved in the same way. Beside
-the policy's parameters it may hold one of these:
+the policy's parameters it may hold:
 
 - learned inner rates (Meta-SGD, Li et al. 2017, https://arxiv.org/abs/1707.09835), as logarithms
-  under ``log_inner_rate/<parameter>``, with the parameter's shape: a rate cannot become negative;
+  under ``log_inner_rate/<name>``, with the shape of what takes the steps: a rate cannot become
+  negative;
 - ``context_weight`` (U, C): weights from a context vector of C numbers to the U units of the first
   hidden layer (CAVIA, Zintgraf et al. 2019, https://arxiv.org/abs/1810.03642).
+
+After an inner step the dictionary also holds ``context`` (C,), where further steps go on from; it
+is no meta-parameter.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from maml_ray.config.settings import InnerSettings
 from maml_ray.policies.spec import NumpyParameters, PolicySpec, initial_parameters
 
 LOG_RATE = "log_inner_rate/"
+CONTEXT = "context"
 CONTEXT_WEIGHT = "context_weight"
 Value = TypeVar("Value")
 
@@ -30,17 +35,19 @@ def initial_meta_parameters(
 ) -> NumpyParameters:
     """Return fresh meta-parameters.
 
-    Learned rates start at ``inner.learning_rate``, a context's weights as standard normal numbers,
-    which are drawn last: the others do not depend on them.
+    Learned rates start at ``inner.learning_rate``. A context's weights are normal of variance
+    2 / C, so that a unit's input from C numbers within -1 and 1 has a variance of at most 2; they
+    are drawn last: the others do not depend on them.
     """
     parameters = initial_parameters(spec, rng)
     if inner.learn_inner_rates:
         start = math.log(inner.learning_rate)
-        for name in adapted_names(inner, spec):
-            parameters[LOG_RATE + name] = np.full_like(parameters[name], start)
+        for name, shape in adapted_shapes(inner, spec).items():
+            parameters[LOG_RATE + name] = np.full(shape, start, np.float32)
     if inner.parameters == "context":
-        shape = _context_shape(spec, inner)
-        parameters[CONTEXT_WEIGHT] = rng.standard_normal(shape).astype(np.float32)
+        draws = rng.standard_normal(_context_weight_shape(inner, spec))
+        scale = math.sqrt(2.0 / inner.context_size)
+        parameters[CONTEXT_WEIGHT] = (scale * draws).astype(np.float32)
     return parameters
 
 
@@ -48,28 +55,29 @@ def meta_parameter_shapes(spec: PolicySpec, inner: InnerSettings) -> dict[str, t
     """Return the name and shape of every meta-parameter, in order."""
     shapes = spec.shapes()
     if inner.learn_inner_rates:
-        shapes |= {LOG_RATE + name: shapes[name] for name in adapted_names(inner, spec)}
+        adapted = adapted_shapes(inner, spec)
+        shapes |= {LOG_RATE + name: shape for name, shape in adapted.items()}
     if inner.parameters == "context":
-        shapes[CONTEXT_WEIGHT] = _context_shape(spec, inner)
+        shapes[CONTEXT_WEIGHT] = _context_weight_shape(inner, spec)
     return shapes
 
 
-def adapted_names(inner: InnerSettings, spec: PolicySpec) -> tuple[str, ...]:
-    """Return the names of the policy's parameters that take inner steps; none with a context."""
+def adapted_shapes(inner: InnerSettings, spec: PolicySpec) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of what takes inner steps: parameters of the policy, or the context."""
     if inner.parameters == "context":
-        return ()
-    names = tuple(spec.shapes())
+        return {CONTEXT: (inner.context_size,)}
+    shapes = spec.shapes()
     if inner.parameters == "head":
-        return tuple(name for name in names if name.startswith(f"{spec.head}."))
-    return names
+        return {name: shapes[name] for name in shapes if name.startswith(f"{spec.head}.")}
+    return shapes
 
 
 def policy_part(parameters: Mapping[str, Value]) -> dict[str, Value]:
-    """Return the policy's parameters, without those of the inner steps."""
+    """Return the policy's parameters, without those of the inner steps and without a context."""
     return {
         name: value
         for name, value in parameters.items()
-        if not (name.startswith(LOG_RATE) or name == CONTEXT_WEIGHT)
+        if not name.startswith(LOG_RATE) and name not in (CONTEXT, CONTEXT_WEIGHT)
     }
 
 
@@ -79,7 +87,9 @@ def inner_rates(
     parameters: Mapping[str, Value],
     exp: Callable[[Value], Value],
 ) -> dict[str, float | Value]:
-    """Return the inner rate of each of the policy's parameters that takes inner steps, by name.
+    """Return the inner rate of each of the policy's parameters, or of the context, by name.
+
+    Only what takes inner steps has one: see :func:`adapted_shapes`.
 
     Args:
         inner: settings of the inner loop.
@@ -87,11 +97,11 @@ def inner_rates(
         parameters: meta-parameters, as arrays or tensors.
         exp: the exponential function of these arrays or tensors.
     """
-    names = adapted_names(inner, spec)
+    names = adapted_shapes(inner, spec)
     if not inner.learn_inner_rates:
         return dict.fromkeys(names, inner.learning_rate)
     return {name: exp(parameters[LOG_RATE + name]) for name in names}
 
 
-def _context_shape(spec: PolicySpec, inner: InnerSettings) -> tuple[int, int]:
+def _context_weight_shape(inner: InnerSettings, spec: PolicySpec) -> tuple[int, int]:
     return spec.hidden_sizes[0], inner.context_size

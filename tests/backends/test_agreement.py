@@ -98,13 +98,12 @@ def test_learned_rates(steps: int, order: Order) -> None:
 
 
 @pytest.mark.parametrize("order", ["second", "first"])
-@pytest.mark.parametrize("steps", [0, 1, 3])
+@pytest.mark.parametrize("steps", [0, 1, 2, 3])
 @pytest.mark.parametrize("inner", ["ratio", "log_prob"])
 @pytest.mark.parametrize("outer", ["ppo", "trpo"])
 @pytest.mark.parametrize("spec", ["tanh", "relu"])
-@pytest.mark.parametrize(
-    ("parameters", "learn_inner_rates"), [("head", False), ("head", True), ("context", False)]
-)
+@pytest.mark.parametrize("parameters", ["head", "context"])
+@pytest.mark.parametrize("learn_inner_rates", [False, True])
 def test_inner_steps_on_a_part(
     parameters: str,
     learn_inner_rates: bool,

@@ -70,7 +70,7 @@ def stepped(
 def test_an_inner_step_is_autograds(
     spec: PolicySpec, inner: str, part: str, learn_inner_rates: bool
 ) -> None:
-    if part == "context" and (learn_inner_rates or not spec.hidden_sizes):
+    if part == "context" and not spec.hidden_sizes:
         pytest.skip("refused by the settings")
     settings = settings_of(inner=inner, parameters=part, learn_inner_rates=learn_inner_rates)
     parameters, batch = problem(settings, spec)

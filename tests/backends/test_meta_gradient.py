@@ -61,6 +61,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "head": {"parameters": "head"},
     "head, learned rates": {"parameters": "head", "learn_inner_rates": True},
     "context": {"parameters": "context"},
+    "context, learned rates": {"parameters": "context", "learn_inner_rates": True},
 }
 """What the inner steps change."""
 

@@ -40,10 +40,6 @@ from maml_ray.config.settings import Settings, SettingsError
         ({"inner": {"parameters": "body"}}, ["inner.parameters", "'all', 'head' or 'context'"]),
         ({"inner": {"context_size": 0}}, ["inner.context_size = 0"]),
         (
-            {"inner": {"learn_inner_rates": True, "parameters": "context"}},
-            ["inner.learn_inner_rates = True", "inner.parameters = context"],
-        ),
-        (
             {"inner": {"parameters": "context"}, "policy": {"hidden_sizes": []}},
             ["inner.parameters = context needs a hidden layer", "policy.hidden_sizes"],
         ),
@@ -103,6 +99,7 @@ def test_what_does_not_go_together_is_refused_in_a_sentence(
         {"inner": {"steps": 0, "learn_inner_rates": True, "objective": "dice"}},
         {"inner": {"parameters": "head", "learn_inner_rates": True}},
         {"inner": {"parameters": "context", "context_size": 2, "learning_rate": 3.0}},
+        {"inner": {"parameters": "context", "learn_inner_rates": True}},
         {"inner": {"context_size": 2}},
         {"outer": {"objective": "trpo", "trust_region": {"max_kl": 1e-3, "damping": 0}}},
         {"outer": {"objective": "reptile"}, "inner": {"steps": 3}},

@@ -56,24 +56,30 @@ def gain(policy: Any, samples: Samples[Tensor]) -> Tensor:
 def policy_with_context(
     spec: PolicySpec, parameters: Parameters, context: Tensor, observations: Tensor
 ) -> Any:
-    """A policy that has the context as further observations, after the real ones."""
-    inputs = torch.cat([observations, context.expand(len(observations), -1)], 1)
+    """A policy that has the context's tanh as further observations, after the real ones."""
+    inputs = torch.cat([observations, torch.tanh(context).expand(len(observations), -1)], 1)
     weight = torch.cat([parameters["hidden_0.weight"], parameters[CONTEXT_WEIGHT]], 1)
     return meta_oracles.action_distribution(spec, {**parameters, "hidden_0.weight": weight}, inputs)
 
 
+@pytest.mark.parametrize("learn_inner_rates", [False, True])
 @pytest.mark.parametrize("spec", SPECS)
-def test_a_context_is_a_further_input_that_starts_at_zero(spec: PolicySpec) -> None:
+def test_a_context_is_a_further_input_that_starts_at_zero(
+    spec: PolicySpec, learn_inner_rates: bool
+) -> None:
     """The adapted policy's outputs and their derivatives by every meta-parameter."""
-    settings = settings_of("context")
+    settings = settings_of("context", steps=3, learn_inner_rates=learn_inner_rates)
     parameters, support, observations = problem(settings, spec)
 
     def by_input(parameters: Parameters) -> Tensor:
         context = torch.zeros(3).double().requires_grad_()
+        rate: Tensor | float = settings.inner.learning_rate
+        if learn_inner_rates:
+            rate = parameters["log_inner_rate/context"].exp()
         for samples in support:
             policy = policy_with_context(spec, parameters, context, samples.observations)
             (slope,) = torch.autograd.grad(gain(policy, samples), context, create_graph=True)
-            context = context + settings.inner.learning_rate * slope
+            context = context + rate * slope
         return outputs(policy_with_context(spec, parameters, context, observations))
 
     def by_bias(parameters: Parameters) -> Tensor:
@@ -140,26 +146,26 @@ def test_only_the_last_layer_takes_steps(spec: PolicySpec) -> None:
 def test_a_workers_steps_one_by_one_are_the_learners_together(
     parameters: str, objective: str
 ) -> None:
-    """A worker keeps no context between steps: the bias holds what it has done."""
-    settings = settings_of(parameters, steps=3, objective=objective)
+    """The context goes with the parameters from step to step; the bias holds what it has done."""
+    settings = settings_of(parameters, steps=3, objective=objective, learning_rate=2.0)
     theta, support, _ = problem(settings, SPEC)
     arrays = to_numpy(theta)
     together, _ = adapt_to_task(settings.inner, SPEC, theta, support)
     step = make_inner_step(settings.inner, SPEC)
     for samples in support:
         arrays = step(arrays, Samples(*(field.float().numpy() for field in samples)))
-    assert set(arrays) == set(theta)
+    assert set(arrays) - set(theta) == ({"context"} if parameters == "context" else set())
     moved = {name for name in theta if not np.array_equal(arrays[name], to_numpy(theta)[name])}
     assert moved == {"context": {"hidden_0.bias"}, "head": {"mean.weight", "mean.bias"}}[parameters]
     torch.testing.assert_close(
-        policy_part(to_torch(arrays)),
+        {name: to_torch(arrays)[name] for name in together},
         {name: value.float() for name, value in together.items()},
         rtol=1e-4,
         atol=1e-5,
     )
 
 
-def test_the_contexts_weights_are_drawn_last_and_standard_normal() -> None:
+def test_the_contexts_weights_are_drawn_last_with_a_variance_of_two_a_unit() -> None:
     inner = InnerSettings(parameters="context", context_size=200)
     spec = PolicySpec(3, 2, (100,), "tanh", 0.0, -3.0)
     parameters = initial_meta_parameters(spec, inner, np.random.default_rng(0))
@@ -168,8 +174,21 @@ def test_the_contexts_weights_are_drawn_last_and_standard_normal() -> None:
     assert shapes == meta_parameter_shapes(spec, inner)
     weight = parameters[CONTEXT_WEIGHT]
     assert weight.dtype == np.float32
-    assert float(weight.mean()) == pytest.approx(0.0, abs=0.03)
-    assert float(weight.std()) == pytest.approx(1.0, abs=0.03)
+    assert float(weight.mean()) == pytest.approx(0.0, abs=0.003)
+    assert float((weight**2).sum(axis=1).mean()) == pytest.approx(2.0, abs=0.06)
+
+
+def test_one_rate_is_learned_for_each_number_of_a_context() -> None:
+    inner = InnerSettings(
+        parameters="context", context_size=3, learn_inner_rates=True, learning_rate=5.0
+    )
+    parameters = initial_meta_parameters(SPEC, inner, np.random.default_rng(0))
+    assert list(parameters) == [*SPEC.shapes(), f"{LOG_RATE}context", CONTEXT_WEIGHT]
+    assert list(meta_parameter_shapes(SPEC, inner)) == list(parameters)
+    np.testing.assert_allclose(np.exp(parameters[f"{LOG_RATE}context"]), [5.0, 5.0, 5.0], rtol=1e-6)
+    fixed = inner.model_copy(update={"learn_inner_rates": False})
+    alone = initial_meta_parameters(SPEC, fixed, np.random.default_rng(0))
+    assert same({name: parameters[name] for name in alone}, alone)
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -13,13 +13,16 @@ import torch
 from torch import Tensor
 
 from maml_ray.backends.inner_step import adapt_policy
+from maml_ray.common.errors import RunDirError
 from maml_ray.common.seeding import Purpose, generator
 from maml_ray.config.settings import InnerSettings, RunSettings, Settings
 from maml_ray.evaluation.agent import Agent
+from maml_ray.evaluation.loading import load
 from maml_ray.learning.learner import MetaLearner
 from maml_ray.learning.state import initial_learner_state
 from maml_ray.maml.distributions import to_torch
 from maml_ray.maml.meta_parameters import (
+    CONTEXT,
     LOG_RATE,
     initial_meta_parameters,
     inner_rates,
@@ -136,6 +139,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "learned rates": {"learn_inner_rates": True},
     "learned rates of the head": {"learn_inner_rates": True, "parameters": "head"},
     "context": {"parameters": "context", "learning_rate": 2.0},
+    "learned rates of a context": {
+        "learn_inner_rates": True,
+        "parameters": "context",
+        "learning_rate": 2.0,
+    },
 }
 """Settings with meta-parameters beside the policy's."""
 kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
@@ -210,3 +218,32 @@ def test_an_agent_adapts_with_them(small_settings: Settings, kind: dict[str, Any
         published.normalizer,
     )
     assert same(agent.adapt(support).parameters, expected)
+
+
+@pytest.mark.parametrize("learn_inner_rates", [False, True])
+def test_an_agent_that_was_saved_goes_on_from_its_context(
+    small_settings: Settings, tmp_path: Path, learn_inner_rates: bool
+) -> None:
+    settings = change(
+        small_settings,
+        "inner",
+        parameters="context",
+        learning_rate=5.0,
+        learn_inner_rates=learn_inner_rates,
+    )
+    run = Run(settings)
+    published = run.learner.publish()
+    agent = Agent(run.settings, run.learner.spec, dict(published.values), published.normalizer)
+    support = [agent.collect(episodes=2, seed=seed) for seed in (1, 2)]
+    together = agent.adapt(support)
+    once = agent.adapt(support[0])
+    assert float(np.abs(once.parameters[CONTEXT]).max()) > 1e-3
+    assert CONTEXT not in policy_part(once.parameters)
+    once.save(tmp_path / "once")
+    twice = load(tmp_path / "once").adapt(support[1])
+    assert same(twice.parameters, together.parameters)
+    forgetful = replace(once, parameters={name: once.parameters[name] for name in published.values})
+    assert not same(forgetful.adapt(support[1]).parameters, together.parameters)
+    forgetful.save(tmp_path / "forgetful")
+    with pytest.raises(RunDirError, match="parameter 'context' is missing"):
+        load(tmp_path / "forgetful")

@@ -143,14 +143,21 @@ def _adapted_context(
     order: str,
     stop: Stop,
 ) -> tuple[Parameters, list[Any]]:
-    """The same for CAVIA: the context is a further input, and only it takes steps."""
+    """The same where tanh of a context is a further input, and only the context takes steps."""
     inner, policies = settings.inner, []
     weight = parameters["context_weight"]
-    policy = {name: value for name, value in parameters.items() if name != "context_weight"}
+    policy = {
+        name: value
+        for name, value in parameters.items()
+        if "/" not in name and name != "context_weight"
+    }
+    rate: Tensor | float = inner.learning_rate
+    if inner.learn_inner_rates:
+        rate = torch.exp(parameters["log_inner_rate/context"])
     context = torch.zeros(weight.shape[1], dtype=weight.dtype, requires_grad=True)
 
     def with_input(context: Tensor) -> Parameters:
-        moved = (weight * context).sum(1)
+        moved = (weight * torch.tanh(context)).sum(1)
         return {**policy, "hidden_0.bias": policy["hidden_0.bias"] + moved}
 
     for support in task.support:
@@ -161,7 +168,7 @@ def _adapted_context(
         for value in theta.values():
             loss = loss + inner.l2 * (value**2).sum()
         (slope,) = torch.autograd.grad(loss, context, create_graph=True)
-        context = context - inner.learning_rate * (stop(slope) if order == "first" else slope)
+        context = context - rate * (stop(slope) if order == "first" else slope)
     return with_input(context), policies
 
 

@@ -175,7 +175,11 @@ def meta_parameters(
     inner = settings.inner
     if inner.parameters == "context":
         shape = (len(parameters["hidden_0.bias"]), inner.context_size)
-        return {**parameters, "context_weight": torch.from_numpy(rng.standard_normal(shape))}
+        weight = {"context_weight": torch.from_numpy(rng.standard_normal(shape))}
+        if not inner.learn_inner_rates:
+            return {**parameters, **weight}
+        rates = math.log(3.0) + 0.3 * torch.from_numpy(rng.standard_normal(inner.context_size))
+        return {**parameters, "log_inner_rate/context": rates, **weight}
     if not inner.learn_inner_rates:
         return parameters
     adapted = {
