@@ -63,16 +63,6 @@ _DIRECTION_LONG: Data = {
     "meta_batch": {"episodes": 10},
     "outer": {"learning_rate": 1e-3, "final_learning_rate": 1e-4},
 }
-_BACKWARD_LONG: Data = _merged(
-    _DIRECTION,
-    _DIRECTION_LONG,
-    {
-        "run": {"iterations": 500},
-        "task": {"name": "half-cheetah-backward"},
-        # One task has nothing to tell: a short step of all parameters, as in the default settings.
-        "inner": {"parameters": "all", "learning_rate": 0.01, "learn_inner_rates": False},
-    },
-)
 _VELOCITY: Data = {
     "run": {"iterations": 150},
     "task": {"name": "half-cheetah-velocity", "horizon": 200},
@@ -270,12 +260,6 @@ PRESETS: Mapping[str, Preset] = dict(
             "half an hour",
             _DIRECTION,
             _DIRECTION_LONG,
-        ),
-        _preset(
-            "backward-long",
-            "The default task with a larger network and more than twice as many steps.",
-            "a quarter of an hour",
-            _BACKWARD_LONG,
         ),
         _preset(
             "velocity",
