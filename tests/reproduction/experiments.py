@@ -12,7 +12,6 @@ PLOTS: Mapping[str, str] = {
     "direction": "Half-cheetah, two directions",
     "direction-100": "Half-cheetah, two directions, episodes of 100 steps",
     "velocity": "Half-cheetah, target speeds",
-    "backward": "Half-cheetah, backward only",
     "ant": "Ant, two directions",
     "walker": "Walker, random dynamics",
     "ablation": "Ablation at equal budget: half-cheetah, two directions",
@@ -120,8 +119,6 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     # The first is also the ablation's second-order meta-gradient.
     Experiment("direction", "direction", ("direction", "ablation")),
     Experiment("direction-long", "direction-long", ("direction",), animated=True),
-    Experiment("velocity-long", "velocity-long", ("velocity",)),
-    Experiment("backward-long", "backward-long", ("backward",)),
     _ablation("first-order", "outer.order=first"),
     _ablation("all-parameters", *_ALL_PARAMETERS),
     _ablation("learned-rates", "inner.parameters=all", "inner.learning_rate=0.1"),
