@@ -98,16 +98,14 @@ def test_learned_rates(steps: int, order: Order) -> None:
 
 
 @pytest.mark.parametrize("order", ["second", "first"])
-@pytest.mark.parametrize("steps", [0, 1, 2, 3])
+@pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("inner", ["ratio", "log_prob"])
 @pytest.mark.parametrize("outer", ["ppo", "trpo"])
-@pytest.mark.parametrize("spec", ["tanh", "relu"])
 @pytest.mark.parametrize("parameters", ["head", "context"])
 @pytest.mark.parametrize("learn_inner_rates", [False, True])
 def test_inner_steps_on_a_part(
     parameters: str,
     learn_inner_rates: bool,
-    spec: str,
     outer: str,
     inner: str,
     steps: int,
@@ -116,7 +114,7 @@ def test_inner_steps_on_a_part(
     settings = settings_of(
         outer, inner, steps, parameters=parameters, learn_inner_rates=learn_inner_rates
     )
-    check(settings, SPECS[spec], *problem(settings, SPECS[spec]), order)
+    check(settings, SPECS["tanh"], *problem(settings, SPECS["tanh"]), order)
 
 
 @pytest.mark.parametrize("steps", [1, 2])
