@@ -186,7 +186,8 @@ CHUNKED = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
     ],
 )
 def test_headers_and_trailers_without_end_are_refused(head: bytes, endless: bytes) -> None:
-    with limited(App(waiting="/")) as port, connect(port, head) as connection:
+    app = App(waiting="/")
+    with limited(app) as port, connect(port, head) as connection:
         received, num_sent = b"", 0
         with suppress(ConnectionError):
             while num_sent < 20_000_000:
@@ -198,6 +199,7 @@ def test_headers_and_trailers_without_end_are_refused(head: bytes, endless: byte
         assert not received or received.startswith(b"HTTP/1.1 431 ")
         assert ask(port, PROBE).startswith(b"HTTP/1.1 200 ")
         assert MAX_HEAD_BYTES < 200_000
+        app.release.set()  # the server ends only after the app
 
 
 def test_a_body_much_longer_than_the_headers_may_be_is_received() -> None:
