@@ -251,7 +251,7 @@ PRESETS: Mapping[str, Preset] = dict(
         _preset(
             "direction",
             "The half-cheetah must run forward or backward but is not told which.",
-            "4 minutes",
+            "5 minutes",
             _DIRECTION,
         ),
         _preset(

@@ -14,7 +14,7 @@ from maml_ray.common.errors import RunDirError
 from maml_ray.config.settings import PolicySettings
 from maml_ray.evaluation.agent import Agent
 from maml_ray.learning.rollout_worker import policy_spec
-from maml_ray.maml.meta_parameters import CONTEXT, adapted_shapes, meta_parameter_shapes
+from maml_ray.maml.meta_parameters import adapted_shapes, meta_parameter_shapes
 from maml_ray.policies.spec import PolicySpec
 
 _KEYS = ("hidden_sizes", "activation", "initial_log_std", "min_log_std", "action_scale")
@@ -37,7 +37,7 @@ def check_matches_settings(agent: Agent, source: Path) -> None:
     if problem is None:
         inner = agent.settings.inner
         shapes: dict[str, tuple[int, ...]] = meta_parameter_shapes(agent.spec, inner)
-        if inner.parameters == CONTEXT and agent.adaptation_steps:
+        if inner.parameters == "context" and agent.adaptation_steps:
             shapes |= adapted_shapes(inner, agent.spec)
         problem = _array_problem(agent.parameters, shapes)
     if problem is None and agent.normalizer is not None:
