@@ -111,25 +111,28 @@ class AutogradBackend(Backend):
         parameters: Parameters,
         support: tuple[Samples[Tensor], ...],
         query: Samples[Tensor],
+        context_gradient: Tensor,
     ) -> tuple[tuple[ActionDistribution, ...], ActionDistribution]:
         """Return the action distributions, without a graph, that ``parameters`` lead to."""
         frozen = {name: value.detach() for name, value in parameters.items()}
 
         def of_task(
-            support: tuple[Samples[Tensor], ...], query: Samples[Tensor]
+            support: tuple[Samples[Tensor], ...], query: Samples[Tensor], context_gradient: Tensor
         ) -> tuple[tuple[ActionDistribution, ...], ActionDistribution]:
-            adapted, before = adapt_to_task(self.inner, self.spec, frozen, support, order="first")
+            adapted, before = adapt_to_task(
+                self.inner, self.spec, frozen, support, context_gradient, order="first"
+            )
             return before, distribution(self.spec, adapted, query.observations)
 
         @torch.no_grad()
         def of_chunk(
-            phases: tuple[tuple[Samples[Tensor], ...], Samples[Tensor]],
+            phases: tuple[tuple[Samples[Tensor], ...], Samples[Tensor], Tensor],
         ) -> tuple[tuple[ActionDistribution, ...], ActionDistribution]:
             policies: tuple[tuple[ActionDistribution, ...], ActionDistribution]
             policies = torch.func.vmap(of_task)(*phases)
             return policies
 
-        return self.microbatcher.map_concat(of_chunk, (support, query))
+        return self.microbatcher.map_concat(of_chunk, (support, query, context_gradient))
 
     def warm_up(self) -> None:
         """Make PyTorch import what its function transforms need, about a second."""
@@ -216,13 +219,13 @@ def autograd_inner_step(
     parameters: Mapping[str, NDArray[np.float32]],
     samples: Samples[NDArray[np.float32]],
 ) -> NumpyParameters:
-    """Return the policy's parameters, and the context if there is one, after one inner step.
+    """Return the policy's parameters after one inner step on one task.
 
     Args:
-        inner: settings of the inner loop.
+        inner: settings of the inner loop, without a context.
         spec: the policy's sizes.
-        parameters: meta-parameters; after earlier inner steps also the context, if there is one.
-        samples: of one task's support data.
+        parameters: meta-parameters.
+        samples: of the support data.
     """
     theta = to_torch(parameters)
     support = (samples_to_torch(samples),)

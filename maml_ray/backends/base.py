@@ -94,11 +94,13 @@ class Backend(ABC):
         parameters: Parameters,
         support: tuple[Samples[Tensor], ...],
         query: Samples[Tensor],
+        context_gradient: Tensor,
     ) -> tuple[tuple[ActionDistribution, ...], ActionDistribution]:
         """Return the action distributions, without a graph, that ``parameters`` lead to.
 
-        Those before each inner step at its support samples, and the adapted one at the query
-        samples: the behavior policies, if ``parameters`` collected the data.
+        Those before each inner step at its support samples, if it has any, and the adapted one at
+        the query samples: the behavior policies, if ``parameters`` collected the data. The data are
+        those of a :class:`~maml_ray.maml.meta_objective.MetaBatch`.
         """
 
     @abstractmethod

@@ -9,7 +9,7 @@ Axes: N tasks, Q parameters of the policy, K episodes, T time steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -20,13 +20,13 @@ from maml_ray.backends.base import Backend, FisherProduct
 from maml_ray.backends.compiled_inner import (
     Array,
     kernel_config,
-    make_rule,
-    rule_tangent,
+    ravel,
+    ravel_rates,
     single_threaded_blas,
     supports_inner,
-    task_state,
     unravel,
 )
+from maml_ray.backends.context_shift import ContextShift
 from maml_ray.backends.tensor_tree import ravel as ravel_tensors
 from maml_ray.backends.tensor_tree import slice_rows
 from maml_ray.backends.tensor_tree import unravel as unravel_tensors
@@ -35,7 +35,7 @@ from maml_ray.kernels import fisher, inner_step
 from maml_ray.kernels import meta_gradient as kernels
 from maml_ray.kernels.inner_step import InnerStep, KernelConfig
 from maml_ray.kernels.meta_gradient import QueryPass
-from maml_ray.kernels.types import Gaussian, InnerRule, Samples, TaskState
+from maml_ray.kernels.types import Gaussian, Samples
 from maml_ray.maml.distributions import ActionDistribution, Parameters, to_torch
 from maml_ray.maml.inner_loop import Order
 from maml_ray.maml.losses import outer_loss, outer_objective
@@ -44,12 +44,8 @@ from maml_ray.maml.meta_objective import (
     MetaBatch,
     mean_diagnostics,
 )
-from maml_ray.maml.meta_parameters import (
-    CONTEXT,
-    CONTEXT_WEIGHT,
-    LOG_RATE,
-    initial_meta_parameters,
-)
+from maml_ray.maml.meta_parameters import LOG_RATE, initial_meta_parameters
+from maml_ray.policies.context import CONTEXT, CONTEXT_WEIGHT, first_bias
 from maml_ray.policies.spec import PolicySpec
 
 Arrays = TypeVar("Arrays", Samples[Array], Gaussian[Array])
@@ -59,43 +55,27 @@ _MIN_GROUP = 8
 
 
 class _ForwardPass(NamedTuple):
-    """A task's inner steps, its adapted state, and the policy's pass over its query samples."""
+    """A task's inner steps, its adapted parameters (Q,), and their pass over its query samples."""
 
     steps: Sequence[InnerStep]
-    adapted: TaskState
+    adapted: Array
     query: QueryPass
 
 
 class _Gradients(NamedTuple):
-    """Gradients of N tasks with respect to what the kernels take for the meta-parameters.
+    """Gradients of N tasks by the policy's parameters and by the logarithms of the inner rates.
 
     Attributes:
-        params: (N, Q) by the policy's parameters.
-        rates, context_rates: (N, Q), (N, C) by the inner rates, or by their logarithms.
-        context_weight: (N, U, C) by the context's weights.
+        params, log_rates: (N, Q).
     """
 
     params: Array
-    rates: Array
-    context_rates: Array
-    context_weight: Array
+    log_rates: Array
 
     @classmethod
-    def zeros(cls, tasks: int, params: Array, rule: InnerRule) -> _Gradients:
+    def zeros(cls, tasks: int, params: Array) -> _Gradients:
         """Return gradients to be filled in."""
-        shapes = (params.shape, *(part.shape for part in rule))
-        return cls(*(np.zeros((tasks, *shape), params.dtype) for shape in shapes))
-
-    def of_task(self, n: int) -> _Gradients:
-        """Return one task's gradients, with an axis of 1."""
-        return _Gradients(*(part[n : n + 1] for part in self))
-
-    def by_log_rates(self, rule: InnerRule) -> _Gradients:
-        """Return these with the gradients by the logarithms of the rule's rates."""
-        return self._replace(
-            rates=self.rates * rule.rates,
-            context_rates=self.context_rates * rule.context_rates,
-        )
+        return cls(*np.zeros((2, tasks, len(params)), params.dtype))
 
 
 class _Task(NamedTuple):
@@ -103,28 +83,28 @@ class _Task(NamedTuple):
 
     Attributes:
         config: sizes, inner objective and order.
-        initial: the policy's parameters and the context before the first step.
-        rule: of the inner steps.
+        params: (Q,) of the policy before the inner steps; with a context after them.
+        rates: (Q,) inner rates.
         support, support_behavior: samples and behavior policy of each inner step.
         query, query_behavior: of the query phase.
     """
 
     config: KernelConfig
-    initial: TaskState
-    rule: InnerRule
+    params: Array
+    rates: Array
     support: Sequence[Samples[Array]]
     support_behavior: Sequence[Gaussian[Array]]
     query: Samples[Array]
     query_behavior: Gaussian[Array]
 
-    def adapt(self) -> tuple[list[InnerStep], TaskState]:
-        """Return the inner steps, and the state after them."""
-        return _adapt(self.config, self.initial, self.rule, self.support)
+    def adapt(self) -> tuple[list[InnerStep], Array]:
+        """Return the inner steps, and the adapted parameters (Q,)."""
+        return _adapt(self.config, self.params, self.rates, self.support)
 
     def forward(self) -> _ForwardPass:
         """Adapt, and evaluate the query samples."""
         steps, adapted = self.adapt()
-        query = kernels.evaluate_query(self.config, adapted.params, self.query)
+        query = kernels.evaluate_query(self.config, adapted, self.query)
         return _ForwardPass(steps, adapted, query)
 
     def stats(self, run: _ForwardPass, clip: float) -> tuple[float, ...]:
@@ -135,47 +115,38 @@ class _Task(NamedTuple):
         return sum(kls) / max(len(kls), 1), *query
 
     def backward(
-        self,
-        run: _ForwardPass,
-        log_prob_grads: Array,
-        kl_coefficient: float,
-        grads: _Gradients,
-    ) -> None:
+        self, run: _ForwardPass, log_prob_grads: Array, kl_coefficient: float
+    ) -> tuple[Array, Array]:
         """Pull the loss's gradient (S,) by query log-probabilities back to the meta-parameters.
 
-        Adds to ``grads``, of this task alone.
+        Returns:
+            Gradients (Q,) by the policy's parameters, and by the logarithms of the inner rates.
         """
-        adapted = run.adapted.params
-        adjoint = kernels.query_vjp(self.config, adapted, self.query, run.query, log_prob_grads)
-        self.pull_back(run.steps, adjoint, kl_coefficient, grads)
+        adjoint = kernels.query_vjp(self.config, run.adapted, self.query, run.query, log_prob_grads)
+        return self.pull_back(run.steps, adjoint, kl_coefficient)
 
     def pull_back(
-        self,
-        steps: Sequence[InnerStep],
-        adjoint: Array,
-        kl_coefficient: float,
-        grads: _Gradients,
-    ) -> None:
+        self, steps: Sequence[InnerStep], adjoint: Array, kl_coefficient: float = 0.0
+    ) -> tuple[Array, Array]:
         """Pull the gradient (Q,) at the adapted parameters back through the inner steps.
 
-        Adds to ``grads``, of this task alone.
+        Returns:
+            Gradients (Q,) by the policy's parameters, and by the logarithms of the inner rates.
         """
+        rate_grads = np.zeros_like(self.rates)
         per_step = kl_coefficient / max(len(steps), 1)
-        state = TaskState(adjoint, np.zeros_like(self.initial.context))
         for k in range(len(steps) - 1, -1, -1):
-            state, by_rule = inner_step.step_vjp(
+            adjoint, by_rates = inner_step.step_vjp(
                 self.config,
                 steps[k],
                 self.support[k],
-                self.rule,
-                state,
+                self.rates,
+                adjoint,
                 per_step,
                 self.support_behavior[k],
             )
-            grads.rates[0] += by_rule.rates
-            grads.context_rates[0] += by_rule.context_rates
-            grads.context_weight[0] += by_rule.context_weight
-        grads.params[0] += state.params
+            rate_grads += by_rates
+        return adjoint, rate_grads * self.rates
 
 
 class CompiledBackend(Backend):
@@ -200,13 +171,20 @@ class CompiledBackend(Backend):
     ) -> tuple[Tensor, Diagnostics, Parameters]:
         """Return the meta-loss (), its diagnostics and its gradient by name."""
         loss, diagnostics, grads = self._evaluate(parameters, batch, order)
-        return loss, diagnostics, self._mean_by_name(parameters, grads)
+        return loss, diagnostics, self._mean_by_name(parameters, batch.context_gradient, grads)
 
     def per_task_grads(self, parameters: Parameters, batch: MetaBatch, order: Order) -> Tensor:
         """Return the meta-gradient (N, P) of every task."""
         *_, grads = self._evaluate(parameters, batch, order)
         tasks = range(len(batch.task_advantage))
-        rows = [self._mean_by_name(parameters, grads.of_task(n)) for n in tasks]
+        rows = [
+            self._mean_by_name(
+                parameters,
+                batch.context_gradient[n : n + 1],
+                _Gradients(*(part[n : n + 1] for part in grads)),
+            )
+            for n in tasks
+        ]
         return torch.stack([ravel_tensors(row.values()) for row in rows])
 
     def fisher_product(
@@ -214,8 +192,8 @@ class CompiledBackend(Backend):
     ) -> FisherProduct:
         """Return the product with the Hessian of the adapted policies' mean KL at zero."""
         tasks = self._tasks(parameters, batch, order)
-        rule = tasks[0].rule
-        paths: dict[int, tuple[list[InnerStep], TaskState]] = {}
+        shifts = self._context_shifts(_arrays(parameters), batch.context_gradient)
+        paths: dict[int, tuple[list[InnerStep], Array]] = {}
 
         def adapt(n: int) -> None:
             paths[n] = tasks[n].adapt()
@@ -225,23 +203,29 @@ class CompiledBackend(Backend):
 
         def product(vector: Tensor) -> Tensor:
             by_name = _arrays(unravel_tensors(vector, parameters))
-            tangent = task_state(self.spec, by_name)
-            by_rule = rule_tangent(self.spec, rule, by_name)
-            grads = _Gradients.zeros(len(tasks), tangent.params, rule)
+            tangent, rate_tangent = ravel(self.spec, by_name), np.zeros_like(tasks[0].rates)
+            for name, part in unravel(self.spec, rate_tangent).items():
+                part[...] = by_name.get(LOG_RATE + name, 0.0)
+            rate_tangent *= tasks[0].rates
+            grads = _Gradients.zeros(len(tasks), tangent)
 
             def multiply(n: int) -> None:
-                (steps, adapted), task, pushed = paths[n], tasks[n], tangent
+                (steps, adapted), task = paths[n], tasks[n]
+                pushed = tangent
+                if shifts is not None:
+                    pushed = self._shifted(tangent, shifts[n].jvp(by_name))
                 for step, samples in zip(steps, task.support, strict=True):
-                    pushed = inner_step.step_jvp(task.config, step, samples, rule, pushed, by_rule)
-                adjoint = fisher.fisher_product(
-                    task.config, adapted.params, task.query, pushed.params
-                )
-                task.pull_back(steps, adjoint, 0.0, grads.of_task(n))
+                    pushed = inner_step.step_jvp(
+                        task.config, step, samples, task.rates, pushed, rate_tangent
+                    )
+                adjoint = fisher.fisher_product(task.config, adapted, task.query, pushed)
+                grads.params[n], grads.log_rates[n] = task.pull_back(steps, adjoint)
 
             with single_threaded_blas():
                 self.microbatcher.for_each_task(range(len(tasks)), multiply)
-            by_log_rates = grads.by_log_rates(rule)
-            return ravel_tensors(self._mean_by_name(parameters, by_log_rates).values())
+            return ravel_tensors(
+                self._mean_by_name(parameters, batch.context_gradient, grads).values()
+            )
 
         return product
 
@@ -250,22 +234,23 @@ class CompiledBackend(Backend):
         parameters: Parameters,
         support: tuple[Samples[Tensor], ...],
         query: Samples[Tensor],
+        context_gradient: Tensor,
     ) -> tuple[tuple[ActionDistribution, ...], ActionDistribution]:
         """Return the action distributions, without a graph, that ``parameters`` lead to."""
-        config, initial, rule = self._kernel_arguments(parameters, "first")
-        dtype = initial.params.dtype
-        (tasks, size, _), steps = query.observations.shape, len(support)
+        tasks, size, _ = query.observations.shape
+        config, starts, rates = self._kernel_arguments(parameters, context_gradient, "first")
+        support_arrays = tuple(_samples_arrays(samples) for samples in support)
+        steps, dtype = len(support), starts[0].dtype
         means = np.empty((steps + 1, tasks, size, self.spec.action_size), dtype)
         log_stds = np.empty((steps + 1, tasks, self.spec.action_size), dtype)
-        support_arrays = tuple(_samples_arrays(samples) for samples in support)
         query_arrays = _samples_arrays(query)
 
         def evaluate(n: int) -> None:
-            path, adapted = _adapt(config, initial, rule, _rows(support_arrays, n))
-            last = kernels.evaluate_query(config, adapted.params, _row(query_arrays, n))
+            path, adapted = _adapt(config, starts[n], rates, _rows(support_arrays, n))
+            last = kernels.evaluate_query(config, adapted, _row(query_arrays, n))
             for k, step in enumerate(path):
                 means[k, n] = step.mean.reshape(size, -1)
-                log_stds[k, n] = inner_step.clamped_log_std(config, step.before.params)
+                log_stds[k, n] = inner_step.clamped_log_std(config, step.params)
             means[steps, n], log_stds[steps, n] = last.mean.reshape(size, -1), last.log_std
 
         with single_threaded_blas():
@@ -287,9 +272,11 @@ class CompiledBackend(Backend):
             advantages=torch.zeros(1, 1, 1),
             weights=torch.ones(1, 1, 1),
         )
-        support = (samples,) * self.inner.steps
-        policies = self.behavior_policies(parameters, support, samples)
-        batch = MetaBatch(support, policies[0], samples, policies[1], torch.zeros(1))
+        by_context = self.inner.parameters == "context"
+        support = () if by_context else (samples,) * self.inner.steps
+        gradient = torch.zeros(1, self.inner.context_size if by_context else 0)
+        policies = self.behavior_policies(parameters, support, samples, gradient)
+        batch = MetaBatch(support, policies[0], samples, policies[1], torch.zeros(1), gradient)
         self.value_and_grad(parameters, batch, "second")
         if outer_objective(self.outer.objective).uses_trust_region:
             self.value(parameters, batch, "second")
@@ -306,11 +293,11 @@ class CompiledBackend(Backend):
         tasks = self._tasks(parameters, batch, order)
         objective = outer_objective(self.outer.objective)
         coefficient = self.outer.inner_kl_coefficient if objective.penalizes_inner_kl else 0.0
-        params, clip = tasks[0].initial.params, self.outer.clip
+        params, clip = tasks[0].params, self.outer.clip
         log_probs = np.empty(batch.query.log_probs.shape, params.dtype)
         losses = np.empty(len(tasks), params.dtype)
         stats = np.empty((len(tasks), len(Diagnostics._fields)), params.dtype)
-        grads = _Gradients.zeros(len(tasks), params, tasks[0].rule)
+        grads = _Gradients.zeros(len(tasks), params)
 
         def evaluate_group(group: range) -> None:
             passes: dict[int, _ForwardPass] = {}
@@ -322,10 +309,12 @@ class CompiledBackend(Backend):
 
             def backward(n: int) -> None:
                 if objective.toward_adapted:
-                    grads.params[n] = params - passes[n].adapted.params
+                    grads.params[n] = params - passes[n].adapted
                     return
                 slopes = log_prob_grads[n - group.start].reshape(-1)
-                tasks[n].backward(passes[n], slopes, coefficient, grads.of_task(n))
+                grads.params[n], grads.log_rates[n] = tasks[n].backward(
+                    passes[n], slopes, coefficient
+                )
 
             self.microbatcher.for_each_task(group, forward)
             rows = slice(group.start, group.stop)
@@ -342,7 +331,7 @@ class CompiledBackend(Backend):
                 evaluate_group(range(start, min(start + size, len(tasks))))
         diagnostics = mean_diagnostics(Diagnostics(*torch.from_numpy(stats).unbind(1)))
         loss = torch.from_numpy(losses).mean() + coefficient * diagnostics.inner_kl
-        return loss, diagnostics, grads.by_log_rates(tasks[0].rule)
+        return loss, diagnostics, grads
 
     def _loss_and_grad(self, log_probs: Tensor, samples: Samples[Tensor]) -> tuple[Array, Array]:
         """Return outer losses (N,), and their gradient (N, K, T) by log-probabilities."""
@@ -354,51 +343,76 @@ class CompiledBackend(Backend):
         return losses.detach().numpy(), grads.numpy()
 
     def _tasks(self, parameters: Parameters, batch: MetaBatch, order: Order) -> list[_Task]:
-        arguments = self._kernel_arguments(parameters, order)
+        config, starts, rates = self._kernel_arguments(parameters, batch.context_gradient, order)
         support = tuple(_samples_arrays(samples) for samples in batch.support)
         support_behavior = tuple(_gaussian_arrays(policy) for policy in batch.support_behavior)
         query, query_behavior = _samples_arrays(batch.query), _gaussian_arrays(batch.query_behavior)
         return [
             _Task(
-                *arguments,
+                config,
+                start,
+                rates,
                 support=_rows(support, n),
                 support_behavior=_rows(support_behavior, n),
                 query=_row(query, n),
                 query_behavior=_row(query_behavior, n),
             )
-            for n in range(len(batch.task_advantage))
+            for n, start in enumerate(starts)
         ]
 
     def _kernel_arguments(
-        self, parameters: Parameters, order: Order
-    ) -> tuple[KernelConfig, TaskState, InnerRule]:
+        self, parameters: Parameters, context_gradient: Tensor, order: Order
+    ) -> tuple[KernelConfig, list[Array], Array]:
+        """Return sizes and order, each task's parameters (Q,) where it starts, and rates (Q,)."""
         values = _arrays(parameters)
         config = kernel_config(self.inner, self.spec, second_order=order == "second")
-        rule = make_rule(self.inner, self.spec, values)
-        return config, task_state(self.spec, values), rule
+        params, rates = ravel(self.spec, values), ravel_rates(self.inner, self.spec, values)
+        shifts = self._context_shifts(values, context_gradient)
+        if shifts is None:
+            return config, [params] * len(context_gradient), rates
+        return config, [self._shifted(params, each.shift()) for each in shifts], rates
 
-    def _mean_by_name(self, parameters: Parameters, grads: _Gradients) -> Parameters:
+    def _context_shifts(
+        self, values: Mapping[str, Array], context_gradient: Tensor
+    ) -> list[ContextShift] | None:
+        """Return the context's shift for each task; None if there is no context."""
+        if self.inner.parameters != "context":
+            return None
+        gradients = _array(context_gradient)
+        return [ContextShift.after(self.inner, self.spec, values, row) for row in gradients]
+
+    def _shifted(self, params: Array, shift: Array) -> Array:
+        """Return ``params`` (Q,), or a tangent of them, with ``shift`` (U,) in the first bias."""
+        shifted = params.copy()
+        unravel(self.spec, shifted)[first_bias(self.spec)] += shift
+        return shifted
+
+    def _mean_by_name(
+        self, parameters: Parameters, context_gradient: Tensor, grads: _Gradients
+    ) -> Parameters:
         """Average gradients over tasks, by name in the order of ``parameters``."""
-        params, log_rates, context_log_rates, weight = (part.mean(axis=0) for part in grads)
+        params, log_rates = (part.mean(axis=0) for part in grads)
         mean: dict[str, Array] = unravel(self.spec, params)
-        mean |= {LOG_RATE + CONTEXT: context_log_rates, CONTEXT_WEIGHT: weight}
         for name, value in unravel(self.spec, log_rates).items():
             mean[LOG_RATE + name] = value
+        shifts = self._context_shifts(_arrays(parameters), context_gradient)
+        if shifts is not None:
+            adjoints = [unravel(self.spec, row)[first_bias(self.spec)] for row in grads.params]
+            pulled = [shift.vjp(adjoint) for shift, adjoint in zip(shifts, adjoints, strict=True)]
+            for name in (CONTEXT_WEIGHT, LOG_RATE + CONTEXT):
+                mean[name] = np.mean([by_name[name] for by_name in pulled], axis=0)
         return {name: torch.from_numpy(mean[name]) for name in parameters}
 
 
 def _adapt(
-    config: KernelConfig,
-    state: TaskState,
-    rule: InnerRule,
-    support: Sequence[Samples[Array]],
-) -> tuple[list[InnerStep], TaskState]:
-    """Return a task's inner steps from ``state``, and the state after them."""
+    config: KernelConfig, params: Array, rates: Array, support: Sequence[Samples[Array]]
+) -> tuple[list[InnerStep], Array]:
+    """Return a task's inner steps from ``params`` (Q,), and the parameters after them."""
     steps: list[InnerStep] = []
     for samples in support:
-        steps.append(inner_step.take_step(config, state, rule, samples))
-        state = steps[-1].after
-    return steps, state
+        steps.append(inner_step.take_step(config, params, rates, samples))
+        params = steps[-1].adapted
+    return steps, params
 
 
 def _arrays(parameters: Parameters) -> dict[str, Array]:

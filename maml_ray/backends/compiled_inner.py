@@ -17,8 +17,8 @@ from threadpoolctl import ThreadpoolController
 from maml_ray.config.settings import InnerSettings
 from maml_ray.kernels import inner_step
 from maml_ray.kernels.inner_step import KernelConfig
-from maml_ray.kernels.types import InnerRule, Samples, TaskState
-from maml_ray.maml.meta_parameters import CONTEXT, CONTEXT_WEIGHT, LOG_RATE, inner_rates
+from maml_ray.kernels.types import Samples
+from maml_ray.maml.meta_parameters import inner_rates
 from maml_ray.policies.spec import PolicySpec
 
 Array = NDArray[Any]
@@ -39,22 +39,20 @@ def compiled_inner_step(
     parameters: Mapping[str, Array],
     samples: Samples[Array],
 ) -> dict[str, Array]:
-    """Return the policy's parameters, and the context if there is one, after one inner step.
+    """Return the policy's parameters after one inner step on one task.
 
     Args:
-        inner: settings of the inner loop.
+        inner: settings of the inner loop, without a context.
         spec: the policy's sizes.
-        parameters: meta-parameters; after earlier inner steps also the context, if there is one.
-        samples: of one task's support data.
+        parameters: meta-parameters.
+        samples: of the support data.
     """
-    before, rule = task_state(spec, parameters), make_rule(inner, spec, parameters)
+    theta, rates = ravel(spec, parameters), ravel_rates(inner, spec, parameters)
     # Copies: Ray's arrays are read-only, and the kernels would be compiled once more for these.
     support = Samples(*(np.array(field) for field in samples))
     config = kernel_config(inner, spec, second_order=False)
     with single_threaded_blas():
-        after = inner_step.take_step(config, before, rule, support).after
-    context = {CONTEXT: after.context} if inner.parameters == "context" else {}
-    return {**unravel(spec, after.params), **context}
+        return unravel(spec, inner_step.take_step(config, theta, rates, support).adapted)
 
 
 def kernel_config(inner: InnerSettings, spec: PolicySpec, *, second_order: bool) -> KernelConfig:
@@ -73,51 +71,14 @@ def kernel_config(inner: InnerSettings, spec: PolicySpec, *, second_order: bool)
     )
 
 
-def task_state(spec: PolicySpec, parameters: Mapping[str, Array]) -> TaskState:
-    """Return what inner steps on ``parameters``, or on a tangent of them, move: copies."""
-    weight = _context_weight(spec, parameters)
-    context = np.array(parameters.get(CONTEXT, np.zeros(weight.shape[1], weight.dtype)))
-    return TaskState(ravel(spec, parameters), context)
-
-
-def make_rule(inner: InnerSettings, spec: PolicySpec, parameters: Mapping[str, Array]) -> InnerRule:
-    """Return the rule of the inner steps, which the kernels may keep."""
+def ravel_rates(inner: InnerSettings, spec: PolicySpec, parameters: Mapping[str, Array]) -> Array:
+    """Return the inner rates (Q,); 0 for what inner steps leave as it is."""
     with np.errstate(over="ignore"):  # a rate that overflows is detected by the update's result
-        return _rule(spec, parameters, inner_rates(inner, spec, parameters, np.exp))
-
-
-def rule_tangent(spec: PolicySpec, rule: InnerRule, tangent: Mapping[str, Array]) -> InnerRule:
-    """Return the derivative of the rule along a tangent of the meta-parameters."""
-    log_rates = {
-        name.removeprefix(LOG_RATE): value
-        for name, value in tangent.items()
-        if name.startswith(LOG_RATE)
-    }
-    by_log_rates = _rule(spec, tangent, log_rates)
-    return by_log_rates._replace(
-        rates=rule.rates * by_log_rates.rates,
-        context_rates=rule.context_rates * by_log_rates.context_rates,
-    )
-
-
-def _rule(
-    spec: PolicySpec, parameters: Mapping[str, Array], rates: Mapping[str, float | Array]
-) -> InnerRule:
-    """Return the rule of these rates, 0 where there is none, and of the context's weights."""
-    zero = task_state(spec, parameters)
-    values = np.zeros_like(zero.params)
-    for name, part in unravel(spec, values).items():
-        part[...] = rates.get(name, 0.0)
-    context_rates = np.full_like(zero.context, rates.get(CONTEXT, 0.0))
-    return InnerRule(values, context_rates, _context_weight(spec, parameters))
-
-
-def _context_weight(spec: PolicySpec, parameters: Mapping[str, Array]) -> Array:
-    """Return the context's weights (U, C), copied; (U, 0) without a context."""
-    if CONTEXT_WEIGHT in parameters:
-        return np.array(parameters[CONTEXT_WEIGHT])
-    first = next(iter(spec.shapes()))
-    return np.empty((spec.shapes()[first][0], 0), parameters[first].dtype)
+        by_name = inner_rates(inner, spec, parameters, np.exp)
+    rates = np.zeros_like(ravel(spec, parameters))
+    for name, part in unravel(spec, rates).items():
+        part[...] = by_name.get(name, 0.0)
+    return rates
 
 
 def ravel(spec: PolicySpec, parameters: Mapping[str, Array]) -> Array:

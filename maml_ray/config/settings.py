@@ -322,15 +322,16 @@ class InnerSettings(Section):
     learning_rate: Positive = Field(
         0.01,
         description="Learning rate of the gradient steps. The default suits a single task; "
-        "families of several tasks want about 0.1, as the presets have, and a context about 5.",
+        "families of several tasks want about 0.1, and a context about 3, as the presets have.",
     )
     parameters: Literal["all", "head", "context"] = Field(
         "all",
         description="What the gradient steps change: all parameters, the last layer (head: ANIL), "
-        "or a vector that the first layer has as a further input (context: CAVIA).",
+        "or a vector that the first layer has as a further input (context: as in CAVIA, but by "
+        "the returns of support episodes that try other contexts; without objective and l2).",
     )
     context_size: Annotated[int, Field(ge=1, le=1000)] = Field(
-        4, description="Numbers in that vector."
+        1, description="Numbers in that vector; each takes a pair of support episodes."
     )
     learn_inner_rates: bool = Field(
         False,
@@ -645,9 +646,21 @@ def _value(settings: Settings, key: str) -> Any:
 
 
 def _context_problem(settings: Settings) -> str | None:
-    """Return why the policy has no place for a context vector, or None."""
-    if settings.inner.parameters == "context" and not settings.policy.hidden_sizes:
+    """Return why there is no place for a context vector, or no data for it, or None."""
+    if settings.inner.parameters != "context":
+        return None
+    if not settings.policy.hidden_sizes:
         return "inner.parameters = context needs a hidden layer, and policy.hidden_sizes is empty"
+    if settings.inner.steps and settings.meta_batch.episodes < 2:
+        return (
+            "inner.parameters = context compares support episodes in pairs: it needs "
+            "meta_batch.episodes of 2 or more"
+        )
+    if settings.outer.e_maml_coefficient > 0.0:
+        return (
+            "inner.parameters = context has no place for E-MAML's term: "
+            "outer.e_maml_coefficient = 0"
+        )
     return None
 
 

@@ -134,17 +134,19 @@ class MujocoVectorEnv(BatchEnv, ABC):
         """Validate shapes: a kernel would write beyond the end of an array that is too small."""
         inputs, outputs = policy.network.sizes[[0, -1]]
         action_shape = (len(observed_states) - 1, self.num_envs, self._model.nu)
-        actual = (observations.shape, actions.shape, policy.noise.shape, inputs, outputs)
+        rows = len(policy.network.shifts) or self.num_envs
+        actual = (observations.shape, actions.shape, policy.noise.shape, inputs, outputs, rows)
         expected = (
             observed_states.shape,
             action_shape,
             action_shape,
             observed_states.shape[-1],
             action_shape[-1],
+            self.num_envs,
         )
         if actual != expected:
             raise ValueError(
-                "observations, actions, noise, inputs and outputs must be of sizes "
+                "observations, actions, noise, inputs, outputs and rows must be of sizes "
                 f"{expected}, got {actual}"
             )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from maml_ray.backends.inner_step import adapt_policy
@@ -22,9 +23,11 @@ from maml_ray.common.seeding import Purpose, generator, seed_sequence
 from maml_ray.config.settings import Settings
 from maml_ray.learning.state import initial_learner_state
 from maml_ray.policies.action_sampler import make_sampler, to_env_actions
+from maml_ray.policies.context import moved_by
 from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.policies.spec import NumpyParameters, PolicySpec
-from maml_ray.rollouts.collector import collect
+from maml_ray.rollouts.collector import collect, collect_support
+from maml_ray.rollouts.context_probes import context_offsets
 from maml_ray.rollouts.env_cache import EnvCache
 from maml_ray.rollouts.trajectories import Trajectories
 from maml_ray.tasks.loading import OwnTasks, resolve_tasks
@@ -198,7 +201,9 @@ class Agent:
         explore: bool = True,
         simulations: EnvCache | None = None,
     ) -> Trajectories:
-        """Roll out episodes of ``task``.
+        """Roll out episodes of ``task`` with the policy as it is.
+
+        To adapt to, :meth:`collect_support` collects.
 
         Args:
             task: a task, its name or its parameters; by default the first of ``sample_tasks(1)``.
@@ -212,29 +217,116 @@ class Agent:
             UserError: the family has no such task, ``episodes`` or ``seed`` is not a whole number,
                 or a simulation failed.
         """
+        settings = self.settings.task
+
+        def roll_out(env: VectorEnv[Any, Any, Any], stream: np.random.SeedSequence) -> Trajectories:
+            return collect(
+                self.policy,
+                env,
+                settings.horizon,
+                stream,
+                explore=explore,
+                info_metrics=settings.info_metrics,
+            )
+
+        return self._in_simulation(roll_out, task, episodes, seed, simulations)
+
+    def collect_support(
+        self,
+        task: WantedTask | None = None,
+        *,
+        episodes: int | None = None,
+        seed: int | np.random.SeedSequence = 0,
+        simulations: EnvCache | None = None,
+    ) -> Trajectories:
+        """Roll out episodes of ``task`` for an inner step to learn from, as in training.
+
+        They differ from those of :meth:`collect` if ``inner.parameters`` is ``context``: then each
+        acts with a context of its own, see :meth:`support_agents`.
+
+        Args:
+            task, episodes, seed, simulations: see :meth:`collect`.
+
+        Raises:
+            UserError: see :meth:`collect`; or there is only one episode to move a context by.
+        """
+        settings = self.settings
+
+        def roll_out(env: VectorEnv[Any, Any, Any], stream: np.random.SeedSequence) -> Trajectories:
+            return collect_support(
+                settings.inner,
+                self.spec,
+                self.parameters,
+                self.normalizer,
+                env,
+                settings.task.horizon,
+                stream,
+                info_metrics=settings.task.info_metrics,
+            )
+
+        return self._in_simulation(roll_out, task, episodes, seed, simulations)
+
+    def support_agents(self, episodes: int | None = None) -> list[Agent]:
+        """Return the agent that acts in each of the K episodes of a support set.
+
+        For support data from elsewhere than simulation, such as a robot. Without a context they are
+        all this agent. With one, each has a context of its own, and the trajectories need the
+        ``context_offsets`` (K, C) of :meth:`context_offsets`.
+
+        Args:
+            episodes: K; as in training by default.
+
+        Raises:
+            UserError: ``episodes`` is not a whole number, or too few to move a context by.
+        """
+        offsets = self.context_offsets(episodes)
+        if offsets is None:
+            return [self] * (self.settings.meta_batch.episodes if episodes is None else episodes)
+        return [
+            replace(self, parameters=moved_by(self.spec, self.parameters, offset))
+            for offset in offsets
+        ]
+
+    def context_offsets(self, episodes: int | None = None) -> NDArray[np.float32] | None:
+        """Return how far each support episode's context is from this agent's, (K, C).
+
+        None if ``inner.parameters`` is not ``context``.
+
+        Args:
+            episodes: K; as in training by default.
+
+        Raises:
+            UserError: ``episodes`` is not a whole number, or too few to move a context by.
+        """
+        if episodes is None:
+            episodes = self.settings.meta_batch.episodes
+        check_whole_number("episodes", episodes, least=1)
+        inner = self.settings.inner
+        if inner.parameters != "context":
+            return None
+        return context_offsets(episodes, inner.context_size)
+
+    def _in_simulation(
+        self,
+        roll_out: Callable[[VectorEnv[Any, Any, Any], np.random.SeedSequence], Trajectories],
+        task: WantedTask | None,
+        episodes: int | None,
+        seed: int | np.random.SeedSequence,
+        simulations: EnvCache | None,
+    ) -> Trajectories:
+        """Call ``roll_out`` with the environments of ``task``; see :meth:`collect`."""
         if episodes is None:
             episodes = self.settings.meta_batch.episodes
         check_whole_number("episodes", episodes, least=1)
         if simulations is None:
             with self.simulations() as own:
-                return self.collect(
-                    task, episodes=episodes, seed=seed, explore=explore, simulations=own
-                )
+                return self._in_simulation(roll_out, task, episodes, seed, own)
         if not isinstance(seed, np.random.SeedSequence):
             check_whole_number("seed", seed, least=0)
             seed = seed_sequence(seed, Purpose.EVALUATION, 0)
         wanted = self.sample_tasks(1)[0] if task is None else task
         found = self._find_task(simulations.find, wanted)
-        env = simulations.get(found, episodes)
-        settings = self.settings.task
-        return collect(
-            self.policy,
-            env,
-            settings.horizon,
-            seed,
-            explore=explore,
-            info_metrics=settings.info_metrics,
-        )
+        return roll_out(simulations.get(found, episodes), seed)
 
     def untrained(self) -> Agent:
         """Return the agent with its initial random parameters, as a baseline."""
@@ -257,7 +349,7 @@ class Agent:
         Args:
             support: where the support sets come from:
 
-                - one support set, from :meth:`collect` or elsewhere, for one step;
+                - one support set, from :meth:`collect_support` or elsewhere, for one step;
                 - a sequence of support sets, one for each step;
                 - a function that is called before each step with the agent adapted so far and
                   returns a support set of it, for example from a robot;
@@ -324,7 +416,7 @@ class Agent:
         self, task: WantedTask, episodes: int | None, seed: int, simulations: EnvCache
     ) -> Callable[[Agent], Trajectories]:
         seeds = support_seeds(seed)
-        return lambda agent: agent.collect(
+        return lambda agent: agent.collect_support(
             task, episodes=episodes, seed=next(seeds), simulations=simulations
         )
 
@@ -349,7 +441,8 @@ class Agent:
         """Reject what is no support set of this policy, before a kernel reads its arrays."""
         if not isinstance(support, Trajectories):
             raise UserError(
-                f"a support set is maml_ray.Trajectories, from agent.collect, got {support!r:.80}"
+                f"a support set is maml_ray.Trajectories, from agent.collect_support, got "
+                f"{support!r:.80}"
             )
         sizes = support.observations.shape[2], support.actions.shape[2]
         expected = self.spec.observation_size, self.spec.recorded_action_size
@@ -360,17 +453,35 @@ class Agent:
             )
         if not support.mask.any():
             raise UserError("the support set has no steps")
+        self._check_offsets(support)
         for name in ("observations", "actions", "log_probs", "rewards"):
             if not np.isfinite(getattr(support, name)[support.mask]).all():
                 raise UserError(f"the {name} of the support set are not all finite")
+
+    def _check_offsets(self, support: Trajectories) -> None:
+        """Reject a support set that tells nothing of a context."""
+        inner, offsets = self.settings.inner, support.context_offsets
+        if inner.parameters != "context":
+            return
+        if offsets is None:
+            raise UserError(
+                "the support set has no context_offsets: this policy adapts a context, and each "
+                "support episode acts with its own: collect them with agent.collect_support(task), "
+                "or with agent.support_agents()"
+            )
+        if offsets.shape[1] != inner.context_size or not np.isfinite(offsets).all():
+            raise UserError(
+                f"context_offsets must be {inner.context_size} finite numbers for each episode, as "
+                f"agent.context_offsets() returns them, got shape {offsets.shape}"
+            )
 
 
 def _support_sets(support: Any) -> Sequence[Trajectories]:
     sets = [support] if isinstance(support, Trajectories) else support
     if not isinstance(sets, Sequence) or not sets:
         raise UserError(
-            f"support = {support!r:.80} is not allowed: give agent.collect(task), a list of "
-            "support sets, a function that collects one with an agent, or a task"
+            f"support = {support!r:.80} is not allowed: give agent.collect_support(task), a list "
+            "of support sets, a function that collects one with an agent, or a task"
         )
     return sets
 

@@ -109,7 +109,9 @@ def _adaptations(
         yield agent, step
         if step < steps:
             stream = _stream(key, step, _SUPPORT)
-            support = agent.collect(task, episodes=episodes, seed=stream, simulations=simulations)
+            support = agent.collect_support(
+                task, episodes=episodes, seed=stream, simulations=simulations
+            )
             agent = agent.adapt(support)
 
 

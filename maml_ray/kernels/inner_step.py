@@ -1,12 +1,11 @@
 """Take one inner gradient step on one task, and differentiate through it.
 
-The derivatives of the step ``params - rates * grad L(params)`` are products with the Hessian of the
-inner loss L: forward over reverse mode (Pearlmutter 1994,
-https://doi.org/10.1162/neco.1994.6.1.147). A context vector takes its step in
-:mod:`~maml_ray.kernels.context`.
+The derivatives of the step ``adapted = params - rates * grad L(params)`` are products with the
+Hessian of the inner loss L: forward over reverse mode (Pearlmutter 1994,
+https://doi.org/10.1162/neco.1994.6.1.147).
 
 Axes: S samples, A action size, H sum of the hidden layers' sizes, Q = P + A parameters of the
-policy: P of the network, then A log standard deviations; C numbers in a context vector.
+policy: P of the network, then A log standard deviations.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from maml_ray.kernels import context, gaussian, mlp
+from maml_ray.kernels import gaussian, mlp
 from maml_ray.kernels.jit import jit
 from maml_ray.kernels.mlp import Sizes
-from maml_ray.kernels.types import Floats, Gaussian, InnerRule, Samples, TaskState
+from maml_ray.kernels.types import Floats, Gaussian, Samples
 
 
 class KernelConfig(NamedTuple):
@@ -45,8 +44,8 @@ class InnerStep(NamedTuple):
     """One inner step, with what its derivatives need.
 
     Attributes:
-        before: parameters and context before the step.
-        after: the same after it.
+        params: (Q,) before the step.
+        adapted: (Q,) after it.
         grads: (Q,) of the inner loss.
         activations: (S * H,) of the hidden layers.
         activation_grads: (S * H,) of the loss with respect to their inputs.
@@ -55,8 +54,8 @@ class InnerStep(NamedTuple):
         log_prob_grads: (S,) of the loss.
     """
 
-    before: TaskState
-    after: TaskState
+    params: Floats
+    adapted: Floats
     grads: Floats
     activations: Floats
     activation_grads: Floats
@@ -67,13 +66,9 @@ class InnerStep(NamedTuple):
 
 @jit
 def take_step(
-    config: KernelConfig,
-    before: TaskState,
-    rule: InnerRule,
-    samples: Samples[Floats],
+    config: KernelConfig, params: Floats, rates: Floats, samples: Samples[Floats]
 ) -> InnerStep:
-    """Return the inner step on ``samples`` from the state ``before``."""
-    params = before.params
+    """Return the inner step on ``samples`` from ``params`` (Q,) at inner rates ``rates`` (Q,)."""
     observations, actions = samples.observations.reshape(-1), samples.actions.reshape(-1)
     weights = samples.weights.reshape(-1)
     dtype, size = params.dtype, samples.weights.size
@@ -96,19 +91,9 @@ def take_step(
     pull_back_policy(config, params, observations, activations, mean_grads, activation_grads, grads)
     for i in range(len(params)):
         grads[i] += 2.0 * config.l2 * params[i]
-        adapted[i] = params[i] - rule.rates[i] * grads[i]
-    moved = context.move(
-        rule, before.context, _first_bias(config, rule, grads), _first_bias(config, rule, adapted)
-    )
+        adapted[i] = params[i] - rates[i] * grads[i]
     return InnerStep(
-        before,
-        TaskState(adapted, moved),
-        grads,
-        activations,
-        activation_grads,
-        mean,
-        mean_grads,
-        log_prob_grads,
+        params, adapted, grads, activations, activation_grads, mean, mean_grads, log_prob_grads
     )
 
 
@@ -117,30 +102,15 @@ def step_jvp(
     config: KernelConfig,
     step: InnerStep,
     samples: Samples[Floats],
-    rule: InnerRule,
-    tangent: TaskState,
-    rule_tangent: InnerRule,
-) -> TaskState:
-    """Push tangents of the state before an inner step and of its rule to the state after it."""
-    change = rule_tangent.rates * step.grads
-    grads_tangent = np.zeros_like(step.grads)  # in first order the gradients are constants
+    rates: Floats,
+    tangent: Floats,
+    rate_tangent: Floats,
+) -> Floats:
+    """Push tangents (Q,) of the parameters and of the rates forward through an inner step: (Q,)."""
+    change = rate_tangent * step.grads
     if config.second_order:
-        grads_tangent = hvp(config, step, samples, tangent.params)
-        product = rule.rates * grads_tangent
-        change += product
-    adapted = tangent.params - change
-    moved = context.move_jvp(
-        rule,
-        step.before.context,
-        step.after.context,
-        _first_bias(config, rule, step.grads),
-        config.second_order,
-        rule_tangent,
-        tangent.context,
-        _first_bias(config, rule, grads_tangent),
-        _first_bias(config, rule, adapted),
-    )
-    return TaskState(adapted, moved)
+        change += rates * hvp(config, step, samples, tangent)
+    return tangent - change
 
 
 @jit
@@ -148,53 +118,42 @@ def step_vjp(
     config: KernelConfig,
     step: InnerStep,
     samples: Samples[Floats],
-    rule: InnerRule,
-    adjoint: TaskState,
+    rates: Floats,
+    adjoint: Floats,
     kl_coefficient: float,
     behavior: Gaussian[Floats],
-) -> tuple[TaskState, InnerRule]:
-    """Pull an adjoint of the state after an inner step back through it.
+) -> tuple[Floats, Floats]:
+    """Pull an adjoint (Q,) of the adapted parameters back through an inner step.
 
     Args:
         config: sizes, inner objective and order.
         step: from :func:`take_step` on ``samples``.
         samples: of the task and phase.
-        rule: of the step.
-        adjoint: of the adapted parameters and the context after the step.
+        rates: (Q,) inner rates.
+        adjoint: (Q,) of the adapted parameters.
         kl_coefficient: weight in the loss of KL(behavior || policy before the step).
         behavior: the policy that collected the samples: mean (S, A), log_std (A,).
 
     Returns:
-        The gradients with respect to the state before the step, and to its rule.
+        The gradients (Q,) with respect to the parameters before the step and to the rates.
     """
-    params = step.before.params
-    network = len(params) - config.sizes[-1]
-    tangent = -(rule.rates * adjoint.params)  # the adjoint of the gradients
-    context_adjoint, context_rate_grads, weight_grads = context.move_vjp(
-        rule,
-        step.before.context,
-        step.after.context,
-        _first_bias(config, rule, step.grads),
-        config.second_order,
-        _first_bias(config, rule, adjoint.params),
-        adjoint.context,
-        _first_bias(config, rule, tangent),
-    )
-    rule_grads = InnerRule(-(adjoint.params * step.grads), context_rate_grads, weight_grads)
+    network = len(adjoint) - config.sizes[-1]
+    rate_grads = -(adjoint * step.grads)
     if not config.second_order and kl_coefficient == 0.0:
-        return TaskState(adjoint.params.copy(), context_adjoint), rule_grads
+        return adjoint.copy(), rate_grads
+    tangent = -(rates * adjoint)
     if config.second_order:
         activation_tangents, mean_grads, change = _policy_grad_jvp(config, step, samples, tangent)
     else:
         activation_tangents = np.empty_like(step.activations)
-        mean_grads, change = np.zeros_like(step.mean), np.zeros_like(params)
+        mean_grads, change = np.zeros_like(step.mean), np.zeros_like(adjoint)
     if kl_coefficient > 0.0:
         gaussian.add_kl_grads(
             kl_coefficient,
             behavior.mean.reshape(-1),
             behavior.log_std,
             step.mean,
-            clamped_log_std(config, step.before.params),
+            clamped_log_std(config, step.params),
             samples.weights.reshape(-1),
             mean_grads,
             change[network:],
@@ -205,22 +164,14 @@ def step_vjp(
         observations = samples.observations.reshape(-1)
         pull_back_policy(
             config,
-            step.before.params,
+            step.params,
             observations,
             step.activations,
             mean_grads,
             np.empty_like(step.activations),
             change,
         )
-    return TaskState(adjoint.params + change, context_adjoint), rule_grads
-
-
-@jit
-def _first_bias(config: KernelConfig, rule: InnerRule, values: Floats) -> Floats:
-    """Return a view of the first layer's biases among ``values`` (Q,), after its weights."""
-    units = len(rule.context_weight)
-    start = config.sizes[0] * units
-    return values[start : start + units]
+    return adjoint + change, rate_grads
 
 
 @jit
@@ -241,13 +192,13 @@ def _policy_grad_jvp(
         Tangents of the hidden layers' inputs (S * H,), of the gradients of means (S * A,), and (Q,)
         whose last A are those of the gradients of the log standard deviations.
     """
-    network = len(step.before.params) - config.sizes[-1]
+    network = len(step.params) - config.sizes[-1]
     activation_tangents, mean_tangents = np.empty_like(step.activations), np.empty_like(step.mean)
-    mean_grads, change = np.empty_like(step.mean), np.empty_like(step.before.params)
+    mean_grads, change = np.empty_like(step.mean), np.empty_like(step.params)
     mlp.forward_jvp(
         config.sizes,
         config.relu,
-        step.before.params[:network],
+        step.params[:network],
         samples.observations.reshape(-1),
         step.activations,
         tangent[:network],
@@ -255,11 +206,11 @@ def _policy_grad_jvp(
         mean_tangents,
     )
     masked = tangent.copy()
-    mask_clamped(config, step.before.params, masked)
+    mask_clamped(config, step.params, masked)
     gaussian.inner_loss_hvp(
         config.ratio,
         step.mean,
-        clamped_log_std(config, step.before.params),
+        clamped_log_std(config, step.params),
         samples.actions.reshape(-1),
         step.log_prob_grads,
         mean_tangents,
@@ -281,11 +232,11 @@ def _params_grad_jvp(
     change: Floats,
 ) -> None:
     """Complete ``change`` (Q,) to the tangent of the gradient, from :func:`_policy_grad_jvp`."""
-    network = len(step.before.params) - config.sizes[-1]
+    network = len(step.params) - config.sizes[-1]
     mlp.backward_jvp(
         config.sizes,
         config.relu,
-        step.before.params[:network],
+        step.params[:network],
         samples.observations.reshape(-1),
         step.activations,
         step.mean_grads,
@@ -295,7 +246,7 @@ def _params_grad_jvp(
         mean_grads,
         change[:network],
     )
-    mask_clamped(config, step.before.params, change)
+    mask_clamped(config, step.params, change)
     for i in range(len(change)):
         change[i] += 2.0 * config.l2 * tangent[i]
 

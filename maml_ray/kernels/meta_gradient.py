@@ -121,6 +121,6 @@ def support_kl(
         behavior.mean.reshape(-1),
         behavior.log_std,
         step.mean,
-        inner_step.clamped_log_std(config, step.before.params),
+        inner_step.clamped_log_std(config, step.params),
         samples.weights.reshape(-1),
     )

@@ -35,6 +35,8 @@ class PackedMLP(NamedTuple):
         relu: the activation is relu, tanh otherwise.
         mean, scale: (D,) of the observation normalizer; zeros and ones without one.
         limit: magnitude to which normalized observations are clipped; infinite without one.
+        shifts: (K, U) added to the first layer's outputs before the activation, row by row, in a
+            batch of K observations; or (0, U) for nothing.
     """
 
     sizes: NDArray[np.int64]
@@ -44,6 +46,7 @@ class PackedMLP(NamedTuple):
     mean: Float32
     scale: Float32
     limit: np.float32
+    shifts: Float32
 
     @classmethod
     def from_layers(
@@ -51,6 +54,7 @@ class PackedMLP(NamedTuple):
         layers: Sequence[tuple[Float32, Float32]],
         relu: bool,
         normalizer: Normalizer | None,
+        shifts: Float32 | None = None,
     ) -> PackedMLP:
         """Pack ``layers``: weights (outputs, inputs) and biases (outputs,) of each."""
         size = layers[0][0].shape[1]
@@ -72,18 +76,21 @@ class PackedMLP(NamedTuple):
             mean=mean,
             scale=scale,
             limit=np.float32(np.inf if normalizer is None else LIMIT),
+            shifts=np.zeros((0, sizes[1]), np.float32) if shifts is None else shifts,
         )
 
     def forward(self, observations: Float32) -> Float32:
         """Return the outputs (..., A) at ``observations`` (..., D) with any batch axes.
 
         Raises:
-            ValueError: the observations are of another size.
+            ValueError: the observations are of another size, or not one for each row of shifts.
         """
         size = self.sizes[0]
         if observations.shape[-1:] != (size,):
             raise ValueError(f"observations must have size {size}, got {observations.shape}")
         rows = observations.reshape(-1, size)
+        if len(self.shifts) not in (0, len(rows)):
+            raise ValueError(f"a policy of {len(self.shifts)} rows was given {len(rows)}")
         if rows.dtype != np.float32 or not rows.flags.carray:  # another type compiles again
             rows = np.array(rows, np.float32, order="C")
         outputs = np.empty((len(rows), self.sizes[-1]), np.float32)
@@ -138,7 +145,7 @@ def mlp_forward(
 
     Args:
         network: the network.
-        observations: (K, D).
+        observations: (K, D), as many as ``network.shifts`` has rows, if any.
         scratch: of :meth:`PackedMLP.make_scratch`, overwritten.
         outputs: (K, A), overwritten.
     """
@@ -158,6 +165,10 @@ def mlp_forward(
         flat = scratch[1 - layer % 2][: padded_rows * height]
         result = flat.reshape(padded_rows, height)
         matmul_bias(network.weights[start:end].reshape(1 + width, height), inputs, result)
+        if layer == 0:
+            for i in range(len(network.shifts)):
+                for j in range(sizes[1]):
+                    result[i, j] += network.shifts[i, j]
         if layer < last:
             _activate(network.relu, flat)
         inputs, start = result, end

@@ -43,29 +43,3 @@ class Gaussian(NamedTuple, Generic[Array]):
 
     mean: Array
     log_std: Array
-
-
-class TaskState(NamedTuple):
-    """What inner steps move, or a tangent or adjoint of it.
-
-    Attributes:
-        params: (Q,) of the policy, with ``W tanh(context)`` in the biases of its first layer.
-        context: (C,) vector; C is 0 if there is none.
-    """
-
-    params: Floats
-    context: Floats
-
-
-class InnerRule(NamedTuple):
-    """What turns a gradient into an inner step, or a tangent or gradient of it.
-
-    Attributes:
-        rates: (Q,) inner rates of the policy's parameters; 0 for what inner steps leave as it is.
-        context_rates: (C,) inner rates of the context vector.
-        context_weight: W (U, C), its weights to the units of the first hidden layer.
-    """
-
-    rates: Floats
-    context_rates: Floats
-    context_weight: Floats

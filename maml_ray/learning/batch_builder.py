@@ -22,6 +22,7 @@ from maml_ray.kernels.types import Samples
 from maml_ray.maml.distributions import ActionDistribution, Parameters
 from maml_ray.maml.meta_objective import MetaBatch
 from maml_ray.policies.spec import PolicySpec
+from maml_ray.rollouts.context_probes import context_gradient
 from maml_ray.rollouts.samples import make_samples
 from maml_ray.rollouts.trajectories import TaskRollouts, Trajectories
 
@@ -51,9 +52,13 @@ class MetaBatchBuilder:
         self._backend, self._parameters, self._normalizer = backend, parameters, normalizer
         device = next(iter(parameters.values())).device
         self._staged = device.type != "cpu" if staged is None else staged
+        self._by_context = settings.inner.parameters == "context"
         self._support = tuple(
-            _empty_samples(settings, backend.spec, device) for _ in range(settings.inner.steps)
+            _empty_samples(settings, backend.spec, device)
+            for _ in range(0 if self._by_context else settings.inner.steps)
         )
+        size = settings.inner.context_size if self._by_context else 0
+        self._context_gradient = torch.zeros(settings.meta_batch.tasks, size, device=device)
         self._query = _empty_samples(settings, backend.spec, device)
         self._policies: dict[int, Policies] = {}
         self._copied: set[int] = set()
@@ -63,8 +68,8 @@ class MetaBatchBuilder:
         index = task.task_index
         self.copy_task(task)
         if self._backend.tasks_are_independent:
-            phases = slice_rows((self._support, self._query), index, index + 1)
-            self._policies[index] = self._backend.behavior_policies(self._parameters, *phases)
+            data = slice_rows(self._data(), index, index + 1)
+            self._policies[index] = self._backend.behavior_policies(self._parameters, *data)
 
     def build(self, rollouts: Sequence[TaskRollouts]) -> MetaBatch:
         """Return the meta-batch of ``rollouts``, one of each task in order, added before or not."""
@@ -79,16 +84,19 @@ class MetaBatchBuilder:
             self._query,
             query_behavior,
             advantage.to(self._query.weights.device),
+            self._context_gradient,
         )
 
     def copy_task(self, task: TaskRollouts) -> None:
         """Copy a task's samples into the meta-batch, and compute nothing."""
-        phases = zip(
-            (*self._support, self._query),
-            (*task.support, task.query),
-            (*task.support_advantages, task.query_advantages),
-            strict=True,
-        )
+        phases = [(self._query, task.query, task.query_advantages)]
+        if self._by_context:
+            gradients = [context_gradient(trajectories) for trajectories in task.support]
+            if gradients:
+                total: NDArray[np.float32] = np.sum(gradients, axis=0)
+                self._copy(total, self._context_gradient[task.task_index])
+        else:
+            phases += zip(self._support, task.support, task.support_advantages, strict=True)
         for tensors, trajectories, advantages in phases:
             samples = make_samples(trajectories, advantages, self._normalizer)
             for tensor, array in zip(tensors, samples, strict=True):
@@ -104,13 +112,17 @@ class MetaBatchBuilder:
         staging.numpy()[...] = array
         target.copy_(staging, non_blocking=True)
 
+    def _data(self) -> tuple[tuple[Samples[Tensor], ...], Samples[Tensor], Tensor]:
+        """Return what the behavior policies are computed from."""
+        return self._support, self._query, self._context_gradient
+
     def _all_policies(self) -> Policies:
         if not self._policies:
-            return self._backend.behavior_policies(self._parameters, self._support, self._query)
+            return self._backend.behavior_policies(self._parameters, *self._data())
         missing = sorted(self._copied - set(self._policies))
         if missing:
-            phases = select_rows((self._support, self._query), torch.tensor(missing))
-            policies = self._backend.behavior_policies(self._parameters, *phases)
+            data = select_rows(self._data(), torch.tensor(missing))
+            policies = self._backend.behavior_policies(self._parameters, *data)
             for row, index in enumerate(missing):
                 self._policies[index] = slice_rows(policies, row, row + 1)
         return concat([self._policies[index] for index in sorted(self._policies)])

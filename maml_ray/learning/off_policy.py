@@ -28,7 +28,9 @@ def decouple_behavior(backend: Backend, parameters: Parameters, batch: MetaBatch
     Support data and their behavior policies stay: an inner step weights by the whole ratio and is
     not clipped, and the inner KL is measured from those policies.
     """
-    _, current = backend.behavior_policies(parameters, batch.support, batch.query)
+    _, current = backend.behavior_policies(
+        parameters, batch.support, batch.query, batch.context_gradient
+    )
     log_probs = torch.func.vmap(sample_log_probs)(current, batch.query)
     weights = torch.exp(log_probs - batch.query.log_probs)
     query = batch.query._replace(log_probs=log_probs, advantages=weights * batch.query.advantages)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +21,9 @@ from maml_ray.envs.user_errors import UserCodeError
 from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.policies.spec import PolicyParameters, PolicySpec
 from maml_ray.rollouts.advantages import compute_advantages
-from maml_ray.rollouts.collector import SimulationFailed, collect
+from maml_ray.rollouts.collector import SimulationFailed, collect, collect_support
 from maml_ray.rollouts.env_cache import EnvCache
-from maml_ray.rollouts.samples import make_samples
+from maml_ray.rollouts.samples import make_support
 from maml_ray.rollouts.trajectories import TaskRollouts, Trajectories, empty_trajectories
 from maml_ray.tasks.loading import OwnTasks, resolve_tasks
 from maml_ray.tasks.task import Task, TaskDistribution, draw_tasks, opened_env, unusable_tasks
@@ -173,12 +173,13 @@ class RolloutWorker:
         values, phases = parameters.values, list[_Phase]()
         steps = self.settings.inner.steps
         for number in range(steps + 1):
-            policy = NumpyPolicy(self.spec, values, parameters.normalizer)
             name = "query" if number == steps else f"support {number + 1}"
             self._on_phase(name)
             try:
                 with collecting:
-                    trajectories = self._collect(policy, assignment, number)
+                    trajectories = self._collect(
+                        replace(parameters, values=values), assignment, number
+                    )
             except SimulationFailed as error:
                 return phases, f"{name}: {error}"
             advantages = compute_advantages(trajectories, self.settings.advantages)
@@ -186,22 +187,29 @@ class RolloutWorker:
             if number < steps:
                 name = f"adaptation {number + 1}"
                 self._on_phase(name)
-                samples = make_samples(trajectories, advantages, parameters.normalizer)
-                values = self._inner_step(values, samples)
+                support = make_support(
+                    self.settings.inner, trajectories, advantages, parameters.normalizer
+                )
+                values = self._inner_step(values, support)
                 if not all(np.isfinite(value).all() for value in values.values()):
                     return phases, f"{name}: the adapted parameters are not finite"
         return phases, None
 
     def _empty_phase(self) -> _Phase:
+        inner = self.settings.inner
         trajectories = empty_trajectories(
             self.settings.meta_batch.episodes,
             self.settings.task.horizon,
             self.spec.observation_size,
             self.spec.recorded_action_size,
+            inner.context_size if inner.parameters == "context" else None,
         )
         return _Phase(trajectories, np.zeros_like(trajectories.rewards))
 
-    def _collect(self, policy: NumpyPolicy, assignment: Assignment, phase: int) -> Trajectories:
+    def _collect(
+        self, parameters: PolicyParameters, assignment: Assignment, phase: int
+    ) -> Trajectories:
+        """Return the support episodes of step ``phase``, or, after the last, the query episodes."""
         seed = seed_sequence(
             self.settings.run.seed,
             Purpose.ROLLOUT,
@@ -210,7 +218,20 @@ class RolloutWorker:
             phase,
         )
         env = self._envs.get(assignment.task, self.settings.meta_batch.episodes)
-        task = self.settings.task
+        inner, task = self.settings.inner, self.settings.task
+        values, normalizer = parameters.values, parameters.normalizer
+        if phase < inner.steps:
+            return collect_support(
+                inner,
+                self.spec,
+                values,
+                normalizer,
+                env,
+                task.horizon,
+                seed,
+                info_metrics=task.info_metrics,
+            )
+        policy = NumpyPolicy(self.spec, values, normalizer)
         return collect(policy, env, task.horizon, seed, info_metrics=task.info_metrics)
 
     def close(self) -> None:

@@ -2,11 +2,14 @@
 
 With ``inner.parameters``:
 
-- ``all``: the policy's parameters (MAML, Finn et al. 2017, https://arxiv.org/abs/1703.03400);
+- ``all``: the policy's parameters follow the gradient of the inner loss (MAML, Finn et al. 2017,
+  https://arxiv.org/abs/1703.03400);
 - ``head``: the last layer's (ANIL, Raghu et al. 2020, https://arxiv.org/abs/1909.09157);
 - ``context``: a vector z (C,), 0 before the first step, from which the first hidden layer has the
   further input W tanh(z) (CAVIA, Zintgraf et al. 2019, https://arxiv.org/abs/1810.03642, where it
-  is W z, which a noisy gradient can move without bound).
+  is W z). It follows a gradient of the return that the support episodes give by central differences
+  (:mod:`~maml_ray.rollouts.context_probes`), as in finite-difference policy gradients. That
+  gradient is data, and the meta-gradient reaches W and the rates through z.
 
 Since W tanh(z) is added to a bias, an adapted policy is an ordinary one whose bias has moved.
 """
@@ -23,8 +26,9 @@ from maml_ray.config.settings import InnerSettings
 from maml_ray.kernels.types import Samples
 from maml_ray.maml.distributions import ActionDistribution, Parameters
 from maml_ray.maml.inner_loop import GradientOf, Order, adapt, differentiable_gradient
-from maml_ray.maml.meta_parameters import CONTEXT, CONTEXT_WEIGHT, inner_rates, policy_part
+from maml_ray.maml.meta_parameters import inner_rates, policy_part
 from maml_ray.maml.policy_losses import inner_loss
+from maml_ray.policies.context import CONTEXT, CONTEXT_WEIGHT, first_bias
 from maml_ray.policies.spec import PolicySpec
 
 
@@ -33,47 +37,49 @@ def adapt_to_task(
     spec: PolicySpec,
     parameters: Parameters,
     support: Sequence[Samples[Tensor]],
+    context_gradient: Tensor | None = None,
     *,
     order: Order = "second",
     gradient_of: GradientOf[ActionDistribution] = differentiable_gradient,
 ) -> tuple[Parameters, tuple[ActionDistribution, ...]]:
-    """Take one inner step per element of ``support``.
+    """Take the inner steps.
 
     Args:
         inner: settings of the inner loop.
         spec: the policy's sizes.
         parameters: meta-parameters; after earlier inner steps also the context, if there is one.
-        support: samples of one task for each step.
-        order: of the derivatives; see :func:`~maml_ray.maml.inner_loop.adapt`.
-        gradient_of: computes the inner gradients; see there.
+        support: samples of one task for each step; none for a context.
+        context_gradient: (C,) sum of the gradients that the steps of a context follow.
+        order: of the derivatives; see :func:`~maml_ray.maml.inner_loop.adapt`. A context has only
+            one.
+        gradient_of: computes the gradients of inner losses; see there.
 
     Returns:
         The adapted policy's parameters, with the context if there is one, and the action
-        distributions before each step at its samples.
+        distributions before each step at its samples; none for a context, whose steps need none.
     """
-    if inner.parameters == "context" and CONTEXT not in parameters:
-        weight = parameters[CONTEXT_WEIGHT]
-        parameters = {**parameters, CONTEXT: weight.new_zeros(weight.shape[1])}
     rates = inner_rates(inner, spec, parameters, torch.exp)
-    moving = {name: parameters[name] for name in rates}
+    if inner.parameters == "context":
+        assert context_gradient is not None
+        return _move_context(spec, parameters, rates[CONTEXT] * context_gradient), ()
+    policy = policy_part(parameters)
+    moving = {name: policy[name] for name in rates}
 
     def loss(
         samples: Samples[Tensor], moved: Mapping[str, Tensor]
     ) -> tuple[Tensor, ActionDistribution]:
-        return inner_loss(spec, inner, samples, _policy_with(spec, parameters, moved))
+        return inner_loss(spec, inner, samples, {**policy, **moved})
 
     losses = [partial(loss, samples) for samples in support]
     moved, policies = adapt(moving, losses, rates, order=order, gradient_of=gradient_of)
-    return {**_policy_with(spec, parameters, moved), **moved}, policies
+    return {**policy, **moved}, policies
 
 
-def _policy_with(
-    spec: PolicySpec, parameters: Parameters, moved: Mapping[str, Tensor]
-) -> Parameters:
-    """Return the policy's parameters after inner steps on ``moved``: parameters, or the context."""
-    policy = policy_part(parameters)
-    if CONTEXT not in moved:
-        return {**policy, **moved}
-    bias = f"{spec.layer_names[0]}.bias"  # which holds the effect of the context so far
-    change = torch.tanh(moved[CONTEXT]) - torch.tanh(parameters[CONTEXT])
-    return {**policy, bias: policy[bias] + parameters[CONTEXT_WEIGHT] @ change}
+def _move_context(spec: PolicySpec, parameters: Parameters, change: Tensor) -> Parameters:
+    """Return the policy's parameters and the context after its steps, of sum ``change`` (C,)."""
+    policy, weight = policy_part(parameters), parameters[CONTEXT_WEIGHT]
+    before = parameters.get(CONTEXT, torch.zeros_like(change))
+    after = before + change
+    bias = first_bias(spec)  # which holds the effect of the context before the steps
+    moved = policy[bias] + weight @ (torch.tanh(after) - torch.tanh(before))
+    return {**policy, bias: moved, CONTEXT: after}

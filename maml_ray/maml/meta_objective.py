@@ -51,13 +51,15 @@ class MetaBatch(NamedTuple):
     """A meta-batch on the learner's device; every tensor has a leading axis of N tasks.
 
     Attributes:
-        support: samples of each inner step.
+        support: samples of each inner step; none if the steps are a context's.
         support_behavior: the behavior policies' action distributions at the support samples of
             each inner step.
         query: samples collected after the last inner step.
         query_behavior: the behavior policies' (adapted ones) action distributions at the query
             samples.
         task_advantage: (N,) mean return of the query data, standardized over tasks; for E-MAML.
+        context_gradient: (N, C) sum over inner steps of the gradients that the context follows; C
+            is 0 without a context.
     """
 
     support: tuple[Samples[Tensor], ...]
@@ -65,13 +67,15 @@ class MetaBatch(NamedTuple):
     query: Samples[Tensor]
     query_behavior: ActionDistribution
     task_advantage: Tensor
+    context_gradient: Tensor
 
 
 class Diagnostics(NamedTuple):
     """Statistics of a meta-loss, averaged over tasks.
 
     Attributes:
-        inner_kl: KL(behavior || current policy) on support data, in nats; mean over inner steps.
+        inner_kl: KL(behavior || current policy) on support data, in nats; mean over inner steps; 0
+            if there are no support samples.
         query_kl: KL(behavior || current adapted policy) on query data, in nats.
         clip_fraction: share of query steps whose ratio lies outside ``1 +- outer.clip``.
         max_ratio_error: largest ``|ratio - 1|`` on query data; the maximum over tasks.
@@ -147,7 +151,8 @@ def _adapt(
     objective: MetaObjective, parameters: Parameters, batch: MetaBatch
 ) -> tuple[Parameters, tuple[ActionDistribution, ...]]:
     inner, spec, order = objective.inner, objective.spec, objective.order
-    return adapt_to_task(inner, spec, parameters, batch.support, order=order)
+    gradient = batch.context_gradient
+    return adapt_to_task(inner, spec, parameters, batch.support, gradient, order=order)
 
 
 def _with_gradient_from(adapted: Parameters, parameters: Parameters, loss: Tensor) -> Tensor:
@@ -160,7 +165,7 @@ def _with_gradient_from(adapted: Parameters, parameters: Parameters, loss: Tenso
 
 
 def mean_inner_kl(policies: Sequence[ActionDistribution], batch: MetaBatch) -> Tensor:
-    """Return the mean over inner steps of KL(behavior || policy), (); 0 without inner steps."""
+    """Return the mean over inner steps of KL(behavior || policy), (); 0 without support samples."""
     if not policies:
         return torch.zeros_like(batch.task_advantage)
     behavior = zip(batch.support_behavior, policies, batch.support, strict=True)

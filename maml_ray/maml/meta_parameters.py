@@ -22,11 +22,10 @@ from typing import TypeVar
 import numpy as np
 
 from maml_ray.config.settings import InnerSettings
+from maml_ray.policies.context import CONTEXT, CONTEXT_WEIGHT
 from maml_ray.policies.spec import NumpyParameters, PolicySpec, initial_parameters
 
 LOG_RATE = "log_inner_rate/"
-CONTEXT = "context"
-CONTEXT_WEIGHT = "context_weight"
 Value = TypeVar("Value")
 
 

@@ -25,6 +25,8 @@ class NumpyPolicy:
         spec: the policy's sizes.
         parameters: arrays by name; names that the policy lacks are ignored.
         normalizer: of observations; None for none.
+        shifts: (K, U) added to the first layer's biases for each row of a batch of K observations;
+            None for none.
 
     Attributes:
         spec, normalizer: as passed.
@@ -37,13 +39,14 @@ class NumpyPolicy:
         spec: PolicySpec,
         parameters: Mapping[str, NDArray[np.float32]],
         normalizer: Normalizer | None = None,
+        shifts: NDArray[np.float32] | None = None,
     ) -> None:
         self.spec, self.normalizer = spec, normalizer
         layers = [
             (parameters[f"{name}.weight"], parameters[f"{name}.bias"]) for name in spec.layer_names
         ]
         inside = None if self.needs_float64 else normalizer
-        self.network = PackedMLP.from_layers(layers, spec.activation == "relu", inside)
+        self.network = PackedMLP.from_layers(layers, spec.activation == "relu", inside, shifts)
         floor = np.float32(spec.min_log_std)
         self.log_std = np.maximum(parameters.get(LOG_STD, np.zeros(0, np.float32)), floor)
         with np.errstate(over="ignore"):  # a diverged adaptation is detected by its actions

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -11,10 +11,15 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from numpy.typing import NDArray
 
 from maml_ray.common.errors import UserError
+from maml_ray.common.normalization import Normalizer
+from maml_ray.config.settings import InnerSettings
 from maml_ray.envs.user_errors import user_code
 from maml_ray.envs.vector_env import BatchEnv
 from maml_ray.policies.action_sampler import ActionSampler, make_sampler, to_env_actions
+from maml_ray.policies.context import policy_at_offsets
 from maml_ray.policies.numpy_policy import NumpyPolicy
+from maml_ray.policies.spec import PolicySpec
+from maml_ray.rollouts.context_probes import context_offsets
 from maml_ray.rollouts.rollout_buffer import RolloutBuffer
 from maml_ray.rollouts.step_reader import autoreset_mode
 from maml_ray.rollouts.trajectories import Trajectories
@@ -88,6 +93,40 @@ def collect(
             "a row: observations, rewards or actions were not finite, or MuJoCo gave up"
         )
     return collected
+
+
+def collect_support(
+    inner: InnerSettings,
+    spec: PolicySpec,
+    parameters: Mapping[str, NDArray[np.float32]],
+    normalizer: Normalizer | None,
+    env: VectorEnv[Any, Any, Any],
+    horizon: int,
+    seed: np.random.SeedSequence,
+    *,
+    info_metrics: Sequence[str] = (),
+) -> Trajectories:
+    """Roll out the support episodes of an inner step, as :func:`collect` does.
+
+    Of ``inner.parameters = context`` each episode acts with a context of its own.
+
+    Args:
+        inner: settings of the inner loop.
+        spec: the policy's sizes.
+        parameters: before the step: meta-parameters; after earlier steps also the context.
+        normalizer: of observations; None for none.
+        env, horizon, seed, info_metrics: see :func:`collect`.
+
+    Raises:
+        SimulationFailed, UserError: see :func:`collect`; or a context has less than two episodes.
+    """
+    if inner.parameters != "context":
+        policy = NumpyPolicy(spec, parameters, normalizer)
+        return collect(policy, env, horizon, seed, info_metrics=info_metrics)
+    offsets = context_offsets(env.num_envs, inner.context_size)
+    policy = policy_at_offsets(spec, parameters, normalizer, offsets)
+    collected = collect(policy, env, horizon, seed, info_metrics=info_metrics)
+    return replace(collected, context_offsets=offsets)
 
 
 def _collect_once(

@@ -1,4 +1,4 @@
-"""Turn trajectories and their advantages into the samples that losses average over."""
+"""Turn trajectories and their advantages into what losses and inner steps take."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maml_ray.common.normalization import Normalizer, normalize
+from maml_ray.config.settings import InnerSettings
 from maml_ray.kernels.types import Samples as Samples
+from maml_ray.rollouts.context_probes import context_gradient
 from maml_ray.rollouts.trajectories import Trajectories
+
+Support = Samples[NDArray[np.float32]] | NDArray[np.float32]
+"""What an inner step takes: samples; or the gradient (C,) of the return by the context."""
 
 
 def make_samples(
@@ -32,3 +37,22 @@ def make_samples(
         advantages,
         weights.astype(np.float32),
     )
+
+
+def make_support(
+    inner: InnerSettings,
+    trajectories: Trajectories,
+    advantages: NDArray[np.float32],
+    normalizer: Normalizer | None = None,
+) -> Support:
+    """Return what an inner step takes of one task's support data.
+
+    Args:
+        inner: settings of the inner loop.
+        trajectories: K episodes of T steps.
+        advantages: (K, T).
+        normalizer: of observations, as the behavior policy used it; None for raw observations.
+    """
+    if inner.parameters == "context":
+        return context_gradient(trajectories)
+    return make_samples(trajectories, advantages, normalizer)

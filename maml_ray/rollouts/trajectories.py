@@ -34,6 +34,8 @@ class Trajectories:
         info_means: by name, (K,) float32 mean of ``info[name]`` over the steps of an episode that
             report it; NaN if none does. Names that no episode reports are missing.
         discarded: number of failed episodes that were discarded and collected again.
+        context_offsets: (K, C) float32, how far each episode's context was from the policy's; None
+            if all acted with the policy's own.
 
     Raises:
         ValueError: the arrays' shapes or dtypes are inconsistent.
@@ -48,6 +50,7 @@ class Trajectories:
     terminated: Bool | None = None
     info_means: Mapping[str, Float32] = field(default_factory=dict)
     discarded: int = 0
+    context_offsets: Float32 | None = None
 
     def __post_init__(self) -> None:
         episodes_steps = self.rewards.shape
@@ -85,6 +88,11 @@ class Trajectories:
             value = getattr(self, name)
             if value is not None and value.shape != shape:
                 raise ValueError(f"{name} must have shape {shape}, got {value.shape}")
+        offsets = self.context_offsets
+        if offsets is not None and (offsets.ndim != 2 or len(offsets) != episodes):
+            raise ValueError(
+                f"context_offsets must have shape ({episodes}, n), got {offsets.shape}"
+            )
         for name, values in self.info_means.items():
             if values.shape != (episodes,):
                 raise ValueError(f"{name} must have shape {(episodes,)}, got {values.shape}")
@@ -159,15 +167,21 @@ def mean_info(phases: Sequence[Trajectories], name: str) -> float | None:
 
 
 def empty_trajectories(
-    episodes: int, steps: int, observation_size: int, action_size: int
+    episodes: int,
+    steps: int,
+    observation_size: int,
+    action_size: int,
+    context_size: int | None = None,
 ) -> Trajectories:
     """Return trajectories with every step masked, to stand for a phase that was not collected."""
+    offsets = None if context_size is None else np.zeros((episodes, context_size), np.float32)
     return Trajectories(
         observations=np.zeros((episodes, steps, observation_size), np.float32),
         actions=np.zeros((episodes, steps, action_size), np.float32),
         log_probs=np.zeros((episodes, steps), np.float32),
         rewards=np.zeros((episodes, steps), np.float32),
         mask=np.zeros((episodes, steps), np.bool_),
+        context_offsets=offsets,
     )
 
 

@@ -141,7 +141,7 @@ def adapt_in_simulation(
         before = mean_return(agent, task, seed, BEFORE, eval_episodes, simulations)
         agents, support_sets = [agent], []
         for step_seed in islice(support_seeds(seed), steps or max(1, agent.settings.inner.steps)):
-            support = agents[-1].collect(
+            support = agents[-1].collect_support(
                 task, episodes=episodes, seed=step_seed, simulations=simulations
             )
             support_sets.append(support)
