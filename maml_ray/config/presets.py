@@ -38,47 +38,36 @@ def _merged(*parts: Data) -> Data:
     return result
 
 
-_DIRECTION: Data = {
-    "run": {"iterations": 400},
-    "task": {"name": "half-cheetah-direction", "horizon": 200},
+_CONTEXT: Data = {
     # With a standard deviation of 1 the first million steps do little but reduce it.
     "policy": {"activation": "relu", "initial_log_std": -0.7, "min_log_std": -2.0},
-    # Many small updates: with 20 episodes the first 2 million steps lead to three fifths as much.
-    "meta_batch": {"tasks": 10, "episodes": 5},
-    # A context tells the adapted policy its direction. A step of all parameters hardly moves the
-    # policy: it leaves one gait for both directions, which is a poor one forward.
-    "inner": {"parameters": "context", "learning_rate": 5.0, "learn_inner_rates": True},
+    # Support episodes at either side of a context tell the adapted policy its task. A step of all
+    # parameters hardly moves the policy: it leaves one gait for both directions.
+    "inner": {"parameters": "context", "learning_rate": 2.0, "learn_inner_rates": True},
     "outer": {
         "learning_rate": 3e-3,
         "final_learning_rate": 2e-4,
         "epochs": 8,
-        "tasks_per_minibatch": 5,
         "max_query_kl": 0.2,
     },
     "evaluation": {"tasks": 10, "episodes": 20},
 }
-_DIRECTION_LONG: Data = {
-    "run": {"iterations": 1000},
+_LONG: Data = {
     "policy": {"hidden_sizes": [128, 128]},
-    "meta_batch": {"episodes": 10},
     "outer": {"learning_rate": 1e-3, "final_learning_rate": 1e-4},
 }
+# Many small updates: with 20 episodes the first 2 million steps lead to half as much.
+_DIRECTION: Data = {
+    "run": {"iterations": 500},
+    "task": {"name": "half-cheetah-direction", "horizon": 200},
+    "meta_batch": {"tasks": 10, "episodes": 4},
+    "outer": {"tasks_per_minibatch": 5},
+}
 _VELOCITY: Data = {
-    "run": {"iterations": 150},
+    "run": {"iterations": 250},
     "task": {"name": "half-cheetah-velocity", "horizon": 200},
-    "policy": {"hidden_sizes": [100, 100], "activation": "relu", "initial_log_std": -0.5},
-    "meta_batch": {"tasks": 20, "episodes": 10},
-    # Raw advantages: normalized ones make the step of a task that is nearly solved as long as that
-    # of one that is not. At 4.5 million env steps: -70 after one step instead of -83.
-    "advantages": {"normalize": False},
-    "inner": {"learning_rate": 0.1, "learn_inner_rates": True},
-    "outer": {
-        "learning_rate": 3e-3,
-        "final_learning_rate": 1e-3,
-        "epochs": 8,
-        "tasks_per_minibatch": 10,
-    },
-    "evaluation": {"tasks": 10, "episodes": 20},
+    "meta_batch": {"tasks": 20, "episodes": 4},
+    "outer": {"tasks_per_minibatch": 10},
 }
 
 _POINT: Data = {
@@ -251,20 +240,24 @@ PRESETS: Mapping[str, Preset] = dict(
         _preset(
             "direction",
             "The half-cheetah must run forward or backward but is not told which.",
-            "5 minutes",
+            "3 minutes",
+            _CONTEXT,
             _DIRECTION,
         ),
         _preset(
             "direction-long",
-            "The same with a larger network and five times as many steps.",
+            "The same with a larger network and four times as many steps.",
             "half an hour",
+            _CONTEXT,
             _DIRECTION,
-            _DIRECTION_LONG,
+            _LONG,
+            {"run": {"iterations": 2000}},
         ),
         _preset(
             "velocity",
             "The half-cheetah must run at a target speed that it does not observe.",
-            "12 minutes",
+            "3 minutes",
+            _CONTEXT,
             _VELOCITY,
         ),
         _preset(
