@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
-from maml_ray.backends.inner_step import adapt_policy
 from maml_ray.common.errors import UserError
 from maml_ray.common.html_table import html_table
 from maml_ray.common.locations import parse_path
@@ -21,13 +18,20 @@ from maml_ray.common.normalization import Normalizer
 from maml_ray.common.numbers import check_whole_number
 from maml_ray.common.seeding import Purpose, generator, seed_sequence
 from maml_ray.config.settings import Settings
+from maml_ray.evaluation.support import (
+    Support,
+    in_simulation,
+    number_of_episodes,
+    support_offsets,
+    support_source,
+    take_inner_step,
+)
 from maml_ray.learning.state import initial_learner_state
 from maml_ray.policies.action_sampler import make_sampler, to_env_actions
 from maml_ray.policies.context import moved_by
 from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.policies.spec import NumpyParameters, PolicySpec
 from maml_ray.rollouts.collector import collect, collect_support
-from maml_ray.rollouts.context_probes import context_offsets
 from maml_ray.rollouts.env_cache import EnvCache
 from maml_ray.rollouts.trajectories import Trajectories
 from maml_ray.tasks.loading import OwnTasks, resolve_tasks
@@ -38,10 +42,6 @@ if TYPE_CHECKING:
 
 WantedTask = Task | str | Mapping[str, float]
 """A task, its name in a family of a few tasks, or its parameters, such as ``{"direction": 1}``."""
-Support = Trajectories | Sequence[Trajectories] | Callable[["Agent"], Trajectories]
-"""One support set, one per inner step, or a function that collects one with the agent it gets."""
-_SUPPORT_STREAM = 2
-"""Second word of the key of the random streams of support data; 0 and 1 are measurements."""
 
 
 @dataclass(frozen=True)
@@ -217,18 +217,7 @@ class Agent:
             UserError: the family has no such task, ``episodes`` or ``seed`` is not a whole number,
                 or a simulation failed.
         """
-        settings = self.settings.task
-
-        def roll_out(env: VectorEnv[Any, Any, Any], stream: np.random.SeedSequence) -> Trajectories:
-            return collect(
-                self.policy,
-                env,
-                settings.horizon,
-                stream,
-                explore=explore,
-                info_metrics=settings.info_metrics,
-            )
-
+        roll_out = partial(collect, self.policy, explore=explore)
         return self._in_simulation(roll_out, task, episodes, seed, simulations)
 
     def collect_support(
@@ -250,20 +239,9 @@ class Agent:
         Raises:
             UserError: see :meth:`collect`; or there is only one episode to move a context by.
         """
-        settings = self.settings
-
-        def roll_out(env: VectorEnv[Any, Any, Any], stream: np.random.SeedSequence) -> Trajectories:
-            return collect_support(
-                settings.inner,
-                self.spec,
-                self.parameters,
-                self.normalizer,
-                env,
-                settings.task.horizon,
-                stream,
-                info_metrics=settings.task.info_metrics,
-            )
-
+        roll_out = partial(
+            collect_support, self.settings.inner, self.spec, self.parameters, self.normalizer
+        )
         return self._in_simulation(roll_out, task, episodes, seed, simulations)
 
     def support_agents(self, episodes: int | None = None) -> list[Agent]:
@@ -271,7 +249,7 @@ class Agent:
 
         For support data from elsewhere than simulation, such as a robot. Without a context they are
         all this agent. With one, each has a context of its own, and the trajectories need the
-        ``context_offsets`` (K, C) of :meth:`context_offsets`.
+        ``context_offsets`` (K, C) of :meth:`context_offsets`. Equal offsets share an agent.
 
         Args:
             episodes: K; as in training by default.
@@ -281,11 +259,10 @@ class Agent:
         """
         offsets = self.context_offsets(episodes)
         if offsets is None:
-            return [self] * (self.settings.meta_batch.episodes if episodes is None else episodes)
-        return [
-            replace(self, parameters=moved_by(self.spec, self.parameters, offset))
-            for offset in offsets
-        ]
+            return [self] * number_of_episodes(self.settings, episodes)
+        moved = partial(moved_by, self.spec, self.parameters)
+        agents = {tuple(offset): replace(self, parameters=moved(offset)) for offset in offsets}
+        return [agents[tuple(offset)] for offset in offsets]
 
     def context_offsets(self, episodes: int | None = None) -> NDArray[np.float32] | None:
         """Return how far each support episode's context is from this agent's, (K, C).
@@ -298,26 +275,18 @@ class Agent:
         Raises:
             UserError: ``episodes`` is not a whole number, or too few to move a context by.
         """
-        if episodes is None:
-            episodes = self.settings.meta_batch.episodes
-        check_whole_number("episodes", episodes, least=1)
-        inner = self.settings.inner
-        if inner.parameters != "context":
-            return None
-        return context_offsets(episodes, inner.context_size)
+        return support_offsets(self.settings, episodes)
 
     def _in_simulation(
         self,
-        roll_out: Callable[[VectorEnv[Any, Any, Any], np.random.SeedSequence], Trajectories],
+        roll_out: Callable[..., Trajectories],
         task: WantedTask | None,
         episodes: int | None,
         seed: int | np.random.SeedSequence,
         simulations: EnvCache | None,
     ) -> Trajectories:
         """Call ``roll_out`` with the environments of ``task``; see :meth:`collect`."""
-        if episodes is None:
-            episodes = self.settings.meta_batch.episodes
-        check_whole_number("episodes", episodes, least=1)
+        episodes = number_of_episodes(self.settings, episodes)
         if simulations is None:
             with self.simulations() as own:
                 return self._in_simulation(roll_out, task, episodes, seed, own)
@@ -325,8 +294,9 @@ class Agent:
             check_whole_number("seed", seed, least=0)
             seed = seed_sequence(seed, Purpose.EVALUATION, 0)
         wanted = self.sample_tasks(1)[0] if task is None else task
-        found = self._find_task(simulations.find, wanted)
-        return roll_out(simulations.get(found, episodes), seed)
+        env = simulations.get(self._find_task(simulations.find, wanted), episodes)
+        settings = self.settings.task
+        return roll_out(env, settings.horizon, seed, info_metrics=settings.info_metrics)
 
     def untrained(self) -> Agent:
         """Return the agent with its initial random parameters, as a baseline."""
@@ -369,23 +339,15 @@ class Agent:
         check_whole_number("seed", seed, least=0)
         if isinstance(support, Task | str | Mapping):
             with self.simulations() as simulations:
-                collect_support = self._simulated_support(support, episodes, seed, simulations)
-                return self.adapt(collect_support, steps=steps)
-        if callable(support):
-            collect_support, steps = support, steps or max(1, self.settings.inner.steps)
-        else:
-            sets = _support_sets(support)
-            if steps not in (None, len(sets)):
-                raise UserError(
-                    f"steps = {steps} needs {steps} support sets, got {len(sets)}: each inner step "
-                    "takes data of the policy before it; give a task, or a function that collects "
-                    "a support set with the agent that it is called with"
-                )
-            given = iter(sets)
-            collect_support, steps = lambda agent: next(given), len(sets)
+                return self.adapt(in_simulation(support, episodes, seed, simulations), steps=steps)
+        next_support, steps = support_source(support, steps, max(1, self.settings.inner.steps))
         adapted = self
         for _ in range(steps):
-            adapted = adapted._after_inner_step(collect_support(adapted))
+            parameters = take_inner_step(
+                self.settings, self.spec, adapted.parameters, self.normalizer, next_support(adapted)
+            )
+            taken = adapted.adaptation_steps + 1
+            adapted = replace(adapted, parameters=parameters, adaptation_steps=taken)
         return adapted
 
     def save(self, path: str | Path) -> None:
@@ -411,81 +373,3 @@ class Agent:
             raise UserError(
                 f"there is no such task of {self.settings.task.name}: {error}"
             ) from None
-
-    def _simulated_support(
-        self, task: WantedTask, episodes: int | None, seed: int, simulations: EnvCache
-    ) -> Callable[[Agent], Trajectories]:
-        seeds = support_seeds(seed)
-        return lambda agent: agent.collect_support(
-            task, episodes=episodes, seed=next(seeds), simulations=simulations
-        )
-
-    def _after_inner_step(self, support: Trajectories) -> Agent:
-        self._check_support(support)
-        parameters = adapt_policy(
-            self.settings.inner,
-            self.settings.advantages,
-            self.spec,
-            self.parameters,
-            support,
-            self.normalizer,
-        )
-        if not all(np.isfinite(value).all() for value in parameters.values()):
-            raise UserError(
-                "the adapted parameters are not finite: lower inner.learning_rate "
-                f"({self.settings.inner.learning_rate:g})"
-            )
-        return replace(self, parameters=parameters, adaptation_steps=self.adaptation_steps + 1)
-
-    def _check_support(self, support: Trajectories) -> None:
-        """Reject what is no support set of this policy, before a kernel reads its arrays."""
-        if not isinstance(support, Trajectories):
-            raise UserError(
-                f"a support set is maml_ray.Trajectories, from agent.collect_support, got "
-                f"{support!r:.80}"
-            )
-        sizes = support.observations.shape[2], support.actions.shape[2]
-        expected = self.spec.observation_size, self.spec.recorded_action_size
-        if sizes != expected:
-            raise UserError(
-                f"the support set has observations of size {sizes[0]} and actions of size "
-                f"{sizes[1]}, the policy {expected[0]} and {expected[1]}"
-            )
-        if not support.mask.any():
-            raise UserError("the support set has no steps")
-        self._check_offsets(support)
-        for name in ("observations", "actions", "log_probs", "rewards"):
-            if not np.isfinite(getattr(support, name)[support.mask]).all():
-                raise UserError(f"the {name} of the support set are not all finite")
-
-    def _check_offsets(self, support: Trajectories) -> None:
-        """Reject a support set that tells nothing of a context."""
-        inner, offsets = self.settings.inner, support.context_offsets
-        if inner.parameters != "context":
-            return
-        if offsets is None:
-            raise UserError(
-                "the support set has no context_offsets: this policy adapts a context, and each "
-                "support episode acts with its own: collect them with agent.collect_support(task), "
-                "or with agent.support_agents()"
-            )
-        if offsets.shape[1] != inner.context_size or not np.isfinite(offsets).all():
-            raise UserError(
-                f"context_offsets must be {inner.context_size} finite numbers for each episode, as "
-                f"agent.context_offsets() returns them, got shape {offsets.shape}"
-            )
-
-
-def _support_sets(support: Any) -> Sequence[Trajectories]:
-    sets = [support] if isinstance(support, Trajectories) else support
-    if not isinstance(sets, Sequence) or not sets:
-        raise UserError(
-            f"support = {support!r:.80} is not allowed: give agent.collect_support(task), a list "
-            "of support sets, a function that collects one with an agent, or a task"
-        )
-    return sets
-
-
-def support_seeds(seed: int) -> Iterator[np.random.SeedSequence]:
-    """Yield the random stream of the support set of each inner step of a simulated adaptation."""
-    return (seed_sequence(seed, Purpose.EVALUATION, _SUPPORT_STREAM, step) for step in count())

@@ -15,6 +15,7 @@ from maml_ray.config.settings import PolicySettings
 from maml_ray.evaluation.agent import Agent
 from maml_ray.learning.rollout_worker import policy_spec
 from maml_ray.maml.meta_parameters import adapted_shapes, meta_parameter_shapes
+from maml_ray.policies.context import CONTEXT
 from maml_ray.policies.spec import PolicySpec
 
 _KEYS = ("hidden_sizes", "activation", "initial_log_std", "min_log_std", "action_scale")
@@ -37,7 +38,9 @@ def check_matches_settings(agent: Agent, source: Path) -> None:
     if problem is None:
         inner = agent.settings.inner
         shapes: dict[str, tuple[int, ...]] = meta_parameter_shapes(agent.spec, inner)
-        if inner.parameters == "context" and agent.adaptation_steps:
+        # Agent.support_agents() have a context before any step.
+        has_context = agent.adaptation_steps > 0 or CONTEXT in agent.parameters
+        if inner.parameters == "context" and has_context:
             shapes |= adapted_shapes(inner, agent.spec)
         problem = _array_problem(agent.parameters, shapes)
     if problem is None and agent.normalizer is not None:

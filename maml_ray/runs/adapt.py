@@ -13,10 +13,11 @@ from pathlib import Path
 from maml_ray.common.errors import RunDirError, UserError
 from maml_ray.common.seeding import Purpose, seed_sequence
 from maml_ray.config import limits
-from maml_ray.evaluation.agent import Agent, WantedTask, support_seeds
+from maml_ray.evaluation.agent import Agent, WantedTask
 from maml_ray.evaluation.compatibility import check_matches_task
 from maml_ray.evaluation.loading import load
 from maml_ray.evaluation.saved_policy import save_policy
+from maml_ray.evaluation.support import support_seeds
 from maml_ray.rollouts.env_cache import EnvCache
 from maml_ray.rollouts.trajectories import Trajectories
 from maml_ray.tasks.task import Task
