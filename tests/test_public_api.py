@@ -20,7 +20,7 @@ settings = maml_ray.load_settings(overrides=["task.horizon=5", "meta_batch.episo
 spec = policy_spec(settings)
 published = MetaLearner(settings, spec).publish()
 agent = Agent(settings, spec, dict(published.values), published.normalizer)
-adapted = agent.adapt(agent.collect())
+adapted = agent.adapt(agent.collect_support())
 figures = maml_ray.evaluate(adapted, tasks=1, episodes=2)
 assert figures.row(1, "mean").episodes == 2
 assert gymnasium.make("maml_ray/HalfCheetahBackward-v0").reset(seed=0)

@@ -17,7 +17,7 @@ from tests.bad_input.command_line import SENTENCE, fingerprint
 from tests.small_runs import agent_of, run_of, settings
 
 AGENT = agent_of(settings())
-DATA = AGENT.collect(episodes=2)
+DATA = AGENT.collect_support(episodes=2)
 GOAL = {"x": 0.1, "y": 0.2}
 ANY: Any = None
 """Stands for what type checkers would refuse, or what is not read."""
@@ -80,7 +80,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], list[str]]] = {
     **{
         f"support {value!r}": (
             lambda value=value: AGENT.adapt(value),  # type: ignore[misc]
-            [f"support = {value!r}", "agent.collect(task)"],
+            [f"support = {value!r}", "agent.collect_support(task)"],
         )
         for value in SUPPORT
     },

@@ -17,7 +17,8 @@ from maml_ray.common.errors import RunDirError, UserError
 from maml_ray.common.seeding import Purpose, seed_sequence
 from maml_ray.config.loading import validate_settings
 from maml_ray.config.settings import Settings
-from maml_ray.evaluation.agent import Agent, support_seeds
+from maml_ray.evaluation.agent import Agent
+from maml_ray.evaluation.support import support_seeds
 from maml_ray.learning.learner import MetaLearner
 from maml_ray.learning.rollout_worker import policy_spec
 from maml_ray.maml.distributions import to_numpy
@@ -57,7 +58,7 @@ def test_its_repr_names_task_and_sizes_and_shows_no_arrays(agent: Agent) -> None
 
 @pytest.mark.usefixtures("two_threads")
 def test_an_agent_adapts_as_a_rollout_actor_does_with_any_number_of_threads(agent: Agent) -> None:
-    support = agent.collect(seed=1)
+    support = agent.collect_support(seed=1)
     by_two = agent.adapt(support)
     assert torch.get_num_threads() == 2
     torch.set_num_threads(1)  # as an actor has it
@@ -68,7 +69,7 @@ def test_an_agent_adapts_as_a_rollout_actor_does_with_any_number_of_threads(agen
 
 def test_adapting_leaves_the_agent_as_it_was(agent: Agent) -> None:
     before = {name: value.copy() for name, value in agent.parameters.items()}
-    adapted = agent.adapt([agent.collect(seed=1), agent.collect(seed=2)])
+    adapted = agent.adapt([agent.collect_support(seed=1), agent.collect_support(seed=2)])
     assert (agent.adaptation_steps, adapted.adaptation_steps) == (0, 2)
     for name, value in before.items():
         np.testing.assert_array_equal(agent.parameters[name], value)
@@ -183,7 +184,7 @@ def test_a_support_set_for_each_step_is_collected_by_the_policy_before_it() -> N
 
     def collect(current: Agent) -> Trajectories:
         collectors.append(current)
-        return current.collect(GOAL, episodes=4, seed=next(seeds))
+        return current.collect_support(GOAL, episodes=4, seed=next(seeds))
 
     adapted = agent.adapt(collect, steps=3)
     assert [each.adaptation_steps for each in collectors] == [0, 1, 2]
@@ -191,14 +192,14 @@ def test_a_support_set_for_each_step_is_collected_by_the_policy_before_it() -> N
     by_hand = agent
     for step in range(3):
         seed = seed_sequence(7, Purpose.EVALUATION, 2, step)
-        by_hand = by_hand.adapt(by_hand.collect(GOAL, episodes=4, seed=seed))
+        by_hand = by_hand.adapt(by_hand.collect_support(GOAL, episodes=4, seed=seed))
     assert_same(by_hand, adapted)
     for wanted in (GOAL, agent.task(GOAL)):
         assert_same(adapted, agent.adapt(wanted, steps=3, episodes=4, seed=7))
     assert_different(adapted, agent.adapt(GOAL, steps=3, episodes=4, seed=8))
     assert_different(adapted, agent.adapt(GOAL, steps=2, episodes=4, seed=7))
     seeds = support_seeds(7)
-    sets = [each.collect(GOAL, episodes=4, seed=next(seeds)) for each in collectors]
+    sets = [each.collect_support(GOAL, episodes=4, seed=next(seeds)) for each in collectors]
     assert_same(adapted, agent.adapt(sets))
     assert_same(adapted, agent.adapt(sets, steps=3))
 
@@ -211,7 +212,7 @@ def assert_different(first: Agent, second: Agent) -> None:
 def test_a_task_takes_the_runs_number_of_steps(inner_steps: int, expected: int) -> None:
     agent = agent_of(settings(inner={"steps": inner_steps}))
     assert agent.adapt(GOAL).adaptation_steps == expected
-    assert agent.adapt(lambda now: now.collect(GOAL)).adaptation_steps == expected
+    assert agent.adapt(lambda now: now.collect_support(GOAL)).adaptation_steps == expected
 
 
 def with_nan(support: Trajectories) -> Trajectories:
@@ -246,7 +247,7 @@ def test_data_that_cannot_be_adapted_to_are_refused(
 ) -> None:
     agent = point_agent()
     with pytest.raises(UserError, match=message):
-        agent.adapt(change(agent.collect(GOAL)), steps=steps)
+        agent.adapt(change(agent.collect_support(GOAL)), steps=steps)
 
 
 @pytest.mark.parametrize("wanted", ["forward", {"speed": 1.0}, Task("x", (("z", 1.0),))])
@@ -266,7 +267,7 @@ def test_notebooks_show_a_table(agent: Agent) -> None:
 
 
 def test_the_repr_of_trajectories_fits_a_line() -> None:
-    support = point_agent().collect(GOAL, episodes=2)
+    support = point_agent().collect_support(GOAL, episodes=2)
     assert repr(support) == (
         "Trajectories(episodes=2, env_steps=40, observation_size=2, action_size=2, "
         f"mean return {support.returns.mean():.1f})"

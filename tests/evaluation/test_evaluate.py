@@ -70,7 +70,7 @@ def by_hand(agent: Agent, task_index: int) -> Iterator[tuple[float, ...]]:
 
     for step in range(3):
         yield tuple(agent.collect(task, episodes=4, seed=stream(step, 1)).returns.tolist())
-        agent = agent.adapt(agent.collect(task, seed=stream(step, 0)))
+        agent = agent.adapt(agent.collect_support(task, seed=stream(step, 0)))
 
 
 def test_it_equals_collecting_and_adapting_step_by_step_in_fresh_environments(
@@ -91,7 +91,7 @@ def test_support_sets_have_the_size_asked_for_and_the_one_of_training_by_default
     assert evaluation.adaptation_episodes == agent.settings.meta_batch.episodes == 3
     (task,) = agent.sample_tasks(1, seed=5)
     support, measured = (seed_sequence(5, Purpose.EVALUATION, 0, *key) for key in ((0, 0), (1, 1)))
-    adapted = agent.adapt(agent.collect(task, episodes=2, seed=support))
+    adapted = agent.adapt(agent.collect_support(task, episodes=2, seed=support))
     expected = adapted.collect(task, episodes=4, seed=measured).returns.tolist()
 
     folder = run_of(agent.settings, tmp_path / "run")

@@ -20,7 +20,7 @@ from tests.small_runs import agent_of, run_of, settings
 @pytest.fixture
 def agent() -> Agent:
     found = agent_of(settings("half-cheetah-direction", inner={"learn_inner_rates": True}))
-    return found.adapt(found.collect(seed=1))
+    return found.adapt(found.collect_support(seed=1))
 
 
 def test_a_loaded_policy_is_bitwise_equal(tmp_path: Path, agent: Agent) -> None:
@@ -31,7 +31,7 @@ def test_a_loaded_policy_is_bitwise_equal(tmp_path: Path, agent: Agent) -> None:
     assert back.adaptation_steps == 1
     observations = np.random.default_rng(0).standard_normal((5, 17))
     np.testing.assert_array_equal(back.act(observations), agent.act(observations))
-    support = agent.collect(seed=2)
+    support = agent.collect_support(seed=2)
     for name, value in agent.adapt(support).parameters.items():
         np.testing.assert_array_equal(back.adapt(support).parameters[name], value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["policy"]  # nothing aside

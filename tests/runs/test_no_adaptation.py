@@ -127,7 +127,7 @@ def test_the_policy_can_be_adapted_all_the_same(plain: Settings) -> None:
     run.learner.update(run.collect())
     published = run.learner.publish()
     agent = Agent(run.settings, run.learner.spec, dict(published.values), published.normalizer)
-    support = agent.collect(episodes=2, seed=1)
+    support = agent.collect_support(episodes=2, seed=1)
     theta = published.values
     one_step = change(run.settings, "inner", steps=1)
     adapted, expected = (

@@ -126,7 +126,7 @@ def test_the_trained_policy_is_used_from_python_and_adapts(whole: tuple[Path, st
     assert agent.act(observation).shape == (6,)
     assert agent.act(np.stack([observation] * 5)).shape == (5, 6)
     np.testing.assert_array_equal(agent.act(observation), agent.act(observation))
-    adapted = agent.adapt(agent.collect(seed=1))
+    adapted = agent.adapt(agent.collect_support(seed=1))
     assert adapted.adaptation_steps == 1
     assert not np.allclose(adapted.act(observation), agent.act(observation))
     with pytest.raises(ValueError, match="last axis 17"):

@@ -62,7 +62,7 @@ def agent(request: pytest.FixtureRequest) -> Agent:
 
 
 def test_adapting_to_a_callers_data_equals_the_agents_own_to_the_bit(agent: Agent) -> None:
-    support = agent.collect(seed=1)
+    support = agent.collect_support(seed=1)
     adapted = adapt(agent, trajectories=body_of(agent, support))
     assert_same(agent.adapt(support), adapted.policy.agent)
     assert adapted.policy.name.startswith("adapted-")
@@ -72,7 +72,7 @@ def test_adapting_to_a_callers_data_equals_the_agents_own_to_the_bit(agent: Agen
 
 
 def test_omitted_log_probs_are_the_policys_own(agent: Agent) -> None:
-    support = agent.collect(seed=1)
+    support = agent.collect_support(seed=1)
     body = body_of(agent, support)
     del body["log_probs"], body["mask"], body["final_observations"], body["terminated"]
     found = to_trajectories(SupportBody.model_validate(body), agent)
@@ -84,8 +84,8 @@ def test_omitted_log_probs_are_the_policys_own(agent: Agent) -> None:
 
 def test_data_of_another_policy_are_weighted_by_its_log_probs() -> None:
     agent = agent_of(unscaled_settings())
-    other = agent.adapt(agent.collect(seed=5))
-    support = other.collect(seed=1)
+    other = agent.adapt(agent.collect_support(seed=5))
+    support = other.collect_support(seed=1)
     adapted = adapt(agent, trajectories=body_of(agent, support)).policy.agent
     assert_same(agent.adapt(support), adapted)
     without = body_of(agent, support)
@@ -114,7 +114,7 @@ def test_adapting_to_a_task_equals_the_command(tmp_path: Path) -> None:
 def test_a_callers_data_and_a_task_to_measure_on() -> None:
     agent = agent_of(unscaled_settings())
     task = {"x": 0.25, "y": -0.125}
-    support = agent.collect(seed=9)
+    support = agent.collect_support(seed=9)
     adapted = adapt(agent, task=task, trajectories=body_of(agent, support), measured_episodes=7)
     assert_same(agent.adapt(support), adapted.policy.agent)
     assert adapted.return_before == adapt(agent, task=task, measured_episodes=7).return_before
@@ -127,7 +127,7 @@ def test_statistics_of_a_step_match_a_direct_computation() -> None:
     """Gradient from the step and its rate, KL from the closed form for Gaussians."""
     chosen = settings(policy={"action_scale": 1.0}, inner={"learning_rate": 0.5})
     agent = agent_of(chosen)
-    support = agent.collect(seed=1, episodes=5)
+    support = agent.collect_support(seed=1, episodes=5)
     adapted = adapt(agent, trajectories=body_of(agent, support))
     (figures,) = adapted.steps
     after = adapted.policy.agent
@@ -155,7 +155,7 @@ def test_values_after_an_episodes_end_are_ignored() -> None:
     agent = agent_of(unscaled_settings())
     mask = np.ones((3, 8), np.bool_)
     mask[1, 5:] = mask[2, 1:] = False
-    support = replace(agent.collect(seed=1), mask=mask)
+    support = replace(agent.collect_support(seed=1), mask=mask)
     bodies = [body_of(agent, support), body_of(agent, support)]
     for name in ("observations", "samples", "rewards", "log_probs"):
         for episode, steps in ((1, range(5, 8)), (2, range(1, 8))):
@@ -191,7 +191,7 @@ def test_discrete_actions_are_the_environments_integers() -> None:
 
 def test_clipped_actions_do_not_tell_what_was_sampled() -> None:
     agent = agent_of(unscaled_settings())  # of which nearly all samples are beyond 0.1
-    support = agent.collect(seed=1)
+    support = agent.collect_support(seed=1)
     body = body_of(agent, support)
     clipped = agent.to_env_actions(support.actions)
     assert np.abs(clipped).max() == np.float32(0.1)
@@ -247,7 +247,7 @@ def test_a_wrong_shape_names_its_field(change: dict[str, Any], words: list[str])
 
 def test_a_policy_that_bootstraps_needs_to_know_how_episodes_ended() -> None:
     agent = agent_of(settings(advantages={"bootstrap_time_limit": True}))
-    support = agent.collect(seed=1)
+    support = agent.collect_support(seed=1)
     adapt(agent, trajectories=body_of(agent, support))
     for name in ("final_observations", "terminated"):
         body = body_of(agent, support)
@@ -273,7 +273,7 @@ def test_an_unknown_task_and_too_much_simulation_are_rejected() -> None:
 
 def test_non_finite_parameters_are_rejected() -> None:
     agent = agent_of(settings())
-    body = body_of(agent, agent.collect(seed=1))
+    body = body_of(agent, agent.collect_support(seed=1))
     body["log_probs"] = [[-1000.0] * 8] * 3  # an infinite probability ratio
     error = respond(agent, trajectories=body)
     assert isinstance(error, ApiError)
@@ -308,7 +308,7 @@ def test_the_adapter_of_ray_serve_parses_looks_up_and_adapts(tmp_path: Path) -> 
     store = StoreDeployment(settings)
     store.reconfigure({"checkpoint": "newest"})
     adapter = AdapterDeployment(settings, Handle(store))  # type: ignore[arg-type]
-    support = agent.collect(seed=1)
+    support = agent.collect_support(seed=1)
     body: dict[str, Any] = {"trajectories": body_of(agent, support)}
     response = asyncio.run(adapter.adapt(orjson.dumps(body)))
     assert isinstance(response, AdaptResponse), response

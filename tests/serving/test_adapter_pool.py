@@ -171,7 +171,7 @@ def adapt_in_worker() -> Handle:
 
 
 def test_adaptation_in_a_worker_equals_the_librarys_to_the_bit(agent: Agent) -> None:
-    support = agent.collect(seed=5)
+    support = agent.collect_support(seed=5)
     content = orjson.dumps({"trajectories": body_of(agent, support)})
 
     async def find(name: str) -> ServedPolicy:

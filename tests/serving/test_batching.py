@@ -26,7 +26,7 @@ def agents(request: pytest.FixtureRequest) -> tuple[Agent, Agent]:
         other = {name: -value for name, value in first.parameters.items()}
         return first, replace(first, parameters=other)
     found = agent_of(settings("half-cheetah-direction"))
-    return found, found.adapt(found.collect(seed=1))
+    return found, found.adapt(found.collect_support(seed=1))
 
 
 def request_for(observations: Any, *, explore: bool = False, seed: int | None = None) -> ActRequest:

@@ -117,7 +117,7 @@ def test_it_acts_as_the_agent_does_and_shares_batches(served: Served) -> None:
 def test_it_adapts_to_a_callers_data_to_the_bit_and_publishes_the_policy(
     served: Served, tmp_path: Path
 ) -> None:
-    support = served.agent.collect(seed=5)
+    support = served.agent.collect_support(seed=5)
     body = {"trajectories": body_of(served.agent, support)}
     response = served.post("/adapt", body)
     assert response.status_code == 200, response.text
