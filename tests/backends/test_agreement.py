@@ -21,6 +21,7 @@ from maml_ray.maml.inner_loop import Order
 from maml_ray.maml.losses import OUTER_OBJECTIVES, OuterObjective
 from maml_ray.maml.meta_objective import MetaBatch, meta_loss
 from maml_ray.policies.spec import LOG_STD, PolicySpec
+from tests.learning_runs import same
 from tests.oracles import meta as meta_oracles
 from tests.oracles import naive as oracles
 
@@ -101,20 +102,29 @@ def test_learned_rates(steps: int, order: Order) -> None:
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("inner", ["ratio", "log_prob"])
 @pytest.mark.parametrize("outer", ["ppo", "trpo"])
-@pytest.mark.parametrize("parameters", ["head", "context"])
 @pytest.mark.parametrize("learn_inner_rates", [False, True])
-def test_inner_steps_on_a_part(
-    parameters: str,
-    learn_inner_rates: bool,
-    outer: str,
-    inner: str,
-    steps: int,
-    order: Order,
+def test_inner_steps_on_the_last_layer(
+    learn_inner_rates: bool, outer: str, inner: str, steps: int, order: Order
 ) -> None:
     settings = settings_of(
-        outer, inner, steps, parameters=parameters, learn_inner_rates=learn_inner_rates
+        outer, inner, steps, parameters="head", learn_inner_rates=learn_inner_rates
     )
     check(settings, SPECS["tanh"], *problem(settings, SPECS["tanh"]), order)
+
+
+@pytest.mark.parametrize("outer", ["ppo", "trpo", "reinforce"])
+@pytest.mark.parametrize("spec", [SPECS["tanh"], SPECS["relu"]], ids=["tanh", "relu"])
+@pytest.mark.parametrize("learn_inner_rates", [False, True])
+def test_inner_steps_of_a_context(learn_inner_rates: bool, spec: PolicySpec, outer: str) -> None:
+    """Their gradients are data, so that there is nothing to drop in first order."""
+    settings = settings_of(outer, parameters="context", learn_inner_rates=learn_inner_rates)
+    parameters, batch = problem(settings, spec)
+    check(settings, spec, parameters, batch)
+    compiled = backend(CompiledBackend, settings, spec)
+    second, first = (
+        compiled.value_and_grad(parameters, batch, order)[2] for order in ("second", "first")
+    )
+    assert same(first, second)
 
 
 @pytest.mark.parametrize("steps", [1, 2])

@@ -29,6 +29,7 @@ from maml_ray.maml.distributions import ActionDistribution, Categorical
 from maml_ray.maml.meta_objective import MetaBatch
 from maml_ray.policies.spec import PolicySpec
 from maml_ray.rollouts.advantages import compute_advantages
+from maml_ray.rollouts.context_probes import context_offsets
 from maml_ray.rollouts.trajectories import TaskRollouts, Trajectories
 from maml_ray.tasks.task import Task
 from tests.oracles import meta as meta_oracles
@@ -56,7 +57,7 @@ CHOICES: Mapping[str, Sequence[Any]] = {
     "activation": ("tanh", "relu"),
 }
 Combination = dict[str, Any]
-TASKS, EPISODES, HORIZON = 2, 3, 6
+TASKS, EPISODES, HORIZON, CONTEXT_SIZE = 2, 5, 6, 2
 MEAN, STD = np.array([0.5, -1.0, 0.0]), np.array([2.0, 0.5, 1.0])
 """Of all observations so far, which are normalized by them."""
 
@@ -65,14 +66,21 @@ def pairs_of(combination: Combination) -> set[tuple[tuple[str, Any], ...]]:
     return set(combinations(combination.items(), 2))
 
 
+def is_allowed(combination: Combination) -> bool:
+    """A context's steps have no inner loss, and so no place for E-MAML's term."""
+    return combination.get("e_maml", 0.0) == 0.0 or "context" not in combination.get("part", "")
+
+
 def covering() -> list[Combination]:
     """Return combinations in which each pair of choices occurs: greedily, the best of 50 draws."""
     rng = np.random.default_rng(0)
     options = [[(key, value) for value in values] for key, values in CHOICES.items()]
-    missing = {pair for two in combinations(options, 2) for pair in product(*two)}
+    pairs = {pair for two in combinations(options, 2) for pair in product(*two)}
+    missing = {pair for pair in pairs if is_allowed(dict(pair))}
     chosen: list[Combination] = []
     while missing:
         drawn = [dict(each[rng.integers(len(each))] for each in options) for _ in range(50)]
+        drawn = [one for one in drawn if is_allowed(one)]
         chosen.append(max(drawn, key=lambda one: len(pairs_of(one) & missing)))
         missing -= pairs_of(chosen[-1])
     return chosen
@@ -101,6 +109,7 @@ def settings_of(chosen: Combination) -> Settings:
                 "learning_rate": 0.3,
                 "l2": 0.01,
                 "parameters": chosen["part"].split(",")[0],
+                "context_size": CONTEXT_SIZE,
                 "learn_inner_rates": "learned rates" in chosen["part"],
             },
             "outer": {
@@ -159,6 +168,7 @@ def collected(
         log_probs=log_probs.float().numpy().reshape(blank.log_probs.shape),
         rewards=blank.rewards,
         mask=blank.mask,
+        context_offsets=context_offsets(EPISODES, CONTEXT_SIZE),
     )
 
 
@@ -183,6 +193,16 @@ def reference_samples(settings: Settings, trajectories: Trajectories) -> Samples
     )
 
 
+def reference_gradient(support: Sequence[Trajectories]) -> Tensor:
+    """Of a context: from a pair of episodes for each number, and the fifth episode for none."""
+    total = np.zeros(CONTEXT_SIZE)
+    for trajectories in support:
+        for number in range(CONTEXT_SIZE):
+            raised, lowered = trajectories.rewards[2 * number : 2 * number + 2].astype(np.float64)
+            total[number] += (raised.sum() - lowered.sum()) / HORIZON / 4.0
+    return torch.from_numpy(total)
+
+
 def as_behavior(policy: Any) -> ActionDistribution:
     if isinstance(policy, torch.distributions.Categorical):
         return Categorical(policy.logits.detach())
@@ -194,10 +214,13 @@ def reference_task(
     settings: Settings, spec: PolicySpec, parameters: Parameters, rollouts: TaskRollouts
 ) -> MetaBatch:
     """One task's data, and the policies that adapt to them from the collecting parameters."""
-    support = tuple(reference_samples(settings, phase) for phase in rollouts.support)
+    by_context = settings.inner.parameters == "context"
+    phases = () if by_context else rollouts.support
+    support = tuple(reference_samples(settings, phase) for phase in phases)
     query = reference_samples(settings, rollouts.query)
     nothing = torch.zeros((), dtype=torch.float64)
-    task = MetaBatch(support, (), query, None, nothing)  # type: ignore[arg-type]
+    gradient = reference_gradient(rollouts.support if by_context else ())
+    task = MetaBatch(support, (), query, None, nothing, gradient)  # type: ignore[arg-type]
     theta, policies = meta_oracles.adapted(settings, spec, parameters, task)
     adapted = meta_oracles.action_distribution(spec, theta, query.observations)
     return task._replace(

@@ -306,8 +306,9 @@ def test_adapting_for_an_actor_is_to_the_bit_what_the_learner_differentiates(
     samples = Samples(*(torch.from_numpy(array)[None] for array in arrays))
     found = adapt_policy(settings.inner, settings.advantages, spec, snapshot.values, support, None)
     backend = make_backend(settings, spec, torch.device("cpu"))
-    _, expected = backend.behavior_policies(theta, (samples,), samples)
-    _, adapted = backend.behavior_policies(to_torch(found), (), samples)
+    nothing = torch.zeros(1, 0)
+    _, expected = backend.behavior_policies(theta, (samples,), samples, nothing)
+    _, adapted = backend.behavior_policies(to_torch(found), (), samples, nothing)
     torch.testing.assert_close(adapted, expected, rtol=0.0, atol=0.0)
 
 

@@ -1,12 +1,14 @@
-"""Inner steps on a part of the policy: the last layer (ANIL), or a context vector (CAVIA)."""
+"""Inner steps on a part of the policy: the last layer (ANIL), or a context vector (as in CAVIA)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from maml_ray.backends.inner_step import make_inner_step
@@ -15,14 +17,16 @@ from maml_ray.config.settings import InnerSettings, Settings
 from maml_ray.kernels.types import Samples
 from maml_ray.maml.adaptation import adapt_to_task
 from maml_ray.maml.distributions import Parameters, to_numpy, to_torch
+from maml_ray.maml.meta_objective import MetaBatch
 from maml_ray.maml.meta_parameters import (
-    CONTEXT_WEIGHT,
     LOG_RATE,
     initial_meta_parameters,
     meta_parameter_shapes,
     policy_part,
 )
+from maml_ray.policies.context import CONTEXT_WEIGHT
 from maml_ray.policies.spec import PolicySpec, initial_parameters
+from maml_ray.rollouts.samples import Support
 from tests.learning_runs import same
 from tests.oracles import meta as meta_oracles
 from tests.oracles import naive as oracles
@@ -37,14 +41,12 @@ def settings_of(parameters: str, steps: int = 2, **more: Any) -> Settings:
     return validate_settings({"meta_batch": {"tasks": 1}, "inner": {**inner, **more}})
 
 
-def problem(
-    settings: Settings, spec: PolicySpec
-) -> tuple[Parameters, tuple[Samples[Tensor], ...], Tensor]:
-    """Meta-parameters, the support samples of one task, and query observations."""
+def problem(settings: Settings, spec: PolicySpec) -> tuple[Parameters, MetaBatch]:
+    """Meta-parameters, and the data of one task."""
     rng = np.random.default_rng(0)
     policy = oracles.random_parameters(spec, rng)
     (task,) = meta_oracles.tasks_of(oracles.random_meta_batch(settings, spec, policy, rng))
-    return oracles.meta_parameters(settings, policy, rng), task.support, task.query.observations
+    return oracles.meta_parameters(settings, policy, rng), task
 
 
 def gain(policy: Any, samples: Samples[Tensor]) -> Tensor:
@@ -68,22 +70,19 @@ def test_a_context_is_a_further_input_that_starts_at_zero(
     spec: PolicySpec, learn_inner_rates: bool
 ) -> None:
     """The adapted policy's outputs and their derivatives by every meta-parameter."""
-    settings = settings_of("context", steps=3, learn_inner_rates=learn_inner_rates)
-    parameters, support, observations = problem(settings, spec)
+    settings = settings_of("context", learn_inner_rates=learn_inner_rates)
+    parameters, task = problem(settings, spec)
+    observations, gradient = task.query.observations, task.context_gradient
 
     def by_input(parameters: Parameters) -> Tensor:
-        context = torch.zeros(3).double().requires_grad_()
         rate: Tensor | float = settings.inner.learning_rate
         if learn_inner_rates:
             rate = parameters["log_inner_rate/context"].exp()
-        for samples in support:
-            policy = policy_with_context(spec, parameters, context, samples.observations)
-            (slope,) = torch.autograd.grad(gain(policy, samples), context, create_graph=True)
-            context = context + rate * slope
-        return outputs(policy_with_context(spec, parameters, context, observations))
+        return outputs(policy_with_context(spec, parameters, rate * gradient, observations))
 
     def by_bias(parameters: Parameters) -> Tensor:
-        adapted, _ = adapt_to_task(settings.inner, spec, parameters, support)
+        adapted, before = adapt_to_task(settings.inner, spec, parameters, (), gradient)
+        assert before == ()
         return outputs(meta_oracles.action_distribution(spec, adapted, observations))
 
     torch.testing.assert_close(by_bias(parameters), by_input(parameters))
@@ -105,7 +104,8 @@ def outputs(policy: Any) -> Tensor:
 def test_only_the_last_layer_takes_steps(spec: PolicySpec) -> None:
     """As with a loop that has no other leaves; the body has gradients of second order."""
     settings = settings_of("head")
-    parameters, support, _ = problem(settings, spec)
+    parameters, task = problem(settings, spec)
+    support = task.support
     head = (f"{spec.head}.weight", f"{spec.head}.bias")
 
     def slow(parameters: Parameters) -> Parameters:
@@ -142,27 +142,50 @@ def test_only_the_last_layer_takes_steps(spec: PolicySpec) -> None:
 
 
 @pytest.mark.parametrize("objective", ["ratio", "dice"])
-@pytest.mark.parametrize("parameters", ["head", "context"])
-def test_a_workers_steps_one_by_one_are_the_learners_together(
-    parameters: str, objective: str
+def test_a_workers_steps_one_by_one_are_the_learners_together(objective: str) -> None:
+    settings = settings_of("head", steps=3, objective=objective, learning_rate=2.0)
+    theta, task = problem(settings, SPEC)
+    together, _ = adapt_to_task(settings.inner, SPEC, theta, task.support)
+    support = [Samples(*(field.float().numpy() for field in one)) for one in task.support]
+    check_steps(settings, SPEC, theta, support, together, {"mean.weight", "mean.bias"})
+
+
+@pytest.mark.parametrize("learn_inner_rates", [False, True])
+@pytest.mark.parametrize("spec", SPECS)
+def test_so_are_those_of_a_context(spec: PolicySpec, learn_inner_rates: bool) -> None:
+    """It goes with the parameters from step to step; the bias holds what it has done."""
+    settings = settings_of("context", learn_inner_rates=learn_inner_rates, learning_rate=2.0)
+    theta, _ = problem(settings, spec)
+    gradients = np.random.default_rng(2).standard_normal((3, 3)).astype(np.float32)
+    total = torch.from_numpy(gradients.sum(axis=0)).double()
+    together, _ = adapt_to_task(settings.inner, spec, theta, (), total)
+    check_steps(settings, spec, theta, gradients, together, {"hidden_0.bias"})
+
+
+def check_steps(
+    settings: Settings,
+    spec: PolicySpec,
+    theta: Parameters,
+    support: Iterable[Support],
+    together: Parameters,
+    moving: set[str],
 ) -> None:
-    """The context goes with the parameters from step to step; the bias holds what it has done."""
-    settings = settings_of(parameters, steps=3, objective=objective, learning_rate=2.0)
-    theta, support, _ = problem(settings, SPEC)
-    arrays = to_numpy(theta)
-    together, _ = adapt_to_task(settings.inner, SPEC, theta, support)
-    step = make_inner_step(settings.inner, SPEC)
-    for samples in support:
-        arrays = step(arrays, Samples(*(field.float().numpy() for field in samples)))
-    assert set(arrays) - set(theta) == ({"context"} if parameters == "context" else set())
-    moved = {name for name in theta if not np.array_equal(arrays[name], to_numpy(theta)[name])}
-    assert moved == {"context": {"hidden_0.bias"}, "head": {"mean.weight", "mean.bias"}}[parameters]
+    """Steps of a worker, one after the other, end where ``together`` is, and move no more."""
+    arrays, step = to_numpy(theta), make_inner_step(settings.inner, spec)
+    for one in support:
+        arrays = step(arrays, one)
+    assert set(arrays) == {*theta, *together}
+    assert {name for name in theta if not same_array(arrays[name], theta[name])} == moving
     torch.testing.assert_close(
         {name: to_torch(arrays)[name] for name in together},
         {name: value.float() for name, value in together.items()},
         rtol=1e-4,
         atol=1e-5,
     )
+
+
+def same_array(found: NDArray[np.float32], before: Tensor) -> bool:
+    return np.array_equal(found, before.float().numpy())
 
 
 def test_the_contexts_weights_are_drawn_last_with_a_variance_of_two_a_unit() -> None:

@@ -22,7 +22,6 @@ from maml_ray.learning.learner import MetaLearner
 from maml_ray.learning.state import initial_learner_state
 from maml_ray.maml.distributions import to_torch
 from maml_ray.maml.meta_parameters import (
-    CONTEXT,
     LOG_RATE,
     initial_meta_parameters,
     inner_rates,
@@ -32,6 +31,7 @@ from maml_ray.maml.meta_parameters import (
 from maml_ray.persistence.checkpoint_format import Checkpoint, load_checkpoint
 from maml_ray.persistence.checkpoint_store import save_checkpoint
 from maml_ray.persistence.storage import LocalStorage
+from maml_ray.policies.context import CONTEXT
 from maml_ray.policies.spec import PolicySpec, initial_parameters
 from tests.learning_runs import Run, change, same, same_state
 from tests.oracles import meta as meta_oracles
@@ -208,7 +208,7 @@ def test_an_agent_adapts_with_them(small_settings: Settings, kind: dict[str, Any
     run.learner.update(run.collect())
     published = run.learner.publish()
     agent = Agent(run.settings, run.learner.spec, dict(published.values), published.normalizer)
-    support = agent.collect(episodes=2, seed=1)
+    support = agent.collect_support(episodes=2, seed=1)
     expected = adapt_policy(
         run.settings.inner,
         run.settings.advantages,
@@ -234,7 +234,7 @@ def test_an_agent_that_was_saved_goes_on_from_its_context(
     run = Run(settings)
     published = run.learner.publish()
     agent = Agent(run.settings, run.learner.spec, dict(published.values), published.normalizer)
-    support = [agent.collect(episodes=2, seed=seed) for seed in (1, 2)]
+    support = [agent.collect_support(episodes=2, seed=seed) for seed in (1, 2)]
     together = agent.adapt(support)
     once = agent.adapt(support[0])
     assert float(np.abs(once.parameters[CONTEXT]).max()) > 1e-3

@@ -108,9 +108,10 @@ def adapted(
     stop: Stop = Tensor.detach,
 ) -> tuple[Parameters, list[Any]]:
     """One task's parameters after ``torch.autograd.grad(create_graph=True)``; policies before."""
-    inner, policies = settings.inner, []
+    inner = settings.inner
     if inner.parameters == "context":
-        return _adapted_context(settings, spec, parameters, task, order, stop)
+        return _adapted_context(settings, parameters, task), []
+    policies = []
     theta = {name: value for name, value in parameters.items() if "/" not in name}
     theta = {k: v if v.requires_grad else v.clone().requires_grad_() for k, v in theta.items()}
     for support in task.support:
@@ -135,41 +136,15 @@ def adapted(
     return theta, policies
 
 
-def _adapted_context(
-    settings: Settings,
-    spec: PolicySpec,
-    parameters: Parameters,
-    task: MetaBatch,
-    order: str,
-    stop: Stop,
-) -> tuple[Parameters, list[Any]]:
-    """The same where tanh of a context is a further input, and only the context takes steps."""
-    inner, policies = settings.inner, []
-    weight = parameters["context_weight"]
-    policy = {
-        name: value
-        for name, value in parameters.items()
-        if "/" not in name and name != "context_weight"
-    }
-    rate: Tensor | float = inner.learning_rate
-    if inner.learn_inner_rates:
+def _adapted_context(settings: Settings, parameters: Parameters, task: MetaBatch) -> Parameters:
+    """The same where tanh of a context is a further input, and the context follows data alone."""
+    rate: Tensor | float = settings.inner.learning_rate
+    if settings.inner.learn_inner_rates:
         rate = torch.exp(parameters["log_inner_rate/context"])
-    context = torch.zeros(weight.shape[1], dtype=weight.dtype, requires_grad=True)
-
-    def with_input(context: Tensor) -> Parameters:
-        moved = (weight * torch.tanh(context)).sum(1)
-        return {**policy, "hidden_0.bias": policy["hidden_0.bias"] + moved}
-
-    for support in task.support:
-        theta = with_input(context)
-        policies.append(action_distribution(spec, theta, support.observations))
-        kept = score(inner.objective, log_probs(policies[-1], support), support, stop)
-        loss = -(kept * support.advantages * support.weights).sum()
-        for value in theta.values():
-            loss = loss + inner.l2 * (value**2).sum()
-        (slope,) = torch.autograd.grad(loss, context, create_graph=True)
-        context = context - rate * (stop(slope) if order == "first" else slope)
-    return with_input(context), policies
+    shift = (parameters["context_weight"] * torch.tanh(rate * task.context_gradient)).sum(1)
+    policy = {name: v for name, v in parameters.items() if "/" not in name}
+    del policy["context_weight"]
+    return {**policy, "hidden_0.bias": policy["hidden_0.bias"] + shift}
 
 
 def meta_loss(

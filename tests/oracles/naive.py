@@ -178,7 +178,7 @@ def meta_parameters(
         weight = {"context_weight": torch.from_numpy(rng.standard_normal(shape))}
         if not inner.learn_inner_rates:
             return {**parameters, **weight}
-        rates = math.log(3.0) + 0.3 * torch.from_numpy(rng.standard_normal(inner.context_size))
+        rates = math.log(0.5) + 0.3 * torch.from_numpy(rng.standard_normal(inner.context_size))
         return {**parameters, "log_inner_rate/context": rates, **weight}
     if not inner.learn_inner_rates:
         return parameters
@@ -199,7 +199,8 @@ def random_meta_batch(
 ) -> MetaBatch:
     """A float64 meta-batch of two episodes a task, collected by policies near ``parameters``.
 
-    One is of ``length`` steps, the other of two less.
+    One is of ``length`` steps, the other of two less. If the inner steps are a context's, it has a
+    random context gradient in place of support data.
     """
     tasks, shape = settings.meta_batch.tasks, (2, length)
     taken = (torch.arange(length) < torch.tensor([[length], [length - 2]])).expand(tasks, *shape)
@@ -233,7 +234,8 @@ def random_meta_batch(
         )
         return samples, kept
 
-    support = [phase() for _ in range(settings.inner.steps)]
+    by_context = settings.inner.parameters == "context"
+    support = [phase() for _ in range(0 if by_context else settings.inner.steps)]
     query, query_behavior = phase()
     return MetaBatch(
         support=tuple(samples for samples, _ in support),
@@ -241,4 +243,5 @@ def random_meta_batch(
         query=query,
         query_behavior=query_behavior,
         task_advantage=normal(),
+        context_gradient=normal(settings.inner.context_size if by_context else 0),
     )
