@@ -44,6 +44,14 @@ from maml_ray.config.settings import Settings, SettingsError
             ["inner.parameters = context needs a hidden layer", "policy.hidden_sizes"],
         ),
         (
+            {"inner": {"parameters": "context"}, "meta_batch": {"episodes": 1}},
+            ["inner.parameters = context", "in pairs", "meta_batch.episodes of 2 or more"],
+        ),
+        (
+            {"inner": {"parameters": "context"}, "outer": {"e_maml_coefficient": 0.1}},
+            ["inner.parameters = context", "E-MAML's term", "outer.e_maml_coefficient = 0"],
+        ),
+        (
             {"inner": {"steps": 0}, "outer": {"objective": "reptile"}},
             ["outer.objective = reptile needs inner.steps of 1 or more"],
         ),
@@ -100,6 +108,8 @@ def test_what_does_not_go_together_is_refused_in_a_sentence(
         {"inner": {"parameters": "head", "learn_inner_rates": True}},
         {"inner": {"parameters": "context", "context_size": 2, "learning_rate": 3.0}},
         {"inner": {"parameters": "context", "learn_inner_rates": True}},
+        {"inner": {"parameters": "context", "context_size": 4}, "meta_batch": {"episodes": 2}},
+        {"inner": {"parameters": "context", "steps": 0}, "meta_batch": {"episodes": 1}},
         {"inner": {"context_size": 2}},
         {"outer": {"objective": "trpo", "trust_region": {"max_kl": 1e-3, "damping": 0}}},
         {"outer": {"objective": "reptile"}, "inner": {"steps": 3}},

@@ -87,25 +87,31 @@ def trained(settings: Settings, iterations: int) -> list[UpdateMetrics]:
     return [run.learner.update(run.collect()) for _ in range(iterations)]
 
 
+CONTEXT = {"parameters": "context", "context_size": 3, "learning_rate": 4.0}
+
+
 @pytest.mark.parametrize(
-    "sections",
+    ("sections", "iterations"),
     [
-        pytest.param({}, id="promp"),
-        pytest.param({"inner": {"learn_inner_rates": True}}, id="learned rates"),
-        pytest.param({"inner": {"objective": "dice"}}, id="dice"),
-        pytest.param({"inner": {"parameters": "head"}}, id="head"),
-        pytest.param({"inner": {"parameters": "context", "learning_rate": 3.0}}, id="context"),
+        pytest.param({}, 20, id="promp"),
+        pytest.param({"inner": {"learn_inner_rates": True}}, 20, id="learned rates"),
+        pytest.param({"inner": {"objective": "dice"}}, 20, id="dice"),
+        pytest.param({"inner": {"parameters": "head"}}, 20, id="head"),
+        pytest.param({"inner": CONTEXT, "outer": {"learning_rate": 0.06}}, 35, id="context"),
         pytest.param(
-            {"outer": {"objective": "trpo", "trust_region": {"max_kl": 0.005}}}, id="trpo"
+            {"outer": {"objective": "trpo", "trust_region": {"max_kl": 0.005}}}, 20, id="trpo"
         ),
     ],
 )
-def test_adaptation_learns_to_find_the_arm_that_pays(sections: dict[str, Any]) -> None:
+def test_adaptation_learns_to_find_the_arm_that_pays(
+    sections: dict[str, Any], iterations: int
+) -> None:
     """Of 5 draws one pays by chance, and before adaptation always; after it, nearly all do.
 
     With a trust region of 0.03 the outcome hung on the seed; of 0.005, six seeds are above 4.3.
+    A context of three numbers has a pair of episodes for each; five seeds are above 4.8.
     """
-    history = trained(arms(**sections), 20)
+    history = trained(arms(**sections), iterations)
     assert history[0].return_after < 2.5
     assert np.mean([metrics.return_after for metrics in history[-5:]]) > 4.0
     assert np.mean([metrics.return_before for metrics in history[-5:]]) < 1.8
