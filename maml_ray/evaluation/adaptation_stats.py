@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -67,4 +68,4 @@ def _gradient_norm(before: Agent, support: Trajectories) -> float:
         return float(np.linalg.norm(data.astype(np.float64)))
     loss = partial(inner_loss, before.spec, inner, samples_to_torch(data))
     gradient, _ = torch.func.grad(loss, has_aux=True)(policy_part(to_torch(before.parameters)))
-    return sum(float(part.double().square().sum()) for part in gradient.values()) ** 0.5
+    return math.sqrt(sum(float(part.double().square().sum()) for part in gradient.values()))

@@ -100,6 +100,12 @@ class Agent:
         """The policy as a function of observations, in NumPy."""
         return NumpyPolicy(self.spec, self.parameters, self.normalizer)
 
+    @property
+    def context_size(self) -> int | None:
+        """Numbers of the context that inner steps change; None if they change something else."""
+        inner = self.settings.inner
+        return inner.context_size if inner.parameters == "context" else None
+
     def act(
         self,
         observations: NDArray[np.floating],

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from maml_ray.common.errors import RunDirError, UserError
 from maml_ray.common.normalization import Normalizer
+from maml_ray.config.loading import validate_settings
 from maml_ray.config.settings import Settings
 from maml_ray.evaluation import model_export
 from maml_ray.evaluation.agent import Agent
@@ -52,7 +53,18 @@ def agent_with(**spec: Any) -> Agent:
     return Agent(Settings(), chosen, parameters, normalizer)
 
 
+def agent_with_context() -> Agent:
+    """A policy whose context of two numbers has been moved, which its first bias holds."""
+    agent = agent_with()
+    inner = {"parameters": "context", "context_size": 2}
+    weight = np.random.default_rng(5).normal(size=(16, 2)).astype(np.float32)
+    parameters = {**agent.parameters, "context_weight": weight}
+    before = replace(agent, settings=validate_settings({"inner": inner}), parameters=parameters)
+    return before.support_agents(2)[0]
+
+
 AGENTS = {
+    "context": agent_with_context(),
     "tanh": agent_with(),
     "relu": agent_with(activation="relu", action_scale=2.5),
     "linear": agent_with(hidden_sizes=()),
