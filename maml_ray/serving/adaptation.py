@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
 
 from maml_ray.common.errors import UserError
 from maml_ray.evaluation.adaptation_stats import AdaptationStats, adaptation_stats
@@ -24,6 +27,8 @@ from maml_ray.serving.served_policy import ServedPolicy, new_policy_name
 from maml_ray.tasks.task import Task
 
 FindPolicy = Callable[[str], ServedPolicy]
+AddPolicy = Callable[[ServedPolicy], Awaitable[float]]
+"""Stores a policy and returns its lifetime in seconds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +47,55 @@ class AdaptResponse:
     steps: tuple[AdaptationStats, ...]
     return_before: float | None
     return_after: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class SupportPolicies:
+    """The policies that act in the episodes of a support set.
+
+    Attributes:
+        policy: name of the policy that the episodes are to adapt.
+        policies: name of the policy that acts in each of the K episodes; episodes that act alike
+            share one.
+        context_offsets: (K, C), to be sent with the trajectories; None without a context.
+        expires_in_s: lifetime of the policies; None if none was added.
+    """
+
+    policy: str
+    policies: list[str]
+    context_offsets: NDArray[np.float32] | None
+    expires_in_s: float | None
+
+
+async def add_support_policies(
+    policy: ServedPolicy, episodes: int | None, add_policy: AddPolicy
+) -> SupportPolicies:
+    """Add the policies that act in the episodes of a support set of ``policy``.
+
+    Without a context that is ``policy`` itself, and none is added.
+
+    Args:
+        policy: the policy to adapt.
+        episodes: K; as in training if None.
+        add_policy: stores a policy.
+
+    Raises:
+        ApiError: ``episodes`` is too small to move a context by (422).
+    """
+    try:
+        agents = policy.agent.support_agents(episodes)
+        offsets = policy.agent.context_offsets(episodes)
+    except UserError as error:
+        raise ApiError(422, f"episodes: {error}") from None
+    names, lifetimes = {id(policy.agent): policy.name}, []
+    for agent in agents:
+        if id(agent) not in names:
+            added = ServedPolicy(new_policy_name(), agent, policy.task)
+            lifetimes.append(await add_policy(added))
+            names[id(agent)] = added.name
+    return SupportPolicies(
+        policy.name, [names[id(agent)] for agent in agents], offsets, min(lifetimes, default=None)
+    )
 
 
 def handle_adapt_request(

@@ -169,6 +169,7 @@ class ApiDeployment:
         base.agent.act(np.zeros(base.agent.spec.observation_size))
         backend = ApiBackend(
             base.agent.spec,
+            base.agent.context_size,
             base.example_task,
             self._policies,
             ActBatcher(self._metrics.batch_answered),

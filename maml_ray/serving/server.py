@@ -111,6 +111,7 @@ def local_backend(settings: ServeSettings, base: ServedPolicy) -> Iterator[ApiBa
     ) as adapters:
         yield ApiBackend(
             base.agent.spec,
+            base.agent.context_size,
             base.example_task,
             policies,
             ActBatcher(metrics.batch_answered),

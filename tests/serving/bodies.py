@@ -27,5 +27,7 @@ def body_of(agent: Agent, support: Trajectories) -> dict[str, Any]:
         "final_observations": support.final_observations,
         "terminated": support.terminated,
     }
+    if support.context_offsets is not None:
+        arrays["context_offsets"] = support.context_offsets
     sent: dict[str, Any] = orjson.loads(orjson.dumps(arrays, option=orjson.OPT_SERIALIZE_NUMPY))
     return sent

@@ -69,6 +69,7 @@ def backend_of(
     task = dict(agent.sample_tasks(1)[0].parameters)
     return ApiBackend(
         agent.spec,
+        agent.context_size,
         task,
         PolicyCache(look_up, max_policies=50),
         ActBatcher(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ from maml_ray.serving.http.errors import ApiError
 from maml_ray.serving.ray_serve import AdapterDeployment, StoreDeployment
 from maml_ray.serving.served_policy import ServedPolicy, load_base_policy
 from maml_ray.serving.settings import ServeSettings, parse_serve_settings
+from tests.evaluation.test_support import context_agent
 from tests.oracles import naive as oracles
 from tests.serving.bodies import body_of
 from tests.small_runs import agent_of, run_of, settings
@@ -187,6 +189,54 @@ def test_discrete_actions_are_the_environments_integers() -> None:
         bad = {**body, "actions": [[wrong] * 5, [0] * 5]}
         with pytest.raises(ApiError, match="whole numbers from -1 to 2"):
             to_trajectories(SupportBody.model_validate(bad), agent)
+
+
+def test_a_context_is_adapted_to_a_callers_data_without_log_probs() -> None:
+    agent = context_agent()
+    for policy in (agent, agent.adapt({"x": 0.3, "y": -0.1})):
+        support = policy.collect_support(seed=1)
+        body = body_of(policy, support)
+        response = adapt(policy, trajectories=body)
+        assert_same(policy.adapt(support), response.policy.agent)
+        assert 0.0 < response.steps[0].kl < math.inf
+        del body["log_probs"]
+        found = to_trajectories(SupportBody.model_validate(body), policy)
+        assert np.isnan(found.log_probs).all()
+        without = adapt(policy, trajectories=body)
+        assert_same(response.policy.agent, without.policy.agent)
+        assert without.steps == response.steps
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"context_offsets": None}, ["must be an array of numbers"]),
+        ({"context_offsets": [[2.0], [-2.0]]}, ["must have shape (5, 2), got (2, 1)"]),
+        ({"context_offsets": [2.0, 1.0]}, ["must have shape (5, 2), got (2,)"]),
+        ({"context_offsets": [[1e39, 0.0]] * 5}, ["must be finite"]),
+        ({"context_offsets": [["2", 0.0]] * 5}, ["must be an array of numbers"]),
+        ({"context_offsets": [[2.0, 0.0]] * 5}, ["must come in pairs"]),
+        ({"context_offset": []}, ["context_offset", "'context_offsets'"]),
+        ({}, ["is missing", "POST /support returns the policies to act with"]),
+    ],
+)
+def test_wrong_context_offsets_are_refused(change: dict[str, Any], words: list[str]) -> None:
+    agent = context_agent()
+    body = body_of(agent, agent.collect_support(seed=1))
+    del body["context_offsets"]
+    error = respond(agent, trajectories={**body, **change})
+    assert isinstance(error, ApiError)
+    assert error.status == 422
+    assert "context_offset" in error.message
+    assert "\n" not in error.message
+    assert all(word in error.message for word in words), error.message
+
+
+def test_policies_without_a_context_take_no_context_offsets() -> None:
+    error = respond(agent_of(settings()), trajectories={**GOOD, "context_offsets": [[2.0]] * 3})
+    assert isinstance(error, ApiError)
+    assert error.status == 422
+    assert "trajectories.context_offsets is not for this policy" in error.message
 
 
 def test_clipped_actions_do_not_tell_what_was_sampled() -> None:

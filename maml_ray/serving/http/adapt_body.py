@@ -1,6 +1,6 @@
-"""Parse and check the body of ``POST /adapt``, and convert trajectories to support data.
+"""Parse and check the bodies of ``POST /adapt`` and ``POST /support``; convert trajectories.
 
-Axes: K episodes, T steps, D observation size, A action size.
+Axes: K episodes, T steps, D observation size, A action size, C numbers of the context.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ from maml_ray.serving.http.limits import BodyLimits, RequestLimits
 
 MAX_TEXT = 200
 """Longest text among a task's parameters, in characters."""
+MAX_SUPPORT_EPISODES = 1000
+"""Most episodes of a request to ``POST /support``, which may store a policy for each."""
+SUPPORT_LIMITS = BodyLimits(10_000, 100, "the body holds more than policy and episodes")
+"""Limits of the body of ``POST /support``."""
 _OTHER_VALUES = 10_000
 """Room for the values of a body that are not in its trajectories."""
 
@@ -55,7 +59,8 @@ class SupportBody(StrictBody):
     """Episodes collected by the caller, with the fields of :class:`maml_ray.Trajectories`.
 
     Samples and actions are as returned by ``POST /act``: (K, T, A), or (K, T) for a discrete
-    policy. One of them is needed; actions that were clipped do not tell what was sampled.
+    policy. One of them is needed; actions that were clipped do not tell what was sampled. Policies
+    that adapt a context need the context offsets (K, C) that ``POST /support`` returns.
     """
 
     observations: ObservationArray
@@ -66,6 +71,7 @@ class SupportBody(StrictBody):
     log_probs: FloatArray = None
     final_observations: ObservationArray = None
     terminated: BoolArray = None
+    context_offsets: FloatArray = None
 
     @model_validator(mode="after")
     def _check_actions(self) -> SupportBody:
@@ -97,12 +103,27 @@ class AdaptBody(StrictBody):
         return self
 
 
-def adapt_limits(spec: PolicySpec, limits: RequestLimits) -> BodyLimits:
-    """Return the limits of the body of ``POST /adapt`` for policies of the sizes in ``spec``."""
+class SupportPoliciesBody(StrictBody):
+    """Body of ``POST /support``: the policy to adapt, and the episodes of a support set."""
+
+    policy: Name = BASE_POLICY
+    episodes: Annotated[int, Field(ge=1, le=MAX_SUPPORT_EPISODES), INTEGER] | None = None
+
+
+def adapt_limits(spec: PolicySpec, context_size: int | None, limits: RequestLimits) -> BodyLimits:
+    """Return the limits of the body of ``POST /adapt``.
+
+    Args:
+        spec: sizes of the policies.
+        context_size: C; None for policies without a context.
+        limits: limits of requests.
+    """
     # Rewards, mask, log-probabilities, and the rows of observations and actions.
     per_step = spec.observation_size + spec.action_size + 5
     # The row and the numbers of final observations, terminated, and the rows of the others.
     per_episode = spec.observation_size + 7
+    if context_size is not None:
+        per_episode += context_size + 1
     steps = limits.max_trajectory_steps
     return BodyLimits(
         limits.max_body_bytes,
@@ -122,6 +143,15 @@ def parse_adapt(content: bytes | bytearray, limits: RequestLimits) -> AdaptBody:
     if body.trajectories is not None:
         _check_steps(body.trajectories, limits)
     return body
+
+
+def parse_support(content: bytes | bytearray) -> SupportPoliciesBody:
+    """Parse the body of ``POST /support``.
+
+    Raises:
+        ApiError: the body is not JSON (400), or a field is not allowed (422).
+    """
+    return parse_body(SupportPoliciesBody, content)
 
 
 def _check_steps(support: SupportBody, limits: RequestLimits) -> None:
@@ -146,7 +176,7 @@ def to_trajectories(body: SupportBody, agent: Agent) -> Trajectories:
     """Convert the caller's episodes to support data for ``agent``.
 
     Without ``log_probs`` the actions are taken to be sampled by ``agent``, and its own
-    log-probabilities are used.
+    log-probabilities are used. A step of a context uses none: those that are missing are NaN.
 
     Raises:
         ApiError: the shapes do not match each other or the policy, or the mask is invalid.
@@ -165,6 +195,8 @@ def to_trajectories(body: SupportBody, agent: Agent) -> Trajectories:
         "final_observations": (shape[0], spec.observation_size),
         "terminated": (shape[0],),
     }
+    if agent.context_size is not None:
+        shapes["context_offsets"] = (shape[0], agent.context_size)
     for name, expected in shapes.items():
         array = getattr(body, name)
         if array is not None and array.shape != expected:
@@ -172,6 +204,7 @@ def to_trajectories(body: SupportBody, agent: Agent) -> Trajectories:
     mask = np.ones(shape, np.bool_) if body.mask is None else body.mask
     _check_mask(mask)
     _check_bootstrap(body, agent)
+    _check_context(body, agent)
     needs_float64 = agent.normalizer is not None and agent.normalizer.needs_float64
     dtype = np.float64 if needs_float64 else np.float32
     trajectories = Trajectories(
@@ -184,10 +217,13 @@ def to_trajectories(body: SupportBody, agent: Agent) -> Trajectories:
             None if body.final_observations is None else body.final_observations.astype(dtype)
         ),
         terminated=body.terminated,
+        context_offsets=body.context_offsets,
     )
-    if body.log_probs is None:
-        return replace(trajectories, log_probs=policy_log_probs(agent, trajectories))
-    return trajectories
+    if body.log_probs is not None:
+        return trajectories
+    if agent.context_size is not None:
+        return replace(trajectories, log_probs=np.full(shape, np.nan, np.float32))
+    return replace(trajectories, log_probs=policy_log_probs(agent, trajectories))
 
 
 def policy_log_probs(agent: Agent, trajectories: Trajectories) -> NDArray[np.float32]:
@@ -220,6 +256,22 @@ def _check_bootstrap(body: SupportBody, agent: Agent) -> None:
                 f"trajectories.{name} is missing: this policy was trained with "
                 "advantages.bootstrap_time_limit",
             )
+
+
+def _check_context(body: SupportBody, agent: Agent) -> None:
+    if agent.context_size is None and body.context_offsets is not None:
+        raise ApiError(
+            422,
+            "trajectories.context_offsets is not for this policy, which has no context "
+            f"(inner.parameters = {agent.settings.inner.parameters}): leave it out",
+        )
+    if agent.context_size is not None and body.context_offsets is None:
+        raise ApiError(
+            422,
+            "trajectories.context_offsets is missing: this policy adapts a context, and each "
+            "episode acts with its own: POST /support returns the policies to act with, and their "
+            "context_offsets",
+        )
 
 
 def _recorded_actions(

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from maml_ray.common.versions import own_version
 from maml_ray.monitoring.service_metrics import CONTENT_TYPE, ServiceMetrics
 from maml_ray.policies.spec import PolicySpec
-from maml_ray.serving.adaptation import AdaptResponse
+from maml_ray.serving.adaptation import AdaptResponse, AddPolicy, add_support_policies
 from maml_ray.serving.batching import ActBatcher
 from maml_ray.serving.cache import PolicyCache
 from maml_ray.serving.http.access import AccessMiddleware
@@ -23,7 +23,7 @@ from maml_ray.serving.http.act_body import (
     encode_act,
     parse_act,
 )
-from maml_ray.serving.http.adapt_body import adapt_limits
+from maml_ray.serving.http.adapt_body import SUPPORT_LIMITS, adapt_limits, parse_support
 from maml_ray.serving.http.bodies import BASE_POLICY
 from maml_ray.serving.http.errors import ApiError, ErrorMiddleware
 from maml_ray.serving.http.instrumentation import AccessLog, InstrumentationMiddleware
@@ -40,6 +40,7 @@ class ApiBackend:
 
     Attributes:
         spec: sizes of every served policy.
+        context_size: numbers of the context that adaptations change; None without one.
         example_task: parameters of a task, for the documentation; None if unknown.
         policies: looks up policies by name.
         batcher: answers requests to act.
@@ -51,11 +52,12 @@ class ApiBackend:
     """
 
     spec: PolicySpec
+    context_size: int | None
     example_task: dict[str, float] | None
     policies: PolicyCache
     batcher: ActBatcher
     adapt: Callable[[bytes | bytearray], Awaitable[AdaptResponse | ApiError]]
-    add_policy: Callable[[ServedPolicy], Awaitable[float]]
+    add_policy: AddPolicy
     storage_warnings: Callable[[], Awaitable[list[str]]]
     metrics: ServiceMetrics = field(default_factory=ServiceMetrics)
 
@@ -89,7 +91,8 @@ def make_app(
     # The last one added receives a request first.
     app.add_middleware(InstrumentationMiddleware, metrics=backend.metrics, access_log=access_log)
     app.add_exception_handler(HTTPException, _on_http_exception)
-    _add_routes(app, backend, limits, RouteDocs(backend.spec, backend.example_task, limits))
+    docs = RouteDocs(backend.spec, backend.context_size, backend.example_task, limits)
+    _add_routes(app, backend, limits, docs)
     if token_digest is not None:
         document_bearer_auth(app)
     return app
@@ -98,7 +101,7 @@ def make_app(
 def _add_routes(app: FastAPI, backend: ApiBackend, limits: RequestLimits, docs: RouteDocs) -> None:
     bodies = BodyReceiver(limits)
     of_act = act_limits(backend.spec, limits.max_body_bytes)
-    of_adapt = adapt_limits(backend.spec, limits)
+    of_adapt = adapt_limits(backend.spec, backend.context_size, limits)
 
     # The names of these functions are the operation ids in OpenAPI.
     @app.post("/act", **docs.act())
@@ -128,6 +131,15 @@ def _add_routes(app: FastAPI, backend: ApiBackend, limits: RequestLimits, docs: 
                 "return_after": response.return_after,
             }
         )
+
+    @app.post("/support", **docs.support())
+    async def support(request: Request) -> Response:
+        scope = request.scope
+        async with bodies.receive(scope, request.receive, SUPPORT_LIMITS, [JSON]) as body:
+            wanted = parse_support(body.content)
+        policy = await backend.policies.get(wanted.policy)
+        added = await add_support_policies(policy, wanted.episodes, backend.add_policy)
+        return _json(asdict(added))
 
     @app.get("/policy/{name}", **docs.policy())
     async def policy(name: str) -> Response:

@@ -17,7 +17,9 @@ from maml_ray.serving.http.errors import Message, Receive, Scope, Send, public_p
 
 CLOSED_BY_CLIENT = 499
 """Status counted for a request whose client hung up before the answer began, as in nginx."""
-_ROUTES = frozenset({"/act", "/adapt", "/healthz", "/metrics", "/docs", "/openapi.json"})
+_ROUTES = frozenset(
+    {"/act", "/adapt", "/support", "/healthz", "/metrics", "/docs", "/openapi.json"}
+)
 _MAX_PENDING_LINES = 10_000
 _CLOSE_TIMEOUT_S = 1.0
 

@@ -19,7 +19,7 @@ from maml_ray.serving.http.act_body import (
     ActBody,
     ActOptions,
 )
-from maml_ray.serving.http.adapt_body import AdaptBody, SupportBody
+from maml_ray.serving.http.adapt_body import AdaptBody, SupportBody, SupportPoliciesBody
 from maml_ray.serving.http.limits import BINARY, RequestLimits
 
 Schema = dict[str, Any]
@@ -55,11 +55,13 @@ class RouteDocs:
 
     Attributes:
         spec: sizes of the policies.
+        context_size: numbers of the context that adaptations change; None without one.
         example_task: parameters of a task of the family; None if unknown.
         limits: limits of requests.
     """
 
     spec: PolicySpec
+    context_size: int | None
     example_task: dict[str, float] | None
     limits: RequestLimits
 
@@ -129,7 +131,33 @@ class RouteDocs:
             "is a new policy: act with it, adapt it again, or download it. At most "
             f"{self.limits.max_trajectory_steps:,} steps (K times T) are allowed."
         )
+        if self.context_size is not None:
+            description += (
+                " This service's policies adapt a context: collect each episode with the policy "
+                "that POST /support names for it, and send its context_offsets. The step compares "
+                "the episodes' returns, and uses no log_probs."
+            )
         return _route("Adapt", description, response, 404, 422, body=(body, example))
+
+    def support(self) -> dict[str, Any]:
+        """Document ``POST /support``."""
+        offsets = None if self.context_size is None else _array(_vector(self.context_size))
+        response = _object(
+            policy=_STRING,
+            policies=_array(_STRING),
+            context_offsets={"type": "null"} if offsets is None else offsets,
+            expires_in_s=_NULLABLE_NUMBER,
+        )
+        description = (
+            "Returns the names of the policies that act, with explore, in the episodes of a "
+            "support set, one for each episode, before trajectories are sent to POST /adapt. They "
+            "differ for policies that adapt a context: each then has a context of its own, is "
+            "stored like an adapted policy, and context_offsets belong to the trajectories."
+        )
+        summary = "Get the policies to collect trajectories with"
+        example = {"policy": "base", "episodes": 4}
+        body = (_body_schema(SupportPoliciesBody), example)
+        return _route(summary, description, response, 404, 422, body=body)
 
     def policy(self) -> dict[str, Any]:
         """Document ``GET /policy/{name}``."""
@@ -181,6 +209,11 @@ class RouteDocs:
             "final_observations": per_episode(_vector(spec.observation_size)),
             "terminated": per_episode(flag),
         }
+        if self.context_size is None:
+            del schema["properties"]["context_offsets"]
+        else:
+            schema["properties"]["context_offsets"] = per_episode(_vector(self.context_size))
+            schema["required"].append("context_offsets")
         return schema
 
     def _action(self) -> Schema:

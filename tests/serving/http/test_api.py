@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import maml_ray
 from maml_ray.evaluation.agent import Agent
 from maml_ray.serving.http.act_body import MAX_OBSERVATIONS
 from tests.docs.pages import python_block
+from tests.evaluation.test_support import context_agent
 from tests.serving.bodies import body_of
 from tests.serving.local_service import backend_of, served, store_of
 from tests.small_runs import agent_of, settings
@@ -111,12 +112,15 @@ def test_a_robots_own_loop_collect_adapt_act(url: str, agent: Agent) -> None:
     assert isinstance(further["return_after"], float)
 
 
-def test_the_documented_client_adapts_to_an_environment_of_its_own() -> None:
+@pytest.mark.parametrize("make_agent", [lambda: agent_of(settings()), context_agent])
+def test_the_documented_client_adapts_to_an_environment_of_its_own(
+    make_agent: Callable[[], Agent],
+) -> None:
     """One request is one step on its episodes, which end early and are padded."""
     names: dict[str, Any] = {}
     exec(python_block("serving.md", "collect_episode"), names)
     sent: dict[str, Any] = {}
-    agent, unrecorded = agent_of(settings()), names["post"]
+    agent, unrecorded = make_agent(), names["post"]
 
     def recorded(path: str, body: Any) -> Any:
         sent[path] = body
@@ -125,17 +129,71 @@ def test_the_documented_client_adapts_to_an_environment_of_its_own() -> None:
     names["post"] = recorded
     env: Any = gym.make("maml_ray/PointNavigation-v0", max_episode_steps=8)
     with served(backend_of(agent)) as names["SERVICE"]:
-        policy = names["adapt"](env, episodes=3, steps=10)
+        policy = names["adapt"](env, episodes=4, steps=10)
         answer = recorded("/act", {"policy": policy, "observations": [0.1, 0.2]})
     own = sent["/adapt"]["trajectories"]
     arrays: dict[str, Any] = {name: np.float32(values) for name, values in own.items()}
     mask = arrays.pop("mask").astype(bool)
-    assert mask.sum(axis=1).tolist() == [8, 8, 8]
+    assert mask.sum(axis=1).tolist() == [8, 8, 8, 8]
+    assert ("context_offsets" in arrays) == (agent.context_size is not None)
     arrays["actions"] = arrays.pop("samples")
     expected = agent.adapt(maml_ray.Trajectories(mask=mask, **arrays))
     np.testing.assert_allclose(
         answer["actions"], expected.act(np.array([0.1, 0.2])), rtol=1e-3, atol=1e-5
     )
+
+
+def test_support_policies_act_in_the_episodes_of_a_context(tmp_path: Path) -> None:
+    agent, seen = context_agent(), np.array([[0.4, -0.2], [0.1, 0.0]], np.float32)
+    store = store_of(agent)
+    with served(backend_of(agent, store)) as url:
+        adapted = post(url, "/adapt", {"task": {"x": 0.3, "y": -0.1}, "seed": 2}).json()["policy"]
+        known = {"base": agent, adapted: agent.adapt({"x": 0.3, "y": -0.1}, seed=2)}
+        for name, acting in known.items():
+            stored = len(store)
+            answer = post(url, "/support", {"policy": name, "episodes": 6}).json()
+            assert answer["policy"] == ("checkpoint-1" if name == "base" else name)
+            np.testing.assert_array_equal(answer["context_offsets"], agent.context_offsets(6))
+            assert answer["expires_in_s"] == pytest.approx(1000.0, abs=60.0)
+            assert answer["policies"][:2] == answer["policies"][4:]
+            assert len(set(answer["policies"])) == len(store) - stored == 4
+            for each, expected in zip(answer["policies"], acting.support_agents(6), strict=True):
+                acted = post(url, "/act", {"policy": each, "observations": seen}).json()
+                np.testing.assert_array_equal(np.float32(acted["actions"]), expected.act(seen))
+        folder = tmp_path / "policy"
+        folder.mkdir()
+        for path, file in (("", "parameters.safetensors"), ("/policy.json", "policy.json")):
+            content = requests.get(f"{url}/policy/{each}{path}", timeout=30).content
+            (folder / file).write_bytes(content)
+        np.testing.assert_array_equal(maml_ray.load(folder).act(seen), expected.act(seen))
+        default = post(url, "/support", {}).json()["policies"]
+        assert len(default) == agent.settings.meta_batch.episodes
+        few = post(url, "/support", {"episodes": 1})
+        assert few.status_code == 422
+        assert "episodes: 1 support episode is not enough" in few.json()["error"]
+
+
+def test_without_a_context_a_policy_acts_in_its_support_episodes_itself(url: str) -> None:
+    assert post(url, "/support", {"episodes": 2}).json() == {
+        "policy": "checkpoint-1",
+        "policies": ["checkpoint-1"] * 2,
+        "context_offsets": None,
+        "expires_in_s": None,
+    }
+
+
+def test_openapi_has_context_offsets_for_policies_with_a_context(url: str) -> None:
+    def trajectories(service: str) -> Any:
+        paths = requests.get(service + "/openapi.json", timeout=30).json()["paths"]
+        body = paths["/adapt"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        return body["properties"]["trajectories"]["anyOf"][0]
+
+    assert "context_offsets" not in trajectories(url)["properties"]
+    with served(backend_of(context_agent())) as other:
+        schema = trajectories(other)
+    assert "context_offsets" in schema["required"]
+    row = schema["properties"]["context_offsets"]["items"]
+    assert (row["minItems"], row["maxItems"]) == (2, 2)
 
 
 def test_a_downloaded_policy_is_read_by_maml_ray_and_by_plain_torch(
@@ -185,6 +243,10 @@ OBSERVATION = [0.0] * 17
         ("/adapt", {"task": {"direction": 1}, "policy": "x"}, 404, ["'x'"]),
         ("/adapt", {"trajectories": {"reward": []}}, 422, ["trajectories."]),
         ("/adapt", {"trajectories": {}, "task": None}, 422, ["trajectories.observations"]),
+        ("/support", {"episodes": 0}, 422, ["episodes = 0"]),
+        ("/support", {"episodes": 1001}, 422, ["episodes = 1001"]),
+        ("/support", {"policy": "x"}, 404, ["'x'"]),
+        ("/support", {"episode": 3}, 422, ["episode", "'episodes'"]),
     ],
 )
 def test_a_mistake_is_one_sentence_that_names_the_field(
@@ -317,7 +379,7 @@ def test_what_one_replica_adapts_another_acts_with(agent: Agent) -> None:
 
 def test_the_examples_of_the_documentation_work(url: str) -> None:
     paths = requests.get(url + "/openapi.json", timeout=30).json()["paths"]
-    for path in ("/act", "/adapt"):
+    for path in ("/act", "/adapt", "/support"):
         content = paths[path]["post"]["requestBody"]["content"]["application/json"]
         answer = post(url, path, content["example"])
         assert answer.status_code == 200, answer.text
@@ -342,7 +404,7 @@ def _check_against_schema(url: str) -> None:
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
     results: Any = schema.get_all_operations()
     operations = [result.ok() for result in results]
-    assert len(operations) == 6
+    assert len(operations) == 7
     seen: dict[str, set[int]] = {operation.label: set() for operation in operations}
     for operation in operations:
         for mode in schemathesis.GenerationMode:
@@ -353,6 +415,7 @@ def _check_against_schema(url: str) -> None:
                 _send_generated_requests(strategy, seen[operation.label], is_served=right)
     assert {200, 422} <= seen["POST /act"]
     assert 422 in seen["POST /adapt"]
+    assert {404, 422} <= seen["POST /support"]
     assert 404 in seen["GET /policy/{name}"]
 
 

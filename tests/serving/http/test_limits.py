@@ -218,6 +218,20 @@ def test_steps_are_limited_for_an_episode_and_a_request(url: str) -> None:
     )
 
 
+def test_context_offsets_of_as_many_episodes_as_steps_are_allowed() -> None:
+    size, limits = 600, replace(LIMITS, max_episode_steps=10, max_trajectory_steps=30)
+    agent = agent_of(settings(inner={"parameters": "context", "context_size": size}))
+    offsets = [[2.0] * size, [-2.0] * size] * 15
+    own: dict[str, Any] = {"observations": [[[0.0, 0.0]]] * 30, "samples": [[[0.0, 0.0]]] * 30}
+    own["rewards"] = [[1.0]] * 30
+    own["context_offsets"] = offsets
+    with served(backend_of(agent, limits=limits), **asdict(limits)) as url:
+        body = orjson.dumps({"trajectories": own})
+        headers = {"Content-Type": JSON}
+        answer = requests.post(url + "/adapt", data=body, headers=headers, timeout=60)
+    assert answer.status_code == 200, answer.text
+
+
 def test_the_limits_are_in_openapi(url: str) -> None:
     paths = requests.get(url + "/openapi.json", timeout=60).json()["paths"]
     schema = paths["/adapt"]["post"]["requestBody"]["content"][JSON]["schema"]
