@@ -75,9 +75,9 @@ def ravel_rates(inner: InnerSettings, spec: PolicySpec, parameters: Mapping[str,
     """Return the inner rates (Q,); 0 for what inner steps leave as it is."""
     with np.errstate(over="ignore"):  # a rate that overflows is detected by the update's result
         by_name = inner_rates(inner, spec, parameters, np.exp)
-    rates = np.zeros_like(ravel(spec, parameters))
-    for name, part in unravel(spec, rates).items():
-        part[...] = by_name.get(name, 0.0)
+        rates = np.zeros_like(ravel(spec, parameters))
+        for name, part in unravel(spec, rates).items():
+            part[...] = by_name.get(name, 0.0)
     return rates
 
 

@@ -54,8 +54,8 @@ class ContextShift(NamedTuple):
             gradient: see :func:`~maml_ray.rollouts.context_probes.context_gradient`.
         """
         with np.errstate(over="ignore"):  # a rate that overflows is detected by the update's result
-            rate = inner_rates(inner, spec, parameters, np.exp)[CONTEXT]
-        return cls(parameters[CONTEXT_WEIGHT], rate * gradient)
+            context = inner_rates(inner, spec, parameters, np.exp)[CONTEXT] * gradient
+        return cls(parameters[CONTEXT_WEIGHT], context)
 
     def shift(self) -> Array:
         """Return W tanh(z), (U,)."""

@@ -52,8 +52,8 @@ def _context_step(
 ) -> NumpyParameters:
     """Return meta-parameters after a step of the context along ``gradient`` (C,)."""
     with np.errstate(over="ignore"):  # a rate that overflows is detected by the step's result
-        rate = inner_rates(inner, spec, parameters, np.exp)[CONTEXT]
-    return moved_by(spec, parameters, rate * gradient)
+        change = inner_rates(inner, spec, parameters, np.exp)[CONTEXT] * gradient
+    return moved_by(spec, parameters, change)
 
 
 def adapt_policy(

@@ -86,9 +86,10 @@ def test_task_gradients_are_the_references_and_their_mean_the_batchs(
 
 
 @pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("part", ["all", "context"])
 @pytest.mark.parametrize("kind", [AutogradBackend, CompiledBackend])
-def test_per_task_gradients_of_each_backend(kind: type[Backend], order: Order) -> None:
-    settings = make_settings("ppo", "ratio", 2, learn_inner_rates=True)
+def test_per_task_gradients_of_each_backend(kind: type[Backend], part: str, order: Order) -> None:
+    settings = make_settings("ppo", "ratio", 2, learn_inner_rates=True, parameters=part)
     parameters, batch = problem(settings)
     backend = kind(settings.inner, settings.outer, GAUSSIAN)
     found = backend.per_task_grads(parameters, batch, order)

@@ -132,7 +132,7 @@ def test_noise_that_is_no_number_breaks_its_own_episode_and_nothing_else() -> No
     np.testing.assert_array_equal(other_actions[:, [0, 2]], actions[:, [0, 2]])
 
 
-@pytest.mark.parametrize("wrong", ["observations", "actions", "noise", "policy"])
+@pytest.mark.parametrize("wrong", ["observations", "actions", "noise", "policy", "rows"])
 def test_arrays_of_other_sizes_are_refused_before_anything_is_written(wrong: str) -> None:
     env, policy = batch(), policy_kernel(batch())
     observations, actions = empty_buffers(env)
@@ -142,6 +142,9 @@ def test_arrays_of_other_sizes_are_refused_before_anything_is_written(wrong: str
         actions = actions[:, :2].copy()
     elif wrong == "noise":
         policy = policy._replace(noise=policy.noise[:4])
+    elif wrong == "rows":
+        shifts = np.zeros((2, 8), np.float32)  # of a policy for two simulations
+        policy = policy._replace(network=policy.network._replace(shifts=shifts))
     else:
         policy = policy._replace(network=policy.network._replace(sizes=np.array([16, 8, 6])))
     env.reset(seed=0)

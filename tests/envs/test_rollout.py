@@ -48,7 +48,7 @@ class Recorded:
         return outcome
 
 
-def policy_for(env: Any, scale: float, bounds: Any = None) -> NumpyPolicy:
+def policy_for(env: Any, scale: float, bounds: Any = None, *, shifted: bool = False) -> NumpyPolicy:
     settings = PolicySettings(action_scale=scale, hidden_sizes=(8,), action_bounds=bounds)
     spec = PolicySpec.from_spaces(settings, env.single_observation_space, env.single_action_space)
     parameters = initial_parameters(spec, np.random.default_rng(0))
@@ -56,17 +56,23 @@ def policy_for(env: Any, scale: float, bounds: Any = None) -> NumpyPolicy:
     normalizer = Normalizer(
         rng.standard_normal(17).astype(np.float32), rng.uniform(0.5, 2.0, 17).astype(np.float32)
     )
-    return NumpyPolicy(spec, parameters, normalizer)
+    shifts = rng.standard_normal((env.num_envs, 8)).astype(np.float32) if shifted else None
+    return NumpyPolicy(spec, parameters, normalizer, shifts)
 
 
 @pytest.mark.parametrize("explore", [True, False])
-@pytest.mark.parametrize(("scale", "bounds"), [(1.0, "clip"), (0.3, "none"), (2.0, "rescale")])
+@pytest.mark.parametrize(
+    ("scale", "bounds", "shifted"),
+    [(1.0, "clip", False), (0.3, "none", True), (2.0, "rescale", False)],
+)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rollouts_equal_single_steps(family: str, scale: float, bounds: str, explore: bool) -> None:
+def test_rollouts_equal_single_steps(
+    family: str, scale: float, bounds: str, shifted: bool, explore: bool
+) -> None:
     tasks = resolve_tasks(TaskSettings(name=family))
     task = tasks.sample(np.random.default_rng(3), 1)[0]
     one, other = (tasks.make_vector_env(task, num_envs=3, horizon=25) for _ in range(2))
-    policy, recorded = policy_for(one, scale, bounds), Recorded(one)
+    policy, recorded = policy_for(one, scale, bounds, shifted=shifted), Recorded(one)
     for horizon in (25, 23):
         seed = np.random.SeedSequence(horizon)
         mine = collect(policy, recorded, horizon, seed, explore=explore)  # type: ignore[arg-type]

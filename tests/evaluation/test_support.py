@@ -20,6 +20,7 @@ from maml_ray.evaluation.agent import Agent
 from maml_ray.evaluation.support import support_seeds
 from maml_ray.rollouts.trajectories import Trajectories
 from maml_ray.runs.adapt import adapt_run
+from tests.docs.pages import python_block
 from tests.small_runs import agent_of, run_of, settings
 
 GOAL = {"x": 0.3, "y": -0.1}
@@ -184,6 +185,20 @@ def test_log_probs_are_not_needed(agent: Agent) -> None:
     support = agent.collect_support(GOAL, seed=1)
     unknown = replace(support, log_probs=np.full_like(support.log_probs, np.nan))
     assert_same(agent.adapt(support), agent.adapt(unknown))
+
+
+def test_the_documented_robot_adapts_a_context(agent: Agent) -> None:
+    """Of its pair of contexts, the better one is approached."""
+    names: dict[str, Any] = {"agent": agent, "maml_ray": maml_ray}
+    exec(python_block("evaluation.md", "support_agents"), names)
+    support: Trajectories = names["support"]
+    np.testing.assert_array_equal(support.context_offsets, agent.context_offsets(10))
+    for k, each in enumerate(agent.support_agents(10)):
+        noise = support.actions[k] - each.policy.forward(support.observations[k])
+        assert np.abs(noise[support.mask[k]]).max() < 5 * float(each.policy.std.max())
+    context = names["adapted_to_data"].parameters["context"]
+    firsts, seconds = support.returns[[0, 4, 8]].sum(), support.returns[[1, 5, 9]].sum()
+    assert (context[0] > 0.0) == (firsts > seconds)
 
 
 def test_adapted_and_support_agents_are_saved_and_loaded(agent: Agent, tmp_path: Path) -> None:

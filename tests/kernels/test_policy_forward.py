@@ -37,17 +37,23 @@ def layers_of(sizes: Sequence[int], rng: np.random.Generator) -> Layers:
     ]
 
 
-def in_float64(layers: Layers, relu: bool, observations: NDArray[Any]) -> NDArray[np.float64]:
+def in_float64(
+    layers: Layers, relu: bool, observations: NDArray[Any], shifts: Any = 0.0
+) -> NDArray[np.float64]:
     hidden = observations.astype(np.float64)
     for layer, (weights, biases) in enumerate(layers):
         if layer > 0:
             hidden = np.maximum(hidden, 0.0) if relu else np.tanh(hidden)
         hidden = hidden @ weights.T.astype(np.float64) + biases
+        if layer == 0:
+            hidden = hidden + shifts
     return hidden
 
 
-@given(network=networks, rows=st.integers(1, 7), normalized=st.booleans())
-def test_outputs_are_those_of_numpy(network: Any, rows: int, normalized: bool) -> None:
+@given(network=networks, rows=st.integers(1, 7), normalized=st.booleans(), shifted=st.booleans())
+def test_outputs_are_those_of_numpy(
+    network: Any, rows: int, normalized: bool, shifted: bool
+) -> None:
     rng = np.random.default_rng(network["seed"])
     sizes, relu = network["sizes"], network["relu"]
     layers, observations = layers_of(sizes, rng), 3.0 * numbers(rng, rows, sizes[0])
@@ -57,10 +63,12 @@ def test_outputs_are_those_of_numpy(network: Any, rows: int, normalized: bool) -
         scale = np.float32(5.0) * np.abs(numbers(rng, sizes[0]))
         normalizer = Normalizer(numbers(rng, sizes[0]), scale)
         inputs = np.clip((inputs - normalizer.mean) * normalizer.scale, -10.0, 10.0)
-    actual = PackedMLP.from_layers(layers, relu, normalizer).forward(observations)
+    shifts = numbers(rng, rows, sizes[1]) if shifted else None
+    actual = PackedMLP.from_layers(layers, relu, normalizer, shifts).forward(observations)
+    expected = in_float64(layers, relu, inputs, 0.0 if shifts is None else shifts)
     assert actual.dtype == np.float32
     assert actual.shape == (rows, sizes[-1])
-    np.testing.assert_allclose(actual, in_float64(layers, relu, inputs), rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=2e-5)
 
 
 @given(network=networks, rows=st.integers(2, 12), data=st.data())

@@ -32,6 +32,7 @@ ORDERS = [(), (1,), (2, 0), (1, 2, 0), (1, 1, 0)]
         ("inner", {"objective": "ratio"}),  # the policies that collected by compiled loops
         ("inner", {"objective": "dice"}),  # by autograd, all tasks together
         ("inner", {"learn_inner_rates": True}),
+        ("inner", {"parameters": "context", "learning_rate": 3.0}),
         ("inner", {"steps": 0}),
         ("outer", {"objective": "trpo"}),
         ("meta_batch", {"async_collection": True}),

@@ -188,16 +188,45 @@ OUTER = pytest.mark.parametrize("objective", ["ppo", "trpo", "reinforce"])
 
 
 @OUTER
-def test_an_inner_step_that_explodes_is_told_and_its_update_skipped(objective: str) -> None:
-    settings = chosen(outer={"objective": objective}, inner={"learning_rate": 1e300})
+@pytest.mark.parametrize("parameters", ["all", "context"])
+def test_an_inner_step_that_explodes_is_told_and_its_update_skipped(
+    parameters: str, objective: str
+) -> None:
+    inner = {"learning_rate": 1e300, "parameters": parameters}
+    settings = chosen(outer={"objective": objective}, inner=inner)
     learner = MetaLearner(settings, policy_spec(settings))
     before, rollouts = learner.state(), rollouts_of(settings, learner)
     assert all("adapted parameters are not finite" in (task.failure or "") for task in rollouts)
     assert not any(task.query.mask.any() for task in rollouts)
+    learner.prefetch(rollouts[:1])
     metrics = learner.update(rollouts)
     assert metrics.skipped is not None
     assert "task 0" in metrics.skipped
     assert math.isnan(metrics.loss)
+    assert_only_counters_moved(before, learner.state())
+
+
+@pytest.mark.parametrize("prefetched", [False, True])
+@pytest.mark.parametrize("parameters", ["all", "context"])
+def test_a_task_that_was_never_collected_is_told_and_its_update_skipped(
+    monkeypatch: pytest.MonkeyPatch, parameters: str, prefetched: bool
+) -> None:
+    """Its support data are empty, and a context's gradient 0."""
+
+    def give_up(*arguments: Any, **keywords: Any) -> Trajectories:
+        raise SimulationFailed("it fell apart")
+
+    settings = chosen(inner={"parameters": parameters, "steps": 2})
+    learner = MetaLearner(settings, policy_spec(settings))
+    before, good = learner.state(), rollouts_of(settings, learner)
+    monkeypatch.setattr("maml_ray.learning.rollout_worker.collect_support", give_up)
+    rollouts = [good[0], rollouts_of(settings, learner)[1]]
+    assert rollouts[1].failure == "support 1: it fell apart"
+    if prefetched:
+        learner.prefetch(rollouts)
+    metrics = learner.update(rollouts)
+    assert metrics.skipped is not None
+    assert "it fell apart" in metrics.skipped
     assert_only_counters_moved(before, learner.state())
 
 

@@ -127,6 +127,28 @@ def test_collectors_are_the_policies_that_collected(
             assert not any(part.requires_grad for part in ours)
 
 
+@pytest.mark.usefixtures("backend_kind")
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_a_context_has_the_sum_of_its_steps_gradients_and_no_support_samples(
+    small_settings: Settings, steps: int
+) -> None:
+    """By a loop over pairs of episodes; the learner adapts as its workers did."""
+    settings = change(small_settings, "meta_batch", episodes=4)
+    context = {"parameters": "context", "context_size": 2, "learning_rate": 3.0}
+    run = Run(change(settings, "inner", steps=steps, **context))
+    for _ in range(2):
+        assert run.learner.update(run.collect()).collector_ratio_error < 1e-4
+    rollouts = run.collect()
+    batch = run.learner.prepare(rollouts)
+    assert (len(batch.support), len(batch.support_behavior)) == (0, 0)
+    expected = np.zeros((3, 2))
+    for task in rollouts:
+        for support in task.support:
+            raised_first, lowered_first, raised, lowered = support.rewards.sum(axis=1) / 20
+            expected[task.task_index] += (raised_first - lowered_first) / 4, (raised - lowered) / 4
+    np.testing.assert_allclose(batch.context_gradient, expected, rtol=1e-4, atol=1e-5)
+
+
 def with_returns(rollouts: list[TaskRollouts], wanted: list[float]) -> list[TaskRollouts]:
     """Queries whose mean return is ``wanted``, task by task; support left alone."""
     changed = []

@@ -20,12 +20,15 @@ from maml_ray.config.settings import Settings, SettingsError
 from maml_ray.kernels import inner_step
 from maml_ray.kernels.types import Samples
 from maml_ray.learning.rollout_worker import Assignment, RolloutWorker, policy_spec, sample_tasks
+from maml_ray.maml.adaptation import adapt_to_task
 from maml_ray.maml.distributions import to_torch
+from maml_ray.maml.meta_parameters import initial_meta_parameters
 from maml_ray.policies.spec import NumpyParameters, PolicyParameters, initial_parameters
 from maml_ray.rollouts.advantages import compute_advantages
 from maml_ray.rollouts.samples import make_samples
 from maml_ray.rollouts.trajectories import TaskRollouts, Trajectories
 from maml_ray.tasks.task import Task
+from tests.learning_runs import change
 from tests.oracles import meta as meta_oracles
 from tests.oracles import naive as oracles
 from tests.tasks.families import PendulumTasks
@@ -148,6 +151,40 @@ def test_each_phase_is_collected_by_the_policy_adapted_to_the_ones_before(
         }
     moved = oracles.flat(theta) - oracles.flat(to_torch(snapshot.values))
     assert float(moved.norm()) > 1e-2
+
+
+@pytest.mark.parametrize("learn_inner_rates", [False, True])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_each_support_episode_acts_with_its_context_and_the_query_with_the_adapted_one(
+    small_settings: Settings, steps: int, learn_inner_rates: bool
+) -> None:
+    """Five episodes move two numbers; log-probabilities and gradients by loops written here."""
+    inner = {"parameters": "context", "context_size": 2, "learn_inner_rates": learn_inner_rates}
+    settings = change(small_settings, "inner", steps=steps, learning_rate=3.0, **inner)
+    settings = change(settings, "meta_batch", episodes=5)
+    worker, plain = RolloutWorker(settings), parameters_of(settings)
+    values = initial_meta_parameters(worker.spec, settings.inner, np.random.default_rng(0))
+    values["mean.weight"] = np.float32(50) * values["mean.weight"]
+    rollouts, _ = worker.roll_out(replace(plain, values=values), assignment())
+    worker.close()
+    theta = {name: value.double() for name, value in to_torch(values).items()}
+    per_step = torch.zeros(2).double()
+    for number, phase in enumerate(phases(rollouts)):
+        offsets = 2.0 * torch.tensor([[1, 0], [-1, 0], [0, 1], [0, -1], [0, 0]]).double()
+        if number == steps:
+            adapted, _ = adapt_to_task(settings.inner, worker.spec, theta, (), per_step)
+        for k in range(5):
+            if number < steps:
+                context = 3.0 * per_step + offsets[k]
+                bias = theta["hidden_0.bias"] + theta["context_weight"] @ torch.tanh(context)
+                adapted = {**theta, "hidden_0.bias": bias}
+            seen = np.clip((phase.observations[k].astype(np.float64) - 0.3) * 0.5, -10, 10)
+            policy = meta_oracles.action_distribution(worker.spec, adapted, torch.from_numpy(seen))
+            log_probs = policy.log_prob(torch.tensor(phase.actions[k]).double())
+            np.testing.assert_allclose(phase.log_probs[k], log_probs.numpy(), atol=1e-3)
+        returns = phase.rewards.astype(np.float64).sum(axis=1) / 20
+        per_step += torch.tensor([returns[0] - returns[1], returns[2] - returns[3]]) / 4.0
+    assert float(per_step.norm()) > 1e-3
 
 
 def test_adapting_changes_neither_parameters_nor_data(worker: RolloutWorker) -> None:
@@ -285,6 +322,8 @@ def random_rollouts(**changes: object) -> Trajectories:
         ("mask", np.ones((3, 8), np.int64), "mask must be bool"),
         ("final_observations", np.zeros((3, 8, 4), np.float32), "final_observations"),
         ("terminated", np.zeros((3, 8), np.bool_), "terminated"),
+        ("context_offsets", np.zeros((8, 1), np.float32), r"context_offsets .*\(3, n\)"),
+        ("context_offsets", np.zeros(3, np.float32), "context_offsets"),
         ("info_means", {"speed": np.zeros(8, np.float32)}, "speed"),
     ],
 )
@@ -313,26 +352,40 @@ def test_adapting_for_an_actor_is_to_the_bit_what_the_learner_differentiates(
 
 
 @pytest.mark.parametrize(
-    ("objective", "needed"), [("ratio", []), ("log_prob", []), ("dice", ["torch"])]
+    ("inner", "needed"),
+    [
+        ({"objective": "ratio"}, []),
+        ({"objective": "dice"}, ["torch"]),
+        ({"objective": "dice", "parameters": "context"}, []),
+    ],
+    ids=str,
 )
-def test_a_run_imports_pytorch_in_its_learner_alone(objective: str, needed: list[str]) -> None:
+def test_a_run_imports_pytorch_in_its_learner_alone(
+    inner: dict[str, str], needed: list[str]
+) -> None:
     """A second and a half of a core and 180 MB of every other process; its compiler in none."""
     program = f"""
 import sys
 import maml_ray.runtime.actors, maml_ray.runs.train
+from maml_ray.backends.inner_step import make_inner_step
 from maml_ray.config.loading import validate_settings
-from maml_ray.policies.spec import NumpyParameters, PolicyParameters, initial_parameters
+from maml_ray.maml.meta_parameters import initial_meta_parameters
+from maml_ray.policies.spec import PolicyParameters, PolicySpec
 from maml_ray.learning.rollout_worker import Assignment, RolloutWorker, sample_tasks
 import numpy as np
 sizes = {{"tasks": 1, "episodes": 2}}
 task = {{"name": "half-cheetah-backward", "horizon": 4}}
 settings = validate_settings(
-    {{"task": task, "meta_batch": sizes, "inner": {{"objective": {objective!r}}}}}
+    {{"task": task, "meta_batch": sizes, "inner": {inner!r}}}
 )
 worker = RolloutWorker(settings)
-values = initial_parameters(worker.spec, np.random.default_rng(0))
+values = initial_meta_parameters(worker.spec, settings.inner, np.random.default_rng(0))
 task = sample_tasks(settings, worker.tasks, 0)[0]
 worker.roll_out(PolicyParameters(0, values, None), Assignment(0, 0, task, 0))
+if settings.inner.parameters == "context":  # as with the kernels' policies, and others
+    spec = PolicySpec(3, 2, (4,), "tanh", 0.0, -3.0, discrete=True)
+    values = initial_meta_parameters(spec, settings.inner, np.random.default_rng(0))
+    make_inner_step(settings.inner, spec)(values, np.ones(1, np.float32))["context"]
 print([name for name in ("torch", "torch._dynamo", "matplotlib") if name in sys.modules])
 """
     done = subprocess.run(

@@ -189,18 +189,20 @@ def decoupled(run: Run, batch: MetaBatch, at: meta_oracles.Parameters) -> torch.
 @pytest.mark.parametrize(
     ("objective", "inner"),
     [
-        ("ppo", "ratio"),
-        ("ppo", "dice"),
-        ("ppo", "log_prob"),
-        ("trpo", "ratio"),
-        ("reinforce", "ratio"),
+        ("ppo", {}),
+        ("ppo", {"objective": "dice"}),
+        ("ppo", {"objective": "log_prob"}),
+        ("ppo", {"parameters": "context", "learning_rate": 3.0}),
+        ("trpo", {}),
+        ("reinforce", {}),
     ],
+    ids=str,
 )
 def test_the_gradient_of_stale_data_is_the_references(
-    small_settings: Settings, objective: str, inner: str, moved: float
+    small_settings: Settings, objective: str, inner: dict[str, Any], moved: float
 ) -> None:
     """At the current parameters, and at moved ones, whose ratios are clipped."""
-    chosen = change(small_settings, "inner", objective=inner)
+    chosen = change(small_settings, "inner", **inner)
     run = run_two_updates(asynchronous(chosen, objective=objective, clip=0.1))
     settings, spec = run.settings, run.learner.spec
     rollouts = run.collect()
