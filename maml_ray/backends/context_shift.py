@@ -51,7 +51,7 @@ class ContextShift(NamedTuple):
             inner: settings of the inner loop.
             spec: the policy's sizes.
             parameters: meta-parameters.
-            gradient: see :func:`~maml_ray.rollouts.context_probes.context_gradient`.
+            gradient: see :func:`~maml_ray.rollouts.samples.context_gradient`.
         """
         with np.errstate(over="ignore"):  # a rate that overflows is detected by the update's result
             context = inner_rates(inner, spec, parameters, np.exp)[CONTEXT] * gradient

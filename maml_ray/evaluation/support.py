@@ -20,8 +20,8 @@ from maml_ray.common.normalization import Normalizer
 from maml_ray.common.numbers import check_whole_number
 from maml_ray.common.seeding import Purpose, seed_sequence
 from maml_ray.config.settings import InnerSettings, Settings
+from maml_ray.policies.context import context_offsets
 from maml_ray.policies.spec import NumpyParameters, PolicySpec
-from maml_ray.rollouts.context_probes import context_offsets
 from maml_ray.rollouts.env_cache import EnvCache
 from maml_ray.rollouts.trajectories import Trajectories
 

@@ -22,8 +22,7 @@ from maml_ray.kernels.types import Samples
 from maml_ray.maml.distributions import ActionDistribution, Parameters
 from maml_ray.maml.meta_objective import MetaBatch
 from maml_ray.policies.spec import PolicySpec
-from maml_ray.rollouts.context_probes import context_gradient
-from maml_ray.rollouts.samples import make_samples
+from maml_ray.rollouts.samples import context_gradient, make_samples
 from maml_ray.rollouts.trajectories import TaskRollouts, Trajectories
 
 Policies = tuple[tuple[ActionDistribution, ...], ActionDistribution]

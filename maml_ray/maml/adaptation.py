@@ -8,7 +8,7 @@ With ``inner.parameters``:
 - ``context``: a vector z (C,), 0 before the first step, from which the first hidden layer has the
   further input W tanh(z) (CAVIA, Zintgraf et al. 2019, https://arxiv.org/abs/1810.03642, where it
   is W z). It follows a gradient of the return that the support episodes give by central differences
-  (:mod:`~maml_ray.rollouts.context_probes`), as in finite-difference policy gradients. That
+  (:mod:`~maml_ray.policies.context`), as in finite-difference policy gradients. That
   gradient is data, and the meta-gradient reaches W and the rates through z.
 
 Since W tanh(z) is added to a bias, an adapted policy is an ordinary one whose bias has moved.

@@ -16,10 +16,9 @@ from maml_ray.config.settings import InnerSettings
 from maml_ray.envs.user_errors import user_code
 from maml_ray.envs.vector_env import BatchEnv
 from maml_ray.policies.action_sampler import ActionSampler, make_sampler, to_env_actions
-from maml_ray.policies.context import policy_at_offsets
+from maml_ray.policies.context import context_offsets, policy_at_offsets
 from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.policies.spec import PolicySpec
-from maml_ray.rollouts.context_probes import context_offsets
 from maml_ray.rollouts.rollout_buffer import RolloutBuffer
 from maml_ray.rollouts.step_reader import autoreset_mode
 from maml_ray.rollouts.trajectories import Trajectories

@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from maml_ray.common.normalization import Normalizer, normalize
 from maml_ray.config.settings import InnerSettings
 from maml_ray.kernels.types import Samples as Samples
-from maml_ray.rollouts.context_probes import context_gradient
 from maml_ray.rollouts.trajectories import Trajectories
 
 Support = Samples[NDArray[np.float32]] | NDArray[np.float32]
@@ -56,3 +55,25 @@ def make_support(
     if inner.parameters == "context":
         return context_gradient(trajectories)
     return make_samples(trajectories, advantages, normalizer)
+
+
+def context_gradient(trajectories: Trajectories) -> NDArray[np.float32]:
+    """Return the gradient (C,) of the return per step of the horizon by the context.
+
+    By the central differences of pairs of episodes; see :mod:`~maml_ray.policies.context`. It is 0
+    for numbers of the context that no episode moved.
+
+    Args:
+        trajectories: K episodes of T steps, the horizon.
+
+    Raises:
+        ValueError: the trajectories have no ``context_offsets``.
+    """
+    if trajectories.context_offsets is None:
+        raise ValueError("the support episodes have no context_offsets")
+    offsets = trajectories.context_offsets.astype(np.float64)
+    per_step = trajectories.returns / trajectories.rewards.shape[1]
+    squares = np.square(offsets).sum(axis=0)
+    gradient = (per_step[:, None] * offsets).sum(axis=0) / np.where(squares > 0.0, squares, 1.0)
+    rounded: NDArray[np.float32] = gradient.astype(np.float32)
+    return rounded

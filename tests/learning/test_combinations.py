@@ -27,9 +27,9 @@ from maml_ray.kernels.types import Gaussian, Samples
 from maml_ray.learning.batch_builder import MetaBatchBuilder
 from maml_ray.maml.distributions import ActionDistribution, Categorical
 from maml_ray.maml.meta_objective import MetaBatch
+from maml_ray.policies.context import context_offsets
 from maml_ray.policies.spec import PolicySpec
 from maml_ray.rollouts.advantages import compute_advantages
-from maml_ray.rollouts.context_probes import context_offsets
 from maml_ray.rollouts.trajectories import TaskRollouts, Trajectories
 from maml_ray.tasks.task import Task
 from tests.oracles import meta as meta_oracles

@@ -14,11 +14,11 @@ from maml_ray.common.normalization import Normalizer
 from maml_ray.config.settings import InnerSettings, PolicySettings
 from maml_ray.maml.distributions import Parameters, to_torch
 from maml_ray.maml.meta_parameters import initial_meta_parameters
-from maml_ray.policies.context import moved_by
+from maml_ray.policies.context import context_offsets, moved_by
 from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.policies.spec import NumpyParameters, PolicySpec
 from maml_ray.rollouts.collector import collect, collect_support
-from maml_ray.rollouts.context_probes import context_gradient, context_offsets
+from maml_ray.rollouts.samples import context_gradient
 from maml_ray.rollouts.trajectories import Trajectories
 from maml_ray.tasks.half_cheetah import HalfCheetahBackwardVector
 from tests.config.test_choices import Poles
