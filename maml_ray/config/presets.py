@@ -1,7 +1,7 @@
 """Define the presets: named settings that a settings file and the command line override.
 
-``direction``, ``direction-long`` and ``velocity`` are what we train these families with. The others
-reproduce the settings of papers and their code, for comparison. docs/results.md lists what they set
+The first ones are what we train these families with. The others reproduce the settings of papers
+and their code, for comparison. docs/results.md lists what they set
 and which choices silently change results.
 """
 
@@ -62,6 +62,12 @@ _DIRECTION: Data = {
     "task": {"name": "half-cheetah-direction", "horizon": 200},
     "meta_batch": {"tasks": 10, "episodes": 4},
     "outer": {"tasks_per_minibatch": 5},
+}
+# There is nothing to tell apart: the step is that of the default, and too short to do harm.
+_BACKWARD_LONG: Data = {
+    "run": {"iterations": 800},
+    "task": {"name": "half-cheetah-backward", "horizon": 200},
+    "inner": {"parameters": "all", "learning_rate": 0.01, "learn_inner_rates": False},
 }
 _VELOCITY: Data = {
     "run": {"iterations": 250},
@@ -252,6 +258,15 @@ PRESETS: Mapping[str, Preset] = dict(
             _DIRECTION,
             _LONG,
             {"run": {"iterations": 2000}},
+        ),
+        _preset(
+            "backward-long",
+            "The default task with a larger network and smaller meta-batches.",
+            "15 minutes",
+            _CONTEXT,
+            _DIRECTION,
+            _LONG,
+            _BACKWARD_LONG,
         ),
         _preset(
             "velocity",

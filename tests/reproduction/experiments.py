@@ -93,14 +93,11 @@ def select(names: Sequence[str], seeds: Sequence[int] | None) -> list[tuple[Expe
 
 
 _TRPO = ("outer.objective=trpo",)
-_NO_ADAPTATION = (
-    "inner.steps=0",
-    "meta_batch.tasks=20",
-    "outer.tasks_per_minibatch=10",
-)
-_ORACLE = (*_NO_ADAPTATION, "task.observe_parameters=true")
 _FIXED_RATES = ("inner.learning_rate=0.1", "inner.learn_inner_rates=false")
 _ALL_PARAMETERS = ("inner.parameters=all", *_FIXED_RATES)
+# As many steps in an iteration as with one support set.
+_NO_ADAPTATION = (*_ALL_PARAMETERS, "inner.steps=0", "meta_batch.episodes=8")
+_ORACLE = (*_NO_ADAPTATION, "task.observe_parameters=true")
 # As many steps in an iteration as with a horizon of 200.
 _SHORT = ("task.horizon=100", "meta_batch.episodes=8")
 
@@ -126,8 +123,8 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     _ablation("no-adaptation", *_NO_ADAPTATION),
     Experiment("direction-oracle", "direction", ("direction",), _BUDGET, _ORACLE, _ONE_SEED),
     Experiment("direction-trpo", "direction", ("direction",), _BUDGET, _TRPO),
+    Experiment("backward-long", "backward-long", (), steps=1),
     Experiment("velocity", "velocity", ("velocity",), _VELOCITY_BUDGET),
-    Experiment("velocity-trpo", "velocity", ("velocity",), _VELOCITY_BUDGET, _TRPO),
     # These two have learned no inner rates, and 0.1 is too large for more than one step.
     Experiment(
         "velocity-no-adaptation",
