@@ -88,20 +88,22 @@ def test_samples_are_the_tasks_in_their_order_and_the_phases_in_theirs(run: Run)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2])
-@pytest.mark.parametrize("objective", ["ratio", "dice"])  # by hand, and by autograd
+@pytest.mark.parametrize(
+    "inner",
+    [
+        {"objective": "ratio"},  # by hand
+        {"objective": "dice"},  # by autograd
+        {"parameters": "context", "learning_rate": 3.0},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("learn_inner_rates", [False, True])
 def test_collectors_are_the_policies_that_collected(
-    small_settings: Settings, learn_inner_rates: bool, objective: str, steps: int
+    small_settings: Settings, learn_inner_rates: bool, inner: dict[str, Any], steps: int
 ) -> None:
     """Today's and its adaptations, by the reference; they carry no graph."""
     run = Run(
-        change(
-            small_settings,
-            "inner",
-            learn_inner_rates=learn_inner_rates,
-            objective=objective,
-            steps=steps,
-        )
+        change(small_settings, "inner", learn_inner_rates=learn_inner_rates, steps=steps, **inner)
     )
     run.learner.update(run.collect())
     batch = run.learner.prepare(run.collect())
