@@ -135,7 +135,8 @@ def bytes_per_task(settings: Settings, spec: PolicySpec) -> int:
     """
     trust_region = outer_objective(settings.outer.objective).uses_trust_region
     per_inner_step, per_query, copies = (10, 4, 3) if trust_region else (3, 2, 2)
-    steps, hidden = settings.inner.steps, sum(spec.hidden_sizes)
+    hidden = sum(spec.hidden_sizes)
+    steps = 0 if settings.inner.parameters == "context" else settings.inner.steps
     samples = settings.meta_batch.episodes * settings.task.horizon
     parameters = sum(math.prod(shape) for shape in spec.shapes().values())
     narrow = spec.observation_size + 6 * spec.action_size

@@ -56,7 +56,11 @@ class PackedMLP(NamedTuple):
         normalizer: Normalizer | None,
         shifts: Float32 | None = None,
     ) -> PackedMLP:
-        """Pack ``layers``: weights (outputs, inputs) and biases (outputs,) of each."""
+        """Pack ``layers``: weights (outputs, inputs) and biases (outputs,) of each.
+
+        Raises:
+            ValueError: ``shifts`` are not of the first layer's size.
+        """
         size = layers[0][0].shape[1]
         sizes = [size, *(len(weights) for weights, _ in layers)]
         packed = []
@@ -65,6 +69,10 @@ class PackedMLP(NamedTuple):
             padded = np.zeros((1 + inputs, _round_up(outputs, TILE_COLUMNS)), np.float32)
             padded[0, :outputs], padded[1:, :outputs] = biases, weights.T
             packed.append(padded.reshape(-1))
+        if shifts is None:
+            shifts = np.zeros((0, sizes[1]), np.float32)
+        if shifts.shape[1:] != (sizes[1],):
+            raise ValueError(f"shifts must have shape (K, {sizes[1]}), got {shifts.shape}")
         mean, scale = np.zeros(size, np.float32), np.ones(size, np.float32)
         if normalizer is not None:
             mean[:], scale[:] = normalizer.mean, normalizer.scale
@@ -76,7 +84,7 @@ class PackedMLP(NamedTuple):
             mean=mean,
             scale=scale,
             limit=np.float32(np.inf if normalizer is None else LIMIT),
-            shifts=np.zeros((0, sizes[1]), np.float32) if shifts is None else shifts,
+            shifts=shifts,
         )
 
     def forward(self, observations: Float32) -> Float32:

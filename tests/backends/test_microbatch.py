@@ -190,11 +190,13 @@ def peak_bytes(function: Callable[[], object]) -> int:
 @pytest.mark.parametrize("objective", ["ppo", "trpo"])
 @pytest.mark.parametrize("steps", [0, 1, 3])
 @pytest.mark.parametrize("hidden", [(32,), (64, 64), (100, 100, 100)])
+@pytest.mark.parametrize("part", ["all", "context"])
 def test_the_estimate_of_a_tasks_memory_covers_what_it_takes(
-    hidden: tuple[int, ...], steps: int, objective: str
+    part: str, hidden: tuple[int, ...], steps: int, objective: str
 ) -> None:
     settings = load_settings(
         overrides=[
+            f"inner.parameters={part}",
             f"inner.steps={steps}",
             "meta_batch.episodes=10",
             "task.horizon=50",
@@ -240,6 +242,7 @@ def _one_task(settings: Settings, spec: PolicySpec, samples: int) -> tuple[Any, 
     rng, times = np.random.default_rng(0), samples // 10
     parameters = oracles.random_parameters(spec, rng)
     batch = oracles.random_meta_batch(settings, spec, parameters, rng)
+    parameters = oracles.meta_parameters(settings, parameters, rng)
 
     def many(part: Tensor) -> Tensor:
         part = part[:1].float()

@@ -121,6 +121,13 @@ def test_a_parameter_that_is_no_number_is_seen_in_the_outputs(
     assert np.isnan(actual[:, 0]).all()
 
 
+def test_shifts_of_another_layer_are_refused() -> None:
+    """A kernel would read beyond the end of their rows."""
+    layers = layers_of((4, 8, 2), np.random.default_rng(0))
+    with pytest.raises(ValueError, match=r"shifts must have shape \(K, 8\), got \(3, 7\)"):
+        PackedMLP.from_layers(layers, False, None, np.zeros((3, 7), np.float32))
+
+
 def test_batches_of_all_kinds_are_taken_and_compiled_once() -> None:
     rng = np.random.default_rng(0)
     mlp = PackedMLP.from_layers(layers_of((4, 8, 2), rng), False, None)
