@@ -43,7 +43,7 @@ _CONTEXT: Data = {
     "policy": {"activation": "relu", "initial_log_std": -0.7, "min_log_std": -2.0},
     # Support episodes at either side of a context tell the adapted policy its task. A step of all
     # parameters hardly moves the policy: it leaves one gait for both directions.
-    "inner": {"parameters": "context", "learning_rate": 2.0, "learn_inner_rates": True},
+    "inner": {"parameters": "context", "learning_rate": 3.0, "learn_inner_rates": True},
     "outer": {
         "learning_rate": 3e-3,
         "final_learning_rate": 2e-4,
@@ -81,7 +81,7 @@ _ANT: Data = {
     "outer": {"tasks_per_minibatch": 2},
 }
 _VELOCITY: Data = {
-    "run": {"iterations": 250},
+    "run": {"iterations": 200},
     "task": {"name": "half-cheetah-velocity", "horizon": 200},
     "meta_batch": {"tasks": 20, "episodes": 4},
     "outer": {"tasks_per_minibatch": 10},

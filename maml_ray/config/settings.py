@@ -322,7 +322,7 @@ class InnerSettings(Section):
     learning_rate: Positive = Field(
         0.01,
         description="Learning rate of the gradient steps. The default suits a single task; "
-        "families of several tasks want about 0.1, and a context about 2, as the presets have.",
+        "families of several tasks want about 0.1, and a context about 3, as the presets have.",
     )
     parameters: Literal["all", "head", "context"] = Field(
         "all",

@@ -103,7 +103,7 @@ _SHORT = ("task.horizon=100", "meta_batch.episodes=8")
 
 _BUDGET = 8_000_000
 """Environment steps of the ablation, those of the preset ``direction``."""
-_VELOCITY_BUDGET = 8_000_000
+_VELOCITY_BUDGET = 6_400_000
 _ONE_SEED = (0,)
 """Baselines of one seed show the size of an effect, not its spread."""
 

@@ -162,7 +162,7 @@ def test_other_seeds_are_refused(text: str) -> None:
 
 def test_a_budget_becomes_iterations_and_none_keeps_the_presets() -> None:
     budget = Experiment("x", "direction", ("direction",), 1_000_000)
-    assert budget.settings(3).run.iterations == 50  # of 20,000 environment steps
+    assert budget.settings(3).run.iterations == 62  # of 16,000 environment steps
     assert budget.settings(3).run.seed == 3
     own = Experiment("x", "direction", ("direction",))
     assert own.settings(0).run.iterations == load_settings(preset="direction").run.iterations
