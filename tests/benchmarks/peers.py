@@ -102,6 +102,28 @@ def _envpool(task: Task, opened: ExitStack) -> Rounds:
     return step_through
 
 
+def _mujoco_batch(task: Task, opened: ExitStack) -> Rounds:
+    from mujoco.batch import Batch  # MuJoCo 3.17 and newer
+
+    env: Any = gym.make(task.env, **task.keywords).unwrapped
+    opened.callback(env.close)
+    batch = Batch(env.model, task.episodes, nthread=1)
+    positions, velocities, controls = (batch.bind(name) for name in ("qpos", "qvel", "ctrl"))
+    observations = np.empty((HORIZON, *positions.shape)), np.empty((HORIZON, *velocities.shape))
+
+    def step_through() -> None:
+        batch.reset(stage=0)
+        for i in range(task.episodes):
+            env.reset(seed=i)
+            positions[i], velocities[i] = env.data.qpos, env.data.qvel
+        for step in range(HORIZON):
+            controls[:] = task.actions[:, step]
+            batch.step(nstep=env.frame_skip)
+            observations[0][step], observations[1][step] = positions, velocities
+
+    return step_through
+
+
 def _stable_baselines(task: Task, opened: ExitStack) -> Rounds:
     from stable_baselines3 import PPO
     from stable_baselines3.common.vec_env import DummyVecEnv
@@ -183,6 +205,7 @@ def _torchrl_policy(env: Any, actions: int) -> Any:
 PEERS = (
     Peer("gymnasium sync", "steps only", "gymnasium", _gymnasium("sync"), everywhere=True),
     Peer("gymnasium async", "steps only, a process each", "gymnasium", _gymnasium("async")),
+    Peer("mujoco.batch", "physics only", "mujoco", _mujoco_batch, everywhere=True),
     Peer("envpool", "steps only", "envpool", _envpool, fits=lambda task: task.envpool is not None),
     Peer("stable-baselines3", "policy, value, storage", "stable-baselines3", _stable_baselines),
     Peer("torchrl, SerialEnv", "policy, storage", "torchrl", _torchrl(_torchrl_serial)),
