@@ -61,6 +61,8 @@ _DIRECTION: Data = {
     "run": {"iterations": 500},
     "task": {"name": "half-cheetah-direction", "horizon": 200},
     "meta_batch": {"tasks": 10, "episodes": 4},
+    # Two gaits share little: with a variance of 0.1 forward gains 1,029 instead of 1,190.
+    "inner": {"learning_rate": 2.0, "context_variance": 2.0},
     "outer": {"tasks_per_minibatch": 5},
 }
 # There is nothing to tell apart: the step is that of the default, and too short to do harm.
@@ -78,6 +80,7 @@ _ANT: Data = {
         "options": {"control_cost": 0.5, "survival_bonus": 1.0},
     },
     "meta_batch": {"tasks": 4, "episodes": 16},
+    "inner": {"learning_rate": 2.0, "context_variance": 2.0},
     "outer": {"tasks_per_minibatch": 2},
 }
 _VELOCITY: Data = {

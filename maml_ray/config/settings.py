@@ -333,6 +333,11 @@ class InnerSettings(Section):
     context_size: Annotated[int, Field(ge=1, le=1000)] = Field(
         1, description="Numbers in that vector; each takes a pair of support episodes."
     )
+    context_variance: Positive = Field(
+        0.1,
+        description="Variance of the vector's first weights, times context_size. Small: the policy "
+        "changes gradually with the vector; large (2): a policy of its own for each of two tasks.",
+    )
     learn_inner_rates: bool = Field(
         False,
         description="Meta-SGD: learn one rate for each number that the gradient steps "

@@ -35,9 +35,8 @@ def initial_meta_parameters(
     """Return fresh meta-parameters.
 
     Learned rates start at ``inner.learning_rate``. A context's weights are normal of variance
-    0.1 / C, so that a unit's input from C numbers within -1 and 1 is small beside that from the
-    observations: how the policy acts changes gradually with the context. They are drawn last: the
-    others do not depend on them.
+    ``inner.context_variance`` / C, so that this is the most that C numbers within -1 and 1 add to
+    the variance of a unit's input. They are drawn last: the others do not depend on them.
     """
     parameters = initial_parameters(spec, rng)
     if inner.learn_inner_rates:
@@ -46,7 +45,7 @@ def initial_meta_parameters(
             parameters[LOG_RATE + name] = np.full(shape, start, np.float32)
     if inner.parameters == "context":
         draws = rng.standard_normal(_context_weight_shape(inner, spec))
-        scale = math.sqrt(0.1 / inner.context_size)
+        scale = math.sqrt(inner.context_variance / inner.context_size)
         parameters[CONTEXT_WEIGHT] = (scale * draws).astype(np.float32)
     return parameters
 

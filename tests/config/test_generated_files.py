@@ -118,7 +118,7 @@ def test_deploy_yaml_names_the_schema_for_editors() -> None:
 def test_a_key_is_found_with_the_presets_that_set_it() -> None:
     setting: Any = find("inner.learning_rate")
     assert (setting.allowed, setting.default) == ("number > 0", "0.01")
-    assert setting.in_presets()["direction"] == "3.0"
+    assert setting.in_presets()["direction"] == "2.0"
     clip: Any = find("outer.clip")
     assert "direction" not in clip.in_presets()
     section: Any = find("outer.trust_region")
