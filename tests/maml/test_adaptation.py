@@ -188,8 +188,8 @@ def same_array(found: NDArray[np.float32], before: Tensor) -> bool:
     return np.array_equal(found, before.float().numpy())
 
 
-def test_the_contexts_weights_are_drawn_last_and_are_small() -> None:
-    inner = InnerSettings(parameters="context", context_size=200)
+def test_the_contexts_weights_are_drawn_last_with_their_variance() -> None:
+    inner = InnerSettings(parameters="context", context_size=200, context_variance=0.5)
     spec = PolicySpec(3, 2, (100,), "tanh", 0.0, -3.0)
     parameters = initial_meta_parameters(spec, inner, np.random.default_rng(0))
     assert same(policy_part(parameters), initial_parameters(spec, np.random.default_rng(0)))
@@ -198,7 +198,7 @@ def test_the_contexts_weights_are_drawn_last_and_are_small() -> None:
     weight = parameters[CONTEXT_WEIGHT]
     assert weight.dtype == np.float32
     assert float(weight.mean()) == pytest.approx(0.0, abs=0.003)
-    assert float((weight**2).sum(axis=1).mean()) == pytest.approx(0.1, abs=0.003)
+    assert float((weight**2).sum(axis=1).mean()) == pytest.approx(0.5, abs=0.015)
 
 
 def test_one_rate_is_learned_for_each_number_of_a_context() -> None:
