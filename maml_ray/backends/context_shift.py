@@ -1,9 +1,9 @@
 """Compute how a context moves the policy, in NumPy, and its derivatives.
 
 The definition, with PyTorch, is in :mod:`~maml_ray.maml.adaptation`. All inner steps of a task
-add up to one context z, because the gradients that they follow are data:
+lead to one context z, because the gradients g that they follow are data:
 
-    z = rate * (g_1 + g_2 + ...)        shift = W tanh(z)
+    z = rate * mean(g_1, g_2, ...)        shift = W tanh(z)
 
 Each task is computed on its own, so that its bits do not depend on the tasks beside it.
 
@@ -45,7 +45,7 @@ class ContextShift(NamedTuple):
         parameters: Mapping[str, Array],
         gradient: Array,
     ) -> ContextShift:
-        """Return the context after inner steps from 0 along ``gradient`` (C,), their sum.
+        """Return the context after inner steps whose gradients have the mean ``gradient`` (C,).
 
         Args:
             inner: settings of the inner loop.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,29 +16,30 @@ from maml_ray.backends.compiled_inner import (
 from maml_ray.common.normalization import Normalizer
 from maml_ray.config.settings import AdvantageSettings, InnerSettings
 from maml_ray.maml.meta_parameters import inner_rates
-from maml_ray.policies.context import CONTEXT, moved_by
+from maml_ray.policies.context import CONTEXT, with_context
 from maml_ray.policies.spec import NumpyParameters, PolicySpec
 from maml_ray.rollouts.advantages import compute_advantages
 from maml_ray.rollouts.samples import Support, make_support
 from maml_ray.rollouts.trajectories import Trajectories
 
-InnerStep = Callable[[Mapping[str, NDArray[np.float32]], Support], NumpyParameters]
-"""From meta-parameters and one task's support data to these after a step, with the context if any.
-"""
+InnerStep = Callable[[Mapping[str, NDArray[np.float32]], Support, int], NumpyParameters]
+"""From meta-parameters, one task's support data and the number of steps taken before to the
+parameters after a step, with the context if there is one."""
 
 
 def make_inner_step(inner: InnerSettings, spec: PolicySpec) -> InnerStep:
     """Return the inner step: by compiled kernels, or by autograd if these do not support it."""
-    step: Callable[..., NumpyParameters]
     if inner.parameters == "context":
-        step = _context_step
-    elif supports_inner(inner, spec):
-        step = compiled_inner_step
-    else:  # imported only now: without PyTorch a process starts sooner and takes half the memory
-        from maml_ray.backends.autograd import autograd_inner_step as step
+        return partial(_context_step, inner, spec)
+    step: Callable[..., NumpyParameters] = compiled_inner_step
+    if not supports_inner(inner, spec):
+        # Imported only now: without PyTorch a process starts sooner and takes half the memory.
+        from maml_ray.backends.autograd import autograd_inner_step
+
+        step = autograd_inner_step
 
     def inner_step(
-        parameters: Mapping[str, NDArray[np.float32]], support: Support
+        parameters: Mapping[str, NDArray[np.float32]], support: Support, steps_before: int
     ) -> NumpyParameters:
         return {**parameters, **step(inner, spec, parameters, support)}
 
@@ -48,12 +50,16 @@ def _context_step(
     inner: InnerSettings,
     spec: PolicySpec,
     parameters: Mapping[str, NDArray[np.float32]],
-    gradient: NDArray[np.float32],
+    support: Support,
+    steps_before: int,
 ) -> NumpyParameters:
-    """Return meta-parameters after a step of the context along ``gradient`` (C,)."""
+    """Return meta-parameters with the context ``rate * mean of the gradients of all steps``."""
     with np.errstate(over="ignore"):  # a rate that overflows is detected by the step's result
-        change = inner_rates(inner, spec, parameters, np.exp)[CONTEXT] * gradient
-    return moved_by(spec, parameters, change)
+        rate = inner_rates(inner, spec, parameters, np.exp)[CONTEXT]
+        context = np.asarray(rate * np.asarray(support), np.float32)
+    if steps_before:
+        context = (steps_before * parameters[CONTEXT] + context) / np.float32(steps_before + 1)
+    return with_context(spec, parameters, context)
 
 
 def adapt_policy(
@@ -63,6 +69,7 @@ def adapt_policy(
     parameters: Mapping[str, NDArray[np.float32]],
     support: Trajectories,
     normalizer: Normalizer | None,
+    steps_before: int = 0,
 ) -> NumpyParameters:
     """Return meta-parameters after one inner step on ``support``, with the context if any.
 
@@ -74,8 +81,10 @@ def adapt_policy(
             inner steps also the context, if there is one.
         support: trajectories of one task.
         normalizer: of observations, as the policy used it.
+        steps_before: inner steps that led to ``parameters``.
     """
     step = make_inner_step(inner, spec)
     with single_threaded_blas():  # rounds as in a rollout worker
         estimates = compute_advantages(support, advantages)
-        return step(parameters, make_support(inner, support, estimates, normalizer))
+        data = make_support(inner, support, estimates, normalizer)
+        return step(parameters, data, steps_before)

@@ -28,7 +28,7 @@ from maml_ray.evaluation.support import (
 )
 from maml_ray.learning.state import initial_learner_state
 from maml_ray.policies.action_sampler import make_sampler, to_env_actions
-from maml_ray.policies.context import moved_by
+from maml_ray.policies.context import with_context
 from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.policies.spec import NumpyParameters, PolicySpec
 from maml_ray.rollouts.collector import collect, collect_support
@@ -266,12 +266,12 @@ class Agent:
         offsets = self.context_offsets(episodes)
         if offsets is None:
             return [self] * number_of_episodes(self.settings, episodes)
-        moved = partial(moved_by, self.spec, self.parameters)
-        agents = {tuple(offset): replace(self, parameters=moved(offset)) for offset in offsets}
-        return [agents[tuple(offset)] for offset in offsets]
+        at = partial(with_context, self.spec, self.parameters)
+        agents = {tuple(context): replace(self, parameters=at(context)) for context in offsets}
+        return [agents[tuple(context)] for context in offsets]
 
     def context_offsets(self, episodes: int | None = None) -> NDArray[np.float32] | None:
-        """Return how far each support episode's context is from this agent's, (K, C).
+        """Return the context that each support episode acts with, its offset from 0, (K, C).
 
         None if ``inner.parameters`` is not ``context``.
 
@@ -349,11 +349,16 @@ class Agent:
         next_support, steps = support_source(support, steps, max(1, self.settings.inner.steps))
         adapted = self
         for _ in range(steps):
+            taken = adapted.adaptation_steps
             parameters = take_inner_step(
-                self.settings, self.spec, adapted.parameters, self.normalizer, next_support(adapted)
+                self.settings,
+                self.spec,
+                adapted.parameters,
+                self.normalizer,
+                next_support(adapted),
+                taken,
             )
-            taken = adapted.adaptation_steps + 1
-            adapted = replace(adapted, parameters=parameters, adaptation_steps=taken)
+            adapted = replace(adapted, parameters=parameters, adaptation_steps=taken + 1)
         return adapted
 
     def save(self, path: str | Path) -> None:

@@ -83,7 +83,7 @@ def support_source(
 
 
 def support_offsets(settings: Settings, episodes: int | None) -> NDArray[np.float32] | None:
-    """Return how far each support episode moves the context, (K, C); None without a context.
+    """Return the context of each support episode, (K, C); None without a context.
 
     Args:
         settings: settings of the run.
@@ -116,6 +116,7 @@ def take_inner_step(
     parameters: Mapping[str, NDArray[np.float32]],
     normalizer: Normalizer | None,
     support: Any,
+    steps_before: int,
 ) -> NumpyParameters:
     """Return the parameters after one inner step.
 
@@ -125,6 +126,7 @@ def take_inner_step(
         parameters: before the step, of the policy that collected ``support``.
         normalizer: of observations; None for none.
         support: what was given for a support set.
+        steps_before: inner steps that led to ``parameters``.
 
     Raises:
         UserError: ``support`` is none or does not fit the policy, or the parameters after the step
@@ -132,7 +134,9 @@ def take_inner_step(
     """
     inner = settings.inner
     check_support(inner, spec, support)
-    after = adapt_policy(inner, settings.advantages, spec, parameters, support, normalizer)
+    after = adapt_policy(
+        inner, settings.advantages, spec, parameters, support, normalizer, steps_before
+    )
     if not all(np.isfinite(value).all() for value in after.values()):
         raise UserError(
             "the adapted parameters are not finite: lower inner.learning_rate "

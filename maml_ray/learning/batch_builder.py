@@ -92,8 +92,8 @@ class MetaBatchBuilder:
         if self._by_context:
             gradients = [context_gradient(trajectories) for trajectories in task.support]
             if gradients:
-                total: NDArray[np.float32] = np.sum(gradients, axis=0)
-                self._copy(total, self._context_gradient[task.task_index])
+                mean: NDArray[np.float32] = np.mean(gradients, axis=0)
+                self._copy(mean, self._context_gradient[task.task_index])
         else:
             phases += zip(self._support, task.support, task.support_advantages, strict=True)
         for tensors, trajectories, advantages in phases:

@@ -190,7 +190,7 @@ class RolloutWorker:
                 support = make_support(
                     self.settings.inner, trajectories, advantages, parameters.normalizer
                 )
-                values = self._inner_step(values, support)
+                values = self._inner_step(values, support, number)
                 if not all(np.isfinite(value).all() for value in values.values()):
                     return phases, f"{name}: the adapted parameters are not finite"
         return phases, None

@@ -7,9 +7,10 @@ With ``inner.parameters``:
 - ``head``: the last layer's (ANIL, Raghu et al. 2020, https://arxiv.org/abs/1909.09157);
 - ``context``: a vector z (C,), 0 before the first step, from which the first hidden layer has the
   further input W tanh(z) (CAVIA, Zintgraf et al. 2019, https://arxiv.org/abs/1810.03642, where it
-  is W z). It follows a gradient of the return that the support episodes give by central differences
-  (:mod:`~maml_ray.policies.context`), as in finite-difference policy gradients. That
-  gradient is data, and the meta-gradient reaches W and the rates through z.
+  is W z). It is the rate times a gradient of the return at 0 that the support episodes give by
+  central differences (:mod:`~maml_ray.policies.context`), as in finite-difference policy gradients.
+  Further steps take more episodes into the mean of that gradient, at the same contexts. It is data,
+  and the meta-gradient reaches W and the rates through z.
 
 Since W tanh(z) is added to a bias, an adapted policy is an ordinary one whose bias has moved.
 """
@@ -47,9 +48,9 @@ def adapt_to_task(
     Args:
         inner: settings of the inner loop.
         spec: the policy's sizes.
-        parameters: meta-parameters; after earlier inner steps also the context, if there is one.
+        parameters: meta-parameters.
         support: samples of one task for each step; none for a context.
-        context_gradient: (C,) sum of the gradients that the steps of a context follow.
+        context_gradient: (C,) mean of the gradients that the steps of a context follow.
         order: of the derivatives; see :func:`~maml_ray.maml.inner_loop.adapt`. A context has only
             one.
         gradient_of: computes the gradients of inner losses; see there.
@@ -61,7 +62,7 @@ def adapt_to_task(
     rates = inner_rates(inner, spec, parameters, torch.exp)
     if inner.parameters == "context":
         assert context_gradient is not None
-        return _move_context(spec, parameters, rates[CONTEXT] * context_gradient), ()
+        return _with_context(spec, parameters, rates[CONTEXT] * context_gradient), ()
     policy = policy_part(parameters)
     moving = {name: policy[name] for name in rates}
 
@@ -75,11 +76,8 @@ def adapt_to_task(
     return {**policy, **moved}, policies
 
 
-def _move_context(spec: PolicySpec, parameters: Parameters, change: Tensor) -> Parameters:
-    """Return the policy's parameters and the context after its steps, of sum ``change`` (C,)."""
-    policy, weight = policy_part(parameters), parameters[CONTEXT_WEIGHT]
-    before = parameters.get(CONTEXT, torch.zeros_like(change))
-    after = before + change
-    bias = first_bias(spec)  # which holds the effect of the context before the steps
-    moved = policy[bias] + weight @ (torch.tanh(after) - torch.tanh(before))
-    return {**policy, bias: moved, CONTEXT: after}
+def _with_context(spec: PolicySpec, parameters: Parameters, context: Tensor) -> Parameters:
+    """Return the policy's parameters with the context ``context`` (C,)."""
+    policy, bias = policy_part(parameters), first_bias(spec)
+    moved = policy[bias] + parameters[CONTEXT_WEIGHT] @ torch.tanh(context)
+    return {**policy, bias: moved, CONTEXT: context}

@@ -58,7 +58,7 @@ class MetaBatch(NamedTuple):
         query_behavior: the behavior policies' (adapted ones) action distributions at the query
             samples.
         task_advantage: (N,) mean return of the query data, standardized over tasks; for E-MAML.
-        context_gradient: (N, C) sum over inner steps of the gradients that the context follows; C
+        context_gradient: (N, C) mean over inner steps of the gradients that the context follows; C
             is 0 without a context.
     """
 

@@ -3,11 +3,12 @@
 A context z (C,) is a further input of the first hidden layer, which adds W tanh(z) to that layer's
 bias. It starts at 0 and is what the inner steps change: see :mod:`~maml_ray.maml.adaptation`.
 
-Support episodes come in pairs, one with a number of the context raised and one with it lowered by
-:data:`OFFSET`: the difference of their returns is a gradient by central differences (Peters and
+Support episodes come in pairs, one with a number of the context at :data:`OFFSET`, one with it at
+minus that: the difference of their returns is a gradient at 0 by central differences (Peters and
 Schaal 2006, https://doi.org/10.1109/IROS.2006.282564, section III-A). Compared with a gradient from
 the noise of actions, an episode differs from its pair in all that it does: it runs at another
-speed, say, which tells how far the best speed is.
+speed, say, which tells how far the best speed is. Contexts that far apart say nothing of the slope
+at the adapted one, so that the support episodes of all inner steps act at the same contexts.
 
 Axes: K episodes, U units of the first hidden layer, C numbers of the context.
 """
@@ -29,14 +30,14 @@ Float32 = NDArray[np.float32]
 CONTEXT = "context"
 CONTEXT_WEIGHT = "context_weight"
 OFFSET = np.float32(2.0)
-"""How far an episode's context is from that of the policy: the policy sees its tanh, 0.96."""
+"""How far an episode's context is from 0: the policy sees its tanh, 0.96."""
 
 
 def context_offsets(episodes: int, size: int) -> Float32:
-    """Return by how much each of K episodes moves each number of the context, (K, C).
+    """Return the contexts that K support episodes act with, (K, C).
 
     Episodes 0 and 1 raise and lower the first number, 2 and 3 the second, and so on, from the first
-    again after the last. Of an odd number the last episode moves none.
+    again after the last. Of an odd number the last episode's context is 0.
 
     Raises:
         UserError: there is no pair of episodes.
@@ -57,31 +58,30 @@ def first_bias(spec: PolicySpec) -> str:
     return f"{spec.layer_names[0]}.bias"
 
 
-def moved_by(
-    spec: PolicySpec, parameters: Mapping[str, Float32], offset: Float32
+def with_context(
+    spec: PolicySpec, parameters: Mapping[str, Float32], context: Float32
 ) -> NumpyParameters:
-    """Return the parameters of a policy with its context moved by ``offset`` (C,)."""
-    weight = parameters[CONTEXT_WEIGHT]
-    before = parameters.get(CONTEXT, np.zeros_like(offset))
-    after, bias = before + offset, first_bias(spec)
-    shift = (weight * (np.tanh(after) - np.tanh(before))).sum(axis=1)
-    return {**parameters, bias: parameters[bias] + shift, CONTEXT: after}
+    """Return the parameters of a policy with ``context`` (C,) in place of its own."""
+    weight, bias = parameters[CONTEXT_WEIGHT], first_bias(spec)
+    before = parameters.get(CONTEXT, np.zeros_like(context))
+    shift = (weight * (np.tanh(context) - np.tanh(before))).sum(axis=1)
+    return {**parameters, bias: parameters[bias] + shift, CONTEXT: context}
 
 
-def policy_at_offsets(
+def policy_with_contexts(
     spec: PolicySpec,
     parameters: Mapping[str, Float32],
     normalizer: Normalizer | None,
-    offsets: Float32,
+    contexts: Float32,
 ) -> NumpyPolicy:
-    """Return a policy whose k-th episode acts with the context moved by ``offsets[k]``.
+    """Return a policy whose k-th episode acts with ``contexts[k]`` in place of the policy's own.
 
     Args:
         spec: the policy's sizes.
         parameters: meta-parameters; after inner steps also the context.
         normalizer: of observations; None for none.
-        offsets: (K, C).
+        contexts: (K, C).
     """
     bias = first_bias(spec)
-    biases = [moved_by(spec, parameters, offset)[bias] for offset in offsets]
+    biases = [with_context(spec, parameters, context)[bias] for context in contexts]
     return NumpyPolicy(spec, parameters, normalizer, np.stack(biases) - parameters[bias])

@@ -34,8 +34,8 @@ class Trajectories:
         info_means: by name, (K,) float32 mean of ``info[name]`` over the steps of an episode that
             report it; NaN if none does. Names that no episode reports are missing.
         discarded: number of failed episodes that were discarded and collected again.
-        context_offsets: (K, C) float32, how far each episode's context was from the policy's; None
-            if all acted with the policy's own.
+        context_offsets: (K, C) float32, the context that each support episode acted with; None if
+            all acted with the policy's own.
 
     Raises:
         ValueError: the arrays' shapes or dtypes are inconsistent.

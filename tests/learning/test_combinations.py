@@ -194,12 +194,12 @@ def reference_samples(settings: Settings, trajectories: Trajectories) -> Samples
 
 
 def reference_gradient(support: Sequence[Trajectories]) -> Tensor:
-    """Of a context: from a pair of episodes for each number, and the fifth episode for none."""
+    """Of a context: a pair of episodes for each number, the fifth for none; mean of the steps."""
     total = np.zeros(CONTEXT_SIZE)
     for trajectories in support:
         for number in range(CONTEXT_SIZE):
             raised, lowered = trajectories.rewards[2 * number : 2 * number + 2].astype(np.float64)
-            total[number] += (raised.sum() - lowered.sum()) / HORIZON / 4.0
+            total[number] += (raised.sum() - lowered.sum()) / HORIZON / 4.0 / len(support)
     return torch.from_numpy(total)
 
 

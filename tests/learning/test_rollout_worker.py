@@ -175,15 +175,16 @@ def test_each_support_episode_acts_with_its_context_and_the_query_with_the_adapt
             adapted, _ = adapt_to_task(settings.inner, worker.spec, theta, (), per_step)
         for k in range(5):
             if number < steps:
-                context = 3.0 * per_step + offsets[k]
-                bias = theta["hidden_0.bias"] + theta["context_weight"] @ torch.tanh(context)
+                bias = theta["hidden_0.bias"] + theta["context_weight"] @ torch.tanh(offsets[k])
                 adapted = {**theta, "hidden_0.bias": bias}
             seen = np.clip((phase.observations[k].astype(np.float64) - 0.3) * 0.5, -10, 10)
             policy = meta_oracles.action_distribution(worker.spec, adapted, torch.from_numpy(seen))
             log_probs = policy.log_prob(torch.tensor(phase.actions[k]).double())
             np.testing.assert_allclose(phase.log_probs[k], log_probs.numpy(), atol=1e-3)
         returns = phase.rewards.astype(np.float64).sum(axis=1) / 20
-        per_step += torch.tensor([returns[0] - returns[1], returns[2] - returns[3]]) / 4.0
+        if number < steps:
+            differences = torch.tensor([returns[0] - returns[1], returns[2] - returns[3]])
+            per_step += differences / 4.0 / steps
     assert float(per_step.norm()) > 1e-3
 
 
@@ -385,7 +386,7 @@ worker.roll_out(PolicyParameters(0, values, None), Assignment(0, 0, task, 0))
 if settings.inner.parameters == "context":  # as with the kernels' policies, and others
     spec = PolicySpec(3, 2, (4,), "tanh", 0.0, -3.0, discrete=True)
     values = initial_meta_parameters(spec, settings.inner, np.random.default_rng(0))
-    make_inner_step(settings.inner, spec)(values, np.ones(1, np.float32))["context"]
+    make_inner_step(settings.inner, spec)(values, np.ones(1, np.float32), 0)["context"]
 print([name for name in ("torch", "torch._dynamo", "matplotlib") if name in sys.modules])
 """
     done = subprocess.run(

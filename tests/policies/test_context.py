@@ -9,7 +9,7 @@ import pytest
 
 from maml_ray.common.normalization import Normalizer
 from maml_ray.maml.distributions import to_numpy
-from maml_ray.policies.context import moved_by, policy_at_offsets
+from maml_ray.policies.context import policy_with_contexts, with_context
 from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.policies.spec import NumpyParameters, PolicySpec
 from tests.oracles import naive as oracles
@@ -28,17 +28,17 @@ def parameters_of(spec: PolicySpec) -> NumpyParameters:
 
 @pytest.mark.parametrize("before", [np.zeros(2, np.float32), CONTEXT], ids=["first", "later"])
 def test_the_bias_holds_what_the_context_has_done(before: np.ndarray) -> None:
-    """Also after earlier steps, whose context is among the parameters: W tanh(z + offset)."""
+    """Also after earlier steps, whose context is among the parameters: W tanh(z)."""
     start = parameters_of(TANH)
     weight, bias = start["context_weight"], start["hidden_0.bias"]
     parameters = {**start, "hidden_0.bias": bias + weight @ np.tanh(before), "context": before}
     if not before.any():
         del parameters["context"]
-    for offset in OFFSETS:
-        moved = moved_by(TANH, parameters, offset)
-        expected = bias + weight @ np.tanh(before + offset)
+    for context in OFFSETS:
+        moved = with_context(TANH, parameters, context)
+        expected = bias + weight @ np.tanh(context)
         np.testing.assert_allclose(moved.pop("hidden_0.bias"), expected, atol=1e-6)
-        np.testing.assert_allclose(moved.pop("context"), before + offset)
+        np.testing.assert_allclose(moved.pop("context"), context)
         assert all(moved[name] is start[name] for name in moved)
         assert set(moved) == set(start) - {"hidden_0.bias"}
 
@@ -58,16 +58,16 @@ def test_each_row_is_that_of_a_policy_with_a_context_of_its_own(
     observations = (mean or 0.0) + np.random.default_rng(1).standard_normal((5, 4))
     if normalizer is None or not normalizer.needs_float64:
         observations = observations.astype(np.float32)
-    found = policy_at_offsets(spec, parameters, normalizer, OFFSETS).forward(observations)
+    found = policy_with_contexts(spec, parameters, normalizer, OFFSETS).forward(observations)
     unmoved = NumpyPolicy(spec, parameters, normalizer).forward(observations)
     for k, offset in enumerate(OFFSETS):
-        alone = NumpyPolicy(spec, moved_by(spec, parameters, offset), normalizer)
+        alone = NumpyPolicy(spec, with_context(spec, parameters, offset), normalizer)
         np.testing.assert_allclose(found[k], alone.forward(observations[k]), rtol=1e-5, atol=1e-5)
         assert np.abs(found[k] - unmoved[k]).max() > 1e-2
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 4), (6, 4), (2, 5, 4)])
 def test_another_number_of_rows_is_refused(shape: tuple[int, ...]) -> None:
-    policy = policy_at_offsets(TANH, parameters_of(TANH), None, OFFSETS)
+    policy = policy_with_contexts(TANH, parameters_of(TANH), None, OFFSETS)
     with pytest.raises(ValueError, match="a policy of 5 rows was given"):
         policy.forward(np.zeros(shape, np.float32))

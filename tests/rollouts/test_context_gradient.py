@@ -14,7 +14,7 @@ from maml_ray.common.normalization import Normalizer
 from maml_ray.config.settings import InnerSettings, PolicySettings
 from maml_ray.maml.distributions import Parameters, to_torch
 from maml_ray.maml.meta_parameters import initial_meta_parameters
-from maml_ray.policies.context import context_offsets, moved_by
+from maml_ray.policies.context import context_offsets, with_context
 from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.policies.spec import NumpyParameters, PolicySpec
 from maml_ray.rollouts.collector import collect, collect_support
@@ -106,7 +106,7 @@ def meta_parameters(spec: PolicySpec) -> NumpyParameters:
     parameters = initial_meta_parameters(spec, CONTEXT, np.random.default_rng(1))
     head = f"{spec.head}.weight"
     parameters[head] = parameters[head] * np.float32(50)
-    return moved_by(spec, parameters, np.array([0.3, -0.2], np.float32))
+    return with_context(spec, parameters, np.array([0.3, -0.2], np.float32))
 
 
 def assert_acted_with(
@@ -116,7 +116,7 @@ def assert_acted_with(
     weight = parameters["context_weight"].astype(np.float64)
     for k, offset in enumerate(context_offsets(found.episodes, 2)):
         theta: Parameters = {n: v.double() for n, v in to_torch(parameters).items()}
-        contexts = np.tanh(parameters["context"] + offset) - np.tanh(parameters["context"])
+        contexts = np.tanh(offset) - np.tanh(parameters["context"])
         theta["hidden_0.bias"] = theta["hidden_0.bias"] + torch.from_numpy(weight @ contexts)
         policy = meta_oracles.action_distribution(spec, theta, torch.from_numpy(seen[k]).double())
         actions = torch.from_numpy(found.actions[k]).double()
@@ -141,7 +141,7 @@ def test_support_episodes_are_those_of_policies_with_contexts_of_their_own(episo
     np.testing.assert_array_equal(found.context_offsets, offsets)
     assert_acted_with(found, spec, parameters, NORMALIZER(found.observations))
     for k, offset in enumerate(offsets):
-        policy = NumpyPolicy(spec, moved_by(spec, parameters, offset), NORMALIZER)
+        policy = NumpyPolicy(spec, with_context(spec, parameters, offset), NORMALIZER)
         alone = collect(policy, env, 6, SEED)
         for name in ("observations", "actions", "log_probs", "rewards"):
             mine, theirs = getattr(found, name)[k], getattr(alone, name)[k]
