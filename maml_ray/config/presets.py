@@ -61,7 +61,7 @@ _DIRECTION: Data = {
     "run": {"iterations": 500},
     "task": {"name": "half-cheetah-direction", "horizon": 200},
     "meta_batch": {"tasks": 10, "episodes": 4},
-    # Two gaits share little: with a variance of 0.1 forward gains 1,029 instead of 1,190.
+    # Two gaits share little. Forward, over three seeds: 1,140 to 1,190; with 0.1, 1,000 to 1,250.
     "inner": {"learning_rate": 2.0, "context_variance": 2.0},
     "outer": {"tasks_per_minibatch": 5},
 }
