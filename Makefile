@@ -49,7 +49,7 @@ $(VENV)/.installed-%: $(VENV)/.installed
 	$(PIP) -c $(CONSTRAINTS) -e '.[$*]'
 	@touch $@
 
-demo: install ## Train an agent that adapts to running forward or backward (5 minutes of training), to a video and a report.
+demo: install ## Train an agent that adapts to running forward or backward (4 minutes of training), to a video and a report.
 	$(BIN)/maml-ray train --preset direction --set run.name=demo $(ARGS)
 
 train: install ## Train the default deploy.yaml to a policy, a video and a report (SETTINGS=, ARGS=).

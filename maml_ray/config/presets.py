@@ -260,14 +260,14 @@ PRESETS: Mapping[str, Preset] = dict(
         _preset(
             "direction",
             "The half-cheetah must run forward or backward but is not told which.",
-            "3 minutes",
+            "4 minutes",
             _CONTEXT,
             _DIRECTION,
         ),
         _preset(
             "direction-long",
             "The same with a larger network and four times as many steps.",
-            "half an hour",
+            "20 minutes",
             _CONTEXT,
             _DIRECTION,
             _LONG,
@@ -293,7 +293,7 @@ PRESETS: Mapping[str, Preset] = dict(
         _preset(
             "velocity",
             "The half-cheetah must run at a target speed that it does not observe.",
-            "3 minutes",
+            "4 minutes",
             _CONTEXT,
             _VELOCITY,
         ),
