@@ -71,18 +71,6 @@ _BACKWARD_LONG: Data = {
     "task": {"name": "half-cheetah-backward", "horizon": 200},
     "inner": {"parameters": "all", "learning_rate": 0.01, "learn_inner_rates": False},
 }
-# ProMP's costs. Ants are stepped in Python, where many episodes cost hardly more than a few.
-_ANT: Data = {
-    "run": {"iterations": 800},
-    "task": {
-        "name": "ant-direction",
-        "horizon": 200,
-        "options": {"control_cost": 0.5, "survival_bonus": 1.0},
-    },
-    "meta_batch": {"tasks": 4, "episodes": 16},
-    "inner": {"learning_rate": 2.0, "context_variance": 2.0},
-    "outer": {"tasks_per_minibatch": 2},
-}
 _VELOCITY: Data = {
     "run": {"iterations": 200},
     "task": {"name": "half-cheetah-velocity", "horizon": 200},
@@ -281,14 +269,6 @@ PRESETS: Mapping[str, Preset] = dict(
             _DIRECTION,
             _LONG,
             _BACKWARD_LONG,
-        ),
-        _preset(
-            "ant-direction",
-            "The ant must run forward or backward but is not told which.",
-            "an hour",
-            _CONTEXT,
-            _LONG,
-            _ANT,
         ),
         _preset(
             "velocity",

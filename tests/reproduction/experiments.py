@@ -124,7 +124,6 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment("direction-oracle", "direction", ("direction",), _BUDGET, _ORACLE, _ONE_SEED),
     Experiment("direction-trpo", "direction", ("direction",), _BUDGET, _TRPO),
     Experiment("backward-long", "backward-long", (), steps=1),
-    Experiment("ant-direction", "ant-direction", ("ant",), animated=True),
     Experiment("velocity", "velocity", ("velocity",), _VELOCITY_BUDGET),
     # These two have learned no inner rates, and 0.1 is too large for more than one step.
     Experiment(
