@@ -133,7 +133,7 @@ def _check_preset_kept(base: Mapping[str, Any], data: Mapping[str, Any]) -> None
         run.get("preset") if isinstance(run := tree.get("run"), Mapping) else None
         for tree in (base, data)
     )
-    if after is not None and after != before:
+    if isinstance(after, str) and after != before:  # what is no text is refused by its own check
         raise SettingsError(PRESET_COMES_FIRST.format(after))
 
 

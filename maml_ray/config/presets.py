@@ -65,12 +65,6 @@ _DIRECTION: Data = {
     "inner": {"learning_rate": 2.0, "context_variance": 2.0},
     "outer": {"tasks_per_minibatch": 5},
 }
-# There is nothing to tell apart: the step is that of the default, and too short to do harm.
-_BACKWARD_LONG: Data = {
-    "run": {"iterations": 800},
-    "task": {"name": "half-cheetah-backward", "horizon": 200},
-    "inner": {"parameters": "all", "learning_rate": 0.01, "learn_inner_rates": False},
-}
 _VELOCITY: Data = {
     "run": {"iterations": 200},
     "task": {"name": "half-cheetah-velocity", "horizon": 200},
@@ -260,15 +254,6 @@ PRESETS: Mapping[str, Preset] = dict(
             _DIRECTION,
             _LONG,
             {"run": {"iterations": 2000}},
-        ),
-        _preset(
-            "backward-long",
-            "The default task with a larger network and smaller meta-batches.",
-            "15 minutes",
-            _CONTEXT,
-            _DIRECTION,
-            _LONG,
-            _BACKWARD_LONG,
         ),
         _preset(
             "velocity",

@@ -1,4 +1,4 @@
-"""Name the context of a policy, and let a batch of episodes act with a context each.
+"""Name the context of a policy, and give it another, or each episode of a batch its own.
 
 A context z (C,) is a further input of the first hidden layer, which adds W tanh(z) to that layer's
 bias. It starts at 0 and is what the inner steps change: see :mod:`~maml_ray.maml.adaptation`.
@@ -21,8 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maml_ray.common.errors import UserError
-from maml_ray.common.normalization import Normalizer
-from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.policies.spec import NumpyParameters, PolicySpec
 
 Float32 = NDArray[np.float32]
@@ -68,20 +66,10 @@ def with_context(
     return {**parameters, bias: parameters[bias] + shift, CONTEXT: context}
 
 
-def policy_with_contexts(
-    spec: PolicySpec,
-    parameters: Mapping[str, Float32],
-    normalizer: Normalizer | None,
-    contexts: Float32,
-) -> NumpyPolicy:
-    """Return a policy whose k-th episode acts with ``contexts[k]`` in place of the policy's own.
-
-    Args:
-        spec: the policy's sizes.
-        parameters: meta-parameters; after inner steps also the context.
-        normalizer: of observations; None for none.
-        contexts: (K, C).
-    """
+def context_shifts(
+    spec: PolicySpec, parameters: Mapping[str, Float32], contexts: Float32
+) -> Float32:
+    """Return what K contexts (K, C) in place of the policy's own add to the first bias, (K, U)."""
     bias = first_bias(spec)
     biases = [with_context(spec, parameters, context)[bias] for context in contexts]
-    return NumpyPolicy(spec, parameters, normalizer, np.stack(biases) - parameters[bias])
+    return np.stack(biases) - parameters[bias]

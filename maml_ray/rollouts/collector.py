@@ -16,7 +16,7 @@ from maml_ray.config.settings import InnerSettings
 from maml_ray.envs.user_errors import user_code
 from maml_ray.envs.vector_env import BatchEnv
 from maml_ray.policies.action_sampler import ActionSampler, make_sampler, to_env_actions
-from maml_ray.policies.context import context_offsets, policy_with_contexts
+from maml_ray.policies.context import context_offsets, context_shifts
 from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.policies.spec import PolicySpec
 from maml_ray.rollouts.rollout_buffer import RolloutBuffer
@@ -123,7 +123,8 @@ def collect_support(
         policy = NumpyPolicy(spec, parameters, normalizer)
         return collect(policy, env, horizon, seed, info_metrics=info_metrics)
     offsets = context_offsets(env.num_envs, inner.context_size)
-    policy = policy_with_contexts(spec, parameters, normalizer, offsets)
+    shifts = context_shifts(spec, parameters, offsets)
+    policy = NumpyPolicy(spec, parameters, normalizer, shifts)
     collected = collect(policy, env, horizon, seed, info_metrics=info_metrics)
     return replace(collected, context_offsets=offsets)
 

@@ -9,7 +9,7 @@ import pytest
 
 from maml_ray.common.normalization import Normalizer
 from maml_ray.maml.distributions import to_numpy
-from maml_ray.policies.context import policy_with_contexts, with_context
+from maml_ray.policies.context import context_shifts, with_context
 from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.policies.spec import NumpyParameters, PolicySpec
 from tests.oracles import naive as oracles
@@ -58,7 +58,8 @@ def test_each_row_is_that_of_a_policy_with_a_context_of_its_own(
     observations = (mean or 0.0) + np.random.default_rng(1).standard_normal((5, 4))
     if normalizer is None or not normalizer.needs_float64:
         observations = observations.astype(np.float32)
-    found = policy_with_contexts(spec, parameters, normalizer, OFFSETS).forward(observations)
+    shifts = context_shifts(spec, parameters, OFFSETS)
+    found = NumpyPolicy(spec, parameters, normalizer, shifts).forward(observations)
     unmoved = NumpyPolicy(spec, parameters, normalizer).forward(observations)
     for k, offset in enumerate(OFFSETS):
         alone = NumpyPolicy(spec, with_context(spec, parameters, offset), normalizer)
@@ -68,6 +69,7 @@ def test_each_row_is_that_of_a_policy_with_a_context_of_its_own(
 
 @pytest.mark.parametrize("shape", [(4,), (4, 4), (6, 4), (2, 5, 4)])
 def test_another_number_of_rows_is_refused(shape: tuple[int, ...]) -> None:
-    policy = policy_with_contexts(TANH, parameters_of(TANH), None, OFFSETS)
+    parameters = parameters_of(TANH)
+    policy = NumpyPolicy(TANH, parameters, None, context_shifts(TANH, parameters, OFFSETS))
     with pytest.raises(ValueError, match="a policy of 5 rows was given"):
         policy.forward(np.zeros(shape, np.float32))

@@ -123,7 +123,6 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     _ablation("no-adaptation", *_NO_ADAPTATION),
     Experiment("direction-oracle", "direction", ("direction",), _BUDGET, _ORACLE, _ONE_SEED),
     Experiment("direction-trpo", "direction", ("direction",), _BUDGET, _TRPO),
-    Experiment("backward-long", "backward-long", (), steps=1),
     Experiment("velocity", "velocity", ("velocity",), _VELOCITY_BUDGET),
     # These two have learned no inner rates, and 0.1 is too large for more than one step.
     Experiment(
