@@ -9,7 +9,7 @@ Axes: N tasks, Q parameters of the policy, K episodes, T time steps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -26,6 +26,7 @@ from maml_ray.backends.compiled_inner import (
     supports_inner,
     unravel,
 )
+from maml_ray.backends.compiled_task import CompiledTask, ForwardPass, take_steps
 from maml_ray.backends.context_shift import ContextShift
 from maml_ray.backends.tensor_tree import ravel as ravel_tensors
 from maml_ray.backends.tensor_tree import slice_rows
@@ -34,7 +35,6 @@ from maml_ray.config.settings import InnerSettings, OuterSettings
 from maml_ray.kernels import fisher, inner_step
 from maml_ray.kernels import meta_gradient as kernels
 from maml_ray.kernels.inner_step import InnerStep, KernelConfig
-from maml_ray.kernels.meta_gradient import QueryPass
 from maml_ray.kernels.types import Gaussian, Samples
 from maml_ray.maml.distributions import ActionDistribution, Parameters, to_torch
 from maml_ray.maml.inner_loop import Order
@@ -54,14 +54,6 @@ _MIN_GROUP = 8
 """Fewest tasks whose loss is evaluated together: most of the time is a call's, not a task's."""
 
 
-class _ForwardPass(NamedTuple):
-    """A task's inner steps, its adapted parameters (Q,), and their pass over its query samples."""
-
-    steps: Sequence[InnerStep]
-    adapted: Array
-    query: QueryPass
-
-
 class _Gradients(NamedTuple):
     """Gradients of N tasks by the policy's parameters and by the logarithms of the inner rates.
 
@@ -76,77 +68,6 @@ class _Gradients(NamedTuple):
     def zeros(cls, tasks: int, params: Array) -> _Gradients:
         """Return gradients to be filled in."""
         return cls(*np.zeros((2, tasks, len(params)), params.dtype))
-
-
-class _Task(NamedTuple):
-    """One task's data and the parameters as the kernels take them: arrays that share the tensors.
-
-    Attributes:
-        config: sizes, inner objective and order.
-        params: (Q,) of the policy before the inner steps; with a context after them.
-        rates: (Q,) inner rates.
-        support, support_behavior: samples and behavior policy of each inner step.
-        query, query_behavior: of the query phase.
-    """
-
-    config: KernelConfig
-    params: Array
-    rates: Array
-    support: Sequence[Samples[Array]]
-    support_behavior: Sequence[Gaussian[Array]]
-    query: Samples[Array]
-    query_behavior: Gaussian[Array]
-
-    def adapt(self) -> tuple[list[InnerStep], Array]:
-        """Return the inner steps, and the adapted parameters (Q,)."""
-        return _adapt(self.config, self.params, self.rates, self.support)
-
-    def forward(self) -> _ForwardPass:
-        """Adapt, and evaluate the query samples."""
-        steps, adapted = self.adapt()
-        query = kernels.evaluate_query(self.config, adapted, self.query)
-        return _ForwardPass(steps, adapted, query)
-
-    def stats(self, run: _ForwardPass, clip: float) -> tuple[float, ...]:
-        """Return the fields of ``Diagnostics``, in their order."""
-        phases = zip(run.steps, self.support_behavior, self.support, strict=True)
-        kls = [kernels.support_kl(self.config, *phase) for phase in phases]
-        query = kernels.query_stats(run.query, self.query_behavior, self.query, clip)
-        return sum(kls) / max(len(kls), 1), *query
-
-    def backward(
-        self, run: _ForwardPass, log_prob_grads: Array, kl_coefficient: float
-    ) -> tuple[Array, Array]:
-        """Pull the loss's gradient (S,) by query log-probabilities back to the meta-parameters.
-
-        Returns:
-            Gradients (Q,) by the policy's parameters, and by the logarithms of the inner rates.
-        """
-        adjoint = kernels.query_vjp(self.config, run.adapted, self.query, run.query, log_prob_grads)
-        return self.pull_back(run.steps, adjoint, kl_coefficient)
-
-    def pull_back(
-        self, steps: Sequence[InnerStep], adjoint: Array, kl_coefficient: float = 0.0
-    ) -> tuple[Array, Array]:
-        """Pull the gradient (Q,) at the adapted parameters back through the inner steps.
-
-        Returns:
-            Gradients (Q,) by the policy's parameters, and by the logarithms of the inner rates.
-        """
-        rate_grads = np.zeros_like(self.rates)
-        per_step = kl_coefficient / max(len(steps), 1)
-        for k in range(len(steps) - 1, -1, -1):
-            adjoint, by_rates = inner_step.step_vjp(
-                self.config,
-                steps[k],
-                self.support[k],
-                self.rates,
-                adjoint,
-                per_step,
-                self.support_behavior[k],
-            )
-            rate_grads += by_rates
-        return adjoint, rate_grads * self.rates
 
 
 class CompiledBackend(Backend):
@@ -246,7 +167,7 @@ class CompiledBackend(Backend):
         query_arrays = _samples_arrays(query)
 
         def evaluate(n: int) -> None:
-            path, adapted = _adapt(config, starts[n], rates, _rows(support_arrays, n))
+            path, adapted = take_steps(config, starts[n], rates, _rows(support_arrays, n))
             last = kernels.evaluate_query(config, adapted, _row(query_arrays, n))
             for k, step in enumerate(path):
                 means[k, n] = step.mean.reshape(size, -1)
@@ -300,7 +221,7 @@ class CompiledBackend(Backend):
         grads = _Gradients.zeros(len(tasks), params)
 
         def evaluate_group(group: range) -> None:
-            passes: dict[int, _ForwardPass] = {}
+            passes: dict[int, ForwardPass] = {}
 
             def forward(n: int) -> None:
                 passes[n] = run = tasks[n].forward()
@@ -342,13 +263,13 @@ class CompiledBackend(Backend):
             (grads,) = torch.autograd.grad(losses.sum(), leaf, materialize_grads=True)
         return losses.detach().numpy(), grads.numpy()
 
-    def _tasks(self, parameters: Parameters, batch: MetaBatch, order: Order) -> list[_Task]:
+    def _tasks(self, parameters: Parameters, batch: MetaBatch, order: Order) -> list[CompiledTask]:
         config, starts, rates = self._kernel_arguments(parameters, batch.context_gradient, order)
         support = tuple(_samples_arrays(samples) for samples in batch.support)
         support_behavior = tuple(_gaussian_arrays(policy) for policy in batch.support_behavior)
         query, query_behavior = _samples_arrays(batch.query), _gaussian_arrays(batch.query_behavior)
         return [
-            _Task(
+            CompiledTask(
                 config,
                 start,
                 rates,
@@ -402,17 +323,6 @@ class CompiledBackend(Backend):
             for name in (CONTEXT_WEIGHT, LOG_RATE + CONTEXT):
                 mean[name] = np.mean([by_name[name] for by_name in pulled], axis=0)
         return {name: torch.from_numpy(mean[name]) for name in parameters}
-
-
-def _adapt(
-    config: KernelConfig, params: Array, rates: Array, support: Sequence[Samples[Array]]
-) -> tuple[list[InnerStep], Array]:
-    """Return a task's inner steps from ``params`` (Q,), and the parameters after them."""
-    steps: list[InnerStep] = []
-    for samples in support:
-        steps.append(inner_step.take_step(config, params, rates, samples))
-        params = steps[-1].adapted
-    return steps, params
 
 
 def _arrays(parameters: Parameters) -> dict[str, Array]:

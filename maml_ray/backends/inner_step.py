@@ -13,9 +13,9 @@ from maml_ray.backends.compiled_inner import (
     single_threaded_blas,
     supports_inner,
 )
+from maml_ray.backends.context_shift import ContextShift
 from maml_ray.common.normalization import Normalizer
 from maml_ray.config.settings import AdvantageSettings, InnerSettings
-from maml_ray.maml.meta_parameters import inner_rates
 from maml_ray.policies.context import CONTEXT, with_context
 from maml_ray.policies.spec import NumpyParameters, PolicySpec
 from maml_ray.rollouts.advantages import compute_advantages
@@ -54,9 +54,7 @@ def _context_step(
     steps_before: int,
 ) -> NumpyParameters:
     """Return meta-parameters with the context ``rate * mean of the gradients of all steps``."""
-    with np.errstate(over="ignore"):  # a rate that overflows is detected by the step's result
-        rate = inner_rates(inner, spec, parameters, np.exp)[CONTEXT]
-        context = np.asarray(rate * np.asarray(support), np.float32)
+    context = ContextShift.after(inner, spec, parameters, np.asarray(support)).context
     if steps_before:
         context = (steps_before * parameters[CONTEXT] + context) / np.float32(steps_before + 1)
     return with_context(spec, parameters, context)
