@@ -6,8 +6,9 @@ the same terms in the same order, so their rewards agree to the last bit.
 
 from __future__ import annotations
 
+import math
 from abc import ABC
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium.envs.mujoco import MujocoEnv
@@ -15,11 +16,12 @@ from gymnasium.utils import EzPickle
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
+from maml_ray.envs.mujoco_simulations import Field
+from maml_ray.envs.mujoco_state import Part, State
 from maml_ray.envs.mujoco_vector_env import MujocoVectorEnv
 from maml_ray.envs.rendering import configure_rendering, with_tracking_camera
 from maml_ray.envs.rewards import Direction, Goal, TargetSpeed
 from maml_ray.envs.vector_env import Bool, Float64, Transition
-from maml_ray.kernels.policy_forward import Float32, PolicyKernel
 
 Terms = dict[str, Any]
 
@@ -44,6 +46,8 @@ class LocomotionEnv(MujocoEnv, EzPickle, ABC):
 
     dropped_infos: ClassVar[tuple[str, ...]] = ()
     """Infos of Gymnasium's class that nothing here reads."""
+    has_contact_forces: bool = False
+    """Observes contact forces, which MuJoCo computes only on request."""
     _forward_reward_weight: float
     _healthy_reward: float
 
@@ -129,13 +133,6 @@ class VelocityEnv(LocomotionEnv):
         return TargetSpeed(speed, cls.speed_bonus)
 
 
-class RolloutOutcome(NamedTuple):
-    """``rewards`` and ``speeds`` (T, K) of T steps of K episodes."""
-
-    rewards: Float64
-    speeds: Float64
-
-
 class LocomotionVectorEnv(MujocoVectorEnv):
     """A batch of one kind of :class:`LocomotionEnv`, as ``gymnasium.make_vec`` creates it.
 
@@ -147,7 +144,7 @@ class LocomotionVectorEnv(MujocoVectorEnv):
     """
 
     single: ClassVar[type[LocomotionEnv]]
-    velocity_limit: ClassVar[float | None] = None
+    velocity_limit: ClassVar[float] = math.inf
     """Observed joint velocities are clipped to this, as far as Gymnasium's class does so."""
 
     def __init__(
@@ -162,119 +159,64 @@ class LocomotionVectorEnv(MujocoVectorEnv):
             raise ValueError("the batched simulation does not render: use gymnasium.make for that")
         env: Any = self.single(**kwargs)
         super().__init__(
-            env, num_envs, max_episode_steps=max_episode_steps, autoreset_mode=autoreset_mode
+            env,
+            num_envs,
+            max_episode_steps=max_episode_steps,
+            autoreset_mode=autoreset_mode,
+            contact_forces=env.has_contact_forces,
         )
         self.goal = env.goal
         self._forward_weight = env._forward_reward_weight
         self._control_weight = env._ctrl_cost_weight
-        self._first_position = env.observation_structure["skipped_qpos"]
-        self._no_terminations = np.zeros(num_envs, dtype=np.bool_)
+
+    def tracked_fields(self) -> dict[str, Field]:
+        """Return the torso's position, if it is observed."""
+        env: Any = self._env
         torso = env.model.body("torso").id
-        self._torso_views = (
-            [simulation.xpos[torso] for simulation in self._simulations]
-            if env.torso_position
-            else []
-        )
+        return {"torso": lambda data: data.xpos[torso]} if env.torso_position else {}
 
-    def observe(self) -> Float64:
+    def observation_parts(self) -> list[Part]:
         """Return joint positions and velocities, then what else the family observes."""
-        velocities = self.velocities
-        if self.velocity_limit is not None:  # faster than numpy.clip on arrays of this size
-            velocities = np.minimum(
-                np.maximum(velocities, -self.velocity_limit), self.velocity_limit
-            )
-        parts = [self.positions[:, self._first_position :], velocities, *self.extra_observations()]
-        if self._torso_views:
-            parts.append(np.concatenate(self._torso_views).reshape(self.num_envs, 3))
-        return np.concatenate(parts, axis=1)
+        env: Any = self._env
+        return [
+            Part("qpos", start=env.observation_structure["skipped_qpos"]),
+            Part("qvel", low=-self.velocity_limit, high=self.velocity_limit),
+            *self.further_parts(),
+            *([Part("torso")] if env.torso_position else []),
+        ]
 
-    def extra_observations(self) -> tuple[Float64, ...]:
-        """Return columns (K, n) that the family observes between velocities and torso position."""
-        return ()
+    def further_parts(self) -> list[Part]:
+        """Return parts that the family observes between velocities and the torso's position."""
+        return []
 
-    def rollout(
-        self, policy: PolicyKernel, observations: Float32, actions: Float32
-    ) -> RolloutOutcome | None:
-        """Run T steps from the states of the last reset without returning to Python.
-
-        Equals T calls of :meth:`step` to the last bit. Only for episodes that never terminate;
-        rewards are computed afterwards.
-
-        Args:
-            policy: acts, with its noise.
-            observations: (T + 1, K, D), overwritten.
-            actions: (T, K, A) as recorded, overwritten.
-
-        Returns:
-            None, with nothing done, if the family overrides how it steps, observes or rewards, or
-            if the time limit is shorter than T.
-        """
-        steps, limit = len(actions), self._max_episode_steps
-        if not self._supports_rollout() or (limit is not None and steps > limit):
-            return None
-        states = self.rollout_states(policy, self._first_position, observations, actions)
-        velocities = (states[1:, :, 0] - states[:-1, :, 0]).reshape(-1) / self.dt
-        env_actions = policy.action_map.apply(actions)
-        run, control = self._reward_terms(velocities, env_actions.reshape(len(velocities), -1))
-        shape = (steps, self.num_envs)
-        return RolloutOutcome(
-            (run + control).reshape(shape), self.goal.speed(velocities).reshape(shape)
-        )
-
-    def _supports_rollout(self) -> bool:
-        cls = type(self)
-        inherited = all(
-            getattr(cls, name) is getattr(LocomotionVectorEnv, name) for name in _SKIPPED_BY_ROLLOUT
-        )
-        return inherited and self.velocity_limit is None and not self._torso_views
-
-    def _reward_terms(
-        self, velocities: Float64, actions: NDArray[Any]
-    ) -> tuple[Float64, NDArray[Any]]:
-        """Return the run and control rewards (n,) of velocities (n,) and actions (n, A)."""
-        run = self._forward_weight * self.goal.reward(velocities)
-        return run, -(self._control_weight * np.add.reduce(np.square(actions), axis=1))
-
-    def assess(self, actions: NDArray[Any]) -> Transition:
+    def assess_step(self, before: State, after: State, actions: NDArray[Any]) -> Transition:
         """Return the goal's reward, the control cost, and what the family adds."""
-        velocity = self.x_velocities()
-        run, control = self._reward_terms(velocity, actions)
+        velocity = self.x_velocities(before, after)
+        run = self._forward_weight * self.goal.reward(velocity)
+        control = -(self._control_weight * np.add.reduce(np.square(actions), axis=-1))
         infos = {
-            "x_position": self.positions[:, 0].copy(),
+            "x_position": after.positions[..., 0].copy(),
             "x_velocity": velocity,
             "reward_run": run,
             "reward_control": control,
             "speed": self.goal.speed(velocity),
         }
-        return self.make_transition(run, control, infos)
+        return self.make_transition(after, run, control, infos)
 
-    def x_velocities(self) -> Float64:
-        """Return mean velocities (K,) along x over the step, in m/s."""
-        velocities: Float64 = (self.positions[:, 0] - self.positions_before[:, 0]) / self.dt
+    def x_velocities(self, before: State, after: State) -> Float64:
+        """Return mean velocities (...) along x over the step, in m/s."""
+        velocities: Float64 = (after.positions[..., 0] - before.positions[..., 0]) / self.dt
         return velocities
 
     def make_transition(
-        self, run: Float64, control: NDArray[Any], infos: dict[str, NDArray[Any]]
+        self, state: State, run: Float64, control: NDArray[Any], infos: dict[str, NDArray[Any]]
     ) -> Transition:
-        """Combine the reward terms (K,) and decide terminations: here there are none."""
-        return Transition(run + control, self._no_terminations.copy(), infos)
+        """Combine the reward terms (...) and decide terminations: here there are none."""
+        return Transition(run + control, np.zeros(run.shape, np.bool_), infos)
 
     def reset_infos(self) -> dict[str, NDArray[Any]]:
-        """Return initial positions along x in meters."""
-        return {"x_position": self.positions[:, 0].copy()}
-
-
-_SKIPPED_BY_ROLLOUT = (
-    "step",
-    "advance",
-    "read_states",
-    "observe",
-    "extra_observations",
-    "assess",
-    "x_velocities",
-    "make_transition",
-)
-"""Methods of a step that :meth:`LocomotionVectorEnv.rollout` bypasses: none may be overridden."""
+        """Return initial positions (K,) along x in meters."""
+        return {"x_position": self.state.positions[:, 0].copy()}
 
 
 class FallingVectorEnv(LocomotionVectorEnv):
@@ -287,18 +229,20 @@ class FallingVectorEnv(LocomotionVectorEnv):
         super().__init__(num_envs, **kwargs)
         env: Any = self._env
         self._low_z, self._high_z = env._healthy_z_range
-        self._bonus = np.full(num_envs, float(env._healthy_reward))
+        self._bonus = float(env._healthy_reward)
         self._terminate_when_unhealthy = env._terminate_when_unhealthy
 
-    def is_healthy(self) -> Bool:
-        """Return which simulations (K,) are upright."""
+    def is_healthy(self, state: State) -> Bool:
+        """Return which simulations (...) are upright."""
         raise NotImplementedError
 
     def make_transition(
-        self, run: Float64, control: NDArray[Any], infos: dict[str, NDArray[Any]]
+        self, state: State, run: Float64, control: NDArray[Any], infos: dict[str, NDArray[Any]]
     ) -> Transition:
         """Add the bonus of each step, and terminate episodes of fallen animals."""
-        healthy = self.is_healthy()
-        bonus = infos["reward_survive"] = self._bonus.copy()
-        fallen = ~healthy if self._terminate_when_unhealthy else self._no_terminations.copy()
+        bonus = infos["reward_survive"] = np.full(run.shape, self._bonus)
+        if self._terminate_when_unhealthy:
+            fallen = ~self.is_healthy(state)
+        else:
+            fallen = np.zeros(run.shape, np.bool_)
         return Transition((run + bonus) + control, fallen, infos)

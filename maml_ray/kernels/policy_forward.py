@@ -131,7 +131,7 @@ class ActionMap(NamedTuple):
 
 
 class PolicyKernel(NamedTuple):
-    """A Gaussian policy as arrays: a kernel rolls out whole episodes with it.
+    """A Gaussian policy as arrays, with the noise of whole episodes.
 
     Attributes:
         network: computes mean actions.
@@ -143,6 +143,46 @@ class PolicyKernel(NamedTuple):
     network: PackedMLP
     noise: Float32
     action_map: ActionMap
+
+    def act(
+        self,
+        step: int,
+        observations: Float32,
+        scratch: Float32,
+        actions: Float32,
+        env_actions: Float32,
+    ) -> None:
+        """Compute the actions of a step.
+
+        Args:
+            step: index into the noise.
+            observations: (K, D).
+            scratch: of :meth:`PackedMLP.make_scratch`, overwritten.
+            actions: (K, A) as recorded, overwritten.
+            env_actions: (K, A) the environment's, overwritten.
+        """
+        noise = self.noise[step]
+        act(self.network, self.action_map, noise, observations, scratch, actions, env_actions)
+
+
+@jit
+def act(
+    network: PackedMLP,
+    action_map: ActionMap,
+    noise: Float32,
+    observations: Float32,
+    scratch: Float32,
+    actions: Float32,
+    env_actions: Float32,
+) -> None:
+    """Compute the actions (K, A) of a step: see :meth:`PolicyKernel.act`."""
+    mlp_forward(network, observations, scratch, actions)
+    for i in range(len(actions)):
+        for j in range(actions.shape[1]):
+            actions[i, j] += noise[i, j]
+            value = actions[i, j] * action_map.factor[j] + action_map.offset[j]
+            # NaN propagates with this order of the arguments.
+            env_actions[i, j] = max(min(value, action_map.high[j]), action_map.low[j])
 
 
 @jit

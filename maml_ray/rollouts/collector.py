@@ -142,12 +142,12 @@ def _collect_once(
     rng = np.random.default_rng(_child_seed(seed, 1)) if explore else None
     sampler = make_sampler(policy, horizon, episodes, rng)
     observation, _ = env.reset(seed=seed_argument(env, reset_seeds(seed, episodes)))
-    buffer = _run_compiled_rollout(env, policy, sampler, horizon)
+    buffer = _run_rollout(env, policy, sampler, horizon, info_metrics)
     if buffer is None:
         dtype = _observation_dtype(env, policy)
         buffer = RolloutBuffer(policy.spec, horizon, episodes, dtype, info_metrics)
         _run_steps(env, policy, sampler, buffer, observation)
-    buffer.failed |= buffer.alive & _failed_simulations(env)
+        buffer.failed |= buffer.alive & _failed_simulations(env)
     collected = buffer.to_trajectories(policy.normalizer, sampler.log_probs())
     return collected, buffer.failed | _not_finite(collected)
 
@@ -191,18 +191,22 @@ def _observation_dtype(env: VectorEnv[Any, Any, Any], policy: NumpyPolicy) -> An
     return np.float64 if wide == np.float64 and policy.normalizer is not None else np.float32
 
 
-def _run_compiled_rollout(
-    env: VectorEnv[Any, Any, Any], policy: NumpyPolicy, sampler: ActionSampler, horizon: int
+def _run_rollout(
+    env: VectorEnv[Any, Any, Any],
+    policy: NumpyPolicy,
+    sampler: ActionSampler,
+    horizon: int,
+    info_metrics: Sequence[str],
 ) -> RolloutBuffer | None:
     """Run the whole episodes by ``env.rollout``; return None if the environment cannot."""
     rollout, kernel = getattr(env, "rollout", None), sampler.kernel()
     if rollout is None or kernel is None or policy.needs_float64:
         return None
-    buffer = RolloutBuffer(policy.spec, horizon, env.num_envs)
+    buffer = RolloutBuffer(policy.spec, horizon, env.num_envs, info_metrics=info_metrics)
     outcome = rollout(kernel, buffer.all_observations, buffer.actions)
     if outcome is None:
         return None
-    buffer.add_all_steps(*outcome)
+    buffer.add_rollout(outcome)
     return buffer
 
 

@@ -10,6 +10,7 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from maml_ray.common.normalization import Normalizer, as_float32
+from maml_ray.envs.episode_log import Rollout
 from maml_ray.policies.spec import PolicySpec
 from maml_ray.rollouts.step_reader import InfoNotANumber, final_observations, read_info
 from maml_ray.rollouts.trajectories import Trajectories
@@ -97,10 +98,16 @@ class RolloutBuffer:
                 steps.reported[step] = column.reported & self._mask[step]
                 steps.values[step] = np.where(steps.reported[step], column.values, 0.0)
 
-    def add_all_steps(self, rewards: NDArray[Any], speeds: NDArray[Any]) -> None:
-        """Record rewards and speeds (T, K) of complete episodes without an early end."""
-        self._rewards[:], self._infos[_SPEED].values[:] = rewards, speeds
-        self._mask[:] = self._infos[_SPEED].reported[:] = True
+    def add_rollout(self, rollout: Rollout) -> None:
+        """Record whole episodes, whose observations and actions are in the arrays already."""
+        self._rewards[:], self._mask[:] = rollout.rewards, rollout.mask
+        lengths = rollout.mask.sum(axis=0)
+        self._final_observations[:] = self.all_observations[lengths, range(len(lengths))]
+        self._terminated[:], self.alive[:] = rollout.terminated, ~rollout.terminated
+        self.failed[:] = rollout.failed
+        for name, steps in self._infos.items():
+            if name in rollout.infos:
+                steps.add_all(rollout.infos[name], rollout.mask)
 
     def to_trajectories(
         self, normalizer: Normalizer | None, log_probs: NDArray[np.float32]
@@ -137,6 +144,11 @@ class _InfoSteps:
     def __init__(self, horizon: int, episodes: int) -> None:
         self.values = np.zeros((horizon, episodes), np.float32)
         self.reported = np.zeros((horizon, episodes), np.bool_)
+
+    def add_all(self, values: NDArray[Any], mask: NDArray[np.bool_]) -> None:
+        """Record ``values`` (T, K) where ``mask`` is True and they are finite."""
+        self.reported[:] = mask & np.isfinite(values)
+        self.values[:] = np.where(self.reported, values, 0.0)
 
     def means(self) -> NDArray[np.float32]:
         """Return the mean (K,) over the steps that report it; NaN if none does."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import mujoco
 import numpy as np
 from gymnasium.envs.mujoco.ant_v5 import AntEnv
 from numpy.typing import NDArray
@@ -19,6 +17,8 @@ from maml_ray.envs.locomotion import (
     Terms,
     VelocityEnv,
 )
+from maml_ray.envs.mujoco_simulations import Field
+from maml_ray.envs.mujoco_state import Part, State
 from maml_ray.envs.rewards import Goal
 from maml_ray.envs.vector_env import Bool, Float64, Transition
 from maml_ray.tasks.locomotion import DirectionTasks, VelocityTasks
@@ -97,59 +97,50 @@ class AntVectorEnv(FallingVectorEnv):
     def __init__(self, num_envs: int = 1, **kwargs: Any) -> None:
         super().__init__(num_envs, **kwargs)
         env: Any = self._env
-        self._has_contact_forces = env.has_contact_forces
         self._contact_weight = env._contact_cost_weight
         self._lowest_force, self._highest_force = env._contact_force_range
+
+    def tracked_fields(self) -> dict[str, Field]:
+        """Add the torso's x, and contact forces if used."""
+        env: Any = self._env
         main_body = env.model.body(env._main_body).id
-        self._x_views = [simulation.xpos[main_body][:1] for simulation in self._simulations]
-        self._force_views = [simulation.cfrc_ext.reshape(-1) for simulation in self._simulations]
-        self._x, self._x_before = np.zeros(num_envs), np.zeros(num_envs)
-        self._forces = np.zeros((num_envs, env.data.cfrc_ext.size))
+        fields = super().tracked_fields() | {"x": lambda data: data.xpos[main_body][:1]}
+        return fields | ({"forces": lambda data: data.cfrc_ext} if env.has_contact_forces else {})
 
-    def advance(self, indices: Sequence[int], actions: NDArray[Any]) -> None:
-        """Step the physics, and the contact forces if used: ``mj_step`` leaves them out."""
-        super().advance(indices, actions)
-        if self._has_contact_forces:
-            for i in indices:
-                mujoco.mj_rnePostConstraint(self._model, self._simulations[i])
+    def further_parts(self) -> list[Part]:
+        """Return the forces (78) on all bodies except the world, if used."""
+        env: Any = self._env
+        low, high = env._contact_force_range
+        return [Part("forces", start=6, low=low, high=high)] if env.has_contact_forces else []
 
-    def read_states(self) -> None:
-        """Also copy forces and the torso's x of MuJoCo's last kinematics, as Ant-v5 reads it."""
-        super().read_states()
-        self._x, self._x_before = self._x_before, self._x
-        np.concatenate(self._x_views, out=self._x)
-        if self._has_contact_forces:
-            np.concatenate(self._force_views, out=self._forces.reshape(-1))
-            np.clip(self._forces, self._lowest_force, self._highest_force, out=self._forces)
+    def x_velocities(self, before: State, after: State) -> Float64:
+        """Return velocities (...) in m/s of the torso's body, not of its joint, as Ant-v5 does.
 
-    def extra_observations(self) -> tuple[Float64, ...]:
-        """Return the forces (K, 78) on all bodies except the world."""
-        return (self._forces[:, 6:],) if self._has_contact_forces else ()
-
-    def x_velocities(self) -> Float64:
-        """Return velocities (K,) in m/s of the torso's body, not of its joint, as Ant-v5 does."""
-        velocities: Float64 = (self._x - self._x_before) / self.dt
+        Positions are those of MuJoCo's last kinematics, one physics step behind the joint's.
+        """
+        velocities: Float64 = (after.tracked["x"] - before.tracked["x"])[..., 0] / self.dt
         return velocities
 
-    def is_healthy(self) -> Bool:
-        """Return which torsos (K,) are at a healthy height in a finite state."""
-        height = self.positions[:, 2]
+    def is_healthy(self, state: State) -> Bool:
+        """Return which torsos (...) are at a healthy height in a finite state."""
+        height = state.positions[..., 2]
         healthy: Bool = (self._low_z <= height) & (height <= self._high_z)
         # The sum of finite states is finite: cheaper than a test of each number.
-        total = np.add.reduce(self.positions, axis=1) + np.add.reduce(self.velocities, axis=1)
+        total = np.add.reduce(state.positions, axis=-1) + np.add.reduce(state.velocities, axis=-1)
         healthy &= np.isfinite(total)
         return healthy
 
     def make_transition(
-        self, run: Float64, control: NDArray[Any], infos: dict[str, NDArray[Any]]
+        self, state: State, run: Float64, control: NDArray[Any], infos: dict[str, NDArray[Any]]
     ) -> Transition:
         """Add the contact cost to the control cost."""
         costs = control
-        if self._has_contact_forces:
-            squares = np.add.reduce(np.square(self._forces), axis=1)
+        if "forces" in state.tracked:
+            forces = np.clip(state.tracked["forces"], self._lowest_force, self._highest_force)
+            squares = np.add.reduce(np.square(forces).reshape(*run.shape, -1), axis=-1)
             contact = infos["reward_contact"] = -(self._contact_weight * squares)
             costs = control + contact
-        return super().make_transition(run, costs, infos)
+        return super().make_transition(state, run, costs, infos)
 
 
 class AntDirectionVector(AntVectorEnv):

@@ -21,6 +21,7 @@ from pydantic import validate_call
 from maml_ray.config.settings import NonNegative, Option
 from maml_ray.envs.locomotion import FallingVectorEnv, LocomotionEnv, Terms
 from maml_ray.envs.model_randomizer import ModelRandomizer, sample_multipliers
+from maml_ray.envs.mujoco_state import State
 from maml_ray.envs.rewards import Direction
 from maml_ray.envs.vector_env import Bool
 from maml_ray.tasks.locomotion import LocomotionTasks
@@ -85,9 +86,9 @@ class RandomDynamicsVectorEnv(FallingVectorEnv):
         self.dynamics: ModelRandomizer = env.dynamics
         self._low_angle, self._high_angle = env._healthy_angle_range
 
-    def is_healthy(self) -> Bool:
-        """Return which torsos (K,) are at a healthy height and angle."""
-        z, angle = self.positions[:, 1], self.positions[:, 2]
+    def is_healthy(self, state: State) -> Bool:
+        """Return which torsos (...) are at a healthy height and angle."""
+        z, angle = state.positions[..., 1], state.positions[..., 2]
         upright = (self._low_angle < angle) & (angle < self._high_angle)
         healthy: Bool = (self._low_z < z) & (z < self._high_z) & upright
         return healthy
@@ -109,12 +110,12 @@ class HopperRandomDynamicsVector(RandomDynamicsVectorEnv):
         env: Any = self._env
         self._low_state, self._high_state = env._healthy_state_range
 
-    def is_healthy(self) -> Bool:
+    def is_healthy(self, state: State) -> Bool:
         """Also require all coordinates except the first two to be within bounds."""
-        healthy = super().is_healthy()
-        for values in (self.positions[:, 2:], self.velocities):
-            healthy &= np.maximum.reduce(values, axis=1) < self._high_state
-            healthy &= np.minimum.reduce(values, axis=1) > self._low_state
+        healthy = super().is_healthy(state)
+        for values in (state.positions[..., 2:], state.velocities):
+            healthy &= np.maximum.reduce(values, axis=-1) < self._high_state
+            healthy &= np.minimum.reduce(values, axis=-1) > self._low_state
         return healthy
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
-import mujoco
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
@@ -59,7 +58,7 @@ def test_the_whole_episode_test_meets_contacts() -> None:
     contacts = 0
     for actions in noise(200, 1):
         env.step(actions)
-        contacts += env._simulations[0].ncon
+        contacts += env.simulations.data[0].ncon
     assert contacts > 50
     env.close()
 
@@ -255,7 +254,6 @@ def test_each_simulation_keeps_its_warm_start() -> None:
     env.reset(seed=0)
     for actions in noise(20, 2):
         env.step(actions)
-    assert isinstance(env._simulations[0], mujoco.MjData)
-    warm_starts = [simulation.qacc_warmstart.copy() for simulation in env._simulations]
+    warm_starts = [data.qacc_warmstart for data in env.simulations.data]
     assert (warm_starts[0] != warm_starts[1]).any()
     env.close()

@@ -142,7 +142,7 @@ def test_a_simulation_that_mujoco_began_anew_by_itself_is_seen_though_all_is_fin
     def explode(env: Any) -> Spoil:
         def spoil(attempt: int, step: int, outcome: list[Any]) -> None:
             if attempt == 0 and step == 4:
-                env._simulations[1].qvel[3] = 1e13
+                env.simulations.data[1].qvel[3] = 1e13
 
         return spoil
 

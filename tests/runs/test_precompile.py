@@ -41,7 +41,7 @@ def test_a_run_compiles_nothing_more() -> None:
     precompile()
     before = signatures()
     assert before["maml_ray.kernels.meta_gradient.query_vjp"] >= 1
-    assert before["maml_ray.envs.mujoco_kernel.rollout"] >= 1
+    assert before["maml_ray.envs.mujoco_kernel.run_steps"] >= 1
     for other in (
         ["task.name=half-cheetah-direction", "policy.hidden_sizes=[8, 4, 4]"],
         ["task.name=ant-direction", "policy.activation=relu", "inner.steps=2"],

@@ -86,10 +86,11 @@ def test_the_step_that_ends_the_episode_earns_the_bonus_too() -> None:
 def test_it_ends_out_of_its_heights_and_where_nothing_is_finite(height: float) -> None:
     batched = AntVelocityVector(2)
     batched.reset(seed=0)
-    batched.positions[1, 2] = height
-    assert batched.is_healthy().tolist() == [True, False]
-    batched.velocities[0, 3] = np.inf
-    assert batched.is_healthy().tolist() == [False, False]
+    state = batched.state
+    state.positions[1, 2] = height
+    assert batched.is_healthy(state).tolist() == [True, False]
+    state.velocities[0, 3] = np.inf
+    assert batched.is_healthy(state).tolist() == [False, False]
     batched.close()
 
 

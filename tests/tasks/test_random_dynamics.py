@@ -197,10 +197,11 @@ def test_wrong_multipliers_are_refused_everywhere(parameters: Any, message: str)
 def test_a_hopper_falls_when_any_coordinate_leaves_its_bounds() -> None:
     batched = HopperRandomDynamicsVector(4)
     batched.reset(seed=0)
-    batched.velocities[0, 5] = 101.0
-    batched.velocities[1, 0] = np.nan
-    batched.positions[2, 3] = -101.0
-    assert batched.is_healthy().tolist() == [False, False, False, True]
-    batched.positions[3, :2] = 1e6  # these two may be anything
-    assert batched.is_healthy()[3]
+    state = batched.state
+    state.velocities[0, 5] = 101.0
+    state.velocities[1, 0] = np.nan
+    state.positions[2, 3] = -101.0
+    assert batched.is_healthy(state).tolist() == [False, False, False, True]
+    state.positions[3, :2] = 1e6  # these two may be anything
+    assert batched.is_healthy(state)[3]
     batched.close()
