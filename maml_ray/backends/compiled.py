@@ -34,7 +34,7 @@ from maml_ray.backends.tensor_tree import unravel as unravel_tensors
 from maml_ray.config.settings import InnerSettings, OuterSettings
 from maml_ray.kernels import fisher, inner_step
 from maml_ray.kernels import meta_gradient as kernels
-from maml_ray.kernels.inner_step import InnerStep, KernelConfig
+from maml_ray.kernels.inner_step import KernelConfig
 from maml_ray.kernels.types import Gaussian, Samples
 from maml_ray.maml.distributions import ActionDistribution, Parameters, to_torch
 from maml_ray.maml.inner_loop import Order
@@ -114,13 +114,13 @@ class CompiledBackend(Backend):
         """Return the product with the Hessian of the adapted policies' mean KL at zero."""
         tasks = self._tasks(parameters, batch, order)
         shifts = self._context_shifts(_arrays(parameters), batch.context_gradient)
-        paths: dict[int, tuple[list[InnerStep], Array]] = {}
+        passes: dict[int, ForwardPass] = {}  # once, for all products
 
-        def adapt(n: int) -> None:
-            paths[n] = tasks[n].adapt()
+        def forward(n: int) -> None:
+            passes[n] = tasks[n].forward()
 
         with single_threaded_blas():
-            self.microbatcher.for_each_task(range(len(tasks)), adapt)
+            self.microbatcher.for_each_task(range(len(tasks)), forward)
 
         def product(vector: Tensor) -> Tensor:
             by_name = _arrays(unravel_tensors(vector, parameters))
@@ -131,7 +131,7 @@ class CompiledBackend(Backend):
             grads = _Gradients.zeros(len(tasks), tangent)
 
             def multiply(n: int) -> None:
-                (steps, adapted), task = paths[n], tasks[n]
+                (steps, adapted, query), task = passes[n], tasks[n]
                 pushed = tangent
                 if shifts is not None:
                     pushed = self._shifted(tangent, shifts[n].jvp(by_name))
@@ -139,7 +139,7 @@ class CompiledBackend(Backend):
                     pushed = inner_step.step_jvp(
                         task.config, step, samples, task.rates, pushed, rate_tangent
                     )
-                adjoint = fisher.fisher_product(task.config, adapted, task.query, pushed)
+                adjoint = fisher.fisher_product(task.config, adapted, task.query, query, pushed)
                 grads.params[n], grads.log_rates[n] = task.pull_back(steps, adjoint)
 
             with single_threaded_blas():

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,12 +27,20 @@ from maml_ray.maml.meta_objective import MetaBatch
 Product = Callable[[Tensor], Tensor]
 
 
-def conjugate_gradient(product: Product, target: Tensor, *, iterations: int) -> Tensor:
+class Solution(NamedTuple):
+    """Of a linear system: ``x`` (P,), and ``residual`` (P,), the target minus the product."""
+
+    x: Tensor
+    residual: Tensor
+
+
+def conjugate_gradient(product: Product, target: Tensor, *, iterations: int) -> Solution:
     """Return ``x`` (P,) with ``product(x)`` close to ``target`` (P,).
 
     Hestenes and Stiefel 1952, for a positive definite product. Stops early once the residual is
     negligible, or at a direction without positive curvature, which rounding or a wrong product
-    cause.
+    cause. Computes in the type of ``target``: in float32 the directions lose their conjugacy within
+    ten iterations.
     """
     solution = torch.zeros_like(target)
     residual, direction = target.clone(), target.clone()
@@ -49,7 +58,7 @@ def conjugate_gradient(product: Product, target: Tensor, *, iterations: int) -> 
         if float(squared) <= negligible:
             break
         direction = residual + (squared / before) * direction
-    return solution
+    return Solution(solution, residual)
 
 
 def natural_step(gradient: Tensor, product: Product, settings: TrustRegionSettings) -> Tensor:
@@ -58,15 +67,17 @@ def natural_step(gradient: Tensor, product: Product, settings: TrustRegionSettin
     ``-sqrt(2 max_kl / (g F^-1 g)) F^-1 g``, with ``F`` the damped Fisher matrix, given by its
     ``product`` with a vector. Zero if the gradient is zero or the result is not finite.
     """
+    target = gradient.double()
 
     def damped(vector: Tensor) -> Tensor:
-        return product(vector) + settings.damping * vector
+        return product(vector.to(gradient.dtype)).double() + settings.damping * vector
 
-    direction = conjugate_gradient(damped, gradient, iterations=settings.cg_iterations)
-    curvature = float(direction @ damped(direction))
+    direction, residual = conjugate_gradient(damped, target, iterations=settings.cg_iterations)
+    curvature = float(direction @ (target - residual))
     if not (math.isfinite(curvature) and curvature > 0.0):
         return torch.zeros_like(gradient)
-    return -math.sqrt(2.0 * settings.max_kl / curvature) * direction
+    step = -math.sqrt(2.0 * settings.max_kl / curvature) * direction
+    return step.to(gradient.dtype)
 
 
 class TrustRegionOptimizer(OuterOptimizer):
