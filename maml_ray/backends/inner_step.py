@@ -18,7 +18,6 @@ from maml_ray.common.normalization import Normalizer
 from maml_ray.config.settings import AdvantageSettings, InnerSettings
 from maml_ray.policies.context import CONTEXT, with_context
 from maml_ray.policies.spec import NumpyParameters, PolicySpec
-from maml_ray.rollouts.advantages import compute_advantages
 from maml_ray.rollouts.samples import Support, make_support
 from maml_ray.rollouts.trajectories import Trajectories
 
@@ -83,6 +82,5 @@ def adapt_policy(
     """
     step = make_inner_step(inner, spec)
     with single_threaded_blas():  # rounds as in a rollout worker
-        estimates = compute_advantages(support, advantages)
-        data = make_support(inner, support, estimates, normalizer)
+        data = make_support(inner, advantages, support, normalizer)
         return step(parameters, data, steps_before)

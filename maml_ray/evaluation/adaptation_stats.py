@@ -19,7 +19,6 @@ from maml_ray.maml.distributions import (
 )
 from maml_ray.maml.meta_parameters import policy_part
 from maml_ray.maml.policy_losses import inner_loss
-from maml_ray.rollouts.advantages import compute_advantages
 from maml_ray.rollouts.samples import make_support
 from maml_ray.rollouts.trajectories import Trajectories
 
@@ -62,8 +61,7 @@ def adaptation_stats(before: Agent, after: Agent, support: Trajectories) -> Adap
 def _gradient_norm(before: Agent, support: Trajectories) -> float:
     """Return the norm of the gradient that the inner step follows."""
     inner = before.settings.inner
-    advantages = compute_advantages(support, before.settings.advantages)
-    data = make_support(inner, support, advantages, before.normalizer)
+    data = make_support(inner, before.settings.advantages, support, before.normalizer)
     if isinstance(data, np.ndarray):
         return float(np.linalg.norm(data.astype(np.float64)))
     loss = partial(inner_loss, before.spec, inner, samples_to_torch(data))

@@ -23,7 +23,7 @@ from maml_ray.policies.spec import PolicyParameters, PolicySpec
 from maml_ray.rollouts.advantages import compute_advantages
 from maml_ray.rollouts.collector import SimulationFailed, collect, collect_support
 from maml_ray.rollouts.env_cache import EnvCache
-from maml_ray.rollouts.samples import make_support
+from maml_ray.rollouts.samples import Samples, make_support
 from maml_ray.rollouts.trajectories import TaskRollouts, Trajectories, empty_trajectories
 from maml_ray.tasks.loading import OwnTasks, resolve_tasks
 from maml_ray.tasks.task import Task, TaskDistribution, draw_tasks, opened_env, unusable_tasks
@@ -86,14 +86,6 @@ def sample_tasks(settings: Settings, tasks: TaskDistribution, iteration: int) ->
     return draw_tasks(tasks, np.random.default_rng(stream), settings.meta_batch.tasks)
 
 
-@dataclass(frozen=True)
-class _Phase:
-    """Trajectories of one support or query set, and their advantages (K, T)."""
-
-    trajectories: Trajectories
-    advantages: NDArray[np.float32]
-
-
 class _Stopwatch:
     """Accumulates the seconds spent in its ``with`` blocks."""
 
@@ -146,20 +138,25 @@ class RolloutWorker:
                 f"got version {parameters.version}"
             )
         start, collecting = time.perf_counter(), _Stopwatch()
-        phases, failure = self._run_phases(parameters, assignment, collecting)
+        phases, support_advantages, failure = self._run_phases(parameters, assignment, collecting)
         phases += [self._empty_phase()] * (self.settings.inner.steps + 1 - len(phases))
         *support, query = phases
-        observations = np.concatenate(
-            [phase.trajectories.observations[phase.trajectories.mask] for phase in phases]
-        )
+        if self.settings.inner.parameters != "context":
+            missing = support[len(support_advantages) :]
+            support_advantages += tuple(np.zeros_like(phase.rewards) for phase in missing)
+        observations = np.concatenate([phase.observations[phase.mask] for phase in phases])
         rollouts = TaskRollouts(
             task=assignment.task,
             task_index=assignment.task_index,
             version=assignment.version,
-            support=tuple(phase.trajectories for phase in support),
-            query=query.trajectories,
-            support_advantages=tuple(phase.advantages for phase in support),
-            query_advantages=query.advantages,
+            support=tuple(support),
+            query=query,
+            support_advantages=support_advantages,
+            query_advantages=(
+                compute_advantages(query, self.settings.advantages)
+                if failure is None
+                else np.zeros_like(query.rewards)
+            ),
             obs_stats=RunningStatistics.empty(self.spec.observation_size).merged(observations),
             failure=failure,
         )
@@ -168,12 +165,16 @@ class RolloutWorker:
 
     def _run_phases(
         self, parameters: PolicyParameters, assignment: Assignment, collecting: _Stopwatch
-    ) -> tuple[list[_Phase], str | None]:
-        """Return the phases up to the first failure, and the failure."""
-        values, phases = parameters.values, list[_Phase]()
-        steps = self.settings.inner.steps
-        for number in range(steps + 1):
-            name = "query" if number == steps else f"support {number + 1}"
+    ) -> tuple[list[Trajectories], tuple[NDArray[np.float32], ...], str | None]:
+        """Return the phases up to the first failure, advantages of support sets, and the failure.
+
+        A context needs no advantages.
+        """
+        values, phases = parameters.values, list[Trajectories]()
+        advantages: tuple[NDArray[np.float32], ...] = ()
+        inner = self.settings.inner
+        for number in range(inner.steps + 1):
+            name = "query" if number == inner.steps else f"support {number + 1}"
             self._on_phase(name)
             try:
                 with collecting:
@@ -181,30 +182,31 @@ class RolloutWorker:
                         replace(parameters, values=values), assignment, number
                     )
             except SimulationFailed as error:
-                return phases, f"{name}: {error}"
-            advantages = compute_advantages(trajectories, self.settings.advantages)
-            phases.append(_Phase(trajectories, advantages))
-            if number < steps:
-                name = f"adaptation {number + 1}"
-                self._on_phase(name)
-                support = make_support(
-                    self.settings.inner, trajectories, advantages, parameters.normalizer
-                )
-                values = self._inner_step(values, support, number)
-                if not all(np.isfinite(value).all() for value in values.values()):
-                    return phases, f"{name}: the adapted parameters are not finite"
-        return phases, None
+                return phases, advantages, f"{name}: {error}"
+            phases.append(trajectories)
+            if number == inner.steps:
+                break
+            name = f"adaptation {number + 1}"
+            self._on_phase(name)
+            support = make_support(
+                inner, self.settings.advantages, trajectories, parameters.normalizer
+            )
+            if isinstance(support, Samples):
+                advantages += (support.advantages,)
+            values = self._inner_step(values, support, number)
+            if not all(np.isfinite(value).all() for value in values.values()):
+                return phases, advantages, f"{name}: the adapted parameters are not finite"
+        return phases, advantages, None
 
-    def _empty_phase(self) -> _Phase:
+    def _empty_phase(self) -> Trajectories:
         inner = self.settings.inner
-        trajectories = empty_trajectories(
+        return empty_trajectories(
             self.settings.meta_batch.episodes,
             self.settings.task.horizon,
             self.spec.observation_size,
             self.spec.recorded_action_size,
             inner.context_size if inner.parameters == "context" else None,
         )
-        return _Phase(trajectories, np.zeros_like(trajectories.rewards))
 
     def _collect(
         self, parameters: PolicyParameters, assignment: Assignment, phase: int

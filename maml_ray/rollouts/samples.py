@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maml_ray.common.normalization import Normalizer, normalize
-from maml_ray.config.settings import InnerSettings
+from maml_ray.config.settings import AdvantageSettings, InnerSettings
 from maml_ray.kernels.types import Samples as Samples
+from maml_ray.rollouts.advantages import compute_advantages
 from maml_ray.rollouts.trajectories import Trajectories
 
 Support = Samples[NDArray[np.float32]] | NDArray[np.float32]
@@ -40,21 +41,22 @@ def make_samples(
 
 def make_support(
     inner: InnerSettings,
+    advantages: AdvantageSettings,
     trajectories: Trajectories,
-    advantages: NDArray[np.float32],
     normalizer: Normalizer | None = None,
 ) -> Support:
     """Return what an inner step takes of one task's support data.
 
     Args:
         inner: settings of the inner loop.
+        advantages: how advantages are computed from rewards; a context needs none.
         trajectories: K episodes of T steps.
-        advantages: (K, T).
         normalizer: of observations, as the behavior policy used it; None for raw observations.
     """
     if inner.parameters == "context":
         return context_gradient(trajectories)
-    return make_samples(trajectories, advantages, normalizer)
+    estimates = compute_advantages(trajectories, advantages)
+    return make_samples(trajectories, estimates, normalizer)
 
 
 def context_gradient(trajectories: Trajectories) -> NDArray[np.float32]:

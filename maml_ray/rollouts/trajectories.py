@@ -6,7 +6,7 @@ Axes: ``K`` episodes, ``T`` steps, ``D`` observation size, ``A`` action size.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,6 +112,17 @@ class Trajectories:
         """Number of environment steps, without those after an episode's end."""
         return int(self.mask.sum())
 
+    def outcomes(self) -> Trajectories:
+        """Return these episodes without what they observed and did."""
+        grid = self.rewards.shape
+        return replace(
+            self,
+            observations=np.zeros((*grid, 0), np.float32),
+            actions=np.zeros((*grid, 0), np.float32),
+            log_probs=np.zeros(grid, np.float32),
+            final_observations=None,
+        )
+
     @property
     def returns(self) -> NDArray[np.float64]:
         """(K,) undiscounted return of each episode."""
@@ -130,7 +141,7 @@ class TaskRollouts:
         version: version of the parameters that collected it.
         support: one element per inner step, each collected by the policy before that step.
         query: collected by the policy after the last inner step.
-        support_advantages: (K, T) for each support set.
+        support_advantages: (K, T) for each support set; none if only its returns count.
         query_advantages: (K, T).
         obs_stats: statistics of the observations of all phases.
         failure: reason why the task cannot be learned from, or None. Phases that could not be
@@ -146,6 +157,10 @@ class TaskRollouts:
     query_advantages: Float32
     obs_stats: RunningStatistics
     failure: str | None = None
+
+    def with_support_outcomes(self) -> TaskRollouts:
+        """Return the rollouts without what support episodes observed and did."""
+        return replace(self, support=tuple(phase.outcomes() for phase in self.support))
 
     @property
     def discarded(self) -> int:

@@ -153,6 +153,22 @@ def test_a_context_has_the_mean_of_its_steps_gradients_and_no_support_samples(
     )
 
 
+def test_the_learner_reads_only_outcomes_of_a_contexts_support_episodes(
+    small_settings: Settings,
+) -> None:
+    settings = change(small_settings, "meta_batch", episodes=4)
+    context = {"parameters": "context", "learning_rate": 3.0}
+    settings = change(settings, "inner", **context)
+    whole, outcomes = Run(settings), Run(settings)
+    for _ in range(2):
+        rollouts = whole.collect()
+        sent = [task.with_support_outcomes() for task in rollouts]
+        assert all(phase.observations.size == 0 for task in sent for phase in task.support)
+        mine, theirs = outcomes.learner.update(sent), whole.learner.update(rollouts)
+        assert replace(mine, learn_s=0.0) == replace(theirs, learn_s=0.0)
+        assert same_state(outcomes.learner.state(), whole.learner.state())
+
+
 def with_returns(rollouts: list[TaskRollouts], wanted: list[float]) -> list[TaskRollouts]:
     """Queries whose mean return is ``wanted``, task by task; support left alone."""
     changed = []
