@@ -29,7 +29,8 @@ class GradientStats:
 def gradient_stats(backend: Backend, parameters: Parameters, batch: MetaBatch) -> GradientStats:
     """Compute per-task meta-gradients in both orders, at about the cost of two epochs."""
     second = backend.per_task_grads(parameters, batch, "second")
-    first = backend.per_task_grads(parameters, batch, "first").mean(dim=0)
+    # Without support samples the orders are one: the gradient that a context follows is data.
+    first = backend.per_task_grads(parameters, batch, "first") if batch.support else second
     mean, tasks = second.mean(dim=0), second.shape[0]
     snr = None
     if tasks > 1:
@@ -37,5 +38,5 @@ def gradient_stats(backend: Backend, parameters: Parameters, batch: MetaBatch) -
         snr = float(mean.norm() / standard_error.clamp(min=1e-12))
     return GradientStats(
         snr=snr,
-        order_cosine=float(torch.nn.functional.cosine_similarity(mean, first, dim=0)),
+        order_cosine=float(torch.nn.functional.cosine_similarity(mean, first.mean(dim=0), dim=0)),
     )
