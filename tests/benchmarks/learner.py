@@ -26,6 +26,7 @@ from maml_ray.learning.rollout_worker import Assignment, RolloutWorker, sample_t
 from maml_ray.policies.spec import PolicySpec
 from maml_ray.rollouts.trajectories import TaskRollouts
 from tests.benchmarks.arguments import count
+from tests.benchmarks.parity import describe_parity, measure_parity
 from tests.benchmarks.ratios import Ratio
 
 _LARGE = 2048
@@ -165,10 +166,10 @@ def _operations(settings: Settings, spec: PolicySpec, steps: int) -> float:
     work = adapting  # of the policies that collected the data
     if steps:
         work += steps * (adapting + pulled)
-    else:  # TRPO: a gradient, a product for each of conjugate gradient's steps and one more, a try
-        products_of_fisher = settings.outer.trust_region.cg_iterations + 1
+    else:  # TRPO: a gradient, a pass for all Fisher products, these, and a try
         pushed = settings.inner.steps * (push + push_back) + push
-        work += 2.0 * (adapting + pulled) + products_of_fisher * (pushed + pulled)
+        work += 3.0 * adapting + pulled
+        work += settings.outer.trust_region.cg_iterations * (pushed + pulled)
     return 2.0 * samples * work
 
 
@@ -202,7 +203,11 @@ def describe(results: list[LearnerResult]) -> list[str]:
 
 
 def main() -> int:
-    """``python -m tests.benchmarks.learner``: the papers' meta-batch, by both outer steps."""
+    """``python -m tests.benchmarks.learner``: the papers' meta-batch, by both outer steps.
+
+    Before it times, it compares the device's meta-gradient with that of the CPU's kernels; its exit
+    code is 1 if they differ.
+    """
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.learner")
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), default="cpu", help="device of the learner"
@@ -214,8 +219,10 @@ def main() -> int:
     chosen = parser.parse_args()
     if chosen.device == "cuda" and not torch.cuda.is_available():
         parser.error(f"PyTorch {torch.__version__} sees no GPU: leave --device out")
+    parities = measure_parity(chosen.device)
+    print(*describe_parity(parities, chosen.device), "", sep="\n", flush=True)
     print(*describe(measure_both(**vars(chosen))), sep="\n")
-    return 0
+    return 0 if all(parity.is_equal for parity in parities) else 1
 
 
 if __name__ == "__main__":
