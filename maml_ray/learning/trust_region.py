@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,14 +26,7 @@ from maml_ray.maml.meta_objective import MetaBatch
 Product = Callable[[Tensor], Tensor]
 
 
-class Solution(NamedTuple):
-    """Of a linear system: ``x`` (P,), and ``residual`` (P,), the target minus the product."""
-
-    x: Tensor
-    residual: Tensor
-
-
-def conjugate_gradient(product: Product, target: Tensor, *, iterations: int) -> Solution:
+def conjugate_gradient(product: Product, target: Tensor, *, iterations: int) -> Tensor:
     """Return ``x`` (P,) with ``product(x)`` close to ``target`` (P,).
 
     Hestenes and Stiefel 1952, for a positive definite product. Stops early once the residual is
@@ -58,7 +50,7 @@ def conjugate_gradient(product: Product, target: Tensor, *, iterations: int) -> 
         if float(squared) <= negligible:
             break
         direction = residual + (squared / before) * direction
-    return Solution(solution, residual)
+    return solution
 
 
 def natural_step(gradient: Tensor, product: Product, settings: TrustRegionSettings) -> Tensor:
@@ -72,8 +64,9 @@ def natural_step(gradient: Tensor, product: Product, settings: TrustRegionSettin
     def damped(vector: Tensor) -> Tensor:
         return product(vector.to(gradient.dtype)).double() + settings.damping * vector
 
-    direction, residual = conjugate_gradient(damped, target, iterations=settings.cg_iterations)
-    curvature = float(direction @ (target - residual))
+    direction = conjugate_gradient(damped, target, iterations=settings.cg_iterations)
+    # As with the product of the direction, since the residual is orthogonal to the direction.
+    curvature = float(direction @ target)
     if not (math.isfinite(curvature) and curvature > 0.0):
         return torch.zeros_like(gradient)
     step = -math.sqrt(2.0 * settings.max_kl / curvature) * direction

@@ -325,6 +325,14 @@ def test_only_what_breaks_before_its_end_has_failed(
     np.testing.assert_allclose(outcome.rewards[:, 0], moved, rtol=1e-6)
 
 
+def test_a_replay_goes_from_the_state_that_was_saved() -> None:
+    simulations, still = HalfCheetahBackwardVector(2).simulations, np.zeros((3, 6))
+    simulations.data[1].qvel[3] = 1e13
+    saved = simulations.save(range(2))
+    assert [simulations.replay_fails(saved[i], still) for i in range(2)] == [False, True]
+    assert not simulations.failed().any()  # only their copies have moved
+
+
 @pytest.mark.parametrize(("family", "options"), [FAMILIES[0], FAMILIES[3], FAMILIES[5]])
 def test_without_mujocos_library_the_bits_are_the_same(
     family: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
