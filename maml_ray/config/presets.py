@@ -57,19 +57,40 @@ _LONG: Data = {
     "outer": {"learning_rate": 1e-3, "final_learning_rate": 1e-4},
 }
 # Many small updates: with 20 episodes the first 2 million steps lead to half as much.
+_SMALL_BATCH: Data = {
+    "meta_batch": {"tasks": 10, "episodes": 4},
+    "outer": {"tasks_per_minibatch": 5},
+}
 _DIRECTION: Data = {
     "run": {"iterations": 500},
     "task": {"name": "half-cheetah-direction", "horizon": 200},
-    "meta_batch": {"tasks": 10, "episodes": 4},
     # Two gaits share little. Forward, over three seeds: 1,140 to 1,190; with 0.1, 1,000 to 1,250.
     "inner": {"learning_rate": 2.0, "context_variance": 2.0},
-    "outer": {"tasks_per_minibatch": 5},
 }
 _VELOCITY: Data = {
     "run": {"iterations": 200},
     "task": {"name": "half-cheetah-velocity", "horizon": 200},
     "meta_batch": {"tasks": 20, "episodes": 4},
     "outer": {"tasks_per_minibatch": 10},
+}
+
+_ANT: Data = {
+    "run": {"iterations": 900},
+    # The reward of PEARL's ants. The control cost makes noise expensive.
+    "task": {
+        "name": "ant-direction",
+        "horizon": 200,
+        "options": {"control_cost": 0.5, "survival_bonus": 1.0},
+    },
+    "policy": {"initial_log_std": -1.2},
+    "meta_batch": {"tasks": 4, "episodes": 10},
+    "inner": {"learning_rate": 2.0, "context_variance": 0.5},
+    "outer": {"learning_rate": 3e-3, "tasks_per_minibatch": 2},
+}
+
+_BACKWARD: Data = {
+    "run": {"iterations": 1000},
+    "task": {"name": "half-cheetah-backward", "horizon": 200},
 }
 
 _POINT: Data = {
@@ -244,6 +265,7 @@ PRESETS: Mapping[str, Preset] = dict(
             "The half-cheetah must run forward or backward but is not told which.",
             "4 minutes",
             _CONTEXT,
+            _SMALL_BATCH,
             _DIRECTION,
         ),
         _preset(
@@ -251,6 +273,7 @@ PRESETS: Mapping[str, Preset] = dict(
             "The same with a larger network and four times as many steps.",
             "20 minutes",
             _CONTEXT,
+            _SMALL_BATCH,
             _DIRECTION,
             _LONG,
             {"run": {"iterations": 2000}},
@@ -261,6 +284,23 @@ PRESETS: Mapping[str, Preset] = dict(
             "4 minutes",
             _CONTEXT,
             _VELOCITY,
+        ),
+        _preset(
+            "backward-long",
+            "The half-cheetah must run backward, the default's task, with a larger network.",
+            "15 minutes",
+            _CONTEXT,
+            _LONG,
+            _SMALL_BATCH,
+            _BACKWARD,
+        ),
+        _preset(
+            "ant-direction",
+            "The ant must run forward or backward, with the rewards of PEARL's.",
+            "1 hour",
+            _CONTEXT,
+            _LONG,
+            _ANT,
         ),
         _preset(
             "finn2017",

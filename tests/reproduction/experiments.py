@@ -12,6 +12,7 @@ PLOTS: Mapping[str, str] = {
     "direction": "Half-cheetah, two directions",
     "direction-100": "Half-cheetah, two directions, episodes of 100 steps",
     "velocity": "Half-cheetah, target speeds",
+    "backward": "Half-cheetah, backward",
     "ant": "Ant, two directions",
     "walker": "Walker, random dynamics",
     "ablation": "Ablation at equal budget: half-cheetah, two directions",
@@ -98,32 +99,48 @@ _ALL_PARAMETERS = ("inner.parameters=all", *_FIXED_RATES)
 # As many steps in an iteration as with one support set.
 _NO_ADAPTATION = (*_ALL_PARAMETERS, "inner.steps=0", "meta_batch.episodes=8")
 _ORACLE = (*_NO_ADAPTATION, "task.observe_parameters=true")
+_WALKER = (
+    "task.name=walker2d-random-dynamics",
+    "inner.learning_rate=3",
+    "inner.context_variance=0.1",
+    "outer.learning_rate=0.003",
+)
 # As many steps in an iteration as with a horizon of 200.
 _SHORT = ("task.horizon=100", "meta_batch.episodes=8")
 
-_BUDGET = 8_000_000
-"""Environment steps of the ablation, those of the preset ``direction``."""
+_BUDGET = 2_000_000
+"""Environment steps of each run of the ablation."""
 _VELOCITY_BUDGET = 6_400_000
 _ONE_SEED = (0,)
 """Baselines of one seed show the size of an effect, not its spread."""
 
 
 def _ablation(name: str, *overrides: str) -> Experiment:
-    return Experiment(f"direction-{name}", "direction", ("ablation",), _BUDGET, overrides)
+    return Experiment(f"direction-{name}", "direction", ("ablation",), _BUDGET, overrides, steps=1)
 
 
 EXPERIMENTS: tuple[Experiment, ...] = (
-    Experiment("direction", "direction", ("direction", "ablation")),
+    Experiment("direction", "direction", ("direction",)),
     Experiment("direction-long", "direction-long", ("direction",), animated=True),
+    _ablation("context"),
     _ablation("all-parameters", *_ALL_PARAMETERS),
     _ablation("first-order", *_ALL_PARAMETERS, "outer.order=first"),
     _ablation("learned-rates", "inner.parameters=all", "inner.learning_rate=0.1"),
     _ablation("anil", "inner.parameters=head", *_FIXED_RATES),
     _ablation("reptile", *_ALL_PARAMETERS, "outer.objective=reptile"),
     _ablation("no-adaptation", *_NO_ADAPTATION),
-    Experiment("direction-oracle", "direction", ("direction",), _BUDGET, _ORACLE, _ONE_SEED),
-    Experiment("direction-trpo", "direction", ("direction",), _BUDGET, _TRPO),
+    Experiment(
+        "direction-oracle", "direction-long", ("direction",), 16_000_000, _ORACLE, _ONE_SEED
+    ),
+    Experiment("direction-trpo", "direction", ("direction",), 8_000_000, _TRPO),
     Experiment("velocity", "velocity", ("velocity",), _VELOCITY_BUDGET),
+    Experiment(
+        "velocity-3",
+        "velocity",
+        ("velocity",),
+        _VELOCITY_BUDGET,
+        ('task.options={"speed_range": [0.0, 3.0]}',),
+    ),
     # These two have learned no inner rates, and 0.1 is too large for more than one step.
     Experiment(
         "velocity-no-adaptation",
@@ -143,6 +160,9 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         _ONE_SEED,
         steps=1,
     ),
+    Experiment("backward-long", "backward-long", ("backward",)),
+    Experiment("walker", "direction-long", ("walker",), 8_000_000, _WALKER, animated=True),
+    Experiment("ant-direction", "ant-direction", ("ant",), animated=True, steps=1),
     # A horizon of 100 steps, as ProMP, RLlib and learn2learn.
     Experiment("direction-100", "direction", ("direction-100",), 8_000_000, _SHORT),
     Experiment(
