@@ -31,8 +31,7 @@ def conjugate_gradient(product: Product, target: Tensor, *, iterations: int) -> 
 
     Hestenes and Stiefel 1952, for a positive definite product. Stops early once the residual is
     negligible, or at a direction without positive curvature, which rounding or a wrong product
-    cause. Computes in the type of ``target``: in float32 the directions lose their conjugacy within
-    ten iterations.
+    cause.
     """
     solution = torch.zeros_like(target)
     residual, direction = target.clone(), target.clone()
@@ -59,18 +58,16 @@ def natural_step(gradient: Tensor, product: Product, settings: TrustRegionSettin
     ``-sqrt(2 max_kl / (g F^-1 g)) F^-1 g``, with ``F`` the damped Fisher matrix, given by its
     ``product`` with a vector. Zero if the gradient is zero or the result is not finite.
     """
-    target = gradient.double()
 
     def damped(vector: Tensor) -> Tensor:
-        return product(vector.to(gradient.dtype)).double() + settings.damping * vector
+        return product(vector) + settings.damping * vector
 
-    direction = conjugate_gradient(damped, target, iterations=settings.cg_iterations)
-    # As with the product of the direction, since the residual is orthogonal to the direction.
-    curvature = float(direction @ target)
+    direction = conjugate_gradient(damped, gradient, iterations=settings.cg_iterations)
+    # That of the direction and its product, since the residual is orthogonal to the direction.
+    curvature = float(direction @ gradient)
     if not (math.isfinite(curvature) and curvature > 0.0):
         return torch.zeros_like(gradient)
-    step = -math.sqrt(2.0 * settings.max_kl / curvature) * direction
-    return step.to(gradient.dtype)
+    return -math.sqrt(2.0 * settings.max_kl / curvature) * direction
 
 
 class TrustRegionOptimizer(OuterOptimizer):
