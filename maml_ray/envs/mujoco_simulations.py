@@ -46,6 +46,9 @@ class Simulations:
         model: of all.
         data: an ``MjData`` of each.
         layout: of a state's row, of R numbers.
+
+    Raises:
+        ValueError: a tracked field is not a contiguous array.
     """
 
     def __init__(
@@ -69,6 +72,9 @@ class Simulations:
         }
         self._warnings = [_reset_warnings(data) for data in self.data]
         self._fields = [[field(data) for field in fields.values()] for data in self.data]
+        for name, array in zip(fields, self._fields[0], strict=True):
+            if not array.flags.c_contiguous:  # what is read would be a copy, made once
+                raise ValueError(f"the field {name} must be a contiguous array of MjData")
         shapes = (array.shape for array in self._fields[0])
         self.layout = StateLayout(dict(zip(fields, shapes, strict=True)))
         self._flat_fields = [array.reshape(-1) for row in self._fields for array in row]

@@ -399,6 +399,18 @@ def test_parts_must_make_up_the_observation() -> None:
         Short(SwimmerEnv(), 2)
 
 
+class Strided(Swimmers):
+    """A family that tracks what does not lie together in MuJoCo's memory."""
+
+    def tracked_fields(self) -> dict[str, Any]:
+        return {"planar": lambda data: data.xpos[:, :2]}
+
+
+def test_tracked_fields_must_lie_together() -> None:
+    with pytest.raises(ValueError, match="the field planar must be a contiguous array of MjData"):
+        Strided(SwimmerEnv(), 2)
+
+
 def test_noise_that_is_no_number_breaks_its_own_episode_and_nothing_else() -> None:
     env = HalfCheetahBackwardVector(3, max_episode_steps=20)
     policy = policy_kernel(env)
