@@ -182,15 +182,9 @@ class _TrainingLoop:
     def _iterate(self) -> None:
         started = self.actors.started_at  # before the wait for the learner, which counts
         first = self.progress.iteration
-        assignments = _assignments(self.settings, self.tasks, first)
         for iteration in range(first, self.settings.run.iterations):
-            following = _assignments(self.settings, self.tasks, iteration + 1)
-            collected, update = self.actors.run_iteration(
-                assignments,
-                following,
-                during_update=self.settings.meta_batch.async_collection,
-            )
-            assignments = following
+            assignments = _assignments(self.settings, self.tasks, iteration)
+            collected, update = self.actors.run_iteration(assignments, self._prefetch(iteration))
             now = time.perf_counter()
             record = self._record(update, collected, now - started)
             started = now  # the rest of this body counts as the next iteration's ``rest_s``
@@ -202,6 +196,12 @@ class _TrainingLoop:
                     "this iteration: see 'maml-ray check' for what they report"
                 )
             self._save(update)
+
+    def _prefetch(self, iteration: int) -> list[Assignment]:
+        """Return the assignments to collect during the update of ``iteration``."""
+        if not self.settings.meta_batch.async_collection:
+            return []
+        return _assignments(self.settings, self.tasks, iteration + 1)
 
     def _record(
         self, update: UpdateMetrics, collected: CollectedBatch, wall_s: float

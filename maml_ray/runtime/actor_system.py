@@ -61,32 +61,24 @@ class ActorSystem:
         """Start to collect the meta-batch of the next :meth:`run_iteration`, if there is one."""
         if assignments:
             self._prefetched = self.pool.submit(self._collection_params(), assignments)
-            self.pool.dispatch()
 
     def run_iteration(
-        self,
-        assignments: Sequence[Assignment],
-        following: Sequence[Assignment] = (),
-        *,
-        during_update: bool = False,
+        self, assignments: Sequence[Assignment], prefetched: Sequence[Assignment] = ()
     ) -> tuple[CollectedBatch, UpdateMetrics]:
         """Collect a meta-batch and update from it; repeat both if rollouts are lost in between.
 
         Args:
-            assignments: the meta-batch, which the previous call may have begun to collect.
-            following: the next meta-batch, if any. Actors begin with it at once, while the caller
-                looks at the outcome of this iteration.
-            during_update: they begin with it before the update, with the parameters before it.
+            assignments: the meta-batch, which may have been prefetched by the previous call.
+            prefetched: the next meta-batch, which free actors collect with the latest parameters
+                while the learner works.
 
         Raises:
             TrainingFailed: a piece of work failed too often, or a fault budget is spent.
             Interrupted: a stop was requested.
         """
         batch = self._prefetched or self.pool.submit(self._collection_params(), assignments)
-        self._prefetched, poll_fn = None, None
-        if during_update and following:
-            self._prefetched = self.pool.submit(self.parameters, following)
-            poll_fn = self.pool.step
+        self._prefetched = self.pool.submit(self.parameters, prefetched) if prefetched else None
+        poll_fn = self.pool.step if prefetched else None
         collected = self.pool.finish(batch, self._prepare)
         while True:
             try:
@@ -100,8 +92,6 @@ class ActorSystem:
             else:
                 self._check_counts(collected.counts, len(assignments))
                 self.parameters = ray.put(policy_snapshot(self.policy, self.learner.state))
-                if not during_update:
-                    self.prefetch(following)
                 return collected, update
 
     def latest(self) -> tuple[int, ray.ObjectRef[Any]]:

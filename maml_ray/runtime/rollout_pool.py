@@ -204,7 +204,7 @@ class RolloutPool:
             self._actors.scale_to_cluster()
         if not self._queue.is_finished:
             self._actors.require_any_alive()
-        self.dispatch()
+        self._dispatch()
         for handle, ref in self._wait(wake_on):
             self._handle(handle, ref)
         if scaling:  # after the replies, since late work may just have finished
@@ -256,7 +256,7 @@ class RolloutPool:
         kept = {i: one for i, one in enumerate(earlier.rollouts) if one.node_id in alive}
         return kept if len(kept) < len(earlier.rollouts) else {}
 
-    def dispatch(self) -> None:
+    def _dispatch(self) -> None:
         """Give work to free actors.
 
         While there is plenty of work each gets a second piece, which hides the transfer time.

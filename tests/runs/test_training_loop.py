@@ -71,10 +71,9 @@ class FakeActorSystem:
         self.learner = SimpleNamespace(state=state.learner)
         self.started_at = time.perf_counter()
 
-    def run_iteration(self, assignments: Any, following: Any, *, during_update: bool) -> Any:
+    def run_iteration(self, assignments: Any, prefetched: Any) -> Any:
         iteration = assignments[0].iteration
-        assert during_update == self.settings.meta_batch.async_collection
-        self.asked.append((keys(assignments), keys(following)))
+        self.asked.append((keys(assignments), keys(prefetched)))
         self.during(iteration)
         self.learner.state = replace(self.learner.state, version=iteration + 1)
         behind = iteration - assignments[0].version
@@ -219,7 +218,7 @@ def test_without_async_collection_nothing_is_prefetched(
 ) -> None:
     with prepared_run(tmp_path) as run:
         run.loop.run()
-    assert run.actors.asked == [({(0, 0)}, {(1, 1)}), ({(1, 1)}, {(2, 2)}), ({(2, 2)}, set())]
+    assert run.actors.asked == [({(i, i)}, set()) for i in range(3)]
 
 
 def test_async_collection_prefetches_with_the_version_before_the_update(

@@ -56,11 +56,8 @@ class FakePool:
         for batch, work in self.work:
             batch.finish(work, SimpleNamespace(rollouts=work))
         self.work = []
-        self.dispatch()
-
-    def dispatch(self) -> None:
         waiting = next((one for one in self.batches if one.num_queued), None)
-        if waiting is not None and not self.work:
+        if waiting is not None:
             work = waiting.next_item()
             assert work.version == waiting.parameters.version
             self.log.append(f"collect {work.iteration}.{work.task_index}")
@@ -146,9 +143,9 @@ def work(chosen: Settings, iteration: int) -> list[Assignment]:
 def run_iterations(system: ActorSystem, chosen: Settings, first: int, last: int) -> None:
     """Run iterations ``first`` to ``last`` as the training loop does."""
     for iteration in range(first, last + 1):
-        following = work(chosen, iteration + 1) if iteration < last else ()
-        during_update = chosen.meta_batch.async_collection
-        system.run_iteration(work(chosen, iteration), following, during_update=during_update)
+        prefetch = chosen.meta_batch.async_collection and iteration < last
+        prefetched = work(chosen, iteration + 1) if prefetch else ()
+        system.run_iteration(work(chosen, iteration), prefetched)
 
 
 def started(
@@ -230,13 +227,6 @@ def test_without_overlap_collecting_and_learning_alternate() -> None:
         *("submit 0 with 0", "collect 0.0", "collect 0.1", "prefetch 0.0", "update 0", "updated 0"),
         *("submit 1 with 1", "collect 1.0", "collect 1.1", "prefetch 1.0", "update 1", "updated 1"),
     ]
-
-
-def test_actors_work_on_while_the_driver_looks_at_an_iteration() -> None:
-    log: Log = []
-    system = fake_system(settings(), log)
-    system.run_iteration(work(settings(), 0), work(settings(), 1))
-    assert log[-3:] == ["updated 0", "submit 1 with 1", "collect 1.0"]
 
 
 def test_with_overlap_the_next_meta_batch_is_collected_during_the_update() -> None:
