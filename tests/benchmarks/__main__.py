@@ -20,10 +20,12 @@ from tests.benchmarks.machine import machine, versions
 from tests.benchmarks.ratios import Ratio, compare, medians
 
 CONTESTS = (
+    ("half-cheetah-backward", 4),
     ("half-cheetah-backward", 10),
     ("half-cheetah-backward", 20),
     ("ant-direction", 20),
     ("walker2d-random-dynamics", 20),
+    ("hopper-random-dynamics", 20),
 )
 """Families, and the number of episodes collected at once."""
 
