@@ -288,7 +288,7 @@ PRESETS: Mapping[str, Preset] = dict(
         _preset(
             "backward-long",
             "The half-cheetah must run backward, the default's task, with a larger network.",
-            "15 minutes",
+            "20 minutes",
             _CONTEXT,
             _LONG,
             _SMALL_BATCH,

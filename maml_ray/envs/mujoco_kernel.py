@@ -93,15 +93,14 @@ def get_pointers(
     Args:
         model: of all.
         simulations: K instances of ``MjData``.
-        fields: of each simulation, the arrays of its state's row, in its memory.
+        fields: of each simulation, the contiguous arrays of its state's row, in its memory.
         frame_skip: physics steps of a control step.
         contact_forces: compute contact forces after each control step.
     """
     step = function_address("mj_step")
     after = function_address("mj_rnePostConstraint") if contact_forces else 0
-    flat = [array for row in fields for array in row]
-    is_plain = all(each.dtype == np.float64 and each.flags.c_contiguous for each in flat)
-    if step is None or after is None or not is_plain or not hasattr(model, "_address"):
+    is_double = all(array.dtype == np.float64 for row in fields for array in row)
+    if step is None or after is None or not is_double or not hasattr(model, "_address"):
         return None
     return SimulationPointers(
         step=step,
@@ -153,15 +152,7 @@ def run_steps(
     """
     rows, observations, actions, env_actions = arrays
     for step in range(len(actions)):
-        act(
-            policy.network,
-            policy.action_map,
-            policy.noise[step],
-            observations[step],
-            scratch,
-            actions[step],
-            env_actions[step],
-        )
+        act(policy, step, observations[step], scratch, actions[step], env_actions[step])
         for i in indices:
             control = _float64_array(simulations.controls[i], actions.shape[2])
             for j in range(actions.shape[2]):

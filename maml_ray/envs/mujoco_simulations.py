@@ -19,7 +19,7 @@ from maml_ray.envs import mujoco_kernel
 from maml_ray.envs.mujoco_kernel import StepArrays
 from maml_ray.envs.mujoco_state import Selection, StateLayout
 from maml_ray.envs.vector_env import Bool, Float64
-from maml_ray.kernels.policy_forward import PolicyKernel
+from maml_ray.kernels.policy_forward import PolicyKernel, act
 
 Field = Callable[[Any], NDArray[np.float64]]
 """Returns a live array of an ``MjData``, such as ``lambda data: data.xpos[1]``."""
@@ -106,24 +106,14 @@ class Simulations:
         arrays: StepArrays,
     ) -> None:
         """Run T control steps of some simulations: see :func:`mujoco_kernel.run_steps`."""
-        if self._pointers is None:
-            self._run_steps_in_python(indices, policy, selection, arrays)
-        else:
-            scratch = policy.network.make_scratch(len(self.data))
+        scratch = policy.network.make_scratch(len(self.data))
+        if self._pointers is not None:
             mujoco_kernel.run_steps(self._pointers, indices, policy, selection, scratch, arrays)
-
-    def _run_steps_in_python(
-        self,
-        indices: NDArray[np.int64],
-        policy: PolicyKernel,
-        selection: Selection,
-        arrays: StepArrays,
-    ) -> None:
-        """Do the same one by one."""
+            return
         rows, observations, actions, env_actions = arrays
-        moving, scratch = indices.tolist(), policy.network.make_scratch(len(self.data))
+        moving = indices.tolist()
         for step in range(len(actions)):
-            policy.act(step, observations[step], scratch, actions[step], env_actions[step])
+            act(policy, step, observations[step], scratch, actions[step], env_actions[step])
             self.advance(moving, env_actions[step].astype(np.float64))
             self.read(rows[step + 1])
             observations[step + 1] = selection.observe(rows[step + 1])
@@ -137,7 +127,7 @@ class Simulations:
         return np.array([_has_failed(warnings) for warnings in self._warnings])
 
     def save(self, indices: Iterable[int]) -> dict[int, Float64]:
-        """Return the whole states of some simulations, to :meth:`replay` from."""
+        """Return the whole states of some simulations, to replay from."""
         size = mujoco.mj_stateSize(self.model, _FULL_STATE)
         saved = {i: np.empty(size) for i in indices}
         for i, state in saved.items():

@@ -18,7 +18,7 @@ class State(NamedTuple):
     Attributes:
         positions: (..., nq), ``qpos``.
         velocities: (..., nv), ``qvel``.
-        tracked: by name, (..., *shape), what :meth:`MujocoVectorEnv.track` has added.
+        tracked: by name, (..., *shape), the ``tracked_fields`` of a ``MujocoVectorEnv``.
     """
 
     positions: Float64
@@ -86,12 +86,15 @@ class Selection(NamedTuple):
         """Select ``parts``.
 
         Raises:
-            KeyError: there is no such field.
+            ValueError: there is no such field.
         """
         columns: list[int] = []
         low: list[float] = []
         high: list[float] = []
         for part in parts:
+            if part.field not in layout.places:
+                known = ", ".join(layout.places)
+                raise ValueError(f"a state has no field {part.field!r} (there are: {known})")
             place = layout.places[part.field]
             chosen = range(place.start + part.start, place.stop)
             columns += chosen

@@ -20,7 +20,7 @@ from maml_ray.envs.episode_log import EpisodeLog, Rollout
 from maml_ray.envs.mujoco_kernel import StepArrays
 from maml_ray.envs.mujoco_simulations import Field, Simulations
 from maml_ray.envs.mujoco_state import Part, Selection, State
-from maml_ray.envs.vector_env import BatchEnv, Bool, Float64, Infos, Transition
+from maml_ray.envs.vector_env import BatchEnv, Bool, Float64, Transition
 from maml_ray.kernels.policy_forward import Float32, PolicyKernel
 
 LOOK_EVERY = 25
@@ -78,8 +78,18 @@ class MujocoVectorEnv(BatchEnv, ABC):
         size, shape = len(self._selection.columns), env.observation_space.shape
         if self._observes_parts and (size,) != shape:
             raise ValueError(f"the observation has shape {shape}, its parts have {size} numbers")
-        self._look = True
+        self._expects_ends = True
         self._row, self._row_before = np.zeros((2, num_envs, self._layout.size))
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse what a rollout would pass over: it does not call the final methods of a step."""
+        super().__init_subclass__(**kwargs)
+        for name in vars(cls):
+            if getattr(getattr(MujocoVectorEnv, name, None), "__final__", False):
+                raise TypeError(
+                    f"{cls.__name__} overrides {name}: whole episodes do not call it, define "
+                    "assess_step, and observation_parts or observe"
+                )
 
     def tracked_fields(self) -> Mapping[str, Field]:
         """Return fields of states by name, besides positions and velocities: none here."""
@@ -106,11 +116,6 @@ class MujocoVectorEnv(BatchEnv, ABC):
     def assess(self, actions: NDArray[Any]) -> Transition:
         """Return the outcome (K,) of the last step."""
         return self.assess_step(self._layout.view(self._row_before), self.state, actions)
-
-    @final
-    def step(self, actions: NDArray[Any]) -> tuple[Float64, Float64, Bool, Bool, Infos]:
-        """Advance each simulation by one control step: see :meth:`BatchEnv.step`."""
-        return super().step(actions)
 
     @final
     def advance(self, indices: Sequence[int], actions: NDArray[Any]) -> None:
@@ -152,14 +157,13 @@ class MujocoVectorEnv(BatchEnv, ABC):
         arrays = StepArrays(rows, observations, actions, np.zeros(actions.shape, np.float32))
         rows[0], observations[0] = self._row, self.observe()
         log = EpisodeLog(steps, self.num_envs)
-        # Where none has ended in the last rollout, none is expected to end in this one.
-        look_every, end = LOOK_EVERY if self._look else steps, 0
+        look_every, end = LOOK_EVERY if self._expects_ends else steps, 0
         while end < steps and log.alive.any():
             start, end = end, min(end + look_every, steps)
             noise = policy.noise[start:end]
             self._run_part(policy._replace(noise=noise), arrays.part(start, end), start, log)
-        self._look = not log.alive.all()
-        self._row[:] = rows[end]
+        self._expects_ends = not log.alive.all()  # as in the last rollout
+        self.simulations.read(self._row)
         outcome = log.result()
         self._elapsed += outcome.mask.sum(axis=0)
         self._done = outcome.terminated | self._truncations()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import gymnasium as gym
 import numpy as np
@@ -164,6 +164,7 @@ class BatchEnv(VectorEnv[Float64, NDArray[Any], NDArray[Any]], ABC):
         self.read_states()
         return self.observe(), _masked_infos(self.reset_infos(), mask)
 
+    @final
     def step(self, actions: NDArray[Any]) -> tuple[Float64, Float64, Bool, Bool, Infos]:
         """Advance each simulation by one control step with ``actions`` (K, A).
 

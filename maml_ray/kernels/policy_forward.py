@@ -144,42 +144,31 @@ class PolicyKernel(NamedTuple):
     noise: Float32
     action_map: ActionMap
 
-    def act(
-        self,
-        step: int,
-        observations: Float32,
-        scratch: Float32,
-        actions: Float32,
-        env_actions: Float32,
-    ) -> None:
-        """Compute the actions of a step.
-
-        Args:
-            step: index into the noise.
-            observations: (K, D).
-            scratch: of :meth:`PackedMLP.make_scratch`, overwritten.
-            actions: (K, A) as recorded, overwritten.
-            env_actions: (K, A) the environment's, overwritten.
-        """
-        noise = self.noise[step]
-        act(self.network, self.action_map, noise, observations, scratch, actions, env_actions)
-
 
 @jit
 def act(
-    network: PackedMLP,
-    action_map: ActionMap,
-    noise: Float32,
+    policy: PolicyKernel,
+    step: int,
     observations: Float32,
     scratch: Float32,
     actions: Float32,
     env_actions: Float32,
 ) -> None:
-    """Compute the actions (K, A) of a step: see :meth:`PolicyKernel.act`."""
-    mlp_forward(network, observations, scratch, actions)
+    """Compute the actions of a step.
+
+    Args:
+        policy: acts, with its noise.
+        step: index into the noise.
+        observations: (K, D).
+        scratch: of :meth:`PackedMLP.make_scratch`, overwritten.
+        actions: (K, A) as recorded, overwritten.
+        env_actions: (K, A) the environment's, overwritten.
+    """
+    mlp_forward(policy.network, observations, scratch, actions)
+    action_map = policy.action_map
     for i in range(len(actions)):
         for j in range(actions.shape[1]):
-            actions[i, j] += noise[i, j]
+            actions[i, j] += policy.noise[step, i, j]
             value = actions[i, j] * action_map.factor[j] + action_map.offset[j]
             # NaN propagates with this order of the arguments.
             env_actions[i, j] = max(min(value, action_map.high[j]), action_map.low[j])

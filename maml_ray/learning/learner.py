@@ -196,7 +196,8 @@ class MetaLearner:
                 version=collection_version(self.settings.meta_batch, self.version),
             )
             self._builder = self._builder or self._new_builder()
-            self._builder.add(task)
+            if task.failure is None:  # otherwise the update will be skipped
+                self._builder.add(task)
 
     def prepare(self, rollouts: Sequence[TaskRollouts]) -> MetaBatch:
         """Return the meta-batch of rollouts, which are in the order of their tasks."""

@@ -141,9 +141,6 @@ class RolloutWorker:
         phases, support_advantages, failure = self._run_phases(parameters, assignment, collecting)
         phases += [self._empty_phase()] * (self.settings.inner.steps + 1 - len(phases))
         *support, query = phases
-        if self.settings.inner.parameters != "context":
-            missing = support[len(support_advantages) :]
-            support_advantages += tuple(np.zeros_like(phase.rewards) for phase in missing)
         observations = np.concatenate([phase.observations[phase.mask] for phase in phases])
         rollouts = TaskRollouts(
             task=assignment.task,

@@ -141,7 +141,8 @@ class TaskRollouts:
         version: version of the parameters that collected it.
         support: one element per inner step, each collected by the policy before that step.
         query: collected by the policy after the last inner step.
-        support_advantages: (K, T) for each support set; none if only its returns count.
+        support_advantages: (K, T) for each support set that was collected; none if only returns
+            count.
         query_advantages: (K, T).
         obs_stats: statistics of the observations of all phases.
         failure: reason why the task cannot be learned from, or None. Phases that could not be
