@@ -270,13 +270,12 @@ PRESETS: Mapping[str, Preset] = dict(
         ),
         _preset(
             "direction-long",
-            "The same with a larger network and four times as many steps.",
+            "The same with five times as many steps, and smaller ones at the end.",
             "20 minutes",
             _CONTEXT,
             _SMALL_BATCH,
             _DIRECTION,
-            _LONG,
-            {"run": {"iterations": 2000}},
+            {"run": {"iterations": 2500}, "outer": {"final_learning_rate": 1e-4}},
         ),
         _preset(
             "velocity",
