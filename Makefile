@@ -152,8 +152,9 @@ chaos: dev ## Inject 56 faults into a run, which must end with the same bits, an
 fuzz: dev ## Test ten times as many damaged settings, arguments and directories, newly drawn (FACTOR=).
 	FUZZ=$(or $(FACTOR),10) $(BIN)/python -m pytest --timeout 3600 tests/bad_input $(ARGS)
 
-peers: dev ## Also install EnvPool and TorchRL, which make bench then measures.
+peers: dev ## Also install EnvPool, PufferLib and TorchRL, which make bench then measures.
 	$(PIP) -c $(CONSTRAINTS) envpool==1.2.5 torchrl==0.14.1
+	$(PIP) --no-deps pufferlib-core==3.0.23  # it asks for another PyTorch, to train with
 
 bench: dev ## Measure speed as ratios within one run (ARGS='--json FILE' to keep, '--against FILE' to compare; PART=recovery).
 	$(BIN)/python -m tests.benchmarks$(addprefix .,$(PART)) $(ARGS)

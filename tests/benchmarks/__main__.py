@@ -26,6 +26,7 @@ CONTESTS = (
     ("ant-direction", 20),
     ("walker2d-random-dynamics", 20),
     ("hopper-random-dynamics", 20),
+    (collection.SWIMMERS, 20),
 )
 """Families, and the number of episodes collected at once."""
 

@@ -8,11 +8,12 @@ states, from the same seeds, with the same actions.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+import gymnasium as gym
 import mujoco
 import numpy as np
 from gymnasium.vector import AutoresetMode
@@ -20,7 +21,10 @@ from mujoco import rollout as mujoco_rollout
 from numpy.typing import NDArray
 
 from maml_ray.config.settings import Settings, TaskSettings
-from maml_ray.envs.locomotion import FallingVectorEnv, LocomotionVectorEnv
+from maml_ray.envs.locomotion import FallingVectorEnv
+from maml_ray.envs.mujoco_state import Part, State
+from maml_ray.envs.mujoco_vector_env import MujocoVectorEnv
+from maml_ray.envs.vector_env import Transition
 from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.policies.spec import PolicySpec, initial_parameters
 from maml_ray.rollouts.collector import collect, reset_seeds
@@ -33,6 +37,8 @@ from tests.benchmarks.ratios import Ratio
 SEED = np.random.SeedSequence(0)
 FULL = "half-cheetah-backward"
 """The family of which all peers take part."""
+SWIMMERS = "swimmers"
+"""No family of this package: Gymnasium's, in a batch of one's own."""
 ENVPOOL = {FULL: "HalfCheetah-v4"}
 """What EnvPool has the like of, doing the same work."""
 
@@ -85,23 +91,70 @@ class CollectionResult:
         return ratios
 
 
-class Contest:
-    """One family's batch without ends, a policy for it (else a fresh one), and its actions."""
+class Swimmers(MujocoVectorEnv):
+    """A batch as a user writes it: docs/tasks.md has the same."""
 
-    def __init__(self, family: str, episodes: int, policy: NumpyPolicy | None = None) -> None:
-        tasks = resolve_tasks(TaskSettings(name=family))
-        assert isinstance(tasks, LocomotionTasks), f"{family} has no physics"
-        (task,) = tasks.sample(np.random.default_rng(0), 1)
-        self.family, self.episodes, self.vector = family, episodes, tasks.vector
-        self.task_kwargs = tasks.task_kwargs(task)
-        if issubclass(tasks.vector, FallingVectorEnv):
-            self.task_kwargs["terminate_when_unhealthy"] = False
-        self.env: LocomotionVectorEnv = tasks.vector(
-            episodes,
+    def observation_parts(self) -> list[Part]:
+        """As Gymnasium's swimmer observes."""
+        return [Part("qpos", start=2), Part("qvel")]
+
+    def assess_step(self, before: State, after: State, actions: NDArray[np.float32]) -> Transition:
+        """As Gymnasium's swimmer is rewarded."""
+        speed = (after.positions[..., 0] - before.positions[..., 0]) / self.dt
+        rewards = speed - 1e-4 * np.square(actions).sum(axis=-1)
+        return Transition(rewards, np.zeros(speed.shape, dtype=np.bool_), {"speed": speed})
+
+
+@dataclass(frozen=True)
+class Bodies:
+    """What is simulated, without ends of episodes.
+
+    Attributes:
+        env: Gymnasium's id of a single one.
+        keywords: its arguments.
+        batch: of so many.
+    """
+
+    env: str
+    keywords: Mapping[str, Any]
+    batch: Callable[[int], MujocoVectorEnv]
+
+    def single(self) -> Any:
+        """Return one of them, without wrappers."""
+        return gym.make(self.env, **self.keywords).unwrapped
+
+
+def bodies_of(family: str) -> Bodies:
+    """Return the bodies of a task of ``family``, or the swimmers."""
+    if family == SWIMMERS:
+        single: Any = gym.make("Swimmer-v5").unwrapped
+        return Bodies(
+            "Swimmer-v5", {}, lambda count: Swimmers(single, count, max_episode_steps=HORIZON)
+        )
+    tasks = resolve_tasks(TaskSettings(name=family))
+    assert isinstance(tasks, LocomotionTasks), f"{family} has no physics"
+    (task,) = tasks.sample(np.random.default_rng(0), 1)
+    keywords = tasks.task_kwargs(task)
+    if issubclass(tasks.vector, FallingVectorEnv):
+        keywords["terminate_when_unhealthy"] = False
+
+    def batch(count: int) -> MujocoVectorEnv:
+        return tasks.vector(
+            count,
             max_episode_steps=HORIZON,
             autoreset_mode=AutoresetMode.DISABLED,
-            **self.task_kwargs,
+            **keywords,
         )
+
+    return Bodies(env_id(tasks.vector.single.__name__), keywords, batch)
+
+
+class Contest:
+    """One family's batch, a policy for it (else a fresh one), and its actions."""
+
+    def __init__(self, family: str, episodes: int, policy: NumpyPolicy | None = None) -> None:
+        self.family, self.episodes, self.bodies = family, episodes, bodies_of(family)
+        self.env = self.bodies.batch(episodes)
         settings = Settings().policy
         assert (settings.hidden_sizes, settings.activation) == (HIDDEN, "tanh")
         spec = PolicySpec.from_spaces(
@@ -119,7 +172,7 @@ class Contest:
 
     def physics(self) -> Rounds:
         """``mujoco.rollout`` on this thread: the collection's own first states and actions."""
-        env: Any = self.vector.single(**self.task_kwargs)
+        env = self.bodies.single()
         model, data = env.model, mujoco.MjData(env.model)
         kind = mujoco.mjtState.mjSTATE_FULLPHYSICS
         states = np.zeros((self.episodes, mujoco.mj_stateSize(model, kind)))
@@ -132,8 +185,8 @@ class Contest:
 
     def task(self) -> Task:
         """The same for the peers."""
-        name = env_id(self.vector.single.__name__)
-        return Task(name, self.task_kwargs, self.actions, ENVPOOL.get(self.family))
+        bodies = self.bodies
+        return Task(bodies.env, bodies.keywords, self.actions, ENVPOOL.get(self.family))
 
 
 def measure(family: str, episodes: int, rounds: int) -> CollectionResult:

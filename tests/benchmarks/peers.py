@@ -16,7 +16,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 HORIZON = 200
@@ -81,7 +81,7 @@ def _gymnasium(mode: str) -> Callable[[Task, ExitStack], Rounds]:
     return prepare
 
 
-def _step_through(env: VectorEnv[Any, Any, Any], actions: NDArray[np.float32]) -> None:
+def _step_through(env: Any, actions: NDArray[np.float32]) -> None:
     env.reset(seed=0)
     for step in range(HORIZON):
         env.step(actions[:, step])
@@ -100,6 +100,18 @@ def _envpool(task: Task, opened: ExitStack) -> Rounds:
             env.step(actions[:, step])
 
     return step_through
+
+
+def _pufferlib(task: Task, opened: ExitStack) -> Rounds:
+    from pufferlib.emulation import GymnasiumPufferEnv
+    from pufferlib.vector import Serial, make
+
+    def single(buf: Any = None, seed: int = 0) -> Any:
+        return GymnasiumPufferEnv(env=gym.make(task.env, **task.keywords), buf=buf, seed=seed)
+
+    env = make(single, num_envs=task.episodes, backend=Serial)
+    opened.callback(env.close)
+    return lambda: _step_through(env, task.actions)
 
 
 def _mujoco_batch(task: Task, opened: ExitStack) -> Rounds:
@@ -207,6 +219,7 @@ PEERS = (
     Peer("gymnasium async", "steps only, a process each", "gymnasium", _gymnasium("async")),
     Peer("mujoco.batch", "physics only", "mujoco", _mujoco_batch, everywhere=True),
     Peer("envpool", "steps only", "envpool", _envpool, fits=lambda task: task.envpool is not None),
+    Peer("pufferlib, Serial", "steps only", "pufferlib-core", _pufferlib),
     Peer("stable-baselines3", "policy, value, storage", "stable-baselines3", _stable_baselines),
     Peer("torchrl, SerialEnv", "policy, storage", "torchrl", _torchrl(_torchrl_serial)),
     Peer("torchrl, gymnasium sync", "policy, storage", "torchrl", _torchrl(_torchrl_vector)),
