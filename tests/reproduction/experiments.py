@@ -108,7 +108,7 @@ _WALKER = (
 # As many steps in an iteration as with a horizon of 200.
 _SHORT = ("task.horizon=100", "meta_batch.episodes=8")
 
-_BUDGET = 2_000_000
+_BUDGET = 1_000_000
 """Environment steps of each run of the ablation."""
 _VELOCITY_BUDGET = 6_400_000
 _ONE_SEED = (0,)
