@@ -270,12 +270,13 @@ PRESETS: Mapping[str, Preset] = dict(
         ),
         _preset(
             "direction-long",
-            "The same with five times as many steps, and smaller ones at the end.",
+            "The same with a larger network and four times as many steps.",
             "20 minutes",
             _CONTEXT,
             _SMALL_BATCH,
             _DIRECTION,
-            {"run": {"iterations": 2500}, "outer": {"final_learning_rate": 1e-4}},
+            _LONG,
+            {"run": {"iterations": 2000}},
         ),
         _preset(
             "velocity",
