@@ -15,6 +15,7 @@ PLOTS: Mapping[str, str] = {
     "backward": "Half-cheetah, backward",
     "ant": "Ant, two directions",
     "walker": "Walker, random dynamics",
+    "hopper": "Hopper, random dynamics",
     "ablation": "Ablation at equal budget: half-cheetah, two directions",
 }
 """Titles of the groups of plots, by name."""
@@ -99,11 +100,21 @@ _ALL_PARAMETERS = ("inner.parameters=all", *_FIXED_RATES)
 # As many steps in an iteration as with one support set.
 _NO_ADAPTATION = (*_ALL_PARAMETERS, "inner.steps=0", "meta_batch.episodes=8")
 _ORACLE = (*_NO_ADAPTATION, "task.observe_parameters=true")
-_WALKER = (
-    "task.name=walker2d-random-dynamics",
+_DYNAMICS = (
     "inner.learning_rate=3",
     "inner.context_variance=0.1",
     "outer.learning_rate=0.003",
+)
+_WALKER = ("task.name=walker2d-random-dynamics", *_DYNAMICS)
+_HOPPER = ("task.name=hopper-random-dynamics", *_DYNAMICS)
+# At this rate the contexts of 0 and 3 m/s are about those that support episodes act with. A learned
+# rate falls, until these run at speeds that no query episode has seen.
+_FASTER = (
+    'task.options={"speed_range": [0.0, 3.0]}',
+    "inner.learning_rate=2.5",
+    "inner.learn_inner_rates=false",
+    "outer.learning_rate=0.0015",
+    "policy.min_log_std=-2.5",
 )
 # As many steps in an iteration as with a horizon of 200.
 _SHORT = ("task.horizon=100", "meta_batch.episodes=8")
@@ -111,6 +122,7 @@ _SHORT = ("task.horizon=100", "meta_batch.episodes=8")
 _BUDGET = 1_000_000
 """Environment steps of each run of the ablation."""
 _VELOCITY_BUDGET = 6_400_000
+_HOPPER_BUDGET = 2_400_000
 _ONE_SEED = (0,)
 """Baselines of one seed show the size of an effect, not its spread."""
 
@@ -139,7 +151,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         "velocity",
         ("velocity",),
         _VELOCITY_BUDGET,
-        ('task.options={"speed_range": [0.0, 3.0]}',),
+        _FASTER,
     ),
     # These two have learned no inner rates, and 0.1 is too large for more than one step.
     Experiment(
@@ -162,6 +174,16 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     ),
     Experiment("backward-long", "backward-long", ("backward",)),
     Experiment("walker", "direction-long", ("walker",), 8_000_000, _WALKER, animated=True),
+    Experiment("hopper", "direction-long", ("hopper",), _HOPPER_BUDGET, _HOPPER, _ONE_SEED),
+    Experiment(
+        "hopper-no-adaptation",
+        "direction-long",
+        ("hopper",),
+        _HOPPER_BUDGET,
+        (*_HOPPER, *_NO_ADAPTATION),
+        _ONE_SEED,
+        steps=1,
+    ),
     Experiment("ant-direction", "ant-direction", ("ant",), animated=True, steps=1),
     # A horizon of 100 steps, as ProMP, RLlib and learn2learn.
     Experiment("direction-100", "direction", ("direction-100",), 8_000_000, _SHORT),
