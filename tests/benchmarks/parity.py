@@ -88,29 +88,32 @@ def _parities(settings: Settings, device: torch.device) -> list[Parity]:
     ]
     batch, parameters = learner.prepare(rollouts), learner.parameters
     worker.close()
+    cpu = torch.device("cpu")
+    kernels = _backend(CompiledBackend, settings, worker.spec, cpu)
+    autograd = _backend(AutogradBackend, settings, worker.spec, device)
     results = []
     for dtype in TOLERANCES:
-        cpu = _gradient(CompiledBackend, settings, worker.spec, batch, parameters, dtype)
-        other = _gradient(
-            AutogradBackend, settings, worker.spec, batch, parameters, dtype, device
-        ).cpu()
-        difference = float((other - cpu).norm() / cpu.norm())
-        results.append(Parity(settings.outer.objective, dtype, difference))
+        expected = _gradient(kernels, batch, parameters, cpu, dtype)
+        difference = _gradient(autograd, batch, parameters, device, dtype).cpu() - expected
+        relative = float(difference.norm() / expected.norm())
+        results.append(Parity(settings.outer.objective, dtype, relative))
     return results
 
 
+def _backend(
+    kind: type[Backend], settings: Settings, spec: PolicySpec, device: torch.device
+) -> Backend:
+    microbatcher = make_microbatcher(device, settings, spec, threads=1)
+    return kind(settings.inner, settings.outer, spec, microbatcher)
+
+
 def _gradient(
-    kind: type[Backend],
-    settings: Settings,
-    spec: PolicySpec,
+    backend: Backend,
     batch: MetaBatch,
     parameters: Parameters,
+    device: torch.device,
     dtype: torch.dtype,
-    device: torch.device | None = None,
 ) -> Tensor:
-    device = device or torch.device("cpu")
-    microbatcher = make_microbatcher(device, settings, spec, threads=1)
-    backend = kind(settings.inner, settings.outer, spec, microbatcher)
     here = {
         name: value.detach().to(device, dtype).requires_grad_()
         for name, value in parameters.items()
