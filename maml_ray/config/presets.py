@@ -73,6 +73,14 @@ _VELOCITY: Data = {
     "meta_batch": {"tasks": 20, "episodes": 4},
     "outer": {"tasks_per_minibatch": 10},
 }
+# At this rate the contexts of 0 and 3 m/s are about those that support episodes act with. A learned
+# rate falls, until these run at speeds that no query episode has seen.
+_FASTER: Data = {
+    "task": {"options": {"speed_range": [0.0, 3.0]}},
+    "policy": {"min_log_std": -2.5},
+    "inner": {"learning_rate": 2.5, "learn_inner_rates": False},
+    "outer": {"learning_rate": 1.5e-3},
+}
 
 _ANT: Data = {
     "run": {"iterations": 900},
@@ -284,6 +292,14 @@ PRESETS: Mapping[str, Preset] = dict(
             "4 minutes",
             _CONTEXT,
             _VELOCITY,
+        ),
+        _preset(
+            "velocity-3",
+            "The same with target speeds up to 3 m/s instead of 2.",
+            "4 minutes",
+            _CONTEXT,
+            _VELOCITY,
+            _FASTER,
         ),
         _preset(
             "backward-long",

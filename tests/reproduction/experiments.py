@@ -107,15 +107,6 @@ _DYNAMICS = (
 )
 _WALKER = ("task.name=walker2d-random-dynamics", *_DYNAMICS)
 _HOPPER = ("task.name=hopper-random-dynamics", *_DYNAMICS)
-# At this rate the contexts of 0 and 3 m/s are about those that support episodes act with. A learned
-# rate falls, until these run at speeds that no query episode has seen.
-_FASTER = (
-    'task.options={"speed_range": [0.0, 3.0]}',
-    "inner.learning_rate=2.5",
-    "inner.learn_inner_rates=false",
-    "outer.learning_rate=0.0015",
-    "policy.min_log_std=-2.5",
-)
 # As many steps in an iteration as with a horizon of 200.
 _SHORT = ("task.horizon=100", "meta_batch.episodes=8")
 
@@ -146,13 +137,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     ),
     Experiment("direction-trpo", "direction", ("direction",), 8_000_000, _TRPO),
     Experiment("velocity", "velocity", ("velocity",), _VELOCITY_BUDGET),
-    Experiment(
-        "velocity-3",
-        "velocity",
-        ("velocity",),
-        _VELOCITY_BUDGET,
-        _FASTER,
-    ),
+    Experiment("velocity-3", "velocity-3", ("velocity",), _VELOCITY_BUDGET),
     # These two have learned no inner rates, and 0.1 is too large for more than one step.
     Experiment(
         "velocity-no-adaptation",
