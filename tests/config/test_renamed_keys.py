@@ -167,10 +167,13 @@ def test_the_command_line_says_the_present_key_in_one_line(
 ) -> None:
     path = write(tmp_path, json.dumps(nested(old, VALUES[old])))
     outcome = run("check", str(path))
-    assert (outcome.code, outcome.err) == (0, f"maml-ray: {path}: {old} is now {new}\n")
+    # A machine that takes long to try the tasks says that it does, in the next line.
+    assert (outcome.code, outcome.err.count("maml-ray: ")) == (0, 1)
+    assert outcome.err.startswith(f"maml-ray: {path}: {old} is now {new}\n")
     assert f"  {new.split('.')[1]}: " in outcome.out
     outcome = run("check", "--set", f"{old}={json.dumps(VALUES[old])}")
-    assert (outcome.code, outcome.err) == (0, f"maml-ray: {old} is now {new}\n")
+    assert (outcome.code, outcome.err.count("maml-ray: ")) == (0, 1)
+    assert outcome.err.startswith(f"maml-ray: {old} is now {new}\n")
 
 
 @pytest.mark.parametrize(
