@@ -195,7 +195,7 @@ def complete(*words: str) -> list[str]:
 
 def test_a_shell_completes_commands_presets_keys_and_runs(tmp_path: Path) -> None:
     assert complete("maml-ray", "ex") == ["explain", "export"]
-    assert complete("maml-ray", "train", "--preset", "v") == ["velocity"]
+    assert complete("maml-ray", "train", "--preset", "v") == ["velocity", "velocity-3"]
     assert complete("maml-ray", "train", "--set", "outer.ep") == ["outer.epochs="]
     assert "outer.trust_region" in complete("maml-ray", "explain", "outer.t")
     (tmp_path / "runs" / "mine").mkdir(parents=True)
