@@ -111,7 +111,9 @@ def _pufferlib(task: Task, opened: ExitStack) -> Rounds:
 
     env = make(single, num_envs=task.episodes, backend=Serial)
     opened.callback(env.close)
-    return lambda: _step_through(env, task.actions)
+    low, high = env.single_action_space.low, env.single_action_space.high
+    actions = np.clip(task.actions, low, high)  # it refuses others; the physics clips them itself
+    return lambda: _step_through(env, actions)
 
 
 def _mujoco_batch(task: Task, opened: ExitStack) -> Rounds:
