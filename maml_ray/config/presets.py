@@ -75,7 +75,7 @@ _VELOCITY: Data = {
 }
 # At this rate the contexts of 0 and 3 m/s are about those that support episodes act with. A learned
 # rate falls, until these run at speeds that no query episode has seen.
-_FASTER: Data = {
+_VELOCITY_3: Data = {
     "task": {"options": {"speed_range": [0.0, 3.0]}},
     "policy": {"min_log_std": -2.5},
     "inner": {"learning_rate": 2.5, "learn_inner_rates": False},
@@ -299,7 +299,7 @@ PRESETS: Mapping[str, Preset] = dict(
             "4 minutes",
             _CONTEXT,
             _VELOCITY,
-            _FASTER,
+            _VELOCITY_3,
         ),
         _preset(
             "backward-long",

@@ -22,9 +22,7 @@ from numpy.typing import NDArray
 
 from maml_ray.config.settings import Settings, TaskSettings
 from maml_ray.envs.locomotion import FallingVectorEnv
-from maml_ray.envs.mujoco_state import Part, State
 from maml_ray.envs.mujoco_vector_env import MujocoVectorEnv
-from maml_ray.envs.vector_env import Transition
 from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.policies.spec import PolicySpec, initial_parameters
 from maml_ray.rollouts.collector import collect, reset_seeds
@@ -33,12 +31,13 @@ from maml_ray.tasks.locomotion import LocomotionTasks
 from maml_ray.tasks.registry import env_id
 from tests.benchmarks.peers import HIDDEN, HORIZON, PEERS, Peer, Rounds, Task
 from tests.benchmarks.ratios import Ratio
+from tests.docs.pages import python_block
 
 SEED = np.random.SeedSequence(0)
 FULL = "half-cheetah-backward"
 """The family of which all peers take part."""
 SWIMMERS = "swimmers"
-"""No family of this package: Gymnasium's, in a batch of one's own."""
+"""No family of this package: the batch of one's own that docs/tasks.md shows."""
 ENVPOOL = {FULL: "HalfCheetah-v4"}
 """What EnvPool has the like of, doing the same work."""
 
@@ -91,20 +90,6 @@ class CollectionResult:
         return ratios
 
 
-class Swimmers(MujocoVectorEnv):
-    """A batch as a user writes it: docs/tasks.md has the same."""
-
-    def observation_parts(self) -> list[Part]:
-        """As Gymnasium's swimmer observes."""
-        return [Part("qpos", start=2), Part("qvel")]
-
-    def assess_step(self, before: State, after: State, actions: NDArray[np.float32]) -> Transition:
-        """As Gymnasium's swimmer is rewarded."""
-        speed = (after.positions[..., 0] - before.positions[..., 0]) / self.dt
-        rewards = speed - 1e-4 * np.square(actions).sum(axis=-1)
-        return Transition(rewards, np.zeros(speed.shape, dtype=np.bool_), {"speed": speed})
-
-
 @dataclass(frozen=True)
 class Bodies:
     """What is simulated, without ends of episodes.
@@ -127,9 +112,11 @@ class Bodies:
 def bodies_of(family: str) -> Bodies:
     """Return the bodies of a task of ``family``, or the swimmers."""
     if family == SWIMMERS:
-        single: Any = gym.make("Swimmer-v5").unwrapped
+        page: dict[str, Any] = {}
+        exec(python_block("tasks.md", "class Swimmers"), page)
+        single, swimmers = page["SwimmerEnv"](), page["Swimmers"]
         return Bodies(
-            "Swimmer-v5", {}, lambda count: Swimmers(single, count, max_episode_steps=HORIZON)
+            "Swimmer-v5", {}, lambda count: swimmers(single, count, max_episode_steps=HORIZON)
         )
     tasks = resolve_tasks(TaskSettings(name=family))
     assert isinstance(tasks, LocomotionTasks), f"{family} has no physics"

@@ -161,19 +161,24 @@ def test_both_keys_together_are_refused_in_a_sentence(tmp_path: Path, old: str, 
     assert (outcome.code, outcome.err) == (2, f"maml-ray: {path}: {sentence}\n")
 
 
+def without_status(err: str) -> str:
+    """Without what a check says that it does, on a machine that takes long over it."""
+    return err.replace("trying the tasks\n", "")
+
+
 @every_key
 def test_the_command_line_says_the_present_key_in_one_line(
     tmp_path: Path, old: str, new: str
 ) -> None:
     path = write(tmp_path, json.dumps(nested(old, VALUES[old])))
     outcome = run("check", str(path))
-    # A machine that takes long to try the tasks says that it does, in the next line.
-    assert (outcome.code, outcome.err.count("maml-ray: ")) == (0, 1)
-    assert outcome.err.startswith(f"maml-ray: {path}: {old} is now {new}\n")
+    assert (outcome.code, without_status(outcome.err)) == (
+        0,
+        f"maml-ray: {path}: {old} is now {new}\n",
+    )
     assert f"  {new.split('.')[1]}: " in outcome.out
     outcome = run("check", "--set", f"{old}={json.dumps(VALUES[old])}")
-    assert (outcome.code, outcome.err.count("maml-ray: ")) == (0, 1)
-    assert outcome.err.startswith(f"maml-ray: {old} is now {new}\n")
+    assert (outcome.code, without_status(outcome.err)) == (0, f"maml-ray: {old} is now {new}\n")
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,6 @@ _SHORT = ("task.horizon=100", "meta_batch.episodes=8")
 
 _BUDGET = 1_000_000
 """Environment steps of each run of the ablation."""
-_VELOCITY_BUDGET = 6_400_000
 _HOPPER_BUDGET = 2_400_000
 _ONE_SEED = (0,)
 """Baselines of one seed show the size of an effect, not its spread."""
@@ -135,26 +134,24 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment(
         "direction-oracle", "direction-long", ("direction",), 16_000_000, _ORACLE, _ONE_SEED
     ),
-    Experiment("direction-trpo", "direction", ("direction",), 8_000_000, _TRPO),
-    Experiment("velocity", "velocity", ("velocity",), _VELOCITY_BUDGET),
-    Experiment("velocity-3", "velocity-3", ("velocity",), _VELOCITY_BUDGET),
+    Experiment("direction-trpo", "direction", ("direction",), overrides=_TRPO),
+    Experiment("velocity", "velocity", ("velocity",)),
+    Experiment("velocity-3", "velocity-3", ("velocity",)),
     # These two have learned no inner rates, and 0.1 is too large for more than one step.
     Experiment(
         "velocity-no-adaptation",
         "velocity",
         ("velocity",),
-        _VELOCITY_BUDGET,
-        _NO_ADAPTATION,
-        _ONE_SEED,
+        overrides=_NO_ADAPTATION,
+        seeds=_ONE_SEED,
         steps=1,
     ),
     Experiment(
         "velocity-oracle",
         "velocity",
         ("velocity",),
-        _VELOCITY_BUDGET,
-        _ORACLE,
-        _ONE_SEED,
+        overrides=_ORACLE,
+        seeds=_ONE_SEED,
         steps=1,
     ),
     Experiment("backward-long", "backward-long", ("backward",)),
@@ -171,13 +168,12 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     ),
     Experiment("ant-direction", "ant-direction", ("ant",), animated=True, steps=1),
     # A horizon of 100 steps, as ProMP, RLlib and learn2learn.
-    Experiment("direction-100", "direction", ("direction-100",), 8_000_000, _SHORT),
+    Experiment("direction-100", "direction", ("direction-100",), overrides=_SHORT),
     Experiment(
         "direction-100-three-steps",
         "direction",
         ("direction-100",),
-        16_000_000,
-        (*_SHORT, "inner.steps=3"),
+        overrides=(*_SHORT, "inner.steps=3"),
     ),
 )
 """All experiments, in the order of the table."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from maml_ray.common.errors import UserError
 from maml_ray.common.normalization import Normalizer
+from maml_ray.config.loading import load_settings
 from maml_ray.config.settings import InnerSettings, PolicySettings
 from maml_ray.maml.distributions import Parameters, to_torch
 from maml_ray.maml.meta_parameters import initial_meta_parameters
@@ -95,6 +96,18 @@ def test_episodes_that_moved_nothing_give_no_gradient() -> None:
     without = with_returns(returns, None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no context_offsets"):
         context_gradient(without)
+
+
+def test_the_ends_of_velocity_3_adapt_to_what_support_episodes_act_with() -> None:
+    """If a pair runs at the lowest and the highest target speed, as the policy sees contexts."""
+    settings = load_settings(preset="velocity-3")
+    slowest, fastest = settings.task.options["speed_range"]
+    offsets = context_offsets(settings.meta_batch.episodes, 1)
+    speeds = np.where(offsets[:, 0] > 0, fastest, slowest)
+    for target, offset in ((slowest, offsets.min()), (fastest, offsets.max())):
+        gradient = context_gradient(with_returns(-6 * np.abs(speeds - target), offsets))
+        adapted = settings.inner.learning_rate * gradient
+        np.testing.assert_allclose(np.tanh(adapted), [np.tanh(offset)], atol=0.02)
 
 
 CONTEXT = InnerSettings(parameters="context", context_size=2)

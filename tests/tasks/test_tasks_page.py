@@ -19,16 +19,14 @@ from maml_ray.learning.rollout_worker import Assignment, RolloutWorker
 from maml_ray.policies.spec import PolicyParameters, initial_parameters
 from maml_ray.tasks.loading import resolve_tasks
 from maml_ray.tasks.registry import TASK_FAMILIES
+from tests.docs.pages import python_block
 
 PAGE = read_page("tasks")
 
 
-def code(containing: str) -> str:
-    """The page's one block of Python that has ``containing`` in it."""
-    (block,) = (
-        block for block in re.findall(r"```python\n(.*?)```", PAGE, re.S) if containing in block
-    )
-    return str(block)
+def code(marker: str) -> str:
+    """The page's one block of Python that has ``marker`` in it."""
+    return python_block("tasks.md", marker)
 
 
 def test_a_task_of_ones_own_is_rolled_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
