@@ -296,7 +296,7 @@ PRESETS: Mapping[str, Preset] = dict(
         _preset(
             "velocity-3",
             "The same with target speeds up to 3 m/s instead of 2.",
-            "4 minutes",
+            "5 minutes",
             _CONTEXT,
             _VELOCITY,
             _VELOCITY_3,
