@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from maml_ray.reporting.progress import format_duration
+from maml_ray.reporting.progress_text import format_duration
 
 if TYPE_CHECKING:
     from maml_ray.monitoring.registry import RunEntry

@@ -18,7 +18,7 @@ from maml_ray.config.settings import Settings
 from maml_ray.evaluation.intervals import format_interval
 from maml_ray.persistence.provenance import Provenance, read_provenance
 from maml_ray.persistence.run_dir import RunDir
-from maml_ray.reporting.progress import format_duration
+from maml_ray.reporting.progress_text import format_duration
 
 _MAX_EMBEDDED_BYTES = 200_000_000
 _SHORT_LIST = 16

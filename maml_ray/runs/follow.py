@@ -16,7 +16,7 @@ from maml_ray.config.settings import SettingsError
 from maml_ray.evaluation.agent import Agent
 from maml_ray.evaluation.intervals import format_interval
 from maml_ray.evaluation.results import Evaluation, EvaluationRow
-from maml_ray.reporting.progress import format_infos
+from maml_ray.reporting.progress_text import format_infos
 from maml_ray.runs.evaluate import (
     EvaluationConfig,
     check_evaluation_size,

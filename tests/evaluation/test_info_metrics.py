@@ -21,7 +21,7 @@ from maml_ray.learning.learner import MetaLearner
 from maml_ray.learning.rollout_worker import Assignment, RolloutWorker, sample_tasks
 from maml_ray.learning.state import UpdateMetrics
 from maml_ray.persistence.records import FaultCounts, IterationRecord, IterationTimings
-from maml_ray.reporting.progress import format_iteration
+from maml_ray.reporting.progress_text import format_iteration
 from maml_ray.reporting.tensorboard_tags import (
     evaluation_scalars,
     final_scalars,

@@ -13,11 +13,13 @@ from maml_ray.reporting.progress import (
     PlainProgress,
     TerminalProgress,
     TimeLeftEstimator,
+    make_progress,
+    status_line,
+)
+from maml_ray.reporting.progress_text import (
     format_duration,
     format_iteration,
     format_time_shares,
-    make_progress,
-    status_line,
 )
 from tests.reporting.conftest import MakeRecord
 
