@@ -20,13 +20,15 @@ from maml_ray.config.loading import dump_settings, load_settings
 from maml_ray.reporting.comparison import (
     Summary,
     comparison_figure,
+    interquartile_mean,
+    summarize,
+    write_comparison,
+)
+from maml_ray.reporting.run_groups import (
     describe_different_tasks,
     group_by_settings,
-    interquartile_mean,
     read_runs,
-    summarize,
     without_duplicates,
-    write_comparison,
 )
 from tests.reporting.conftest import MakeRecord
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from maml_ray.reporting.comparison import Run
+from maml_ray.reporting.run_groups import Run
 from tests.reproduction.measurements import Result
 from tests.reproduction.published_results import PublishedCurve, PublishedReturns
 from tests.reproduction.runs import EPISODES, FEW_EPISODES, TASKS

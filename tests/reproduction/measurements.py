@@ -12,7 +12,7 @@ import numpy as np
 from maml_ray.evaluation.results import ActionMode
 from maml_ray.evaluation.results_file import read_evaluation
 from maml_ray.persistence.provenance import read_provenance
-from maml_ray.reporting.comparison import Group, Run, read_runs
+from maml_ray.reporting.run_groups import Group, Run, read_runs
 from tests.reproduction.experiments import Experiment
 from tests.reproduction.runs import few_episodes_file
 
