@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from maml_ray.cli import cluster, docs, evaluate, serve, watch
+from maml_ray.cli import cluster, docs, evaluate, policies, reports, serve, watch
 from maml_ray.cli import settings as settings_commands
 from maml_ray.cli.options import (
     Imports,
@@ -259,7 +259,7 @@ def _print_next_steps(console: Console, run_dir: RunDir, module: str | None) -> 
         print_line(console, line)
 
 
-for group in (settings_commands, evaluate, serve, cluster, watch, docs):
+for group in (settings_commands, evaluate, policies, reports, serve, cluster, watch, docs):
     group.add_commands(app)
 app.command(rich_help_panel=Panel.HELP)(version)
 
