@@ -1,1 +1,1 @@
-"""Task distributions: a module for each family, with its environments."""
+"""Task distributions: what they are, how settings name them, and those that are built in."""

@@ -16,7 +16,7 @@ import gymnasium as gym
 class TaskFamily:
     """A built-in task family.
 
-    Its module in :mod:`maml_ray.tasks` defines the single environment ``env``, its batch
+    Its module in :mod:`maml_ray.tasks.families` defines the single environment ``env``, its batch
     ``{env}Vector`` and its task distribution ``{env}Tasks``.
 
     Attributes:
@@ -34,7 +34,7 @@ class TaskFamily:
     @property
     def path(self) -> str:
         """Path ``module:Class`` of the single environment."""
-        return f"maml_ray.tasks.{self.module}:{self.env}"
+        return f"maml_ray.tasks.families.{self.module}:{self.env}"
 
 
 TASK_FAMILIES: Mapping[str, TaskFamily] = {

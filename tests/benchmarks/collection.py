@@ -26,8 +26,8 @@ from maml_ray.envs.mujoco_vector_env import MujocoVectorEnv
 from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.policies.spec import PolicySpec, initial_parameters
 from maml_ray.rollouts.collector import collect, reset_seeds
+from maml_ray.tasks.families.locomotion import LocomotionTasks
 from maml_ray.tasks.loading import resolve_tasks
-from maml_ray.tasks.locomotion import LocomotionTasks
 from maml_ray.tasks.registry import env_id
 from tests.benchmarks.peers import HIDDEN, HORIZON, PEERS, Peer, Rounds, Task
 from tests.benchmarks.ratios import Ratio

@@ -26,7 +26,7 @@ from maml_ray.common.errors import RunDirError, TrainingFailed
 from maml_ray.persistence.checkpoint_store import load_newest_checkpoint
 from maml_ray.persistence.run_dir import RunDir
 from maml_ray.persistence.storage import LocalStorage
-from maml_ray.tasks.half_cheetah import HalfCheetahBackwardTasks
+from maml_ray.tasks.families.half_cheetah import HalfCheetahBackwardTasks
 from maml_ray.tasks.task import Task
 
 BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

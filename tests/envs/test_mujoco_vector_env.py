@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from maml_ray.tasks.half_cheetah import HalfCheetahBackwardVector
+from maml_ray.tasks.families.half_cheetah import HalfCheetahBackwardVector
 from maml_ray.tasks.registry import env_id
 from tests.envs.comparison import assert_same_reset, assert_same_step
 

@@ -28,7 +28,10 @@ from maml_ray.kernels.policy_forward import ActionMap, PackedMLP, PolicyKernel
 from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.policies.spec import PolicySpec, initial_parameters
 from maml_ray.rollouts.collector import collect, reset_seeds
-from maml_ray.tasks.half_cheetah import HalfCheetahBackwardVector, HalfCheetahDirectionVector
+from maml_ray.tasks.families.half_cheetah import (
+    HalfCheetahBackwardVector,
+    HalfCheetahDirectionVector,
+)
 from maml_ray.tasks.loading import resolve_tasks
 from tests.envs.comparison import assert_same_trajectories
 

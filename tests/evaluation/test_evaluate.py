@@ -31,7 +31,7 @@ from maml_ray.evaluation.results_file import read_evaluation
 from maml_ray.evaluation.video import record_video
 from maml_ray.persistence.run_dir import RunDir
 from maml_ray.runs.evaluate import EvaluationConfig, RunResult, evaluate_run, read_result
-from maml_ray.tasks.point_navigation import PointNavigationTasks
+from maml_ray.tasks.families.point_navigation import PointNavigationTasks
 from maml_ray.tasks.task import Task
 from tests.small_runs import agent_of, quick_pictures, run_of, settings, trained_run
 

@@ -14,7 +14,7 @@ from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.policies.spec import PolicySpec, initial_parameters
 from maml_ray.rollouts.collector import collect, reset_seeds
 from maml_ray.rollouts.trajectories import Trajectories
-from maml_ray.tasks.half_cheetah import HalfCheetahBackwardVector
+from maml_ray.tasks.families.half_cheetah import HalfCheetahBackwardVector
 from maml_ray.tasks.registry import env_id
 from maml_ray.tasks.task import Task, TaskDistribution
 

@@ -21,7 +21,7 @@ from maml_ray.policies.spec import NumpyParameters, PolicySpec
 from maml_ray.rollouts.collector import collect, collect_support
 from maml_ray.rollouts.samples import context_gradient
 from maml_ray.rollouts.trajectories import Trajectories
-from maml_ray.tasks.half_cheetah import HalfCheetahBackwardVector
+from maml_ray.tasks.families.half_cheetah import HalfCheetahBackwardVector
 from tests.config.test_choices import Poles
 from tests.envs.comparison import assert_same_trajectories
 from tests.envs.test_rollout import Recorded, Stepped

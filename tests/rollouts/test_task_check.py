@@ -17,9 +17,9 @@ from maml_ray.config.loading import validate_settings
 from maml_ray.config.settings import SettingsError
 from maml_ray.rollouts.first_steps import try_first_steps
 from maml_ray.rollouts.task_check import check_tasks
-from maml_ray.tasks.half_cheetah import HalfCheetahVelocityTasks
+from maml_ray.tasks.families.half_cheetah import HalfCheetahVelocityTasks
+from maml_ray.tasks.families.point_navigation import PointNavigationTasks
 from maml_ray.tasks.loading import resolve_tasks
-from maml_ray.tasks.point_navigation import PointNavigationTasks
 from maml_ray.tasks.registry import TASK_FAMILIES
 from maml_ray.tasks.task import Task, TaskDistribution
 from tests.rollouts.lines import Line, Lines, lines_of, sampling

@@ -17,8 +17,8 @@ from maml_ray.config.loading import load_settings
 from maml_ray.config.settings import SettingsError
 from maml_ray.persistence.run_dir import RunDir, open_run_dir
 from maml_ray.runs.evaluate import evaluate_run
-from maml_ray.tasks.half_cheetah import HalfCheetahDirectionTasks
-from maml_ray.tasks.point_navigation import PointNavigationTasks
+from maml_ray.tasks.families.half_cheetah import HalfCheetahDirectionTasks
+from maml_ray.tasks.families.point_navigation import PointNavigationTasks
 from tests.runs.fake_training import FakeTraining, training_made_up
 from tests.small_runs import settings
 

@@ -20,7 +20,7 @@ from maml_ray.persistence.checkpoint_store import load_newest_checkpoint
 from maml_ray.persistence.metrics_file import read_metrics
 from maml_ray.persistence.run_dir import RunDir
 from maml_ray.persistence.storage import LocalStorage
-from maml_ray.tasks.half_cheetah import HalfCheetahBackward
+from maml_ray.tasks.families.half_cheetah import HalfCheetahBackward
 
 pytestmark = pytest.mark.ray
 SMALL = {

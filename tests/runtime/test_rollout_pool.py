@@ -31,7 +31,7 @@ from maml_ray.runtime.fault_policy import FaultLog, handle_failure
 from maml_ray.runtime.learner_handle import LearnerHandle
 from maml_ray.runtime.rollout_pool import CollectedBatch, RolloutPool, RolloutRef
 from maml_ray.runtime.run_context import RunContext
-from maml_ray.tasks.half_cheetah import HalfCheetahBackwardTasks
+from maml_ray.tasks.families.half_cheetah import HalfCheetahBackwardTasks
 from maml_ray.tasks.task import Task
 from tests.learning_runs import change
 

@@ -10,7 +10,12 @@ import mujoco
 import numpy as np
 import pytest
 
-from maml_ray.tasks.ant import AntDirection, AntVelocity, AntVelocityTasks, AntVelocityVector
+from maml_ray.tasks.families.ant import (
+    AntDirection,
+    AntVelocity,
+    AntVelocityTasks,
+    AntVelocityVector,
+)
 
 
 def random_actions(count: int) -> np.ndarray[Any, np.dtype[np.float32]]:

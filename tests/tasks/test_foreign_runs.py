@@ -28,7 +28,7 @@ from tests.small_runs import run_of, settings
 MODULE = "module_of_a_foreign_run"
 SOURCE = """
 from pathlib import Path
-from maml_ray.tasks.point_navigation import PointNavigationTasks
+from maml_ray.tasks.families.point_navigation import PointNavigationTasks
 Path(__file__).with_name("executed").touch()
 
 class Tasks(PointNavigationTasks): ...

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from maml_ray.tasks.half_cheetah import (
+from maml_ray.tasks.families.half_cheetah import (
     NOTEBOOK_CONTROL_COST,
     HalfCheetahBackward,
     HalfCheetahBackwardTasks,

@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maml_ray.tasks.point_navigation import (
+from maml_ray.tasks.families.point_navigation import (
     PointNavigation,
     PointNavigationTasks,
     PointNavigationVector,

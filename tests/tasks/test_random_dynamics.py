@@ -11,7 +11,7 @@ import pytest
 from gymnasium.envs.mujoco import MujocoEnv
 
 from maml_ray.envs.model_randomizer import ModelRandomizer
-from maml_ray.tasks.random_dynamics import (
+from maml_ray.tasks.families.random_dynamics import (
     HopperRandomDynamics,
     HopperRandomDynamicsTasks,
     HopperRandomDynamicsVector,

@@ -24,7 +24,7 @@ from maml_ray.envs.model_randomizer import ModelRandomizer, sample_multipliers
 from maml_ray.envs.mujoco_state import State
 from maml_ray.envs.rewards import Direction
 from maml_ray.envs.vector_env import Bool
-from maml_ray.tasks.locomotion import LocomotionTasks
+from maml_ray.tasks.families.locomotion import LocomotionTasks
 from maml_ray.tasks.task import Task
 
 CONTROL_COST = 1e-3

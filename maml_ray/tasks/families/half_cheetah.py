@@ -18,7 +18,7 @@ from maml_ray.envs.locomotion import (
     VelocityEnv,
 )
 from maml_ray.envs.rewards import Direction, Goal
-from maml_ray.tasks.locomotion import DirectionTasks, GoalTasks, VelocityTasks
+from maml_ray.tasks.families.locomotion import DirectionTasks, GoalTasks, VelocityTasks
 from maml_ray.tasks.task import Task
 
 NOTEBOOK_CONTROL_COST = 0.05 * 0.1

@@ -21,7 +21,7 @@ from maml_ray.envs.mujoco_simulations import Field
 from maml_ray.envs.mujoco_state import Part, State
 from maml_ray.envs.rewards import Goal
 from maml_ray.envs.vector_env import Bool, Float64, Transition
-from maml_ray.tasks.locomotion import DirectionTasks, VelocityTasks
+from maml_ray.tasks.families.locomotion import DirectionTasks, VelocityTasks
 
 CONTROL_COST = 0.5 * 1e-2
 """Of ``ant_env_rand_direc.py`` and ``ant_env_rand.py`` of Finn et al. 2017
