@@ -35,7 +35,8 @@ from maml_ray.rollouts.collector import collect, collect_support
 from maml_ray.rollouts.env_cache import EnvCache
 from maml_ray.rollouts.trajectories import Trajectories
 from maml_ray.tasks.loading import OwnTasks, resolve_tasks
-from maml_ray.tasks.task import Task, TaskDistribution, draw_tasks, find_task
+from maml_ray.tasks.task import Task, TaskDistribution, draw_tasks
+from maml_ray.tasks.task_lookup import find_task
 
 if TYPE_CHECKING:
     from maml_ray.evaluation.model_export import ExportedModel

@@ -18,7 +18,8 @@ from maml_ray.rollouts.check_findings import Findings
 from maml_ray.rollouts.collector import collect
 from maml_ray.rollouts.step_reader import autoreset_mode
 from maml_ray.rollouts.trajectories import Trajectories
-from maml_ray.tasks.task import Task, TaskDistribution, find_task, has_own_batches, opened_env
+from maml_ray.tasks.task import Task, TaskDistribution, has_own_batches, opened_env
+from maml_ray.tasks.task_lookup import find_task
 
 _EPISODES = 2  # enough to see a difference, and quick
 

@@ -8,7 +8,8 @@ from typing import Any
 from gymnasium.vector import VectorEnv
 
 from maml_ray.envs.user_errors import user_code
-from maml_ray.tasks.task import Task, TaskDistribution, find_task
+from maml_ray.tasks.task import Task, TaskDistribution
+from maml_ray.tasks.task_lookup import find_task
 
 
 class EnvCache:

@@ -15,19 +15,17 @@ from gymnasium.vector import VectorEnv
 
 from maml_ray.common.errors import escape_unprintable
 from maml_ray.common.numbers import plain_scalar
-from maml_ray.config.error_messages import SettingsError, did_you_mean
+from maml_ray.config.error_messages import SettingsError
 from maml_ray.envs.user_errors import (
     UserCodeError,
     closing_env,
-    converted_errors,
-    describe_user_error,
     place_of_definition,
     user_code,
 )
 from maml_ray.envs.vector_env import NumbersOnly
 
-_SHOWN_PARAMETERS = 4  # of a task, in its repr and in messages; random dynamics have dozens
-_EXAMPLES = 8  # tasks sampled to learn which parameters a family has
+SHOWN_PARAMETERS = 4
+"""Parameters of a task in its repr and in messages: random dynamics have dozens."""
 
 
 @dataclass(frozen=True, init=False)
@@ -55,7 +53,7 @@ class Task:
         object.__setattr__(self, "parameters", tuple(_plain_pairs(self.name, parameters)))
 
     def __repr__(self) -> str:
-        shown = [f"{key}={value}" for key, value in self.parameters[:_SHOWN_PARAMETERS]]
+        shown = [f"{key}={value}" for key, value in self.parameters[:SHOWN_PARAMETERS]]
         if len(self.parameters) > len(shown):
             shown.append(f"... {len(self.parameters)} parameters")
         return f"Task({', '.join([repr(self.name), *shown])})"
@@ -94,7 +92,7 @@ class TaskDistribution(ABC):
     def task(self, parameters: Mapping[str, Any]) -> Task:
         """Return the task with ``parameters``, as given on the command line.
 
-        :func:`find_task` then compares their names with those of sampled tasks.
+        :func:`..task_lookup.find_task` then compares their names with those of sampled tasks.
 
         Raises:
             ValueError: there is no such task; the message says which there are.
@@ -227,111 +225,6 @@ def sampling_problem(drawn: Any, count: int | None = None) -> str | None:
     return None
 
 
-def find_task(tasks: TaskDistribution, wanted: Task | str | Mapping[str, Any]) -> Task:
-    """Return the task of a distribution that a user asks for.
-
-    Args:
-        tasks: the distribution.
-        wanted: the name of one of :meth:`TaskDistribution.named_tasks`, a task's parameters, or a
-            task, which is returned unchanged if the distribution has one of its parameters.
-
-    Raises:
-        ValueError: there is no such task; the message says which there are.
-        UserCodeError: the family raises another error.
-    """
-    if isinstance(wanted, Task):
-        _find_by_parameters(tasks, dict(wanted.parameters))
-        return wanted
-    if isinstance(wanted, Mapping):
-        return _find_by_parameters(tasks, wanted)
-    if not isinstance(wanted, str):
-        raise ValueError(
-            f"a task is a name, a dictionary of parameters or a maml_ray.Task, got {wanted!r:.80}"
-        )
-    named = {task.name: task for task in _named_tasks(tasks)}
-    if wanted in named:
-        return named[wanted]
-    if named:
-        names = " and ".join(map(repr, named))
-        verb = "is" if len(named) == 1 else "are"
-        raise ValueError(f"there {verb} {names}, not {wanted!r:.80}{did_you_mean(wanted, named)}")
-    raise ValueError(
-        f"its tasks have no names such as {wanted!r:.80}, but parameters: "
-        f"{_example(_some_tasks(tasks)[0])}"
-    )
-
-
-def _find_by_parameters(tasks: TaskDistribution, wanted: Mapping[str, Any]) -> Task:
-    """Return the task with ``wanted`` parameters, in order and type as the family samples them."""
-    call = f"task({dict(wanted)!r:.80})"
-
-    def convert(error: BaseException) -> BaseException:
-        if isinstance(error, ValueError):  # says which tasks there are
-            return error
-        return UserCodeError(f"{call} raises {describe_user_error(error)}")
-
-    with converted_errors(convert):
-        found = tasks.task(wanted)
-    if not isinstance(found, Task):
-        raise UserCodeError(f"{call} returns {found!r:.60}, not a maml_ray.Task")
-    sampled = _some_tasks(tasks)
-    known: dict[str, Any] = {}
-    for task in sampled:
-        known |= {key: value for key, value in task.parameters if key not in known}
-    values = dict(found.parameters)
-    for key in values:
-        if key not in known:
-            raise ValueError(
-                f"its tasks have no parameter {key!r:.60}; one of them is {_example(sampled[0])}"
-                f"{did_you_mean(key, known)}"
-            )
-    for key in known:
-        if key not in values and all(key in dict(task.parameters) for task in sampled):
-            raise ValueError(
-                f"the parameter {key!r:.60} is missing; one of its tasks is {_example(sampled[0])}"
-            )
-    ordered = tuple((key, _like(known[key], values[key], key)) for key in known if key in values)
-    # By repr, since 1 == 1.0.
-    return found if repr(ordered) == repr(found.parameters) else Task(found.name, ordered)
-
-
-def _some_tasks(tasks: TaskDistribution) -> list[Task]:
-    """Return a few tasks of each kind; drawn one at a time, since a family may have few."""
-    rng = np.random.default_rng(0)
-    drawn = [
-        draw_tasks(tasks, rng, 1, held_out=held_out)[0]
-        for held_out in (False, True)
-        for _ in range(_EXAMPLES)
-    ]
-    return [*drawn, *_named_tasks(tasks)]
-
-
-def _named_tasks(tasks: TaskDistribution) -> Sequence[Task]:
-    call = "named_tasks()"
-    with user_code(call, tasks.named_tasks):
-        named: Any = tasks.named_tasks()
-    problem = sampling_problem(named)
-    if problem is not None:
-        raise UserCodeError(f"{call} {problem}{place_of_definition(tasks.named_tasks)}")
-    return tuple(named)
-
-
-def _like(example: Any, value: Any, key: str) -> Any:
-    """Return ``value`` as the type of ``example``: 1.0 from JSON is the index 1, and 2 is 2.0."""
-    if isinstance(example, str) is not isinstance(value, str):
-        kind = "text" if isinstance(example, str) else "a number"
-        raise ValueError(
-            f"the parameter {key} is {kind} such as {example!r:.60}, got {value!r:.60}"
-        )
-    if isinstance(example, bool) or isinstance(value, bool):
-        return value
-    if isinstance(example, float) and isinstance(value, int):
-        return float(value)
-    if isinstance(example, int) and isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value
-
-
 def _plain_pairs(name: str, parameters: Any) -> Sequence[tuple[str, Any]]:
     """Return a task's parameters as pairs of text and plain values.
 
@@ -367,12 +260,3 @@ def _plain_pairs(name: str, parameters: Any) -> Sequence[tuple[str, Any]]:
 
 def _is_array(value: Any) -> bool:
     return isinstance(value, list | tuple) or bool(getattr(value, "shape", ()))
-
-
-def _example(task: Task) -> str:
-    """Return the parameters of a task as a user writes them."""
-    shown = [
-        f'"{key}": "{value}"' if isinstance(value, str) else f'"{key}": {value:.3g}'
-        for key, value in task.parameters[:_SHOWN_PARAMETERS]
-    ]
-    return "{" + ", ".join(shown) + (", ...}" if len(task.parameters) > len(shown) else "}")

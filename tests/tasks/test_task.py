@@ -15,13 +15,8 @@ from maml_ray.config.settings import TaskSettings
 from maml_ray.envs.user_errors import UserCodeError
 from maml_ray.tasks.loading import resolve_tasks
 from maml_ray.tasks.registry import TASK_FAMILIES
-from maml_ray.tasks.task import (
-    Task,
-    TaskDistribution,
-    distinct_names,
-    draw_tasks,
-    find_task,
-)
+from maml_ray.tasks.task import Task, TaskDistribution, distinct_names, draw_tasks
+from maml_ray.tasks.task_lookup import find_task
 from tests.tasks.families import PendulumTasks
 
 FORWARD = Task("forward", (("direction", 1.0),))
