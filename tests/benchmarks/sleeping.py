@@ -30,11 +30,21 @@ PHASES = 2
 
 
 class SleepingEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
-    """The spaces of one simulation; only the batch of them is stepped."""
+    """One simulation, which does not sleep: of it a run takes the spaces, and tries one step."""
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
     observation_space = gym.spaces.Box(-np.inf, np.inf, (OBSERVATIONS,), np.float32)
     action_space = gym.spaces.Box(-1.0, 1.0, (ACTIONS,), np.float32)
+
+    def reset(self, **keywords: Any) -> tuple[NDArray[np.float32], Infos]:
+        """There is nothing to draw."""
+        return np.zeros(OBSERVATIONS, np.float32), {}
+
+    def step(
+        self, action: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], float, bool, bool, Infos]:
+        """Go nowhere."""
+        return np.zeros(OBSERVATIONS, np.float32), 0.0, False, False, {}
 
 
 class SleepingVector(BatchEnv):

@@ -101,13 +101,13 @@ TRAINED = dict(
         ),
         named(
             "direction-long",
-            "The same with a larger network and four times as many steps.",
-            "20 minutes",
+            "The same with a larger network and five times as many steps.",
+            "half an hour",
             _CONTEXT,
             _SMALL_BATCH,
             _DIRECTION,
             _LONG,
-            {"run": {"iterations": 2000}},
+            {"run": {"iterations": 2500}, "policy": {"min_log_std": -2.5}},
         ),
         named(
             "velocity",
