@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Data = Mapping[str, Mapping[str, Any]]
+"""Values of settings by section and key."""
 
 
 @dataclass(frozen=True)

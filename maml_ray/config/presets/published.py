@@ -205,3 +205,4 @@ PUBLISHED = dict(
         ),
     )
 )
+"""Presets by name."""
