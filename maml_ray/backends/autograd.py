@@ -18,7 +18,7 @@ from torch import Tensor
 from maml_ray.backends.base import Backend, FisherProduct
 from maml_ray.backends.microbatch import Microbatcher
 from maml_ray.backends.tensor_tree import ravel, unravel
-from maml_ray.config.settings import InnerSettings, OuterSettings
+from maml_ray.config.sections import InnerSettings, OuterSettings
 from maml_ray.kernels.types import Samples
 from maml_ray.maml import inner_loop
 from maml_ray.maml.adaptation import adapt_to_task

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from maml_ray.backends.microbatch import SINGLE_CHUNK, Microbatcher
-from maml_ray.config.settings import InnerSettings, OuterSettings
+from maml_ray.config.sections import InnerSettings, OuterSettings
 from maml_ray.kernels.types import Samples
 from maml_ray.maml.distributions import ActionDistribution, Parameters
 from maml_ray.maml.inner_loop import Order

@@ -31,7 +31,7 @@ from maml_ray.backends.context_shift import ContextShift
 from maml_ray.backends.tensor_tree import ravel as ravel_tensors
 from maml_ray.backends.tensor_tree import slice_rows
 from maml_ray.backends.tensor_tree import unravel as unravel_tensors
-from maml_ray.config.settings import InnerSettings, OuterSettings
+from maml_ray.config.sections import InnerSettings, OuterSettings
 from maml_ray.kernels import fisher, inner_step
 from maml_ray.kernels import meta_gradient as kernels
 from maml_ray.kernels.inner_step import KernelConfig

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
-from maml_ray.config.settings import InnerSettings
+from maml_ray.config.sections import InnerSettings
 from maml_ray.kernels import inner_step
 from maml_ray.kernels.inner_step import KernelConfig
 from maml_ray.kernels.types import Samples

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from maml_ray.config.settings import InnerSettings
+from maml_ray.config.sections import InnerSettings
 from maml_ray.maml.meta_parameters import LOG_RATE, inner_rates
 from maml_ray.policies.context import CONTEXT, CONTEXT_WEIGHT
 from maml_ray.policies.spec import PolicySpec

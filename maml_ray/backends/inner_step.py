@@ -15,7 +15,7 @@ from maml_ray.backends.compiled_inner import (
 )
 from maml_ray.backends.context_shift import ContextShift
 from maml_ray.common.normalization import Normalizer
-from maml_ray.config.settings import AdvantageSettings, InnerSettings
+from maml_ray.config.sections import AdvantageSettings, InnerSettings
 from maml_ray.policies.context import CONTEXT, with_context
 from maml_ray.policies.spec import NumpyParameters, PolicySpec
 from maml_ray.rollouts.samples import Support, make_support

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from maml_ray.common.errors import RunDirError
-from maml_ray.config.settings import PolicySettings
+from maml_ray.config.sections import PolicySettings
 from maml_ray.evaluation.agent import Agent
 from maml_ray.learning.rollout_worker import policy_spec
 from maml_ray.maml.meta_parameters import adapted_shapes, meta_parameter_shapes

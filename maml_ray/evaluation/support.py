@@ -19,7 +19,8 @@ from maml_ray.common.errors import UserError
 from maml_ray.common.normalization import Normalizer
 from maml_ray.common.numbers import check_whole_number
 from maml_ray.common.seeding import Purpose, seed_sequence
-from maml_ray.config.settings import InnerSettings, Settings
+from maml_ray.config.sections import InnerSettings
+from maml_ray.config.settings import Settings
 from maml_ray.policies.context import context_offsets
 from maml_ray.policies.spec import NumpyParameters, PolicySpec
 from maml_ray.rollouts.env_cache import EnvCache

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from maml_ray.common.errors import ResourceError, escape_unprintable
-from maml_ray.config.settings import ClusterSettings
+from maml_ray.config.sections import ClusterSettings
 from maml_ray.runtime.capacity import plan_resources
 
 MUST_MATCH = ("ray", "python", "maml-ray")

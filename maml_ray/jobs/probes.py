@@ -21,7 +21,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from maml_ray.common.locations import expand_path
 from maml_ray.common.versions import versions
-from maml_ray.config.settings import Settings, TaskSettings
+from maml_ray.config.sections import TaskSettings
+from maml_ray.config.settings import Settings
 from maml_ray.jobs import doctor
 from maml_ray.jobs.doctor import Finding, GpuReport, NodeReport, StorageReport
 from maml_ray.learning.rollout_worker import policy_spec
@@ -35,7 +36,7 @@ VIDEO_TIMEOUT_S = 60.0
 """Seconds to import a task and render an image of it, which may hang if OpenGL is broken."""
 _RENDER_SCRIPT = """
 import json, sys
-from maml_ray.config.settings import TaskSettings
+from maml_ray.config.sections import TaskSettings
 from maml_ray.evaluation.video import VideoUnavailable, check_rendering
 from maml_ray.tasks.loading import resolve_tasks
 task = TaskSettings.model_validate_json(sys.argv[1])

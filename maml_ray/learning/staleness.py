@@ -12,7 +12,8 @@ on its settings and seed only.
 
 from __future__ import annotations
 
-from maml_ray.config.settings import MetaBatchSettings, Settings
+from maml_ray.config.sections import MetaBatchSettings
+from maml_ray.config.settings import Settings
 
 
 def collection_version(settings: MetaBatchSettings, iteration: int) -> int:

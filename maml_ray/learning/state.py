@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from maml_ray.common.normalization import RunningStatistics
 from maml_ray.common.seeding import Purpose, generator
-from maml_ray.config.settings import PolicySettings, Settings
+from maml_ray.config.sections import PolicySettings
+from maml_ray.config.settings import Settings
 from maml_ray.maml.meta_parameters import initial_meta_parameters
 from maml_ray.policies.spec import NumpyParameters, PolicyParameters, PolicySpec
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from maml_ray.backends.tensor_tree import ravel, unravel
-from maml_ray.config.settings import TrustRegionSettings
+from maml_ray.config.sections import TrustRegionSettings
 from maml_ray.learning.optimizer import OuterOptimizer, UpdateResult
 from maml_ray.learning.state import OptimizerState
 from maml_ray.maml.distributions import project

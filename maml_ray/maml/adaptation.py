@@ -23,7 +23,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from maml_ray.config.settings import InnerSettings
+from maml_ray.config.sections import InnerSettings
 from maml_ray.kernels.types import Samples
 from maml_ray.maml.distributions import ActionDistribution, Parameters
 from maml_ray.maml.inner_loop import GradientOf, Order, adapt, differentiable_gradient

@@ -32,7 +32,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from maml_ray.config.error_messages import did_you_mean
-from maml_ray.config.settings import OuterSettings, SettingsError
+from maml_ray.config.sections import OuterSettings
+from maml_ray.config.settings import SettingsError
 from maml_ray.kernels.types import Samples
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from maml_ray.config.settings import InnerSettings, OuterSettings
+from maml_ray.config.sections import InnerSettings, OuterSettings
 from maml_ray.kernels.types import Samples
 from maml_ray.maml.adaptation import adapt_to_task
 from maml_ray.maml.distributions import (

@@ -21,7 +21,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from maml_ray.config.settings import InnerSettings
+from maml_ray.config.sections import InnerSettings
 from maml_ray.policies.context import CONTEXT, CONTEXT_WEIGHT
 from maml_ray.policies.spec import NumpyParameters, PolicySpec, initial_parameters
 

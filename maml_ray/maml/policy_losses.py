@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from maml_ray.config.settings import InnerSettings
+from maml_ray.config.sections import InnerSettings
 from maml_ray.kernels.types import Samples
 from maml_ray.maml.distributions import ActionDistribution, distribution, log_prob
 from maml_ray.maml.losses import INNER_LOSSES

@@ -18,7 +18,8 @@ from maml_ray.common.locations import escape_path, expand_location, expand_path,
 from maml_ray.common.safe_files import write_atomic
 from maml_ray.common.yaml_data import YamlError, parse_yaml
 from maml_ray.config.loading import MAX_FILE_BYTES, dump_settings, load_settings, validate_settings
-from maml_ray.config.settings import RunSettings, Settings
+from maml_ray.config.sections import RunSettings
+from maml_ray.config.settings import Settings
 from maml_ray.learning.staleness import checkpoints_to_keep
 from maml_ray.persistence.checkpoint_format import Checkpoint
 from maml_ray.persistence.checkpoint_store import save_checkpoint

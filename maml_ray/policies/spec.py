@@ -19,7 +19,7 @@ from gymnasium.spaces.utils import flatten_space
 from numpy.typing import NDArray
 
 from maml_ray.common.normalization import Normalizer
-from maml_ray.config.settings import PolicySettings
+from maml_ray.config.sections import PolicySettings
 from maml_ray.policies.action_bounds import ActionBounds, action_map
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from maml_ray.config.settings import AdvantageSettings
+from maml_ray.config.sections import AdvantageSettings
 from maml_ray.rollouts.trajectories import Trajectories
 
 Float64 = NDArray[np.float64]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from maml_ray.common.errors import UserError
 from maml_ray.common.normalization import Normalizer
-from maml_ray.config.settings import InnerSettings
+from maml_ray.config.sections import InnerSettings
 from maml_ray.envs.user_errors import user_code
 from maml_ray.envs.vector_env import BatchEnv
 from maml_ray.policies.action_sampler import ActionSampler, make_sampler, to_env_actions

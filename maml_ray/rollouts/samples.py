@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maml_ray.common.normalization import Normalizer, normalize
-from maml_ray.config.settings import AdvantageSettings, InnerSettings
+from maml_ray.config.sections import AdvantageSettings, InnerSettings
 from maml_ray.kernels.types import Samples as Samples
 from maml_ray.rollouts.advantages import compute_advantages
 from maml_ray.rollouts.trajectories import Trajectories

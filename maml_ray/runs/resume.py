@@ -11,7 +11,8 @@ from rich.console import Console
 from maml_ray.common.commands import quote_location
 from maml_ray.common.errors import RunDirError, error_reason
 from maml_ray.config.loading import load_settings
-from maml_ray.config.settings import RunSettings, Settings, SettingsError
+from maml_ray.config.sections import RunSettings
+from maml_ray.config.settings import Settings, SettingsError
 from maml_ray.evaluation.compatibility import check_matches_task
 from maml_ray.evaluation.loading import agent_from_checkpoint
 from maml_ray.maml.losses import outer_objective

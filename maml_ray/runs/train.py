@@ -20,7 +20,8 @@ from maml_ray.common.locations import (
     parse_path,
 )
 from maml_ray.config.loading import load_settings
-from maml_ray.config.settings import RunSettings, Settings, SettingsError
+from maml_ray.config.sections import RunSettings
+from maml_ray.config.settings import Settings, SettingsError
 from maml_ray.envs.opengl import import_mujoco
 from maml_ray.maml.losses import outer_objective
 from maml_ray.persistence.checkpoint_format import Checkpoint

@@ -24,7 +24,8 @@ import ray
 from maml_ray.common.commands import resume_hint
 from maml_ray.common.errors import Interrupted, TrainingFailed
 from maml_ray.common.signals import StopRequest
-from maml_ray.config.settings import FaultSettings, Settings
+from maml_ray.config.sections import FaultSettings
+from maml_ray.config.settings import Settings
 from maml_ray.learning.rollout_worker import Assignment, policy_spec, sample_tasks
 from maml_ray.learning.staleness import collection_version
 from maml_ray.learning.state import UpdateMetrics

@@ -12,7 +12,8 @@ from typing import Any
 import ray
 
 from maml_ray.common.errors import TrainingFailed
-from maml_ray.config.settings import PolicySettings, Settings
+from maml_ray.config.sections import PolicySettings
+from maml_ray.config.settings import Settings
 from maml_ray.learning.rollout_worker import Assignment
 from maml_ray.learning.state import UpdateMetrics, initial_learner_state, policy_snapshot
 from maml_ray.persistence.checkpoint_format import Checkpoint

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from maml_ray.common.errors import ResourceError
-from maml_ray.config.settings import ClusterSettings
+from maml_ray.config.sections import ClusterSettings
 from maml_ray.runtime.ray_internals import get_draining_nodes
 
 REFRESH_INTERVAL_S = 2.0

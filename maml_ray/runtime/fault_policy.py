@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from maml_ray.common.errors import TrainingFailed, UserCodeFailed
-from maml_ray.config.settings import FaultSettings
+from maml_ray.config.sections import FaultSettings
 
 REPLACEMENT = "-replacement-"
 """Separates an actor's base name from the number of its predecessors in the same slot."""

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from maml_ray.config.error_messages import describe_validation_error
-from maml_ray.config.settings import LocalPath, Location, SettingsError
+from maml_ray.config.settings import SettingsError
+from maml_ray.config.value_types import LocalPath, Location
 from maml_ray.serving.http.limits import RequestLimits
 
 Count = Annotated[int, Field(ge=1)]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from maml_ray.common.yaml_data import dump_inline
-from maml_ray.config.settings import TaskSettings
+from maml_ray.config.sections import TaskSettings
 from maml_ray.tasks.loading import resolve_tasks
 from maml_ray.tasks.registry import TASK_FAMILIES
 from maml_ray.tasks.task import draw_tasks

@@ -17,7 +17,8 @@ from pydantic import ValidationError
 
 from maml_ray.common.locations import parse_location
 from maml_ray.config.error_messages import describe_validation_error, did_you_mean
-from maml_ray.config.settings import Settings, SettingsError, TaskSettings
+from maml_ray.config.sections import TaskSettings
+from maml_ray.config.settings import Settings, SettingsError
 from maml_ray.envs.user_errors import converted_errors, describe_user_error
 from maml_ray.tasks.gymnasium_tasks import GymnasiumTasks
 from maml_ray.tasks.registry import TASK_FAMILIES

@@ -13,7 +13,8 @@ from maml_ray.backends.autograd import AutogradBackend
 from maml_ray.backends.base import Backend
 from maml_ray.backends.compiled import CompiledBackend
 from maml_ray.config.loading import validate_settings
-from maml_ray.config.settings import OuterSettings, Settings, SettingsError
+from maml_ray.config.sections import OuterSettings
+from maml_ray.config.settings import Settings, SettingsError
 from maml_ray.kernels.mlp import BLOCK
 from maml_ray.kernels.types import Samples
 from maml_ray.maml.distributions import Parameters

@@ -12,7 +12,8 @@ from maml_ray.backends.autograd import AutogradBackend
 from maml_ray.backends.compiled import CompiledBackend
 from maml_ray.backends.compiled_inner import compiled_inner_step
 from maml_ray.backends.tensor_tree import slice_rows, tree_map
-from maml_ray.config.settings import OuterSettings, Settings
+from maml_ray.config.sections import OuterSettings
+from maml_ray.config.settings import Settings
 from maml_ray.kernels import fisher, inner_step, meta_gradient
 from maml_ray.kernels.mlp import BLOCK
 from maml_ray.kernels.types import Samples

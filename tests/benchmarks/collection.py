@@ -20,7 +20,8 @@ from gymnasium.vector import AutoresetMode
 from mujoco import rollout as mujoco_rollout
 from numpy.typing import NDArray
 
-from maml_ray.config.settings import Settings, TaskSettings
+from maml_ray.config.sections import TaskSettings
+from maml_ray.config.settings import Settings
 from maml_ray.envs.locomotion import FallingVectorEnv
 from maml_ray.envs.mujoco_vector_env import MujocoVectorEnv
 from maml_ray.policies.numpy_policy import NumpyPolicy

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maml_ray.config import settings as models
+from maml_ray.config import sections, settings
 from maml_ray.config.loading import load_settings, validate_settings
 from maml_ray.config.settings import SettingsError
 
 # Plain data for sections, which the constructors accept and type checkers do not.
-Settings: Any = models.Settings
-OuterSettings: Any = models.OuterSettings
-PolicySettings: Any = models.PolicySettings
-RunSettings: Any = models.RunSettings
+Settings: Any = settings.Settings
+OuterSettings: Any = sections.OuterSettings
+PolicySettings: Any = sections.PolicySettings
+RunSettings: Any = sections.RunSettings
 
 
 def test_the_constructor_takes_what_a_file_may_hold() -> None:

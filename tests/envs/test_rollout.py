@@ -19,7 +19,7 @@ from scipy.stats import norm
 
 from maml_ray.common.normalization import Normalizer
 from maml_ray.config.loading import load_settings
-from maml_ray.config.settings import PolicySettings, TaskSettings
+from maml_ray.config.sections import PolicySettings, TaskSettings
 from maml_ray.envs import mujoco_kernel
 from maml_ray.envs.mujoco_state import Part
 from maml_ray.envs.mujoco_vector_env import LOOK_EVERY, MujocoVectorEnv

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import maml_ray
-from maml_ray.config.settings import TaskSettings
+from maml_ray.config.sections import TaskSettings
 from maml_ray.evaluation.video import VideoUnavailable, check_rendering, record_video
 from maml_ray.tasks.loading import resolve_tasks
 from tests.small_runs import agent_of, settings

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from maml_ray.config.settings import ClusterSettings
+from maml_ray.config.sections import ClusterSettings
 from maml_ray.jobs.doctor import (
     Finding,
     GpuReport,

@@ -12,7 +12,8 @@ import pytest
 from gymnasium.vector import VectorEnv
 
 from maml_ray.config.loading import validate_settings
-from maml_ray.config.settings import FaultSettings, Settings
+from maml_ray.config.sections import FaultSettings
+from maml_ray.config.settings import Settings
 from maml_ray.learning.learner import MetaLearner
 from maml_ray.learning.rollout_worker import Assignment, RolloutWorker, policy_spec, sample_tasks
 from maml_ray.learning.state import LearnerState, UpdateMetrics

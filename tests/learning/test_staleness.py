@@ -12,7 +12,8 @@ from torch.distributions import kl_divergence as torch_kl
 
 from maml_ray.backends.base import Backend
 from maml_ray.backends.dispatch import make_backend
-from maml_ray.config.settings import Settings, TrustRegionSettings
+from maml_ray.config.sections import TrustRegionSettings
+from maml_ray.config.settings import Settings
 from maml_ray.kernels.types import Gaussian
 from maml_ray.learning.learner import MetaLearner
 from maml_ray.learning.off_policy import decouple_behavior

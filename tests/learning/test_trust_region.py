@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from maml_ray.backends.dispatch import make_backend
-from maml_ray.config.settings import Settings, TrustRegionSettings
+from maml_ray.config.sections import TrustRegionSettings
+from maml_ray.config.settings import Settings
 from maml_ray.learning.trust_region import conjugate_gradient, natural_step
 from maml_ray.maml.inner_loop import Order
 from maml_ray.maml.meta_objective import MetaBatch

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from maml_ray.backends.base import Backend
-from maml_ray.config.settings import Settings, TrustRegionSettings
+from maml_ray.config.sections import TrustRegionSettings
+from maml_ray.config.settings import Settings
 from maml_ray.learning.state import OptimizerState
 from maml_ray.maml.inner_loop import Order
 from maml_ray.maml.meta_objective import Diagnostics, MetaBatch

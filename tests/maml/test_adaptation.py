@@ -13,7 +13,8 @@ from torch import Tensor
 
 from maml_ray.backends.inner_step import make_inner_step
 from maml_ray.config.loading import validate_settings
-from maml_ray.config.settings import InnerSettings, Settings
+from maml_ray.config.sections import InnerSettings
+from maml_ray.config.settings import Settings
 from maml_ray.kernels.types import Samples
 from maml_ray.maml.adaptation import adapt_to_task
 from maml_ray.maml.distributions import Parameters, to_numpy, to_torch

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.distributions import Independent, Normal
 from torch.distributions import kl_divergence as torch_kl
 
-from maml_ray.config.settings import PolicySettings
+from maml_ray.config.sections import PolicySettings
 from maml_ray.maml.distributions import (
     ActionDistribution,
     Categorical,

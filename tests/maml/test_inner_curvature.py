@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from maml_ray.config.loading import validate_settings
-from maml_ray.config.settings import InnerSettings
+from maml_ray.config.sections import InnerSettings
 from maml_ray.kernels.types import Samples
 from maml_ray.maml.policy_losses import inner_loss
 from maml_ray.policies.spec import PolicySpec

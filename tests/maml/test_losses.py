@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from maml_ray.config.settings import InnerSettings
+from maml_ray.config.sections import InnerSettings
 from maml_ray.kernels.types import Samples
 from maml_ray.maml.distributions import distribution, log_prob, samples_to_torch
 from maml_ray.maml.losses import (

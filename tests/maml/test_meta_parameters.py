@@ -15,7 +15,8 @@ from torch import Tensor
 from maml_ray.backends.inner_step import adapt_policy
 from maml_ray.common.errors import RunDirError
 from maml_ray.common.seeding import Purpose, generator
-from maml_ray.config.settings import InnerSettings, RunSettings, Settings
+from maml_ray.config.sections import InnerSettings, RunSettings
+from maml_ray.config.settings import Settings
 from maml_ray.evaluation.agent import Agent
 from maml_ray.evaluation.loading import load
 from maml_ray.learning.learner import MetaLearner

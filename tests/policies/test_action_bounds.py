@@ -13,7 +13,7 @@ from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from maml_ray.config.settings import PolicySettings
+from maml_ray.config.sections import PolicySettings
 from maml_ray.policies.action_sampler import at_bounds, from_env_actions, to_env_actions
 from maml_ray.policies.bounds_warning import bounds_warning
 from maml_ray.policies.numpy_policy import NumpyPolicy

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maml_ray.config.settings import AdvantageSettings
+from maml_ray.config.sections import AdvantageSettings
 from maml_ray.rollouts.advantages import (
     RIDGE,
     BaselineValues,

@@ -13,7 +13,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from numpy.typing import NDArray
 
 from maml_ray.common.errors import UserError
-from maml_ray.config.settings import AdvantageSettings
+from maml_ray.config.sections import AdvantageSettings
 from maml_ray.envs.vector_env import BatchEnv, Transition
 from maml_ray.policies.numpy_policy import NumpyPolicy
 from maml_ray.policies.spec import PolicySpec, initial_parameters

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from maml_ray.config.settings import AdvantageSettings
+from maml_ray.config.sections import AdvantageSettings
 from maml_ray.rollouts.advantages import (
     RIDGE,
     compute_advantages,

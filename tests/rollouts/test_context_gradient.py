@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from maml_ray.common.errors import UserError
 from maml_ray.common.normalization import Normalizer
 from maml_ray.config.loading import load_settings
-from maml_ray.config.settings import InnerSettings, PolicySettings
+from maml_ray.config.sections import InnerSettings, PolicySettings
 from maml_ray.maml.distributions import Parameters, to_torch
 from maml_ray.maml.meta_parameters import initial_meta_parameters
 from maml_ray.policies.context import context_offsets, with_context

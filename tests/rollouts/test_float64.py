@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from maml_ray.common.normalization import RunningStatistics, as_float32
 from maml_ray.config.loading import validate_settings
-from maml_ray.config.settings import AdvantageSettings, Settings
+from maml_ray.config.sections import AdvantageSettings
+from maml_ray.config.settings import Settings
 from maml_ray.evaluation.agent import Agent
 from maml_ray.evaluation.saved_policy import load_policy
 from maml_ray.learning.learner import MetaLearner

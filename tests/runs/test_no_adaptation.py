@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from maml_ray.backends.inner_step import adapt_policy
-from maml_ray.config.settings import Settings, TrustRegionSettings
+from maml_ray.config.sections import TrustRegionSettings
+from maml_ray.config.settings import Settings
 from maml_ray.evaluation.agent import Agent
 from maml_ray.maml.meta_objective import MetaBatch
 from maml_ray.policies.spec import LOG_STD

@@ -11,7 +11,8 @@ import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from maml_ray.common.errors import TrainingFailed, UserCodeFailed
-from maml_ray.config.settings import ClusterSettings, Settings, SettingsError
+from maml_ray.config.sections import ClusterSettings
+from maml_ray.config.settings import Settings, SettingsError
 from maml_ray.runtime.actor_group import ActorGroup
 from maml_ray.runtime.actor_handle import ActorHandle
 from maml_ray.runtime.actors import ActorLocation

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from maml_ray.config.settings import ClusterSettings
+from maml_ray.config.sections import ClusterSettings
 from maml_ray.runtime.capacity import Capacity, autoscaler_demand, count_actor_slots
 
 

@@ -13,7 +13,8 @@ from ray._private.services import canonicalize_bootstrap_address
 from ray._private.utils import check_version_info
 
 from maml_ray.common.errors import ClusterLost, Interrupted, ResourceError, TrainingFailed
-from maml_ray.config.settings import ClusterSettings, SettingsError
+from maml_ray.config.sections import ClusterSettings
+from maml_ray.config.settings import SettingsError
 from maml_ray.runtime.capacity import ResourcePlan, plan_resources
 from maml_ray.runtime.connection.connect import _interrupted_by_sigterm, connected, is_local
 from maml_ray.runtime.connection.session import RaySession

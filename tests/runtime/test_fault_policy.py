@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from maml_ray.common.errors import TrainingFailed, UserCodeFailed, UserError
-from maml_ray.config.settings import FaultSettings
+from maml_ray.config.sections import FaultSettings
 from maml_ray.runtime.fault_policy import (
     Failure,
     FailureReport,

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 
-from maml_ray.config.settings import ClusterSettings, Settings
+from maml_ray.config.sections import ClusterSettings
+from maml_ray.config.settings import Settings
 from maml_ray.envs.user_errors import UserCodeError
 from maml_ray.learning.rollout_worker import Assignment, RolloutTimings
 from maml_ray.runtime.actor_handle import ActorHandle, InFlight, describe_error

@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from maml_ray.config.settings import TaskSettings
+from maml_ray.config.sections import TaskSettings
 from maml_ray.tasks.loading import resolve_tasks
 from maml_ray.tasks.task import Task, TaskDistribution
 

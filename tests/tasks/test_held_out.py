@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from maml_ray.config.settings import TaskSettings
+from maml_ray.config.sections import TaskSettings
 from maml_ray.tasks.held_out import uniform_held_out, uniform_training
 from maml_ray.tasks.loading import resolve_tasks
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from maml_ray.config.loading import dump_settings, validate_settings
-from maml_ray.config.settings import Settings, SettingsError, TaskSettings
+from maml_ray.config.sections import TaskSettings
+from maml_ray.config.settings import Settings, SettingsError
 from maml_ray.tasks.families.half_cheetah import HalfCheetahBackwardTasks
 from maml_ray.tasks.loading import import_modules, record_own_tasks, resolve_tasks
 from maml_ray.tasks.registry import TASK_FAMILIES

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from maml_ray.config.settings import TaskSettings
+from maml_ray.config.sections import TaskSettings
 from maml_ray.envs.user_errors import UserCodeError
 from maml_ray.tasks.loading import resolve_tasks
 from maml_ray.tasks.registry import TASK_FAMILIES

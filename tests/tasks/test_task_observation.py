@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from maml_ray.config.loading import validate_settings
-from maml_ray.config.settings import SettingsError, TaskSettings
+from maml_ray.config.sections import TaskSettings
+from maml_ray.config.settings import SettingsError
 from maml_ray.learning.rollout_worker import policy_spec
 from maml_ray.tasks.loading import resolve_tasks
 from maml_ray.tasks.task import Task, TaskDistribution

@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode
 
 from maml_ray.cli.docs import read_page
 from maml_ray.config.loading import validate_settings
-from maml_ray.config.settings import TaskSettings
+from maml_ray.config.sections import TaskSettings
 from maml_ray.learning.rollout_worker import Assignment, RolloutWorker
 from maml_ray.policies.spec import PolicyParameters, initial_parameters
 from maml_ray.tasks.loading import resolve_tasks

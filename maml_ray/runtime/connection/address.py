@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import grpc
 
 from maml_ray.common.errors import ResourceError
-from maml_ray.config.settings import check_cluster_address
+from maml_ray.config.value_types import check_cluster_address
 from maml_ray.runtime.ray_internals import find_running_cluster
 
 CONNECT_TIMEOUT_S = 10.0

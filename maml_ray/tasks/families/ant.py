@@ -9,7 +9,7 @@ from gymnasium.envs.mujoco.ant_v5 import AntEnv
 from numpy.typing import NDArray
 from pydantic import validate_call
 
-from maml_ray.config.settings import Finite, NonNegative, Option
+from maml_ray.config.value_types import Finite, NonNegative, Option
 from maml_ray.envs.locomotion import (
     DirectionEnv,
     FallingVectorEnv,

@@ -10,7 +10,7 @@ from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
 from gymnasium.utils import EzPickle
 from pydantic import validate_call
 
-from maml_ray.config.settings import Finite, NonNegative, Option
+from maml_ray.config.value_types import Finite, NonNegative, Option
 from maml_ray.envs.locomotion import (
     DirectionEnv,
     LocomotionEnv,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import validate_call
 
 from maml_ray.common.numbers import finite_floats
-from maml_ray.config.settings import Finite, Option
+from maml_ray.config.value_types import Finite, Option
 from maml_ray.envs.vector_env import BatchEnv, Float64, Transition
 from maml_ray.tasks.held_out import uniform_held_out, uniform_training
 from maml_ray.tasks.registry import env_id

@@ -18,7 +18,7 @@ from gymnasium.utils import EzPickle
 from numpy.typing import NDArray
 from pydantic import validate_call
 
-from maml_ray.config.settings import NonNegative, Option
+from maml_ray.config.value_types import NonNegative, Option
 from maml_ray.envs.locomotion import FallingVectorEnv, LocomotionEnv, Terms
 from maml_ray.envs.model_randomizer import ModelRandomizer, sample_multipliers
 from maml_ray.envs.mujoco_state import State
