@@ -2,11 +2,7 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
@@ -15,8 +11,6 @@ import scipy.stats
 from rich.console import Console
 
 from maml_ray.cli.tables import print_comparison
-from maml_ray.common.errors import RunDirError
-from maml_ray.config.loading import dump_settings, load_settings
 from maml_ray.reporting.comparison import (
     Summary,
     comparison_figure,
@@ -25,65 +19,10 @@ from maml_ray.reporting.comparison import (
     write_comparison,
 )
 from maml_ray.reporting.run_groups import (
-    describe_different_tasks,
     group_by_settings,
     read_runs,
-    without_duplicates,
 )
-from tests.reporting.conftest import MakeRecord
-
-MakeRun = Callable[..., Path]
-
-
-@pytest.fixture
-def make_run(tmp_path: Path, record: MakeRecord) -> MakeRun:
-    """A run folder of ten iterations, whose return after adaptation is ``gain`` an iteration."""
-
-    def make(
-        name: str,
-        *overrides: str,
-        gain: float = 1.0,
-        evaluated: float | None = None,
-        by_task: tuple[float, ...] = (),
-        wall_s: float = 2.0,
-    ) -> Path:
-        folder = tmp_path / "runs" / name
-        folder.mkdir(parents=True)
-        settings = load_settings(overrides=[f"run.name={name.split('-')[0]}", *overrides])
-        (folder / "settings.yaml").write_text(dump_settings(settings))
-        rows = [
-            record(
-                i, return_after=gain * i, return_before=-1.0, speed_after=0.5 * gain, wall_s=wall_s
-            ).as_row()
-            for i in range(10)
-        ]
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (folder / "metrics.jsonl").write_text(lines)
-        if evaluated is not None:
-            results = {
-                "tasks": 1,
-                "episodes": 1,
-                "rows": evaluation_rows(evaluated),
-                "rows_by_task": [
-                    {**row, "task": f"task {index}", "mean": row["mean"] + shift}
-                    for index, shift in enumerate(by_task)
-                    for row in evaluation_rows(evaluated)
-                ],
-                "beside": {},
-            }
-            (folder / "evaluation.json").write_text(json.dumps(results))
-        return folder
-
-    return make
-
-
-def evaluation_rows(value: float) -> list[dict[str, Any]]:
-    plain = {"task": None, "low": value, "high": value, "speed": 2.0 * value, "episodes": 1}
-    return [
-        {"steps": step, "actions": actions, "mean": value + step + extra, **plain}
-        for step in (0, 1, 2)
-        for actions, extra in (("stochastic", 0.0), ("mean", 500.0))
-    ]
+from tests.reporting.conftest import MakeRun
 
 
 def means_and_ranges(summary: Summary) -> dict[int, tuple[float, float, float]]:
@@ -91,41 +30,6 @@ def means_and_ranges(summary: Summary) -> dict[int, tuple[float, float, float]]:
         step: (values.mean, values.lowest, values.highest)
         for step, values in summary.returns.items()
     }
-
-
-def test_runs_that_differ_only_in_the_seed_are_one_group(make_run: MakeRun) -> None:
-    paths = [
-        make_run("ppo-0", "run.seed=0"),
-        make_run("trpo-0", "outer.objective=trpo"),
-        make_run("ppo-1", "run.seed=1", "cluster.rollout_actors=3", "evaluation.tasks=9"),
-    ]
-    groups = group_by_settings(read_runs(paths))
-    assert [group.label for group in groups] == ["ppo", "trpo"]
-    assert [[run.run_dir.path.name for run in group.runs] for group in groups] == [
-        ["ppo-0", "ppo-1"],
-        ["trpo-0"],
-    ]
-
-
-def test_groups_with_equal_names_are_labeled_by_the_settings_that_differ(make_run: MakeRun) -> None:
-    paths = [make_run("x-0"), make_run("x-1", "outer.epochs=9", "inner.l2=0.5")]
-    labels = [group.label for group in group_by_settings(read_runs(paths))]
-    assert labels == ["l2=0.0, epochs=1", "l2=0.5, epochs=9"]
-
-
-def test_returns_of_different_tasks_are_not_to_be_compared(make_run: MakeRun) -> None:
-    told = ("task.name=half-cheetah-direction", "task.observe_parameters=true")
-    paths = [make_run("a-0", told[0]), make_run("b-0", *told, "outer.epochs=9")]
-    assert describe_different_tasks(group_by_settings(read_runs(paths))) == []
-    paths.append(make_run("c-0", "task.horizon=100"))
-    assert describe_different_tasks(group_by_settings(read_runs(paths))) == [
-        "the runs differ in task.name, task.horizon: do not compare their returns"
-    ]
-
-
-def test_a_folder_of_runs_is_expanded(make_run: MakeRun) -> None:
-    paths = [make_run("a-0"), make_run("b-0", "outer.epochs=9")]
-    assert [run.run_dir.path for run in read_runs([paths[0].parent])] == paths
 
 
 def test_a_summary_is_of_the_evaluations_where_every_seed_has_one(make_run: MakeRun) -> None:
@@ -210,19 +114,6 @@ def test_names_and_numbers_are_never_cut_on_a_narrow_terminal(make_run: MakeRun)
     assert all(len(line) <= 80 for line in text.splitlines())
 
 
-def test_the_same_run_given_twice_is_one(make_run: MakeRun, tmp_path: Path) -> None:
-    run = make_run("x-0")
-    (tmp_path / "link").symlink_to(run)
-    copy = Path(shutil.copytree(run, tmp_path / "copy"))
-    other = make_run("x-1", wall_s=3.0)  # the same settings and seed, trained again
-    paths = [run, run / "../x-0", tmp_path / "link", copy, other]
-    runs, notes = without_duplicates(read_runs(paths))
-    assert [run.run_dir.path for run in runs] == [run, other]
-    assert len(notes) == 3
-    assert all("counted once" in note for note in notes)
-    assert str(copy) in notes[2]
-
-
 @pytest.mark.parametrize("count", range(1, 14))
 def test_the_interquartile_mean_is_that_of_scipy(count: int) -> None:
     values = np.random.default_rng(count).normal(size=count)
@@ -277,17 +168,3 @@ def test_curves_can_be_drawn_against_time_and_iterations(make_run: MakeRun) -> N
         positions = np.asarray(axes.get_lines()[0].get_xdata())
         assert (positions[0], positions[-1]) == pytest.approx((first, last)), by
         assert axes.get_xlabel() == label
-
-
-def test_what_cannot_be_compared_is_refused_by_name(make_run: MakeRun, tmp_path: Path) -> None:
-    good = make_run("x-0")
-    with pytest.raises(RunDirError, match="there is no run directory"):
-        read_runs([good, tmp_path / "nowhere"])
-    empty = make_run("y-0")
-    (empty / "metrics.jsonl").write_text("")
-    with pytest.raises(RunDirError, match="has not finished an iteration"):
-        read_runs([good, empty])
-    (empty / "metrics.jsonl").write_text((good / "metrics.jsonl").read_text())
-    (empty / "evaluation.json").write_text("{")
-    with pytest.raises(RunDirError, match="does not hold an evaluation"):
-        read_runs([good, empty])
