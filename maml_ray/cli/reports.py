@@ -49,7 +49,7 @@ def compare(
       maml-ray compare runs/ppo-seed0 runs/ppo-seed1 runs/trpo-seed0
     """
     from maml_ray.reporting.comparison import summarize, write_comparison
-    from maml_ray.reporting.plots import X_AXES
+    from maml_ray.reporting.plots.training import X_AXES
     from maml_ray.reporting.run_groups import (
         describe_different_tasks,
         group_by_settings,

@@ -20,16 +20,8 @@ from numpy.typing import NDArray
 
 from maml_ray.common.errors import RunDirError
 from maml_ray.evaluation.intervals import Interval, mean_interval
-from maml_ray.reporting.plots import (
-    COLORS,
-    column,
-    literal,
-    new_figure,
-    save_figure,
-    smooth,
-    style_legend,
-    x_axis,
-)
+from maml_ray.reporting.plots.style import COLORS, literal, new_figure, save_figure, style_legend
+from maml_ray.reporting.plots.training import column, smooth, x_axis
 from maml_ray.reporting.run_groups import Group, Run
 
 _CURVE_POINTS = 200

@@ -74,7 +74,8 @@ class LivePlot(Observer):
 
 def _render(rows: list[dict[str, Any]]) -> bytes:
     """Return a PNG of the returns in rows of metrics."""
-    from maml_ray.reporting.plots import returns_figure  # imports matplotlib, which is slow
+    # It imports matplotlib, which is slow.
+    from maml_ray.reporting.plots.training import returns_figure
 
     buffer = io.BytesIO()
     returns_figure(rows).savefig(buffer, format="png", dpi=_DPI)

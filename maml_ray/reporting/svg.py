@@ -12,7 +12,9 @@ from matplotlib.figure import Figure
 
 from maml_ray.common.safe_files import write_atomic
 from maml_ray.persistence.run_dir import RunDir
-from maml_ray.reporting.plots import COLORS, GRID, INK, Rows, evaluation_figures, run_figures
+from maml_ray.reporting.plots.evaluation import evaluation_figures
+from maml_ray.reporting.plots.style import COLORS, GRID, INK, Rows
+from maml_ray.reporting.plots.training import run_figures
 
 _VARIABLES = {INK.lower(): "--ink", GRID.lower(): "--line"} | {
     color.lower(): f"--series-{number}" for number, color in enumerate(COLORS, 1)

@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from maml_ray.reporting.plots import (
-    evaluation_figure,
-    evaluation_figures,
+from maml_ray.reporting.plots.evaluation import evaluation_figure, evaluation_figures, tasks_figure
+from maml_ray.reporting.plots.training import (
     iteration_figure,
     returns_figure,
     run_figures,
     smooth,
-    tasks_figure,
     time_figure,
     x_axis,
 )

@@ -5,7 +5,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from maml_ray.persistence.run_dir import RunDir
-from maml_ray.reporting.plots import new_figure, run_figures, tasks_figure
+from maml_ray.reporting.plots.evaluation import tasks_figure
+from maml_ray.reporting.plots.style import new_figure
+from maml_ray.reporting.plots.training import run_figures
 from maml_ray.reporting.svg import draw_svg, write_plots
 from tests.reporting.conftest import MakeRecord
 

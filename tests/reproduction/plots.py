@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from maml_ray.reporting.comparison import mean_curves
-from maml_ray.reporting.plots import COLORS, INK, literal, new_figure
+from maml_ray.reporting.plots.style import COLORS, INK, literal, new_figure
 from tests.reproduction.measurements import Result, Returns
 from tests.reproduction.published_results import PublishedCurve, PublishedReturns
 

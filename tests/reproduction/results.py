@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from maml_ray.common.safe_files import write_atomic
 from maml_ray.config.settings import SettingsError
 from maml_ray.persistence.run_dir import RunDir
-from maml_ray.reporting.plots import save_figure
+from maml_ray.reporting.plots.style import save_figure
 from tests.reproduction.captions import animation_caption, caption
 from tests.reproduction.experiments import PLOTS, Experiment
 from tests.reproduction.measurements import Result, read_result

@@ -1,0 +1,1 @@
+"""Plot a run: its training and its evaluation."""
