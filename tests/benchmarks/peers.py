@@ -122,11 +122,25 @@ def _mujoco_batch(task: Task, opened: ExitStack) -> Rounds:
     env: Any = gym.make(task.env, **task.keywords).unwrapped
     opened.callback(env.close)
     batch = Batch(env.model, task.episodes, nthread=1)
+    return _step_batch(env, batch, lambda: batch.reset(stage=0), task)
+
+
+def _mjbatch(task: Task, opened: ExitStack) -> Rounds:
+    from mjbatch import Batch
+
+    env: Any = gym.make(task.env, **task.keywords).unwrapped
+    opened.callback(env.close)
+    batch = Batch(env.model, task.episodes, num_threads=1)
+    return _step_batch(env, batch, batch.reset, task)
+
+
+def _step_batch(env: Any, batch: Any, reset: Callable[[], None], task: Task) -> Rounds:
+    """Return a round of a batch of simulations whose arrays are those of ``mujoco.batch``."""
     positions, velocities, controls = (batch.bind(name) for name in ("qpos", "qvel", "ctrl"))
     observations = np.empty((HORIZON, *positions.shape)), np.empty((HORIZON, *velocities.shape))
 
     def step_through() -> None:
-        batch.reset(stage=0)
+        reset()
         for i in range(task.episodes):
             env.reset(seed=i)
             positions[i], velocities[i] = env.data.qpos, env.data.qvel
@@ -220,6 +234,7 @@ PEERS = (
     Peer("gymnasium sync", "steps only", "gymnasium", _gymnasium("sync"), everywhere=True),
     Peer("gymnasium async", "steps only, a process each", "gymnasium", _gymnasium("async")),
     Peer("mujoco.batch", "physics only", "mujoco", _mujoco_batch, everywhere=True),
+    Peer("mjbatch", "physics only", "mjbatch", _mjbatch, everywhere=True),
     Peer("envpool", "steps only", "envpool", _envpool, fits=lambda task: task.envpool is not None),
     Peer("pufferlib, Serial", "steps only", "pufferlib-core", _pufferlib),
     Peer("stable-baselines3", "policy, value, storage", "stable-baselines3", _stable_baselines),

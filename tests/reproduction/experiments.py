@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from maml_ray.config.loading import load_settings
 from maml_ray.config.settings import Settings
@@ -105,22 +105,45 @@ _DYNAMICS = (
     "inner.learning_rate=3",
     "inner.context_variance=0.1",
     "outer.learning_rate=0.003",
-    "policy.min_log_std=-2",
+    # With a floor of -2 the noise is gone before they have learned to walk.
+    "policy.min_log_std=-1",
+    "meta_batch.tasks=4",
+    "meta_batch.episodes=10",
+    "outer.tasks_per_minibatch=2",
 )
-_WALKER = ("task.name=walker2d-random-dynamics", *_DYNAMICS)
-_HOPPER = ("task.name=hopper-random-dynamics", *_DYNAMICS)
 # As many steps in an iteration as with a horizon of 200.
 _SHORT = ("task.horizon=100", "meta_batch.episodes=8")
 
 _BUDGET = 1_000_000
 """Environment steps of each run of the ablation."""
-_HOPPER_BUDGET = 2_400_000
 _ONE_SEED = (0,)
 """Baselines of one seed show the size of an effect, not its spread."""
 
 
 def _ablation(name: str, *overrides: str) -> Experiment:
     return Experiment(f"direction-{name}", "direction", ("ablation",), _BUDGET, overrides, steps=1)
+
+
+def _dynamics(animal: str, task: str, budget: int) -> tuple[Experiment, Experiment]:
+    """Return an animal with random dynamics, and the same without adaptation."""
+    adapting = Experiment(
+        animal,
+        "direction-long",
+        (animal,),
+        budget,
+        (f"task.name={task}", *_DYNAMICS),
+        _ONE_SEED,
+        animated=True,
+    )
+    without = replace(
+        adapting,
+        name=f"{animal}-no-adaptation",
+        # As many steps in an iteration as with a support set.
+        overrides=(*adapting.overrides, *_NO_ADAPTATION, "meta_batch.episodes=20"),
+        steps=1,
+        animated=False,
+    )
+    return adapting, without
 
 
 EXPERIMENTS: tuple[Experiment, ...] = (
@@ -157,17 +180,8 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         steps=1,
     ),
     Experiment("backward-long", "backward-long", ("backward",)),
-    Experiment("walker", "direction-long", ("walker",), 8_000_000, _WALKER, animated=True),
-    Experiment("hopper", "direction-long", ("hopper",), _HOPPER_BUDGET, _HOPPER, _ONE_SEED),
-    Experiment(
-        "hopper-no-adaptation",
-        "direction-long",
-        ("hopper",),
-        _HOPPER_BUDGET,
-        (*_HOPPER, *_NO_ADAPTATION),
-        _ONE_SEED,
-        steps=1,
-    ),
+    *_dynamics("walker", "walker2d-random-dynamics", 8_000_000),
+    *_dynamics("hopper", "hopper-random-dynamics", 2_400_000),
     Experiment("ant-direction", "ant-direction", ("ant",), animated=True, steps=1),
     # A horizon of 100 steps, as ProMP, RLlib and learn2learn.
     Experiment("direction-100", "direction", ("direction-100",), overrides=_SHORT),
@@ -175,7 +189,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         "direction-100-three-steps",
         "direction",
         ("direction-100",),
-        overrides=(*_SHORT, "inner.steps=3"),
+        overrides=(*_SHORT, "inner.steps=3", "policy.min_log_std=-2.5", "run.iterations=1000"),
     ),
 )
 """All experiments, in the order of the table."""

@@ -54,14 +54,14 @@ _VELOCITY_3: Data = {
     "outer": {"learning_rate": 1.5e-3},
 }
 _ANT: Data = {
-    "run": {"iterations": 900},
+    "run": {"iterations": 1300},
     # The reward of PEARL's ants. The control cost makes noise expensive.
     "task": {
         "name": "ant-direction",
         "horizon": 200,
         "options": {"control_cost": 0.5, "survival_bonus": 1.0},
     },
-    "policy": {"initial_log_std": -1.2},
+    "policy": {"initial_log_std": -1.5, "min_log_std": -2.5},
     "meta_batch": {"tasks": 4, "episodes": 10},
     "inner": {"learning_rate": 2.0, "context_variance": 0.5},
     "outer": {"learning_rate": 3e-3, "tasks_per_minibatch": 2},
