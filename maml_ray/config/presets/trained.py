@@ -139,7 +139,7 @@ TRAINED = dict(
         named(
             "ant-direction",
             "The ant must run forward or backward, with the rewards of PEARL's.",
-            "1 hour",
+            "45 minutes",
             _CONTEXT,
             _LONG,
             _ANT,
