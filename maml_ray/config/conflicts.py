@@ -62,11 +62,14 @@ def size_problem(
     evaluation: EvaluationSettings,
 ) -> str | None:
     """Return why valid settings jointly exceed memory, or None."""
-    horizon = task.horizon
     return (
         limits.network_problem(policy.hidden_sizes)
-        or limits.iteration_problem(batch.tasks, batch.episodes, horizon, inner.steps + 1)
+        or limits.iteration_problem(batch.tasks, batch.episodes, task.horizon, inner.steps + 1)
         or limits.evaluation_problem(
-            evaluation.tasks, evaluation.episodes, evaluation.steps or 0, horizon, "evaluation."
+            evaluation.tasks,
+            evaluation.episodes,
+            evaluation.steps or 0,
+            task.horizon,
+            "evaluation.",
         )
     )

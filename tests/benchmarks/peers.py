@@ -116,40 +116,41 @@ def _pufferlib(task: Task, opened: ExitStack) -> Rounds:
     return lambda: _step_through(env, actions)
 
 
-def _mujoco_batch(task: Task, opened: ExitStack) -> Rounds:
+def _batched(make: Callable[[Any, int], Any], **reset: Any) -> Callable[[Task, ExitStack], Rounds]:
+    """Step a batch that ``make`` makes of a model and a number of simulations."""
+
+    def prepare(task: Task, opened: ExitStack) -> Rounds:
+        env: Any = gym.make(task.env, **task.keywords).unwrapped
+        opened.callback(env.close)
+        batch = make(env.model, task.episodes)
+        positions, velocities, controls = (batch.bind(name) for name in ("qpos", "qvel", "ctrl"))
+        observations = np.empty((HORIZON, *positions.shape)), np.empty((HORIZON, *velocities.shape))
+
+        def step_through() -> None:
+            batch.reset(**reset)
+            for i in range(task.episodes):
+                env.reset(seed=i)
+                positions[i], velocities[i] = env.data.qpos, env.data.qvel
+            for step in range(HORIZON):
+                controls[:] = task.actions[:, step]
+                batch.step(nstep=env.frame_skip)
+                observations[0][step], observations[1][step] = positions, velocities
+
+        return step_through
+
+    return prepare
+
+
+def _mujoco_batch(model: Any, episodes: int) -> Any:
     from mujoco.batch import Batch  # MuJoCo 3.17 and newer
 
-    env: Any = gym.make(task.env, **task.keywords).unwrapped
-    opened.callback(env.close)
-    batch = Batch(env.model, task.episodes, nthread=1)
-    return _step_batch(env, batch, lambda: batch.reset(stage=0), task)
+    return Batch(model, episodes, nthread=1)
 
 
-def _mjbatch(task: Task, opened: ExitStack) -> Rounds:
-    from mjbatch import Batch
+def _mjbatch(model: Any, episodes: int) -> Any:
+    from mjbatch import Batch  # version 0.1.4 needs MuJoCo 3.14.0
 
-    env: Any = gym.make(task.env, **task.keywords).unwrapped
-    opened.callback(env.close)
-    batch = Batch(env.model, task.episodes, num_threads=1)
-    return _step_batch(env, batch, batch.reset, task)
-
-
-def _step_batch(env: Any, batch: Any, reset: Callable[[], None], task: Task) -> Rounds:
-    """Return a round of a batch of simulations whose arrays are those of ``mujoco.batch``."""
-    positions, velocities, controls = (batch.bind(name) for name in ("qpos", "qvel", "ctrl"))
-    observations = np.empty((HORIZON, *positions.shape)), np.empty((HORIZON, *velocities.shape))
-
-    def step_through() -> None:
-        reset()
-        for i in range(task.episodes):
-            env.reset(seed=i)
-            positions[i], velocities[i] = env.data.qpos, env.data.qvel
-        for step in range(HORIZON):
-            controls[:] = task.actions[:, step]
-            batch.step(nstep=env.frame_skip)
-            observations[0][step], observations[1][step] = positions, velocities
-
-    return step_through
+    return Batch(model, episodes, num_threads=1)
 
 
 def _stable_baselines(task: Task, opened: ExitStack) -> Rounds:
@@ -233,8 +234,10 @@ def _torchrl_policy(env: Any, actions: int) -> Any:
 PEERS = (
     Peer("gymnasium sync", "steps only", "gymnasium", _gymnasium("sync"), everywhere=True),
     Peer("gymnasium async", "steps only, a process each", "gymnasium", _gymnasium("async")),
-    Peer("mujoco.batch", "physics only", "mujoco", _mujoco_batch, everywhere=True),
-    Peer("mjbatch", "physics only", "mjbatch", _mjbatch, everywhere=True),
+    Peer(
+        "mujoco.batch", "physics only", "mujoco", _batched(_mujoco_batch, stage=0), everywhere=True
+    ),
+    Peer("mjbatch", "physics only", "mjbatch", _batched(_mjbatch), everywhere=True),
     Peer("envpool", "steps only", "envpool", _envpool, fits=lambda task: task.envpool is not None),
     Peer("pufferlib, Serial", "steps only", "pufferlib-core", _pufferlib),
     Peer("stable-baselines3", "policy, value, storage", "stable-baselines3", _stable_baselines),
