@@ -82,6 +82,11 @@ from maml_ray.config.settings import Settings, SettingsError
         ({"outer": {"trust_region": {"maxkl": 1}}}, ["maxkl", "did you mean 'max_kl'"]),
         ({"policy": {"action_scale": 0}}, ["policy.action_scale = 0", "greater than 0"]),
         ({"policy": {"action_scale": -1.0}}, ["policy.action_scale"]),
+        ({"task": {"info_metrics": ["return"]}}, ["return_after is a metric already"]),
+        (  # 600 million steps of support data, and as many of query data
+            {"meta_batch": {"tasks": 1000, "episodes": 3000}},
+            ["an iteration would have 1200000000 environment steps", "1,000,000,000"],
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused_in_a_sentence(
