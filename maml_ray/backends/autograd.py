@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maml_ray.backends.base import Backend, FisherProduct
+from maml_ray.backends.base import Backend, FisherProduct, Linearization
 from maml_ray.backends.microbatch import Microbatcher
 from maml_ray.backends.tensor_tree import ravel, unravel
 from maml_ray.config.sections import InnerSettings, OuterSettings
@@ -85,10 +85,15 @@ class AutogradBackend(Backend):
 
         return self.microbatcher.map_concat(of_chunk, batch)
 
-    def fisher_product(
+    def linearize(self, parameters: Parameters, batch: MetaBatch, order: Order) -> Linearization:
+        """Return what a trust region needs to know of the objective at ``parameters``."""
+        loss, diagnostics, gradient = self.value_and_grad(parameters, batch, order)
+        product = self._fisher_product(parameters, batch, order)
+        return Linearization(loss, diagnostics, gradient, product)
+
+    def _fisher_product(
         self, parameters: Parameters, batch: MetaBatch, order: Order
     ) -> FisherProduct:
-        """Return the product with the Hessian of the adapted policies' mean KL at zero."""
         leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
         objective, microbatcher = self._objective(order), self.microbatcher
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -18,6 +19,25 @@ from maml_ray.policies.spec import PolicySpec
 
 FisherProduct = Callable[[Tensor], Tensor]
 """From a vector (P,) to its product (P,) with a matrix."""
+
+
+class Linearization(NamedTuple):
+    """The meta-objective to first order at some parameters, and the adapted policies' KL to second.
+
+    Attributes:
+        loss: the meta-loss ().
+        diagnostics: beside it.
+        gradient: of the loss, by name.
+        fisher_product: with the Hessian of the adapted policies' mean KL at zero, ``J^T F J``, with
+            J the derivative of the adapted policies' outputs at the query data by the
+            meta-parameters, inner steps included, and F the Fisher matrix of those outputs: exact,
+            without third derivatives.
+    """
+
+    loss: Tensor
+    diagnostics: Diagnostics
+    gradient: Parameters
+    fisher_product: FisherProduct
 
 
 class Backend(ABC):
@@ -78,15 +98,8 @@ class Backend(ABC):
         """Return the meta-gradient (N, P) of every task."""
 
     @abstractmethod
-    def fisher_product(
-        self, parameters: Parameters, batch: MetaBatch, order: Order
-    ) -> FisherProduct:
-        """Return the product of vectors with the Hessian of the adapted policies' mean KL at zero.
-
-        ``J^T F J``, with J the derivative of the adapted policies' outputs at the query data with
-        respect to the meta-parameters, inner steps included, and F the Fisher matrix of those
-        outputs: exact, without third derivatives.
-        """
+    def linearize(self, parameters: Parameters, batch: MetaBatch, order: Order) -> Linearization:
+        """Return what a trust region needs to know of the objective at ``parameters``."""
 
     @abstractmethod
     def behavior_policies(

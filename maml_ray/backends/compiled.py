@@ -4,7 +4,7 @@ The kernels end at log-probabilities: the outer loss and its gradient with respe
 from the objective's one definition (:mod:`~maml_ray.maml.losses`), and the kernels pull that
 gradient back to the meta-parameters.
 
-Axes: N tasks, Q parameters of the policy, K episodes, T time steps.
+Axes: N tasks, Q parameters of the policy as the kernels take them, K episodes, T time steps.
 """
 
 from __future__ import annotations
@@ -16,21 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maml_ray.backends.base import Backend, FisherProduct
+from maml_ray.backends.base import Backend, FisherProduct, Linearization
 from maml_ray.backends.compiled_inner import (
     Array,
     kernel_config,
-    ravel,
-    ravel_rates,
-    single_threaded_blas,
+    pack,
+    pack_rates,
     supports_inner,
-    unravel,
+    unpack,
 )
 from maml_ray.backends.compiled_task import CompiledTask, ForwardPass, take_steps
 from maml_ray.backends.context_shift import ContextShift
-from maml_ray.backends.tensor_tree import ravel as ravel_tensors
-from maml_ray.backends.tensor_tree import slice_rows
-from maml_ray.backends.tensor_tree import unravel as unravel_tensors
+from maml_ray.backends.tensor_tree import ravel, slice_rows, unravel
 from maml_ray.config.sections import InnerSettings, OuterSettings
 from maml_ray.kernels import fisher, inner_step
 from maml_ray.kernels import meta_gradient as kernels
@@ -106,26 +103,30 @@ class CompiledBackend(Backend):
             )
             for n in tasks
         ]
-        return torch.stack([ravel_tensors(row.values()) for row in rows])
+        return torch.stack([ravel(row.values()) for row in rows])
 
-    def fisher_product(
-        self, parameters: Parameters, batch: MetaBatch, order: Order
+    def linearize(self, parameters: Parameters, batch: MetaBatch, order: Order) -> Linearization:
+        """Return what a trust region needs to know of the objective at ``parameters``."""
+        passes: dict[int, ForwardPass] = {}
+        loss, diagnostics, grads = self._evaluate(parameters, batch, order, keep=passes)
+        gradient = self._mean_by_name(parameters, batch.context_gradient, grads)
+        product = self._fisher_product(parameters, batch, order, passes)
+        return Linearization(loss, diagnostics, gradient, product)
+
+    def _fisher_product(
+        self,
+        parameters: Parameters,
+        batch: MetaBatch,
+        order: Order,
+        passes: Mapping[int, ForwardPass],
     ) -> FisherProduct:
-        """Return the product with the Hessian of the adapted policies' mean KL at zero."""
         tasks = self._tasks(parameters, batch, order)
         shifts = self._context_shifts(_arrays(parameters), batch.context_gradient)
-        passes: dict[int, ForwardPass] = {}  # once, for all products
-
-        def forward(n: int) -> None:
-            passes[n] = tasks[n].forward()
-
-        with single_threaded_blas():
-            self.microbatcher.for_each_task(range(len(tasks)), forward)
 
         def product(vector: Tensor) -> Tensor:
-            by_name = _arrays(unravel_tensors(vector, parameters))
-            tangent, rate_tangent = ravel(self.spec, by_name), np.zeros_like(tasks[0].rates)
-            for name, part in unravel(self.spec, rate_tangent).items():
+            by_name = _arrays(unravel(vector, parameters))
+            tangent, rate_tangent = pack(self.spec, by_name), np.zeros_like(tasks[0].rates)
+            for name, part in unpack(self.spec, rate_tangent).items():
                 part[...] = by_name.get(LOG_RATE + name, 0.0)
             rate_tangent *= tasks[0].rates
             grads = _Gradients.zeros(len(tasks), tangent)
@@ -142,11 +143,8 @@ class CompiledBackend(Backend):
                 adjoint = fisher.fisher_product(task.config, adapted, task.query, query, pushed)
                 grads.params[n], grads.log_rates[n] = task.pull_back(steps, adjoint)
 
-            with single_threaded_blas():
-                self.microbatcher.for_each_task(range(len(tasks)), multiply)
-            return ravel_tensors(
-                self._mean_by_name(parameters, batch.context_gradient, grads).values()
-            )
+            self.microbatcher.for_each_task(range(len(tasks)), multiply)
+            return ravel(self._mean_by_name(parameters, batch.context_gradient, grads).values())
 
         return product
 
@@ -174,8 +172,7 @@ class CompiledBackend(Backend):
                 log_stds[k, n] = inner_step.clamped_log_std(config, step.params)
             means[steps, n], log_stds[steps, n] = last.mean.reshape(size, -1), last.log_std
 
-        with single_threaded_blas():
-            self.microbatcher.for_each_task(range(tasks), evaluate)
+        self.microbatcher.for_each_task(range(tasks), evaluate)
         *before, adapted = (
             Gaussian(torch.from_numpy(means[k]), torch.from_numpy(log_stds[k]))
             for k in range(steps + 1)
@@ -201,15 +198,21 @@ class CompiledBackend(Backend):
         self.value_and_grad(parameters, batch, "second")
         if outer_objective(self.outer.objective).uses_trust_region:
             self.value(parameters, batch, "second")
-            product = self.fisher_product(parameters, batch, "second")
-            product(ravel_tensors(parameters.values()))
+            linear = self.linearize(parameters, batch, "second")
+            linear.fisher_product(ravel(parameters.values()))
 
     def _evaluate(
-        self, parameters: Parameters, batch: MetaBatch, order: Order, *, with_grads: bool = True
+        self,
+        parameters: Parameters,
+        batch: MetaBatch,
+        order: Order,
+        *,
+        with_grads: bool = True,
+        keep: dict[int, ForwardPass] | None = None,
     ) -> tuple[Tensor, Diagnostics, _Gradients]:
         """Return loss, diagnostics, and the gradients by the policy and by log rates.
 
-        Without ``with_grads`` the gradients are zero.
+        Without ``with_grads`` the gradients are zero. The tasks' passes are left in ``keep``.
         """
         tasks = self._tasks(parameters, batch, order)
         objective = outer_objective(self.outer.objective)
@@ -221,7 +224,7 @@ class CompiledBackend(Backend):
         grads = _Gradients.zeros(len(tasks), params)
 
         def evaluate_group(group: range) -> None:
-            passes: dict[int, ForwardPass] = {}
+            passes: dict[int, ForwardPass] = {} if keep is None else keep
 
             def forward(n: int) -> None:
                 passes[n] = run = tasks[n].forward()
@@ -247,9 +250,8 @@ class CompiledBackend(Backend):
 
         # A group shares one evaluation of the loss; its forward passes are in memory together.
         size = max(_MIN_GROUP, 2 * (self.microbatcher.threads or 1))
-        with single_threaded_blas():
-            for start in range(0, len(tasks), size):
-                evaluate_group(range(start, min(start + size, len(tasks))))
+        for start in range(0, len(tasks), size):
+            evaluate_group(range(start, min(start + size, len(tasks))))
         diagnostics = mean_diagnostics(Diagnostics(*torch.from_numpy(stats).unbind(1)))
         loss = torch.from_numpy(losses).mean() + coefficient * diagnostics.inner_kl
         return loss, diagnostics, grads
@@ -287,7 +289,7 @@ class CompiledBackend(Backend):
         """Return sizes and order, each task's parameters (Q,) where it starts, and rates (Q,)."""
         values = _arrays(parameters)
         config = kernel_config(self.inner, self.spec, second_order=order == "second")
-        params, rates = ravel(self.spec, values), ravel_rates(self.inner, self.spec, values)
+        params, rates = pack(self.spec, values), pack_rates(self.inner, self.spec, values)
         shifts = self._context_shifts(values, context_gradient)
         if shifts is None:
             return config, [params] * len(context_gradient), rates
@@ -305,7 +307,7 @@ class CompiledBackend(Backend):
     def _shifted(self, params: Array, shift: Array) -> Array:
         """Return ``params`` (Q,), or a tangent of them, with ``shift`` (U,) in the first bias."""
         shifted = params.copy()
-        unravel(self.spec, shifted)[first_bias(self.spec)] += shift
+        unpack(self.spec, shifted)[first_bias(self.spec)] += shift
         return shifted
 
     def _mean_by_name(
@@ -313,16 +315,16 @@ class CompiledBackend(Backend):
     ) -> Parameters:
         """Average gradients over tasks, by name in the order of ``parameters``."""
         params, log_rates = (part.mean(axis=0) for part in grads)
-        mean: dict[str, Array] = unravel(self.spec, params)
-        for name, value in unravel(self.spec, log_rates).items():
+        mean: dict[str, Array] = unpack(self.spec, params)
+        for name, value in unpack(self.spec, log_rates).items():
             mean[LOG_RATE + name] = value
         shifts = self._context_shifts(_arrays(parameters), context_gradient)
         if shifts is not None:
-            adjoints = [unravel(self.spec, row)[first_bias(self.spec)] for row in grads.params]
+            adjoints = [unpack(self.spec, row)[first_bias(self.spec)] for row in grads.params]
             pulled = [shift.vjp(adjoint) for shift, adjoint in zip(shifts, adjoints, strict=True)]
             for name in (CONTEXT_WEIGHT, LOG_RATE + CONTEXT):
                 mean[name] = np.mean([by_name[name] for by_name in pulled], axis=0)
-        return {name: torch.from_numpy(mean[name]) for name in parameters}
+        return {name: torch.from_numpy(mean[name].copy()) for name in parameters}
 
 
 def _arrays(parameters: Parameters) -> dict[str, Array]:

@@ -7,12 +7,9 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
-from maml_ray.backends.compiled_inner import (
-    compiled_inner_step,
-    single_threaded_blas,
-    supports_inner,
-)
+from maml_ray.backends.compiled_inner import compiled_inner_step, supports_inner
 from maml_ray.backends.context_shift import ContextShift
 from maml_ray.common.normalization import Normalizer
 from maml_ray.config.sections import AdvantageSettings, InnerSettings
@@ -24,6 +21,8 @@ from maml_ray.rollouts.trajectories import Trajectories
 InnerStep = Callable[[Mapping[str, NDArray[np.float32]], Support, int], NumpyParameters]
 """From meta-parameters, one task's support data and the number of steps taken before to the
 parameters after a step, with the context if there is one."""
+
+_BLAS = ThreadpoolController()  # of NumPy
 
 
 def make_inner_step(inner: InnerSettings, spec: PolicySpec) -> InnerStep:
@@ -81,6 +80,6 @@ def adapt_policy(
         steps_before: inner steps that led to ``parameters``.
     """
     step = make_inner_step(inner, spec)
-    with single_threaded_blas():  # rounds as in a rollout worker
+    with _BLAS.limit(limits=1, user_api="blas"):  # a baseline rounds as in a rollout worker
         data = make_support(inner, advantages, support, normalizer)
         return step(parameters, data, steps_before)

@@ -12,7 +12,7 @@ from maml_ray.runtime.capacity import plan_resources
 
 MUST_MATCH = ("ray", "python", "maml-ray")
 """Versions that must be equal on all machines for a run to work."""
-AFFECT_RESULTS = ("torch", "numpy", "scipy", "numba", "llvmlite", "mujoco", "gymnasium")
+AFFECT_RESULTS = ("torch", "numpy", "numba", "llvmlite", "mujoco", "gymnasium")
 """Packages that are required, and whose versions change the last bits of results."""
 
 

@@ -34,31 +34,29 @@ def fisher_product(
         query: the policy's pass over the samples.
         tangent: (Q,).
     """
-    network = len(params) - config.sizes[-1]
-    observations, activations = samples.observations.reshape(-1), query.activations
-    activation_tangents, mean_tangents = np.empty_like(activations), np.empty_like(query.mean)
-    product = tangent.copy()
-    mlp.forward_jvp(
-        config.sizes,
-        config.relu,
-        params[:network],
-        observations,
-        activations,
-        tangent[:network],
-        activation_tangents,
-        mean_tangents,
-    )
+    sizes, size = config.sizes, samples.weights.size
+    outputs, hidden = sizes[-1], mlp.hidden_columns(sizes)
+    observations, weights = samples.observations.reshape(-1), samples.weights.reshape(-1)
+    policy = mlp.make_network(sizes, config.relu, params)
+    direction = mlp.make_network(sizes, config.relu, tangent)
+    product = np.zeros_like(tangent)
+    preact_scratch = np.empty(mlp.BLOCK * hidden, params.dtype)
+    act_scratch = np.empty(mlp.BLOCK * hidden, params.dtype)
+    mean_scratch = np.empty(mlp.BLOCK * outputs, params.dtype)
+    for first in range(0, size, mlp.BLOCK):
+        last = min(first + mlp.BLOCK, size)
+        seen = mlp.block(observations, first, last, sizes[0])
+        activations = mlp.block(query.activations, first, last, hidden)
+        preact_tangents = mlp.block(preact_scratch, 0, last - first, hidden)
+        act_tangents = mlp.block(act_scratch, 0, last - first, hidden)
+        mean_tangents = mlp.block(mean_scratch, 0, last - first, outputs)
+        mlp.forward_jvp(
+            policy, direction, seen, activations, preact_tangents, act_tangents, mean_tangents
+        )
+        gaussian.multiply_by_fisher(query.log_std, weights[first:last], mean_tangents)
+        preact_grads = preact_tangents  # no longer needed: overwritten
+        mlp.backward(policy, seen, activations, mean_tangents, preact_grads, product)
+    for i in range(len(params) - outputs, len(params)):
+        product[i] = 2.0 * weights.sum() * tangent[i]
     inner_step.mask_clamped(config, params, product)
-    gaussian.multiply_by_fisher(
-        query.log_std, samples.weights.reshape(-1), mean_tangents, product[network:]
-    )
-    inner_step.pull_back_policy(
-        config,
-        params,
-        observations,
-        activations,
-        mean_tangents,
-        activation_tangents,  # no longer needed: overwritten
-        product,
-    )
     return product

@@ -5,8 +5,8 @@ are accumulated in float64 (by ``np.float64``: in compiled code ``float(x)`` of 
 float32).
 
 Axes: S samples, A action size. Means and actions are flat, (S * A,); sample weights,
-log-probabilities and advantages are (S,). Gradients with respect to ``log_std`` (A,) are summed
-over samples.
+log-probabilities and advantages are (S,). Gradients with respect to ``log_std`` (A,), in float64,
+are added to: the samples may come in blocks.
 """
 
 from __future__ import annotations
@@ -64,14 +64,13 @@ def log_prob_vjp(
 ) -> None:
     """Pull gradients (S,) of log-probabilities back to means (S * A,) and ``log_std`` (A,)."""
     size = len(log_std)
-    precision, total = np.exp(-log_std), np.zeros(size)
+    precision = np.exp(-log_std)
     for sample in range(len(log_prob_grads)):
         for column in range(size):
             a = sample * size + column
             noise = (actions[a] - mean[a]) * precision[column]
             mean_grads[a] = log_prob_grads[sample] * noise * precision[column]
-            total[column] += log_prob_grads[sample] * (noise * noise - 1.0)
-    log_std_grads[:] = total
+            log_std_grads[column] += log_prob_grads[sample] * (noise * noise - 1.0)
 
 
 @jit
@@ -93,15 +92,11 @@ def inner_loss_hvp(
         mean, log_std, actions: where.
         log_prob_grads: (S,) from :func:`inner_loss_grads`.
         mean_tangents, log_std_tangents: the direction, (S * A,) and (A,).
-        mean_grads, log_std_grads: filled with the tangents of the gradients, of the same shapes.
+        mean_grads: filled with the tangents of the gradients, of the same shape.
+        log_std_grads: (A,), added to.
     """
     size = len(log_std)
-    precision, total, noise, along = (
-        np.exp(-log_std),
-        np.zeros(size),
-        np.empty(size),
-        np.empty(size),
-    )
+    precision, noise, along = np.exp(-log_std), np.empty(size), np.empty(size)
     for sample in range(len(log_prob_grads)):
         grad, log_prob_tangent = np.float64(log_prob_grads[sample]), 0.0
         for column in range(size):
@@ -118,8 +113,7 @@ def inner_loss_hvp(
             mean_grads[sample * size + column] = (
                 scaled - grad * here * log_std_tangents[column]
             ) * precision[column]
-            total[column] += scaled * here + grad * here * there - change
-    log_std_grads[:] = total
+            log_std_grads[column] += scaled * here + grad * here * there - change
 
 
 @jit
@@ -186,13 +180,13 @@ def add_kl_grads(
 
 
 @jit
-def multiply_by_fisher(
-    log_std: Floats, weights: Floats, mean_tangents: Floats, log_std_tangents: Floats
-) -> None:
-    """Multiply a tangent of the policy by the Hessian of :func:`kl` at zero, in place."""
-    size, total = len(log_std), weights.sum()
-    for column in range(size):
-        precision = math.exp(-2.0 * log_std[column])
-        for sample in range(len(weights)):
-            mean_tangents[sample * size + column] *= weights[sample] * precision
-        log_std_tangents[column] *= 2.0 * total
+def multiply_by_fisher(log_std: Floats, weights: Floats, mean_tangents: Floats) -> None:
+    """Multiply tangents of means by the Hessian of :func:`kl` at zero, in place.
+
+    That of ``log_std`` is twice the sum of the weights.
+    """
+    size = len(log_std)
+    precision = np.exp(-2.0 * log_std)
+    for sample in range(len(weights)):
+        for column in range(size):
+            mean_tangents[sample * size + column] *= weights[sample] * precision[column]

@@ -4,8 +4,8 @@ The derivatives of the step ``adapted = params - rates * grad L(params)`` are pr
 Hessian of the inner loss L: forward over reverse mode (Pearlmutter 1994,
 https://doi.org/10.1162/neco.1994.6.1.147).
 
-Axes: S samples, A action size, H sum of the hidden layers' sizes, Q = P + A parameters of the
-policy: P of the network, then A log standard deviations.
+Axes: S samples, A action size, H columns of the hidden layers, Q = P + A parameters of the policy:
+P of the network as :mod:`~maml_ray.kernels.layout` has them, then A log standard deviations.
 """
 
 from __future__ import annotations
@@ -69,26 +69,45 @@ def take_step(
     config: KernelConfig, params: Floats, rates: Floats, samples: Samples[Floats]
 ) -> InnerStep:
     """Return the inner step on ``samples`` from ``params`` (Q,) at inner rates ``rates`` (Q,)."""
+    sizes, size, dtype = config.sizes, samples.weights.size, params.dtype
+    outputs, hidden = sizes[-1], mlp.hidden_columns(sizes)
     observations, actions = samples.observations.reshape(-1), samples.actions.reshape(-1)
-    weights = samples.weights.reshape(-1)
-    dtype, size = params.dtype, samples.weights.size
-    network = len(params) - config.sizes[-1]
-    log_std = clamped_log_std(config, params)
-    activations, mean = empty_activations(config, params, size), np.empty_like(actions)
+    behavior_log_probs, advantages = samples.log_probs.reshape(-1), samples.advantages.reshape(-1)
+    weights, log_std = samples.weights.reshape(-1), clamped_log_std(config, params)
+    policy = mlp.make_network(sizes, config.relu, params)
+    activations, mean = np.empty(size * hidden, dtype), np.empty_like(actions)
     activation_grads, mean_grads = np.empty_like(activations), np.empty_like(mean)
-    log_probs, log_prob_grads = np.empty(size, dtype), np.empty(size, dtype)
-    grads, adapted = np.empty_like(params), np.empty_like(params)
-    mlp.forward(config.sizes, config.relu, params[:network], observations, activations, mean)
-    gaussian.log_probs(mean, log_std, actions, log_probs)
-    gaussian.inner_loss_grads(
-        log_probs,
-        samples.log_probs.reshape(-1),
-        samples.advantages.reshape(-1),
-        weights,
-        log_prob_grads,
-    )
-    gaussian.log_prob_vjp(mean, log_std, actions, log_prob_grads, mean_grads, grads[network:])
-    pull_back_policy(config, params, observations, activations, mean_grads, activation_grads, grads)
+    log_probs, log_prob_grads = np.empty(mlp.BLOCK, dtype), np.empty(size, dtype)
+    grads, log_std_grads, adapted = np.zeros_like(params), np.zeros(outputs), np.empty_like(params)
+    for first in range(0, size, mlp.BLOCK):
+        last = min(first + mlp.BLOCK, size)
+        seen = mlp.block(observations, first, last, sizes[0])
+        taken = mlp.block(actions, first, last, outputs)
+        block_activations = mlp.block(activations, first, last, hidden)
+        means = mlp.block(mean, first, last, outputs)
+        grads_of_means = mlp.block(mean_grads, first, last, outputs)
+        mlp.forward(policy, seen, block_activations, means)
+        gaussian.log_probs(means, log_std, taken, log_probs[: last - first])
+        gaussian.inner_loss_grads(
+            log_probs,
+            behavior_log_probs[first:last],
+            advantages[first:last],
+            weights[first:last],
+            log_prob_grads[first:last],
+        )
+        gaussian.log_prob_vjp(
+            means, log_std, taken, log_prob_grads[first:last], grads_of_means, log_std_grads
+        )
+        mlp.backward(
+            policy,
+            seen,
+            block_activations,
+            grads_of_means,
+            mlp.block(activation_grads, first, last, hidden),
+            grads,
+        )
+    grads[len(grads) - outputs :] = log_std_grads
+    mask_clamped(config, params, grads)
     for i in range(len(params)):
         grads[i] += 2.0 * config.l2 * params[i]
         adapted[i] = params[i] - rates[i] * grads[i]
@@ -137,146 +156,147 @@ def step_vjp(
     Returns:
         The gradients (Q,) with respect to the parameters before the step and to the rates.
     """
-    network = len(adjoint) - config.sizes[-1]
-    rate_grads = -(adjoint * step.grads)
-    if not config.second_order and kl_coefficient == 0.0:
-        return adjoint.copy(), rate_grads
-    tangent = -(rates * adjoint)
+    rate_grads, change = -(adjoint * step.grads), np.zeros_like(adjoint)
+    behavior_mean = behavior.mean.reshape(-1)
     if config.second_order:
-        activation_tangents, mean_grads, change = _policy_grad_jvp(config, step, samples, tangent)
-    else:
-        activation_tangents = np.empty_like(step.activations)
-        mean_grads, change = np.zeros_like(step.mean), np.zeros_like(adjoint)
-    if kl_coefficient > 0.0:
-        gaussian.add_kl_grads(
-            kl_coefficient,
-            behavior.mean.reshape(-1),
-            behavior.log_std,
-            step.mean,
-            clamped_log_std(config, step.params),
-            samples.weights.reshape(-1),
-            mean_grads,
-            change[network:],
-        )
-    if config.second_order:
-        _params_grad_jvp(config, step, samples, tangent, activation_tangents, mean_grads, change)
-    else:
-        observations = samples.observations.reshape(-1)
-        pull_back_policy(
+        change = _hvp(
             config,
-            step.params,
-            observations,
-            step.activations,
-            mean_grads,
-            np.empty_like(step.activations),
-            change,
+            step,
+            samples,
+            -(rates * adjoint),
+            kl_coefficient,
+            behavior_mean,
+            behavior.log_std,
         )
+    elif kl_coefficient > 0.0:
+        change = _kl_grads(config, step, samples, kl_coefficient, behavior_mean, behavior.log_std)
     return adjoint + change, rate_grads
 
 
 @jit
 def hvp(config: KernelConfig, step: InnerStep, samples: Samples[Floats], tangent: Floats) -> Floats:
     """Return the product (Q,) of the inner loss's Hessian with a tangent (Q,)."""
-    activation_tangents, mean_grads, change = _policy_grad_jvp(config, step, samples, tangent)
-    _params_grad_jvp(config, step, samples, tangent, activation_tangents, mean_grads, change)
-    return change
+    log_std = clamped_log_std(config, step.params)
+    return _hvp(config, step, samples, tangent, 0.0, step.mean, log_std)
 
 
 @jit
-def _policy_grad_jvp(
-    config: KernelConfig, step: InnerStep, samples: Samples[Floats], tangent: Floats
-) -> tuple[Floats, Floats, Floats]:
-    """Push a tangent (Q,) forward to the network and to the loss's gradients at its outputs.
-
-    Returns:
-        Tangents of the hidden layers' inputs (S * H,), of the gradients of means (S * A,), and (Q,)
-        whose last A are those of the gradients of the log standard deviations.
-    """
-    network = len(step.params) - config.sizes[-1]
-    activation_tangents, mean_tangents = np.empty_like(step.activations), np.empty_like(step.mean)
-    mean_grads, change = np.empty_like(step.mean), np.empty_like(step.params)
-    mlp.forward_jvp(
-        config.sizes,
-        config.relu,
-        step.params[:network],
-        samples.observations.reshape(-1),
-        step.activations,
-        tangent[:network],
-        activation_tangents,
-        mean_tangents,
-    )
-    masked = tangent.copy()
-    mask_clamped(config, step.params, masked)
-    gaussian.inner_loss_hvp(
-        config.ratio,
-        step.mean,
-        clamped_log_std(config, step.params),
-        samples.actions.reshape(-1),
-        step.log_prob_grads,
-        mean_tangents,
-        masked[network:],
-        mean_grads,
-        change[network:],
-    )
-    return activation_tangents, mean_grads, change
-
-
-@jit
-def _params_grad_jvp(
+def _hvp(
     config: KernelConfig,
     step: InnerStep,
     samples: Samples[Floats],
     tangent: Floats,
-    activation_tangents: Floats,
-    mean_grads: Floats,
-    change: Floats,
-) -> None:
-    """Complete ``change`` (Q,) to the tangent of the gradient, from :func:`_policy_grad_jvp`."""
-    network = len(step.params) - config.sizes[-1]
-    mlp.backward_jvp(
-        config.sizes,
-        config.relu,
-        step.params[:network],
-        samples.observations.reshape(-1),
-        step.activations,
-        step.mean_grads,
-        step.activation_grads,
-        tangent[:network],
-        activation_tangents,
-        mean_grads,
-        change[:network],
-    )
-    mask_clamped(config, step.params, change)
+    kl_coefficient: float,
+    behavior_mean: Floats,
+    behavior_log_std: Floats,
+) -> Floats:
+    """Return :func:`hvp` plus :func:`_kl_grads`, which share a pass backward."""
+    sizes, size, params = config.sizes, samples.weights.size, step.params
+    outputs, hidden, network = sizes[-1], mlp.hidden_columns(sizes), len(params) - sizes[-1]
+    observations, actions = samples.observations.reshape(-1), samples.actions.reshape(-1)
+    weights, log_std = samples.weights.reshape(-1), clamped_log_std(config, params)
+    policy = mlp.make_network(sizes, config.relu, params)
+    direction = mlp.make_network(sizes, config.relu, tangent)
+    masked = tangent.copy()
+    mask_clamped(config, params, masked)
+    change, log_std_grads = np.zeros_like(params), np.zeros(outputs)
+    preact_scratch = np.empty(mlp.BLOCK * hidden, params.dtype)
+    act_scratch = np.empty(mlp.BLOCK * hidden, params.dtype)
+    tangent_scratch = np.empty(mlp.BLOCK * outputs, params.dtype)
+    grad_scratch = np.empty(mlp.BLOCK * outputs, params.dtype)
+    for first in range(0, size, mlp.BLOCK):
+        last = min(first + mlp.BLOCK, size)
+        seen = mlp.block(observations, first, last, sizes[0])
+        activations = mlp.block(step.activations, first, last, hidden)
+        preact_tangents = mlp.block(preact_scratch, 0, last - first, hidden)
+        act_tangents = mlp.block(act_scratch, 0, last - first, hidden)
+        means = mlp.block(step.mean, first, last, outputs)
+        mean_tangents = mlp.block(tangent_scratch, 0, last - first, outputs)
+        mean_grads = mlp.block(grad_scratch, 0, last - first, outputs)
+        mlp.forward_jvp(
+            policy, direction, seen, activations, preact_tangents, act_tangents, mean_tangents
+        )
+        gaussian.inner_loss_hvp(
+            config.ratio,
+            means,
+            log_std,
+            mlp.block(actions, first, last, outputs),
+            step.log_prob_grads[first:last],
+            mean_tangents,
+            masked[network:],
+            mean_grads,
+            log_std_grads,
+        )
+        if kl_coefficient > 0.0:
+            gaussian.add_kl_grads(
+                kl_coefficient,
+                mlp.block(behavior_mean, first, last, outputs),
+                behavior_log_std,
+                means,
+                log_std,
+                weights[first:last],
+                mean_grads,
+                log_std_grads,
+            )
+        mlp.backward_jvp(
+            policy,
+            direction,
+            seen,
+            activations,
+            mlp.block(step.mean_grads, first, last, outputs),
+            mlp.block(step.activation_grads, first, last, hidden),
+            preact_tangents,
+            act_tangents,
+            mean_grads,
+            change,
+        )
+    change[network:] = log_std_grads
+    mask_clamped(config, params, change)
     for i in range(len(change)):
         change[i] += 2.0 * config.l2 * tangent[i]
+    return change
 
 
 @jit
-def pull_back_policy(
+def _kl_grads(
     config: KernelConfig,
-    params: Floats,
-    observations: Floats,
-    activations: Floats,
-    mean_grads: Floats,
-    activation_grads: Floats,
-    grads: Floats,
-) -> None:
-    """Complete ``grads`` (Q,), whose last A are those of ``log_std``, from gradients of means.
-
-    Fills ``activation_grads`` (S * H,), those of the hidden layers' inputs, on the way.
-    """
-    network = len(params) - config.sizes[-1]
-    mlp.backward(
-        config.sizes,
-        config.relu,
-        params[:network],
-        observations,
-        activations,
-        mean_grads,
-        activation_grads,
-        grads[:network],
-    )
+    step: InnerStep,
+    samples: Samples[Floats],
+    kl_coefficient: float,
+    behavior_mean: Floats,
+    behavior_log_std: Floats,
+) -> Floats:
+    """Return the gradient (Q,) of KL(behavior || policy before the step), times its coefficient."""
+    sizes, size, params = config.sizes, samples.weights.size, step.params
+    outputs, hidden = sizes[-1], mlp.hidden_columns(sizes)
+    observations, weights = samples.observations.reshape(-1), samples.weights.reshape(-1)
+    policy, log_std = mlp.make_network(sizes, config.relu, params), clamped_log_std(config, params)
+    grads, log_std_grads = np.zeros_like(params), np.zeros(outputs)
+    hidden_scratch = np.empty(mlp.BLOCK * hidden, params.dtype)
+    for first in range(0, size, mlp.BLOCK):
+        last = min(first + mlp.BLOCK, size)
+        mean_grads = np.zeros((last - first) * outputs, params.dtype)
+        gaussian.add_kl_grads(
+            kl_coefficient,
+            mlp.block(behavior_mean, first, last, outputs),
+            behavior_log_std,
+            mlp.block(step.mean, first, last, outputs),
+            log_std,
+            weights[first:last],
+            mean_grads,
+            log_std_grads,
+        )
+        mlp.backward(
+            policy,
+            mlp.block(observations, first, last, sizes[0]),
+            mlp.block(step.activations, first, last, hidden),
+            mean_grads,
+            mlp.block(hidden_scratch, 0, last - first, hidden),
+            grads,
+        )
+    grads[len(grads) - outputs :] = log_std_grads
     mask_clamped(config, params, grads)
+    return grads
 
 
 @jit
@@ -293,9 +313,3 @@ def mask_clamped(config: KernelConfig, params: Floats, grads: Floats) -> None:
     for i in range(len(params) - config.sizes[-1], len(params)):
         if params[i] < params.dtype.type(config.min_log_std):
             grads[i] = 0.0
-
-
-@jit
-def empty_activations(config: KernelConfig, params: Floats, samples: int) -> Floats:
-    """Return an uninitialized array (S * H,) for the hidden layers' activations."""
-    return np.empty(samples * config.sizes[1:-1].sum(), params.dtype)

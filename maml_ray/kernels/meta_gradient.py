@@ -38,14 +38,26 @@ class QueryPass(NamedTuple):
 @jit
 def evaluate_query(config: KernelConfig, params: Floats, samples: Samples[Floats]) -> QueryPass:
     """Evaluate the policy of ``params`` (Q,) at query samples."""
-    actions = samples.actions.reshape(-1)
-    size, network = samples.weights.size, len(params) - config.sizes[-1]
-    activations = inner_step.empty_activations(config, params, size)
+    sizes, size = config.sizes, samples.weights.size
+    outputs, hidden = sizes[-1], mlp.hidden_columns(sizes)
+    observations, actions = samples.observations.reshape(-1), samples.actions.reshape(-1)
+    policy, log_std = (
+        mlp.make_network(sizes, config.relu, params),
+        inner_step.clamped_log_std(config, params),
+    )
+    activations = np.empty(size * hidden, params.dtype)
     mean, log_probs = np.empty_like(actions), np.empty(size, params.dtype)
-    log_std = inner_step.clamped_log_std(config, params)
-    observations = samples.observations.reshape(-1)
-    mlp.forward(config.sizes, config.relu, params[:network], observations, activations, mean)
-    gaussian.log_probs(mean, log_std, actions, log_probs)
+    for first in range(0, size, mlp.BLOCK):
+        last = min(first + mlp.BLOCK, size)
+        means = mlp.block(mean, first, last, outputs)
+        mlp.forward(
+            policy,
+            mlp.block(observations, first, last, sizes[0]),
+            mlp.block(activations, first, last, hidden),
+            means,
+        )
+        taken = mlp.block(actions, first, last, outputs)
+        gaussian.log_probs(means, log_std, taken, log_probs[first:last])
     return QueryPass(activations, mean, log_std, log_probs)
 
 
@@ -69,26 +81,34 @@ def query_vjp(
     Returns:
         The gradient (Q,).
     """
-    mean_grads, grads = np.empty_like(query.mean), np.empty_like(params)
-    network = len(params) - config.sizes[-1]
-    gaussian.log_prob_vjp(
-        query.mean,
-        query.log_std,
-        samples.actions.reshape(-1),
-        log_prob_grads,
-        mean_grads,
-        grads[network:],
-    )
-    observations = samples.observations.reshape(-1)
-    inner_step.pull_back_policy(
-        config,
-        params,
-        observations,
-        query.activations,
-        mean_grads,
-        np.empty_like(query.activations),
-        grads,
-    )
+    sizes, size = config.sizes, samples.weights.size
+    outputs, hidden = sizes[-1], mlp.hidden_columns(sizes)
+    observations, actions = samples.observations.reshape(-1), samples.actions.reshape(-1)
+    policy = mlp.make_network(sizes, config.relu, params)
+    grads, log_std_grads = np.zeros_like(params), np.zeros(outputs)
+    hidden_scratch = np.empty(mlp.BLOCK * hidden, params.dtype)
+    mean_scratch = np.empty(mlp.BLOCK * outputs, params.dtype)
+    for first in range(0, size, mlp.BLOCK):
+        last = min(first + mlp.BLOCK, size)
+        mean_grads = mlp.block(mean_scratch, 0, last - first, outputs)
+        gaussian.log_prob_vjp(
+            mlp.block(query.mean, first, last, outputs),
+            query.log_std,
+            mlp.block(actions, first, last, outputs),
+            log_prob_grads[first:last],
+            mean_grads,
+            log_std_grads,
+        )
+        mlp.backward(
+            policy,
+            mlp.block(observations, first, last, sizes[0]),
+            mlp.block(query.activations, first, last, hidden),
+            mean_grads,
+            mlp.block(hidden_scratch, 0, last - first, hidden),
+            grads,
+        )
+    grads[len(grads) - outputs :] = log_std_grads
+    inner_step.mask_clamped(config, params, grads)
     return grads
 
 

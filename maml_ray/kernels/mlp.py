@@ -1,328 +1,383 @@
-"""Run a multi-layer perceptron forward and backward over one task's samples, in blocks of samples.
+"""Run a multi-layer perceptron forward and backward over a block of samples.
 
-A block passes through all layers before the next one starts, so it stays in the core's cache.
-Matrix products call SciPy's BLAS. Losses and policies are defined elsewhere. From what a forward
-and a backward pass store, :func:`forward_jvp` and then :func:`backward_jvp` compute the derivative
-of the gradient along a direction (Pearlmutter 1994, https://doi.org/10.1162/neco.1994.6.1.147).
+A block is small enough to stay in a core's cache from one pass to the next: callers take a block
+through all passes before the next one. Losses and policies are defined elsewhere. From what a
+forward and a backward pass store, :func:`forward_jvp` and then :func:`backward_jvp` compute the
+derivative of the gradient along a direction (Pearlmutter 1994,
+https://doi.org/10.1162/neco.1994.6.1.147).
 
 Arrays are flat, so that one compilation serves networks of any depth and width. With S samples and
 L layers:
 
     sizes         (L + 1,)         numbers of inputs, of each hidden layer's units, and of outputs
-    params        (P,)             weight (outputs, inputs) and bias of each layer, first to last
+    params        (P,)             as :mod:`~maml_ray.kernels.layout` has them
     observations  (S * sizes[0],)
-    activations   (S * H,)         of the hidden layers, one after another; H is their sizes' sum
+    activations   (S * H,)         of the hidden layers, one after another; H is their padded sum
     outputs       (S * sizes[L],)
 
-``relu`` selects the activation, tanh otherwise. Arrays that a function overwrites come last.
+Arrays that a function overwrites or adds to come last.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
-import scipy.linalg.cython_blas  # noqa: F401  loads BLAS before its threads are limited
 from numpy.typing import NDArray
 
+from maml_ray.kernels.gemm import multiply_add, padded
 from maml_ray.kernels.jit import jit, tanh
 
 Floats = NDArray[np.floating]
 Sizes = NDArray[np.int64]
 
-BLOCK = 128
+BLOCK = 256
 """Samples of a block: 64 outputs of as many float32 samples take 32 kB."""
 
 
-@jit
-def _rows(flat: Floats, first: int, last: int, width: int) -> Floats:
-    """View rows ``first`` to ``last`` of the matrix of ``width`` columns that ``flat`` starts."""
-    return flat[first * width : last * width].reshape((last - first, width))
+class Network(NamedTuple):
+    """A network, or a direction of its parameters, as the passes take it.
+
+    Attributes:
+        sizes: (L + 1,).
+        relu: the activation is relu; otherwise tanh.
+        params: (P,).
+        transposed: the weights (outputs, padded inputs) of each layer but the first.
+    """
+
+    sizes: Sizes
+    relu: bool
+    params: Floats
+    transposed: Floats
 
 
 @jit
-def _offsets(sizes: Sizes) -> Sizes:
-    """Return the offset (L + 1,) of each layer's parameters, and of the end."""
-    offsets = np.zeros(len(sizes), np.int64)
-    for layer in range(len(sizes) - 1):
-        offsets[layer + 1] = offsets[layer] + sizes[layer + 1] * (sizes[layer] + 1)
-    return offsets
+def make_network(sizes: Sizes, relu: bool, params: Floats) -> Network:
+    """Return the network of ``params`` (P or more,)."""
+    transposed = np.zeros(_transposed_offset(sizes, len(sizes) - 1), params.dtype)
+    network = Network(sizes, relu, params, transposed)
+    for layer in range(1, len(sizes) - 1):
+        weights, target = _weights(network, layer), _transposed_weights(network, layer)
+        for row in range(sizes[layer + 1]):
+            for column in range(sizes[layer]):
+                target[row, column] = weights[column, row]
+    return network
 
 
 @jit
-def _weight(flat: Floats, offset: int, outputs: int, inputs: int) -> Floats:
-    return flat[offset : offset + outputs * inputs].reshape((outputs, inputs))
+def hidden_columns(sizes: Sizes) -> int:
+    """Return H: the columns that the activations of all hidden layers take per sample."""
+    total = 0
+    for size in sizes[1:-1]:
+        total += padded(size)
+    return total
 
 
 @jit
-def _bias(flat: Floats, offset: int, outputs: int, inputs: int) -> Floats:
-    return flat[offset + outputs * inputs : offset + outputs * (inputs + 1)]
+def block(flat: Floats, first: int, last: int, width: int) -> Floats:
+    """View samples ``first`` to ``last`` of an array that has ``width`` numbers for each."""
+    return flat[first * width : last * width]
 
 
 @jit
-def _hidden_block(
-    flat: Floats, sizes: Sizes, layer: int, samples: int, first: int, last: int
+def _matrix(flat: Floats, start: int, rows: int, columns: int) -> Floats:
+    return flat[start : start + rows * columns].reshape((rows, columns))
+
+
+@jit
+def _offset(sizes: Sizes, layer: int) -> int:
+    """Return where the parameters of ``layer`` begin."""
+    offset = 0
+    for lower in range(layer):
+        offset += (1 + sizes[lower]) * padded(sizes[lower + 1])
+    return offset
+
+
+@jit
+def _biases(network: Network, layer: int) -> Floats:
+    """View the biases (1, padded outputs) of a layer."""
+    start = _offset(network.sizes, layer)
+    return _matrix(network.params, start, 1, padded(network.sizes[layer + 1]))
+
+
+@jit
+def _weights(network: Network, layer: int) -> Floats:
+    """View the weights (inputs, padded outputs) of a layer."""
+    columns = padded(network.sizes[layer + 1])
+    start = _offset(network.sizes, layer) + columns
+    return _matrix(network.params, start, network.sizes[layer], columns)
+
+
+@jit
+def _transposed_offset(sizes: Sizes, layer: int) -> int:
+    offset = 0
+    for lower in range(1, layer):
+        offset += sizes[lower + 1] * padded(sizes[lower])
+    return offset
+
+
+@jit
+def _transposed_weights(network: Network, layer: int) -> Floats:
+    """View the weights (outputs, padded inputs) of a layer that is not the first."""
+    sizes = network.sizes
+    start = _transposed_offset(sizes, layer)
+    return _matrix(network.transposed, start, sizes[layer + 1], padded(sizes[layer]))
+
+
+@jit
+def _hidden(flat: Floats, sizes: Sizes, layer: int, samples: int) -> Floats:
+    """View hidden layer ``layer`` in an array shaped like ``activations``."""
+    start = samples * hidden_columns(sizes[: layer + 2])
+    return _matrix(flat, start, samples, padded(sizes[layer + 1]))
+
+
+@jit
+def _inputs(
+    observations: Floats, activations: Floats, sizes: Sizes, layer: int, samples: int
 ) -> Floats:
-    """View a block of hidden layer ``layer`` in an array shaped like ``activations``."""
-    return _rows(flat[samples * sizes[1 : layer + 1].sum() :], first, last, sizes[layer + 1])
-
-
-@jit
-def _layer_inputs(
-    observations: Floats,
-    activations: Floats,
-    sizes: Sizes,
-    layer: int,
-    samples: int,
-    first: int,
-    last: int,
-) -> Floats:
-    """View a block of the inputs of ``layer``."""
+    """View the inputs of ``layer``."""
     if layer == 0:
-        return _rows(observations, first, last, sizes[0])
-    return _hidden_block(activations, sizes, layer - 1, samples, first, last)
+        return _matrix(observations, 0, samples, sizes[0])
+    return _hidden(activations, sizes, layer - 1, samples)
 
 
 @jit
-def _add_bias(values: Floats, bias: Floats) -> None:
-    for row in range(values.shape[0]):
-        for column in range(values.shape[1]):
-            values[row, column] += bias[column]
+def _copy_columns(source: Floats, target: Floats) -> None:
+    """Copy the first columns, as many as both matrices have."""
+    both = min(source.shape[1], target.shape[1])
+    for row in range(target.shape[0]):
+        for column in range(both):
+            target[row, column] = source[row, column]
 
 
 @jit
-def _add_bias_and_activate(values: Floats, bias: Floats, relu: bool) -> None:
+def _pad_outputs(flat: Floats, sizes: Sizes, samples: int) -> Floats:
+    """Return an array shaped like ``outputs`` as a matrix of padded rows."""
+    rows = np.zeros((samples, padded(sizes[-1])), flat.dtype)
+    _copy_columns(_matrix(flat, 0, samples, sizes[-1]), rows)
+    return rows
+
+
+@jit
+def _activate(values: Floats, relu: bool) -> None:
     zero = values.dtype.type(0)
     for row in range(values.shape[0]):
         if relu:
             for column in range(values.shape[1]):
-                value = values[row, column] + bias[column]
+                value = values[row, column]
                 values[row, column] = value if not value <= zero else zero  # NaN propagates
         else:
             for column in range(values.shape[1]):
-                values[row, column] = tanh(values[row, column] + bias[column])
+                values[row, column] = tanh(values[row, column])
 
 
 @jit
-def _multiply_activation_grad(values: Floats, activations: Floats, relu: bool) -> None:
-    """Multiply by the activation's derivative, which is a function of its value."""
+def _multiply_by_slope(values: Floats, activations: Floats, relu: bool, out: Floats) -> None:
+    """Multiply by the activation's derivative, which is a function of its value.
+
+    ``out`` is not ``values``: the compiler vectorizes only if it finds them apart.
+    """
     one, zero = values.dtype.type(1), values.dtype.type(0)
     for row in range(values.shape[0]):
         if relu:
             for column in range(values.shape[1]):
-                values[row, column] *= one if activations[row, column] > zero else zero
+                slope = one if activations[row, column] > zero else zero
+                out[row, column] = values[row, column] * slope
         else:
             for column in range(values.shape[1]):
-                values[row, column] *= one - activations[row, column] * activations[row, column]
+                slope = one - activations[row, column] * activations[row, column]
+                out[row, column] = values[row, column] * slope
 
 
 @jit
-def _subtract_tanh_curvature(
-    total: Floats, preact_grad: Floats, activations: Floats, preact_tangent: Floats
-) -> None:
-    """Add the term of tanh's second derivative, ``-2 tanh tanh'``, to ``total``."""
-    two = total.dtype.type(2)
-    for row in range(total.shape[0]):
-        for column in range(total.shape[1]):
-            product = (
-                preact_grad[row, column] * activations[row, column] * preact_tangent[row, column]
-            )
-            total[row, column] -= two * product
-
-
-@jit
-def _add(total: Floats, values: Floats) -> None:
-    for row in range(values.shape[0]):
-        for column in range(values.shape[1]):
-            total[row, column] += values[row, column]
-
-
-@jit
-def _accumulate_grad(
-    grad: Floats,
-    offset: int,
-    output_grad: Floats,
-    inputs: Floats,
-    scratch: Floats,
-    with_bias: bool,
-) -> None:
-    """Add a block's contribution to a layer's part of ``grad``, optionally without the bias."""
-    outputs, width = output_grad.shape[1], inputs.shape[1]
-    product = _rows(scratch, 0, outputs, width)
-    np.dot(output_grad.T, inputs, product)
-    _add(_weight(grad, offset, outputs, width), product)
-    if with_bias:
-        bias = _bias(grad, offset, outputs, width)
-        for row in range(output_grad.shape[0]):
-            for column in range(outputs):
-                bias[column] += output_grad[row, column]
-
-
-@jit
-def forward(
-    sizes: Sizes,
-    relu: bool,
-    params: Floats,
-    observations: Floats,
+def _push_through_slope(
+    act_grad_tangent: Floats,
+    preact_grad: Floats,
     activations: Floats,
-    outputs: Floats,
+    preact_tangent: Floats,
+    relu: bool,
+    out: Floats,
 ) -> None:
+    """Differentiate ``preact_grad = act_grad * slope`` along a direction, into ``out``.
+
+    The slope of tanh changes by ``-2 tanh tanh'`` for each unit of its input.
+    """
+    one, two, zero = out.dtype.type(1), out.dtype.type(2), out.dtype.type(0)
+    for row in range(out.shape[0]):
+        if relu:
+            for column in range(out.shape[1]):
+                slope = one if activations[row, column] > zero else zero
+                out[row, column] = act_grad_tangent[row, column] * slope
+        else:
+            for column in range(out.shape[1]):
+                value = activations[row, column]
+                change = preact_grad[row, column] * value * preact_tangent[row, column]
+                slope = one - value * value
+                out[row, column] = act_grad_tangent[row, column] * slope - two * change
+
+
+@jit
+def _add_to_weights(grad: Network, layer: int, inputs: Floats, output_grad: Floats) -> None:
+    """Add the block's gradient by the weights of ``layer``."""
+    weights = _weights(grad, layer)
+    multiply_add(inputs.T, output_grad, weights, weights)
+
+
+@jit
+def _add_to_biases(grad: Network, layer: int, output_grad: Floats) -> None:
+    """Add the block's gradient by the biases of ``layer``."""
+    biases = _biases(grad, layer)
+    for row in range(output_grad.shape[0]):
+        for column in range(output_grad.shape[1]):
+            biases[0, column] += output_grad[row, column]
+
+
+@jit
+def forward(network: Network, observations: Floats, activations: Floats, outputs: Floats) -> None:
     """Compute the hidden ``activations`` and the ``outputs``."""
-    samples, offsets = len(outputs) // sizes[-1], _offsets(sizes)
-    last_layer = len(sizes) - 2
-    for first in range(0, samples, BLOCK):
-        last = min(first + BLOCK, samples)
-        for layer in range(last_layer + 1):
-            width, height = sizes[layer], sizes[layer + 1]
-            inputs = _layer_inputs(observations, activations, sizes, layer, samples, first, last)
-            weight = _weight(params, offsets[layer], height, width)
-            bias = _bias(params, offsets[layer], height, width)
-            if layer == last_layer:
-                result = _rows(outputs, first, last, height)
-                np.dot(inputs, weight.T, result)
-                _add_bias(result, bias)
-            else:
-                result = _hidden_block(activations, sizes, layer, samples, first, last)
-                np.dot(inputs, weight.T, result)
-                _add_bias_and_activate(result, bias, relu)
+    sizes, dtype = network.sizes, network.params.dtype
+    samples, last_layer = len(outputs) // sizes[-1], len(sizes) - 2
+    for layer in range(last_layer + 1):
+        inputs = _inputs(observations, activations, sizes, layer, samples)
+        if layer == last_layer:
+            result = np.empty((samples, padded(sizes[-1])), dtype)
+        else:
+            result = _hidden(activations, sizes, layer, samples)
+        multiply_add(inputs, _weights(network, layer), _biases(network, layer), result)
+        if layer == last_layer:
+            _copy_columns(result, _matrix(outputs, 0, samples, sizes[-1]))
+        else:
+            _activate(result, network.relu)
 
 
 @jit
 def backward(
-    sizes: Sizes,
-    relu: bool,
-    params: Floats,
+    network: Network,
     observations: Floats,
     activations: Floats,
     output_grad: Floats,
     preact_grads: Floats,
     grad: Floats,
 ) -> None:
-    """Compute a loss's gradient from its derivative by the outputs.
+    """Add a loss's gradient, from its derivative by the outputs.
 
     Args:
-        sizes, relu, params, observations, activations: those of :func:`forward`.
+        network, observations, activations: those of :func:`forward`.
         output_grad: (S * sizes[L],) derivative of the loss by the outputs.
         preact_grads: (S * H,) derivatives by the hidden layers before activation, overwritten.
-        grad: (P,) gradient, overwritten.
+        grad: (P,) gradient, added to.
     """
-    samples, offsets = len(output_grad) // sizes[-1], _offsets(sizes)
-    scratch = np.empty(offsets[-1], params.dtype)
-    grad[:] = 0
-    for first in range(0, samples, BLOCK):
-        last = min(first + BLOCK, samples)
-        upper_grad = _rows(output_grad, first, last, sizes[-1])
-        for layer in range(len(sizes) - 2, -1, -1):
-            inputs = _layer_inputs(observations, activations, sizes, layer, samples, first, last)
-            _accumulate_grad(grad, offsets[layer], upper_grad, inputs, scratch, True)
-            if layer > 0:
-                weight = _weight(params, offsets[layer], sizes[layer + 1], sizes[layer])
-                lower_grad = _hidden_block(preact_grads, sizes, layer - 1, samples, first, last)
-                np.dot(upper_grad, weight, lower_grad)
-                _multiply_activation_grad(lower_grad, inputs, relu)
-                upper_grad = lower_grad
+    sizes, dtype = network.sizes, network.params.dtype
+    samples, widest = len(output_grad) // sizes[-1], padded(sizes.max())
+    zeros, scratch = np.zeros(widest, dtype), np.empty(samples * widest, dtype)
+    total = Network(sizes, network.relu, grad, network.transposed)
+    upper_grad = _pad_outputs(output_grad, sizes, samples)
+    for layer in range(len(sizes) - 2, -1, -1):
+        inputs = _inputs(observations, activations, sizes, layer, samples)
+        _add_to_weights(total, layer, inputs, upper_grad)
+        _add_to_biases(total, layer, upper_grad)
+        if layer > 0:
+            columns = padded(sizes[layer])
+            act_grad = _matrix(scratch, 0, samples, columns)
+            zero = _matrix(zeros, 0, 1, columns)
+            multiply_add(upper_grad, _transposed_weights(network, layer), zero, act_grad)
+            upper_grad = _hidden(preact_grads, sizes, layer - 1, samples)
+            _multiply_by_slope(act_grad, inputs, network.relu, upper_grad)
 
 
 @jit
 def forward_jvp(
-    sizes: Sizes,
-    relu: bool,
-    params: Floats,
+    network: Network,
+    direction: Network,
     observations: Floats,
     activations: Floats,
-    direction: Floats,
     preact_tangents: Floats,
+    act_tangents: Floats,
     output_tangent: Floats,
 ) -> None:
     """Compute the derivative of a forward pass along a direction of the parameters.
 
     Args:
-        sizes, relu, params, observations, activations: those of :func:`forward`.
-        direction: (P,) of the parameters.
+        network, observations, activations: those of :func:`forward`.
+        direction: of the parameters.
         preact_tangents: (S * H,) derivatives of the hidden layers before activation, overwritten.
+        act_tangents: (S * H,) derivatives of the activations, overwritten.
         output_tangent: (S * sizes[L],) derivative of the outputs, overwritten.
     """
-    samples, offsets = len(output_tangent) // sizes[-1], _offsets(sizes)
-    scratch = np.empty(BLOCK * sizes.max(), params.dtype)
-    activation_tangent = np.empty(BLOCK * sizes.max(), params.dtype)
-    last_layer = len(sizes) - 2
-    for first in range(0, samples, BLOCK):
-        last = min(first + BLOCK, samples)
-        for layer in range(last_layer + 1):
-            width, height, offset = sizes[layer], sizes[layer + 1], offsets[layer]
-            inputs = _layer_inputs(observations, activations, sizes, layer, samples, first, last)
-            if layer == last_layer:
-                tangent = _rows(output_tangent, first, last, height)
-            else:
-                tangent = _hidden_block(preact_tangents, sizes, layer, samples, first, last)
-            np.dot(inputs, _weight(direction, offset, height, width).T, tangent)
-            _add_bias(tangent, _bias(direction, offset, height, width))
-            if layer > 0:
-                through_inputs = _rows(scratch, 0, last - first, height)
-                input_tangent = _rows(activation_tangent, 0, last - first, width)
-                np.dot(input_tangent, _weight(params, offset, height, width).T, through_inputs)
-                _add(tangent, through_inputs)
-            if layer < last_layer:
-                next_tangent = _rows(activation_tangent, 0, last - first, height)
-                next_tangent[:] = tangent
-                result = _hidden_block(activations, sizes, layer, samples, first, last)
-                _multiply_activation_grad(next_tangent, result, relu)
+    sizes, dtype = network.sizes, network.params.dtype
+    samples, last_layer = len(output_tangent) // sizes[-1], len(sizes) - 2
+    for layer in range(last_layer + 1):
+        inputs = _inputs(observations, activations, sizes, layer, samples)
+        if layer == last_layer:
+            tangent = np.empty((samples, padded(sizes[-1])), dtype)
+        else:
+            tangent = _hidden(preact_tangents, sizes, layer, samples)
+        multiply_add(inputs, _weights(direction, layer), _biases(direction, layer), tangent)
+        if layer > 0:
+            input_tangent = _hidden(act_tangents, sizes, layer - 1, samples)
+            multiply_add(input_tangent, _weights(network, layer), tangent, tangent)
+        if layer == last_layer:
+            _copy_columns(tangent, _matrix(output_tangent, 0, samples, sizes[-1]))
+        else:
+            act_tangent = _hidden(act_tangents, sizes, layer, samples)
+            result = _hidden(activations, sizes, layer, samples)
+            _multiply_by_slope(tangent, result, network.relu, act_tangent)
 
 
 @jit
 def backward_jvp(
-    sizes: Sizes,
-    relu: bool,
-    params: Floats,
+    network: Network,
+    direction: Network,
     observations: Floats,
     activations: Floats,
     output_grad: Floats,
     preact_grads: Floats,
-    direction: Floats,
     preact_tangents: Floats,
+    act_tangents: Floats,
     output_grad_tangent: Floats,
     grad_tangent: Floats,
 ) -> None:
-    """Compute the derivative of a backward pass's gradient along a direction: a Hessian product.
+    """Add the derivative of a backward pass's gradient along a direction: a Hessian product.
 
     Args:
-        sizes, relu, params, observations, activations: those of :func:`forward`.
+        network, observations, activations: those of :func:`forward`.
         output_grad, preact_grads: those of :func:`backward`.
-        direction, preact_tangents: those of :func:`forward_jvp`.
+        direction, preact_tangents, act_tangents: those of :func:`forward_jvp`.
         output_grad_tangent: (S * sizes[L],) derivative of ``output_grad`` along the direction.
-        grad_tangent: (P,) derivative of the gradient, overwritten.
+        grad_tangent: (P,) derivative of the gradient, added to.
     """
-    samples, offsets = len(output_grad) // sizes[-1], _offsets(sizes)
-    widest = BLOCK * sizes.max()
-    scratch = np.empty(max(offsets[-1], widest), params.dtype)
-    activation_tangent, upper, lower = (
-        np.empty(widest, params.dtype),
-        np.empty(widest, params.dtype),
-        np.empty(widest, params.dtype),
-    )
-    grad_tangent[:] = 0
-    for first in range(0, samples, BLOCK):
-        last = min(first + BLOCK, samples)
-        rows = last - first
-        upper_tangent = _rows(output_grad_tangent, first, last, sizes[-1])
-        upper_grad = _rows(output_grad, first, last, sizes[-1])
-        for layer in range(len(sizes) - 2, -1, -1):
-            width, height, offset = sizes[layer], sizes[layer + 1], offsets[layer]
-            inputs = _layer_inputs(observations, activations, sizes, layer, samples, first, last)
-            _accumulate_grad(grad_tangent, offset, upper_tangent, inputs, scratch, True)
-            if layer == 0:
-                continue
-            preact_tangent = _hidden_block(preact_tangents, sizes, layer - 1, samples, first, last)
-            input_tangent = _rows(activation_tangent, 0, rows, width)
-            input_tangent[:] = preact_tangent
-            _multiply_activation_grad(input_tangent, inputs, relu)
-            _accumulate_grad(grad_tangent, offset, upper_grad, input_tangent, scratch, False)
-            lower_tangent = _rows(lower, 0, rows, width)
-            through_weight = _rows(scratch, 0, rows, width)
-            np.dot(upper_tangent, _weight(params, offset, height, width), lower_tangent)
-            np.dot(upper_grad, _weight(direction, offset, height, width), through_weight)
-            _add(lower_tangent, through_weight)
-            _multiply_activation_grad(lower_tangent, inputs, relu)
-            upper_grad = _hidden_block(preact_grads, sizes, layer - 1, samples, first, last)
-            if not relu:
-                _subtract_tanh_curvature(lower_tangent, upper_grad, inputs, preact_tangent)
-            upper, lower = lower, upper
-            upper_tangent = lower_tangent
+    sizes, dtype = network.sizes, network.params.dtype
+    samples, widest = len(output_grad) // sizes[-1], padded(sizes.max())
+    zeros, scratch = np.zeros(widest, dtype), np.empty(samples * widest, dtype)
+    lower, other = np.empty(samples * widest, dtype), np.empty(samples * widest, dtype)
+    total = Network(sizes, network.relu, grad_tangent, network.transposed)
+    upper_grad = _pad_outputs(output_grad, sizes, samples)
+    upper_tangent = _pad_outputs(output_grad_tangent, sizes, samples)
+    for layer in range(len(sizes) - 2, -1, -1):
+        inputs = _inputs(observations, activations, sizes, layer, samples)
+        _add_to_weights(total, layer, inputs, upper_tangent)
+        _add_to_biases(total, layer, upper_tangent)
+        if layer == 0:
+            break
+        act_tangent = _hidden(act_tangents, sizes, layer - 1, samples)
+        _add_to_weights(total, layer, act_tangent, upper_grad)
+        columns = padded(sizes[layer])
+        act_grad_tangent, zero = (
+            _matrix(scratch, 0, samples, columns),
+            _matrix(zeros, 0, 1, columns),
+        )
+        multiply_add(upper_tangent, _transposed_weights(network, layer), zero, act_grad_tangent)
+        multiply_add(
+            upper_grad, _transposed_weights(direction, layer), act_grad_tangent, act_grad_tangent
+        )
+        upper_grad = _hidden(preact_grads, sizes, layer - 1, samples)
+        upper_tangent = _matrix(lower, 0, samples, columns)
+        _push_through_slope(
+            act_grad_tangent,
+            upper_grad,
+            inputs,
+            _hidden(preact_tangents, sizes, layer - 1, samples),
+            network.relu,
+            upper_tangent,
+        )
+        lower, other = other, lower

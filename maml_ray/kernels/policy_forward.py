@@ -15,14 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maml_ray.common.normalization import LIMIT, Normalizer
-from maml_ray.kernels.gemm import TILE_COLUMNS, TILE_ROWS, matmul_bias
+from maml_ray.kernels.gemm import multiply_add, padded
 from maml_ray.kernels.jit import jit, tanh
+from maml_ray.kernels.layout import layer_views, network_length
 
 Float32 = NDArray[np.float32]
-
-
-def _round_up(count: int, multiple: int) -> int:
-    return (count + multiple - 1) // multiple * multiple
 
 
 class PackedMLP(NamedTuple):
@@ -30,8 +27,7 @@ class PackedMLP(NamedTuple):
 
     Attributes:
         sizes: numbers of observations, of each hidden layer's units, and of outputs.
-        padded_sizes: the same, rounded up to whole tiles.
-        weights: of each layer the biases, then the weights of each input, zero-padded to tiles.
+        params: of the layers, as :mod:`~maml_ray.kernels.layout` has them.
         relu: the activation is relu, tanh otherwise.
         mean, scale: (D,) of the observation normalizer; zeros and ones without one.
         limit: magnitude to which normalized observations are clipped; infinite without one.
@@ -40,8 +36,7 @@ class PackedMLP(NamedTuple):
     """
 
     sizes: NDArray[np.int64]
-    padded_sizes: NDArray[np.int64]
-    weights: Float32
+    params: Float32
     relu: bool
     mean: Float32
     scale: Float32
@@ -61,25 +56,21 @@ class PackedMLP(NamedTuple):
         Raises:
             ValueError: ``shifts`` are not of the first layer's size.
         """
-        size = layers[0][0].shape[1]
-        sizes = [size, *(len(weights) for weights, _ in layers)]
-        packed = []
-        for inputs, (weights, biases) in zip(sizes[:-1], layers, strict=True):
-            outputs = len(weights)
-            padded = np.zeros((1 + inputs, _round_up(outputs, TILE_COLUMNS)), np.float32)
-            padded[0, :outputs], padded[1:, :outputs] = biases, weights.T
-            packed.append(padded.reshape(-1))
+        sizes = [layers[0][0].shape[1], *(len(weights) for weights, _ in layers)]
+        params = np.zeros(network_length(sizes), np.float32)
+        for views, layer in zip(layer_views(sizes, params), layers, strict=True):
+            for view, values in zip(views, layer, strict=True):
+                view[...] = values
         if shifts is None:
             shifts = np.zeros((0, sizes[1]), np.float32)
         if shifts.shape[1:] != (sizes[1],):
             raise ValueError(f"shifts must have shape (K, {sizes[1]}), got {shifts.shape}")
-        mean, scale = np.zeros(size, np.float32), np.ones(size, np.float32)
+        mean, scale = np.zeros(sizes[0], np.float32), np.ones(sizes[0], np.float32)
         if normalizer is not None:
             mean[:], scale[:] = normalizer.mean, normalizer.scale
         return cls(
             sizes=np.array(sizes, np.int64),
-            padded_sizes=np.array([_round_up(each, TILE_COLUMNS) for each in sizes], np.int64),
-            weights=np.concatenate(packed),
+            params=params,
             relu=relu,
             mean=mean,
             scale=scale,
@@ -107,7 +98,7 @@ class PackedMLP(NamedTuple):
 
     def make_scratch(self, rows: int) -> Float32:
         """Allocate the scratch memory (2, n) of a layer's inputs and outputs for ``rows`` rows."""
-        return np.zeros((2, _round_up(rows, TILE_ROWS) * int(self.padded_sizes.max())), np.float32)
+        return np.zeros((2, rows * padded(int(self.sizes.max()))), np.float32)
 
 
 class ActionMap(NamedTuple):
@@ -186,10 +177,8 @@ def mlp_forward(
         scratch: of :meth:`PackedMLP.make_scratch`, overwritten.
         outputs: (K, A), overwritten.
     """
-    rows, sizes, padded_sizes = len(observations), network.sizes, network.padded_sizes
-    last = len(sizes) - 2
-    padded_rows = (rows + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
-    inputs = scratch[0][: padded_rows * padded_sizes[0]].reshape(padded_rows, padded_sizes[0])
+    rows, sizes, last = len(observations), network.sizes, len(network.sizes) - 2
+    inputs = scratch[0][: rows * sizes[0]].reshape(rows, sizes[0])
     for i in range(rows):
         for j in range(sizes[0]):
             value = (observations[i, j] - network.mean[j]) * network.scale[j]
@@ -197,11 +186,12 @@ def mlp_forward(
             inputs[i, j] = max(min(value, network.limit), -network.limit)
     start = 0
     for layer in range(last + 1):
-        width, height = sizes[layer], padded_sizes[layer + 1]
-        end = start + (1 + width) * height
-        flat = scratch[1 - layer % 2][: padded_rows * height]
-        result = flat.reshape(padded_rows, height)
-        matmul_bias(network.weights[start:end].reshape(1 + width, height), inputs, result)
+        width, columns = sizes[layer], padded(sizes[layer + 1])
+        end = start + (1 + width) * columns
+        params = network.params[start:end].reshape(1 + width, columns)
+        flat = scratch[1 - layer % 2][: rows * columns]
+        result = flat.reshape(rows, columns)
+        multiply_add(inputs, params[1:], params[:1], result)
         if layer == 0:
             for i in range(len(network.shifts)):
                 for j in range(sizes[1]):

@@ -80,10 +80,10 @@ class TrustRegionOptimizer(OuterOptimizer):
             self._backend,
             self._parameters,
         )
-        loss, before, gradients = backend.value_and_grad(parameters, batch, order)
-        gradient = ravel(gradients.values())
-        product = backend.fisher_product(parameters, batch, order)
+        loss, before, by_name, product = backend.linearize(parameters, batch, order)
+        gradient = ravel(by_name.values())
         step = natural_step(gradient, product, region)
+        del product  # the candidates need its memory
         start = ravel(value.detach() for value in parameters.values())
         after, lowest, taken = before, float(loss), 0
         for backtracks in range(region.max_backtracks if bool(step.any()) else 0):

@@ -187,7 +187,7 @@ def test_a_warm_up_compiles_all_that_an_update_needs(steps: int, part: str) -> N
     compiled.behavior_policies(single, batch.support, batch.query, batch.context_gradient)
     for order in ORDERS:
         compiled.value_and_grad(single, batch, order)
-        product = compiled.fisher_product(single, batch, order)
+        product = compiled.linearize(single, batch, order).fisher_product
         product(torch.ones(sum(value.numel() for value in single.values())))
     assert [len(kernel.signatures) for kernel in kernels] == kinds
 

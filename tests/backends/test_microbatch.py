@@ -129,7 +129,8 @@ def test_chunks_add_up_to_the_whole(
     torch.testing.assert_close(value, expected[:2], rtol=1e-12, atol=1e-14)
     direction = torch.randn_like(oracles.flat(parameters))
     product, single = (
-        backend.fisher_product(parameters, batch, order)(direction) for backend in (chunked, whole)
+        backend.linearize(parameters, batch, order).fisher_product(direction)
+        for backend in (chunked, whole)
     )
     torch.testing.assert_close(product, single, rtol=1e-10, atol=1e-12)
 
@@ -210,7 +211,7 @@ def test_the_estimate_of_a_tasks_memory_covers_what_it_takes(
     def update() -> None:
         backend.value_and_grad(parameters, batch, "second")
         if objective == "trpo":
-            product = backend.fisher_product(parameters, batch, "second")
+            product = backend.linearize(parameters, batch, "second").fisher_product
             product(torch.ones_like(oracles.flat(parameters)))
 
     estimate = bytes_per_task(settings, spec)
@@ -226,7 +227,9 @@ def test_a_fisher_product_in_pieces_keeps_to_the_memory_of_one() -> None:
 
     def needed(microbatcher: Microbatcher) -> int:
         backend = autograd(settings, spec, microbatcher)
-        return peak_bytes(lambda: backend.fisher_product(parameters, batch, "second")(direction))
+        return peak_bytes(
+            lambda: backend.linearize(parameters, batch, "second").fisher_product(direction)
+        )
 
     assert needed(Microbatcher(1)) < 0.6 * needed(Microbatcher())
 

@@ -29,7 +29,6 @@ OWN = {
     "maml-ray": "0.1.0",
     "torch": "2.13.0",
     "numpy": "2.4.6",
-    "scipy": "1.17.1",
     "numba": "0.68.1",
     "llvmlite": "0.50.0",
     "mujoco": "3.10.0",

@@ -161,7 +161,7 @@ def fisher_product(
 ) -> Callable[[Tensor], Tensor]:
     """That of the backend that a learner on a CPU would choose."""
     backend = make_backend(settings, spec, torch.device("cpu"))
-    return backend.fisher_product(parameters, batch, order)
+    return backend.linearize(parameters, batch, order).fisher_product
 
 
 def hessian_product(

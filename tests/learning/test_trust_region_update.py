@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from maml_ray.backends.base import Backend
+from maml_ray.backends.base import Backend, Linearization
 from maml_ray.config.sections import TrustRegionSettings
 from maml_ray.config.settings import Settings
 from maml_ray.learning.state import OptimizerState
@@ -108,17 +108,15 @@ class ScriptedBackend:
         self.seen: list[Tensor] = []
         self._script = script
         self._start = 0.0
-        self._value, self._value_and_grad = backend.value, backend.value_and_grad
+        self._value, self._linearize = backend.value, backend.linearize
         monkeypatch.setattr(backend, "value", self.value)
-        monkeypatch.setattr(backend, "value_and_grad", self.value_and_grad)
+        monkeypatch.setattr(backend, "linearize", self.linearize)
 
-    def value_and_grad(
-        self, parameters: Parameters, batch: MetaBatch, order: Order
-    ) -> tuple[Tensor, Diagnostics, Parameters]:
-        loss, diagnostics, gradient = self._value_and_grad(parameters, batch, order)
+    def linearize(self, parameters: Parameters, batch: MetaBatch, order: Order) -> Linearization:
+        linear = self._linearize(parameters, batch, order)
         self.seen.append(oracles.flat(parameters))
-        self._start = float(loss)
-        return loss, diagnostics, gradient
+        self._start = float(linear.loss)
+        return linear
 
     def value(
         self, parameters: Parameters, batch: MetaBatch, order: Order
