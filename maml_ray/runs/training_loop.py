@@ -182,10 +182,14 @@ class _TrainingLoop:
 
     def _iterate(self) -> None:
         started = self.actors.started_at  # before the wait for the learner, which counts
-        first = self.progress.iteration
+        first, following = self.progress.iteration, None
         for iteration in range(first, self.settings.run.iterations):
-            assignments = _assignments(self.settings, self.tasks, iteration)
-            collected, update = self.actors.run_iteration(assignments, self._prefetch(iteration))
+            assignments = following or _assignments(self.settings, self.tasks, iteration)
+            following = _assignments(self.settings, self.tasks, iteration + 1)
+            in_advance = following if self.settings.meta_batch.async_collection else []
+            collected, update = self.actors.run_iteration(assignments, in_advance)
+            if not in_advance:  # the actors work while the driver writes
+                self.actors.prefetch(following)
             now = time.perf_counter()
             record = self._record(update, collected, now - started)
             started = now  # the rest of this body counts as the next iteration's ``rest_s``
@@ -197,12 +201,6 @@ class _TrainingLoop:
                     "this iteration: see 'maml-ray check' for what they report"
                 )
             self._save(update)
-
-    def _prefetch(self, iteration: int) -> list[Assignment]:
-        """Return the assignments to collect during the update of ``iteration``."""
-        if not self.settings.meta_batch.async_collection:
-            return []
-        return _assignments(self.settings, self.tasks, iteration + 1)
 
     def _record(
         self, update: UpdateMetrics, collected: CollectedBatch, wall_s: float

@@ -183,7 +183,8 @@ class LearnerActor:
         state: LearnerState,
     ) -> None:
         self._outer, self._device_name = settings.outer, "a machine that it cannot start on"
-        _keep_freed_memory()
+        keep_freed_memory()
+        gc.disable()  # imports make objects that stay: looking for garbage takes a tenth of them
         # Imported here and not above: without PyTorch the driver and the rollout actors start
         # sooner and take half the memory.
         import torch
@@ -210,6 +211,7 @@ class LearnerActor:
         # them, which takes longer than the update itself.
         gc.collect()
         gc.freeze()
+        gc.enable()
 
     def __repr__(self) -> str:
         # Also called if __init__ raised, to name the actor in the error.
@@ -249,7 +251,7 @@ def _own_location() -> ActorLocation:
     return ActorLocation(ray.get_runtime_context().get_node_id(), platform.node(), os.getpid())
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Make this process keep the memory that it frees (mallopt(3), glibc only).
 
     Getting some tens of thousands of pages again in each update, zeroed by the kernel, takes up to

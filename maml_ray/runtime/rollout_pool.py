@@ -151,7 +151,8 @@ class RolloutPool:
     ) -> WorkBatch[RolloutRef]:
         """Queue a meta-batch in addition to those in progress; arguments as for :meth:`collect`.
 
-        :meth:`step` and :meth:`finish` dispatch the work, earlier iterations first.
+        Free actors get work at once, earlier iterations first; :meth:`step` and :meth:`finish`
+        dispatch the rest.
         """
         reused = self._surviving(earlier) if earlier else {}
         counts = WorkCounts()
@@ -161,6 +162,7 @@ class RolloutPool:
         batch = WorkBatch(assignments, reused, parameters=parameters, counts=counts)
         self._queue.add(batch)
         self._finished_at = time.monotonic()
+        self._dispatch()
         return batch
 
     def finish(
