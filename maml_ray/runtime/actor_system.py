@@ -62,6 +62,7 @@ class ActorSystem:
         """Start to collect the meta-batch of the next :meth:`run_iteration`, if there is one."""
         if assignments:
             self._prefetched = self.pool.submit(self._collection_params(), assignments)
+            self.pool.dispatch()
 
     def run_iteration(
         self, assignments: Sequence[Assignment], prefetched: Sequence[Assignment] = ()

@@ -151,8 +151,7 @@ class RolloutPool:
     ) -> WorkBatch[RolloutRef]:
         """Queue a meta-batch in addition to those in progress; arguments as for :meth:`collect`.
 
-        Free actors get work at once, earlier iterations first; :meth:`step` and :meth:`finish`
-        dispatch the rest.
+        :meth:`dispatch`, :meth:`step` and :meth:`finish` hand it out, earlier iterations first.
         """
         reused = self._surviving(earlier) if earlier else {}
         counts = WorkCounts()
@@ -162,7 +161,6 @@ class RolloutPool:
         batch = WorkBatch(assignments, reused, parameters=parameters, counts=counts)
         self._queue.add(batch)
         self._finished_at = time.monotonic()
-        self._dispatch()
         return batch
 
     def finish(
@@ -191,6 +189,22 @@ class RolloutPool:
         finally:
             self._queue.remove(batch)
 
+    def dispatch(self) -> None:
+        """Give work to free actors.
+
+        While there is plenty of work each gets a second piece, which hides the transfer time.
+        """
+        available = self._actors.available
+        for batch in self._queue:
+            for depth in (1, 2) if batch.num_queued else ():
+                for handle in available:
+                    may_take = depth == 1 or self._may_take_second(handle, batch)
+                    if len(handle.work) < depth and batch.num_queued and may_take:
+                        handle.submit(batch.parameters, batch.next_item())
+            self._duplicate(batch, [handle for handle in available if not handle.work])
+            if batch.num_queued:  # the rest of it precedes all later batches
+                return
+
     def step(self, wake_on: Sequence[ray.ObjectRef[Any]] = ()) -> None:
         """Dispatch work, wait up to ``POLL_S`` for the next replies, and handle them.
 
@@ -206,7 +220,7 @@ class RolloutPool:
             self._actors.scale_to_cluster()
         if not self._queue.is_finished:
             self._actors.require_any_alive()
-        self._dispatch()
+        self.dispatch()
         for handle, ref in self._wait(wake_on):
             self._handle(handle, ref)
         if scaling:  # after the replies, since late work may just have finished
@@ -257,22 +271,6 @@ class RolloutPool:
         alive = self._capacity.alive_nodes()
         kept = {i: one for i, one in enumerate(earlier.rollouts) if one.node_id in alive}
         return kept if len(kept) < len(earlier.rollouts) else {}
-
-    def _dispatch(self) -> None:
-        """Give work to free actors.
-
-        While there is plenty of work each gets a second piece, which hides the transfer time.
-        """
-        available = self._actors.available
-        for batch in self._queue:
-            for depth in (1, 2) if batch.num_queued else ():
-                for handle in available:
-                    may_take = depth == 1 or self._may_take_second(handle, batch)
-                    if len(handle.work) < depth and batch.num_queued and may_take:
-                        handle.submit(batch.parameters, batch.next_item())
-            self._duplicate(batch, [handle for handle in available if not handle.work])
-            if batch.num_queued:  # the rest of it precedes all later batches
-                return
 
     def _may_take_second(self, handle: ActorHandle, batch: WorkBatch[RolloutRef]) -> bool:
         """Return whether an actor that has work may be given the next piece as well.

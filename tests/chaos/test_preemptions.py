@@ -29,7 +29,7 @@ def test_a_draining_node_is_left_without_loss_once_another_is_available(
     chosen, folder = settings(iterations=5, faults=NO_OTHER), RunDir(tmp_path / "run")
     (first,) = cluster.ids
     cluster.add_node(cpus=0, gpus=1)  # for the learner, which would be anywhere otherwise
-    dispatch = RolloutPool._dispatch
+    dispatch = RolloutPool.dispatch
     pools: list[RolloutPool] = []
 
     def dispatching(pool: RolloutPool) -> None:
@@ -47,7 +47,7 @@ def test_a_draining_node_is_left_without_loss_once_another_is_available(
             locations.extend(pools[0].wait_until_ready())
 
     locations: list[ActorLocation] = []
-    monkeypatch.setattr(RolloutPool, "_dispatch", dispatching)
+    monkeypatch.setattr(RolloutPool, "dispatch", dispatching)
     watcher = Watcher(another)
     train_on_ray(chosen, folder, observers=[watcher])
     assert [location.node_id for location in locations] == [cluster.ids[-1]]
@@ -65,7 +65,7 @@ def test_a_draining_node_that_goes_with_work_in_flight_is_a_preemption(
     """In iteration 1 work is in flight; in iteration 3 the node holds unused rollouts."""
     chosen, folder = settings(iterations=5, faults=NO_OTHER), RunDir(tmp_path / "run")
     cluster.add_node(cpus=0, gpus=1)  # for the learner
-    dispatch, finish = RolloutPool._dispatch, RolloutPool.finish
+    dispatch, finish = RolloutPool.dispatch, RolloutPool.finish
     gone: list[str] = []
 
     def take_away(pool: RolloutPool, node_id: str) -> None:
@@ -90,7 +90,7 @@ def test_a_draining_node_that_goes_with_work_in_flight_is_a_preemption(
             take_away(pool, collected.rollouts[0].node_id)
         return collected
 
-    monkeypatch.setattr(RolloutPool, "_dispatch", dispatching)
+    monkeypatch.setattr(RolloutPool, "dispatch", dispatching)
     monkeypatch.setattr(RolloutPool, "finish", finishing)
     watcher = Watcher()
     train_on_ray(chosen, folder, observers=[watcher])
