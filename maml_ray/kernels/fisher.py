@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from maml_ray.kernels import gaussian, inner_step, mlp
+from maml_ray.kernels.blocks import BLOCK, block, hidden_scratch, output_scratch, samples_block
 from maml_ray.kernels.inner_step import KernelConfig
 from maml_ray.kernels.jit import jit
 from maml_ray.kernels.meta_gradient import QueryPass
@@ -36,27 +37,22 @@ def fisher_product(
     """
     sizes, size = config.sizes, samples.weights.size
     outputs, hidden = sizes[-1], mlp.hidden_columns(sizes)
-    observations, weights = samples.observations.reshape(-1), samples.weights.reshape(-1)
     policy = mlp.make_network(sizes, config.relu, params)
     direction = mlp.make_network(sizes, config.relu, tangent)
-    product = np.zeros_like(tangent)
-    preact_scratch = np.empty(mlp.BLOCK * hidden, params.dtype)
-    act_scratch = np.empty(mlp.BLOCK * hidden, params.dtype)
-    mean_scratch = np.empty(mlp.BLOCK * outputs, params.dtype)
-    for first in range(0, size, mlp.BLOCK):
-        last = min(first + mlp.BLOCK, size)
-        seen = mlp.block(observations, first, last, sizes[0])
-        activations = mlp.block(query.activations, first, last, hidden)
-        preact_tangents = mlp.block(preact_scratch, 0, last - first, hidden)
-        act_tangents = mlp.block(act_scratch, 0, last - first, hidden)
-        mean_tangents = mlp.block(mean_scratch, 0, last - first, outputs)
+    product, log_std_product = np.zeros_like(tangent), np.zeros(outputs)
+    preact_scratch, act_tangents = hidden_scratch(sizes, params), hidden_scratch(sizes, params)
+    mean_scratch = output_scratch(sizes, params)
+    for first in range(0, size, BLOCK):
+        last = min(first + BLOCK, size)
+        here = samples_block(samples, sizes, first, last)
+        seen, weights = here.observations, here.weights
+        activations = block(query.activations, first, last, hidden)
+        mean_tangents = block(mean_scratch, 0, last - first, outputs)
         mlp.forward_jvp(
-            policy, direction, seen, activations, preact_tangents, act_tangents, mean_tangents
+            policy, direction, seen, activations, preact_scratch, act_tangents, mean_tangents
         )
-        gaussian.multiply_by_fisher(query.log_std, weights[first:last], mean_tangents)
-        preact_grads = preact_tangents  # no longer needed: overwritten
-        mlp.backward(policy, seen, activations, mean_tangents, preact_grads, product)
-    for i in range(len(params) - outputs, len(params)):
-        product[i] = 2.0 * weights.sum() * tangent[i]
-    inner_step.mask_clamped(config, params, product)
+        gaussian.multiply_by_fisher(query.log_std, weights, mean_tangents)
+        mlp.backward(policy, seen, activations, mean_tangents, preact_scratch, product)
+    log_std_product[:] = 2.0 * samples.weights.sum() * tangent[len(params) - outputs :]
+    inner_step.set_log_std_grads(config, params, log_std_product, product)
     return product

@@ -15,6 +15,13 @@ from typing import NamedTuple
 import numpy as np
 
 from maml_ray.kernels import gaussian, mlp
+from maml_ray.kernels.blocks import (
+    BLOCK,
+    block,
+    hidden_scratch,
+    output_scratch,
+    samples_block,
+)
 from maml_ray.kernels.jit import jit
 from maml_ray.kernels.mlp import Sizes
 from maml_ray.kernels.types import Floats, Gaussian, Samples
@@ -65,55 +72,71 @@ class InnerStep(NamedTuple):
 
 
 @jit
+def _empty_step(config: KernelConfig, params: Floats, samples: int) -> InnerStep:
+    """Return an inner step from ``params`` (Q,) that is to be filled in; its gradients are zero."""
+    hidden, outputs = samples * mlp.hidden_columns(config.sizes), samples * config.sizes[-1]
+    return InnerStep(
+        params,
+        np.empty_like(params),
+        np.zeros_like(params),
+        np.empty(hidden, params.dtype),
+        np.empty(hidden, params.dtype),
+        np.empty(outputs, params.dtype),
+        np.empty(outputs, params.dtype),
+        np.empty(samples, params.dtype),
+    )
+
+
+@jit
+def _step_block(step: InnerStep, sizes: Sizes, first: int, last: int) -> InnerStep:
+    """View what ``step`` has of samples ``first`` to ``last``."""
+    hidden, outputs = mlp.hidden_columns(sizes), sizes[-1]
+    return InnerStep(
+        step.params,
+        step.adapted,
+        step.grads,
+        block(step.activations, first, last, hidden),
+        block(step.activation_grads, first, last, hidden),
+        block(step.mean, first, last, outputs),
+        block(step.mean_grads, first, last, outputs),
+        step.log_prob_grads[first:last],
+    )
+
+
+@jit
 def take_step(
     config: KernelConfig, params: Floats, rates: Floats, samples: Samples[Floats]
 ) -> InnerStep:
     """Return the inner step on ``samples`` from ``params`` (Q,) at inner rates ``rates`` (Q,)."""
-    sizes, size, dtype = config.sizes, samples.weights.size, params.dtype
-    outputs, hidden = sizes[-1], mlp.hidden_columns(sizes)
-    observations, actions = samples.observations.reshape(-1), samples.actions.reshape(-1)
-    behavior_log_probs, advantages = samples.log_probs.reshape(-1), samples.advantages.reshape(-1)
-    weights, log_std = samples.weights.reshape(-1), clamped_log_std(config, params)
-    policy = mlp.make_network(sizes, config.relu, params)
-    activations, mean = np.empty(size * hidden, dtype), np.empty_like(actions)
-    activation_grads, mean_grads = np.empty_like(activations), np.empty_like(mean)
-    log_probs, log_prob_grads = np.empty(mlp.BLOCK, dtype), np.empty(size, dtype)
-    grads, log_std_grads, adapted = np.zeros_like(params), np.zeros(outputs), np.empty_like(params)
-    for first in range(0, size, mlp.BLOCK):
-        last = min(first + mlp.BLOCK, size)
-        seen = mlp.block(observations, first, last, sizes[0])
-        taken = mlp.block(actions, first, last, outputs)
-        block_activations = mlp.block(activations, first, last, hidden)
-        means = mlp.block(mean, first, last, outputs)
-        grads_of_means = mlp.block(mean_grads, first, last, outputs)
-        mlp.forward(policy, seen, block_activations, means)
-        gaussian.log_probs(means, log_std, taken, log_probs[: last - first])
+    sizes, size = config.sizes, samples.weights.size
+    policy, log_std = mlp.make_network(sizes, config.relu, params), clamped_log_std(config, params)
+    step, grads = _empty_step(config, params, size), np.zeros_like(params)
+    log_std_grads, log_prob_scratch = np.zeros(sizes[-1]), np.empty(BLOCK, params.dtype)
+    for first in range(0, size, BLOCK):
+        last = min(first + BLOCK, size)
+        here = samples_block(samples, sizes, first, last)
+        part, log_probs = _step_block(step, sizes, first, last), log_prob_scratch[: last - first]
+        mlp.forward(policy, here.observations, part.activations, part.mean)
+        gaussian.log_probs(part.mean, log_std, here.actions, log_probs)
         gaussian.inner_loss_grads(
-            log_probs,
-            behavior_log_probs[first:last],
-            advantages[first:last],
-            weights[first:last],
-            log_prob_grads[first:last],
+            log_probs, here.log_probs, here.advantages, here.weights, part.log_prob_grads
         )
         gaussian.log_prob_vjp(
-            means, log_std, taken, log_prob_grads[first:last], grads_of_means, log_std_grads
+            part.mean, log_std, here.actions, part.log_prob_grads, part.mean_grads, log_std_grads
         )
         mlp.backward(
             policy,
-            seen,
-            block_activations,
-            grads_of_means,
-            mlp.block(activation_grads, first, last, hidden),
+            here.observations,
+            part.activations,
+            part.mean_grads,
+            part.activation_grads,
             grads,
         )
-    grads[len(grads) - outputs :] = log_std_grads
-    mask_clamped(config, params, grads)
+    set_log_std_grads(config, params, log_std_grads, grads)
     for i in range(len(params)):
-        grads[i] += 2.0 * config.l2 * params[i]
-        adapted[i] = params[i] - rates[i] * grads[i]
-    return InnerStep(
-        params, adapted, grads, activations, activation_grads, mean, mean_grads, log_prob_grads
-    )
+        step.grads[i] = grads[i] + 2.0 * config.l2 * params[i]
+        step.adapted[i] = params[i] - rates[i] * step.grads[i]
+    return step
 
 
 @jit
@@ -157,27 +180,19 @@ def step_vjp(
         The gradients (Q,) with respect to the parameters before the step and to the rates.
     """
     rate_grads, change = -(adjoint * step.grads), np.zeros_like(adjoint)
-    behavior_mean = behavior.mean.reshape(-1)
+    flat = Gaussian(behavior.mean.reshape(-1), behavior.log_std)
     if config.second_order:
-        change = _hvp(
-            config,
-            step,
-            samples,
-            -(rates * adjoint),
-            kl_coefficient,
-            behavior_mean,
-            behavior.log_std,
-        )
+        change = _hvp(config, step, samples, -(rates * adjoint), kl_coefficient, flat)
     elif kl_coefficient > 0.0:
-        change = _kl_grads(config, step, samples, kl_coefficient, behavior_mean, behavior.log_std)
+        change = _kl_grads(config, step, samples, kl_coefficient, flat)
     return adjoint + change, rate_grads
 
 
 @jit
 def hvp(config: KernelConfig, step: InnerStep, samples: Samples[Floats], tangent: Floats) -> Floats:
     """Return the product (Q,) of the inner loss's Hessian with a tangent (Q,)."""
-    log_std = clamped_log_std(config, step.params)
-    return _hvp(config, step, samples, tangent, 0.0, step.mean, log_std)
+    itself = Gaussian(step.mean, clamped_log_std(config, step.params))
+    return _hvp(config, step, samples, tangent, 0.0, itself)
 
 
 @jit
@@ -187,41 +202,39 @@ def _hvp(
     samples: Samples[Floats],
     tangent: Floats,
     kl_coefficient: float,
-    behavior_mean: Floats,
-    behavior_log_std: Floats,
+    behavior: Gaussian[Floats],
 ) -> Floats:
     """Return :func:`hvp` plus :func:`_kl_grads`, which share a pass backward."""
     sizes, size, params = config.sizes, samples.weights.size, step.params
-    outputs, hidden, network = sizes[-1], mlp.hidden_columns(sizes), len(params) - sizes[-1]
-    observations, actions = samples.observations.reshape(-1), samples.actions.reshape(-1)
-    weights, log_std = samples.weights.reshape(-1), clamped_log_std(config, params)
-    policy = mlp.make_network(sizes, config.relu, params)
+    outputs, network = sizes[-1], len(params) - sizes[-1]
+    policy, log_std = mlp.make_network(sizes, config.relu, params), clamped_log_std(config, params)
     direction = mlp.make_network(sizes, config.relu, tangent)
     masked = tangent.copy()
     mask_clamped(config, params, masked)
     change, log_std_grads = np.zeros_like(params), np.zeros(outputs)
-    preact_scratch = np.empty(mlp.BLOCK * hidden, params.dtype)
-    act_scratch = np.empty(mlp.BLOCK * hidden, params.dtype)
-    tangent_scratch = np.empty(mlp.BLOCK * outputs, params.dtype)
-    grad_scratch = np.empty(mlp.BLOCK * outputs, params.dtype)
-    for first in range(0, size, mlp.BLOCK):
-        last = min(first + mlp.BLOCK, size)
-        seen = mlp.block(observations, first, last, sizes[0])
-        activations = mlp.block(step.activations, first, last, hidden)
-        preact_tangents = mlp.block(preact_scratch, 0, last - first, hidden)
-        act_tangents = mlp.block(act_scratch, 0, last - first, hidden)
-        means = mlp.block(step.mean, first, last, outputs)
-        mean_tangents = mlp.block(tangent_scratch, 0, last - first, outputs)
-        mean_grads = mlp.block(grad_scratch, 0, last - first, outputs)
+    preact_tangents, act_tangents = hidden_scratch(sizes, params), hidden_scratch(sizes, params)
+    tangent_scratch, grad_scratch = output_scratch(sizes, params), output_scratch(sizes, params)
+    for first in range(0, size, BLOCK):
+        last = min(first + BLOCK, size)
+        here = samples_block(samples, sizes, first, last)
+        part = _step_block(step, sizes, first, last)
+        mean_tangents = block(tangent_scratch, 0, last - first, outputs)
+        mean_grads = block(grad_scratch, 0, last - first, outputs)
         mlp.forward_jvp(
-            policy, direction, seen, activations, preact_tangents, act_tangents, mean_tangents
+            policy,
+            direction,
+            here.observations,
+            part.activations,
+            preact_tangents,
+            act_tangents,
+            mean_tangents,
         )
         gaussian.inner_loss_hvp(
             config.ratio,
-            means,
+            part.mean,
             log_std,
-            mlp.block(actions, first, last, outputs),
-            step.log_prob_grads[first:last],
+            here.actions,
+            part.log_prob_grads,
             mean_tangents,
             masked[network:],
             mean_grads,
@@ -230,28 +243,27 @@ def _hvp(
         if kl_coefficient > 0.0:
             gaussian.add_kl_grads(
                 kl_coefficient,
-                mlp.block(behavior_mean, first, last, outputs),
-                behavior_log_std,
-                means,
+                block(behavior.mean, first, last, outputs),
+                behavior.log_std,
+                part.mean,
                 log_std,
-                weights[first:last],
+                here.weights,
                 mean_grads,
                 log_std_grads,
             )
         mlp.backward_jvp(
             policy,
             direction,
-            seen,
-            activations,
-            mlp.block(step.mean_grads, first, last, outputs),
-            mlp.block(step.activation_grads, first, last, hidden),
+            here.observations,
+            part.activations,
+            part.mean_grads,
+            part.activation_grads,
             preact_tangents,
             act_tangents,
             mean_grads,
             change,
         )
-    change[network:] = log_std_grads
-    mask_clamped(config, params, change)
+    set_log_std_grads(config, params, log_std_grads, change)
     for i in range(len(change)):
         change[i] += 2.0 * config.l2 * tangent[i]
     return change
@@ -263,39 +275,30 @@ def _kl_grads(
     step: InnerStep,
     samples: Samples[Floats],
     kl_coefficient: float,
-    behavior_mean: Floats,
-    behavior_log_std: Floats,
+    behavior: Gaussian[Floats],
 ) -> Floats:
     """Return the gradient (Q,) of KL(behavior || policy before the step), times its coefficient."""
     sizes, size, params = config.sizes, samples.weights.size, step.params
-    outputs, hidden = sizes[-1], mlp.hidden_columns(sizes)
-    observations, weights = samples.observations.reshape(-1), samples.weights.reshape(-1)
     policy, log_std = mlp.make_network(sizes, config.relu, params), clamped_log_std(config, params)
-    grads, log_std_grads = np.zeros_like(params), np.zeros(outputs)
-    hidden_scratch = np.empty(mlp.BLOCK * hidden, params.dtype)
-    for first in range(0, size, mlp.BLOCK):
-        last = min(first + mlp.BLOCK, size)
-        mean_grads = np.zeros((last - first) * outputs, params.dtype)
+    grads, log_std_grads = np.zeros_like(params), np.zeros(sizes[-1])
+    preact_grads = hidden_scratch(sizes, params)
+    for first in range(0, size, BLOCK):
+        last = min(first + BLOCK, size)
+        here = samples_block(samples, sizes, first, last)
+        part = _step_block(step, sizes, first, last)
+        mean_grads = np.zeros_like(part.mean)
         gaussian.add_kl_grads(
             kl_coefficient,
-            mlp.block(behavior_mean, first, last, outputs),
-            behavior_log_std,
-            mlp.block(step.mean, first, last, outputs),
+            block(behavior.mean, first, last, sizes[-1]),
+            behavior.log_std,
+            part.mean,
             log_std,
-            weights[first:last],
+            here.weights,
             mean_grads,
             log_std_grads,
         )
-        mlp.backward(
-            policy,
-            mlp.block(observations, first, last, sizes[0]),
-            mlp.block(step.activations, first, last, hidden),
-            mean_grads,
-            mlp.block(hidden_scratch, 0, last - first, hidden),
-            grads,
-        )
-    grads[len(grads) - outputs :] = log_std_grads
-    mask_clamped(config, params, grads)
+        mlp.backward(policy, here.observations, part.activations, mean_grads, preact_grads, grads)
+    set_log_std_grads(config, params, log_std_grads, grads)
     return grads
 
 
@@ -313,3 +316,12 @@ def mask_clamped(config: KernelConfig, params: Floats, grads: Floats) -> None:
     for i in range(len(params) - config.sizes[-1], len(params)):
         if params[i] < params.dtype.type(config.min_log_std):
             grads[i] = 0.0
+
+
+@jit
+def set_log_std_grads(
+    config: KernelConfig, params: Floats, log_std_grads: Floats, grads: Floats
+) -> None:
+    """Write the gradients (A,) of the log standard deviations to the last A of ``grads`` (Q,)."""
+    grads[len(grads) - config.sizes[-1] :] = log_std_grads
+    mask_clamped(config, params, grads)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from maml_ray.kernels import gaussian, inner_step, mlp
+from maml_ray.kernels.blocks import BLOCK, block, hidden_scratch, output_scratch, samples_block
 from maml_ray.kernels.inner_step import InnerStep, KernelConfig
 from maml_ray.kernels.jit import jit
 from maml_ray.kernels.types import Floats, Gaussian, Samples
@@ -40,25 +41,21 @@ def evaluate_query(config: KernelConfig, params: Floats, samples: Samples[Floats
     """Evaluate the policy of ``params`` (Q,) at query samples."""
     sizes, size = config.sizes, samples.weights.size
     outputs, hidden = sizes[-1], mlp.hidden_columns(sizes)
-    observations, actions = samples.observations.reshape(-1), samples.actions.reshape(-1)
-    policy, log_std = (
-        mlp.make_network(sizes, config.relu, params),
+    policy = mlp.make_network(sizes, config.relu, params)
+    query = QueryPass(
+        np.empty(size * hidden, params.dtype),
+        np.empty(size * outputs, params.dtype),
         inner_step.clamped_log_std(config, params),
+        np.empty(size, params.dtype),
     )
-    activations = np.empty(size * hidden, params.dtype)
-    mean, log_probs = np.empty_like(actions), np.empty(size, params.dtype)
-    for first in range(0, size, mlp.BLOCK):
-        last = min(first + mlp.BLOCK, size)
-        means = mlp.block(mean, first, last, outputs)
-        mlp.forward(
-            policy,
-            mlp.block(observations, first, last, sizes[0]),
-            mlp.block(activations, first, last, hidden),
-            means,
-        )
-        taken = mlp.block(actions, first, last, outputs)
-        gaussian.log_probs(means, log_std, taken, log_probs[first:last])
-    return QueryPass(activations, mean, log_std, log_probs)
+    for first in range(0, size, BLOCK):
+        last = min(first + BLOCK, size)
+        here = samples_block(samples, sizes, first, last)
+        mean = block(query.mean, first, last, outputs)
+        activations = block(query.activations, first, last, hidden)
+        mlp.forward(policy, here.observations, activations, mean)
+        gaussian.log_probs(mean, query.log_std, here.actions, query.log_probs[first:last])
+    return query
 
 
 @jit
@@ -83,32 +80,24 @@ def query_vjp(
     """
     sizes, size = config.sizes, samples.weights.size
     outputs, hidden = sizes[-1], mlp.hidden_columns(sizes)
-    observations, actions = samples.observations.reshape(-1), samples.actions.reshape(-1)
     policy = mlp.make_network(sizes, config.relu, params)
     grads, log_std_grads = np.zeros_like(params), np.zeros(outputs)
-    hidden_scratch = np.empty(mlp.BLOCK * hidden, params.dtype)
-    mean_scratch = np.empty(mlp.BLOCK * outputs, params.dtype)
-    for first in range(0, size, mlp.BLOCK):
-        last = min(first + mlp.BLOCK, size)
-        mean_grads = mlp.block(mean_scratch, 0, last - first, outputs)
+    preact_grads, mean_scratch = hidden_scratch(sizes, params), output_scratch(sizes, params)
+    for first in range(0, size, BLOCK):
+        last = min(first + BLOCK, size)
+        here = samples_block(samples, sizes, first, last)
+        mean_grads = block(mean_scratch, 0, last - first, outputs)
         gaussian.log_prob_vjp(
-            mlp.block(query.mean, first, last, outputs),
+            block(query.mean, first, last, outputs),
             query.log_std,
-            mlp.block(actions, first, last, outputs),
+            here.actions,
             log_prob_grads[first:last],
             mean_grads,
             log_std_grads,
         )
-        mlp.backward(
-            policy,
-            mlp.block(observations, first, last, sizes[0]),
-            mlp.block(query.activations, first, last, hidden),
-            mean_grads,
-            mlp.block(hidden_scratch, 0, last - first, hidden),
-            grads,
-        )
-    grads[len(grads) - outputs :] = log_std_grads
-    inner_step.mask_clamped(config, params, grads)
+        activations = block(query.activations, first, last, hidden)
+        mlp.backward(policy, here.observations, activations, mean_grads, preact_grads, grads)
+    inner_step.set_log_std_grads(config, params, log_std_grads, grads)
     return grads
 
 

@@ -1,10 +1,8 @@
 """Run a multi-layer perceptron forward and backward over a block of samples.
 
-A block is small enough to stay in a core's cache from one pass to the next: callers take a block
-through all passes before the next one. Losses and policies are defined elsewhere. From what a
-forward and a backward pass store, :func:`forward_jvp` and then :func:`backward_jvp` compute the
-derivative of the gradient along a direction (Pearlmutter 1994,
-https://doi.org/10.1162/neco.1994.6.1.147).
+Losses and policies are defined elsewhere. From what a forward and a backward pass store,
+:func:`forward_jvp` and then :func:`backward_jvp` compute the derivative of the gradient along a
+direction (Pearlmutter 1994, https://doi.org/10.1162/neco.1994.6.1.147).
 
 Arrays are flat, so that one compilation serves networks of any depth and width. With S samples and
 L layers:
@@ -15,7 +13,7 @@ L layers:
     activations   (S * H,)         of the hidden layers, one after another; H is their padded sum
     outputs       (S * sizes[L],)
 
-Arrays that a function overwrites or adds to come last.
+Arrays that a function overwrites or adds to come last; of those of S * H numbers it uses the first.
 """
 
 from __future__ import annotations
@@ -30,9 +28,6 @@ from maml_ray.kernels.jit import jit, tanh
 
 Floats = NDArray[np.floating]
 Sizes = NDArray[np.int64]
-
-BLOCK = 256
-"""Samples of a block: 64 outputs of as many float32 samples take 32 kB."""
 
 
 class Network(NamedTuple):
@@ -71,12 +66,6 @@ def hidden_columns(sizes: Sizes) -> int:
     for size in sizes[1:-1]:
         total += padded(size)
     return total
-
-
-@jit
-def block(flat: Floats, first: int, last: int, width: int) -> Floats:
-    """View samples ``first`` to ``last`` of an array that has ``width`` numbers for each."""
-    return flat[first * width : last * width]
 
 
 @jit

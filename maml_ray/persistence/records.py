@@ -160,8 +160,8 @@ class Observer:
         on_iteration          after each iteration
         close                 once after on_start, at the last iteration or when the run ends early
 
-    The next iteration is dispatched when ``on_iteration`` has returned, so keep it short: the
-    actors wait meanwhile, unless ``meta_batch.async_collection`` is on.
+    While ``on_iteration`` runs, each actor works on a task or two of the next iteration, and gets
+    more when it has returned: keep it shorter than these.
 
     An exception in an observer that was passed to :func:`maml_ray.train` does not end the run: it
     is reported once, and of that observer only ``close`` is called from then on.

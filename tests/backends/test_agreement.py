@@ -15,7 +15,7 @@ from maml_ray.backends.compiled import CompiledBackend
 from maml_ray.config.loading import validate_settings
 from maml_ray.config.sections import OuterSettings
 from maml_ray.config.settings import Settings, SettingsError
-from maml_ray.kernels.mlp import BLOCK
+from maml_ray.kernels.blocks import BLOCK
 from maml_ray.kernels.types import Samples
 from maml_ray.maml.distributions import Parameters
 from maml_ray.maml.inner_loop import Order

@@ -15,7 +15,7 @@ from maml_ray.backends.tensor_tree import slice_rows, tree_map
 from maml_ray.config.sections import OuterSettings
 from maml_ray.config.settings import Settings
 from maml_ray.kernels import fisher, inner_step, meta_gradient
-from maml_ray.kernels.mlp import BLOCK
+from maml_ray.kernels.blocks import BLOCK
 from maml_ray.kernels.types import Samples
 from maml_ray.maml.adaptation import adapt_to_task
 from maml_ray.maml.distributions import Parameters

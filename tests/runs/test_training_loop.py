@@ -23,7 +23,7 @@ from maml_ray.persistence.checkpoint_store import (
     read_best_score,
 )
 from maml_ray.persistence.lease import FencedStorage, acquire_lease
-from maml_ray.persistence.records import FaultCounts, Observer
+from maml_ray.persistence.records import FaultCounts, IterationRecord, Observer
 from maml_ray.persistence.run_dir import RunDir
 from maml_ray.persistence.storage import LocalStorage
 from maml_ray.runs import training_loop
@@ -64,6 +64,7 @@ class FakeActorSystem:
     settings: Settings
     during: Callable[[int], object]
     asked: list[tuple[Any, Any]] = field(default_factory=list)
+    handed_out: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         state = checkpoint_of(self.settings, 0)
@@ -80,8 +81,21 @@ class FakeActorSystem:
         update = made_up_record(iteration, staleness=behind).update
         return SimpleNamespace(actors=1, rollouts=[]), update
 
+    def prefetch(self, assignments: Any) -> None:
+        self.handed_out.append(keys(assignments))
+
     def fault_counts(self, collected: Any) -> FaultCounts:
         return FaultCounts(1, 1, 0, 0, 1, 0, 0, 0, 0)
+
+
+class HandedOut(Observer):
+    """Record how many meta-batches had been handed out when an iteration was reported."""
+
+    def __init__(self, actors: FakeActorSystem, seen: list[int]) -> None:
+        self._actors, self._seen = actors, seen
+
+    def on_iteration(self, record: IterationRecord) -> None:
+        self._seen.append(len(self._actors.handed_out))
 
 
 def keys(assignments: list[Assignment]) -> set[tuple[int, int]]:
@@ -213,12 +227,17 @@ def test_a_newer_attempt_ends_it_without_a_last_checkpoint(tmp_path: Path, when:
         run.stop.check()
 
 
-def test_without_async_collection_nothing_is_prefetched(
+def test_without_async_collection_the_next_meta_batch_waits_for_the_update_alone(
     tmp_path: Path,
 ) -> None:
+    """It is handed out with the new version before observers write what was learned."""
+    seen: list[int] = []
     with prepared_run(tmp_path) as run:
+        run.loop.observers.add(HandedOut(run.actors, seen))
         run.loop.run()
     assert run.actors.asked == [({(i, i)}, set()) for i in range(3)]
+    assert run.actors.handed_out == [{(1, 1)}, {(2, 2)}, set()]
+    assert seen == [1, 2, 3]
 
 
 def test_async_collection_prefetches_with_the_version_before_the_update(
@@ -227,6 +246,7 @@ def test_async_collection_prefetches_with_the_version_before_the_update(
     with prepared_run(tmp_path, meta_batch={"async_collection": True}) as run:
         run.loop.run()
     assert run.actors.asked == [({(0, 0)}, {(1, 0)}), ({(1, 0)}, {(2, 1)}), ({(2, 1)}, set())]
+    assert run.actors.handed_out == [set()]  # after the last, nothing
 
 
 def test_async_collection_scores_the_version_that_collected(tmp_path: Path) -> None:

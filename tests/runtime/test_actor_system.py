@@ -52,6 +52,9 @@ class FakePool:
         self.batches.append(batch)
         return batch
 
+    def dispatch(self) -> None:
+        """Leave all to :meth:`step`."""
+
     def step(self, wake_on: Sequence[Any] = ()) -> None:
         for batch, work in self.work:
             batch.finish(work, SimpleNamespace(rollouts=work))
