@@ -110,8 +110,8 @@ class RolloutPool:
             if waited > timeout:
                 break
             self._report_start(waited)
-            for handle, _ in self._wait():
-                self._actors.on_ready(handle)
+            for handle, ref in self._wait():
+                self._handle(handle, ref)
             self._actors.scale_to_cluster()
         ready = self._actors.locations
         if len(ready) >= least:
