@@ -16,7 +16,7 @@ import math
 import numpy as np
 
 from maml_ray.kernels.jit import jit
-from maml_ray.kernels.types import Floats
+from maml_ray.kernels.types import Floats, Gaussian
 
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
@@ -157,23 +157,21 @@ def entropy(log_std: Floats, weights: Floats) -> float:
 @jit
 def add_kl_grads(
     coefficient: float,
-    old_mean: Floats,
-    old_log_std: Floats,
-    mean: Floats,
-    log_std: Floats,
+    old: Gaussian[Floats],
+    new: Gaussian[Floats],
     weights: Floats,
     mean_grads: Floats,
     log_std_grads: Floats,
 ) -> None:
-    """Add the gradients of ``coefficient * kl`` to ``mean_grads`` and ``log_std_grads``."""
-    size = len(log_std)
+    """Add the gradients of ``coefficient * kl`` by ``new`` to ``mean_grads``, ``log_std_grads``."""
+    size = len(new.log_std)
     for column in range(size):
-        precision, total = math.exp(-2.0 * log_std[column]), 0.0
-        scale = math.exp(2.0 * old_log_std[column]) * precision
+        precision, total = math.exp(-2.0 * new.log_std[column]), 0.0
+        scale = math.exp(2.0 * old.log_std[column]) * precision
         for sample in range(len(weights)):
             a = sample * size + column
             weight = coefficient * weights[sample]
-            distance = np.float64(mean[a]) - old_mean[a]
+            distance = np.float64(new.mean[a]) - old.mean[a]
             mean_grads[a] += weight * distance * precision
             total += weight * (1.0 - scale - distance * distance * precision)
         log_std_grads[column] += total

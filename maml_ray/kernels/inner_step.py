@@ -241,16 +241,9 @@ def _hvp(
             log_std_grads,
         )
         if kl_coefficient > 0.0:
-            gaussian.add_kl_grads(
-                kl_coefficient,
-                block(behavior.mean, first, last, outputs),
-                behavior.log_std,
-                part.mean,
-                log_std,
-                here.weights,
-                mean_grads,
-                log_std_grads,
-            )
+            old = Gaussian(block(behavior.mean, first, last, outputs), behavior.log_std)
+            new = Gaussian(part.mean, log_std)
+            gaussian.add_kl_grads(kl_coefficient, old, new, here.weights, mean_grads, log_std_grads)
         mlp.backward_jvp(
             policy,
             direction,
@@ -287,16 +280,9 @@ def _kl_grads(
         here = samples_block(samples, sizes, first, last)
         part = _step_block(step, sizes, first, last)
         mean_grads = np.zeros_like(part.mean)
-        gaussian.add_kl_grads(
-            kl_coefficient,
-            block(behavior.mean, first, last, sizes[-1]),
-            behavior.log_std,
-            part.mean,
-            log_std,
-            here.weights,
-            mean_grads,
-            log_std_grads,
-        )
+        old = Gaussian(block(behavior.mean, first, last, sizes[-1]), behavior.log_std)
+        new = Gaussian(part.mean, log_std)
+        gaussian.add_kl_grads(kl_coefficient, old, new, here.weights, mean_grads, log_std_grads)
         mlp.backward(policy, here.observations, part.activations, mean_grads, preact_grads, grads)
     set_log_std_grads(config, params, log_std_grads, grads)
     return grads

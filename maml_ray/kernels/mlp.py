@@ -131,6 +131,14 @@ def _inputs(
 
 
 @jit
+def _results(hidden: Floats, sizes: Sizes, layer: int, samples: int) -> Floats:
+    """Return where results of ``layer`` go: in ``hidden``, or of the last in padded rows."""
+    if layer < len(sizes) - 2:
+        return _hidden(hidden, sizes, layer, samples)
+    return np.empty((samples, padded(sizes[-1])), hidden.dtype)
+
+
+@jit
 def _copy_columns(source: Floats, target: Floats) -> None:
     """Copy the first columns, as many as both matrices have."""
     both = min(source.shape[1], target.shape[1])
@@ -224,14 +232,11 @@ def _add_to_biases(grad: Network, layer: int, output_grad: Floats) -> None:
 @jit
 def forward(network: Network, observations: Floats, activations: Floats, outputs: Floats) -> None:
     """Compute the hidden ``activations`` and the ``outputs``."""
-    sizes, dtype = network.sizes, network.params.dtype
+    sizes = network.sizes
     samples, last_layer = len(outputs) // sizes[-1], len(sizes) - 2
     for layer in range(last_layer + 1):
         inputs = _inputs(observations, activations, sizes, layer, samples)
-        if layer == last_layer:
-            result = np.empty((samples, padded(sizes[-1])), dtype)
-        else:
-            result = _hidden(activations, sizes, layer, samples)
+        result = _results(activations, sizes, layer, samples)
         multiply_add(inputs, _weights(network, layer), _biases(network, layer), result)
         if layer == last_layer:
             _copy_columns(result, _matrix(outputs, 0, samples, sizes[-1]))
@@ -293,14 +298,11 @@ def forward_jvp(
         act_tangents: (S * H,) derivatives of the activations, overwritten.
         output_tangent: (S * sizes[L],) derivative of the outputs, overwritten.
     """
-    sizes, dtype = network.sizes, network.params.dtype
+    sizes = network.sizes
     samples, last_layer = len(output_tangent) // sizes[-1], len(sizes) - 2
     for layer in range(last_layer + 1):
         inputs = _inputs(observations, activations, sizes, layer, samples)
-        if layer == last_layer:
-            tangent = np.empty((samples, padded(sizes[-1])), dtype)
-        else:
-            tangent = _hidden(preact_tangents, sizes, layer, samples)
+        tangent = _results(preact_tangents, sizes, layer, samples)
         multiply_add(inputs, _weights(direction, layer), _biases(direction, layer), tangent)
         if layer > 0:
             input_tangent = _hidden(act_tangents, sizes, layer - 1, samples)
@@ -351,10 +353,8 @@ def backward_jvp(
         act_tangent = _hidden(act_tangents, sizes, layer - 1, samples)
         _add_to_weights(total, layer, act_tangent, upper_grad)
         columns = padded(sizes[layer])
-        act_grad_tangent, zero = (
-            _matrix(scratch, 0, samples, columns),
-            _matrix(zeros, 0, 1, columns),
-        )
+        zero = _matrix(zeros, 0, 1, columns)
+        act_grad_tangent = _matrix(scratch, 0, samples, columns)
         multiply_add(upper_tangent, _transposed_weights(network, layer), zero, act_grad_tangent)
         multiply_add(
             upper_grad, _transposed_weights(direction, layer), act_grad_tangent, act_grad_tangent

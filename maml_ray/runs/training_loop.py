@@ -182,9 +182,10 @@ class _TrainingLoop:
 
     def _iterate(self) -> None:
         started = self.actors.started_at  # before the wait for the learner, which counts
-        first, following = self.progress.iteration, None
+        first = self.progress.iteration
+        following = _assignments(self.settings, self.tasks, first)
         for iteration in range(first, self.settings.run.iterations):
-            assignments = following or _assignments(self.settings, self.tasks, iteration)
+            assignments = following
             following = _assignments(self.settings, self.tasks, iteration + 1)
             in_advance = following if self.settings.meta_batch.async_collection else []
             collected, update = self.actors.run_iteration(assignments, in_advance)

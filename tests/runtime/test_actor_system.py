@@ -53,18 +53,19 @@ class FakePool:
         return batch
 
     def dispatch(self) -> None:
-        """Leave all to :meth:`step`."""
+        """Give the fake actor its next piece."""
+        waiting = next((one for one in self.batches if one.num_queued), None)
+        if waiting is not None and not self.work:
+            work = waiting.next_item()
+            assert work.version == waiting.parameters.version
+            self.log.append(f"collect {work.iteration}.{work.task_index}")
+            self.work = [(waiting, work)]
 
     def step(self, wake_on: Sequence[Any] = ()) -> None:
         for batch, work in self.work:
             batch.finish(work, SimpleNamespace(rollouts=work))
         self.work = []
-        waiting = next((one for one in self.batches if one.num_queued), None)
-        if waiting is not None:
-            work = waiting.next_item()
-            assert work.version == waiting.parameters.version
-            self.log.append(f"collect {work.iteration}.{work.task_index}")
-            self.work = [(waiting, work)]
+        self.dispatch()
 
     def finish(self, batch: WorkBatch[Any], on_partial: Callable[[Any], None]) -> Any:
         """Pass on partial results while the last piece is running."""
@@ -230,6 +231,13 @@ def test_without_overlap_collecting_and_learning_alternate() -> None:
         *("submit 0 with 0", "collect 0.0", "collect 0.1", "prefetch 0.0", "update 0", "updated 0"),
         *("submit 1 with 1", "collect 1.0", "collect 1.1", "prefetch 1.0", "update 1", "updated 1"),
     ]
+
+
+def test_a_prefetched_meta_batch_is_begun_at_once() -> None:
+    log: Log = []
+    system = fake_system(settings(), log)
+    system.prefetch(work(settings(), 0))
+    assert log == ["submit 0 with 0", "collect 0.0"]
 
 
 def test_with_overlap_the_next_meta_batch_is_collected_during_the_update() -> None:
