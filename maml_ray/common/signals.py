@@ -8,7 +8,8 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from types import FrameType, TracebackType
+from functools import cache
+from types import FrameType
 from typing import Any, NoReturn
 
 from maml_ray.common.errors import Interrupted, Superseded
@@ -56,12 +57,11 @@ class _SignalHandler:
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: Any) -> None:
+        self.restore_handlers()
+
+    def restore_handlers(self) -> None:
+        """Give the signals back to the handlers that they had before."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -87,6 +87,34 @@ class HeldSignals(_SignalHandler):
         super()._handle(number, frame)
         if ExitOnSignal.current is not None:
             ExitOnSignal.current.start_deadline(number)
+
+
+@cache
+def hold_signals_in_forks() -> None:
+    """Delay signals from now on while the main thread forks, until all hooks of the fork have run.
+
+    A handler that raises within a hook would cut it short, and the other hooks of its library
+    would find what it has not done: filelock's end the forked process. Of the hooks registered so
+    far, Python calls these first before a fork and last after it: call this after the imports.
+    """
+    held: list[HeldSignals] = []
+
+    def before() -> None:
+        if threading.current_thread() is threading.main_thread():
+            held.append(HeldSignals())
+            held[-1].__enter__()
+
+    def after_in_parent() -> None:
+        if threading.current_thread() is threading.main_thread() and held:
+            held.pop().__exit__()
+
+    def after_in_child() -> None:
+        while held:
+            held.pop().restore_handlers()
+
+    os.register_at_fork(
+        before=before, after_in_parent=after_in_parent, after_in_child=after_in_child
+    )
 
 
 class StopRequest(_SignalHandler):

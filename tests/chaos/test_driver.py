@@ -158,16 +158,22 @@ def test_a_signal_while_ray_starts(tmp_path: Path, number: signal.Signals) -> No
 
 @BOTH
 def test_a_signal_within_a_fork_while_ray_starts(tmp_path: Path, number: signal.Signals) -> None:
-    """Python drops exceptions raised in fork handlers."""
+    """A library's hooks find what the hook before them has done; Python drops what they raise."""
     text = f"""
 import os, signal
 from maml_ray.cli.main import main
 
-def within(to_come=[{int(number)}]):
+forks = []
+
+def before(to_come=[{int(number)}]):
     if to_come and os.path.exists("run/.lock"):
         signal.raise_signal(to_come.pop())
+    forks.append("begun")
 
-os.register_at_fork(before=within)
+def after():
+    forks.pop()
+
+os.register_at_fork(before=before, after_in_parent=after, after_in_child=after)
 main()
 """
     _, _, _, *arguments = command("train", "--run-dir", "run")

@@ -14,6 +14,7 @@ from contextlib import contextmanager, nullcontext, suppress
 import ray
 
 from maml_ray.common.errors import Interrupted, ResourceError
+from maml_ray.common.signals import hold_signals_in_forks
 from maml_ray.runtime.connection.address import (
     ADDRESS_VARIABLE,
     ClusterAddress,
@@ -80,6 +81,7 @@ def connected(
     # Ray reads RAY_ADDRESS itself, and finds this machine's cluster with its token.
     target = address if found.source == ADDRESS_VARIABLE else found.value
     loopback = loopback_kept() if _is_for_this_machine(found) else nullcontext()
+    hold_signals_in_forks()  # Ray starts its processes with forks
     try:
         with _interrupted_by_sigterm(), _without_advice(), loopback:
             ray.init(address=target, logging_level=logging.WARNING)
