@@ -30,18 +30,26 @@ class SettingsError(UserError, ValueError):
     """A setting is invalid; the message names its key, its value and what is allowed."""
 
 
-def did_you_mean(name: str, known: Iterable[str], dotted_keys: Iterable[str] = ()) -> str:
+def did_you_mean(
+    name: str,
+    known: Iterable[str],
+    dotted_keys: Iterable[str] = (),
+    *,
+    section: Sequence[str] = (),
+) -> str:
     """Return ``"; did you mean '...'?"``, or an empty string if nothing is similar.
 
     Args:
         name: unknown.
         known: names, of which the most similar is suggested.
         dotted_keys: suggested instead where they end in ``name``, as ``outer.epochs`` in epochs.
+        section: keys above ``known``, which are suggested with them.
     """
     # As a file path, an environment variable or a command would be written.
     dotted = re.sub(r"__|[/:]", ".", name).strip(".-").lower()
     same = [key for key in dotted_keys if f".{key}".endswith(f".{dotted}")]
-    matches = same or difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
+    similar = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
+    matches = same or [".".join((*section, match)) for match in similar]
     return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
 
 
@@ -68,9 +76,10 @@ def describe_validation_error(
     location = (*prefix, *map(str, first["loc"]))
     key = format_key(location)
     if first["type"] == "extra_forbidden":
-        known = allowed_keys(location[:-1])
-        hint = did_you_mean(location[-1], known, dotted_keys) or f"; known keys: {', '.join(known)}"
-        sentence = f"{key} is not {noun}{hint}"
+        *section, name = location
+        known = allowed_keys(tuple(section))
+        hint = did_you_mean(name, known, dotted_keys, section=section)
+        sentence = f"{key} is not {noun}{hint or '; known keys: ' + ', '.join(known)}"
     elif first["type"] == "missing":
         sentence = f"{key} is missing"
     elif isinstance(reason := first.get("ctx", {}).get("error"), UserError):

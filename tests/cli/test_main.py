@@ -47,7 +47,7 @@ def assert_refused(outcome: Outcome, *words: str) -> None:
     [
         (["train", "nowhere.yaml"], ["nowhere.yaml", "No such file"]),
         (["train", "--set", "outer.epochs"], ["outer.epochs", "key.path=value"]),
-        (["train", "--set", "outer.epoch=3"], ["outer.epoch", "did you mean 'epochs'"]),
+        (["train", "--set", "outer.epoch=3"], ["outer.epoch", "did you mean 'outer.epochs'"]),
         (["train", "--set", "outer.epochs=0"], ["outer.epochs", "0", "greater than or equal to 1"]),
         (["train", "--set", "task.name=half-cheetah-backwards"], ["half-cheetah-backward"]),
         (["train", "--set", "task.name=no.such.module:Tasks"], ["no.such.module"]),
@@ -87,7 +87,7 @@ def assert_refused(outcome: Outcome, *words: str) -> None:
         (["compare", "nowhere"], ["no run directory nowhere"]),
         (["submit"], ["run.directory = 'runs'", "--set run.directory"]),
         (["submit", "nowhere.yaml"], ["nowhere.yaml", "No such file"]),
-        (["submit", "--set", "outer.epoch=3"], ["outer.epoch", "did you mean 'epochs'"]),
+        (["submit", "--set", "outer.epoch=3"], ["outer.epoch", "did you mean 'outer.epochs'"]),
         (["submit", "--set", "run.storage=nope://bucket"], ["nope://bucket"]),
         (["doctor", "--set", "run.seed=-1"], ["run.seed", "-1"]),
         (["doctor", "--deadline-s", "0"], ["--deadline-s"]),

@@ -79,7 +79,7 @@ from maml_ray.config.settings import Settings, SettingsError
         ({"outer": {"trust_region": {"backtrack_ratio": 0}}}, ["backtrack_ratio"]),
         ({"outer": {"trust_region": {"max_backtracks": 0}}}, ["max_backtracks"]),
         ({"outer": {"trust_region": {"cg_iterations": 0}}}, ["cg_iterations"]),
-        ({"outer": {"trust_region": {"maxkl": 1}}}, ["maxkl", "did you mean 'max_kl'"]),
+        ({"outer": {"trust_region": {"maxkl": 1}}}, ["did you mean 'outer.trust_region.max_kl'"]),
         ({"policy": {"action_scale": 0}}, ["policy.action_scale = 0", "greater than 0"]),
         ({"policy": {"action_scale": -1.0}}, ["policy.action_scale"]),
         ({"task": {"info_metrics": ["return"]}}, ["return_after is a metric already"]),

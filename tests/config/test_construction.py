@@ -43,7 +43,7 @@ def test_the_constructor_takes_what_a_file_may_hold() -> None:
         ),
         (
             lambda: OuterSettings(trust_region={"max_kls": 1}),
-            "trust_region.max_kls is not a setting; did you mean 'max_kl'?",
+            "trust_region.max_kls is not a setting; did you mean 'trust_region.max_kl'?",
         ),
         (lambda: Settings(runs=1), "runs is not a setting; did you mean 'run'?"),
         (lambda: Settings(run={"seed": "7"}), "run.seed = '7' is not allowed: write 7"),
@@ -95,7 +95,7 @@ def test_a_section_is_merged_and_a_setting_replaced() -> None:
     ("key", "value", "words"),
     [
         ("outer.epochs", 0, "outer.epochs = 0 is not allowed"),
-        ("outer.epoch", 1, "outer.epoch is not a setting; did you mean 'epochs'?"),
+        ("outer.epoch", 1, "outer.epoch is not a setting; did you mean 'outer.epochs'?"),
         ("outer.epochs.x", 1, "outer.epochs.x is not a setting: epochs has no keys"),
         ("outer", 1, "outer = 1 is not allowed"),
         ("run", None, "run = None is not allowed"),
@@ -138,7 +138,7 @@ def test_overrides_are_a_mapping_or_a_list(overrides: Any) -> None:
     [
         ("outer.epochs=4", "write a list of strings or a mapping"),
         ({"outer..epochs": 4}, "cannot read the setting 'outer..epochs'"),
-        ({"outer.epoch": 4}, "did you mean 'epochs'"),
+        ({"outer.epoch": 4}, "did you mean 'outer.epochs'"),
         ({"run.preset": "velocity"}, "use --preset NAME"),
     ],
 )

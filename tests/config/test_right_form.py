@@ -133,7 +133,7 @@ def test_what_was_meant_is_shown(override: str, form: str) -> None:
         ("run:\n  seed: 1\n  seed: 2\n", "line 3: the key 'seed' is given twice"),
         ("- run: {seed: 1}\n", "must contain sections such as 'run:'"),
         ("run:\n  Iterations: 5\n", "did you mean 'run.iterations'?"),
-        ("outer:\n  learning-rate: 1\n", "did you mean 'learning_rate'?"),
+        ("outer:\n  learning-rate: 1\n", "did you mean 'outer.learning_rate'?"),
     ],
 )
 def test_a_slip_in_a_file_is_shown_with_its_line(tmp_path: Path, text: str, said: str) -> None:

@@ -33,7 +33,7 @@ def test_settings_are_frozen() -> None:
     ("data", "words"),
     [
         ({"outter": {}}, ["outter", "not a setting", "did you mean 'outer'"]),
-        ({"outer": {"epoch": 4}}, ["outer.epoch", "did you mean 'epochs'"]),
+        ({"outer": {"epoch": 4}}, ["outer.epoch", "did you mean 'outer.epochs'"]),
         ({"inner": {"zzz": 1}}, ["inner.zzz", "steps", "learning_rate", "objective", "l2"]),
         ({"zzz": 1}, ["zzz", "run", "task", "policy", "cluster"]),
         ({"inner": {"a": 1, "b": 1, "c": 1}}, ["and 2 more"]),
