@@ -94,7 +94,7 @@ with ExitOnSignal():
 def test_a_signal_that_comes_where_exceptions_are_swallowed_ends_the_program_as_well(
     number: signal.Signals,
 ) -> None:
-    """As within a destructor, or what is to be done before a fork."""
+    """As within a destructor."""
     text = f"""
 signals.EXIT_TIMEOUT_S = 1000.0
 class Open:
@@ -133,6 +133,43 @@ with ExitOnSignal():
         said, complaints = process.communicate(timeout=60)
     assert said == "left by 15\n"
     assert complaints == ""
+
+
+@BOTH
+@pytest.mark.parametrize("moment", ["before", "after_in_parent"])
+def test_a_signal_within_a_fork_waits_until_all_hooks_have_run(
+    number: signal.Signals, moment: str
+) -> None:
+    text = f"""
+import os
+
+def hook(moment):
+    def run():
+        if moment == "{moment}":
+            signal.raise_signal({int(number)})
+        os.write(1, f"{{moment}}\\n".encode())  # in one piece: two processes write
+    return run
+
+os.register_at_fork(**{{key: hook(key) for key in ("before", "after_in_parent", "after_in_child")}})
+signals.hold_signals_in_forks()
+with ExitOnSignal():
+    try:
+        if os.fork():
+            hang()
+        os._exit(0)
+    finally:
+        say("closed")
+"""
+    with program(text) as process:
+        said, complaints = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    before, *after, closed = said.splitlines()
+    assert (before, sorted(after), closed) == (
+        "before",
+        ["after_in_child", "after_in_parent"],
+        "closed",
+    )
+    assert complaints == f"maml-ray: stopped by signal {int(number)}\n"
 
 
 def test_what_is_to_come_again_does_not_come_after_the_end() -> None:
