@@ -273,6 +273,7 @@ def test_a_driver_killed_twice_in_the_same_iteration_gives_the_same_result(tmp_p
         wait_for(process, " 1/100")
         killed = [_killed_at(gate_of(tmp_path), process, broken)]
     resume = [sys.executable, "-m", "maml_ray", "train", "--resume", str(broken)]
+    resume += ["--import", __name__]
     with driver(resume, tmp_path) as process:
         killed.append(_killed_at(gate, process, broken))
     gate.unlink()
