@@ -61,10 +61,12 @@ class Simulations:
         contact_forces: bool = False,
     ) -> None:
         self.data = [mujoco.MjData(model) for _ in range(count)]
-        self.model, self._frame_skip, self._contact_forces = model, frame_skip, contact_forces
+        self.model = model
+        # Not a bound method, by which this object would hold itself: the memory of simulations that
+        # nobody uses would wait for Python's search for cycles, rare in a large process.
+        self._step = partial(_step, model, frame_skip, contact_forces)
         # Views into the simulations, created once: attribute access on MjData is slow.
         self._controls = [data.ctrl for data in self.data]
-        self._steps = [partial(self._step, data) for data in self.data]
         fields: dict[str, Field] = {
             "qpos": lambda data: data.qpos,
             "qvel": lambda data: data.qvel,
@@ -82,17 +84,11 @@ class Simulations:
             model, self.data, self._fields, frame_skip, contact_forces=contact_forces
         )
 
-    def _step(self, data: Any) -> None:
-        mujoco.mj_step(self.model, data, self._frame_skip)
-        if self._contact_forces:
-            mujoco.mj_rnePostConstraint(self.model, data)
-
     def advance(self, indices: Iterable[int], env_actions: NDArray[Any]) -> None:
         """Run a control step of each simulation in ``indices`` by its row of actions (K, A)."""
-        controls, steps = self._controls, self._steps
         for i in indices:
-            controls[i][:] = env_actions[i]
-            steps[i]()
+            self._controls[i][:] = env_actions[i]
+            self._step(self.data[i])
 
     def read(self, rows: Float64) -> None:
         """Copy the states of all into ``rows`` (K, R)."""
@@ -142,6 +138,13 @@ class Simulations:
             data.ctrl[:] = action
             self._step(data)
         return _has_failed(_reset_warnings(data))
+
+
+def _step(model: Any, frame_skip: int, contact_forces: bool, data: Any) -> None:
+    """Run a control step of one simulation."""
+    mujoco.mj_step(model, data, frame_skip)
+    if contact_forces:
+        mujoco.mj_rnePostConstraint(model, data)
 
 
 def _reset_warnings(data: Any) -> list[Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import subprocess
 import sys
 import warnings
+import weakref
 from typing import Any
 
 import gymnasium as gym
@@ -73,6 +75,24 @@ def test_every_family_is_listed() -> None:
     assert {family.single for family in FAMILIES} == {
         family.env for family in TASK_FAMILIES.values()
     }
+
+
+@every_family
+def test_a_batch_that_nobody_uses_gives_its_memory_back_at_once(family: Family) -> None:
+    """Not when Python next looks for cycles, which in a large process may be minutes later."""
+    tasks, (task, _) = family.tasks(), family.two_tasks()
+    batched = batch(tasks, task, AutoresetMode.NEXT_STEP)
+    batched.reset(seed=7)
+    batched.step(batched.action_space.sample())
+    batched.close()
+    # Navigation has no simulations beside the batch.
+    parts = [weakref.ref(each) for each in (batched, getattr(batched, "simulations", batched))]
+    gc.disable()
+    try:
+        del batched
+        assert [part() for part in parts] == [None, None]
+    finally:
+        gc.enable()
 
 
 @every_family
