@@ -17,7 +17,7 @@ from maml_ray.common.errors import Interrupted, Superseded
 EXIT_TIMEOUT_S = 9.5
 """Seconds after a signal until the process exits, whatever it is waiting for."""
 _RESEND_AFTER_S = 0.01
-"""Seconds until a swallowed signal is sent again: the code that swallowed it has ended by then."""
+"""Seconds until a signal is sent again: the code that drops exceptions has ended by then."""
 _CLEANUP_TIMEOUT_S = 0.5
 """Time limit in seconds of the cleanups of :func:`force_exit`, whose file system may hang."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -80,13 +80,27 @@ class HeldSignals(_SignalHandler):
 
     def __exit__(self, *raised: Any) -> None:
         super().__exit__(*raised)
-        if self._signal is not None:
-            signal.raise_signal(self._signal)
+        if self.received is not None:
+            signal.raise_signal(self.received)
+
+    @property
+    def received(self) -> int | None:
+        """The first signal that was delayed."""
+        return self._signal
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         super()._handle(number, frame)
         if ExitOnSignal.current is not None:
             ExitOnSignal.current.start_deadline(number)
+
+
+def _send_later(number: int) -> threading.Timer:
+    """Send a signal to the main thread soon, where no exception that it raises is dropped."""
+    main = threading.main_thread().ident
+    timer = threading.Timer(_RESEND_AFTER_S, signal.pthread_kill, (main, number))
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 @cache
@@ -106,7 +120,10 @@ def hold_signals_in_forks() -> None:
 
     def after_in_parent() -> None:
         if threading.current_thread() is threading.main_thread() and held:
-            held.pop().__exit__()
+            within = held.pop()
+            within.restore_handlers()
+            if within.received is not None:  # what it raised here, Python would drop
+                _send_later(within.received)
 
     def after_in_child() -> None:
         while held:
@@ -213,7 +230,4 @@ class ExitOnSignal(_SignalHandler):
             self._previous_hook(unraisable)
             return
         self._swallowed = self._signal is not None
-        main = threading.main_thread().ident
-        self._resend = threading.Timer(_RESEND_AFTER_S, signal.pthread_kill, (main, number))
-        self._resend.daemon = True
-        self._resend.start()
+        self._resend = _send_later(number)

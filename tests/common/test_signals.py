@@ -172,6 +172,23 @@ with ExitOnSignal():
     assert complaints == f"maml-ray: stopped by signal {int(number)}\n"
 
 
+def test_a_signal_within_a_fork_reaches_the_handlers_of_other_programs() -> None:
+    text = """
+import os
+os.register_at_fork(before=lambda: signal.raise_signal(signal.SIGINT))
+signals.hold_signals_in_forks()
+try:
+    if os.fork():
+        hang()
+    os._exit(0)
+except KeyboardInterrupt:
+    say("interrupted")
+"""
+    with program(text) as process:
+        said, complaints = process.communicate(timeout=60)
+    assert (said, complaints) == ("interrupted\n", "")
+
+
 def test_what_is_to_come_again_does_not_come_after_the_end() -> None:
     text = """
 signals._RESEND_AFTER_S = 1000.0
