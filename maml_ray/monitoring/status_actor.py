@@ -86,7 +86,7 @@ class StatusActor:
         self._published = asyncio.Condition()
 
     def __repr__(self) -> str:
-        return f"service of {self._name}"
+        return f"status of {self._name}"
 
     async def publish(self, status: RunStatus, snapshot: Snapshot) -> None:
         """Replace the status, and add the latest parameters."""
