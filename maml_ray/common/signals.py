@@ -16,7 +16,7 @@ from maml_ray.common.errors import Interrupted, Superseded
 
 EXIT_TIMEOUT_S = 9.5
 """Seconds after a signal until the process exits, whatever it is waiting for."""
-_RESEND_AFTER_S = 0.01
+_RESEND_AFTER_S = 0.05
 """Seconds until a signal is sent again: the code that drops exceptions has ended by then."""
 _CLEANUP_TIMEOUT_S = 0.5
 """Time limit in seconds of the cleanups of :func:`force_exit`, whose file system may hang."""

@@ -175,6 +175,7 @@ with ExitOnSignal():
 def test_a_signal_within_a_fork_reaches_the_handlers_of_other_programs() -> None:
     text = """
 import os
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 os.register_at_fork(before=lambda: signal.raise_signal(signal.SIGINT))
 signals.hold_signals_in_forks()
 try:

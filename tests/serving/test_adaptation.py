@@ -216,7 +216,7 @@ def test_a_context_is_adapted_to_a_callers_data_without_log_probs() -> None:
         ({"context_offsets": [[1e39, 0.0]] * 5}, ["must be finite"]),
         ({"context_offsets": [["2", 0.0]] * 5}, ["must be an array of numbers"]),
         ({"context_offsets": [[2.0, 0.0]] * 5}, ["must come in pairs"]),
-        ({"context_offset": []}, ["context_offset", "'context_offsets'"]),
+        ({"context_offset": []}, ["context_offset", "'trajectories.context_offsets'"]),
         ({}, ["is missing", "POST /support returns the policies to act with"]),
     ],
 )
