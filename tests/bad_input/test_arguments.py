@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maml_ray.cli.main import app
+from maml_ray.common.errors import ResourceError
 from tests.bad_input.command_line import REACHED, assert_refused, run, training_refused
 from tests.bad_input.odd import WORDS
 from tests.bad_input.test_settings import cases
@@ -106,5 +107,7 @@ def test_any_command_line(whole: Path, line: list[str]) -> None:
     assert "Traceback" not in outcome.out + outcome.err
     if outcome.code == 1:
         assert REACHED in outcome.err
+    elif outcome.code == ResourceError.exit_code:
+        assert outcome.err.startswith("maml-ray: no Ray cluster runs on this machine")
     elif outcome.code:
         assert_refused(outcome)
