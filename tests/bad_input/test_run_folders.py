@@ -229,7 +229,9 @@ def test_settings_of_another_shape(
     place = data.draw(st.sampled_from(damage.places(tree)))
     (copied / "settings.yaml").write_text(json.dumps(damage.replaced(tree, place, value)))
     # Another storage than the run's is an empty one.
-    assert_reported(use("resume", copied), copied, "settings", "policy", "storage")
+    assert_reported(
+        use("resume", copied), copied, "settings", "policy", "that the storage is mounted"
+    )
     load(copied)
 
 
